@@ -1,0 +1,1 @@
+"""Foundations; imports no sibling package."""
