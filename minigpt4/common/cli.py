@@ -1,0 +1,35 @@
+"""What the programs share: a user's mistake ends in a message and an exit code, a bug in a traceback."""
+
+import sys
+import traceback
+from pathlib import Path
+
+from minigpt4.common.config import ConfigError
+
+_OWN_CODE = Path(__file__).resolve().parents[1]
+
+
+def run_program(program, *args):
+    """Return the exit code of ``program(*args)``: 0, 2 for a configuration that was refused, 1 for another mistake.
+
+    Errors that this package itself raises are messages written for the user and are printed as such. An error that
+    comes out of a library is unexpected, and keeps its traceback.
+    """
+    try:
+        return program(*args) or 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (ValueError, KeyError, OSError) as error:
+        if not _raised_by_us(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _raised_by_us(error):
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(origin).resolve().is_relative_to(_OWN_CODE)
