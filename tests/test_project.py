@@ -1,0 +1,131 @@
+"""The house rules that a reader relies on, kept true by a test."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "minigpt4"
+
+# who may import whom inside the package (beside itself)
+MAY_IMPORT = {
+    "common": set(),
+    "processors": {"common"},
+    "datasets": {"common", "processors"},
+    "models": {"common"},
+    "conversation": {"common", "processors"},
+    "tasks": {"common"},
+    "runners": {"common"},
+}
+# third parties with one home
+HOMES = {
+    "omegaconf": {"common"},
+    "torchvision": {"processors"},
+    "webdataset": {"datasets"},
+    "timm": {"models"},
+    "bitsandbytes": {"models"},
+    "gradio": set(),
+}
+
+
+def imports_of(path):
+    """Return the dotted names that a Python file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def files_of(part):
+    return sorted((PACKAGE / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_import_directions(part):
+    assert files_of(part)
+    for path in files_of(part):
+        siblings = {name.split(".")[1] for name in imports_of(path) if name.startswith("minigpt4.")}
+        forbidden = siblings & set(MAY_IMPORT) - MAY_IMPORT[part] - {part}
+        assert not forbidden, f"{path.relative_to(ROOT)} imports minigpt4.{', '.join(forbidden)}"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_third_parties_have_one_home(library):
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0]
+        uses = any(name.split(".")[0] == library for name in imports_of(path))
+        assert not uses or part in HOMES[library], f"{path.relative_to(ROOT)} imports {library}"
+
+
+def test_requirements_and_environment_agree():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = [line for line in lines if line and not line.startswith("#")]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == required
+
+
+HELP_PROBE = """
+import sys, runpy
+sys.argv = ["train.py", "--help"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+
+
+def test_help_answers_without_torch_and_quickly():
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy, the program may not be slow
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", HELP_PROBE], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+        assert "--cfg-path" in result.stdout and result.stdout.endswith("False\n")
+    assert min(seconds) < 1.5
+
+
+def test_the_package_and_its_configuration_load_no_torch():
+    probe = "import sys, minigpt4, minigpt4.common.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "False False\n"
+
+
+def readme_text():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", readme_text())
+    assert len(links) >= 5
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_commands_name_what_exists():
+    blocks = re.findall(r"```bash\n(.*?)```", readme_text(), flags=re.S)
+    commands = [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(commands) >= 5
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for command in commands:
+        for word in command.split():
+            if re.fullmatch(r"[\w/.-]+\.(py|yaml|sh|txt)", word) and not word.startswith(("/", "my_")):
+                assert (ROOT / word).exists(), command
+        if command.startswith("make "):
+            assert command.split()[1] in targets, command
+
+
+def test_no_bare_weights_only_false_and_no_bare_wds_decode():
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+        text = path.read_text()
+        assert "weights_only=False" not in text, path
+        assert not re.search(r"\bwds\.decode\(", text), path
