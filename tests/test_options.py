@@ -1,0 +1,58 @@
+"""`--options`: nothing is dropped, a `#` is text, both spellings work."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from minigpt4.common.config import _apply_options, _Report
+
+
+def applied(*options, user=None):
+    user = OmegaConf.create(user or {"run": {"max_epoch": 4}})
+    report = _Report()
+    _apply_options(user, options, report)
+    return OmegaConf.to_container(user), report.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("3e-5", 3e-5),
+        ("False", False),
+        ("null", None),
+        ("[train,val]", ["train", "val"]),
+        ("/a=b", "/a=b"),
+        ("###", "###"),
+        ("'###'", "###"),
+        ("###Human: {} ###Assistant: ", "###Human: {} ###Assistant: "),
+        ("", ""),
+        ("42", 42),
+        ("a: b", {"a": "b"}),
+    ],
+)
+def test_values_are_read_as_yaml_and_a_hash_is_text(text, value):
+    for options in ([f"run.key={text}"], ["run.key", text]):
+        found, problems = applied(*options)
+        assert found["run"]["key"] == value and not problems
+
+
+def test_pairs_and_dotlist_reach_new_and_old_keys():
+    assert applied("run.max_epoch", "7", "model.ckpt", "x")[0] == {"run": {"max_epoch": 7}, "model": {"ckpt": "x"}}
+    assert applied("run.max_epoch=7", "model.ckpt=x")[0] == {"run": {"max_epoch": 7}, "model": {"ckpt": "x"}}
+
+
+def test_a_list_element_can_be_set():
+    found, problems = applied("run.train_splits.0=val", user={"run": {"train_splits": ["train"]}})
+    assert found["run"]["train_splits"] == ["val"] and not problems
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["run.max_epoch"], "--options: 'run.max_epoch' has no value; write run.max_epoch=VALUE"),
+        (["run.max_epoch", "7", "run.seed"], "--options: 'run.seed' has no value; write run.seed=VALUE"),
+        (["run.seed=1", "run.max_epoch", "7"], "--options: 'run.max_epoch' has no '='; write every item as KEY=VALUE"),
+    ],
+)
+def test_nothing_is_dropped_silently(options, problem):
+    assert problem in applied(*options)[1]

@@ -1,0 +1,46 @@
+"""Train by a YAML file, on one device or, through torchrun, on many.
+
+python train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
+torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
+"""
+
+import argparse
+import sys
+
+from minigpt4.common.cli import run_program
+from minigpt4.common.config import Config, add_config_arguments
+from minigpt4.common.registry import registry
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description="Train llama_proj, the linear layer between a frozen vision encoder and a frozen LLM.",
+        epilog="Two stages: train_configs/minigpt4_stage1_pretrain.yaml, then minigpt4_stage2_finetune.yaml with "
+        "model.ckpt set to the first stage's checkpoint. On several GPUs: torchrun --nproc-per-node N train.py ... "
+        "Without weights or a GPU: make quickstart.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit",
+    )
+    return parser.parse_args(argv)
+
+
+def train(args):
+    """Build everything that the configuration names and train it."""
+    cfg = Config(args, for_training=True)
+    runner_class = registry.get_runner_class(cfg.run_cfg.runner)
+    if args.dry_run:
+        return runner_class.print_plan(cfg)
+    task = registry.get_task_class(cfg.run_cfg.task)()
+    with runner_class.session(cfg) as job_id:
+        datasets = task.build_datasets(cfg)
+        model = task.build_model(cfg)
+        runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id).train()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(train, parse_args()))
