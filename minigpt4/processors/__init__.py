@@ -1,0 +1,17 @@
+"""What turns a picture into the model's tensor and a caption into the text that is learnt.
+
+Processors are found by name: `registry.get_processor_class("blip2_image_train").from_config(section)`.
+"""
+
+from minigpt4.processors.base_processor import BaseProcessor, ImageError, load_rgb, to_rgb
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, BlipCaptionProcessor
+
+__all__ = [
+    "BaseProcessor",
+    "Blip2ImageEvalProcessor",
+    "Blip2ImageTrainProcessor",
+    "BlipCaptionProcessor",
+    "ImageError",
+    "load_rgb",
+    "to_rgb",
+]
