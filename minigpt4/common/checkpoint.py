@@ -1,0 +1,113 @@
+"""Checkpoints of a run: written whole or not at all, read without running any code that is in them.
+
+A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`, AdamW's
+state dict; `config`, the unresolved configuration as plain containers; `scaler`, the GradScaler's state dict or None;
+`epoch`, the finished epoch, counted from 0.
+"""
+
+import logging
+import os
+import pickle
+
+import torch
+
+from minigpt4.common.utils import check_not_html, resolve_file
+
+KEYS = ("model", "optimizer", "config", "scaler", "epoch")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what was found and what to do."""
+
+
+def save_checkpoint(path, state):
+    """Return whether `state` was written to `path`; if not, a warning says why and an older file there is intact.
+
+    The file is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+        return True
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as either
+        logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(error).splitlines()[0])
+        return False
+    finally:
+        _remove(partial)
+
+
+def load_checkpoint(path_or_url, where):
+    """Return (state, path) of a training checkpoint, its tensors on the CPU. `where` is the key that names it.
+
+    Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
+    """
+    path = resolve_file(path_or_url, where)
+    check_not_html(path, where)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{where}: '{path}' holds more than tensors and plain values, and was not opened, for such a file can run "
+            f"code ({_reason(error)}). Expected a checkpoint with the keys {', '.join(KEYS)}"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{where}: '{path}' is damaged or is no checkpoint ({_reason(error)}); use another one"
+        ) from None
+    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
+    if missing:
+        found = ", ".join(sorted(map(str, state))[:8]) if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
+            f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
+        )
+    return state, path
+
+
+def load_optimizer(optimizer, saved, where):
+    """Restore AdamW's moments; learning rate, decay, betas stay those of the configuration.
+
+    Raises CheckpointError if `saved` is of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = saved.get("param_groups", [])
+    sizes, own_sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in own]
+    shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
+    own_shapes = {index: tuple(parameter.shape) for index, parameter in enumerate(parameters)}
+    if sizes != own_sizes or any(shape != own_shapes.get(index) for index, shape in shapes.items()):
+        raise CheckpointError(
+            f"{where}: the optimizer state is of other parameters: groups of {sizes} with shapes "
+            f"{list(shapes.values())}, this run trains groups of {own_sizes} with shapes {list(own_shapes.values())}. "
+            "Freeze the same parts as the run that wrote it, or start a new run from its weights with model.ckpt"
+        )
+    for old, new in zip(groups, own, strict=True):
+        if old.get("weight_decay") != new["weight_decay"]:
+            logging.warning(
+                "run.weight_decay: %s from here on, the checkpoint had %s", new["weight_decay"], old["weight_decay"]
+            )
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+
+
+def _reason(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _sync_folder(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path):
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("cannot remove %s (%s)", path, error)

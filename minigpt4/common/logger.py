@@ -1,0 +1,176 @@
+"""What a run says and writes: log lines of the 2023 shapes, `log.txt`, `metrics.jsonl`, optional TensorBoard."""
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+from minigpt4.common.device import peak_memory_mib
+from minigpt4.common.dist_utils import get_rank, get_world_size, is_main_process, main_print, sum_over_ranks
+
+_TIMER_WINDOW = 20  # iterations that `time` and `data` are means of
+
+
+class NonFiniteLossError(ValueError):
+    """A loss that is nan or infinite; the message names step, rank and samples."""
+
+
+def setup_logger():
+    """Let rank 0 log from INFO on and the other ranks from WARNING on, to stderr."""
+    level = logging.INFO if is_main_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s [%(levelname)s] %(message)s", force=True)
+
+
+def whole_seconds(seconds):
+    """Return a duration as H:MM:SS."""
+    return str(timedelta(seconds=int(seconds)))
+
+
+class RunLog:
+    """The text files of a run: `log.txt`, `metrics.jsonl`, and TensorBoard's with `tensorboard`. Rank 0 writes.
+
+    A full disk or a lost folder costs lines and one warning, never the training.
+    """
+
+    def __init__(self, folder, tensorboard=False):
+        self.folder, self._has_warned, self._board = folder, False, None
+        if tensorboard and is_main_process():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder))
+
+    def config(self, plain):
+        """Append the whole configuration to `log.txt`, as one pretty-printed JSON object."""
+        self._append("log.txt", json.dumps(plain, indent=4))
+
+    def epoch(self, stats):
+        """Append the numbers of an epoch to `log.txt`, as one JSON line."""
+        self._append("log.txt", json.dumps(stats))
+
+    def steps(self, records):
+        """Append one JSON line a step to `metrics.jsonl`."""
+        if records:
+            self._append("metrics.jsonl", "\n".join(json.dumps(record) for record in records))
+        for record in records if self._board else ():
+            for key in ("loss", "lr"):
+                self._board.add_scalar(f"train/{key}", record[key], record["step"])
+
+    def close(self):
+        if self._board:
+            self._board.close()
+
+    def _append(self, name, text):
+        if not is_main_process():
+            return
+        try:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            if not self._has_warned:
+                logging.warning("cannot write %s (%s); training goes on without it", self.folder / name, error)
+            self._has_warned = True
+
+
+class MetricLogger:
+    """Losses, times and progress of one epoch of `num_steps` iterations.
+
+    Losses stay on the device until a line is due, so that no step waits for the one before; on the CPU, where reading
+    is free, they are read at every step. Reading checks them: a loss that is not finite ends the run.
+    `samples_seen` counts over all ranks and goes on from epoch to epoch: the caller hands it on.
+    """
+
+    def __init__(self, epoch, num_steps, log_freq, device, run_log, samples_seen=0):
+        self.epoch, self.num_steps, self.log_freq, self.device = epoch, num_steps, log_freq, device
+        self.run_log, self.samples_seen = run_log, samples_seen
+        self.losses, self.lr_sum, self.index = [], 0.0, 0
+        self._unread, self._unwritten = [], []
+        self._times, self._data_times = deque(maxlen=_TIMER_WINDOW), deque(maxlen=_TIMER_WINDOW)
+        self._start = self._step_start = time.perf_counter()
+
+    @contextmanager
+    def fetching(self):
+        """Time the block as `data`: waiting for the loader."""
+        start = time.perf_counter()
+        yield
+        self._data_times.append(time.perf_counter() - start)
+
+    def add(self, loss, lr, batch):
+        """Take the loss (a scalar tensor, any device) and lr of the current iteration, and what batch it is of."""
+        self.samples_seen += len(next(iter(batch.values()))) * get_world_size()
+        self.lr_sum += lr
+        self._unread.append((loss.detach().float(), batch.get("sample_id")))
+        step = self.epoch * self.num_steps + self.index
+        self._unwritten.append({"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen})
+
+    def check(self):
+        """Read the losses that are due. Contract: called before the optimizer's step.
+
+        Raises NonFiniteLossError that names the first step, its rank and samples.
+        """
+        if not (self._is_due() or self.device.type == "cpu"):
+            return
+        values = torch.stack([loss for loss, _ in self._unread]).tolist()
+        first = self.epoch * self.num_steps + len(self.losses)
+        for step, value, (_, sample_ids) in zip(range(first, first + len(values)), values, self._unread, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(self._complaint(step, value, sample_ids))
+        self.losses += values
+        self._unread.clear()
+
+    def end_step(self):
+        """Close the iteration: note its time, and print and write what is due."""
+        now = time.perf_counter()
+        self._times.append(now - self._step_start)
+        self._step_start = now
+        self._unwritten[-1] |= {"seconds": self._times[-1], "data_seconds": self._data_times[-1]}
+        if not self._unread:
+            memory, losses = peak_memory_mib(self.device), self.losses[-len(self._unwritten) :]
+            for record, loss in zip(self._unwritten, losses, strict=True):
+                record |= {"loss": loss, "memory_mib": round(memory)}
+            self.run_log.steps(self._unwritten)
+            if self._is_due():
+                main_print(self._progress(self._unwritten[-1]["lr"]))
+            self._unwritten.clear()
+        self.index += 1
+
+    def end_epoch(self):
+        """Print the epoch's total; return {"lr", "loss"}, means over its iterations and all ranks."""
+        seconds = time.perf_counter() - self._start
+        per_step = f"{seconds / self.num_steps:.4f} s / it"
+        main_print(f"Train: data epoch: [{self.epoch}] Total time: {whole_seconds(seconds)} ({per_step})")
+        lr_sum, loss_sum, count = sum_over_ranks([self.lr_sum, math.fsum(self.losses), len(self.losses)], self.device)
+        stats = {"lr": lr_sum / count, "loss": loss_sum / count}
+        logging.info("Averaged stats: %s", "  ".join(f"{name}: {value:.4f}" for name, value in stats.items()))
+        return stats
+
+    def _is_due(self):
+        return self.index % self.log_freq == 0 or self.index == self.num_steps - 1
+
+    def _progress(self, lr):
+        mean_time = (self._step_start - self._start) / (self.index + 1)
+        fields = [
+            f"Train: data epoch: [{self.epoch}]",
+            f"[{self.index:>{len(str(self.num_steps))}}/{self.num_steps}]",
+            f"eta: {whole_seconds(mean_time * (self.num_steps - self.index))}",
+            f"lr: {lr:.6f}",
+            f"loss: {self.losses[-1]:.4f}",
+            f"time: {sum(self._times) / len(self._times):.4f}",
+            f"data: {sum(self._data_times) / len(self._data_times):.4f}",
+        ]
+        if self.device.type == "cuda":
+            fields.append(f"max mem: {peak_memory_mib(self.device):.0f}")
+        return "  ".join(fields)
+
+    def _complaint(self, step, value, sample_ids):
+        found_at = self.epoch * self.num_steps + self.index
+        samples = f" (samples {', '.join(map(str, sample_ids))})" if sample_ids else ""
+        late = f"; noticed at step {found_at}, do not trust the weights in between" if found_at > step else ""
+        return (
+            f"step {step}: loss is {value} on rank {get_rank()}{samples}; optimizer not stepped{late}. "
+            "Try a smaller run.init_lr, run.max_grad_norm=1, or run.amp_dtype=bfloat16"
+        )

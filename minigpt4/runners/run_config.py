@@ -1,0 +1,132 @@
+"""Every key of the `run` section with its default, and what can be wrong with a section before anything is built."""
+
+import dataclasses
+import importlib.util
+from dataclasses import dataclass, field
+
+from minigpt4.common.device import AMP_DTYPES, resolve_device
+from minigpt4.common.dist_utils import launch_problems, launched_processes
+from minigpt4.common.optims import WARMUP_CLOCKS
+from minigpt4.common.utils import missing_file
+
+ACCUM_REDUCTIONS = ("mean", "sum")
+REQUIRED_FOR_TRAINING = (
+    "lr_sched",
+    "init_lr",
+    "min_lr",
+    "weight_decay",
+    "max_epoch",
+    "batch_size_train",
+    "num_workers",
+    "output_dir",
+)
+_AT_LEAST = {
+    **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
+    **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size"), 1),
+    **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
+    **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
+}
+_AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
+_CHOICES = {"amp_dtype": tuple(AMP_DTYPES), "accum_reduction": ACCUM_REDUCTIONS, "warmup_clock": WARMUP_CLOCKS}
+
+
+@dataclass
+class RunConfig:
+    """The `run` section. None: has no default, and is needed by training or where the comment says so."""
+
+    task: str = "image_text_pretrain"
+    runner: str = "runner_base"
+    # optimisation
+    lr_sched: str | None = None
+    init_lr: float | None = None
+    min_lr: float | None = None
+    warmup_lr: float = -1.0  # below 0: init_lr
+    warmup_steps: int = 0
+    warmup_clock: str = "epoch"  # epoch: as 2023 | global: see common/optims.py
+    lr_decay_rate: float | None = None  # needed by linear_warmup_step_lr
+    weight_decay: float | None = None
+    beta2: float = 0.999
+    accum_grad_iters: int = 1
+    accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
+    max_grad_norm: float | None = None  # None: no clipping
+    amp: bool = False
+    amp_dtype: str = "auto"  # auto (float16 on CUDA) | float16 | bfloat16
+    # length
+    max_epoch: int | None = None
+    iters_per_epoch: int | None = None  # None: one pass over map-style data
+    # data
+    batch_size_train: int | None = None  # per process
+    batch_size_eval: int | None = None  # needed by valid_splits and test_splits
+    num_workers: int | None = None  # per dataset and process
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+    max_bad_fraction: float = 0.05
+    # run
+    seed: int = 42
+    output_dir: str | None = None
+    resume_ckpt_path: str | None = None
+    evaluate: bool = False
+    log_freq: int = 50
+    tensorboard: bool = False
+    # machine
+    device: str = "auto"
+    distributed: bool = True  # False: refuse to be one of several processes
+    dist_url: str = "env://"
+    dist_timeout_s: int = 1800
+    world_size: int = 1  # written at start, as are the next three; read under SLURM
+    rank: int = 0
+    gpu: int | None = None
+    dist_backend: str | None = None
+
+    DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
+        "use_dist_eval_sampler": "evaluation is always divided among the ranks",
+        "train_dataset_ratios": "set datasets.<name>.sample_ratio",
+        "max_iters": "set run.max_epoch and run.iters_per_epoch",
+        "iters_per_inner_epoch": "set run.iters_per_epoch",
+    }
+
+
+def find_problems(cfg, where):
+    """Return all that is wrong with a `run` section, as lines that begin with the key; nothing is loaded."""
+    problems = _missing(cfg, where) + _out_of_range(cfg, where) + launch_problems(cfg, where)
+    try:
+        device = resolve_device(cfg.device, launched_processes(cfg)[2], f"{where}.device")
+        if cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda":
+            problems.append(f"{where}.amp_dtype: float16 trains on CUDA only, the device is {device}; use auto")
+    except ValueError as error:
+        problems.append(str(error))
+    if cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None:
+        problems.append(f"{where}.lr_decay_rate: missing; linear_warmup_step_lr needs it")
+    if "train" not in cfg.train_splits and not cfg.evaluate:
+        problems.append(f"{where}.train_splits: {list(cfg.train_splits)} has no 'train', the split that is trained on")
+    if cfg.resume_ckpt_path:
+        problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
+    if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        problems.append(f"{where}.tensorboard: True needs the package tensorboard; pip install tensorboard")
+    return problems
+
+
+def _missing(cfg, where):
+    evaluated = [*cfg.valid_splits, *cfg.test_splits]
+    needed = ["output_dir", "num_workers"] if cfg.evaluate else list(REQUIRED_FOR_TRAINING)
+    lines = [f"{where}.{key}: missing; it has no default" for key in needed if cfg[key] is None]
+    if evaluated and cfg.batch_size_eval is None:
+        lines.append(f"{where}.batch_size_eval: missing; the splits {', '.join(evaluated)} need it")
+    if cfg.evaluate and not evaluated:
+        lines.append(f"{where}.evaluate: True, but {where}.valid_splits and {where}.test_splits are empty; name one")
+    return lines
+
+
+def _out_of_range(cfg, where):
+    lines = []
+    for key in (entry.name for entry in dataclasses.fields(RunConfig)):
+        value = cfg[key]
+        if value is None:
+            continue
+        if key in _AT_LEAST and not _AT_LEAST[key] <= value <= _AT_MOST.get(key, float("inf")):
+            limit = f"between {_AT_LEAST[key]} and {_AT_MOST[key]}" if key in _AT_MOST else f"at least {_AT_LEAST[key]}"
+            lines.append(f"{where}.{key}: {value} is out of range; it must be {limit}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            lines.append(f"{where}.{key}: '{value}' is not one of {', '.join(_CHOICES[key])}")
+    return lines

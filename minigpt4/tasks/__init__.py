@@ -1,0 +1,12 @@
+"""Tasks, found by `run.task`. Add yours to the imports and to __all__."""
+
+from minigpt4.common.registry import registry
+from minigpt4.tasks.base_task import BaseTask
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+__all__ = ["BaseTask", "ImageTextPretrainTask", "setup_task"]
+
+
+def setup_task(cfg):
+    """Return the task that `run.task` names."""
+    return registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)

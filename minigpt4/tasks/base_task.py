@@ -1,0 +1,140 @@
+"""What a run does with models and datasets: build them, train an epoch, evaluate. The training step is here."""
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from minigpt4.common.device import model_precision, resolve_device, to_device
+from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
+from minigpt4.common.logger import MetricLogger
+from minigpt4.common.registry import registry
+
+
+class BaseTask:
+    """Builds by name through the registry and trains with the loss that the model gives."""
+
+    @classmethod
+    def setup_task(cls, cfg):
+        """Return the task; a subclass may read its settings from `cfg.run_cfg` here."""
+        return cls()
+
+    def build_model(self, cfg):
+        """Return the model of the `model` section, on the run's device and in the run's precision."""
+        run_cfg, model_cfg = cfg.run_cfg, cfg.model_cfg
+        if model_cfg.get("llm_precision") == "auto":
+            model_cfg.llm_precision = model_precision(run_cfg.amp, run_cfg.amp_dtype)
+        model_class = registry.get_model_class(model_cfg.arch)
+        return model_class.from_config(model_cfg, device=resolve_device(run_cfg.device, run_cfg.gpu))
+
+    def build_datasets(self, cfg):
+        """Return {dataset name: {split: dataset}} of the `datasets` section; each knows its `name` and `sample_ratio`.
+
+        Raises ValueError if the length of an epoch cannot be known: streams have no end.
+        """
+        datasets = {}
+        for name, section in cfg.datasets_cfg.items():
+            datasets[name] = registry.get_builder_class(name)(section).build_datasets()
+            for dataset in datasets[name].values():
+                dataset.name, dataset.sample_ratio = name, section.get("sample_ratio")
+        streams = [
+            name for name, splits in datasets.items() if "train" in splits and not hasattr(splits["train"], "__len__")
+        ]
+        if streams and cfg.run_cfg.iters_per_epoch is None and not cfg.run_cfg.evaluate:
+            raise ValueError(
+                f"run.iters_per_epoch: missing, and {', '.join(streams)} is a stream without an end; say how many "
+                "steps make an epoch, e.g. --options run.iters_per_epoch=5000"
+            )
+        return datasets
+
+    def build_train_loader(self, datasets, run_cfg, start_epoch):
+        """Return an endless iterator of this rank's training batches."""
+        from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+
+        train = [splits["train"] for splits in datasets.values() if "train" in splits]
+        return build_train_loader(
+            train,
+            ratios=[dataset.sample_ratio for dataset in train],
+            batch_size=run_cfg.batch_size_train,
+            num_workers=run_cfg.num_workers,
+            seed=run_cfg.seed,
+            rank=run_cfg.rank,
+            world_size=run_cfg.world_size,
+            max_bad_fraction=run_cfg.max_bad_fraction,
+            start_epoch=start_epoch,
+        )
+
+    def build_eval_loaders(self, datasets, run_cfg, splits):
+        """Return {split: [loader of this rank's share, one a dataset]}.
+
+        Raises ValueError if no dataset has such a split, or if it is empty or has no end.
+        """
+        where, loaders = "run.valid_splits, run.test_splits", {}
+        for split in splits:
+            found = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
+            if not found:
+                there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
+                raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
+            if any(not hasattr(dataset, "__len__") or len(dataset) == 0 for dataset in found):
+                raise ValueError(f"{where}: '{split}' is empty or a stream without an end; it needs map-style data")
+            loaders[split] = [self._eval_loader(dataset, run_cfg) for dataset in found]
+        return loaders
+
+    def _eval_loader(self, dataset, run_cfg):
+        return DataLoader(
+            Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
+            batch_size=run_cfg.batch_size_eval,
+            num_workers=run_cfg.num_workers,
+            collate_fn=getattr(dataset, "collater", None),
+            generator=torch.Generator().manual_seed(run_cfg.seed),
+        )
+
+    def train_step(self, model, samples):
+        """Return the loss of one batch, a scalar tensor."""
+        return model(samples)["loss"]
+
+    def train_epoch(self, run, epoch, samples_seen=0):
+        """Train `run.iters_per_epoch` steps; return ({"lr", "loss"}: means over all ranks, samples seen so far).
+
+        `run` is the runner: model, loader, optimizer, lr_scheduler, scaler, device and settings.
+
+        One optimizer step takes the gradients of `accum_grad_iters` batches: their mean, where the last one of an
+        epoch may be of fewer batches; or, with `accum_reduction: sum`, their sum, where what an epoch leaves over
+        goes into the first step of the next (Source: 2023 release).
+
+        Raises NonFiniteLossError.
+        """
+        cfg, num_steps, accum = run.run_cfg, run.iters_per_epoch, run.run_cfg.accum_grad_iters
+        is_mean = cfg.accum_reduction == "mean"
+        metrics = MetricLogger(epoch, num_steps, cfg.log_freq, run.device, run.log, samples_seen)
+        run.model.train()
+        for i in range(num_steps):
+            lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
+            with metrics.fetching():
+                samples = to_device(next(run.train_loader), run.device)
+            samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
+            loss = self.train_step(run.model, samples)
+            window = min(accum, num_steps - i + i % accum) if is_mean else 1
+            run.scaler.scale(loss / window).backward()
+            metrics.add(loss, lr, samples)
+            metrics.check()  # the only place that waits for the device
+            if (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps):
+                average_gradients(run.trainable)
+                if cfg.max_grad_norm is not None:
+                    run.scaler.unscale_(run.optimizer)
+                    torch.nn.utils.clip_grad_norm_(run.trainable, cfg.max_grad_norm)
+                run.scaler.step(run.optimizer)
+                run.scaler.update()
+                run.optimizer.zero_grad(set_to_none=True)
+            metrics.end_step()
+        return metrics.end_epoch(), metrics.samples_seen
+
+    @torch.no_grad()
+    def evaluation(self, model, loaders, device):
+        """Return the mean loss per sample of the batches of all `loaders`, over all ranks."""
+        model.eval()
+        loss_sum, count = 0.0, 0
+        for samples in (batch for loader in loaders for batch in loader):
+            size = len(next(iter(samples.values())))
+            loss_sum += self.train_step(model, to_device(samples, device)).item() * size
+            count += size
+        loss_sum, count = sum_over_ranks([loss_sum, count], device)
+        return loss_sum / count
