@@ -1,0 +1,9 @@
+"""Builders: a section `datasets.<name>` of the configuration -> a dataset.
+
+To add one, subclass BaseDatasetBuilder, register it, ship its YAML, and name it here.
+"""
+
+from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+from minigpt4.datasets.builders.image_text_pair_builder import CCSBUAlignBuilder, CCSBUBuilder, LaionBuilder
+
+__all__ = ["BaseDatasetBuilder", "CCSBUAlignBuilder", "CCSBUBuilder", "LaionBuilder"]

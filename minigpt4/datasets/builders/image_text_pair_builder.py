@@ -1,0 +1,84 @@
+"""The three datasets of MiniGPT-4: `laion` and `cc_sbu` (tar shards, stage 1), `cc_sbu_align` (a folder, stage 2)."""
+
+import os
+
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import expand_path, is_url
+from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_annotations
+from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
+
+
+class ShardsBuilder(BaseDatasetBuilder):
+    """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like /data/laion/{00000..10488}.tar."""
+
+    def build_train_dataset(self, storage):
+        return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
+
+    @classmethod
+    def storage_problems(cls, storage, where):
+        try:
+            shards = expand_shards(storage)
+        except ValueError as error:
+            return [f"{where}: {error}"]
+        missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
+        if not shards:
+            return [f"{where}: no file matches '{storage}'"]
+        if len(missing) == len(shards):
+            return [f"{where}: no file matches '{storage}' (first missing: {missing[0]})"]
+        if missing:
+            return [f"{where}: {len(missing)} of {len(shards)} shards are missing (first missing: {missing[0]})"]
+        return []
+
+
+@registry.register_builder("laion")
+class LaionBuilder(ShardsBuilder):
+    name = "laion"
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/laion/defaults.yaml"}
+
+
+@registry.register_builder("cc_sbu")
+class CCSBUBuilder(ShardsBuilder):
+    name = "cc_sbu"
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/defaults.yaml"}
+
+
+@registry.register_builder("cc_sbu_align")
+class CCSBUAlignBuilder(BaseDatasetBuilder):
+    """A folder with `filter_cap.json` and `image/<image_id>.jpg` (or .png, .jpeg, .webp).
+
+    Captions are learnt as they stand: a `text_processor` in the section is not applied, for the long descriptions of
+    stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023, whose YAML names one all the same.
+    """
+
+    name = "cc_sbu_align"
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/align.yaml"}
+
+    def build_train_dataset(self, storage):
+        folder = expand_path(storage)
+        return CaptionDataset(
+            self.vis_processors["train"],
+            vis_root=folder / "image",
+            ann_paths=[folder / "filter_cap.json"],
+            name=self.name,
+        )
+
+    @classmethod
+    def storage_problems(cls, storage, where):
+        if not isinstance(storage, str):
+            return [f"{where}: {storage!r}; expected the path of a folder"]
+        folder = expand_path(storage)
+        if not folder.is_dir():
+            return [f"{where}: no folder at '{folder}'; expected one with filter_cap.json and image/"]
+        problems = []
+        if not (folder / "filter_cap.json").is_file():
+            problems.append(f"{where}: '{folder}' has no filter_cap.json")
+        if not (folder / "image").is_dir():
+            problems.append(f"{where}: '{folder}' has no folder image/")
+        if problems:
+            return problems
+        try:
+            read_annotations(folder / "filter_cap.json")
+        except ValueError as error:
+            return [f"{where}: {error}"]
+        return []

@@ -1,0 +1,1 @@
+"""The datasets themselves, and the loader that mixes them."""

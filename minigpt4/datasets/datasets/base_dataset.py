@@ -1,0 +1,139 @@
+"""What every dataset shares: its place in the run, its counts of skipped samples, its seeded augmentation.
+
+A sample that cannot be used is skipped and counted by reason, without waiting and without ending the run, until the
+budget is spent: then the run stops with a DataError that says what is wrong with the data.
+"""
+
+import hashlib
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import get_worker_info
+
+PROBATION = 1000  # samples of one worker before its bad fraction is judged
+REASONS = ("bad_shard", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
+
+
+class DataError(ValueError):
+    """The data as a whole is unusable; the message says why and what to change."""
+
+
+class SkipSample(Exception):
+    """One sample is unusable: `reason` is one of REASONS, `detail` says what was found."""
+
+    def __init__(self, reason, detail):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def worker_place():
+    """Return (index of this DataLoader worker, number of workers); (0, 1) in the main process."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+@contextmanager
+def seeded_by(*identity):
+    """Within the block torch's CPU generator is seeded by `identity`; afterwards it goes on as if nothing happened.
+
+    A sample's augmentation then depends on what it is, not on which worker met it or what came before. The CUDA
+    generators are left alone: `torch.manual_seed` would reset the model's dropout for each sample.
+    """
+    digest = hashlib.blake2b("/".join(map(str, identity)).encode(), digest_size=8).digest()
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class SkipCounter:
+    """Usable and skipped samples of one dataset on one rank, and the budget.
+
+    The counts lie in shared memory, one row a worker, so that workers need no lock and the main process sees all.
+    """
+
+    def __init__(self, name, num_workers=0, max_bad_fraction=0.05):
+        self.name, self.max_bad_fraction = name, max_bad_fraction
+        self.counts = torch.zeros(max(1, num_workers), 1 + len(REASONS), dtype=torch.int64).share_memory_()
+        self.first = self.last = None
+
+    def usable(self):
+        """Count one usable sample."""
+        self.counts[worker_place()[0], 0] += 1
+
+    def skip(self, reason, where, detail):
+        """Count one unusable sample. Raises DataError once this worker's budget is spent."""
+        row = self.counts[worker_place()[0]]
+        row[1 + REASONS.index(reason)] += 1
+        self.first, self.last = self.first or detail, f"{where} {detail}"
+        if row[1 + REASONS.index(reason)] == 1:
+            logging.warning("%s: skipped %s: %s (%s); more of these are only counted", self.name, where, reason, detail)
+        seen, usable = int(row.sum()), int(row[0])
+        if seen < PROBATION:
+            return
+        if not usable:
+            raise self.nothing_usable(row)
+        if seen - usable > self.max_bad_fraction * seen:
+            raise DataError(
+                f"{self.name}: {1 - usable / seen:.1%} of {seen} samples were unusable (limit "
+                f"{self.max_bad_fraction:.0%}, run.max_bad_fraction): {_breakdown(row)}; last: {self.last}"
+            )
+
+    def nothing_usable(self, row=None):
+        """Return the DataError that says why no sample at all could be used; by default of all workers' samples."""
+        row = self.counts.sum(0) if row is None else row
+        seen, counts = int(row.sum()), _by_reason(row)
+        if not seen:
+            return DataError(f"{self.name}: not one usable sample was found; see dataset/README_1_STAGE.md")
+        if counts.keys() <= {"no_image", "no_caption"}:
+            found = f"had no 'jpg' + 'json' pair (first keys: {self.first})"
+        else:
+            found = f"were unusable ({_breakdown(row)}; last: {self.last})"
+        return DataError(f"{self.name}: {seen} of the first {seen} samples {found}; see dataset/README_1_STAGE.md")
+
+    def report(self):
+        """Return {"seen": samples met, reason: how many were skipped for it, ...}, summed over workers."""
+        total = self.counts.sum(0)
+        return {"seen": int(total.sum()), **_by_reason(total)}
+
+
+def _by_reason(row):
+    return {reason: int(count) for reason, count in zip(REASONS, row[1:], strict=True) if count}
+
+
+def _breakdown(row):
+    return ", ".join(f"{count} {reason}" for reason, count in _by_reason(row).items())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run a dataset is read: all that its order depends on beside its own contents."""
+
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+
+class BaseDataset:
+    """Processors, a name, the mixing ratio that the configuration gave, and the place in the run."""
+
+    def __init__(self, vis_processor, text_processor=None, name="dataset"):
+        self.vis_processor, self.text_processor, self.name = vis_processor, text_processor, name
+        self.sample_ratio = None
+        self.batch_size = None  # overrides run.batch_size_train
+        self.bind(Place())
+
+    def bind(self, place, num_workers=0, max_bad_fraction=0.05):
+        """Set the place in the run and start counting anew; before workers start."""
+        self.place = place
+        self.skips = SkipCounter(self.name, num_workers, max_bad_fraction)
+
+    def prepare(self, image, caption, *identity):
+        """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`."""
+        with seeded_by(self.place.seed, *identity):
+            pixels = self.vis_processor(image)
+        return {"image": pixels, "text_input": self.text_processor(caption) if self.text_processor else caption}

@@ -1,0 +1,99 @@
+"""Picture-caption pairs from a folder and a JSON file: the map-style dataset behind `cc_sbu_align`."""
+
+import json
+from pathlib import Path, PurePath
+
+from torch.utils.data import Dataset
+
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample
+from minigpt4.processors import ImageError, load_rgb
+
+IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+
+
+def read_annotations(path):
+    """Return the list of {"image_id": str, "caption": str, ...} in {"annotations": [...]}.
+
+    Raises ValueError that names the file and, from 0, the record in which something is wrong.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
+    records = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f'{path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}}, found {found}'
+        )
+    if not records:
+        raise ValueError(f"{path}: 'annotations' is empty; expected at least one record")
+    return [_checked(record, f"{path}: record {number}") for number, record in enumerate(records)]
+
+
+def _checked(record, where):
+    for key, kinds in (("image_id", (str, int)), ("caption", str)):
+        value = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(
+                f"{where}: '{key}' is {value!r}; expected {'text or a number' if key == 'image_id' else 'text'}"
+            )
+    image_id = PurePath(str(record["image_id"]))
+    if image_id.is_absolute() or ".." in image_id.parts or not image_id.parts:
+        raise ValueError(
+            f"{where}: image_id {str(image_id)!r} leads out of the picture folder; expected a file name stem"
+        )
+    return record | {"image_id": str(record["image_id"])}
+
+
+class CaptionDataset(BaseDataset, Dataset):
+    """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i.
+
+    `image_id` numbers the distinct pictures in the order of the records. An index may also be a pair (epoch, i); the
+    epoch only seeds the augmentation. Where record i cannot be used it is counted and the next usable one is returned.
+    """
+
+    def __init__(self, vis_processor, text_processor=None, vis_root="", ann_paths=(), name="caption_dataset"):
+        self.vis_root = Path(vis_root)
+        self.annotation = [record for path in ann_paths for record in read_annotations(path)]
+        self.img_ids = {}
+        for record in self.annotation:
+            self.img_ids.setdefault(record["image_id"], len(self.img_ids))
+        super().__init__(vis_processor, text_processor, name)
+
+    def __len__(self):
+        return len(self.annotation)
+
+    def __getitem__(self, index):
+        epoch, index = index if isinstance(index, tuple) else (0, index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: index {index} of {len(self)} records")
+        for step in range(len(self)):
+            record = self.annotation[(index + step) % len(self)]
+            try:
+                sample = self._load(record, epoch)
+            except SkipSample as skipped:
+                self.skips.skip(skipped.reason, record["image_id"], skipped.detail)
+            else:
+                self.skips.usable()
+                return sample
+        raise self.skips.nothing_usable()
+
+    def _load(self, record, epoch):
+        image_id = record["image_id"]
+        try:
+            image = load_rgb(self._image_path(image_id))
+        except (ImageError, OSError) as error:
+            raise SkipSample("bad_image", str(error)) from error
+        number = self.img_ids[image_id]
+        sample = self.prepare(image, record["caption"], epoch, image_id)
+        return sample | {"image_id": number, "sample_id": image_id}
+
+    def _image_path(self, image_id):
+        for suffix in IMAGE_SUFFIXES:
+            path = (self.vis_root / f"{image_id}{suffix}").resolve()
+            if path.is_file():
+                if not path.is_relative_to(self.vis_root.resolve()):
+                    raise SkipSample("bad_image", f"{path} lies outside {self.vis_root}")
+                return path
+        raise SkipSample("missing_file", f"no {image_id}.jpg in {self.vis_root}")

@@ -1,0 +1,149 @@
+"""From datasets to one endless stream of batches.
+
+Each dataset has a DataLoader of its own. Every step one of them is drawn by `sample_ratio` (115 : 14 in stage 1) and
+gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023; there the draw was not seeded.
+"""
+
+import os
+from itertools import count
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from minigpt4.datasets.datasets.base_dataset import DataError, Place
+
+
+class EndlessSampler(Sampler):
+    """Yields (epoch, index) without end: one permutation a (seed, epoch), dealt card by card to the ranks.
+
+    Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or padded and a set
+    smaller than a batch simply comes round again. `start` is the number of cards that this rank has already had.
+    """
+
+    def __init__(self, size, place, start=0):
+        self.size, self.place, self.start = size, place, start
+
+    def __iter__(self):
+        current, order = None, None
+        for turn in count(self.start):
+            epoch, card = divmod(turn * self.place.world_size + self.place.rank, self.size)
+            if epoch != current:
+                current, order = epoch, np.random.default_rng([self.place.seed, epoch]).permutation(self.size)
+            yield epoch, int(order[card])
+
+
+def collate(samples):
+    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list."""
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    batch["image"] = torch.stack(batch["image"])
+    if "image_id" in batch:
+        batch["image_id"] = torch.tensor(batch["image_id"])
+    return batch
+
+
+def mixing_ratios(datasets, ratios=None):
+    """Return the probability of each dataset: its share of `ratios`, by default of the datasets' `sample_ratio`.
+
+    Without any ratio all are equally likely. Raises ValueError if some datasets have one and others not.
+    """
+    ratios = [dataset.sample_ratio for dataset in datasets] if ratios is None else list(ratios)
+    if all(ratio is None for ratio in ratios):
+        ratios = [1.0] * len(ratios)
+    for dataset, ratio in zip(datasets, ratios, strict=True):
+        if ratio is None or not ratio > 0:
+            raise ValueError(
+                f"datasets.{dataset.name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
+                f"(here: {', '.join(f'{d.name} {r}' for d, r in zip(datasets, ratios, strict=True))})"
+            )
+    return np.array(ratios, dtype=np.float64) / sum(ratios)
+
+
+def build_train_loader(
+    datasets,
+    ratios=None,
+    *,
+    batch_size,
+    num_workers=0,
+    seed=0,
+    rank=0,
+    world_size=1,
+    max_bad_fraction=0.05,
+    prefetch_factor=2,
+):
+    """Return a TrainLoader, the endless iterator of one rank's batches.
+
+    `num_workers` processes a dataset, 0 for none. `batch_size` holds where a dataset has none of its own.
+    `max_bad_fraction` is the share of unusable samples at which the run stops with a DataError.
+    """
+    place = Place(seed, rank, world_size)
+    return TrainLoader(datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor)
+
+
+class TrainLoader:
+    """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
+
+    `positions` {dataset: {worker: (epoch, raw samples drawn)}} tells for shard datasets how far the batches handed out
+    reach, which is where `WebCaptionDataset.start` goes on.
+    """
+
+    def __init__(self, datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor):
+        self.datasets = list(datasets)
+        self.ratios = mixing_ratios(self.datasets, ratios)
+        self.positions = {dataset.name: {} for dataset in self.datasets}
+        self._place = place
+        self._rng = np.random.default_rng([place.seed, place.rank])
+        self._iterators = {}
+        self._loaders = []
+        for dataset in self.datasets:
+            dataset.bind(place, num_workers, max_bad_fraction)
+            endless = {} if isinstance(dataset, IterableDataset) else {"sampler": EndlessSampler(len(dataset), place)}
+            self._loaders.append(
+                DataLoader(
+                    dataset,
+                    batch_size=dataset.batch_size or batch_size,
+                    num_workers=num_workers,
+                    persistent_workers=num_workers > 0,
+                    prefetch_factor=prefetch_factor if num_workers else None,
+                    pin_memory=torch.cuda.is_available(),
+                    collate_fn=collate,
+                    worker_init_fn=_own_process_group,
+                    generator=torch.Generator().manual_seed(place.seed),  # else it draws from the model's generator
+                    **endless,
+                )
+            )
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
+        try:
+            if source not in self._iterators:
+                self._iterators[source] = iter(self._loaders[source])
+            batch = next(self._iterators[source])
+        except DataError as error:  # a worker's error arrives with its traceback as text: the user wants the last line
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        for worker, *position in batch.pop("stream", ()):
+            self.positions[self.datasets[source].name][worker] = tuple(position)
+        return batch
+
+    def epoch_length(self):
+        """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
+        if any(isinstance(dataset, IterableDataset) for dataset in self.datasets):
+            return None
+        cards = [loader.batch_size * self._place.world_size for loader in self._loaders]
+        return sum(-(-len(dataset) // each) for dataset, each in zip(self.datasets, cards, strict=True))
+
+    def skip_report(self):
+        """Return {dataset: {"seen": samples met so far, reason: how many were skipped for it}} of this rank."""
+        return {dataset.name: dataset.skips.report() for dataset in self.datasets}
+
+    def close(self):
+        """Stop the workers; the loader can be iterated again afterwards, from its start."""
+        self._iterators.clear()
+
+
+def _own_process_group(worker):
+    """Keep workers alive while their trainer saves on SIGTERM: torchrun signals the trainer's whole process group."""
+    os.setpgrp()

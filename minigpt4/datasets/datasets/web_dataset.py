@@ -1,0 +1,205 @@
+"""Picture-caption pairs from tar shards: the one pipeline behind `laion` and `cc_sbu`.
+
+One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
+
+1. the shard list: brace expansion, a list, globs; local paths or http(s);
+2. the order of shards: a permutation drawn from (seed, epoch), equal for all consumers;
+3. the deal: of C consumers, number c takes the shards c, c + C, ... of that order. With fewer shards than consumers
+   each one walks all shards and takes every C-th sample, so that none is without data. Either way the consumers
+   together meet each sample exactly once an epoch;
+4. members of a tar that share a key form one raw sample; nothing is decoded yet, and only pictures, `json` and `txt`
+   are kept, so a pickle in a shard stays bytes that nobody looks at;
+5. a shuffle buffer drawn from (seed, epoch, consumer);
+6. decoding: picture to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
+7. the processors, augmentation seeded by (seed, epoch, shard, key).
+
+Then the next epoch begins: the stream has no end unless `epochs` is given.
+
+A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries it under "stream".
+Set `start[worker]` to such a position and the stream goes on right behind it: the buffer is replayed, samples up to
+there are thrown away undecoded.
+"""
+
+import glob
+import json
+import logging
+import random
+from itertools import count
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+import numpy as np
+from torch.utils.data import IterableDataset
+from webdataset.filters import shuffle
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from minigpt4.common.utils import expand_path, is_url
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample, worker_place
+from minigpt4.processors import ImageError, load_rgb
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CAPTION_EXTENSIONS = ("json", "txt")
+SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
+
+
+class RawSample(NamedTuple):
+    """The members of one key of a tar, undecoded: `members` extension -> bytes; `extensions` all that were there."""
+
+    shard: str
+    key: str
+    members: dict
+    extensions: tuple
+
+
+def expand_shards(location):
+    """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
+
+    Globs that match nothing are left out. Raises ValueError for any other address than a path or an http(s) URL.
+    """
+    shards = []
+    for pattern in [location] if isinstance(location, str) else location:
+        if not is_url(pattern):
+            if scheme := urlparse(pattern).scheme:
+                raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
+            pattern = str(expand_path(pattern))
+        try:
+            expanded = expand_urls(pattern)
+        except ValueError as error:
+            raise ValueError(f"'{pattern}': {error}; write ranges as {{00000..00099}}") from error
+        for shard in expanded:
+            shards += sorted(glob.glob(shard)) if not is_url(shard) and glob.has_magic(shard) else [shard]
+    return shards
+
+
+def read_caption(raw):
+    """Return the caption of a raw sample as it stands. Raises SkipSample if it has none, or one that is no text."""
+    try:
+        if "json" in raw.members:
+            caption = json.loads(raw.members["json"])["caption"]
+            if not isinstance(caption, str):
+                raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
+            return caption
+        if "txt" in raw.members:
+            return raw.members["txt"].decode("utf-8")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
+    raise SkipSample("no_caption", ", ".join(raw.extensions))
+
+
+def read_image(raw):
+    """Return the picture of a raw sample as a PIL RGB image. Raises SkipSample if there is none that can be decoded."""
+    extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
+    if extension is None:
+        raise SkipSample("no_image", ", ".join(raw.extensions))
+    try:
+        return load_rgb(raw.members[extension])
+    except ImageError as error:
+        raise SkipSample("bad_image", str(error)) from error
+
+
+class WebCaptionDataset(BaseDataset, IterableDataset):
+    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes."""
+
+    def __init__(self, location, vis_processor, text_processor=None, name="webdataset", epochs=None):
+        self.shards = expand_shards(location)
+        if not self.shards:
+            raise FileNotFoundError(f"{name}: no file matches '{location}'")
+        self.epochs = epochs
+        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream goes on
+        super().__init__(vis_processor, text_processor, name)
+
+    def bind(self, place, num_workers=0, max_bad_fraction=0.05):
+        super().bind(place, num_workers, max_bad_fraction)
+        workers = max(1, num_workers)
+        if place.rank == 0 and len(self.shards) < place.world_size * workers:
+            logging.info(
+                f"{self.name}: {len(self.shards)} shard(s) for {place.world_size} rank(s) x {workers} worker(s): each "
+                f"worker walks all shards and takes every {place.world_size * workers}th sample"
+            )
+
+    def __iter__(self):
+        worker, num_workers = worker_place()
+        consumer = (self.place.rank * num_workers + worker, self.place.world_size * num_workers)
+        first_epoch, already_drawn = self.start.get(worker, (0, 0))
+        for epoch in count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs):
+            fruitful = already_drawn > 0
+            for drawn, raw in enumerate(self._raw_samples(epoch, *consumer), start=1):
+                if drawn <= already_drawn:
+                    continue
+                if sample := self._usable(raw, epoch):
+                    fruitful = True
+                    yield sample | {"stream": (worker, epoch, drawn)}
+            already_drawn = 0
+            if not fruitful:
+                self._find_a_usable_sample()
+
+    def _raw_samples(self, epoch, consumer, consumers):
+        order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
+        dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
+        rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
+        return shuffle(SHUFFLE_BUFFER, initial=100, rng=rng)(dealt)
+
+    def _deal(self, shards, epoch, consumer, consumers):
+        if len(shards) >= consumers:
+            for shard in shards[consumer::consumers]:
+                yield from self._read(shard)
+            return
+        for position, shard in enumerate(shards):  # the epoch rotates who gets what of a set smaller than its consumers
+            is_mine = position % consumers == consumer  # a shard's own faults are counted once
+            for number, raw in enumerate(self._read(shard, is_mine), start=position + epoch):
+                if number % consumers == consumer:
+                    yield raw
+
+    def _read(self, shard, counted=True):
+        """Yield the raw samples of one tar; one that is missing, empty or cut off is counted and ends there."""
+        found = False
+        try:
+            with gopen(shard) if is_url(shard) else open(shard, "rb") as stream:
+                members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
+                for group in group_by_keys(members, handler=_keep_first):
+                    found = True
+                    yield _raw_sample(shard, group)
+            if not found:
+                raise ValueError("the shard is empty")
+        except Exception as error:  # tar, gzip, curl and the file system raise almost anything
+            if counted:
+                self.skips.skip("bad_shard", shard, f"{type(error).__name__}: {error}")
+
+    def _usable(self, raw, epoch):
+        """Return a raw sample decoded and processed, or None where it is skipped and counted."""
+        try:
+            sample = self._decode(raw, epoch)
+        except SkipSample as skipped:
+            self.skips.skip(skipped.reason, f"{raw.shard} {raw.key}", skipped.detail)
+            return None
+        self.skips.usable()
+        return sample
+
+    def _decode(self, raw, epoch):
+        image, caption = read_image(raw), read_caption(raw)
+        sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
+        return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
+
+    def _find_a_usable_sample(self):
+        """Raise DataError if no shard holds one: else this consumer was unlucky, and its next epoch is dealt anew."""
+        for shard in self.shards:
+            for raw in self._read(shard, counted=False):
+                try:
+                    self._decode(raw, epoch=0)
+                    return
+                except SkipSample:
+                    continue
+        raise self.skips.nothing_usable()
+
+
+def _keep_first(error):
+    """Go on after a member whose name was there before: the first one is kept (webdataset's handler protocol)."""
+    return True
+
+
+def _raw_sample(shard, group):
+    members = {name: data for name, data in group.items() if not name.startswith("__")}
+    known = {name: data for name, data in members.items() if name in IMAGE_EXTENSIONS + CAPTION_EXTENSIONS}
+    return RawSample(shard.rsplit("/", 1)[-1], group["__key__"], known, tuple(sorted(members)))
