@@ -115,6 +115,11 @@ def barrier():
         dist.barrier()
 
 
+def derived_seed(*numbers):
+    """Return a seed that depends on all of `numbers` (0 or more each), and is not that of their sum."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def setup_seeds(seed, rank=0, epoch=0):
     """Seed Python's, NumPy's and torch's generators from (seed, rank, epoch), so that no two ranks or runs share one.
 
@@ -132,6 +137,14 @@ def from_main(make):
     if is_distributed():
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_from_ranks(value):
+    """Return the list of every rank's `value`, in the order of ranks."""
+    values = [value] * get_world_size()
+    if is_distributed():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def broadcast_tensors(tensors):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class RunnerBase:
     def train(self, loader=None):
         """Train from the first or the resumed epoch to the last; a checkpoint and a line in `log.txt` after each.
 
-        `loader`: an endless iterator of batches; None builds it from the datasets.
+        `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; None builds it from the datasets.
         Raises ValueError or OSError for what only now turns out to be wrong: checkpoint, data, disk, a loss of nan.
         """
         if self.run_cfg.resume_ckpt_path:
@@ -77,23 +78,30 @@ class RunnerBase:
                 f"Nothing left to train: '{self.run_cfg.resume_ckpt_path}' has finished epoch {self.start_epoch - 1} "
                 f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to go on"
             )
-        self.train_loader = loader or self.task.build_train_loader(self.datasets, self.run_cfg, self.start_epoch)
         eval_loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, self.run_cfg.valid_splits)
-        self.iters_per_epoch = self.run_cfg.iters_per_epoch or len(self.train_loader)
+        self.train_loader = loader or self.task.build_train_loader(self.datasets, self.run_cfg, self.start_epoch)
+        self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
         self._introduce()
-        start, samples_seen = time.time(), 0
+        try:
+            self._train_epochs(eval_loaders)
+        finally:
+            self.log.close()
+            if loader is None:
+                self.train_loader.close()
+
+    def _train_epochs(self, eval_loaders):
+        start, samples_seen, is_saved = time.time(), 0, False
         for epoch in range(self.start_epoch, self.max_epoch):
             dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank(), epoch)
             logging.info("Start training")
             logging.info("Start training epoch %d, %d iters per inner epoch.", epoch, self.iters_per_epoch)
             stats, samples_seen = self.task.train_epoch(self, epoch, samples_seen)
-            record = {f"train_{name}": value for name, value in stats.items()}
             is_saved = self._save(epoch)
-            record |= {f"{split}_loss": loss for split, loss in self._split_losses(eval_loaders).items()}
-            self.log.epoch(record)
+            losses = self._split_losses(eval_loaders)
+            self.log.epoch({f"train_{name}": value for name, value in stats.items()} | losses)
             dist_utils.barrier()
         self._sum_up(time.time() - start, samples_seen)
         if not is_saved:
@@ -106,7 +114,7 @@ class RunnerBase:
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
         self._open_output()
         losses = self._split_losses(loaders)
-        self.log.epoch({f"{split}_loss": loss for split, loss in losses.items()})
+        self.log.epoch(losses)
         main_print(f"Evaluation time {whole_seconds(time.time() - start)}")
         return losses
 
@@ -164,22 +172,29 @@ class RunnerBase:
         return is_saved
 
     def _split_losses(self, loaders):
-        """Return {split: mean loss} of {split: loaders}, logged."""
-        losses = {split: self.task.evaluation(self.model, each, self.device) for split, each in loaders.items()}
-        for split, loss in losses.items():
-            logging.info("Evaluation on %s: loss %.4f", split, loss)
+        """Return {"<split>_loss": mean loss} of {split: loaders}, logged."""
+        losses = {}
+        for split, each in loaders.items():
+            losses[f"{split}_loss"] = self.task.evaluation(self.model, each, self.device)
+            logging.info("Evaluation on %s: loss %.4f", split, losses[f"{split}_loss"])
         return losses
 
     def _sum_up(self, seconds, samples_seen):
         """Say how it went and what to do next."""
-        self.log.close()
         main_print(f"Training time {whole_seconds(seconds)}")
-        skipped = self.train_loader.skip_report() if hasattr(self.train_loader, "skip_report") else {}
-        main_print(f"Samples seen: {samples_seen}, skipped: {skipped or 'none'}")
-        main_print(f"Log and metrics: {self.output_dir}")
+        main_print(f"Samples seen: {samples_seen}; log and metrics: {self.output_dir}")
+        for report in getattr(self.train_loader, "skip_report", dict)().items():
+            self._print_skipped(*report)
         if self.last_checkpoint:
             main_print(f"Checkpoint: {self.last_checkpoint}")
             main_print(f"Next: use these weights by --options model.ckpt={self.last_checkpoint}")
+
+    @staticmethod
+    def _print_skipped(name, counts):
+        total = sum(map(Counter, dist_utils.gather_from_ranks(counts)), Counter())
+        met = total.pop("seen", 0)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
+        main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}")
 
 
 def parts_table(model):

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from minigpt4.common.device import model_precision, resolve_device, to_device
-from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
+from minigpt4.common.dist_utils import average_gradients, derived_seed, sum_over_ranks
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.registry import registry
 
@@ -45,21 +45,18 @@ class BaseTask:
             )
         return datasets
 
-    def build_train_loader(self, datasets, run_cfg, start_epoch):
-        """Return an endless iterator of this rank's training batches."""
+    def build_train_loader(self, datasets, run_cfg, start_epoch=0):
+        """Return an endless iterator of this rank's training batches; a resumed run draws data anew, not again."""
         from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
 
-        train = [splits["train"] for splits in datasets.values() if "train" in splits]
         return build_train_loader(
-            train,
-            ratios=[dataset.sample_ratio for dataset in train],
+            [splits["train"] for splits in datasets.values() if "train" in splits],
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,
-            seed=run_cfg.seed,
+            seed=derived_seed(run_cfg.seed, start_epoch) if start_epoch else run_cfg.seed,
             rank=run_cfg.rank,
             world_size=run_cfg.world_size,
             max_bad_fraction=run_cfg.max_bad_fraction,
-            start_epoch=start_epoch,
         )
 
     def build_eval_loaders(self, datasets, run_cfg, splits):
@@ -79,11 +76,14 @@ class BaseTask:
         return loaders
 
     def _eval_loader(self, dataset, run_cfg):
+        from minigpt4.datasets.datasets.base_dataset import Place
+
+        place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
+        dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
         return DataLoader(
             Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
             batch_size=run_cfg.batch_size_eval,
             num_workers=run_cfg.num_workers,
-            collate_fn=getattr(dataset, "collater", None),
             generator=torch.Generator().manual_seed(run_cfg.seed),
         )
 

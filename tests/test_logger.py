@@ -1,0 +1,96 @@
+"""Losses are read when a line is due, checked, averaged, and written as numbers."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from minigpt4.common.logger import MetricLogger, NonFiniteLossError, RunLog, setup_logger, whole_seconds
+
+NOT_THE_CPU = torch.device("meta")  # reading a loss from there costs, so the logger waits until a line is due
+
+
+def epoch_of(losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100):
+    """Yield the logger of an epoch after each step."""
+    metrics = MetricLogger(epoch, len(losses), log_freq, device, run_log, samples_seen)
+    for loss in losses:
+        with metrics.fetching():
+            batch = {"image": torch.zeros(3, 1), "sample_id": ["a", "b", "c"]}
+        metrics.add(torch.tensor(loss), 0.5, batch)
+        metrics.check()
+        metrics.end_step()
+        yield metrics
+
+
+def written(folder):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_losses_stay_unread_until_a_line_is_due(tmp_path):
+    steps = epoch_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], RunLog(tmp_path))
+    assert [len(next(steps).losses) for _ in range(6)] == [1, 1, 1, 1, 5, 6]
+    assert [record["loss"] for record in written(tmp_path)] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [record["step"] for record in written(tmp_path)] == list(range(12, 18))
+    assert written(tmp_path)[-1]["samples"] == 118
+
+
+def test_on_the_cpu_every_step_is_written_at_once(tmp_path):
+    for count, _ in enumerate(epoch_of([1.0, 2.0, 3.0], RunLog(tmp_path), torch.device("cpu")), start=1):
+        assert len(written(tmp_path)) == count
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_named_where_it_arose(tmp_path, value):
+    with pytest.raises(NonFiniteLossError) as caught:
+        list(epoch_of([1.0, value, 3.0, 4.0, 5.0], RunLog(tmp_path)))
+    message = str(caught.value)
+    assert message.startswith(f"step 11: loss is {value} on rank 0 (samples a, b, c); optimizer not stepped")
+    assert "noticed at step 14, do not trust the weights in between" in message
+
+
+def test_means_over_the_epoch(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        *_, metrics = epoch_of([1.0, 2.0, 6.0], RunLog(tmp_path))
+        assert metrics.end_epoch() == {"lr": 0.5, "loss": 3.0}
+    assert caplog.messages == ["Averaged stats: lr: 0.5000  loss: 3.0000"]
+
+
+def test_waiting_for_data_is_counted_as_such(tmp_path):
+    metrics = MetricLogger(0, 1, 1, torch.device("cpu"), RunLog(tmp_path))
+    with metrics.fetching():
+        torch.randn(400, 400) @ torch.randn(400, 400)
+    metrics.add(torch.tensor(1.0), 0.5, {"image": torch.zeros(3, 1)})
+    metrics.check()
+    metrics.end_step()
+    (record,) = written(tmp_path)
+    assert 0 < record["data_seconds"] < record["seconds"]
+
+
+def test_log_txt_holds_the_configuration_then_lines(tmp_path):
+    run_log = RunLog(tmp_path)
+    run_log.config({"run": {"init_lr": 1e-4, "text": "ü"}})
+    run_log.epoch({"train_lr": 9.5e-05, "train_loss": 3.21})
+    text = (tmp_path / "log.txt").read_text()
+    assert text.startswith('{\n    "run": {\n        "init_lr": 0.0001,')
+    assert text.endswith('}\n{"train_lr": 9.5e-05, "train_loss": 3.21}\n')
+
+
+def test_a_lost_folder_costs_one_warning(tmp_path, caplog):
+    run_log = RunLog(tmp_path / "gone")
+    run_log.epoch({"train_loss": 1.0})
+    run_log.epoch({"train_loss": 2.0})
+    assert caplog.text.count("training goes on without it") == 1
+
+
+def test_durations_and_the_log_format(capsys):
+    assert [whole_seconds(seconds) for seconds in (0.9, 61.2, 3 * 3600 + 4)] == ["0:00:00", "0:01:01", "3:00:04"]
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        setup_logger()
+        logging.info("Start training")
+        assert capsys.readouterr().err.rstrip().endswith("[INFO] Start training")
+    finally:
+        root.handlers[:], root.level = handlers, level
