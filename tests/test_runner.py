@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 
 from minigpt4.common.checkpoint import CheckpointError
@@ -20,6 +21,7 @@ from minigpt4.common.logger import NonFiniteLossError
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask, setup_task
+from tests.small_release import write_align_folder, write_shard
 from tests.training import batches, endless, runner, settings, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,6 +213,57 @@ def test_validation_loss_is_in_the_log_of_every_epoch(tmp_path):
     assert lines[1]["val_loss"] < lines[0]["val_loss"]
 
 
+# ---------------------------------------- from datasets
+
+
+def with_datasets(cfg, **storages):
+    """Return the task's real datasets of a configuration with these `build_info.storage`."""
+    cfg.datasets_cfg = OmegaConf.create()
+    for name, storage in storages.items():
+        section = OmegaConf.structured(registry.get_builder_class(name).Config)
+        section.build_info.storage = str(storage)
+        section.vis_processor.train = {"name": "blip2_image_eval", "image_size": 8}
+        cfg.datasets_cfg[name] = section
+    return ImageTextPretrainTask().build_datasets(cfg)
+
+
+def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, capsys, caplog):
+    write_align_folder(tmp_path / "align", 10)
+    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no picture")
+    cfg = settings(tmp_path / "out", iters_per_epoch=None, init_lr=1e-3, max_bad_fraction=0.5)
+    run = runner(cfg, datasets=with_datasets(cfg, cc_sbu_align=tmp_path / "align"))
+    with caplog.at_level(logging.INFO):
+        run.train()
+    assert run.iters_per_epoch == 3  # 10 samples in batches of 4, the last one goes on with the next pass
+    assert "Loaded 10 records for train split from the dataset." in caplog.text
+    assert re.search(
+        r"^cc_sbu_align: (\d+) of \d+ samples skipped \(\1 bad_image\)$", capsys.readouterr().out, flags=re.M
+    )
+    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    again = runner(cfg, datasets=run.datasets)
+    again.train()
+    assert torch.equal(weights(run), weights(again))  # same seed, same data
+    more = settings(tmp_path / "out", iters_per_epoch=3, max_epoch=3, resume_ckpt_path=str(run.last_checkpoint))
+    rest = runner(more, datasets=run.datasets)
+    rest.train()
+    resumed = [json.loads(line) for line in (rest.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in resumed] == [6, 7, 8] and len(steps) == 6
+
+
+def test_streams_need_iters_per_epoch(tmp_path, capsys, caplog):
+    write_shard(tmp_path / "00000.tar", range(12))
+    cfg = settings(tmp_path / "out", iters_per_epoch=None)
+    storages = {"laion": tmp_path / "00000.tar", "cc_sbu": tmp_path / "00000.tar"}
+    with pytest.raises(ValueError, match=r"^run.iters_per_epoch: missing, and shards have no end \(laion, cc_sbu\)"):
+        with_datasets(cfg, **storages)
+    cfg.run_cfg.iters_per_epoch, cfg.run_cfg.max_epoch = 8, 1
+    run = runner(cfg, datasets=with_datasets(cfg, **storages))
+    with caplog.at_level(logging.INFO):
+        run.train()
+    assert "Each batch is of one dataset, drawn by equal ratios" in caplog.text
+    assert re.search(r"^laion: 0 of \d+ samples skipped$", capsys.readouterr().out, flags=re.M)
+
+
 # ---------------------------------------- lines, files, folders
 
 
@@ -382,6 +435,7 @@ import json, os, sys
 import torch
 from minigpt4.common import dist_utils
 from minigpt4.runners import RunnerBase
+from tests.small_release import write_align_folder, write_shard
 from tests.training import TinyModel, batches, endless, runner, settings
 
 root, rank = sys.argv[1], int(os.environ["RANK"])

@@ -103,9 +103,12 @@ def init_distributed_mode(run_cfg):
     )
 
 
-def destroy_process_group():
-    """Leave the process group, if any; without it a process can abort on its way out."""
-    if is_distributed():
+def leave_process_group(after_error=False):
+    """Leave the process group, if any; without it a process can abort on its way out.
+
+    After an error NCCL's is left standing: its goodbye would wait for the other ranks, and these wait for us.
+    """
+    if is_distributed() and not (after_error and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 

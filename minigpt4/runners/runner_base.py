@@ -60,8 +60,10 @@ class RunnerBase:
             setup_logger()
             cfg.pretty_print()
             yield None
-        finally:
-            dist_utils.destroy_process_group()
+        except BaseException:
+            dist_utils.leave_process_group(after_error=True)
+            raise
+        dist_utils.leave_process_group()
 
     def train(self, loader=None):
         """Train from the first or the resumed epoch to the last; a checkpoint and a line in `log.txt` after each.

@@ -26,22 +26,20 @@ class BaseTask:
         return model_class.from_config(model_cfg, device=resolve_device(run_cfg.device, run_cfg.gpu))
 
     def build_datasets(self, cfg):
-        """Return {dataset name: {split: dataset}} of the `datasets` section; each knows its `name` and `sample_ratio`.
+        """Return {dataset name: {split: dataset}} of the `datasets` section.
 
         Raises ValueError if the length of an epoch cannot be known: streams have no end.
         """
         datasets = {}
         for name, section in cfg.datasets_cfg.items():
             datasets[name] = registry.get_builder_class(name)(section).build_datasets()
-            for dataset in datasets[name].values():
-                dataset.name, dataset.sample_ratio = name, section.get("sample_ratio")
         streams = [
             name for name, splits in datasets.items() if "train" in splits and not hasattr(splits["train"], "__len__")
         ]
         if streams and cfg.run_cfg.iters_per_epoch is None and not cfg.run_cfg.evaluate:
             raise ValueError(
-                f"run.iters_per_epoch: missing, and {', '.join(streams)} is a stream without an end; say how many "
-                "steps make an epoch, e.g. --options run.iters_per_epoch=5000"
+                f"run.iters_per_epoch: missing, and shards have no end ({', '.join(streams)}); say how many steps make "
+                "an epoch, e.g. --options run.iters_per_epoch=5000"
             )
         return datasets
 
