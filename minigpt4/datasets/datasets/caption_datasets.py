@@ -23,27 +23,24 @@ def read_annotations(path):
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f'{path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}}, found {found}'
-        )
+        raise ValueError(f'{path}: found {found}; expected {{"annotations": [{{"image_id": ..., "caption": ...}}]}}')
     if not records:
         raise ValueError(f"{path}: 'annotations' is empty; expected at least one record")
     return [_checked(record, f"{path}: record {number}") for number, record in enumerate(records)]
 
 
 def _checked(record, where):
-    for key, kinds in (("image_id", (str, int)), ("caption", str)):
-        value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is {record!r}; expected a mapping with image_id and caption")
+    for key, kinds, expected in (("image_id", (str, int), "text or a number"), ("caption", str, "text")):
+        value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(
-                f"{where}: '{key}' is {value!r}; expected {'text or a number' if key == 'image_id' else 'text'}"
-            )
-    image_id = PurePath(str(record["image_id"]))
-    if image_id.is_absolute() or ".." in image_id.parts or not image_id.parts:
-        raise ValueError(
-            f"{where}: image_id {str(image_id)!r} leads out of the picture folder; expected a file name stem"
-        )
-    return record | {"image_id": str(record["image_id"])}
+            raise ValueError(f"{where}: '{key}' is {value!r}; expected {expected}")
+    image_id = str(record["image_id"])
+    path = PurePath(image_id)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{where}: image_id '{image_id}' leads out of the picture folder; expected a file's stem")
+    return record | {"image_id": image_id}
 
 
 class CaptionDataset(BaseDataset, Dataset):

@@ -97,21 +97,21 @@ class TrainLoader:
         self._loaders = []
         for dataset in self.datasets:
             dataset.bind(place, num_workers, max_bad_fraction)
-            endless = {} if isinstance(dataset, IterableDataset) else {"sampler": EndlessSampler(len(dataset), place)}
-            self._loaders.append(
-                DataLoader(
-                    dataset,
-                    batch_size=dataset.batch_size or batch_size,
-                    num_workers=num_workers,
-                    persistent_workers=num_workers > 0,
-                    prefetch_factor=prefetch_factor if num_workers else None,
-                    pin_memory=torch.cuda.is_available(),
-                    collate_fn=collate,
-                    worker_init_fn=_own_process_group,
-                    generator=torch.Generator().manual_seed(place.seed),  # else it draws from the model's generator
-                    **endless,
-                )
-            )
+            self._loaders.append(self._loader(dataset, batch_size, num_workers, prefetch_factor))
+
+    def _loader(self, dataset, batch_size, num_workers, prefetch_factor):
+        is_stream = isinstance(dataset, IterableDataset)
+        return DataLoader(
+            dataset,
+            batch_size=dataset.batch_size or batch_size,
+            sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
+            num_workers=num_workers,  # they live as long as the one endless iteration
+            prefetch_factor=prefetch_factor if num_workers else None,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            worker_init_fn=_own_process_group,
+            generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
+        )
 
     def __iter__(self):
         return self
@@ -122,8 +122,11 @@ class TrainLoader:
             if source not in self._iterators:
                 self._iterators[source] = iter(self._loaders[source])
             batch = next(self._iterators[source])
-        except DataError as error:  # a worker's error arrives with its traceback as text: the user wants the last line
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        except DataError as error:
+            message = str(error).rpartition("DataError: ")[2].strip()  # a worker's whole traceback stands before it
+            error.__traceback__ = None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
+            self.close()
+            raise DataError(message) from None
         for worker, *position in batch.pop("stream", ()):
             self.positions[self.datasets[source].name][worker] = tuple(position)
         return batch
@@ -140,7 +143,7 @@ class TrainLoader:
         return {dataset.name: dataset.skips.report() for dataset in self.datasets}
 
     def close(self):
-        """Stop the workers; the loader can be iterated again afterwards, from its start."""
+        """Stop the workers."""
         self._iterators.clear()
 
 

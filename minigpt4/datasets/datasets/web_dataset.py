@@ -59,7 +59,9 @@ def expand_shards(location):
     Globs that match nothing are left out. Raises ValueError for any other address than a path or an http(s) URL.
     """
     shards = []
-    for pattern in [location] if isinstance(location, str) else location:
+    for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{pattern!r} is no path of a shard; expected text")
         if not is_url(pattern):
             if scheme := urlparse(pattern).scheme:
                 raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
@@ -116,7 +118,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
                 f"{self.name}: {len(self.shards)} shard(s) for {place.world_size} rank(s) x {workers} worker(s): each "
-                f"worker walks all shards and takes every {place.world_size * workers}th sample"
+                f"worker walks all shards and takes one sample in {place.world_size * workers}"
             )
 
     def __iter__(self):
