@@ -21,7 +21,6 @@ from minigpt4.datasets.datasets.dataloader_utils import collate
 from minigpt4.datasets.datasets.web_dataset import expand_shards
 from tests.datasets.shards import ids, jpeg, loader, pair, shard, stream, write_tar
 
-
 # three workers on two cores are meant
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
