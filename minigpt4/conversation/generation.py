@@ -1,0 +1,245 @@
+"""Decoding: which token comes next, when an answer ends, and what is kept for the next turn.
+
+An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so closing the generator
+stops the work and errors reach the caller), sampling draws from a generator of its own, and the keys and values of a
+conversation live on between turns. Beam search is `generate`'s.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn; order and defaults of the 2023 `Chat.answer`, which drew with top_k 50 unsaid."""
+
+    max_new_tokens: int = 300
+    num_beams: int = 1
+    min_length: int = 1  # counts BOS, as 2023 did: 1 allows an empty answer
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0  # of beams
+    temperature: float = 1.0  # 0: greedy
+    max_length: int = 2000  # of prompt and answer together
+    top_k: int = 50  # 0: all
+    do_sample: bool = True
+    seed: int | None = None
+
+    def __post_init__(self):
+        limits = {  # name -> (lowest, highest); whether an answer fits the context is the chat's to say
+            "max_new_tokens": (1, math.inf),
+            "max_length": (2, math.inf),
+            "num_beams": (1, 64),
+            "min_length": (0, math.inf),
+            "top_p": (1e-6, 1),
+            "repetition_penalty": (1e-3, 1e3),
+            "length_penalty": (-1e3, 1e3),
+            "temperature": (0, 1e3),
+            "top_k": (0, math.inf),
+        }
+        for name, (lowest, highest) in limits.items():
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and lowest <= value <= highest):  # also refuses NaN
+                raise ValueError(f"{name}: {value!r}; expected a number from {lowest} to {highest}")
+        if not (self.seed is None or isinstance(self.seed, Integral)):
+            raise ValueError(f"seed: {self.seed!r}; expected a whole number or None")
+
+    @property
+    def is_greedy(self):
+        return not self.do_sample or self.temperature == 0
+
+
+def filter_logits(logits, history, sampling, eos_ids=()):
+    """Return float32 [B, V]: logits after penalty, minimum length, temperature, top-k and top-p; -inf is removed.
+
+    `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
+    """
+    logits = logits.float()
+    if sampling.repetition_penalty != 1.0:
+        seen = logits.gather(1, history)
+        penalty = sampling.repetition_penalty
+        logits = logits.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
+    if history.shape[1] < sampling.min_length:
+        logits[:, list(eos_ids)] = -math.inf
+    if sampling.is_greedy:
+        return logits
+    logits = logits / sampling.temperature
+    size = logits.shape[1]
+    best = logits.topk(min(sampling.top_k or size, size)).values  # descending
+    probabilities = best.softmax(-1)
+    # what stands above a token has less mass than top_p: it stays; the best one always does
+    kept = (probabilities.cumsum(-1) - probabilities < sampling.top_p).sum(-1, keepdim=True)
+    return logits.masked_fill(logits < best.gather(1, kept - 1), -math.inf)
+
+
+class StoppingCriteriaSub:
+    """Ends the rows whose last tokens equal one of `stops` (id sequences); the 2023 name, one answer a row."""
+
+    def __init__(self, stops=(), encounters=1):
+        self.stops = [torch.as_tensor(stop).flatten().tolist() for stop in stops]
+
+    def __call__(self, input_ids, scores=None, **kwargs):
+        """Return bool [B] for token ids [B, T]."""
+        rows = input_ids.tolist()
+        ended = [any(stop and row[-len(stop) :] == stop for stop in self.stops) for row in rows]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+class StopRule:
+    """Which rows end: an end token, a stop string in whatever spelling, the caller's criteria, the stop event."""
+
+    def __init__(self, tokenizer, strings, eos_ids, criteria=(), event=None):
+        self.tokenizer, self.strings, self.criteria, self.event = tokenizer, strings, criteria or (), event
+        self.eos_ids = frozenset(eos_ids)
+        # a token is at least a byte, so the string that a new token completes lies within this many tokens
+        self.tail = max((len(string.encode()) for string in strings), default=0) + 1
+
+    def __call__(self, new_ids, scores=None, **kwargs):
+        """Return bool [B] for the answers so far, [B, T]; may be handed to `generate` as a stopping criterion."""
+        rows = new_ids[:, -self.tail :].tolist()
+        stopped = self.event is not None and self.event.is_set()
+        texts = self.tokenizer.batch_decode(rows) if self.strings else [""] * len(rows)
+        ended = [
+            stopped or row[-1] in self.eos_ids or any(string in text for string in self.strings)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        ended = torch.tensor(ended, dtype=torch.bool, device=new_ids.device)
+        for criterion in self.criteria:
+            ended = ended | torch.as_tensor(criterion(new_ids, scores), device=new_ids.device)
+        return ended
+
+
+class PrefixCache:
+    """Keys and values of a conversation's last prompt and answer; hand the same object to each of its turns.
+
+    What the next prompt has in common with it, position by position, is not computed again. The content is taken out
+    while it is in use: two answers at once are only slower, never wrong.
+    """
+
+    def __init__(self):
+        self._content = None
+
+    def take(self, context):
+        """Return (keys and values or None, number of positions of `context` that they cover)."""
+        content, self._content = self._content, None
+        if content is None:
+            return None, 0
+        past, positions, images = content
+        # one position at least is computed, for its logits
+        common = min(context.common_prefix(positions, images), len(context.positions) - 1)
+        excess = past.get_seq_length() - common
+        if not common or any(getattr(past, "is_sliding", ())):  # a sliding window has forgotten what it would need
+            return None, 0
+        if excess:
+            past.crop(-excess)
+        return past, common
+
+    def put(self, past, context, new_ids):
+        """Keep `past`, which covers `context` and all or some of the tokens written after it."""
+        positions = (*context.positions, *new_ids)[: past.get_seq_length()]
+        self._content = past, positions, context.images
+
+
+def padded_batch(llm, contexts, reused):
+    """Return (inputs_embeds [B, T, D], attention mask [B, T] or None, position ids [B, T]), padded on the left.
+
+    The first `reused` positions are left out: they are in the cache (of one row).
+    """
+    embedding = llm.get_input_embeddings()
+    rows = [context.embeds(embedding)[0, reused:] for context in contexts]
+    width = max(map(len, rows))
+    embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in rows])
+    padding = torch.tensor([width - len(row) for row in rows], device=embeds.device)
+    positions = torch.arange(width, device=embeds.device) - padding[:, None]
+    mask = (positions >= 0).long() if any(len(row) < width for row in rows) else None
+    return embeds, mask, positions.clamp(min=0) + reused
+
+
+@torch.no_grad()
+def decode(llm, contexts, sampling, stop_rule, bos_id, cache=None):
+    """Yield (tokens [B], bool [B] of the rows that were still open) step by step until every row has ended.
+
+    Rows keep their own positions, so that a batch gives the answers of its members alone. `cache`, a PrefixCache, is
+    for one row; it keeps what was computed also when the caller closes the generator.
+    """
+    past, reused = cache.take(contexts[0]) if cache is not None else (None, 0)
+    embeds, mask, positions = padded_batch(llm, contexts, reused)
+    device = embeds.device
+    inputs = {"inputs_embeds": embeds}
+    budgets = torch.tensor([context.max_new_tokens for context in contexts], device=device)
+    generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
+    history = torch.full((len(contexts), 1), bos_id or 0, device=device)
+    is_open = torch.ones(len(contexts), dtype=torch.bool, device=device)
+    try:
+        while True:
+            inputs |= {"past_key_values": past, "attention_mask": mask, "position_ids": positions}
+            past = None  # a forward pass that fails half-way leaves layers of unequal length
+            output = llm(**inputs, use_cache=True, logits_to_keep=1)
+            past = output.past_key_values
+            logits = filter_logits(output.logits[:, -1], history, sampling, stop_rule.eos_ids)
+            if sampling.is_greedy:
+                tokens = logits.argmax(-1)
+            else:
+                tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            history = torch.cat([history, tokens[:, None]], 1)
+            yield tokens, is_open
+            is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
+            if not is_open.any():
+                return
+            inputs = {"input_ids": tokens[:, None]}
+            positions = positions[:, -1:] + 1
+            mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+    finally:
+        if cache is not None and past is not None:
+            cache.put(past, contexts[0], history[0, 1:].tolist())
+
+
+@torch.no_grad()
+def beam_search(llm, context, sampling, stop_rule):
+    """Return the token ids of the best beam."""
+    embeds = context.embeds(llm.get_input_embeddings())
+    drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    with torch.random.fork_rng([embeds.device] if embeds.is_cuda else [], enabled=sampling.seed is not None):
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        ids = llm.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            max_new_tokens=context.max_new_tokens,
+            min_new_tokens=max(sampling.min_length - 1, 0),
+            num_beams=sampling.num_beams,
+            repetition_penalty=float(sampling.repetition_penalty),
+            length_penalty=float(sampling.length_penalty),
+            do_sample=not sampling.is_greedy,
+            eos_token_id=sorted(stop_rule.eos_ids),
+            pad_token_id=min(stop_rule.eos_ids, default=0),
+            stopping_criteria=[stop_rule],
+            **({} if sampling.is_greedy else drawing),
+        )
+    return ids[0].tolist()
+
+
+class AnswerText:
+    """The text of an answer while its tokens come: never a half character, nor the beginning of a stop string."""
+
+    def __init__(self, tokenizer, stop):
+        self.tokenizer, self.stop = tokenizer, stop
+
+    def whole(self, ids):
+        """Return the text of a finished answer: without special tokens, up to the first stop string, stripped."""
+        text = self._decode(ids)
+        return text[: min((text.find(stop) for stop in self.stop if stop in text), default=None)].strip()
+
+    def safe(self, ids):
+        """Return the beginning of `whole` that no further token can change."""
+        text = self._decode(ids)
+        if any(stop in text for stop in self.stop):
+            return self.whole(ids)
+        held = [n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        return text[: len(text) - max(held, default=0)].rstrip("\ufffd").strip()
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
