@@ -287,12 +287,14 @@ def _typed(section, schema, where, report):
         path = f"{where}.{key}"
         if key in dead:
             report.warnings.append(f"{path}: this key does nothing: {dead[key]}")
-        elif key not in typed:
+        elif key not in hints:
             report.unknown(path, "key", hints)
         else:
             kind = _not_optional(hints[key])
             if dataclasses.is_dataclass(kind) and isinstance(value, dict):
                 value = _typed(OmegaConf.create(value), kind, path, report)
+            if kind is float and type(value) is int:
+                value = float(value)
             try:
                 typed[key] = value
             except OmegaConfBaseException:
