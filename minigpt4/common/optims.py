@@ -106,5 +106,5 @@ def build_optimizer(model, run_cfg, device):
         lr=run_cfg.init_lr,
         betas=(0.9, run_cfg.beta2),
         eps=1e-8,
-        fused=device.type == "cuda",
+        fused=device.type == "cuda" or None,  # None: torch chooses
     )
