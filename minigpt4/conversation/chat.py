@@ -167,11 +167,9 @@ class Chat:
         shorter, num_left_out = conv.shortened(lambda conv: len(positions(conv)) <= room)
         prompt = positions(shorter)
         if len(prompt) >= limit:
-            raise ValueError(
-                f"question and images take {len(prompt)} tokens, the context {limit}: shorten the question"
-            )
+            raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
         if num_left_out:
-            on_notice(f"the dialogue exceeds {room} tokens: its {num_left_out} oldest turns are left out, images stay")
+            on_notice(f"more than {room} tokens: the {num_left_out} oldest question(s) are left out, images stay")
         if len(prompt) > room:
             on_notice(f"question and images leave room for {limit - len(prompt)} tokens of an answer only")
         return Context(prompt, images, conv.template.stop, min(sampling.max_new_tokens, limit - len(prompt)))

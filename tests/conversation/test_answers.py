@@ -1,0 +1,161 @@
+"""Answers: their stream, their batches, and what is kept between turns."""
+
+import copy
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+
+from minigpt4.conversation.chat import Chat, PrefixCache
+from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation
+from minigpt4.conversation.generation import AnswerText
+from tests.conversation.helpers import GREEDY, asked, computed, sentence
+
+# one answer and its stream
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, {"max_new_tokens": 40, "seed": 3}, {**GREEDY, "num_beams": 3}], ids=str)
+def test_stream_joins_to_the_answer(chat, embeddings, sampling):
+    draw = random.Random(1)
+    for _ in range(4):
+        conv, images = asked(chat, sentence(draw), embeddings[:1])
+        streamed = conv.copy()
+        text, ids = chat.answer(conv, images, **sampling)
+        pieces = list(chat.stream_answer(streamed, images, **sampling))
+        assert "".join(pieces) == text == conv.messages[-1][1]
+        assert all(pieces) and streamed == conv
+        assert 1 <= len(ids) <= sampling["max_new_tokens"]
+
+
+def test_a_stream_never_shows_half_a_character_or_a_stop_string(chat):
+    tokenizer, text = chat.model.llama_tokenizer, "café 🙂 and # one ## two\n### gone"
+    answer = AnswerText(tokenizer, ("###",))
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    shown = [answer.safe(ids[:count]) for count in range(len(ids) + 1)]
+    assert answer.whole(ids) == shown[-1] == "café 🙂 and # one ## two"
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_sampling_is_seeded_and_temperature_zero_is_greedy(chat, embeddings):
+    conv, images = asked(chat, "what is it?", embeddings[:1])
+
+    def draw(**sampling):
+        return chat.answer(conv.copy(), images, max_new_tokens=30, **sampling)[1].tolist()
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert draw(seed=1) == draw(seed=1) != draw(seed=2)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
+    assert draw(temperature=0) == draw(do_sample=False) == draw(top_k=1, seed=5) == draw(top_p=1e-6, seed=5)
+    assert draw(temperature=2, seed=1) == draw(temperature=2.0, seed=1)
+
+
+def test_answers_in_bfloat16(chat, embeddings):
+    model = copy.deepcopy(chat.model)
+    model.llama_model.to(torch.bfloat16)
+    half = Chat(model, chat.vis_processor)
+    conv, images = asked(half, "what is it?", embeddings[:1])
+    _, ids = half.answer(conv.copy(), images, **GREEDY)
+    assert len(ids) >= 1
+    rows = [asked(half, question, embeddings[:1]) for question in ("what is it?", "why is it so?")]
+    assert len(half.answer_batch([row[0] for row in rows], [row[1] for row in rows], **GREEDY)) == 2
+
+
+# batches
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batch_answers_equal_single_answers(chat, embeddings, seed):
+    draw = random.Random(seed)
+    rows = [asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2))) for _ in range(5)]
+    budgets = {"temperature": 0, "max_new_tokens": draw.choice([1, 7, 25])}
+    single = [chat.answer(conv.copy(), images, **budgets) for conv, images in rows]
+    convs = [conv for conv, _ in rows]
+    batch = chat.answer_batch(convs, [images for _, images in rows], **budgets)
+    assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
+    assert [conv.messages[-1][1] for conv in convs] == [text for text, _ in single]
+
+
+def test_a_batch_has_one_template(chat):
+    convs = [CONV_VISION.copy(), Conversation(VICUNA_V1)]
+    for conv in convs:
+        chat.ask("hello", conv)
+    with pytest.raises(ValueError, match="different templates"):
+        chat.answer_batch(convs, [[], []], **GREEDY)
+
+
+def test_two_interleaved_streams_do_not_mix(chat, embeddings):
+    rows = [asked(chat, text, [image]) for text, image in (("what is it?", embeddings[0]), ("why?", embeddings[1]))]
+    wanted = [chat.answer(conv.copy(), images, **GREEDY)[0] for conv, images in rows]
+    streams = [chat.stream_answer(conv, images, cache=PrefixCache(), **GREEDY) for conv, images in rows]
+    texts = ["", ""]
+    for _ in range(GREEDY["max_new_tokens"] + 1):
+        for index, stream in enumerate(streams):
+            texts[index] += next(stream, "")
+    assert texts == wanted
+
+
+# keys and values of earlier turns
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prefix_cache_changes_nothing_but_the_work(chat, embeddings, seed):
+    """Turns, retries, edited questions, new images and other images in the same slot, against a full prefill."""
+    draw, cache = random.Random(seed), PrefixCache()
+    conv, images = CONV_VISION.copy(), []
+    work = {"cached": 0, "full": 0}
+    for turn in range(7):
+        before = conv.copy()
+        if turn == 0 or draw.random() < 0.3:
+            conv.append_image()
+            images.append(draw.choice(embeddings))
+        elif draw.random() < 0.3:
+            images[0] = draw.choice(embeddings)
+        chat.ask(sentence(draw, 6), conv)
+        plain = conv.copy()
+        with computed(chat) as passes:
+            text, ids = chat.answer(conv, images, cache=cache, temperature=0, max_new_tokens=8)
+        work["cached"] += sum(positions for _, positions, _ in passes)
+        with computed(chat) as passes:
+            wanted, wanted_ids = chat.answer(plain, images, temperature=0, max_new_tokens=8)
+        work["full"] += sum(positions for _, positions, _ in passes)
+        assert (text, ids.tolist()) == (wanted, wanted_ids.tolist())
+        if draw.random() < 0.3:  # retry or edit: the turn is taken back
+            conv = before
+            images = images[: conv.num_images]
+            if not conv.num_images:
+                conv.append_image()
+                images = [embeddings[0]]
+    assert work["cached"] < work["full"] / 2
+
+
+def test_a_later_turn_computes_only_what_is_new(chat, embeddings):
+    cache = PrefixCache()
+    conv, images = asked(chat, "what is it?", embeddings[:1])
+    chat.answer(conv, images, cache=cache, **GREEDY)
+    chat.ask("Why?", conv)
+    new = conv.get_prompt().split("what is it?")[1] + "Assistant:"
+    with computed(chat) as passes:
+        chat.answer(conv, images, cache=cache, **GREEDY)
+    assert passes[0][1] <= len(chat.model.llama_tokenizer(new).input_ids)
+    copied = [image.clone() for image in images]  # equal numbers, another image: identity decides
+    chat.ask("Why?", conv)
+    with computed(chat) as passes:
+        chat.answer(conv, copied, cache=cache, **GREEDY)
+    assert passes[0][1] > copied[0].shape[1] + len(chat.model.llama_tokenizer(new).input_ids)
+
+
+@pytest.mark.parametrize("fail_at", [1, 2])
+def test_errors_reach_the_reader_and_leave_the_conversation(chat, embeddings, fail_at):
+    cache = PrefixCache()
+    conv, images = asked(chat, "what is it?", embeddings[:1])
+    chat.answer(conv, images, cache=cache, **GREEDY)
+    chat.ask("Why?", conv)
+    before, wanted = conv.copy(), chat.answer(conv.copy(), images, **GREEDY)[0]
+    for call in (chat.answer, lambda *args, **kwargs: list(chat.stream_answer(*args, **kwargs))):
+        with computed(chat, fail_at), pytest.raises(RuntimeError, match="out of memory"):
+            call(conv, images, cache=cache, **GREEDY)
+        assert conv == before
+        assert chat.answer(conv.copy(), images, cache=cache, **GREEDY)[0] == wanted

@@ -1,0 +1,162 @@
+"""When an answer ends, what does not fit, and what is refused."""
+
+import threading
+
+import pytest
+
+from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, PrefixCache, Sampling
+from minigpt4.conversation.conversation import CHATML, CONV_VISION, Conversation
+from tests.conversation.helpers import GREEDY, asked, computed
+
+# stopping
+
+
+def test_a_stop_event_ends_the_answer_at_once(chat, embeddings):
+    stop, conv_images = threading.Event(), asked(chat, "what do you notice?", embeddings[:1])
+    with computed(chat) as passes:
+        stream = chat.stream_answer(*conv_images, stop_event=stop, temperature=0, max_new_tokens=100)
+        first = next(stream)
+        stop.set()
+        done = len(passes)
+        rest = list(stream)
+    assert len(passes) == done  # not one token more
+    assert conv_images[0].messages[-1] == ["Assistant", first + "".join(rest)]
+
+
+def test_a_stop_event_from_another_thread(chat, embeddings):
+    """The event is set while a token is computed: that token is the last."""
+    stop = threading.Event()
+    conv, images = asked(chat, "what do you notice?", embeddings[:1])
+    handle = chat.model.llama_model.register_forward_hook(lambda *_: stop.set() if len(passes) == 3 else None)
+    with computed(chat) as passes:
+        _, ids = chat.answer(conv, images, stop_event=stop, temperature=0, max_new_tokens=100)
+    handle.remove()
+    assert len(passes) == 3 == len(ids)
+
+
+def test_a_closed_stream_keeps_what_was_written_and_its_cache(chat, embeddings):
+    cache = PrefixCache()
+    conv, images = asked(chat, "what do you notice?", embeddings[:1])
+    stream = chat.stream_answer(conv, images, cache=cache, temperature=0, max_new_tokens=100)
+    with computed(chat) as passes:
+        first = next(stream)
+        stream.close()
+    assert conv.messages[-1][1].startswith(first)
+    chat.ask("go on", conv)
+    wanted = chat.answer(conv.copy(), images, **GREEDY)[0]
+    with computed(chat) as again:
+        assert chat.answer(conv, images, cache=cache, **GREEDY)[0] == wanted
+    assert again[0][1] < passes[0][1]
+
+
+# limits and mistakes
+
+
+def test_overflow_leaves_out_old_text_and_never_the_image(chat, embeddings):
+    longest = chat.model.llama_model.config.max_position_embeddings
+    conv, images, notices = CONV_VISION.copy(), [], []
+    for turn in range(20):
+        if turn in (0, 3):
+            conv.append_image()
+            images.append(embeddings[turn])
+        chat.ask(f"question {turn}: what do you see in the picture?", conv)
+        before = conv.copy()
+        with computed(chat) as passes:
+            _, ids = chat.answer(conv, images, on_notice=notices.append, **GREEDY)
+        assert passes[0][1] + GREEDY["max_new_tokens"] <= longest
+        assert max(highest for _, _, highest in passes) < longest
+        assert conv.turns[:-1] == before.turns  # what the person sees stays whole
+        assert len(ids) >= 1
+    assert notices and all("images stay" in notice for notice in notices)
+    context = chat._context(before, images, Sampling(**GREEDY), notices.append)
+    rows = [position for position in context.positions if isinstance(position, tuple)]
+    assert rows == [(number, row) for number in (0, 1) for row in range(images[0].shape[1])]
+
+
+def test_the_callers_max_length_holds(chat, embeddings):
+    conv, images = asked(chat, "Why?", embeddings[:1])
+    length = chat.get_context_emb(conv, images).shape[1]
+    notices = []
+    for room in (5, 20):
+        _, ids = chat.answer(
+            conv.copy(), images, max_length=length + room, temperature=0, max_new_tokens=9, on_notice=notices.append
+        )
+        assert len(ids) <= room
+    assert len(notices) == 1
+    with pytest.raises(ValueError, match=r"question and images take \d+ tokens of 30: shorten the question"):
+        chat.answer(conv, images, max_length=30, max_new_tokens=9)
+    with pytest.raises(ValueError, match=r"max_new_tokens: 1000000000 leaves no room for a question in \d+ tokens"):
+        chat.answer(conv, images, max_new_tokens=10**9)
+    assert conv.messages[-1][0] == "Human"
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("num_beams", 0),
+        ("num_beams", 10**6),
+        ("max_new_tokens", 0),
+        ("repetition_penalty", float("inf")),
+        ("max_length", 1),
+        ("min_length", -5),
+        ("seed", "x"),
+    ],
+)
+def test_settings_out_of_range(chat, field, value):
+    conv, _ = asked(chat, "hello")
+    before = conv.copy()
+    with pytest.raises(ValueError, match=f"^{field}: .*expected a"):
+        chat.answer(conv, [], **{field: value})
+    assert conv == before
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "the message is empty"),
+        (" \n\t", "the message is empty"),
+        (None, "the message is empty"),
+        ("x" * 10**6, rf"has 1,000,000 characters; at most {MAX_MESSAGE_CHARS:,}"),
+    ],
+    ids=["nothing", "spaces", "None", "a million"],
+)
+def test_messages_that_are_refused(chat, text, message):
+    conv, _ = asked(chat, "hello")
+    before = conv.copy()
+    with pytest.raises(ValueError, match=message):
+        chat.ask(text, conv)
+    assert conv == before
+
+
+def test_odd_characters_are_answered(chat):
+    for text in ("\ud800 lone surrogate", "\x00\x01", "\u202e right to left", "e" + "\u0301" * 200, "🏳️‍🌈"):
+        conv, _ = asked(chat, text)
+        assert chat.answer(conv, [], temperature=0, max_new_tokens=2)[1].size
+
+
+def test_there_must_be_a_question(chat, embeddings):
+    conv = CONV_VISION.copy()
+    with pytest.raises(ValueError, match=r"nothing to answer: .*ask\(text, conv\) first"):
+        chat.answer(conv, [], **GREEDY)
+    conv, images = asked(chat, "what?", embeddings[:1])
+    chat.answer(conv, images, **GREEDY)
+    with pytest.raises(ValueError, match="nothing to answer"):
+        chat.stream_answer(conv, images, **GREEDY)
+    chat.ask("why?", conv)
+    with pytest.raises(ValueError, match=r"1 image slot\(s\), img_list 2"):
+        chat.answer(conv, [*images, *images], **GREEDY)
+
+
+def test_chatml_ends_at_its_end_token(chat):
+    """The end token of a template is found by name; an unknown one is found as text."""
+    conv = Conversation(CHATML)
+    chat.ask("hello", conv)
+    assert chat._context(conv, [], Sampling(**GREEDY), print).stop == ("<|im_end|>",)
+    text, ids = chat.answer(conv, [], **GREEDY)
+    assert len(ids) >= 1 and "<|im_end|>" not in text
