@@ -1,0 +1,79 @@
+"""What is said about scenes: noisy short captions (stage 1) and long descriptions (stage 2)."""
+
+import numpy as np
+
+from minigpt4.embedded.world import CELLS, Object, Scene
+
+NUMBERS = ("one", "two", "three")
+BACKGROUND_PHRASES = {
+    "gray": "on a gray background",
+    "beige": "on a beige background",
+    "light blue": "on a light blue background",
+    "striped": "on a striped background",
+    "checkered": "on a checkered background",
+    "grass": "on green grass",
+    "night sky": "in a night sky",
+    "brick wall": "on a brick wall",
+}
+CELL_PHRASES = {
+    cell: {"left": "on the left", "right": "on the right", "center": "in the center"}.get(cell, f"at the {cell}")
+    for cell in CELLS
+}
+INVERSE = {"above": "below", "to the left of": "to the right of"}
+
+
+def count_phrase(scene: Scene) -> str:
+    number = len(scene.objects)
+    return f"{NUMBERS[number - 1]} object{'s' if number > 1 else ''}"
+
+
+def name_of(item: Object, scene: Scene) -> str:
+    """'circle', or 'red circle' where there is another one."""
+    alone = all(o is item or o.shape != item.shape for o in scene.objects)
+    return item.shape if alone else f"{item.colour} {item.shape}"
+
+
+def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
+    """(object, 'above' or 'to the left of', next object in reading order)."""
+    return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in zip(scene.objects, scene.objects[1:])]
+
+
+def facts(scene: Scene) -> list[str]:
+    """All single statements about the scene."""
+    article = "a " if scene.background in ("night sky", "brick wall") else ""
+    result = [
+        f"There {'are' if len(scene.objects) > 1 else 'is'} {count_phrase(scene)}.",
+        f"The background is {article}{scene.background}.",
+    ]
+    for item in scene.objects:
+        name = name_of(item, scene)
+        result += [f"The {name} is {what}." for what in (item.colour, item.size, CELL_PHRASES[item.cell])]
+        if sum(o.colour == item.colour for o in scene.objects) == 1:
+            result.append(f"The {item.colour} object is a {item.shape}.")
+    for first, relation, second in relations(scene):
+        first, second = name_of(first, scene), name_of(second, scene)
+        result += [f"The {first} is {relation} the {second}.", f"The {second} is {INVERSE[relation]} the {first}."]
+    return result
+
+
+def list_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A terse line that names everything: 'small red circle top left, large blue star right, striped'."""
+    objects = [f"{o.size} {o.colour} {o.shape} {o.cell}" for o in scene.objects]
+    return ", ".join([*objects, scene.background])
+
+
+def fact_caption(scene: Scene, rng: np.random.Generator, number: int = 3) -> str:
+    """A few facts in random order, run together as people do on the web."""
+    chosen = facts(scene)
+    rng.shuffle(chosen)
+    return ", ".join(fact.rstrip(".") for fact in chosen[:number])
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> str:
+    """A fluent description of everything in the scene; `read` gives the scene back."""
+    opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
+    sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
+    sentences += [f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects]
+    for first, relation, second in relations(scene):
+        sentences.append(f"The {name_of(first, scene)} is {relation} the {name_of(second, scene)}.")
+    return " ".join(sentences)

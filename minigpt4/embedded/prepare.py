@@ -1,0 +1,101 @@
+"""Writes the embedded default's data and fetches its language model: `python -m minigpt4.embedded.prepare`.
+
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<VERSION>/` with the three data sets in the formats of the real ones:
+
+    laion/00000.tar ..      terse captions that name everything          \\  webdataset shards as img2dataset writes them
+    cc_sbu/00000.tar ..     a few facts in random order                  /   (key.jpg, key.txt, key.json; NNNNN_stats.json)
+    cc_sbu_align/           filter_cap.json and image/<id>.jpg, long fluent descriptions
+"""
+
+import argparse
+import io
+import json
+import logging
+import shutil
+import tarfile
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from minigpt4.common.config import load_environment
+from minigpt4.embedded import language, world
+from minigpt4.embedded.llm import prepare_llm
+
+SHARD_SIZE = 500
+NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 600}
+
+
+def cache_folder() -> Path:
+    return Path(load_environment().cache_root).expanduser() / "embedded"
+
+
+def data_folder(cache: Path) -> Path:
+    return cache / f"data-v{world.VERSION}"
+
+
+def encode(image) -> bytes:
+    """A picture (RGB) as JPEG bytes of img2dataset's quality."""
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def write_data(folder: Path) -> Path:
+    """`folder` with the three data sets, written when not there; it appears in one rename, complete."""
+    if folder.is_dir():
+        return folder
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="picture") as progress:
+        write_shards(scratch / "laion", 0, NUM_SAMPLES["laion"], language.list_caption, progress)
+        write_shards(scratch / "cc_sbu", NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"], language.fact_caption, progress)
+        write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
+    scratch.rename(folder)
+    return folder
+
+
+def write_shards(folder: Path, first: int, count: int, caption, progress) -> None:
+    """Stage-1 pictures `first` .. `first + count - 1` as tars with 9-digit keys."""
+    folder.mkdir(parents=True)
+    for shard in range(count // SHARD_SIZE):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for number in range(SHARD_SIZE):
+                index = first + shard * SHARD_SIZE + number
+                scene, image, _ = world.picture("stage1", index)
+                key = f"{shard:05}{number:04}"
+                text = caption(scene, world.generator("stage1", index).spawn(1)[0])
+                size = {"width": image.shape[1], "height": image.shape[0]}
+                record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None,
+                          **size, **{f"original_{k}": v for k, v in size.items()}, "exif": "{}"}  # fmt: skip
+                for extension, data in (("jpg", encode(image)), ("txt", text.encode()), ("json", json.dumps(record).encode())):
+                    member = tarfile.TarInfo(f"{key}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                progress.update()
+        stats = {"count": SHARD_SIZE, "successes": SHARD_SIZE, "failed_to_download": 0, "failed_to_resize": 0}
+        (folder / f"{shard:05}_stats.json").write_text(json.dumps(stats, indent=4))
+
+
+def write_alignment_set(folder: Path, count: int, progress) -> None:
+    (folder / "image").mkdir(parents=True)
+    annotations = []
+    for index in range(count):
+        scene, image, _ = world.picture("stage2", index)
+        (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
+        text = language.describe(scene, world.generator("stage2", index).spawn(1)[0])
+        annotations.append({"image_id": str(index), "caption": text})
+        progress.update()
+    (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
+
+
+def prepare() -> Path:
+    """The cache folder with language model and data in place."""
+    cache = cache_folder()
+    prepare_llm(cache / "llm")
+    write_data(data_folder(cache))
+    return cache
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(f"the embedded default's data and language model are in {prepare()}")
