@@ -7,27 +7,25 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from minigpt4.models import BaseModel
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask
 
 NUM_BATCHES, WIDTH = 5, 6
 
 
-class TinyModel(nn.Module):
+class TinyModel(BaseModel):
     """A frozen part with a buffer, dropout, and llama_proj, which alone learns to give the mean of `image`."""
-
-    compute_dtype = torch.float32
 
     def __init__(self, dropout=0.0, frozen_value=0.5):
         super().__init__()
-        self.visual_encoder = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.visual_encoder = nn.Linear(WIDTH, WIDTH)
         self.visual_encoder.register_buffer("scale", torch.full((1,), frozen_value))
         for parameter in self.visual_encoder.parameters():
             nn.init.constant_(parameter, frozen_value)
         self.dropout = nn.Dropout(dropout)
         self.llama_proj = nn.Linear(WIDTH, 2)
-
-    device = property(lambda self: self.llama_proj.weight.device)
+        self.freeze("visual_encoder")
 
     def forward(self, samples):
         image = samples["image"].flatten(1)[:, :WIDTH]
@@ -37,7 +35,7 @@ class TinyModel(nn.Module):
     def trainable_state_dict(self):
         return {name: value for name, value in self.state_dict().items() if name.startswith("llama_proj")}
 
-    def load_trainable(self, state, where):
+    def load_trainable(self, state, where, path=None):
         self.load_state_dict({**self.state_dict(), **state})
 
 

@@ -1,5 +1,9 @@
 """What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
 
+import os
+import resource
+import sys
+
 import torch
 
 AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}  # run.amp_dtype -> model.llm_precision
@@ -39,9 +43,10 @@ def _cuda_device(device, local_rank, where):
     return torch.device("cuda", index)
 
 
-def model_precision(amp, amp_dtype):
-    """Return the `model.llm_precision` that a run asks for: fp32 | fp16 | bf16, or auto to leave it to the model."""
-    return AMP_DTYPES[amp_dtype] if amp else "fp32"
+def set_precision(model_cfg, run_cfg):
+    """Write into the `model` section the `llm_precision` that the run asks for, unless the user chose one there."""
+    if model_cfg.get("llm_precision") == "auto":
+        model_cfg.llm_precision = AMP_DTYPES[run_cfg.amp_dtype] if run_cfg.amp else "fp32"
 
 
 def build_scaler(model, amp, device):
@@ -61,7 +66,11 @@ def peak_memory_mib(device):
     """Return the most memory held so far, in MiB: of CUDA's allocator, elsewhere of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-    import sys
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def total_memory_bytes(device):
+    """Return the size of the device's memory; on the CPU that of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

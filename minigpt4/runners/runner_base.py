@@ -6,11 +6,9 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from minigpt4.common import dist_utils
 from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
-from minigpt4.common.device import build_scaler, resolve_device
+from minigpt4.common.device import build_scaler, resolve_device, set_precision, total_memory_bytes
 from minigpt4.common.dist_utils import from_main, main_print
 from minigpt4.common.logger import RunLog, setup_logger, whole_seconds
 from minigpt4.common.optims import build_optimizer
@@ -45,6 +43,33 @@ class RunnerBase:
     def preflight(cls, cfg, where):
         """Return the problems of the `run` section, as lines; nothing is loaded."""
         return find_problems(cfg, where)
+
+    @staticmethod
+    def print_plan(cfg):
+        """Print the checked configuration and what it would train: parts, precision, memory, length. Return 0.
+
+        Nothing is loaded: the model is built without weights.
+        """
+        run = cfg.run_cfg
+        cfg.pretty_print(lambda text, *args: print(text % args))
+        device = resolve_device(run.device, dist_utils.launched_processes(run)[2])
+        set_precision(cfg.model_cfg, run)
+        parts = registry.get_model_class(cfg.model_cfg.arch).plan(cfg.model_cfg, device)
+        print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
+        weights, trainable = sum(part.bytes for part in parts), sum(part.trainable for part in parts)
+        states = trainable * 3 * 4  # float32: gradient and AdamW's two moments
+        print(
+            f"memory: {_gib(weights)} of weights, {_gib(states)} of gradients and optimizer; activations come on top, "
+            f"growing with run.batch_size_train. {device} has {_gib(total_memory_bytes(device))}"
+        )
+        if not run.evaluate:
+            steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
+            print(
+                f"training: {trainable:,} parameters, {run.max_epoch} epochs of {steps}, "
+                f"{dist_utils.launched_processes(run)[1]} process(es) x {run.batch_size_train} samples a step; "
+                f"output below {expand_path(run.output_dir)}"
+            )
+        return 0
 
     @staticmethod
     @contextmanager
@@ -124,7 +149,7 @@ class RunnerBase:
         """Load the run's state at the end of an epoch; to evaluate, only its weights."""
         where = "run.resume_ckpt_path"
         state, path = load_checkpoint(self.run_cfg.resume_ckpt_path, where)
-        self.model.load_trainable(state["model"], where)
+        self.model.load_trainable(state["model"], where, path=path)
         if not self.run_cfg.evaluate:
             load_optimizer(self.optimizer, state["optimizer"], where)
             if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
@@ -152,7 +177,7 @@ class RunnerBase:
             if parameter.requires_grad:
                 main_print(name)
         main_print(f"number of trainable parameters: {sum(parameter.numel() for parameter in self.trainable)}")
-        main_print(parts_table(self.model))
+        main_print(parts_table(self.model.parts()))
         if not self.run_cfg.valid_splits:
             logging.info("No validation splits found.")
 
@@ -199,21 +224,19 @@ class RunnerBase:
         main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}")
 
 
-def parts_table(model):
-    """Return a table of the model's parts as text: parameters, trainable ones, type, device."""
+def parts_table(parts):
+    """Return a table of a model's parts (`BaseModel.parts()`) as text."""
     rows = [("part", "parameters", "trainable", "dtype", "device")]
-    for name, part in [*model.named_children(), *model.named_parameters(recurse=False)]:
-        parameters = list(part.parameters()) if isinstance(part, torch.nn.Module) else [part]
-        if parameters:
-            total = sum(parameter.numel() for parameter in parameters)
-            trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            kinds = "/".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
-            rows.append((name, f"{total:,}", f"{trainable:,}", kinds, str(parameters[0].device)))
+    rows += [(part.name, f"{part.parameters:,}", f"{part.trainable:,}", part.dtype, part.device) for part in parts]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"
         for row in rows
     )
+
+
+def _gib(size_bytes):
+    return f"{size_bytes / 2**30:.2f} GiB"
 
 
 def _new_folder(root, name):

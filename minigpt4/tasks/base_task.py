@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from minigpt4.common.device import model_precision, resolve_device, to_device
+from minigpt4.common.device import resolve_device, set_precision, to_device
 from minigpt4.common.dist_utils import average_gradients, derived_seed, sum_over_ranks
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.registry import registry
@@ -19,11 +19,9 @@ class BaseTask:
 
     def build_model(self, cfg):
         """Return the model of the `model` section, on the run's device and in the run's precision."""
-        run_cfg, model_cfg = cfg.run_cfg, cfg.model_cfg
-        if model_cfg.get("llm_precision") == "auto":
-            model_cfg.llm_precision = model_precision(run_cfg.amp, run_cfg.amp_dtype)
-        model_class = registry.get_model_class(model_cfg.arch)
-        return model_class.from_config(model_cfg, device=resolve_device(run_cfg.device, run_cfg.gpu))
+        set_precision(cfg.model_cfg, cfg.run_cfg)
+        device = resolve_device(cfg.run_cfg.device, cfg.run_cfg.gpu)
+        return registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg, device=device)
 
     def build_datasets(self, cfg):
         """Return {dataset name: {split: dataset}} of the `datasets` section.
