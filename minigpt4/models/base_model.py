@@ -1,0 +1,86 @@
+"""What every model here has: a device, one place to freeze, one autocast decision, a table of its parts."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
+
+
+class Part(NamedTuple):
+    """One row of the table of parts; `dtype` and `device` are text, several types joined by "/"."""
+
+    name: str
+    parameters: int
+    trainable: int
+    dtype: str
+    bytes: int
+    device: str
+
+
+class BaseModel(nn.Module):
+    """A model with frozen parts that computes in `compute_dtype`."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file inside the package
+    compute_dtype = torch.float32
+    frozen = ()  # names of the parts that never train
+
+    @property
+    def device(self):
+        """The device of the first parameter."""
+        return next(self.parameters()).device
+
+    def freeze(self, *names):
+        """Freeze the named parts and parameters, for good: `train()` leaves them in evaluation mode."""
+        self.frozen = (*self.frozen, *names)
+        for name in names:
+            getattr(self, name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for name in self.frozen:
+            if isinstance(part := getattr(self, name), nn.Module):
+                part.eval()
+        return self
+
+    def maybe_autocast(self):
+        """Return the context in which this model computes: autocast to `compute_dtype`, or none for float32."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def parts(self):
+        """Return a list of Part, in the order of construction."""
+        return [_row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]]
+
+
+def _row(name, part):
+    parameters = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+
+    def texts(values):
+        return "/".join(sorted({str(value).removeprefix("torch.") for value in values}))
+
+    return Part(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        dtype=texts(parameter.dtype for parameter in parameters),
+        bytes=sum(parameter.nbytes for parameter in parameters),
+        device=texts(parameter.device for parameter in parameters),
+    )
+
+
+def resolve_compute_dtype(precision, device):
+    """Return the torch.dtype of `auto | fp16 | bf16 | fp32` on `device`.
+
+    auto: float16 on a GPU; on a CPU bfloat16 where the processor has instructions for it, else float32.
+    """
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type != "cpu":
+        return torch.float16
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return torch.bfloat16 if any(getattr(torch.cpu, probe, bool)() for probe in probes) else torch.float32

@@ -1,0 +1,129 @@
+"""The frozen language model and its tokenizer, from a local transformers folder of any family."""
+
+import logging
+import math
+
+import torch
+from torch import nn
+
+from minigpt4.common.utils import expand_path
+
+# Any model that has learned English finds this far from random; see `check_reads_english`.
+SANITY_TEXT = (
+    "The children walked to the beach in the morning. They built a castle of sand, and when the water came back in the "
+    "afternoon, they sat on the old wall, ate bread and apples, and watched how the waves slowly took it away."
+)
+
+
+def load_tokenizer(folder):
+    """Return the tokenizer of a folder; it pads on the right with its end token, as training in 2023 did."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), local_files_only=True)
+    _repair_end_tokens(tokenizer, folder)
+    _use_sentencepiece_rules(tokenizer)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    return tokenizer
+
+
+def _repair_end_tokens(tokenizer, folder):
+    """Take BOS and EOS from the model's config.json where the tokenizer's are absent or empty, as in old conversions.
+
+    Raises ValueError if there is no end token in either; a family without BOS starts its sequences without.
+    """
+    config = load_config(folder)
+    for role in ("bos", "eos"):
+        index = getattr(config, f"{role}_token_id", None)
+        index = index[0] if isinstance(index, list) else index
+        if not getattr(tokenizer, f"{role}_token") and index is not None:
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
+            logging.info("model.llama_model: the tokenizer names no %s token, config.json does: id %d", role, index)
+    if not tokenizer.eos_token:
+        raise ValueError(f"model.llama_model: neither tokenizer nor config.json of '{folder}' names an end token (eos)")
+
+
+def _use_sentencepiece_rules(tokenizer):
+    """Make a LLaMA tokenizer split text as sentencepiece does; others are left as they are.
+
+    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces around special
+    tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of text, and a special token
+    swallows the spaces beside it.
+    """
+    from tokenizers import AddedToken, normalizers, pre_tokenizers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_sentencepiece = isinstance(getattr(backend, "pre_tokenizer", None), pre_tokenizers.Metaspace)
+    if not (is_sentencepiece and getattr(backend.model, "byte_fallback", False)):
+        return
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([])
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    backend.add_special_tokens(
+        [AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True) for name in special]
+    )
+
+
+def load_config(folder):
+    """Return the transformers configuration of a folder. Raises ValueError for an unknown or remote-code family."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(expand_path(folder), local_files_only=True)
+
+
+def load_llm(folder, dtype, device, low_resource=False, device_8bit=0):
+    """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
+
+    `low_resource`: 8-bit weights; on a GPU then on number `device_8bit`. Raises ValueError if the files lack tensors
+    that the configuration asks for.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    if low_resource:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        device = torch.device("cuda", device_8bit) if device.type == "cuda" else device
+    if low_resource or device.type != "cpu":
+        options["device_map"] = {"": device}
+    llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"model.llama_model: the weight files in '{folder}' lack {len(missing)} tensors that its config.json asks "
+            f"for ({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''}); copy all shards of the model there"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        logging.info("model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3]))
+    return llm.eval()
+
+
+def meta_llm(folder, dtype, low_resource=False):
+    """Return what `load_llm` would, on the meta device: shapes and types, no weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(load_config(folder), dtype=dtype)
+    for module in llm.modules() if low_resource else ():
+        if isinstance(module, nn.Linear) and module is not llm.get_output_embeddings():
+            module.weight = nn.Parameter(torch.empty_like(module.weight, dtype=torch.int8), requires_grad=False)
+    return llm
+
+
+def embedding_width(llm):
+    """Return the width of the LLM's word embeddings."""
+    return llm.get_input_embeddings().weight.shape[1]
+
+
+@torch.no_grad()
+def check_reads_english(llm, tokenizer, folder):
+    """Raise ValueError if the LLM predicts a plain English text little better than by guessing."""
+    embedding = llm.get_input_embeddings()
+    ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids], device=embedding.weight.device)
+    logits = llm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    loss = nn.functional.cross_entropy(logits, ids[0, 1:]).item()
+    guess = math.log(logits.shape[-1])
+    if not loss < 0.8 * guess:
+        raise ValueError(
+            f"model.llama_model: '{folder}' does not read English: loss {loss:.2f} a token on a plain paragraph; "
+            f"guessing among {logits.shape[-1]} tokens has {guess:.2f} (10.375 in logs of LLaMA is such a guess). "
+            "Most likely: a Vicuna delta that was not merged into LLaMA, wrong or half-copied weights, or a conversion "
+            "gone wrong. To use it knowingly: --options model.check_llm=False"
+        )

@@ -1,0 +1,289 @@
+"""MiniGPT-4: a frozen ViT and Q-Former, one trained linear layer, a frozen LLM.
+
+Shapes: B pictures, S picture size, N patches, Dv ViT width, Q queries, H Q-Former width, D LLM width, P prefix
+positions (image slots and prompt), T text positions, L = 1 + P + T.
+"""
+
+import itertools
+import logging
+import random
+
+import torch
+from torch import nn
+
+from minigpt4.common.dist_utils import main_print
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import cached_path, resolve_file
+from minigpt4.models import language_model, weights
+from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
+from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, resize_pos_embed
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.models.prompts import IMAGE_SLOT, read_prompts
+from minigpt4.models.qformer import QFormerConfig, build_qformer, to_release_name
+
+IGNORED = -100  # label of a position without a target
+
+# What an LLM of a certain width usually is, for messages.
+_LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
+
+
+@registry.register_model("mini_gpt4")
+class MiniGPT4(BaseModel):
+    """The whole model. `MiniGPT4.from_config(cfg)` builds it; `forward` gives the loss of a batch."""
+
+    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_vicuna": "configs/models/minigpt4.yaml"}
+    Config = MiniGPT4Config
+
+    def __init__(self, cfg, compute_dtype):
+        """Make all parts but the LLM on the meta device: shapes, types and what is frozen, no weights."""
+        super().__init__()
+        self.compute_dtype, self.image_size = compute_dtype, cfg.image_size
+        self.vit_config = weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
+        qformer_config = weights.dimensions(cached_path(cfg.q_former_model), QFormerConfig(), "model.q_former_model")
+        if qformer_config.encoder_width != self.vit_config.embed_dim:
+            raise ValueError(
+                f"model.q_former_model: its Q-Former looks at {qformer_config.encoder_width}-wide image tokens, the "
+                f"ViT of model.vit_ckpt makes {self.vit_config.embed_dim}-wide ones; take files that belong together"
+            )
+        self.visual_encoder = build_eva_vit(self.vit_config, cfg.image_size, cfg.drop_path_rate)
+        self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
+        self.ln_vision = LayerNorm(self.vit_config.embed_dim, device="meta")
+        self.Qformer = build_qformer(qformer_config)
+        self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, qformer_config.hidden_size, device="meta"))
+        if cfg.vit_precision == "fp16" and cfg.freeze_vit:
+            half_linears(self.visual_encoder, compute_dtype)
+        if cfg.freeze_vit:
+            self.freeze("visual_encoder", "ln_vision")
+        if cfg.freeze_qformer:
+            self.freeze("Qformer", "query_tokens")
+        self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
+        self.prompt_list, self._num_forwards = [], itertools.count()
+
+    # building
+
+    @classmethod
+    def from_config(cls, cfg, device=None):
+        """Return the model of a checked `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
+
+        Raises ValueError (WeightsError) or OSError that names the configuration key of a file that does not fit.
+        """
+        meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
+        model._load_vision(cfg)
+        model.to(device or "cpu")
+        model._load_language(cfg, torch.device(device or "cpu"))
+        if cfg.prompt_path:
+            model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
+            main_print(f"Load {len(model.prompt_list)} training prompts")
+            main_print(f"Prompt Example \n{model.prompt_list[0]}")
+        if cfg.ckpt:
+            main_print(f"Load BLIP2-LLM Checkpoint: {cfg.ckpt}")
+            path = resolve_file(cfg.ckpt, "model.ckpt")
+            needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
+            model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
+        return model.eval()
+
+    @classmethod
+    def preflight(cls, cfg, where="model"):
+        """Return the problems of the section as lines `full key: problem`; nothing is loaded."""
+        return find_problems(cfg, where)
+
+    @classmethod
+    def skeleton(cls, cfg, compute_dtype):
+        """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
+        model = cls(cfg, compute_dtype)
+        model._attach(language_model.meta_llm(cfg.llama_model, compute_dtype, cfg.low_resource), "meta")
+        return model
+
+    @classmethod
+    def plan(cls, cfg, device):
+        """Return the list of Part that `from_config` would build on `device`; reads no weights."""
+        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device)))
+        return [part._replace(device=str(device)) for part in model.parts()]
+
+    def _load_vision(self, cfg):
+        main_print("Loading VIT")
+        path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
+        found = weights.read_tensors(path, "model.vit_ckpt")
+        found = resize_pos_embed(found, self.image_size, self.vit_config.patch_size)
+        excess = weights.last_block_excess(self.vit_config.depth)
+        hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
+        expected = self.visual_encoder.state_dict()
+        self._assign("visual_encoder.", weights.match(found, expected, "model.vit_ckpt", path, excess, hint=hint))
+        if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not cfg.freeze_vit):
+            reason = "it trains" if not cfg.freeze_vit else "this run does not compute in half precision"
+            logging.info("vision encoder in float32: %s", reason)
+        if cfg.freeze_vit:
+            logging.info("freeze vision encoder")
+        main_print("Loading VIT Done\nLoading Q-Former")
+
+        path = resolve_file(cfg.q_former_model, "model.q_former_model")
+        found = weights.read_tensors(path, "model.q_former_model", root="model")
+        expected = {
+            to_release_name(name): tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith(("query_tokens", "ln_vision.", "Qformer."))
+        }
+        hint = f"Expected the file of BLIP-2, or its dimensions in '{path.with_suffix('.json')}'"
+        found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
+        self._assign("", found)
+        logging.info("load checkpoint from %s", path)
+        if cfg.freeze_qformer:
+            logging.info("freeze Qformer")
+        main_print("Loading Q-Former Done")
+
+    def _assign(self, prefix, found):
+        """Put tensors of the release's names in place, in the type that was planned for each; equal types are not
+        copied."""
+        own = {to_release_name(name): (name, tensor.dtype) for name, tensor in self.state_dict().items()}
+        named = {own[prefix + name][0]: tensor.to(own[prefix + name][1]) for name, tensor in found.items()}
+        self.load_state_dict(named, strict=False, assign=True)
+
+    def _load_language(self, cfg, device):
+        main_print("Loading LLAMA")
+        self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
+        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, cfg.low_resource, cfg.device_8bit)
+        if cfg.check_llm:
+            language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
+        self._attach(llm, device)
+        main_print("Loading LLAMA Done")
+
+    def _attach(self, llm, device):
+        """Add the frozen LLM and the projection into its embedding space."""
+        self.llama_model = llm
+        self.freeze("llama_model")
+        self.llama_proj = nn.Linear(self.query_tokens.shape[-1], language_model.embedding_width(llm), device=device)
+
+    # checkpoints
+
+    def _release_parameters(self):
+        return {to_release_name(name): parameter for name, parameter in self.named_parameters()}
+
+    def trainable_state_dict(self):
+        """Return {name of the 2023 release: tensor} of what trains: for the shipped files llama_proj alone."""
+        return {name: tensor.detach() for name, tensor in self._release_parameters().items() if tensor.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable(self, state, where, needed=None, path="checkpoint"):
+        """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
+
+        Other parameters of the model that are there are taken too: another run may have trained them.
+        Raises WeightsError.
+        """
+        own = self._release_parameters()
+        needed = self.trainable_state_dict() if needed is None else needed
+        self._check_width(state, where, path)
+        expected = {name: own[name] for name in needed}
+        found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own)
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+
+    def _check_width(self, state, where, path):
+        found, own = state.get("llama_proj.weight"), self.llama_proj.weight
+        if found is not None and found.ndim == 2 and found.shape[0] != own.shape[0]:
+            theirs, ours = found.shape[0], own.shape[0]
+            raise weights.WeightsError(
+                f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
+                f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
+            )
+
+    # forward
+
+    def encode_img(self, image):
+        """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""
+        if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"image: {list(image.shape)}; expected [B, 3, {self.image_size}, {self.image_size}]: the processors' "
+                "image_size must be model.image_size"
+            )
+        with self.maybe_autocast():
+            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [B, 1 + N, Dv]
+            queries = self.Qformer(self.query_tokens, image_embeds)  # [B, Q, H]
+            inputs_llama = self.llama_proj(queries)  # [B, Q, D]
+        return inputs_llama, torch.ones(inputs_llama.shape[:2], dtype=torch.long, device=inputs_llama.device)
+
+    def prompt_wrap(self, img_embeds, atts_img, prompt):
+        """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the picture; all alike without one."""
+        if not prompt:
+            return img_embeds, atts_img
+        pieces = prompt.split(IMAGE_SLOT)
+        if len(pieces) != 2:
+            raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
+        ids = [self.llama_tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
+        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in ids)
+        size = img_embeds.shape[0]
+        wrapped = [before.expand(size, -1, -1), img_embeds.to(before), after.expand(size, -1, -1)]
+        wrapped = torch.cat(wrapped, dim=1)
+        return wrapped, atts_img.new_ones(wrapped.shape[:2])
+
+    def build_inputs(self, samples):
+        """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]} of a batch, and T.
+
+        Labels are the text's token ids, IGNORED elsewhere. Raises ValueError if no position has a target.
+        """
+        ids, text_mask, text_labels = self._text(samples["text_input"])
+        prefix, prefix_mask = self.encode_img(samples["image"])
+        if self.prompt_list:
+            prefix, prefix_mask = self.prompt_wrap(prefix, prefix_mask, self._draw_prompt(samples))
+        embeds = self._embed(ids)  # [B, T, D]
+        size = embeds.shape[0]
+        bos = self.llama_tokenizer.bos_token_id
+        bos = self._embed(torch.tensor([[] if bos is None else [bos]], dtype=torch.long)).expand(size, -1, -1)
+        inputs_embeds = torch.cat([bos, prefix.to(embeds), embeds], dim=1)
+        num_before = inputs_embeds.shape[1] - ids.shape[1]
+        pad = (num_before, 0)
+        return {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": nn.functional.pad(text_mask, pad, value=1).to(embeds.device),
+            "labels": nn.functional.pad(text_labels, pad, value=IGNORED).to(embeds.device),
+        }, ids.shape[1]
+
+    def forward(self, samples):
+        """Return {"loss": mean cross entropy over the batch's target tokens} for {"image", "text_input"}."""
+        inputs, num_text = self.build_inputs(samples)
+        labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
+        length = inputs["inputs_embeds"].shape[1]
+        predicting = torch.arange(length - num_text - 1, length - 1, device=labels.device)
+        with self.maybe_autocast():
+            logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
+        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return {"loss": loss}
+
+    def _text(self, texts):
+        """Return token ids, mask and labels [B, T] of captions with end symbol, cut to max_txt_len, padded right."""
+        texts = [text + self.end_sym for text in texts]
+        rows = self.llama_tokenizer(
+            texts, add_special_tokens=False, truncation=True, max_length=self.max_txt_len
+        ).input_ids
+        pad = self.llama_tokenizer.pad_token_id
+        mask = _stack([[1] * len(row) for row in rows], 0)
+        ids = _stack(rows, pad)
+        is_target = mask.bool() & (ids != pad) if self.mask_eos_labels else mask.bool()
+        if not is_target.any():
+            advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if mask.any() else ""
+            raise ValueError(
+                f"batch has no target token: all {len(texts)} captions are empty after truncation "
+                f"(model.max_txt_len={self.max_txt_len}){advice}"
+            )
+        return ids, mask, ids.masked_fill(~is_target, IGNORED)
+
+    def _embed(self, ids):
+        embedding = self.llama_model.get_input_embeddings()
+        return embedding(ids.to(embedding.weight.device))
+
+    def _draw_prompt(self, samples):
+        """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""
+        step = samples.get("iters", next(self._num_forwards))
+        return random.Random(f"{torch.initial_seed()} {step}").choice(self.prompt_list)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Computes in float32, whatever comes in, and gives back the input's type. eps 1e-5. Source: BLIP-2."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+def _stack(rows, fill):
+    """Return lists of unequal length as one int64 tensor [B, longest], filled on the right."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill)

@@ -1,0 +1,76 @@
+"""The section `model` of a configuration: its keys, their defaults, and what can be wrong with their values."""
+
+from dataclasses import dataclass
+
+from minigpt4.common.config import REQUIRED
+from minigpt4.common.utils import expand_path, missing_file
+from minigpt4.models.base_model import DTYPES
+from minigpt4.models.eva_vit import VIT_MODELS
+from minigpt4.models.prompts import prompt_problems
+
+# Source: BLIP-2.
+BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
+
+
+@dataclass
+class MiniGPT4Config:
+    """Every key of the section `model`, with its default."""
+
+    arch: str = "mini_gpt4"
+    model_type: str = "pretrain_vicuna"
+    # vision encoder
+    vit_model: str = "eva_clip_g"
+    vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
+    image_size: int = 224
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False  # of the ViT
+    vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
+    freeze_vit: bool = True  # and ln_vision
+    # Q-Former
+    q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL
+    num_query_token: int = 32
+    freeze_qformer: bool = True  # and query_tokens
+    # language model
+    llama_model: str = REQUIRED  # transformers folder
+    llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
+    low_resource: bool = False  # 8-bit LLM
+    device_8bit: int = 0  # GPU of the 8-bit LLM
+    check_llm: bool = True  # refuse an LLM that does not read English
+    # text
+    prompt_path: str = ""
+    prompt_template: str = ""  # one {} for the prompt
+    max_txt_len: int = 32  # tokens of a caption, end symbol included
+    end_sym: str = "\n"
+    mask_eos_labels: bool = True  # 2023: an end token in the text is no target; False where end_sym is the end token
+    # MiniGPT-4 checkpoint to start from, path or URL
+    ckpt: str = ""
+
+    DEAD_KEYS = {
+        "prompt": "training prompts come from model.prompt_path",
+        "finetuned": "set model.ckpt",
+        "pretrained": "set model.ckpt",
+        "load_finetuned": "set model.ckpt",
+    }
+
+
+_CHOICES = {"vit_model": tuple(VIT_MODELS), "vit_precision": ("fp16", "fp32"), "llm_precision": ("auto", *DTYPES)}
+
+
+def find_problems(cfg, where):
+    """Return all that is wrong with the section, as lines that begin with the key; nothing is loaded."""
+    problems = [
+        f"{where}.{key}: '{cfg.get(key)}' is not one of {', '.join(choices)}"
+        for key, choices in _CHOICES.items()
+        if cfg.get(key) not in choices
+    ]
+    for key in ("image_size", "num_query_token", "max_txt_len"):
+        if cfg.get(key) < 1:
+            problems.append(f"{where}.{key}: {cfg.get(key)}; expected at least 1")
+    if not (expand_path(cfg.llama_model) / "config.json").is_file():
+        problems.append(
+            f"{where}.llama_model: no transformers model in '{expand_path(cfg.llama_model)}' (config.json is not "
+            "there); give the folder with config.json, weights and tokenizer"
+        )
+    files = {key: cfg.get(key) for key in ("vit_ckpt", "q_former_model", "ckpt")}
+    problems += filter(None, [missing_file(file, f"{where}.{key}") for key, file in files.items() if file])
+    return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template, where)

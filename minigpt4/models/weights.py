@@ -1,0 +1,158 @@
+"""Weight files: reading without running code, strict matching of names and shapes, sidecars with dimensions.
+
+A source file must hold every tensor that the model needs of it, of the right shape. What it holds beyond that must
+match a pattern of the tables below, and is reported once; anything else is an error that names both sides.
+"""
+
+import dataclasses
+import json
+import logging
+import pickle
+import re
+import zipfile
+
+import torch
+
+from minigpt4.common.utils import check_not_html
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used; the message says what was found and what to do."""
+
+
+# What files may hold in excess: (pattern of the whole name, why it is not used).
+VIT_EXCESS = (
+    (r"norm\.\w+|fc_norm\.\w+", "norm after the last block"),
+    (r"head\.\w+", "head of the pretraining task"),
+)
+QFORMER_EXCESS = (
+    (r"Qformer\.bert\.embeddings\.position_ids", "constant of 2023's text embeddings"),
+    (r"Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight", "text branch"),
+    (r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..+", "text branch"),
+    (r"Qformer\.cls\..+", "text head"),
+    (r"(t5|opt|vision|text)_proj\..+|itm_head\..+|temp", "parts of BLIP-2 that have no use here"),
+    (r"visual_encoder\..+", "the ViT comes from model.vit_ckpt"),
+)
+CHECKPOINT_EXCESS = (
+    (r"Qformer\.bert\.embeddings\.position_ids", "constant of 2023's text embeddings"),
+    (r"llama_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "constant of 2023's LLaMA"),
+)
+
+
+def last_block_excess(depth):
+    """Return VIT_EXCESS and the block that follows the `depth` used ones (Source: BLIP-2 takes the penultimate)."""
+    return ((rf"blocks\.{depth}\..+", "last block, only the one before it is used"), *VIT_EXCESS)
+
+
+def read_tensors(path, where, root=None):
+    """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
+
+    `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
+    Raises WeightsError if the file is damaged, would run code, or holds something else; ValueError for a web page.
+    """
+    check_not_html(path, where)
+    state = _read_safetensors(path, where) if path.suffix == ".safetensors" else _read_pickle(path, where)
+    if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
+        state = state[root]
+    others = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else None
+    if others is None or others:
+        found = f"'{others[0]}' in it is a {type(state[others[0]]).__name__}" if others else f"a {type(state).__name__}"
+        expected = "names and tensors" + (f", below the key '{root}'" if root else "")
+        raise WeightsError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
+    return state
+
+
+def _read_safetensors(path, where):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{where}: '{path}' is damaged or no safetensors file ({error}); use another one") from None
+
+
+def _read_pickle(path, where):
+    try:  # only zip archives, what torch writes since 1.6, can be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{where}: '{path}' holds more than tensors and plain values, and was not opened, for such a file can run "
+            f"code ({_first_line(error)}). Use the released file, or save its state dict alone"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{where}: '{path}' is damaged or no file of weights ({_first_line(error)}); download it again"
+        ) from None
+
+
+def match(found, expected, where, path, excess=(), optional=None, hint=""):
+    """Return {name: tensor} of `found` for all names of `expected`, and those of `optional` that are there.
+
+    `expected`, `optional`: {name: tensor of the wanted shape}. `excess`: (pattern, reason) of what may be left over.
+    Raises WeightsError that lists what is missing, unknown or of another shape.
+    """
+    known = {**(optional or {}), **expected}
+    wrong = [
+        _listed("missing", [f"{name} {list(expected[name].shape)}" for name in expected if name not in found]),
+        _listed(
+            "of another shape",
+            [
+                f"{name} is {list(found[name].shape)}, expected {list(known[name].shape)}"
+                for name in known
+                if name in found and found[name].shape != known[name].shape
+            ],
+        ),
+    ]
+    left_over = [name for name in found if name not in known]
+    reasons = {name: next((why for p, why in excess if re.fullmatch(p, name)), None) for name in left_over}
+    wrong.append(_listed("unknown", [f"{n} {list(found[n].shape)}" for n, why in reasons.items() if why is None]))
+    if any(wrong):
+        advice = _advice(found) or hint
+        problems = "; ".join(filter(None, wrong))
+        raise WeightsError(f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else ""))
+    if left_over:
+        kinds = ", ".join(dict.fromkeys(reasons.values()))
+        logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, kinds)
+    return {name: found[name] for name in known if name in found}
+
+
+def _listed(what, items, limit=3):
+    """Return "5 tensors are missing (a, b, c, ..)", or nothing for none."""
+    if not items:
+        return ""
+    number = "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
+    return f"{number} {what} ({', '.join(items[:limit])}{', ..' if len(items) > limit else ''})"
+
+
+def _advice(found):
+    if not found:
+        return "The file is empty"
+    if all(name.startswith("module.") for name in found):
+        return "Its names begin with 'module.': it was saved from a wrapped model; save model.module.state_dict()"
+    return None
+
+
+def dimensions(path, standard, where):
+    """Return the dimensions of a weight file: those of the JSON file beside it, of the same stem, else `standard`.
+
+    Raises WeightsError for a sidecar with unknown or missing fields.
+    """
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return standard
+    names = [field.name for field in dataclasses.fields(standard)]
+    try:
+        values = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not all(type(values[name]) is int and values[name] > 0 for name in names) or set(values) != set(names):
+            raise ValueError("unknown or unusable fields")
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{where}: '{sidecar}', which gives the dimensions of '{path.name}', is not usable ({error}); expected a "
+            f"JSON object of whole numbers with {', '.join(names)}"
+        ) from None
+    return type(standard)(**values)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
