@@ -59,8 +59,8 @@ class RunnerBase:
         weights, trainable = sum(part.bytes for part in parts), sum(part.trainable for part in parts)
         states = trainable * 3 * 4  # float32: gradient and AdamW's two moments
         print(
-            f"memory: {_gib(weights)} of weights, {_gib(states)} of gradients and optimizer; activations come on top, "
-            f"growing with run.batch_size_train. {device} has {_gib(total_memory_bytes(device))}"
+            f"memory: {_size(weights)} of weights, {_size(states)} of gradients and optimizer; activations come on top, "
+            f"growing with run.batch_size_train. {device} has {_size(total_memory_bytes(device))}"
         )
         if not run.evaluate:
             steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
@@ -235,8 +235,8 @@ def parts_table(parts):
     )
 
 
-def _gib(size_bytes):
-    return f"{size_bytes / 2**30:.2f} GiB"
+def _size(size_bytes):
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def _new_folder(root, name):
