@@ -59,7 +59,7 @@ class RunnerBase:
         weights, trainable = sum(part.bytes for part in parts), sum(part.trainable for part in parts)
         states = trainable * 3 * 4  # float32: gradient and AdamW's two moments
         print(
-            f"memory: {_size(weights)} of weights, {_size(states)} of gradients and optimizer; activations come on top, "
+            f"memory: {_size(weights)} of weights, {_size(states)} of gradients and optimizer; activations on top, "
             f"growing with run.batch_size_train. {device} has {_size(total_memory_bytes(device))}"
         )
         if not run.evaluate:
