@@ -227,6 +227,7 @@ class AnswerText:
 
     def __init__(self, tokenizer, stop):
         self.tokenizer, self.stop = tokenizer, stop
+        self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def whole(self, ids):
         """Return the text of a finished answer: without special tokens, up to the first stop string, stripped."""
@@ -242,4 +243,6 @@ class AnswerText:
         return text[: len(text) - max(held, default=0)].rstrip("\ufffd").strip()
 
     def _decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # not by skip_special_tokens: tokenizers 0.23 forgets which they are when a normalizer is set
+        plain = [index for index in ids if index not in self.special_ids]
+        return self.tokenizer.decode(plain, clean_up_tokenization_spaces=False)

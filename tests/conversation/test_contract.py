@@ -1,12 +1,10 @@
 """Names and calls that other people's scripts rely on: the 2023 demo's and those of VLMEvalKit's MiniGPT-4 adapter."""
 
 import inspect
-import json
 
 import pytest
 import torch
 
-from minigpt4.common.registry import registry
 from minigpt4.conversation.chat import Sampling
 from minigpt4.conversation.conversation import (
     CONV_VISION,
@@ -19,12 +17,6 @@ from minigpt4.conversation.conversation import (
 from tests.golden import GOLDEN
 
 IMAGE = str(next((GOLDEN / "h_conversation/images").glob("*.png")))
-
-
-@pytest.fixture
-def vis_processor():
-    size = json.loads((GOLDEN / "c_minigpt4/config.json").read_text())["image_size"]
-    return registry.get_processor_class("blip2_image_eval").from_config({"image_size": size})
 
 
 def test_the_2023_demo(golden_model, vis_processor):
