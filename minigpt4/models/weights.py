@@ -80,7 +80,7 @@ def _read_pickle(path, where):
             f"{where}: '{path}' holds more than tensors and plain values, and was not opened, for such a file can run "
             f"code ({_first_line(error)}). Use the released file, or save its state dict alone"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(
             f"{where}: '{path}' is damaged or no file of weights ({_first_line(error)}); download it again"
         ) from None
