@@ -22,17 +22,25 @@ def asked(chat, text, images=()):
 
 @contextmanager
 def computed(chat, fail_at=None):
-    """Yield a list that gets (rows, positions, highest position) of every forward pass of the LLM."""
+    """Yield a list that gets (rows, positions, highest position) of every forward pass of the LLM.
+
+    Pass number `fail_at` dies before its last layer, when the layers before it have extended their keys and values.
+    """
     passes = []
 
     def note(module, args, kwargs):
         given = kwargs.get("inputs_embeds") if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         passes.append((*given.shape[:2], int(kwargs["position_ids"].max())))
+
+    def fail(*_):
         if len(passes) == fail_at:
             raise RuntimeError("out of memory")
 
-    handle = chat.model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
+    llm = chat.model.llama_model
+    handles = [llm.register_forward_pre_hook(note, with_kwargs=True)]
+    handles.append(llm.model.layers[-1].register_forward_pre_hook(fail))
     try:
         yield passes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

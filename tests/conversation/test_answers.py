@@ -2,14 +2,16 @@
 
 import copy
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
-from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation
-from minigpt4.conversation.generation import AnswerText
+from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
+from minigpt4.conversation.generation import AnswerText, padded_batch
+from minigpt4.conversation.prompt import Context
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 
 # one answer and its stream
@@ -63,6 +65,18 @@ def test_answers_in_bfloat16(chat, embeddings):
     assert len(half.answer_batch([row[0] for row in rows], [row[1] for row in rows], **GREEDY)) == 2
 
 
+@pytest.mark.parametrize("prompt_template", ["[INST] {} [/INST] ", "Question: {} Answer:", "{}\n"])
+def test_a_chat_opens_as_training_does(chat, embeddings, prompt_template):
+    """The same embeddings, bit by bit, as the model's own prompt around an image (templates without system text)."""
+    conv, image = Conversation(replace(template_for(prompt_template), system="")), embeddings[0]
+    conv.append_image()
+    chat.ask("Describe it.", conv)
+    conv.append_message(conv.roles[1], None)
+    prompt = prompt_template.format("<Img><ImageHere></Img> Describe it.")
+    trained, _ = chat.model.prompt_wrap(image, torch.ones(image.shape[:2]), prompt)
+    assert torch.equal(chat.get_context_emb(conv, [image])[:, 1:], trained)  # the first position is BOS
+
+
 # batches
 
 
@@ -76,6 +90,16 @@ def test_batch_answers_equal_single_answers(chat, embeddings, seed):
     batch = chat.answer_batch(convs, [images for _, images in rows], **budgets)
     assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
     assert [conv.messages[-1][1] for conv in convs] == [text for text, _ in single]
+
+
+def test_rows_of_a_batch_keep_their_own_positions(chat):
+    """Rotary positions are relative and forgive a shift; learned ones do not."""
+    contexts = [Context(tuple(range(3, 3 + length)), (), (), 1) for length in (2, 5)]
+    embeds, mask, positions = padded_batch(chat.model.llama_model, contexts, 0)
+    assert mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    assert [row[kept].tolist() for row, kept in zip(positions, mask.bool(), strict=True)] == [[0, 1], [0, 1, 2, 3, 4]]
+    assert torch.equal(embeds[0, 3:], embeds[1, :2])
+    assert padded_batch(chat.model.llama_model, contexts[1:], 2)[2].tolist() == [[2, 3, 4]]
 
 
 def test_a_batch_has_one_template(chat):
