@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.dist_utils import main_print
+from minigpt4.models import weights
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,27 @@ def half_linears(module, dtype):
             part.to(dtype)
 
 
-def resize_pos_embed(tensors, image_size, patch_size):
-    """Return `tensors` with `pos_embed` [1, 1 + N, D] resampled for `image_size`, the class token's kept."""
+def load_eva_vit(vit, path, where, hint=""):
+    """Fill a network of `build_eva_vit` with the tensors of a file, its position embedding resampled if need be.
+
+    Tensors of the planned type stay mapped to the file. Raises WeightsError (with `hint`) if the file does not fit.
+    """
+    found = resize_pos_embed(weights.read_tensors(path, where), vit.patch_embed.grid_size[0])
+    excess = weights.last_block_excess(len(vit.blocks))
+    weights.assign(vit, weights.match(found, vit.state_dict(), where, path, excess, hint=hint))
+
+
+def resize_pos_embed(tensors, grid):
+    """Return `tensors` with `pos_embed` [1, 1 + N, D] resampled to grid x grid patches, the class token's kept."""
     from timm.layers import resample_abs_pos_embed
 
     if "pos_embed" not in tensors:
         return tensors
-    old, new = math.isqrt(tensors["pos_embed"].shape[1] - 1), image_size // patch_size
-    if old == new:
+    old = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    if old == grid:
         return tensors
-    main_print(f"Position interpolate from {old}x{old} to {new}x{new}")
+    main_print(f"Position interpolate from {old}x{old} to {grid}x{grid}")
     resized = resample_abs_pos_embed(
-        tensors["pos_embed"].float(), new_size=[new, new], old_size=[old, old], num_prefix_tokens=1, antialias=False
+        tensors["pos_embed"].float(), new_size=[grid, grid], old_size=[old, old], num_prefix_tokens=1, antialias=False
     )
     return {**tensors, "pos_embed": resized}

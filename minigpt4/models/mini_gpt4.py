@@ -16,10 +16,10 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, resolve_file
 from minigpt4.models import language_model, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
-from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, resize_pos_embed
+from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.models.prompts import IMAGE_SLOT, read_prompts
-from minigpt4.models.qformer import QFormerConfig, build_qformer, to_release_name
+from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 IGNORED = -100  # label of a position without a target
 
@@ -38,16 +38,16 @@ class MiniGPT4(BaseModel):
         """Make all parts but the LLM on the meta device: shapes, types and what is frozen, no weights."""
         super().__init__()
         self.compute_dtype, self.image_size = compute_dtype, cfg.image_size
-        self.vit_config = weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
+        vit_config = weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
         qformer_config = weights.dimensions(cached_path(cfg.q_former_model), QFormerConfig(), "model.q_former_model")
-        if qformer_config.encoder_width != self.vit_config.embed_dim:
+        if qformer_config.encoder_width != vit_config.embed_dim:
             raise ValueError(
                 f"model.q_former_model: its Q-Former looks at {qformer_config.encoder_width}-wide image tokens, the "
-                f"ViT of model.vit_ckpt makes {self.vit_config.embed_dim}-wide ones; take files that belong together"
+                f"ViT of model.vit_ckpt makes {vit_config.embed_dim}-wide ones; take files that belong together"
             )
-        self.visual_encoder = build_eva_vit(self.vit_config, cfg.image_size, cfg.drop_path_rate)
+        self.visual_encoder = build_eva_vit(vit_config, cfg.image_size, cfg.drop_path_rate)
         self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
-        self.ln_vision = LayerNorm(self.vit_config.embed_dim, device="meta")
+        self.ln_vision = LayerNorm(vit_config.embed_dim, device="meta")
         self.Qformer = build_qformer(qformer_config)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, qformer_config.hidden_size, device="meta"))
         if cfg.vit_precision == "fp16" and cfg.freeze_vit:
@@ -104,12 +104,8 @@ class MiniGPT4(BaseModel):
     def _load_vision(self, cfg):
         main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
-        found = weights.read_tensors(path, "model.vit_ckpt")
-        found = resize_pos_embed(found, self.image_size, self.vit_config.patch_size)
-        excess = weights.last_block_excess(self.vit_config.depth)
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
-        expected = self.visual_encoder.state_dict()
-        self._assign("visual_encoder.", weights.match(found, expected, "model.vit_ckpt", path, excess, hint=hint))
+        load_eva_vit(self.visual_encoder, path, "model.vit_ckpt", hint)
         if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not cfg.freeze_vit):
             reason = "it trains" if not cfg.freeze_vit else "this run does not compute in half precision"
             logging.info("vision encoder in float32: %s", reason)
@@ -126,18 +122,11 @@ class MiniGPT4(BaseModel):
         }
         hint = f"Expected the file of BLIP-2, or its dimensions in '{path.with_suffix('.json')}'"
         found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
-        self._assign("", found)
+        weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
         logging.info("load checkpoint from %s", path)
         if cfg.freeze_qformer:
             logging.info("freeze Qformer")
         main_print("Loading Q-Former Done")
-
-    def _assign(self, prefix, found):
-        """Put tensors of the release's names in place, in the type that was planned for each; equal types are not
-        copied."""
-        own = {to_release_name(name): (name, tensor.dtype) for name, tensor in self.state_dict().items()}
-        named = {own[prefix + name][0]: tensor.to(own[prefix + name][1]) for name, tensor in found.items()}
-        self.load_state_dict(named, strict=False, assign=True)
 
     def _load_language(self, cfg, device):
         main_print("Loading LLAMA")

@@ -117,6 +117,13 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
     return {name: found[name] for name in known if name in found}
 
 
+def assign(module, found):
+    """Put tensors in the place of the module's own, in the type of those; equal types are not copied."""
+    own = module.state_dict()
+    named = {name: tensor.to(own[name].dtype) for name, tensor in found.items()}
+    module.load_state_dict(named, strict=False, assign=True)
+
+
 def _listed(what, items, limit=3):
     """Return "5 tensors are missing (a, b, c, ..)", or nothing for none."""
     if not items:

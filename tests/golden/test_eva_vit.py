@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4.models import weights
-from minigpt4.models.eva_vit import EvaVitConfig, build_eva_vit, half_linears, resize_pos_embed
+from minigpt4.models.eva_vit import EvaVitConfig, build_eva_vit, half_linears, load_eva_vit
 from tests.golden import GOLDEN
 from tests.golden.model import vit_fields
 
@@ -19,11 +18,8 @@ ATOL = 3e-5  # float32 noise: 7.5e-6 against float64, 5.7e-6 between torch versi
 
 
 def load(image_size):
-    path = FOLDER / "checkpoint.safetensors"
     vit = build_eva_vit(DIMS, image_size)
-    found = resize_pos_embed(weights.read_tensors(path, "model.vit_ckpt"), image_size, DIMS.patch_size)
-    excess = weights.last_block_excess(DIMS.depth)
-    vit.load_state_dict(weights.match(found, vit.state_dict(), "model.vit_ckpt", path, excess), assign=True)
+    load_eva_vit(vit, FOLDER / "checkpoint.safetensors", "model.vit_ckpt")
     return vit.eval()
 
 

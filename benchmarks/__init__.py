@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks --help`. Every figure stands beside that of the 2023 way, from the same run."""

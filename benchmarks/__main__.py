@@ -1,0 +1,28 @@
+"""python -m benchmarks COMMAND: one sub-command a measurement; each prints a table and can write it as JSON."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import load
+
+COMMANDS = {"load": load}  # a module has HELP, add_arguments(parser) and run(args) -> dict
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        command.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
+        module.add_arguments(command)
+    args = parser.parse_args(argv)
+    result = COMMANDS[args.command].run(args)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
