@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "datasets": {"common", "processors"},
     "models": {"common"},
     "conversation": {"common", "processors"},
-    "tasks": {"common"},
+    "tasks": {"common", "datasets"},
     "runners": {"common"},
 }
 # third parties with one home
