@@ -1,14 +1,29 @@
 """The embedded default's vision parts (the same classes as the real ones, small) and what each query is asked."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from minigpt4.embedded import world
+from minigpt4.models.eva_vit import EvaVitConfig, build_eva_vit
+from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 RELATIONS = ("left of", "above left of", "above", "above right of")
-
+# Answers of each kind; the 0th, not listed here, is 'there is no such object'.
+VOCABULARY = {
+    "count": tuple(range(1, world.MAX_OBJECTS + 1)),
+    "background": world.BACKGROUNDS,
+    "size": world.SIZES,
+    "colour": world.COLOURS,
+    "shape": world.SHAPES,
+    "cell": world.CELLS,
+    "relation": RELATIONS,
+}
 _OBJECT = ("size", "colour", "shape", "cell")
-# What query i is asked: (kind, object number). A relation is that of object k to object k + 1 in reading order.
+# What query i is asked: (kind, object number in reading order). A relation is that of object k to object k + 1.
 QUERIES = (
     ("count", 0),
     ("background", 0),
@@ -24,67 +39,82 @@ def relation(first: world.Object, second: world.Object) -> str:
     """How `first` lies to `second`, which comes later in reading order."""
     if first.row == second.row:
         return "left of"
-    return {-1: "above left of", 0: "above", 1: "above right of"}[(first.column > second.column) - (first.column < second.column)]
+    side = (first.column > second.column) - (first.column < second.column)
+    return {-1: "above left of", 0: "above", 1: "above right of"}[side]
 
 
 def answers(scene: world.Scene) -> list[int]:
-    """The right answer to each of QUERIES; 0 stands for 'there is no such object'."""
-    names = {"size": world.SIZES, "colour": world.COLOURS, "shape": world.SHAPES, "cell": world.CELLS}
-    result = []
-    for kind, k in QUERIES:
+    """The right answer to each of QUERIES: 1 + its place in VOCABULARY, 0 where there is no such object."""
+
+    def answer(kind, k):
         if kind == "count":
-            result.append(len(scene.objects))
-        elif kind == "background":
-            result.append(1 + world.BACKGROUNDS.index(scene.background))
-        elif kind == "relation":
-            pair = scene.objects[k : k + 2]
-            result.append(1 + RELATIONS.index(relation(*pair)) if len(pair) == 2 else 0)
-        else:
-            result.append(1 + names[kind].index(getattr(scene.objects[k], kind)) if k < len(scene.objects) else 0)
-    return result
+            return len(scene.objects)
+        if kind == "background":
+            return scene.background
+        if kind == "relation":
+            return relation(*scene.objects[k : k + 2]) if k + 1 < len(scene.objects) else None
+        return getattr(scene.objects[k], kind) if k < len(scene.objects) else None
+
+    found = [(kind, answer(kind, k)) for kind, k in QUERIES]
+    return [0 if value is None else 1 + VOCABULARY[kind].index(value) for kind, value in found]
 
 
 class Vision(nn.Module):
-    """ViT, ln_vision, queries and Q-Former: pictures [B, 3, S, S] to tokens [B, 1 + N, Dv] and queries [B, Q, Dq]."""
+    """ViT, ln_vision, queries and Q-Former, named and computed as in MiniGPT4, without an LLM."""
 
-    NUM_ANSWERS = {"count": 1 + world.MAX_OBJECTS, "background": 1 + len(world.BACKGROUNDS), "size": 1 + len(world.SIZES),
-                   "colour": 1 + len(world.COLOURS), "shape": 1 + len(world.SHAPES), "cell": 1 + len(world.CELLS),
-                   "relation": 1 + len(RELATIONS)}  # fmt: skip
-
-    def __init__(self, vit: dict, qformer: dict):
+    def __init__(self, vit: EvaVitConfig, qformer: QFormerConfig):
         super().__init__()
-        from timm.models.eva import Eva
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel
-
-        self.patch_size = vit["patch_size"]
-        self.visual_encoder = Eva(
-            img_size=world.IMAGE_SIZE, patch_size=vit["patch_size"], embed_dim=vit["embed_dim"], depth=vit["depth"],
-            num_heads=vit["num_heads"], mlp_ratio=vit["mlp_dim"] / vit["embed_dim"], num_classes=0, global_pool="",
-            use_post_transformer_norm=False, use_fc_norm=False,
-        )  # fmt: skip
-        self.ln_vision = nn.LayerNorm(vit["embed_dim"])
-        self.Qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, encoder_hidden_size=vit["embed_dim"], **qformer)
-        )
+        self.vit_config, self.qformer_config = vit, qformer
+        self.visual_encoder = build_eva_vit(vit, world.IMAGE_SIZE, device="cpu")
+        self.ln_vision = nn.LayerNorm(vit.embed_dim)
+        self.Qformer = build_qformer(qformer, device="cpu")
+        self.query_tokens = nn.Parameter(torch.randn(1, len(QUERIES), qformer.hidden_size) * 0.02)
+        for part in self.Qformer.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0  # the pictures never repeat, there is nothing to overfit
         # Short sequences: plain attention trains 1.7 times faster on a CPU than the fused kernel's bf16 backward.
-        self.Qformer.set_attn_implementation("eager")
+        self.Qformer.bert.set_attn_implementation("eager")
         for block in self.visual_encoder.blocks:
             block.attn.fused_attn = False
-        self.query_tokens = nn.Parameter(torch.randn(1, len(QUERIES), qformer["hidden_size"]) * 0.02)
 
     @classmethod
     def small(cls):
-        return cls({"embed_dim": 192, "depth": 6, "num_heads": 6, "mlp_dim": 768, "patch_size": 14},
-                   {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024, "cross_attention_frequency": 2})  # fmt: skip
+        """The network whose weights are committed: 6.4 M parameters."""
+        return cls(EvaVitConfig(192, 6, 6, 768, 14), QFormerConfig(256, 4, 8, 1024, 2, 192))
 
     @classmethod
     def tiny(cls):
-        return cls({"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 14},
-                   {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "cross_attention_frequency": 1})  # fmt: skip
+        """One that trains a step in milliseconds."""
+        return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(32, 1, 2, 64, 1, 32))
 
-    def forward(self, image, num_queried: int | None = None):
-        """Tokens of all pictures, queries of the first `num_queried`."""
-        tokens = self.ln_vision(self.visual_encoder.forward_features(image))
-        seen = tokens[:num_queried]
-        queries = self.query_tokens.expand(len(seen), -1, -1)
-        return tokens, self.Qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+    def forward(self, image: torch.Tensor, num_queried: int | None = None):
+        """Tokens [B, 1 + N, Dv] of all pictures [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
+        tokens = self.ln_vision(self.visual_encoder(image))
+        return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write fp16 weights as `vit_ckpt` and `q_former_model` of a configuration take them; the files written."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
+        vit = {name.removeprefix("visual_encoder."): t for name, t in tensors.items() if name.startswith("visual_encoder.")}
+        rest = {to_release_name(name): t for name, t in tensors.items() if not name.startswith("visual_encoder.")}
+        written = []
+        for stem, part, config in (("eva_vit", vit, self.vit_config), ("blip2", rest, self.qformer_config)):
+            written += [folder / f"{stem}.safetensors", folder / f"{stem}.json"]
+            save_file(part, written[-2])
+            written[-1].write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        return written
+
+    @classmethod
+    def load(cls, folder: Path):
+        """The network that `save` wrote, in float32."""
+        from safetensors.torch import load_file
+
+        configs = [json.loads((folder / f"{stem}.json").read_text()) for stem in ("eva_vit", "blip2")]
+        vision = cls(EvaVitConfig(**configs[0]), QFormerConfig(**configs[1]))
+        state = {f"visual_encoder.{name}": tensor for name, tensor in load_file(folder / "eva_vit.safetensors").items()}
+        state |= {from_release_name(name): tensor for name, tensor in load_file(folder / "blip2.safetensors").items()}
+        vision.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return vision.eval()
