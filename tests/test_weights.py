@@ -181,7 +181,7 @@ def test_listed_excess_is_reported_once(tmp_path, caplog):
     reports = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
     path = tmp_path / "blip2.safetensors"
     assert reports == [
-        f"model.q_former_model: 3 tensors of '{path}' are not used: constant of 2023's text embeddings, "
+        f"model.q_former_model: 3 tensors of '{path}' are not used: constant of 2023's text embeddings; "
         "parts of BLIP-2 that have no use here"
     ]
 

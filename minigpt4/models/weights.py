@@ -41,7 +41,7 @@ CHECKPOINT_EXCESS = (
 
 def last_block_excess(depth):
     """Return VIT_EXCESS and the block that follows the `depth` used ones (Source: BLIP-2 takes the penultimate)."""
-    return ((rf"blocks\.{depth}\..+", "last block, only the one before it is used"), *VIT_EXCESS)
+    return ((rf"blocks\.{depth}\..+", "last block (the one before it is used)"), *VIT_EXCESS)
 
 
 def read_tensors(path, where, root=None):
@@ -112,7 +112,7 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
         problems = "; ".join(filter(None, wrong))
         raise WeightsError(f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else ""))
     if left_over:
-        kinds = ", ".join(dict.fromkeys(reasons.values()))
+        kinds = "; ".join(dict.fromkeys(reasons.values()))
         logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, kinds)
     return {name: found[name] for name in known if name in found}
 
