@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minigpt4.models import MiniGPT4, weights
 from minigpt4.models.eva_vit import EvaVitConfig
@@ -238,3 +238,13 @@ def test_resuming_needs_all_that_trains(tmp_path):
     message = r"^run.resume_ckpt_path: 'checkpoint' does not fit: \d+ tensors are missing \(query_tokens "
     with pytest.raises(weights.WeightsError, match=message):
         model.load_trainable(CHECKPOINT, "run.resume_ckpt_path")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_changing_a_mapped_tensor_leaves_the_file_alone(suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    torch.save(CHECKPOINT, path) if suffix == ".pth" else save_file(CHECKPOINT, path)
+    before = path.read_bytes()
+    tensors = weights.read_tensors(path, "model.ckpt")
+    tensors["llama_proj.weight"].fill_(3)
+    assert path.read_bytes() == before
