@@ -57,9 +57,12 @@ def facts(scene: Scene) -> list[str]:
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A terse line that names everything: 'small red circle top left, large blue star right, striped'."""
-    objects = [f"{o.size} {o.colour} {o.shape} {o.cell}" for o in scene.objects]
-    return ", ".join([*objects, scene.background])
+    """A terse line: 'two objects, striped, small red circle top left, large star right'; now and then a word is missing."""
+    parts = [count_phrase(scene)] + [scene.background] * (rng.random() < 0.9)
+    for item in scene.objects:
+        words = [word for word in (item.size, item.colour) if rng.random() < 0.95]
+        parts.append(" ".join([*words, item.shape, item.cell]))
+    return ", ".join(parts)
 
 
 def fact_caption(scene: Scene, rng: np.random.Generator, number: int = 3) -> str:

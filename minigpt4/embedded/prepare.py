@@ -19,6 +19,7 @@ import cv2
 from tqdm import tqdm
 
 from minigpt4.common.config import load_environment
+from minigpt4.common.utils import expand_path
 from minigpt4.embedded import language, world
 from minigpt4.embedded.llm import prepare_llm
 
@@ -26,8 +27,9 @@ SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 600}
 
 
-def cache_folder() -> Path:
-    return Path(load_environment().cache_root).expanduser() / "embedded"
+def cache_folder(cache_root=None) -> Path:
+    """The embedded default's folder below `cache_root` (default: `env.cache_root` of minigpt4/configs/default.yaml)."""
+    return expand_path(cache_root or load_environment().cache_root) / "embedded"
 
 
 def data_folder(cache: Path) -> Path:
@@ -87,15 +89,17 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 
 
-def prepare() -> Path:
+def prepare(cache_root=None) -> Path:
     """The cache folder with language model and data in place."""
-    cache = cache_folder()
+    cache = cache_folder(cache_root)
     prepare_llm(cache / "llm")
     write_data(data_folder(cache))
     return cache
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(f"the embedded default's data and language model are in {prepare()}")
+    print(f"the embedded default's data and language model are in {prepare(arguments.cache_root)}")
