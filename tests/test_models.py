@@ -13,7 +13,8 @@ from minigpt4.models import MiniGPT4, base_model, language_model
 from minigpt4.models.prompts import prompt_problems
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
 
-SIZE = CONFIG["image_size"]
+SIZE, (HIDDEN, WIDTH) = CONFIG["image_size"], CONFIG["llama_proj"]
+VOCABULARY, LAYERS = CONFIG["llama"]["vocab_size"], CONFIG["llama"]["num_hidden_layers"]
 LLAMA = FOLDER / "model/llama"
 
 
@@ -58,7 +59,7 @@ def test_only_llama_proj_learns_and_the_rest_stays_as_it_is(model):
 
 def test_parts_table(model):
     rows = {row.name: row for row in model.parts()}
-    assert rows["llama_proj"].trainable == rows["llama_proj"].parameters == 64 * 40 + 64
+    assert rows["llama_proj"].trainable == rows["llama_proj"].parameters == HIDDEN * WIDTH + WIDTH
     assert sum(row.trainable for row in rows.values()) == rows["llama_proj"].trainable
     assert (rows["llama_model"].dtype, rows["llama_model"].device) == ("float32", "cpu")
     assert rows["llama_model"].bytes == 4 * rows["llama_model"].parameters
@@ -251,13 +252,13 @@ def test_random_weights_are_refused(tmp_path):
         golden_model(tmp_path, check_llm=True)
     message = str(caught.value)
     assert message.startswith(f"model.llama_model: '{LLAMA}' does not read English: loss ")
-    assert f"guessing among 900 tokens has {math.log(900):.2f}" in message
+    assert f"guessing among {VOCABULARY} tokens has {math.log(VOCABULARY):.2f}" in message
     assert "Most likely: a Vicuna delta that was not merged into LLaMA" in message
     assert message.endswith("--options model.check_llm=False")
 
 
 def test_shards_that_lack_tensors_are_refused(tmp_path):
-    folder = llama_with(tmp_path / "llama", config={"num_hidden_layers": 3})
+    folder = llama_with(tmp_path / "llama", config={"num_hidden_layers": LAYERS + 1})
     message = (
         rf"^model.llama_model: the weight files in '{folder}' lack 9 tensors that its config.json asks for \(model.lay"
     )

@@ -73,7 +73,7 @@ BAD_FILES = {
         {f"module.{name}": tensor for name, tensor in VIT.items()},
         ", ..). Its names begin with 'module.': it was saved from a wrapped model; save model.module.state_dict()",
     ),
-    "ViT, empty": ("vit_ckpt", {}, f"cls_token [1, 1, {DIM}], pos_embed [1, 10, {DIM}], "),
+    "ViT, empty": ("vit_ckpt", {}, f"cls_token [1, 1, {DIM}], pos_embed {list(VIT['pos_embed'].shape)}, "),
     "ViT, a web page": (
         "vit_ckpt",
         html,
