@@ -35,7 +35,8 @@ def name_of(item: Object, scene: Scene) -> str:
 
 def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
     """(object, 'above' or 'to the left of', next object in reading order)."""
-    return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in zip(scene.objects, scene.objects[1:])]
+    pairs = zip(scene.objects, scene.objects[1:], strict=False)
+    return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in pairs]
 
 
 def facts(scene: Scene) -> list[str]:
@@ -57,7 +58,7 @@ def facts(scene: Scene) -> list[str]:
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A terse line: 'two objects, striped, small red circle top left, large star right'; now and then a word is missing."""
+    """A terse line: 'two objects, striped, small red circle top left, large star right'; some words are missing."""
     parts = [count_phrase(scene)] + [scene.background] * (rng.random() < 0.9)
     for item in scene.objects:
         words = [word for word in (item.size, item.colour) if rng.random() < 0.95]

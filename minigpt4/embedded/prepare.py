@@ -1,10 +1,10 @@
 """Writes the embedded default's data and fetches its language model: `python -m minigpt4.embedded.prepare`.
 
-Below `<env.cache_root>/embedded`: `llm/`, and `data-v<VERSION>/` with the three data sets in the formats of the real ones:
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<VERSION>/` with three data sets in the formats of the real ones:
 
-    laion/00000.tar ..      terse captions that name everything          \\  webdataset shards as img2dataset writes them
-    cc_sbu/00000.tar ..     a few facts in random order                  /   (key.jpg, key.txt, key.json; NNNNN_stats.json)
-    cc_sbu_align/           filter_cap.json and image/<id>.jpg, long fluent descriptions
+    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json), NNNNN_stats.json;
+                       terse captions that name nearly everything, and a few facts in random order
+    cc_sbu_align/      filter_cap.json and image/<id>.jpg, long fluent descriptions
 """
 
 import argparse
@@ -61,20 +61,24 @@ def write_shards(folder: Path, first: int, count: int, caption, progress) -> Non
     for shard in range(count // SHARD_SIZE):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
             for number in range(SHARD_SIZE):
-                index = first + shard * SHARD_SIZE + number
-                scene, image, _ = world.picture("stage1", index)
                 key = f"{shard:05}{number:04}"
-                text = caption(scene, world.generator("stage1", index).spawn(1)[0])
-                size = {"width": image.shape[1], "height": image.shape[0]}
-                record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None,
-                          **size, **{f"original_{k}": v for k, v in size.items()}, "exif": "{}"}  # fmt: skip
-                for extension, data in (("jpg", encode(image)), ("txt", text.encode()), ("json", json.dumps(record).encode())):
+                for extension, data in pair(key, first + shard * SHARD_SIZE + number, caption).items():
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 progress.update()
         stats = {"count": SHARD_SIZE, "successes": SHARD_SIZE, "failed_to_download": 0, "failed_to_resize": 0}
         (folder / f"{shard:05}_stats.json").write_text(json.dumps(stats, indent=4))
+
+
+def pair(key: str, index: int, caption) -> dict[str, bytes]:
+    """The three members of stage-1 picture `index` in a shard, by extension."""
+    scene, image, _ = world.picture("stage1", index)
+    text = caption(scene, world.generator("stage1", index).spawn(1)[0])
+    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None}
+    for name, size in (("width", image.shape[1]), ("height", image.shape[0])):
+        record |= {name: size, f"original_{name}": size}
+    return {"jpg": encode(image), "txt": text.encode(), "json": json.dumps(record | {"exif": "{}"}).encode()}
 
 
 def write_alignment_set(folder: Path, count: int, progress) -> None:

@@ -2,12 +2,13 @@
 
     python -m minigpt4.embedded.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
 
-Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background, the size, colour, shape
-and cell of the k-th object in reading order, how it lies to the next one. Its output is compared by cosine with one learned
-code per answer. The codes of the colours are the same for every object and have nothing to do with those of the shapes: pairs
-that never occurred can be told like any other. The ViT's tokens learn beside it which object they look at, also in crowded
-pictures (four to nine objects), which hold more to learn from. Codes and token heads are dropped at the end; what stays is
-what BLIP-2 ships: ViT, ln_vision, queries, Q-Former. Written: their weights, and manifest.json with the results.
+Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background, the size, colour,
+shape and cell of the k-th object in reading order, how it lies to the next one. Its output is compared by cosine with
+one learned code per answer. The codes of the colours are the same for every object and have nothing to do with those of
+the shapes: pairs that never occurred can be told like any other. The ViT's tokens learn beside it which object they
+look at, also in crowded pictures (four to nine objects), which hold more to learn from. Codes and token heads are
+dropped at the end; what stays is what BLIP-2 ships: ViT, ln_vision, queries, Q-Former. Written: their weights, and
+manifest.json with the results.
 """
 
 import argparse
@@ -55,7 +56,8 @@ class Pictures(torch.utils.data.IterableDataset):
     def sample(self, index, crowded):
         numbers = (world.MAX_OBJECTS + 1, len(world.CELLS)) if crowded else (1, world.MAX_OBJECTS)
         scene, image, object_map = world.picture(self.split, index, numbers)
-        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]  # as both stages' pictures are
+        # as both stages' pictures are stored
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
         targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
         return cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.array(targets), self.token_targets(scene, object_map)
 
@@ -197,7 +199,12 @@ class Run:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
         manifest = {
             "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-            "recipe": {"steps": self.step, "batch_size": self.args.batch_size, "lr": self.args.lr, "world": world.VERSION},
+            "recipe": {
+                "steps": self.step,
+                "batch_size": self.args.batch_size,
+                "lr": self.args.lr,
+                "world": world.VERSION,
+            },
             "commit": commit or None,
             "seconds_of_last_call": round(seconds),
             "accuracy": {split: accuracy(self.average.module, split, count, "cpu") for split in world.EVAL_SPLITS},

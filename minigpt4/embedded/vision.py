@@ -98,8 +98,9 @@ class Vision(nn.Module):
 
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
-        vit = {name.removeprefix("visual_encoder."): t for name, t in tensors.items() if name.startswith("visual_encoder.")}
-        rest = {to_release_name(name): t for name, t in tensors.items() if not name.startswith("visual_encoder.")}
+        is_vit = "visual_encoder."
+        vit = {name.removeprefix(is_vit): t for name, t in tensors.items() if name.startswith(is_vit)}
+        rest = {to_release_name(name): t for name, t in tensors.items() if not name.startswith(is_vit)}
         written = []
         for stem, part, config in (("eva_vit", vit, self.vit_config), ("blip2", rest, self.qformer_config)):
             written += [folder / f"{stem}.safetensors", folder / f"{stem}.json"]

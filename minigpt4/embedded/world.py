@@ -1,7 +1,8 @@
 """The drawn world: scenes sampled by seed, drawn by opencv, with labels that are exact by construction.
 
-A scene is a background and one to three objects, each with a size, a colour, a shape and a cell of a 3 x 3 grid; no two objects
-share colour and shape, so 'the red circle' is always one thing. Everything follows from (VERSION, split, index). What is kept from training, and how:
+A scene is a background and one to three objects, each with a size, a colour, a shape and a cell of a 3 x 3 grid; no two
+objects share colour and shape, so 'the red circle' is one thing. Everything follows from (VERSION, split, index).
+What is kept from training, and how:
 
 * left-out pairs: the eight colour-shape pairs of LEFT_OUT_PAIRS stand in the split `left_out` only;
 * unseen compositions: a stable hash of the scene's content (not of its pixels) sends one composition in ten to the
@@ -25,7 +26,9 @@ BACKGROUNDS = ("gray", "beige", "light blue", "striped", "checkered", "grass", "
 MAX_OBJECTS = 3
 
 # Each colour and each shape misses one partner only, so both are seen in seven other pairs.
-LEFT_OUT_PAIRS = frozenset(zip(COLOURS, ("star", "ring", "circle", "heart", "square", "triangle", "diamond", "cross"), strict=True))
+LEFT_OUT_PAIRS = frozenset(
+    zip(COLOURS, ("star", "ring", "circle", "heart", "square", "triangle", "diamond", "cross"), strict=True)
+)
 
 TRAIN_SPLITS = ("pretrain", "stage1", "stage2")
 EVAL_SPLITS = ("held_out", "left_out")
@@ -125,6 +128,12 @@ def _heart() -> np.ndarray:
     return np.stack([x, -y - 2.5], 1) / 15.5
 
 
+def _cross(arm: float = 0.34) -> np.ndarray:
+    corner = [(-arm, -1), (arm, -1), (arm, -arm)]
+    quarters = [np.array(corner) @ np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), k) for k in range(4)]
+    return np.concatenate(quarters)
+
+
 # Outlines in units of the object's radius, y downwards; a second contour is a hole.
 _CONTOURS = {
     "circle": [_circle()],
@@ -132,10 +141,7 @@ _CONTOURS = {
     "triangle": [_polygon([(0, -1.05), (1.08, 0.85), (-1.08, 0.85)])],
     "star": [_star()],
     "heart": [_heart()],
-    "cross": [
-        _polygon([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
-        for a in (0.34,)
-    ],
+    "cross": [_cross()],
     "ring": [_circle(1.05), _circle(0.55)],
     "diamond": [_polygon([(0, -1.2), (0.8, 0), (0, 1.2), (-0.8, 0)])],
 }
@@ -183,7 +189,9 @@ def _draw_background(kind: str, rng, size: int) -> np.ndarray:
         height = int(size * rng.uniform(0.07, 0.1))
         for row, y in enumerate(range(-int(rng.integers(height)), size, height)):
             for x in range(-height * 2 + (row % 2) * height, size, height * 2):
-                cv2.rectangle(image, (x + 1, y + 1), (x + height * 2 - 1, y + height - 1), _shade((165, 90, 75), rng), -1)
+                cv2.rectangle(
+                    image, (x + 1, y + 1), (x + height * 2 - 1, y + height - 1), _shade((165, 90, 75), rng), -1
+                )
     else:
         image[:] = _shade({"gray": (150, 150, 152), "beige": (228, 212, 178), "light blue": (165, 210, 240)}[kind], rng)
     noise = rng.integers(-5, 6, (size, size, 1))

@@ -1,0 +1,164 @@
+"""The whole recipe on the embedded default: `make quickstart`, or `python -m minigpt4.embedded.quickstart`.
+
+Data and language model, both stages by train.py, then evaluation on pictures and colour-shape pairs never seen before.
+Written to --output: report.json, loss.png, pictures.png, answers.jsonl. What is there already is used again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = {
+    "stage1": "train_configs/embedded_stage1_pretrain.yaml",
+    "stage2": "train_configs/embedded_stage2_finetune.yaml",
+}
+EVALUATION = "eval_configs/embedded_eval.yaml"
+WEIGHTS = ROOT / "minigpt4/embedded/weights/manifest.json"
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--seed", type=int, default=42, help="of both stages (default: %(default)s)")
+    parser.add_argument(
+        "--pictures", type=int, default=200, help="held-out pictures to evaluate (default: %(default)s)"
+    )
+    parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="more options for train.py, both stages"
+    )
+    return parser.parse_args(argv)
+
+
+class Quickstart:
+    """One run: phases in order, each timed, each left out when its result is there."""
+
+    def __init__(self, args):
+        self.args = args
+        self.output = args.output.resolve()
+        self.options = [f"env.cache_root={args.cache_root}"] if args.cache_root else []
+        self.seconds = {}
+
+    def run(self) -> dict:
+        from minigpt4.embedded.prepare import prepare
+
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._timed("prepare", prepare, self.args.cache_root)
+        checkpoints = {}
+        for stage in STAGES:
+            checkpoints[stage] = self._timed(stage, self.train, stage, checkpoints.get("stage1"))
+        report = self._timed("evaluation", self.evaluate, checkpoints)
+        self.write(report, checkpoints)
+        return report
+
+    def _timed(self, phase, function, *args):
+        print(f"\n=== {phase} ===", flush=True)
+        start = time.perf_counter()
+        result = function(*args)
+        self.seconds[phase] = round(time.perf_counter() - start, 1)
+        return result
+
+    # training
+
+    def train(self, stage: str, start_from: Path | None) -> Path:
+        """The checkpoint of `stage`, trained unless one of the same settings is there."""
+        folder = self.output / stage
+        options = [*self.options, f"run.output_dir={folder}", f"run.seed={self.args.seed}", *self.args.options]
+        if start_from:
+            options.append(f"model.ckpt={start_from}")
+        done = folder / "finished.json"
+        fingerprint = self._fingerprint(stage, options)
+        if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
+            print(f"{stage}: {state['checkpoint']} is there; remove {done} to train again")
+            return Path(state["checkpoint"])
+        command = [sys.executable, "train.py", "--cfg-path", STAGES[stage], "--options", *options]
+        print(" ".join(command), flush=True)
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise SystemExit(f"quickstart: {stage} failed, see above")
+        checkpoint = max(folder.glob("*/checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
+        done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
+        return checkpoint
+
+    def _fingerprint(self, stage, options) -> str:
+        from minigpt4.embedded import world
+
+        files = (ROOT / STAGES[stage]).read_bytes() + WEIGHTS.read_bytes()
+        return hashlib.sha256(files + repr((world.VERSION, options)).encode()).hexdigest()
+
+    def losses(self, checkpoint: Path) -> list[float]:
+        lines = (checkpoint.parent / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    # evaluation
+
+    def evaluate(self, checkpoints: dict) -> dict:
+        """Everything measured; answers go to answers.jsonl. A report of the same checkpoints is used again."""
+        path = self.output / "report.json"
+        key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.pictures}
+        if path.is_file() and (report := json.loads(path.read_text())).get("evaluated") == key:
+            print(f"{path} is there")
+            self.seconds = {**report["seconds"], "evaluation": 0}
+            return report
+        import minigpt4
+        from minigpt4.embedded import proof
+
+        options = [*self.options, f"model.ckpt={checkpoints['stage2']}"]
+        chat, conv = minigpt4.load(str(ROOT / EVALUATION), options)
+        report, answers = proof.prove(chat, conv, checkpoints, self.args.pictures)
+        with open(self.output / "answers.jsonl", "w") as file:
+            file.writelines(json.dumps(answer) + "\n" for answer in answers)
+        return {"evaluated": key, **report}
+
+    # report
+
+    def write(self, report: dict, checkpoints: dict) -> None:
+        from minigpt4.embedded import figures
+
+        losses = {stage: self.losses(checkpoint) for stage, checkpoint in checkpoints.items()}
+        ends = {
+            stage: {"first": round(x[0], 4), "last": round(sum(x[-10:]) / len(x[-10:]), 4)}
+            for stage, x in losses.items()
+        }
+        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 1)
+        report |= {"seed": self.args.seed, "loss": ends, "seconds": self.seconds}
+        (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        figures.draw_losses(losses, self.output / "loss.png")
+        answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
+        figures.draw_pictures(answers, self.output / "pictures.png")
+
+    def say(self, report: dict, checkpoints_of="stage2") -> None:
+        """Print the outcome and what to do next."""
+        checkpoint = report["evaluated"][checkpoints_of]
+        print(f"\n{report['example']['question']}  ->  {report['example']['answer']}\n")
+        for name in ("held_out", "best_constant"):
+            print(f"{name:14}", {k: round(v, 2) for k, v in report[name].items()})
+        print(f"{'questions':14}", {k: round(v, 2) for k, v in report["questions"].items()})
+        print(f"{'seconds':14}", report["seconds"])
+        cache = [f"env.cache_root={self.args.cache_root}"] if self.args.cache_root else []
+        options = " ".join([f"model.ckpt={checkpoint}", *cache])
+        print(
+            f"""
+Results: {self.output}/report.json, loss.png, pictures.png, answers.jsonl
+Next:
+  talk with the model    python demo.py --cfg-path {EVALUATION} --options {options}
+  ask about pictures     python evaluate.py --cfg-path {EVALUATION} --images FOLDER --options {options}
+  train with your own    docs/embedded.md, "Your own pictures"
+  train the real model   README.md, "Train the real model\""""
+        )
+
+
+def main(argv=None):
+    # Before torch is imported: spinning threads make two busy cores many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quickstart = Quickstart(parse_args(argv))
+    quickstart.say(quickstart.run())
+
+
+if __name__ == "__main__":
+    main()

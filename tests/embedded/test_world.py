@@ -1,0 +1,83 @@
+"""The drawn world: the same everywhere, and honest about what is held out."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from minigpt4.embedded import language, reading, world
+from minigpt4.embedded.evaluate import marks
+
+
+def scenes(split, count):
+    return [world.sample_scene(split, world.generator(split, index)) for index in range(count)]
+
+
+def test_pictures_follow_from_their_number():
+    first, again = (world.picture("stage1", 7) for _ in range(2))
+    assert first[0] == again[0] and np.array_equal(first[1], again[1])
+    digest = hashlib.sha256("".join(map(repr, scenes("held_out", 50))).encode()).hexdigest()
+    assert digest[:16] == "f673760e740afe44", "the world changed: raise world.VERSION, pretrain again"
+
+
+@pytest.mark.parametrize("split", world.TRAIN_SPLITS)
+def test_training_never_sees_what_is_held_out(split):
+    for scene in scenes(split, 2000):
+        assert not scene.has_left_out_pair()
+        assert not scene.is_for_evaluation()
+
+
+def test_evaluation_pictures_are_what_they_are_called():
+    assert all(scene.is_for_evaluation() and not scene.has_left_out_pair() for scene in scenes("held_out", 300))
+    assert all(scene.is_for_evaluation() and scene.has_left_out_pair() for scene in scenes("left_out", 300))
+
+
+def test_each_colour_and_shape_misses_one_partner():
+    colours, shapes = zip(*world.LEFT_OUT_PAIRS, strict=True)
+    assert set(colours) == set(world.COLOURS) and set(shapes) == set(world.SHAPES)
+
+
+def test_objects_are_drawn_in_their_cells():
+    for index in range(100):
+        scene, image, object_map = world.picture("stage2", index)
+        for number, item in enumerate(scene.objects, 1):
+            rows, columns = np.nonzero(object_map == number)
+            third = image.shape[0] / 3
+            assert int(rows.mean() // third) == item.row and int(columns.mean() // third) == item.column
+
+
+@pytest.mark.parametrize("say", [language.describe])
+def test_a_description_reads_back_as_its_scene(say):
+    for split in ("stage2", "left_out"):
+        for index, scene in enumerate(scenes(split, 1000)):
+            text = say(scene, world.generator(split, index))
+            assert all(all(values) for values in marks(scene, text).values()), text
+
+
+def test_every_question_is_answered_by_a_fact():
+    for scene in scenes("held_out", 300):
+        for question in reading.questions(scene):
+            assert any(reading.is_right(question, fact) for fact in language.facts(scene)), question
+
+
+def test_wrong_answers_are_wrong():
+    scene = world.Scene(
+        "grass", (world.Object("small", "red", "circle", "top"), world.Object("large", "blue", "star", "left"))
+    )
+    right = "The image shows two objects on green grass. A small red circle is at the top. "
+    right += "A large blue star is on the left."
+    assert marks(scene, right)["exact"] == [True]
+    for old, new, attribute in (
+        ("red", "green", "colour"),
+        ("star", "ring", "shape"),
+        ("large", "small", "size"),
+        ("on the left", "on the right", "position"),
+        ("two", "three", "count"),
+        ("green grass", "a brick wall", "background"),
+    ):
+        found = marks(scene, right.replace(old, new))
+        assert not all(found[attribute]) and found["exact"] == [False]
+        assert all(all(found[name]) for name in found if name not in (attribute, "exact"))
+    assert marks(scene, "")["shape"] == [False, False]
+    asked = reading.Question("colour", "What colour is the circle?", "red")
+    assert reading.is_right(asked, "The circle is red.") and not reading.is_right(asked, "The circle is blue, not red.")
