@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models import MiniGPT4, weights
 from minigpt4.models.eva_vit import EvaVitConfig
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
@@ -79,7 +80,7 @@ BAD_FILES = {
         html,
         " is an HTML page, not weights: the download went wrong. Delete it and download it again",
     ),
-    "ViT, cut off": ("vit_ckpt", truncated, " is damaged or no file of weights ("),
+    "ViT, cut off": ("vit_ckpt", truncated, " is damaged or no file of torch ("),
     "ViT, a list": (
         "vit_ckpt",
         [1, 2],
@@ -133,7 +134,7 @@ BAD_FILES = {
     "checkpoint that would run code": (
         "ckpt",
         {"model": CHECKPOINT, "config": RunsCode()},
-        " holds more than tensors and plain values, and was not opened, for such a file can run code (",
+        " holds more than tensors and plain values (",
     ),
     "checkpoint of another program": (
         "ckpt",
@@ -161,7 +162,7 @@ def test_refused(case, tmp_path, monkeypatch):
 def test_files_of_anything_else(content, tmp_path):
     for path in (tmp_path / "file.pth", tmp_path / "file.safetensors"):
         path.write_bytes(content)
-        with pytest.raises(weights.WeightsError, match=rf"^model.ckpt: '{path}' "):
+        with pytest.raises(CheckpointError, match=rf"^model.ckpt: '{path}' "):
             weights.read_tensors(path, "model.ckpt")
 
 
@@ -204,7 +205,7 @@ SIDECARS = {
 def test_sidecar_refused(case, tmp_path):
     text, reason = SIDECARS[case]
     (tmp_path / "vit.json").write_text(text)
-    with pytest.raises(weights.WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         weights.dimensions(tmp_path / "vit.pth", EvaVitConfig(1, 1, 1, 1, 1), "model.vit_ckpt")
     start = f"model.vit_ckpt: '{tmp_path}/vit.json', which gives the dimensions of 'vit.pth', is not usable ({reason}"
     assert str(caught.value).startswith(start)
@@ -236,7 +237,7 @@ def test_resuming_needs_all_that_trains(tmp_path):
     model.load_trainable({name: tensor + 1 for name, tensor in state.items()}, "run.resume_ckpt_path")
     assert all(torch.equal(found, state[name] + 1) for name, found in model.trainable_state_dict().items())
     message = r"^run.resume_ckpt_path: 'checkpoint' does not fit: \d+ tensors are missing \(query_tokens "
-    with pytest.raises(weights.WeightsError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         model.load_trainable(CHECKPOINT, "run.resume_ckpt_path")
 
 

@@ -8,6 +8,8 @@ state dict; `config`, the unresolved configuration as plain containers; `scaler`
 import logging
 import os
 import pickle
+import re
+import zipfile
 
 import torch
 
@@ -41,24 +43,32 @@ def save_checkpoint(path, state):
         _remove(partial)
 
 
+def load_pickle(path, where, hint, mmap=False):
+    """Return what a .pth file holds, its tensors on the CPU; with `mmap` mapped into memory and not yet read.
+
+    Raises CheckpointError, ending in `hint`, if the file is damaged or would run code; ValueError for a web page.
+    """
+    check_not_html(path, where)
+    try:  # only zip archives, what torch writes since 1.6, can be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f" ({culprit[1]})" if culprit else ""
+        raise CheckpointError(
+            f"{where}: '{path}' holds more than tensors and plain values{found}, and was not opened, for such a file "
+            f"can run code. {hint}"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where}: '{path}' is damaged or no file of torch ({_reason(error)}). {hint}") from None
+
+
 def load_checkpoint(path_or_url, where):
     """Return (state, path) of a training checkpoint, its tensors on the CPU. `where` is the key that names it.
 
     Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
     """
     path = resolve_file(path_or_url, where)
-    check_not_html(path, where)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{where}: '{path}' holds more than tensors and plain values, and was not opened, for such a file can run "
-            f"code ({_reason(error)}). Expected a checkpoint with the keys {', '.join(KEYS)}"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{where}: '{path}' is damaged or is no checkpoint ({_reason(error)}); use another one"
-        ) from None
+    state = load_pickle(path, where, f"Use another checkpoint; it has the keys {', '.join(KEYS)}")
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         found = ", ".join(sorted(map(str, state))[:8]) if isinstance(state, dict) else type(state).__name__

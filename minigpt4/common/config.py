@@ -82,7 +82,8 @@ class Config:
             for name, section in (user.get("datasets") or {}).items()
         }
         self.config.run = self._run(user.get("run") or OmegaConf.create())
-        self._check_values(self.config, "")
+        for root in SECTIONS if for_training else ("env", "model"):  # an answer needs no data: its paths may be unset
+            self._check_values(self.config[root], root)
         self._preflight(for_training)
         if self.report.problems:
             raise ConfigError(self.report.problems)
@@ -190,7 +191,7 @@ class Config:
     def _check_values(self, node, where):
         """Report unset keys, the placeholder paths of the shipped files, and interpolations that lead nowhere."""
         for key in node:
-            path = f"{where}.{key}".lstrip(".")
+            path = f"{where}.{key}"
             if OmegaConf.is_missing(node, key):
                 self.report.add(path, "missing; it has no default")
                 continue
@@ -271,7 +272,8 @@ def _apply_options(user, options, report):
     for key, text in pairs:
         report.from_options.add(key)
         try:
-            OmegaConf.update(user, key, _option_value(text), force_add=True)
+            value = _option_value(text)
+            OmegaConf.update(user, key, value, merge=isinstance(value, dict), force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
             report.problems.append(f"--options: cannot set '{key}': {str(error).splitlines()[0]}")
 
@@ -280,7 +282,7 @@ def _option_value(text):
     """Return the value of an option as YAML reads it, except that an unquoted `#` is text, never a comment."""
     if "#" in text and not text.startswith(("'", '"', "[", "{")):
         return text
-    return OmegaConf.from_dotlist([f"value={text}"]).value if text else ""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
 
 
 def _typed(section, schema, where, report):

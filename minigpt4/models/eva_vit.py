@@ -70,7 +70,7 @@ def half_linears(module, dtype):
 def load_eva_vit(vit, path, where, hint=""):
     """Fill a network of `build_eva_vit` with the tensors of a file, its position embedding resampled if need be.
 
-    Tensors of the planned type stay mapped to the file. Raises WeightsError (with `hint`) if the file does not fit.
+    Tensors of the planned type stay mapped to the file. Raises CheckpointError (with `hint`) if the file does not fit.
     """
     found = resize_pos_embed(weights.read_tensors(path, where), vit.patch_embed.grid_size[0])
     excess = weights.last_block_excess(len(vit.blocks))

@@ -11,6 +11,7 @@ import random
 import torch
 from torch import nn
 
+from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, resolve_file
@@ -65,7 +66,7 @@ class MiniGPT4(BaseModel):
     def from_config(cls, cfg, device=None):
         """Return the model of a checked `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
 
-        Raises ValueError (WeightsError) or OSError that names the configuration key of a file that does not fit.
+        Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
         """
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
@@ -157,7 +158,7 @@ class MiniGPT4(BaseModel):
         """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
 
         Other parameters of the model that are there are taken too: another run may have trained them.
-        Raises WeightsError.
+        Raises CheckpointError.
         """
         own = self._release_parameters()
         needed = self.trainable_state_dict() if needed is None else needed
@@ -171,7 +172,7 @@ class MiniGPT4(BaseModel):
         found, own = state.get("llama_proj.weight"), self.llama_proj.weight
         if found is not None and found.ndim == 2 and found.shape[0] != own.shape[0]:
             theirs, ours = found.shape[0], own.shape[0]
-            raise weights.WeightsError(
+            raise CheckpointError(
                 f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
                 f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
             )

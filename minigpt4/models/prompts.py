@@ -23,16 +23,15 @@ def prompt_problems(path, template, where="model"):
         return []
     if not expand_path(path).is_file():
         return [f"{where}.prompt_path: no file at '{expand_path(path)}'; paths are relative to the current folder"]
-    problems = []
     if template.count("{}") != 1:
-        problems.append(
+        return [
             f"{where}.prompt_template: {template!r} has {template.count('{}')} {{}}; expected exactly one, where the "
             "prompt goes"
-        )
+        ]
     lines = _lines(path)
     if not lines:
-        problems.append(f"{where}.prompt_path: no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")
-    return problems + [
+        return [f"{where}.prompt_path: no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one"]
+    return [
         f"{where}.prompt_path: '{path}' line {number} {problem}"
         for number, line in lines
         if (problem := _problem(template.replace("{}", line)))

@@ -7,18 +7,12 @@ match a pattern of the tables below, and is reported once; anything else is an e
 import dataclasses
 import json
 import logging
-import pickle
 import re
-import zipfile
 
 import torch
 
+from minigpt4.common.checkpoint import CheckpointError, load_pickle
 from minigpt4.common.utils import check_not_html
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be used; the message says what was found and what to do."""
-
 
 # What files may hold in excess: (pattern of the whole name, why it is not used).
 VIT_EXCESS = (
@@ -48,17 +42,19 @@ def read_tensors(path, where, root=None):
     """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
 
     `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
-    Raises WeightsError if the file is damaged, would run code, or holds something else; ValueError for a web page.
+    Raises CheckpointError if the file is damaged, would run code, or holds something else; ValueError for a web page.
     """
-    check_not_html(path, where)
-    state = _read_safetensors(path, where) if path.suffix == ".safetensors" else _read_pickle(path, where)
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path, where)
+    else:
+        state = load_pickle(path, where, "Use the released file, or save its state dict alone", mmap=True)
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
     others = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else None
     if others is None or others:
         found = f"'{others[0]}' in it is a {type(state[others[0]]).__name__}" if others else f"a {type(state).__name__}"
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
-        raise WeightsError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
+        raise CheckpointError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
     return state
 
 
@@ -66,23 +62,12 @@ def _read_safetensors(path, where):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_not_html(path, where)
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise WeightsError(f"{where}: '{path}' is damaged or no safetensors file ({error}); use another one") from None
-
-
-def _read_pickle(path, where):
-    try:  # only zip archives, what torch writes since 1.6, can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{where}: '{path}' holds more than tensors and plain values, and was not opened, for such a file can run "
-            f"code ({_first_line(error)}). Use the released file, or save its state dict alone"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(
-            f"{where}: '{path}' is damaged or no file of weights ({_first_line(error)}); download it again"
+        raise CheckpointError(
+            f"{where}: '{path}' is damaged or no safetensors file ({error}); use another one"
         ) from None
 
 
@@ -90,7 +75,7 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
     """Return {name: tensor} of `found` for all names of `expected`, and those of `optional` that are there.
 
     `expected`, `optional`: {name: tensor of the wanted shape}. `excess`: (pattern, reason) of what may be left over.
-    Raises WeightsError that lists what is missing, unknown or of another shape.
+    Raises CheckpointError that lists what is missing, unknown or of another shape.
     """
     known = {**(optional or {}), **expected}
     wrong = [
@@ -110,7 +95,7 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
     if any(wrong):
         advice = _advice(found) or hint
         problems = "; ".join(filter(None, wrong))
-        raise WeightsError(f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else ""))
+        raise CheckpointError(f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else ""))
     if left_over:
         kinds = "; ".join(dict.fromkeys(reasons.values()))
         logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, kinds)
@@ -143,7 +128,7 @@ def _advice(found):
 def dimensions(path, standard, where):
     """Return the dimensions of a weight file: those of the JSON file beside it, of the same stem, else `standard`.
 
-    Raises WeightsError for a sidecar with unknown or missing fields.
+    Raises CheckpointError for a sidecar with unknown or missing fields.
     """
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
@@ -154,12 +139,8 @@ def dimensions(path, standard, where):
         if not all(type(values[name]) is int and values[name] > 0 for name in names) or set(values) != set(names):
             raise ValueError("unknown or unusable fields")
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
+        raise CheckpointError(
             f"{where}: '{sidecar}', which gives the dimensions of '{path.name}', is not usable ({error}); expected a "
             f"JSON object of whole numbers with {', '.join(names)}"
         ) from None
     return type(standard)(**values)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -171,8 +171,9 @@ class RunnerBase:
             ratios = [dataset.sample_ratio for dataset in train]
             mix = ", ".join(f"{dataset.name} {dataset.sample_ratio or 1:g}" for dataset in train)
             logging.info("Each batch is of one dataset, drawn by %s", mix if any(ratios) else "equal ratios")
-        records = sum(len(dataset) for dataset in train if hasattr(dataset, "__len__"))
-        logging.info("Loaded %d records for train split from the dataset.", records)
+        for dataset in train:
+            if hasattr(dataset, "__len__"):
+                logging.info("Loaded %d records for train split from the dataset.", len(dataset))
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 main_print(name)

@@ -56,8 +56,8 @@ class SkipCounter:
     The counts lie in shared memory, one row a worker, so that workers need no lock and the main process sees all.
     """
 
-    def __init__(self, name, num_workers=0, max_bad_fraction=0.05):
-        self.name, self.max_bad_fraction = name, max_bad_fraction
+    def __init__(self, name, num_workers=0, max_bad_fraction=0.05, guide="dataset/README_1_STAGE.md"):
+        self.name, self.max_bad_fraction, self.guide = name, max_bad_fraction, guide
         self.counts = torch.zeros(max(1, num_workers), 1 + len(REASONS), dtype=torch.int64).share_memory_()
         self.first = self.last = None
 
@@ -88,12 +88,12 @@ class SkipCounter:
         row = self.counts.sum(0) if row is None else row
         seen, counts = int(row.sum()), _by_reason(row)
         if not seen:
-            return DataError(f"{self.name}: not one usable sample was found; see dataset/README_1_STAGE.md")
+            return DataError(f"{self.name}: not one usable sample was found; see {self.guide}")
         if counts.keys() <= {"no_image", "no_caption"}:
             found = f"had no 'jpg' + 'json' pair (first keys: {self.first})"
         else:
             found = f"were unusable ({_breakdown(row)}; last: {self.last})"
-        return DataError(f"{self.name}: {seen} of the first {seen} samples {found}; see dataset/README_1_STAGE.md")
+        return DataError(f"{self.name}: {seen} of the first {seen} samples {found}; see {self.guide}")
 
     def report(self):
         """Return {"seen": samples met, reason: how many were skipped for it, ...}, summed over workers."""
@@ -121,6 +121,8 @@ class Place:
 class BaseDataset:
     """Processors, a name, the mixing ratio that the configuration gave, and the place in the run."""
 
+    guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
+
     def __init__(self, vis_processor, text_processor=None, name="dataset"):
         self.vis_processor, self.text_processor, self.name = vis_processor, text_processor, name
         self.sample_ratio = None
@@ -130,7 +132,7 @@ class BaseDataset:
     def bind(self, place, num_workers=0, max_bad_fraction=0.05):
         """Set the place in the run and start counting anew; before workers start."""
         self.place = place
-        self.skips = SkipCounter(self.name, num_workers, max_bad_fraction)
+        self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
 
     def prepare(self, image, caption, *identity):
         """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`."""

@@ -50,6 +50,8 @@ class CaptionDataset(BaseDataset, Dataset):
     epoch only seeds the augmentation. Where record i cannot be used it is counted and the next usable one is returned.
     """
 
+    guide = "dataset/README_2_STAGE.md"
+
     def __init__(self, vis_processor, text_processor=None, vis_root="", ann_paths=(), name="caption_dataset"):
         self.vis_root = Path(vis_root)
         self.annotation = [record for path in ann_paths for record in read_annotations(path)]

@@ -1,0 +1,705 @@
+"""What a user gets wrong, and exactly what is said about it: never a traceback, never anything half-written.
+
+`{root}` in a message stands for the folder of the small release, `{tmp}` for the folder of the test.
+"""
+
+import json
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import train
+from minigpt4.common.cli import run_program
+from tests.small_release import jpeg_bytes, picture, write_align_folder, write_checkpoint, write_tar
+
+STAGE_1, STAGE_2 = "train_configs/minigpt4_stage1_pretrain.yaml", "train_configs/minigpt4_stage2_finetune.yaml"
+
+
+@dataclass
+class Bad:
+    """One row: what is wrong, how it is made, and the lines that must be printed."""
+
+    name: str
+    messages: list
+    options: list = field(default_factory=list)
+    text: tuple = ()  # (old, new): replaced in the YAML file
+    make: object = None  # called with the test's folder, returns more options
+    yaml: str = STAGE_2
+    code: int = 2
+
+
+def options_of(**pairs):
+    return [f"{key.replace('__', '.')}={value}" for key, value in pairs.items()]
+
+
+JPEG = jpeg_bytes(picture(1))
+
+
+def break_pictures(folder):
+    for path in (folder / "image").iterdir():
+        path.write_bytes(b"no picture")
+
+
+def resume(tmp, release):
+    torch.save({"model": {"llama_proj.weight": torch.zeros(64, 40)}}, tmp / "weights.pth")
+    return [f"run.resume_ckpt_path={tmp / 'weights.pth'}"]
+
+
+# -- makers of bad files: each returns the options that point to them
+
+
+def checkpoint(write):
+    def make(tmp, release):
+        write(tmp / "bad.pth")
+        return options_of(model__ckpt=tmp / "bad.pth")
+
+    return make
+
+
+def html_page(path):
+    path.write_text("<!DOCTYPE html><html>404 Not Found</html>")
+
+
+def payload(path):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (path.parent / "executed",)
+
+    with open(path, "wb") as file:
+        pickle.dump({"model": Payload()}, file)
+
+
+def truncated(path):
+    write_checkpoint(path, 40, 64)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def renamed(path):
+    torch.save({"model": {"proj.weight": torch.zeros(64, 40), "llama_proj.bias": torch.zeros(64)}}, path)
+
+
+def wrapped(path):
+    names = {"module.llama_proj.weight": torch.zeros(64, 40), "module.llama_proj.bias": torch.zeros(64)}
+    torch.save({"model": names}, path)
+
+
+def without_bias(path):
+    torch.save({"model": {"llama_proj.weight": torch.zeros(64, 40)}}, path)
+
+
+def with_more(path):
+    write_checkpoint(path, 40, 64, **{"llama_model.lm_head.weight": torch.zeros(3, 3)})
+
+
+def align(change):
+    def make(tmp, release):
+        write_align_folder(tmp / "align", 3)
+        change(tmp / "align")
+        return options_of(datasets__cc_sbu_align__build_info__storage=tmp / "align")
+
+    return make
+
+
+def annotations(content):
+    return align(lambda folder: (folder / "filter_cap.json").write_text(content))
+
+
+def records(*items):
+    return annotations(json.dumps({"annotations": list(items)}))
+
+
+def shards(write, storage="bad/00000.tar"):
+    def make(tmp, release):
+        (tmp / "bad").mkdir()
+        write(tmp / "bad")
+        return [*options_of(datasets__laion__build_info__storage=tmp / storage), "run.num_workers=0"]
+
+    return make
+
+
+def shard_of(*members):
+    return shards(lambda folder: write_tar(folder / "00000.tar", members))
+
+
+def vision(key, change, name):
+    def make(tmp, release):
+        for suffix in (".pth", ".json"):
+            shutil.copy(release.hub / f"{name}{suffix}", tmp)
+        change(tmp / f"{name}.pth")
+        return [f"model.{key}={tmp / name}.pth"]
+
+    return make
+
+
+def drop_tensor(path):
+    state = torch.load(path, weights_only=True)
+    inner = state.get("model", state)
+    inner.pop(next(name for name in inner if name.endswith(("norm1.weight", "LayerNorm.weight"))))
+    torch.save(state, path)
+
+
+def llm(change):
+    def make(tmp, release):
+        shutil.copytree(release.llama, tmp / "llm")
+        change(tmp / "llm")
+        return [f"model.llama_model={tmp / 'llm'}"]
+
+    return make
+
+
+def scrambled(folder):
+    from safetensors.torch import load_file
+
+    generator = torch.Generator().manual_seed(0)
+    state = load_file(folder / "model.safetensors")
+    noise = {name: torch.randn(tensor.shape, generator=generator) * 0.02 for name, tensor in state.items()}
+    save_file(noise, folder / "model.safetensors")
+
+
+def prompts(text):
+    def make(tmp, release):
+        (tmp / "prompts.txt").write_text(text)
+        return [f"model.prompt_path={tmp / 'prompts.txt'}"]
+
+    return make
+
+
+ROWS = [
+    # the YAML file itself
+    Bad("no such file", ["--cfg-path: no file at 'nowhere.yaml'"], yaml="nowhere.yaml"),
+    Bad("a folder", ["--cfg-path: 'train_configs' is a folder; give a YAML file"], yaml="train_configs"),
+    Bad(
+        "not YAML",
+        [
+            "--cfg-path: '{tmp}/config.yaml' is not valid YAML: while parsing a flow sequence in \"{tmp}/config.yaml\", line 23, column 6 did not find expected ',' or ']' in \"{tmp}/config.yaml\", line 26, column 3"
+        ],
+        text=("run:\n", "run: [\n"),
+    ),
+    Bad(
+        "no sections",
+        [
+            "datasets: this section is missing; a configuration needs model, datasets, run",
+            "model.arch: missing; known: mini_gpt4",
+            "run.lr_sched: missing; it has no default",
+            "run.init_lr: missing; it has no default",
+            "run.min_lr: missing; it has no default",
+            "run.weight_decay: missing; it has no default",
+            "run.batch_size_train: missing; it has no default",
+        ],
+        text=None,
+    ),
+    Bad(
+        "a section misspelt",
+        [
+            "datsets: unknown section. Did you mean 'datasets'? (config.yaml line 13)",
+            "datasets.cc_sbu_align.vis_processor.train: missing; name a picture processor, e.g. {name: blip2_image_train, image_size: 224}",
+        ],
+        text=("datasets:", "datsets:"),
+    ),
+    Bad(
+        "a section missing",
+        [
+            "run.lr_sched: missing; it has no default",
+            "run.init_lr: missing; it has no default",
+            "run.min_lr: missing; it has no default",
+            "run.weight_decay: missing; it has no default",
+            "run.batch_size_train: missing; it has no default",
+        ],
+        text=("run:\n", "preprocess:\n"),
+    ),
+    # keys and values
+    Bad(
+        "a key misspelt",
+        ["model.freez_vit: unknown key. Did you mean 'freeze_vit'? (config.yaml line 4)"],
+        text=("freeze_vit:", "freez_vit:"),
+    ),
+    Bad(
+        "a number that is a word",
+        ["run.init_lr: 'fast' (str) is not a float or null (config.yaml line 27)"],
+        text=("init_lr: 3e-5", "init_lr: fast"),
+    ),
+    Bad(
+        "a choice that is none",
+        ["model.vit_precision: 'fp8' is not one of fp16, fp32 (--options)"],
+        ["model.vit_precision=fp8"],
+    ),
+    Bad(
+        "a number out of range",
+        [
+            "run.warmup_steps: -3 is out of range; it must be at least 0 (--options)",
+            "run.max_epoch: 0 is out of range; it must be at least 1 (--options)",
+        ],
+        ["run.max_epoch=0", "run.warmup_steps=-3"],
+    ),
+    Bad("a required key unset", ["run.init_lr: missing; it has no default"], text=("  init_lr: 3e-5\n", "")),
+    Bad(
+        "an interpolation that leads nowhere",
+        ["model.ckpt: Interpolation key 'env.chache_root' not found (--options)"],
+        ["model.ckpt=${env.chache_root}/x.pth"],
+    ),
+    Bad(
+        "unknown architecture",
+        [
+            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py (--options)"
+        ],
+        ["model.arch=minigpt5"],
+    ),
+    Bad(
+        "unknown model type",
+        ["model.model_type: unknown type 'pretrain_vicuna0' of mini_gpt4. Did you mean 'pretrain_vicuna'? (--options)"],
+        ["model.model_type=pretrain_vicuna0"],
+    ),
+    Bad(
+        "unknown dataset",
+        [
+            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, laion. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py (config.yaml line 14)"
+        ],
+        text=("cc_sbu_align:", "cc_sbu_alignn:"),
+    ),
+    Bad(
+        "unknown processor",
+        [
+            "datasets.cc_sbu_align.vis_processor.train.name: unknown processor 'blip3_image_train'; known: blip2_image_eval, blip2_image_train, blip_caption. Did you mean 'blip2_image_train'? Add one in minigpt4/processors/__init__.py (--options)"
+        ],
+        ["datasets.cc_sbu_align.vis_processor.train.name=blip3_image_train"],
+    ),
+    Bad(
+        "unknown processor key",
+        ["datasets.cc_sbu_align.vis_processor.train.image_sise: unknown key. Did you mean 'image_size'? (--options)"],
+        ["datasets.cc_sbu_align.vis_processor.train.image_sise=84"],
+    ),
+    Bad(
+        "unknown task",
+        [
+            "run.task: unknown task 'image_text_pretrian'; known: image_text_pretrain. Did you mean 'image_text_pretrain'? Add one in minigpt4/tasks/__init__.py (--options)"
+        ],
+        ["run.task=image_text_pretrian"],
+    ),
+    Bad(
+        "unknown runner",
+        [
+            "run.runner: unknown runner 'runner_iter'; known: runner_base. Did you mean 'runner_base'? Add one in minigpt4/runners/__init__.py (--options)"
+        ],
+        ["run.runner=runner_iter"],
+    ),
+    Bad(
+        "unknown schedule",
+        [
+            "run.lr_sched: unknown learning-rate schedule 'cosine'; known: linear_warmup_cosine_lr, linear_warmup_step_lr. Add one in minigpt4/common/optims.py (--options)"
+        ],
+        ["run.lr_sched=cosine"],
+    ),
+    Bad(
+        "an option without a value",
+        ["--options: 'run.max_epoch' has no '='; write every item as KEY=VALUE"],
+        ["run.max_epoch"],
+    ),
+    Bad(
+        "several at once",
+        [
+            "model.freez_vit: unknown key. Did you mean 'freeze_vit'? (--options)",
+            "run.seed: 'x' (str) is not an integer (--options)",
+        ],
+        ["model.freez_vit=True", "run.seed=x"],
+    ),
+    Bad(
+        "CUDA without a GPU",
+        ["run.device: 'cuda' but torch sees no GPU; use --options run.device=cpu (--options)"],
+        ["run.device=cuda"],
+    ),
+    Bad(
+        "no such device",
+        ["run.device: 'tpu' is no device; give auto, cpu, cuda, cuda:<index> or mps (--options)"],
+        ["run.device=tpu"],
+    ),
+    # paths and files
+    Bad(
+        "placeholders left in",
+        [
+            "model.llama_model: '/path/to/vicuna/weights/' is the placeholder of the shipped file; set it to your own path (--options)",
+            "model.ckpt: '/path/to/stage1/checkpoint/' is the placeholder of the shipped file; set it to your own path (--options)",
+        ],
+        ["model.llama_model=/path/to/vicuna/weights/", "model.ckpt=/path/to/stage1/checkpoint/"],
+    ),
+    Bad(
+        "no LLM folder",
+        [
+            "model.llama_model: no transformers model in '{tmp}/nowhere' (config.json is not there); give the folder with config.json, weights and tokenizer (--options)"
+        ],
+        ["model.llama_model={tmp}/nowhere"],
+    ),
+    Bad(
+        "no checkpoint",
+        [
+            "model.ckpt: no file at '{tmp}/nowhere.pth' (found nothing); give the path of the file or its URL (--options)"
+        ],
+        ["model.ckpt={tmp}/nowhere.pth"],
+    ),
+    Bad(
+        "a folder as checkpoint",
+        ["model.ckpt: no file at '{tmp}' (found a folder); give the path of the file or its URL (--options)"],
+        ["model.ckpt={tmp}"],
+    ),
+    Bad(
+        "no checkpoint to resume",
+        [
+            "run.resume_ckpt_path: no file at '{tmp}/nowhere.pth' (found nothing); give the path of the file or its URL (--options)"
+        ],
+        ["run.resume_ckpt_path={tmp}/nowhere.pth"],
+    ),
+    Bad(
+        "no prompt file",
+        ["model.prompt_path: no file at 'prompts/nowhere.txt'; paths are relative to the current folder (--options)"],
+        ["model.prompt_path=prompts/nowhere.txt"],
+    ),
+    Bad(
+        "a prompt without a picture",
+        [
+            "model.prompt_path: no line of '{tmp}/prompts.txt' has <ImageHere>; every prompt needs exactly one (--options)"
+        ],
+        make=prompts("Describe it.\n"),
+    ),
+    Bad(
+        "a prompt with two pictures",
+        ["model.prompt_path: '{tmp}/prompts.txt' line 2 has 2 <ImageHere>; every prompt needs exactly one (--options)"],
+        make=prompts("<Img><ImageHere></Img> a\n<Img><ImageHere><ImageHere></Img> b\n"),
+    ),
+    Bad(
+        "a template without a place",
+        [
+            "model.prompt_template: '###Human: ###Assistant: ' has 0 {}; expected exactly one, where the prompt goes (--options)"
+        ],
+        ["model.prompt_template=###Human: ###Assistant: "],
+    ),
+    Bad(
+        "no shard",
+        [
+            "datasets.laion.build_info.storage: no file matches '{tmp}/{00000..00002}.tar' (first missing: {tmp}/00000.tar) (--options)"
+        ],
+        ["datasets.laion.build_info.storage={tmp}/{00000..00002}.tar"],
+        yaml=STAGE_1,
+    ),
+    Bad(
+        "a shard missing",
+        [
+            "datasets.laion.build_info.storage: 2 of 4 shards are missing (first missing: {root}/laion_dataset/00002.tar) (--options)"
+        ],
+        ["datasets.laion.build_info.storage={root}/laion_dataset/{00000..00003}.tar"],
+        yaml=STAGE_1,
+    ),
+    Bad(
+        "a shell as shard",
+        [
+            "datasets.laion.build_info.storage: 'pipe:cat x.tar': 'pipe:' is refused; shards are local files or http(s) URLs (--options)"
+        ],
+        ["datasets.laion.build_info.storage=pipe:cat x.tar"],
+        yaml=STAGE_1,
+    ),
+    Bad(
+        "no folder of annotations",
+        [
+            "datasets.cc_sbu_align.build_info.storage: no folder at '{tmp}/nowhere'; expected one with filter_cap.json and image/ (--options)"
+        ],
+        ["datasets.cc_sbu_align.build_info.storage={tmp}/nowhere"],
+    ),
+    Bad(
+        "no annotations",
+        ["datasets.cc_sbu_align.build_info.storage: '{tmp}/align' has no filter_cap.json (--options)"],
+        make=align(lambda folder: (folder / "filter_cap.json").unlink()),
+    ),
+    Bad(
+        "annotations that are no JSON",
+        [
+            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: not valid JSON in UTF-8 (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)) (--options)"
+        ],
+        make=annotations("{"),
+    ),
+    Bad(
+        "annotations of another form",
+        [
+            'datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: found images; expected {"annotations": [{"image_id": ..., "caption": ...}]} (--options)'
+        ],
+        make=annotations('{"images": []}'),
+    ),
+    Bad(
+        "annotations without a record",
+        [
+            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: 'annotations' is empty; expected at least one record (--options)"
+        ],
+        make=records(),
+    ),
+    Bad(
+        "a record without a caption",
+        [
+            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: record 1: 'caption' is None; expected text (--options)"
+        ],
+        make=records({"image_id": "0", "caption": "a"}, {"image_id": "1"}),
+    ),
+    Bad(
+        "a record that leads out",
+        [
+            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: record 0: image_id '../../etc/passwd' leads out of the picture folder; expected a file's stem (--options)"
+        ],
+        make=records({"image_id": "../../etc/passwd", "caption": "a"}),
+    ),
+    # data that turns out bad
+    Bad(
+        "pictures that are not there",
+        [
+            "error: cc_sbu_align: 1 of the first 1 samples were unusable (1 missing_file; last: 7 no 7.jpg in {tmp}/align/image); see dataset/README_2_STAGE.md"
+        ],
+        make=records({"image_id": "7", "caption": "a"}),
+        code=1,
+    ),
+    Bad(
+        "pictures that are no pictures",
+        [
+            "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file <_io.BufferedReader name='{tmp}/align/image/1.jpg'>); see dataset/README_2_STAGE.md"
+        ],
+        make=align(break_pictures),
+        code=1,
+    ),
+    Bad(
+        "a shard that is no tar",
+        [
+            "error: laion: 1 of the first 1 samples were unusable (1 bad_shard; last: {tmp}/bad/00000.tar ReadError: truncated header); see dataset/README_1_STAGE.md"
+        ],
+        make=shards(lambda f: (f / "00000.tar").write_text("<html>")),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    Bad(
+        "an empty shard",
+        [
+            "error: laion: 1 of the first 1 samples were unusable (1 bad_shard; last: {tmp}/bad/00000.tar ValueError: the shard is empty); see dataset/README_1_STAGE.md"
+        ],
+        make=shard_of(),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    Bad(
+        "a shard without captions",
+        [
+            "error: laion: 1 of the first 1 samples had no 'jpg' + 'json' pair (first keys: jpg); see dataset/README_1_STAGE.md"
+        ],
+        make=shard_of(("0.jpg", JPEG)),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    Bad(
+        "a shard without pictures",
+        [
+            "error: laion: 1 of the first 1 samples had no 'jpg' + 'json' pair (first keys: json); see dataset/README_1_STAGE.md"
+        ],
+        make=shard_of(("0.json", b'{"caption": "a"}')),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    Bad(
+        "captions that are none",
+        [
+            "error: laion: 1 of the first 1 samples were unusable (1 bad_caption; last: 00000.tar 0 caption is NoneType, not text); see dataset/README_1_STAGE.md"
+        ],
+        make=shard_of(("0.jpg", JPEG), ("0.json", b'{"caption": null}')),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    Bad(
+        "a pickle in a shard",
+        [
+            "error: laion: 1 of the first 1 samples had no 'jpg' + 'json' pair (first keys: jpg, pyd); see dataset/README_1_STAGE.md"
+        ],
+        make=shard_of(("0.jpg", JPEG), ("0.pyd", b"cos\nsystem\n.")),
+        yaml=STAGE_1,
+        code=1,
+    ),
+    # weights
+    Bad(
+        "a web page as checkpoint",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' is an HTML page, not weights: the download went wrong. Delete it and download it again"
+        ],
+        make=checkpoint(html_page),
+        code=1,
+    ),
+    Bad(
+        "a pickle that runs code",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' holds more than tensors and plain values, and was not opened, for such a file can run code. Use the released file, or save its state dict alone"
+        ],
+        make=checkpoint(payload),
+        code=1,
+    ),
+    Bad(
+        "a checkpoint cut off",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' is damaged or no file of torch ([Errno 22] Invalid argument). Use the released file, or save its state dict alone"
+        ],
+        make=checkpoint(truncated),
+        code=1,
+    ),
+    Bad(
+        "a checkpoint of another LLM",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' was trained for a 5120-wide LLM (13B), model.llama_model is 64 wide; give a checkpoint and an LLM of one size"
+        ],
+        make=checkpoint(lambda path: write_checkpoint(path, 40, 5120)),
+        code=1,
+    ),
+    Bad(
+        "a checkpoint of another Q-Former",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is of another shape (llama_proj.weight is [64, 768], expected [64, 40])"
+        ],
+        make=checkpoint(lambda path: write_checkpoint(path, 768, 64)),
+        code=1,
+    ),
+    Bad(
+        "a tensor renamed",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is missing (llama_proj.weight [64, 40]); 1 tensor is unknown (proj.weight [64, 40])"
+        ],
+        make=checkpoint(renamed),
+        code=1,
+    ),
+    Bad(
+        "a tensor missing",
+        ["error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is missing (llama_proj.bias [64])"],
+        make=checkpoint(without_bias),
+        code=1,
+    ),
+    Bad(
+        "a tensor too many",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is of another shape (llama_model.lm_head.weight is [3, 3], expected [900, 64])"
+        ],
+        make=checkpoint(with_more),
+        code=1,
+    ),
+    Bad(
+        "a wrapped model's names",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 2 tensors are missing (llama_proj.weight [64, 40], llama_proj.bias [64]); 2 tensors are unknown (module.llama_proj.weight [64, 40], module.llama_proj.bias [64]). Its names begin with 'module.': it was saved from a wrapped model; save model.module.state_dict()"
+        ],
+        make=checkpoint(wrapped),
+        code=1,
+    ),
+    Bad(
+        "an empty checkpoint",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 2 tensors are missing (llama_proj.weight [64, 40], llama_proj.bias [64]). The file is empty"
+        ],
+        make=checkpoint(lambda path: torch.save({"model": {}}, path)),
+        code=1,
+    ),
+    Bad(
+        "a list as checkpoint",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' is no file of weights (a list); expected names and tensors, below the key 'model'"
+        ],
+        make=checkpoint(lambda path: torch.save([1, 2], path)),
+        code=1,
+    ),
+    Bad(
+        "a ViT without a tensor",
+        [
+            "error: model.vit_ckpt: '{tmp}/eva_vit_g.pth' does not fit: 1 tensor is missing (blocks.0.norm1.weight [44]). Expected the ViT eva_clip_g of the 2023 release, or dimensions in '{tmp}/eva_vit_g.json'"
+        ],
+        make=vision("vit_ckpt", drop_tensor, "eva_vit_g"),
+        code=1,
+    ),
+    Bad(
+        "a web page as ViT",
+        [
+            "error: model.vit_ckpt: '{tmp}/eva_vit_g.pth' is an HTML page, not weights: the download went wrong. Delete it and download it again"
+        ],
+        make=vision("vit_ckpt", html_page, "eva_vit_g"),
+        code=1,
+    ),
+    Bad(
+        "a Q-Former without a tensor",
+        [
+            "error: model.q_former_model: '{tmp}/blip2_pretrained_flant5xxl.pth' does not fit: 1 tensor is missing (Qformer.bert.embeddings.LayerNorm.weight [40]). Expected the file of BLIP-2, or its dimensions in '{tmp}/blip2_pretrained_flant5xxl.json'"
+        ],
+        make=vision("q_former_model", drop_tensor, "blip2_pretrained_flant5xxl"),
+        code=1,
+    ),
+    Bad(
+        "another number of queries",
+        [
+            "error: model.q_former_model: '{root}/torch/hub/checkpoints/blip2_pretrained_flant5xxl.pth' does not fit: 1 tensor is of another shape (query_tokens is [1, 32, 40], expected [1, 16, 40]). Expected the file of BLIP-2, or its dimensions in '{root}/torch/hub/checkpoints/blip2_pretrained_flant5xxl.json'"
+        ],
+        ["model.num_query_token=16"],
+        code=1,
+    ),
+    Bad(
+        "LLM weights of noise",
+        [
+            "error: model.llama_model: '{tmp}/llm' does not read English: loss 6.80 a token on a plain paragraph; guessing among 900 tokens has 6.80 (10.375 in logs of LLaMA is such a guess). Most likely: a Vicuna delta that was not merged into LLaMA, wrong or half-copied weights, or a conversion gone wrong. To use it knowingly: --options model.check_llm=False"
+        ],
+        make=llm(scrambled),
+        code=1,
+    ),
+    Bad(
+        "a weights file for resuming",
+        [
+            "error: run.resume_ckpt_path: '{tmp}/weights.pth' has no optimizer, config, scaler, epoch (found: model); a training run is resumed from a checkpoint with model, optimizer, config, scaler, epoch. To start a new run from its weights, set model.ckpt instead"
+        ],
+        make=resume,
+        code=1,
+    ),
+    Bad(
+        "a picture size of two minds",
+        [
+            "error: image: [12, 3, 224, 224]; expected [B, 3, 42, 42]: the processors' image_size must be model.image_size"
+        ],
+        ["model.image_size=42"],
+        code=1,
+    ),
+]
+
+
+def run(bad, release, tmp_path, capsys):
+    """Run train.py in this process on one row; return (exit code, what it printed on stderr)."""
+    yaml = tmp_path / "config.yaml"
+    source = Path(bad.yaml)
+    if source.is_file():
+        content = "" if bad.text is None else source.read_text()
+        for old, new in [bad.text] if bad.text else []:
+            assert old in content
+            content = content.replace(old, new)
+        yaml.write_text(content)
+        source = yaml
+    options = options_of(model__llama_model=release.llama, run__device="cpu", run__output_dir=tmp_path / "output")
+    options += ["run.num_workers=0", "run.iters_per_epoch=1", "run.max_epoch=1"]
+    if bad.yaml == STAGE_1:
+        places = {"laion": release.root / "laion_dataset", "cc_sbu": release.root / "cc_sbu_dataset"}
+        options += [f"datasets.{n}.build_info.storage={p}/{{00000..00001}}.tar" for n, p in places.items()]
+        options += ["datasets.laion.sample_ratio=1000000"]
+    elif bad.text != ("cc_sbu_align:", "cc_sbu_alignn:") and bad.text is not None:
+        options += options_of(datasets__cc_sbu_align__build_info__storage=release.root / "cc_sbu_align")
+    if bad.yaml == STAGE_2 and bad.text is not None:
+        options += options_of(model__ckpt=release.checkpoint)
+    options += [o.replace("{tmp}", str(tmp_path)).replace("{root}", str(release.root)) for o in bad.options]
+    options += bad.make(tmp_path, release) if bad.make else []
+    code = run_program(train.train, train.parse_args(["--cfg-path", str(source), "--options", *options]))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", ROWS, ids=lambda bad: bad.name)
+def test_a_mistake_ends_in_its_message(bad, release, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    code, said = run(bad, release, tmp_path, capsys)
+    assert code == bad.code
+    assert "Traceback" not in said
+    lines = [
+        line.strip() for line in said.replace(str(tmp_path), "{tmp}").replace(str(release.root), "{root}").splitlines()
+    ]
+    assert bad.messages and all(message in lines for message in bad.messages), said
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("checkpoint_*"))
+    assert not (tmp_path / "executed").exists()
