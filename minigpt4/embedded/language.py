@@ -39,22 +39,20 @@ def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
     return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in pairs]
 
 
-def facts(scene: Scene) -> list[str]:
-    """All single statements about the scene."""
+def fact_groups(scene: Scene) -> list[list[str]]:
+    """Single statements about the scene: of the whole, of each object, of each two neighbours."""
     article = "a " if scene.background in ("night sky", "brick wall") else ""
-    result = [
-        f"There {'are' if len(scene.objects) > 1 else 'is'} {count_phrase(scene)}.",
-        f"The background is {article}{scene.background}.",
-    ]
+    verb = "are" if len(scene.objects) > 1 else "is"
+    groups = [[f"There {verb} {count_phrase(scene)}.", f"The background is {article}{scene.background}."]]
     for item in scene.objects:
         name = name_of(item, scene)
-        result += [f"The {name} is {what}." for what in (item.colour, item.size, CELL_PHRASES[item.cell])]
+        groups.append([f"The {name} is {what}." for what in (item.colour, item.size, CELL_PHRASES[item.cell])])
         if sum(o.colour == item.colour for o in scene.objects) == 1:
-            result.append(f"The {item.colour} object is a {item.shape}.")
+            groups[-1].append(f"The {item.colour} object is a {item.shape}.")
     for first, relation, second in relations(scene):
         first, second = name_of(first, scene), name_of(second, scene)
-        result += [f"The {first} is {relation} the {second}.", f"The {second} is {INVERSE[relation]} the {first}."]
-    return result
+        groups.append([f"The {first} is {relation} the {second}.", f"The {second} is {INVERSE[relation]} the {first}."])
+    return groups
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -66,11 +64,12 @@ def list_caption(scene: Scene, rng: np.random.Generator) -> str:
     return ", ".join(parts)
 
 
-def fact_caption(scene: Scene, rng: np.random.Generator, number: int = 3) -> str:
-    """A few facts in random order, run together as people do on the web."""
-    chosen = facts(scene)
+def fact_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """All facts of one group, in random order, run together as people do on the web."""
+    groups = fact_groups(scene)
+    chosen = groups[rng.integers(len(groups))]
     rng.shuffle(chosen)
-    return ", ".join(fact.rstrip(".") for fact in chosen[:number])
+    return ", ".join(fact.rstrip(".") for fact in chosen)
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:

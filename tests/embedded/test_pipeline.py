@@ -1,0 +1,86 @@
+"""Both embedded stages through train.py with the committed vision weights, on a toy LLM: a matter of seconds."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.embedded import prepare, world
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["run.iters_per_epoch=3", "run.batch_size_train=2", "run.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def cache(release, tmp_path_factory):
+    """A cache root with a few drawn pictures and, for the LLM, the toy one."""
+    root = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "SHARD_SIZE", 4)
+        patch.setattr(prepare, "NUM_SAMPLES", {"laion": 32, "cc_sbu": 32, "cc_sbu_align": 6})
+        (root / "embedded").mkdir()
+        (root / "embedded/llm").symlink_to(release.llama)
+        prepare.prepare(root)
+    return root
+
+
+def train(cache, yaml, output, *options, expect=0):
+    command = [
+        sys.executable,
+        "train.py",
+        "--cfg-path",
+        f"train_configs/{yaml}",
+        "--options",
+        f"env.cache_root={cache}",
+    ]
+    command += [*SHORT, f"run.output_dir={output}", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == expect, result.stderr
+    return next(output.glob("*/checkpoint_0.pth"))
+
+
+def test_data_has_the_layout_of_the_real_sets(cache):
+    data = prepare.data_folder(cache / "embedded")
+    with tarfile.open(data / "cc_sbu/00003.tar") as tar:
+        assert tar.getnames()[:3] == ["000030000.jpg", "000030000.txt", "000030000.json"]
+        record = json.load(tar.extractfile("000030000.json"))
+        assert record["caption"] == tar.extractfile("000030000.txt").read().decode()
+        assert record["width"] == record["original_width"] == world.IMAGE_SIZE
+    assert json.loads((data / "laion/00007_stats.json").read_text())["successes"] == 4
+    annotations = json.loads((data / "cc_sbu_align/filter_cap.json").read_text())["annotations"]
+    assert [a["image_id"] for a in annotations] == [
+        path.stem for path in sorted((data / "cc_sbu_align/image").iterdir())
+    ]
+
+
+def test_prepared_data_is_used_again(cache):
+    before = (cache / "embedded/data-v1/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
+    prepare.prepare(cache)
+    assert (cache / "embedded/data-v1/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
+
+
+def test_both_stages_train_the_projection_only(cache, tmp_path):
+    first = train(cache, "embedded_stage1_pretrain.yaml", tmp_path / "stage1")
+    second = train(cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}")
+    projections = [torch.load(path, weights_only=True)["model"] for path in (first, second)]
+    assert all(set(p) == {"llama_proj.weight", "llama_proj.bias"} for p in projections)
+    assert projections[0]["llama_proj.weight"].shape[1] == 256
+    assert not torch.equal(projections[0]["llama_proj.weight"], projections[1]["llama_proj.weight"])
+
+
+def test_own_pictures_take_the_place_of_the_drawn_ones(cache, tmp_path):
+    own = tmp_path / "own"
+    (own / "image").mkdir(parents=True)
+    for name, colour in (("sunset", "orange"), ("sea", "navy")):
+        Image.new("RGB", (300, 200), colour).save(own / "image" / f"{name}.jpg")
+    captions = {"sunset": "An orange evening sky.", "sea": "The sea at night."}
+    annotations = [{"image_id": name, "caption": text} for name, text in captions.items()]
+    (own / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+    first = train(cache, "embedded_stage1_pretrain.yaml", tmp_path / "stage1")
+    storage = f"datasets.cc_sbu_align.build_info.storage={own}"
+    assert train(cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}", storage).is_file()

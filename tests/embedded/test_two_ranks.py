@@ -1,0 +1,51 @@
+"""`torchrun --nproc-per-node 2 train.py` on the embedded default's first stage, on the CPU."""
+
+import json
+
+import pytest
+
+from minigpt4.embedded.prepare import prepare
+from tests.test_runner import ROOT, torchrun
+
+# train.py as it is; what each rank was given and ended with is written down beside it.
+PROBE = """
+import hashlib, json, sys
+sys.path.insert(0, {root!r})
+import train
+from minigpt4.common.cli import run_program
+from minigpt4.common.dist_utils import get_rank
+from minigpt4.tasks import BaseTask
+
+seen, models, train_step = [], [], BaseTask.train_step
+
+def noted(self, model, samples):
+    seen.extend(samples["sample_id"])
+    models[:] = [model, get_rank()]
+    return train_step(self, model, samples)
+
+BaseTask.train_step = noted
+code = run_program(train.train, train.parse_args(sys.argv[2:]))
+model, rank = models
+digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.llama_proj.parameters())).hexdigest()
+json.dump({{"seen": seen, "digest": digest}}, open(f"{{sys.argv[1]}}/rank_{{rank}}.json", "w"))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_embedded_default(tmp_path):
+    prepare()
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE.format(root=str(ROOT)))
+    output = tmp_path / "output"
+    settings = ["run.iters_per_epoch=3", "run.batch_size_train=4", "run.num_workers=1", f"run.output_dir={output}"]
+    arguments = ["--cfg-path", "train_configs/embedded_stage1_pretrain.yaml", "--options", *settings]
+    code, said = torchrun(script, tmp_path, *arguments, timeout=300)
+    assert code == 0, said
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert first["digest"] == second["digest"]
+    assert len(first["seen"]) == len(second["seen"]) == 12
+    assert len({*first["seen"], *second["seen"]}) == 24
+    (folder,) = output.iterdir()  # of rank 0; rank 1 made none
+    assert {path.name for path in folder.iterdir()} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl", "result"}
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
