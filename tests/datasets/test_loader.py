@@ -44,14 +44,14 @@ def test_ratios_hold_per_batch(laion, cc_sbu):
     datasets = [laion(), cc_sbu()]
     datasets[0].sample_ratio, datasets[1].sample_ratio = 115, 14
     batches = take(loader(datasets, batch_size=1, seed=3), 2000)
-    share = np.mean([batch["sample_id"][0].startswith("c.tar") for batch in batches])
+    share = np.mean([batch["sample_id"][0].startswith("cc_sbu/") for batch in batches])
     # 14/129 = 0.1085; four standard deviations of 2000 draws are 0.028
     assert share == pytest.approx(14 / 129, abs=0.028)
 
 
 def test_a_batch_comes_from_one_dataset(laion, cc_sbu):
     for batch in take(loader([laion(), cc_sbu()], seed=1), 20):
-        assert len({sample_id.startswith("c.tar") for sample_id in batch["sample_id"]}) == 1
+        assert len({sample_id.split("/")[0] for sample_id in batch["sample_id"]}) == 1
 
 
 def test_equal_ratios_without_any_and_an_error_with_some(laion, cc_sbu):
@@ -91,7 +91,7 @@ def test_ranks_together_meet_each_record_once_an_epoch(tmp_path, world_size):
         batches = loader([folder_dataset(tmp_path, range(12))], batch_size=1, seed=5, rank=rank, world_size=world_size)
         cards.append(ids(take(batches, 24 // world_size)))
     dealt = list(itertools.chain(*zip(*cards, strict=True)))
-    assert sorted(dealt[:12]) == sorted(dealt[12:]) == sorted(str(number) for number in range(12))
+    assert sorted(dealt[:12]) == sorted(dealt[12:]) == sorted(f"cc_sbu_align/{number}" for number in range(12))
     assert dealt[:12] != dealt[12:]
 
 
@@ -99,7 +99,7 @@ def test_a_set_smaller_than_a_batch_comes_round_again(tmp_path):
     batches = loader([folder_dataset(tmp_path, range(3))], batch_size=7)
     seen = ids(take(batches, 3))
     assert len(seen) == 21
-    assert {seen.count(str(number)) for number in range(3)} == {7}
+    assert {seen.count(f"cc_sbu_align/{number}") for number in range(3)} == {7}
     assert batches.epoch_length() == 1
 
 

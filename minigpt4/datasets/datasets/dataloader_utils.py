@@ -129,7 +129,8 @@ class TrainLoader:
             raise DataError(message) from None
         for worker, *position in batch.pop("stream", ()):
             self.positions[self.datasets[source].name][worker] = tuple(position)
-        return batch
+        name = self.datasets[source].name
+        return batch | {"sample_id": [f"{name}/{sample_id}" for sample_id in batch["sample_id"]]}
 
     def epoch_length(self):
         """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
