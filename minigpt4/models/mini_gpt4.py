@@ -102,6 +102,14 @@ class MiniGPT4(BaseModel):
         model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device)))
         return [part._replace(device=str(device)) for part in model.parts()]
 
+    @classmethod
+    def activation_bytes(cls, cfg, device, batch_size):
+        """Return an estimate of the activations of a training step of `batch_size` texts of full length, in bytes."""
+        dtype = resolve_compute_dtype(cfg.llm_precision, torch.device(device))
+        prompt = max(read_prompts(cfg.prompt_path, cfg.prompt_template), key=len) if cfg.prompt_path else ""
+        num_prefix = 1 + cfg.num_query_token + len(prompt) // 4  # an English token has about four characters
+        return language_model.activation_bytes(cfg.llama_model, dtype, batch_size, num_prefix, cfg.max_txt_len)
+
     def _load_vision(self, cfg):
         main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")

@@ -54,14 +54,19 @@ class RunnerBase:
         cfg.pretty_print(lambda text, *args: print(text % args))
         device = resolve_device(run.device, dist_utils.launched_processes(run)[2])
         set_precision(cfg.model_cfg, run)
-        parts = registry.get_model_class(cfg.model_cfg.arch).plan(cfg.model_cfg, device)
+        model_class = registry.get_model_class(cfg.model_cfg.arch)
+        parts = model_class.plan(cfg.model_cfg, device)
         print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
         weights, trainable = sum(part.bytes for part in parts), sum(part.trainable for part in parts)
         states = trainable * 3 * 4  # float32: gradient and AdamW's two moments
+        activations = model_class.activation_bytes(cfg.model_cfg, device, run.batch_size_train or 1)
         print(
-            f"memory: {_size(weights)} of weights, {_size(states)} of gradients and optimizer; activations on top, "
-            f"growing with run.batch_size_train. {device} has {_size(total_memory_bytes(device))}"
+            f"memory: {_size(weights)} of weights, {_size(states)} of gradients and optimizer, about "
+            f"{_size(activations)} of activations: {_size(weights + states + activations)}; "
+            f"{device} has {_size(total_memory_bytes(device))}"
         )
+        if weights + states + activations > total_memory_bytes(device):
+            print("That does not fit: lower run.batch_size_train and raise run.accum_grad_iters, or model.low_resource")
         if not run.evaluate:
             steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
             print(
