@@ -176,7 +176,7 @@ ROWS = [
     Bad(
         "not YAML",
         [
-            "--cfg-path: '{tmp}/config.yaml' is not valid YAML: while parsing a flow sequence in \"{tmp}/config.yaml\", line 23, column 6 did not find expected ',' or ']' in \"{tmp}/config.yaml\", line 26, column 3"
+            "--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 26; look at brackets, quotes, indentation"
         ],
         text=("run:\n", "run: [\n"),
     ),

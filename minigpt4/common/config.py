@@ -252,7 +252,11 @@ def _load_yaml(path):
     except UnicodeDecodeError:
         raise ConfigError([f"--cfg-path: '{path}' is not UTF-8 text; give a YAML file"]) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError([f"--cfg-path: '{path}' is not valid YAML: {' '.join(str(error).split())}"]) from None
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
+        raise ConfigError(
+            [f"--cfg-path: '{path}' is not valid YAML{place}; look at brackets, quotes, indentation"]
+        ) from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError([f"--cfg-path: '{path}' holds no sections; expected {', '.join(SECTIONS)}"])
     return loaded
