@@ -85,7 +85,7 @@ class Vision(nn.Module):
     @classmethod
     def tiny(cls):
         """One that trains a step in milliseconds."""
-        return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(32, 1, 2, 64, 1, 32))
+        return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(64, 1, 2, 64, 1, 32))
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None):
         """Tokens [B, 1 + N, Dv] of all pictures [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""

@@ -46,7 +46,7 @@ def test_quick_pretraining_writes_weights_and_resumes(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text())["recipe"]["steps"] == 20
     vision = Vision.load(tmp_path)
     tokens, queries = vision(torch.zeros(2, 3, world.IMAGE_SIZE, world.IMAGE_SIZE))
-    assert tokens.shape == (2, 65, 32) and queries.shape == (2, len(QUERIES), 32)
+    assert tokens.shape == (2, 65, 32) and queries.shape == (2, len(QUERIES), 64)
 
 
 def test_a_few_steps_lower_the_loss():
