@@ -146,7 +146,6 @@ class Quickstart:
             f"""
 Results: {self.output}/report.json, loss.png, pictures.png, answers.jsonl
 Next:
-  talk with the model    python demo.py --cfg-path {EVALUATION} --options {options}
   ask about pictures     python evaluate.py --cfg-path {EVALUATION} --images FOLDER --options {options}
   train with your own    docs/embedded.md, "Your own pictures"
   train the real model   README.md, "Train the real model\""""
