@@ -175,9 +175,7 @@ ROWS = [
     Bad("a folder", ["--cfg-path: 'train_configs' is a folder; give a YAML file"], yaml="train_configs"),
     Bad(
         "not YAML",
-        [
-            "--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 26; look at brackets, quotes, indentation"
-        ],
+        ["--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 26; look at brackets, quotes, indentation"],
         text=("run:\n", "run: [\n"),
     ),
     Bad(
