@@ -78,8 +78,8 @@ class Pictures(torch.utils.data.IterableDataset):
 def answer_codes(width: int) -> dict[str, torch.Tensor]:
     """Unit vectors [1 + answers, width] for each kind of question: every answer has channels of its own.
 
-    With random or learned codes `llama_proj` learns half as fast: AdamW scales each weight by its own gradients, so a
-    weight that serves one answer only is not disturbed by the others.
+    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW scales each
+    weight by its own gradients, and a weight that serves one answer only is not disturbed by the others.
     """
     sizes = {kind: 1 + len(values) for kind, values in VOCABULARY.items()}
     codes = F.normalize(torch.eye(sum(sizes.values())).repeat_interleave(width // sum(sizes.values()), 1), dim=1)
