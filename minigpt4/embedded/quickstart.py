@@ -54,8 +54,7 @@ class Quickstart:
         for stage in STAGES:
             checkpoints[stage] = self._timed(stage, self.train, stage, checkpoints.get("stage1"))
         report = self._timed("evaluation", self.evaluate, checkpoints)
-        self.write(report, checkpoints)
-        return report
+        return self.write(report, checkpoints)
 
     def _timed(self, phase, function, *args):
         print(f"\n=== {phase} ===", flush=True)
@@ -103,7 +102,6 @@ class Quickstart:
         key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.pictures}
         if path.is_file() and (report := json.loads(path.read_text())).get("evaluated") == key:
             print(f"{path} is there")
-            self.seconds = {**report["seconds"], "evaluation": 0}
             return report
         import minigpt4
         from minigpt4.embedded import proof
@@ -117,7 +115,8 @@ class Quickstart:
 
     # report
 
-    def write(self, report: dict, checkpoints: dict) -> None:
+    def write(self, report: dict, checkpoints: dict) -> dict:
+        """The report with losses and seconds, as written to report.json; and both figures."""
         from minigpt4.embedded import figures
 
         losses = {stage: self.losses(checkpoint) for stage, checkpoint in checkpoints.items()}
@@ -125,17 +124,18 @@ class Quickstart:
             stage: {"first": round(x[0], 4), "last": round(sum(x[-10:]) / len(x[-10:]), 4)}
             for stage, x in losses.items()
         }
-        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 1)
-        report |= {"seed": self.args.seed, "loss": ends, "seconds": self.seconds}
+        seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
+        report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}  # one reused keeps its seconds
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         figures.draw_losses(losses, self.output / "loss.png")
         answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
         figures.draw_pictures(answers, self.output / "pictures.png")
+        return report
 
     def say(self, report: dict, checkpoints_of="stage2") -> None:
         """Print the outcome and what to do next."""
         checkpoint = report["evaluated"][checkpoints_of]
-        print(f"\n{report['example']['question']}  ->  {report['example']['answer']}\n")
+        print(f"\nThe first held-out picture, described: {report['example']['description']}\n")
         for name in ("held_out", "best_constant"):
             print(f"{name:14}", {k: round(v, 2) for k, v in report[name].items()})
         print(f"{'questions':14}", {k: round(v, 2) for k, v in report["questions"].items()})
