@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import GOLDEN
 
-ENGLISH = "The quick brown fox jumps over the lazy dog, and the dog sleeps in the warm sun."
 NUM_QUERY_TOKEN = 32  # as in minigpt4/configs/models/minigpt4.yaml; the golden model has fewer
 
 

@@ -56,8 +56,8 @@ class EnvConfig:
 
 
 def load_environment():
-    """Return the shipped `env` section as a typed OmegaConf section."""
-    return OmegaConf.merge(OmegaConf.structured(EnvConfig), _load_yaml(PACKAGE_DIR / "configs/default.yaml").env)
+    """Return the shipped `env` section."""
+    return _load_yaml(PACKAGE_DIR / "configs/default.yaml").env
 
 
 class Config:
@@ -74,7 +74,7 @@ class Config:
         self.report.locate(args.cfg_path)
         _apply_options(user, getattr(args, "options", None), self.report)
         self._check_roots(user, for_training)
-        env = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(load_environment())), user.get("env") or {})
+        env = OmegaConf.merge(load_environment(), user.get("env") or {})
         self.config = OmegaConf.create({"env": _typed(env, EnvConfig, "env", self.report)})
         self.config.model = self._model(user.get("model") or OmegaConf.create())
         self.config.datasets = {

@@ -42,7 +42,6 @@ def draw_pictures(answers: list[dict], path: Path) -> None:
     for axis, said in zip(axes.flat, chosen, strict=False):
         axis.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
         verdict = "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
-        axis.set_title(verdict, color="green" if said["is_right"] else "red", fontsize=11)
         lines = textwrap.wrap(said["description"], 52)[:6]
         mark, colour = ("right", "green") if said["answer_is_right"] else ("WRONG", "red")
         axis.text(0, 1.02, "\n".join(lines), transform=axis.transAxes, va="bottom", fontsize=7.5)

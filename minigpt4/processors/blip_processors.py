@@ -49,6 +49,12 @@ class RandomCropResize(transforms.RandomResizedCrop):
 class BlipImageProcessor(BaseProcessor):
     """Returns float32 [3, image_size, image_size], normalised: a geometry, then /255, minus mean, over std."""
 
+    @dataclass
+    class Config:
+        image_size: int = 224  # pixels
+        mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
+        std: list[float] | None = None
+
     def __init__(self, geometry, image_size, mean, std):
         if image_size < 1:
             raise ValueError(f"image_size: {image_size}; expected at least 1 pixel")
@@ -67,10 +73,7 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
     """Random crop of `min_scale`..`max_scale` of the area, aspect 3/4..4/3, bicubic; draws from torch's global RNG."""
 
     @dataclass
-    class Config:
-        image_size: int = 224  # pixels
-        mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
-        std: list[float] | None = None
+    class Config(BlipImageProcessor.Config):
         min_scale: float = 0.5  # of the picture's area
         max_scale: float = 1.0
 
@@ -83,12 +86,6 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
 @registry.register_processor("blip2_image_eval")
 class Blip2ImageEvalProcessor(BlipImageProcessor):
     """Resize to a square, bicubic; the aspect ratio is not kept."""
-
-    @dataclass
-    class Config:
-        image_size: int = 224  # pixels
-        mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
-        std: list[float] | None = None
 
     def __init__(self, image_size=224, mean=None, std=None):
         super().__init__(EvalResize(image_size), image_size, mean, std)
