@@ -208,6 +208,27 @@ def test_one_prompt_a_step_drawn_again_by_a_resumed_run(tmp_path):
     assert len({model._draw_prompt({}) for _ in range(40)}) == 5
 
 
+def test_samples_may_bring_their_instruction(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("<Img><ImageHere></Img> Describe this image in detail.")
+    model = golden_model(tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: ")
+    texts = ["a bus", "red"]
+    given = samples(texts, instruction=["", "Which colour does the very old bus in front of the school have?"])
+    inputs, num_text = model.build_inputs(given)
+    padding = (inputs["attention_mask"] == 0).sum(1)
+    assert padding[0] > 0 and inputs["attention_mask"][1, :-num_text].all()  # the longer prompt is not padded
+    counts = [len(model._text([text])[0][0]) for text in texts]
+    alone = [
+        model({key: value[i : i + 1] for key, value in given.items()} | {"iters": 0})["loss"].item() for i in range(2)
+    ]
+    expected = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
+    # float32 noise of a padded batch beside single rows: 1e-6 here
+    assert model(given | {"iters": 0})["loss"].item() == pytest.approx(expected, abs=5e-6)
+    drawn = [model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"] for i in range(2)]
+    assert alone[0] == pytest.approx(drawn[0].item(), abs=5e-6)
+    assert abs(alone[1] - drawn[1].item()) > 1e-3
+
+
 PROMPTS = {
     "no file": (None, "{}", "model.prompt_path: no file at '{path}'; paths are relative to the current folder"),
     "two slots": (

@@ -19,7 +19,7 @@ from minigpt4.models import language_model, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IMAGE_SLOT, read_prompts
+from minigpt4.models.prompts import IMAGE_SLOT, instruction_prompt, read_prompts
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 IGNORED = -100  # label of a position without a target
@@ -58,7 +58,7 @@ class MiniGPT4(BaseModel):
         if cfg.freeze_qformer:
             self.freeze("Qformer", "query_tokens")
         self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
-        self.prompt_list, self._num_forwards = [], itertools.count()
+        self.prompt_list, self.prompt_template, self._num_forwards = [], cfg.prompt_template, itertools.count()
 
     # building
 
@@ -220,24 +220,19 @@ class MiniGPT4(BaseModel):
         Labels are the text's token ids, IGNORED elsewhere. Raises ValueError if no position has a target.
         """
         ids, text_mask, text_labels = self._text(samples["text_input"])
-        prefix, prefix_mask = self.encode_img(samples["image"])
-        if self.prompt_list:
-            prefix, prefix_mask = self.prompt_wrap(prefix, prefix_mask, self._draw_prompt(samples))
+        prefix, prefix_mask = self._prefix(samples)
         embeds = self._embed(ids)  # [B, T, D]
-        size = embeds.shape[0]
-        bos = self.llama_tokenizer.bos_token_id
-        bos = self._embed(torch.tensor([[] if bos is None else [bos]], dtype=torch.long)).expand(size, -1, -1)
-        inputs_embeds = torch.cat([bos, prefix.to(embeds), embeds], dim=1)
-        num_before = inputs_embeds.shape[1] - ids.shape[1]
-        pad = (num_before, 0)
         return {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": nn.functional.pad(text_mask, pad, value=1).to(embeds.device),
-            "labels": nn.functional.pad(text_labels, pad, value=IGNORED).to(embeds.device),
+            "inputs_embeds": torch.cat([prefix.to(embeds), embeds], dim=1),
+            "attention_mask": torch.cat([prefix_mask, text_mask.to(prefix_mask)], dim=1).to(embeds.device),
+            "labels": nn.functional.pad(text_labels, (prefix.shape[1], 0), value=IGNORED).to(embeds.device),
         }, ids.shape[1]
 
     def forward(self, samples):
-        """Return {"loss": mean cross entropy over the batch's target tokens} for {"image", "text_input"}."""
+        """Return {"loss": mean cross entropy over the batch's target tokens} for {"image", "text_input"}.
+
+        "instruction", where a batch has it, holds a text per sample; those of '' get the prompt drawn for the batch.
+        """
         inputs, num_text = self.build_inputs(samples)
         labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
         length = inputs["inputs_embeds"].shape[1]
@@ -246,6 +241,24 @@ class MiniGPT4(BaseModel):
             logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return {"loss": loss}
+
+    def _prefix(self, samples):
+        """Return (embeddings [B, 1 + P, D], mask) of BOS and prompt; rows are as long as the longest, padded left."""
+        pictures, mask = self.encode_img(samples["image"])
+        drawn = self._draw_prompt(samples) if self.prompt_list else ""
+        instructions = samples.get("instruction")
+        if not instructions:
+            return self._after_bos(*self.prompt_wrap(pictures, mask, drawn))
+        prompts = [instruction_prompt(self.prompt_template, text) if text else drawn for text in instructions]
+        parts = zip(pictures.split(1), mask.split(1), prompts, strict=True)
+        rows = [self._after_bos(*self.prompt_wrap(*part)) for part in parts]
+        pad = lambda tensors: nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side="left")  # noqa: E731
+        return pad([row[0] for row, _ in rows]), pad([row[0] for _, row in rows])
+
+    def _after_bos(self, embeds, mask):
+        bos = self.llama_tokenizer.bos_token_id
+        bos = self._embed(torch.tensor([[] if bos is None else [bos]], dtype=torch.long)).expand(len(embeds), -1, -1)
+        return torch.cat([bos, embeds.to(bos)], dim=1), nn.functional.pad(mask, (bos.shape[1], 0), value=1)
 
     def _text(self, texts):
         """Return token ids, mask and labels [B, T] of captions with end symbol, cut to max_txt_len, padded right."""

@@ -17,6 +17,11 @@ def read_prompts(path, template, where="model"):
     return [template.replace("{}", line) for _, line in _lines(path)]
 
 
+def instruction_prompt(template, instruction):
+    """Return the prompt that asks `instruction` about one picture, as a chat would, set into `template`."""
+    return template.replace("{}", f"<Img>{IMAGE_SLOT}</Img> {instruction}")
+
+
 def prompt_problems(path, template, where="model"):
     """Return what is wrong with prompt file and template, as lines that begin with the key; none without a file."""
     if not path:

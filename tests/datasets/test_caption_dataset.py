@@ -97,3 +97,12 @@ def test_annotations_are_checked_record_by_record(tmp_path, content, message):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"filter_cap\.json: {message}"):
         read_annotations(path)
+
+
+def test_records_may_bring_their_instruction(tmp_path):
+    records = [{"image_id": "0", "caption": "Red.", "instruction": "Which colour?"}, {"image_id": "0", "caption": "A."}]
+    dataset = folder_dataset(tmp_path, [0], records)
+    assert [dataset[n]["instruction"] for n in range(2)] == ["Which colour?", ""]
+    (tmp_path / "bad.json").write_text('{"annotations": [{"image_id": "0", "caption": "Red.", "instruction": 3}]}')
+    with pytest.raises(ValueError, match="record 0: 'instruction' is 3; expected text"):
+        read_annotations(tmp_path / "bad.json")

@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 
 
 def read_annotations(path):
-    """Return the list of {"image_id": str, "caption": str, ...} in {"annotations": [...]}.
+    """Return the list of {"image_id": str, "caption": str, ...} in {"annotations": [...]}; "instruction" may be there.
 
     Raises ValueError that names the file and, from 0, the record in which something is wrong.
     """
@@ -36,6 +36,8 @@ def _checked(record, where):
         value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{where}: '{key}' is {value!r}; expected {expected}")
+    if not isinstance(record.get("instruction", ""), str):
+        raise ValueError(f"{where}: 'instruction' is {record['instruction']!r}; expected text")
     image_id = str(record["image_id"])
     path = PurePath(image_id)
     if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -45,6 +47,9 @@ def _checked(record, where):
 
 class CaptionDataset(BaseDataset, Dataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i.
+
+    Where any record has an instruction of its own, what the user says in place of a prompt that the model draws, all
+    samples have "instruction", '' if none.
 
     `image_id` numbers the distinct pictures in the order of the records. An index may also be a pair (epoch, i); the
     epoch only seeds the augmentation. Where record i cannot be used it is counted and the next usable one is returned.
@@ -58,6 +63,7 @@ class CaptionDataset(BaseDataset, Dataset):
         self.img_ids = {}
         for record in self.annotation:
             self.img_ids.setdefault(record["image_id"], len(self.img_ids))
+        self._has_instructions = any("instruction" in record for record in self.annotation)
         super().__init__(vis_processor, text_processor, name)
 
     def __len__(self):
@@ -86,7 +92,8 @@ class CaptionDataset(BaseDataset, Dataset):
             raise SkipSample("bad_image", str(error)) from error
         number = self.img_ids[image_id]
         sample = self.prepare(image, record["caption"], epoch, image_id)
-        return sample | {"image_id": number, "sample_id": image_id}
+        sample |= {"image_id": number, "sample_id": image_id}
+        return sample | ({"instruction": record.get("instruction", "")} if self._has_instructions else {})
 
     def _image_path(self, image_id):
         for suffix in IMAGE_SUFFIXES:
