@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import load
+from benchmarks import embedded, load
 
-COMMANDS = {"load": load}  # a module has HELP, add_arguments(parser) and run(args) -> dict
+COMMANDS = {"embedded": embedded, "load": load}  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 
 def main(argv=None):

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from minigpt4.embedded import reading, world
+from minigpt4.embedded.questions import Question, draw_question
 from minigpt4.embedded.vision import QUERIES, VOCABULARY, answers
 
 DESCRIBE = "Describe this image in detail."
-ATTRIBUTES = ("shape", "colour", "size", "position", "background", "count")
+OBJECT_ATTRIBUTES = {"shape": "shape", "colour": "colour", "size": "size", "position": "cell"}  # their fields
+ATTRIBUTES = (*OBJECT_ATTRIBUTES, "background", "count")
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Test:
 
     scene: world.Scene
     image: Image.Image
-    question: reading.Question
+    question: Question
 
 
 def draw_tests(split: str, count: int) -> list[Test]:
@@ -28,15 +30,11 @@ def draw_tests(split: str, count: int) -> list[Test]:
     tests = []
     for index in range(count):
         scene, image, _ = world.picture(split, index)
-        by_kind: dict[str, list] = {}
-        for question in reading.questions(scene):
-            by_kind.setdefault(question.kind, []).append(question)
-        kind = sorted(by_kind)[index % len(by_kind)]
-        tests.append(Test(scene, Image.fromarray(image), by_kind[kind][index % len(by_kind[kind])]))
+        tests.append(Test(scene, Image.fromarray(image), draw_question(scene, index)))
     return tests
 
 
-def ask(chat, conv, embeds: list, prompts: list[str], max_new_tokens: int, batch_size: int = 25) -> list[str]:
+def ask(chat, conv, embeds: list, prompts: list[str], max_new_tokens: int, batch_size: int = 50) -> list[str]:
     """Greedy answers of the chat engine, one for each (image embedding, prompt)."""
     texts = []
     for start in range(0, len(embeds), batch_size):
@@ -61,20 +59,33 @@ def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
     said = reading.read(text)
     result = {"background": [said.background == scene.background], "count": [said.count == len(scene.objects)]}
     mentions = [*said.objects, *[None] * len(scene.objects)]
-    for attribute, name in (("shape", "shape"), ("colour", "colour"), ("size", "size"), ("position", "cell")):
+    for attribute, name in OBJECT_ATTRIBUTES.items():
         pairs = zip(scene.objects, mentions, strict=False)
         result[attribute] = [m is not None and getattr(m, name) == getattr(o, name) for o, m in pairs]
     whole = all(all(values) for values in result.values()) and len(said.objects) == len(scene.objects)
     return {**result, "exact": [whole]}
 
 
-def _mean(rows: list[dict[str, list[bool]]]) -> dict[str, float]:
+def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
+    """Accuracy per attribute, of descriptions; an object that is not named is wrong in everything."""
+    rows = [marks(test.scene, text) for test, text in zip(tests, texts, strict=True)]
     return {name: round(float(np.mean([v for row in rows for v in row[name]])), 4) for name in (*ATTRIBUTES, "exact")}
 
 
-def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy per attribute, of descriptions."""
-    return _mean([marks(test.scene, text) for test, text in zip(tests, texts, strict=True)])
+def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
+    """Accuracy minus that of the best constant answer, per attribute, over what a control says at all.
+
+    A control that names fewer objects than there are would otherwise seem to be worse than chance. Attributes of
+    which it says nothing are left out.
+    """
+    constant, right = best_constant(tests), {}
+    for test, text in zip(tests, texts, strict=True):
+        said = reading.read(text)
+        named = {name: len(said.objects) for name in OBJECT_ATTRIBUTES}
+        named |= {"background": said.background is not None, "count": said.count is not None}
+        for name, values in marks(test.scene, text).items():
+            right.setdefault(name, []).extend(values[: named.get(name, 0)])
+    return {name: round(float(np.mean(values)) - constant[name], 4) for name, values in right.items() if values}
 
 
 def score_left_out(tests: list[Test], texts: list[str]) -> dict[str, float]:
@@ -93,7 +104,7 @@ def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
     """Share of right answers, for each kind of question and over all."""
     by_kind: dict[str, list[bool]] = {"all": []}
     for test, text in zip(tests, texts, strict=True):
-        is_right = reading.is_right(test.question, text)
+        is_right = test.question.is_answered_by(text)
         by_kind["all"].append(is_right)
         by_kind.setdefault(test.question.kind, []).append(is_right)
     return {kind: round(float(np.mean(values)), 4) for kind, values in sorted(by_kind.items())}
@@ -102,7 +113,7 @@ def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
 def best_constant(tests: list[Test]) -> dict[str, float]:
     """Accuracy per attribute of the best answer that does not depend on the picture."""
     result = {}
-    for attribute, name in (("shape", "shape"), ("colour", "colour"), ("size", "size"), ("position", "cell")):
+    for attribute, name in OBJECT_ATTRIBUTES.items():
         values = [getattr(o, name) for test in tests for o in test.scene.objects]
         result[attribute] = _most_common_share(values)
     result["background"] = _most_common_share([test.scene.background for test in tests])

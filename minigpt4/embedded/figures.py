@@ -1,4 +1,4 @@
-"""The two pictures of a quickstart: losses of both stages, and held-out pictures with what the model said."""
+"""The pictures of a quickstart: losses, accuracies beside controls, and held-out pictures with what was said."""
 
 import base64
 import io
@@ -7,15 +7,29 @@ import textwrap
 from pathlib import Path
 
 ROWS, COLUMNS = 5, 4
+RIGHT, WRONG = "#1a7f37", "#cf222e"
+ACCURACIES = ("shape", "colour", "size", "position", "background", "count", "exact")
+SERIES = {  # key of report.json: (label, colour)
+    "held_out": ("after stage 2", "#0969da"),
+    "after_stage1": ("after stage 1", "#80ccff"),
+    "untrained_projection": ("untrained llama_proj", "#8c959f"),
+    "wrong_picture": ("wrong picture", "#d4a72c"),
+    "blank_picture": ("blank picture", "#e5b8b5"),
+}
 
 
-def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
-    """`losses`: stage -> loss of each step."""
+def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
+    """`losses`: stage -> loss of each step."""
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(losses), figsize=(5 * len(losses), 3.2), squeeze=False)
     for axis, (stage, values) in zip(axes[0], losses.items(), strict=True):
         smooth = [sum(values[max(0, i - 19) : i + 1]) / len(values[max(0, i - 19) : i + 1]) for i in range(len(values))]
@@ -27,27 +41,69 @@ def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_pictures(answers: list[dict], path: Path) -> None:
-    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); titles of what is wrong are red."""
-    import matplotlib
+def draw_accuracies(report: dict, path: Path) -> None:
+    """Bars of what the answers say, per attribute; marks for the best constant answer and for the linear probe."""
+    pyplot = _pyplot()
+    columns = {key: {**report[key], **_extras(report, key)} for key in SERIES}
+    names = [*ACCURACIES, "left-out\nshape", "left-out\ncolour", "questions"]
+    figure, axis = pyplot.subplots(figsize=(11, 3.6))
+    width = 0.8 / len(SERIES)
+    for place, (key, (label, colour)) in enumerate(SERIES.items()):
+        heights = [columns[key].get(name, 0.0) for name in names]
+        axis.bar([i + (place - 2) * width for i in range(len(names))], heights, width, label=label, color=colour)
+    for i, name in enumerate(names):
+        if name in report["best_constant"]:
+            level = report["best_constant"][name]
+            label = "best constant answer" if i == 0 else None
+            axis.plot([i - 0.42, i + 0.42], [level, level], "k--", linewidth=1, label=label)
+        if name in report["linear_probe"]["held_out"]:
+            label = "linear probe: what vision knows" if i == 0 else None
+            axis.plot(i - 2 * width, report["linear_probe"]["held_out"][name], "k^", markersize=5, label=label)
+    axis.set_xticks(range(len(names)), ["whole\npicture" if name == "exact" else name for name in names])
+    axis.set(ylim=(0, 1.05), ylabel="share right")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def _extras(report: dict, key: str) -> dict[str, float]:
+    if key == "held_out":
+        left_out = {f"left-out\n{name}": value for name, value in report["left_out_pairs"].items()}
+        return {**left_out, "questions": report["questions"]["all"]}
+    return {"questions": report["questions_after_stage1"]["all"]} if key == "after_stage1" else {}
+
+
+def draw_pictures(answers: list[dict], path: Path) -> None:
+    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); what is wrong is red and framed."""
+    pyplot = _pyplot()
     from PIL import Image
 
     chosen = random.Random(0).sample(answers, min(ROWS * COLUMNS, len(answers)))
-    figure, axes = pyplot.subplots(ROWS, COLUMNS, figsize=(4 * COLUMNS, 4.4 * ROWS))
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, said in zip(axes.flat, chosen, strict=False):
-        axis.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
-        verdict = "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
-        lines = textwrap.wrap(said["description"], 52)[:6]
-        mark, colour = ("right", "green") if said["answer_is_right"] else ("WRONG", "red")
-        axis.text(0, 1.02, "\n".join(lines), transform=axis.transAxes, va="bottom", fontsize=7.5)
-        axis.set_title(verdict, color="green" if said["is_right"] else "red", fontsize=10, pad=12 * len(lines))
-        answer = textwrap.shorten(f"{said['question']} {said['answer']}", 75)
-        axis.text(0, -0.02, f"{answer} ({mark})", transform=axis.transAxes, va="top", fontsize=7.5, color=colour)
-    figure.tight_layout()
-    figure.savefig(path, dpi=70)
+    figure = pyplot.figure(figsize=(3.3 * COLUMNS, 4.1 * ROWS))
+    grid = figure.add_gridspec(ROWS * 2, COLUMNS, height_ratios=[2.5, 1.6] * ROWS, hspace=0.06, wspace=0.08)
+    for number, said in enumerate(chosen):
+        row, column = divmod(number, COLUMNS)
+        picture = figure.add_subplot(grid[2 * row, column])
+        picture.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
+        picture.set(xticks=[], yticks=[])
+        for side in picture.spines.values():
+            side.set(color=RIGHT if said["is_right"] else WRONG, linewidth=1 if said["is_right"] else 4)
+        text = figure.add_subplot(grid[2 * row + 1, column])
+        text.axis("off")
+        _write(text, said)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.995, bottom=0.005)
+    figure.savefig(path, dpi=75)
     pyplot.close(figure)
+
+
+def _write(axis, said: dict) -> None:
+    verdict = "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
+    axis.text(0, 1.0, verdict, va="top", weight="bold", fontsize=9, color=RIGHT if said["is_right"] else WRONG)
+    lines = textwrap.wrap(said["description"], 50)
+    lines = [*lines[:6], "..."] if len(lines) > 7 else lines
+    axis.text(0, 0.89, "\n".join(lines), va="top", fontsize=8)
+    mark, colour = ("right", RIGHT) if said["answer_is_right"] else (f"WRONG, {said['expected']}", WRONG)
+    answer = textwrap.fill(f"{said['question']} - {said['answer']} ({mark})", 50)
+    axis.text(0, 0.87 - 0.108 * len(lines), answer, va="top", fontsize=8, style="italic", color=colour)

@@ -19,6 +19,7 @@ CELL_PHRASES = {
     cell: {"left": "on the left", "right": "on the right", "center": "in the center"}.get(cell, f"at the {cell}")
     for cell in CELLS
 }
+FACTS_PER_CAPTION = 4
 INVERSE = {"above": "below", "to the left of": "to the right of"}
 
 
@@ -39,20 +40,20 @@ def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
     return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in pairs]
 
 
-def fact_groups(scene: Scene) -> list[list[str]]:
+def facts(scene: Scene) -> list[str]:
     """Single statements about the scene: of the whole, of each object, of each two neighbours."""
     article = "a " if scene.background in ("night sky", "brick wall") else ""
     verb = "are" if len(scene.objects) > 1 else "is"
-    groups = [[f"There {verb} {count_phrase(scene)}.", f"The background is {article}{scene.background}."]]
+    result = [f"there {verb} {count_phrase(scene)}", f"the background is {article}{scene.background}"]
     for item in scene.objects:
         name = name_of(item, scene)
-        groups.append([f"The {name} is {what}." for what in (item.colour, item.size, CELL_PHRASES[item.cell])])
+        result += [f"the {name} is {what}" for what in (item.colour, item.size, CELL_PHRASES[item.cell])]
         if sum(o.colour == item.colour for o in scene.objects) == 1:
-            groups[-1].append(f"The {item.colour} object is a {item.shape}.")
+            result.append(f"the {item.colour} object is a {item.shape}")
     for first, relation, second in relations(scene):
         first, second = name_of(first, scene), name_of(second, scene)
-        groups.append([f"The {first} is {relation} the {second}.", f"The {second} is {INVERSE[relation]} the {first}."])
-    return groups
+        result += [f"the {first} is {relation} the {second}", f"the {second} is {INVERSE[relation]} the {first}"]
+    return result
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -65,11 +66,8 @@ def list_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def fact_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """All facts of one group, in random order, run together as people do on the web."""
-    groups = fact_groups(scene)
-    chosen = groups[rng.integers(len(groups))]
-    rng.shuffle(chosen)
-    return ", ".join(fact.rstrip(".") for fact in chosen)
+    """Some facts in random order, run together as people do on the web."""
+    return ", ".join(rng.permutation(facts(scene))[:FACTS_PER_CAPTION])
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
@@ -77,6 +75,6 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
     sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
     sentences += [f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects]
-    for first, relation, second in relations(scene):
+    for first, relation, second in relations(scene)[:1]:
         sentences.append(f"The {name_of(first, scene)} is {relation} the {name_of(second, scene)}.")
     return " ".join(sentences)

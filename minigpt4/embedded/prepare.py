@@ -1,10 +1,10 @@
 """Writes the embedded default's data and fetches its language model: `python -m minigpt4.embedded.prepare`.
 
-Below `<env.cache_root>/embedded`: `llm/`, and `data-v<VERSION>/` with three data sets in the formats of the real ones:
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/`, three data sets in the formats of the real ones:
 
     laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json), NNNNN_stats.json;
                        terse captions that name nearly everything, and a few facts in random order
-    cc_sbu_align/      filter_cap.json and image/<id>.jpg, long fluent descriptions
+    cc_sbu_align/      filter_cap.json and image/<id>.jpg; long fluent descriptions, and answers to questions
 """
 
 import argparse
@@ -22,9 +22,12 @@ from minigpt4.common.config import load_environment
 from minigpt4.common.utils import expand_path
 from minigpt4.embedded import language, world
 from minigpt4.embedded.llm import prepare_llm
+from minigpt4.embedded.questions import questions
 
+DATA_VERSION = 2  # raise it when pictures or captions change: what is prepared is used again
 SHARD_SIZE = 500
-NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 600}
+NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 800}
+MAX_QUESTIONS = 3
 
 
 def cache_folder(cache_root=None) -> Path:
@@ -33,7 +36,7 @@ def cache_folder(cache_root=None) -> Path:
 
 
 def data_folder(cache: Path) -> Path:
-    return cache / f"data-v{world.VERSION}"
+    return cache / f"data-v{DATA_VERSION}"
 
 
 def encode(image) -> bytes:
@@ -87,8 +90,13 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
     for index in range(count):
         scene, image, _ = world.picture("stage2", index)
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
-        text = language.describe(scene, world.generator("stage2", index).spawn(1)[0])
-        annotations.append({"image_id": str(index), "caption": text})
+        rng = world.generator("stage2", index).spawn(1)[0]
+        annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
+        if index % 3:  # two pictures in three
+            asked = rng.permutation(questions(scene))[: 1 + rng.integers(MAX_QUESTIONS)]
+            instruction = " ".join(question.taught(rng) for question in asked)
+            answer = " ".join(question.sentence for question in asked)
+            annotations.append({"image_id": str(index), "caption": answer, "instruction": instruction})
         progress.update()
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 

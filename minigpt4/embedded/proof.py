@@ -10,64 +10,61 @@ from PIL import Image
 from minigpt4.embedded import evaluate as ev
 from minigpt4.embedded import world
 
-DESCRIPTION_TOKENS, QUESTION_TOKENS = 96, 20
+DESCRIPTION_TOKENS, QUESTION_TOKENS = 72, 20
 
 
 def prove(chat, conv, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
-    """(report, answers) of `count` held-out pictures and half as many with left-out pairs; ends with stage 2 loaded."""
+    """(report, answers) of `count` held-out pictures and half as many with left-out pairs; ends with stage 2 loaded.
+
+    Stage 1 alone and the untrained projection talk until they are cut off, so they see half of the pictures.
+    """
     held_out, left_out = ev.draw_tests("held_out", count), ev.draw_tests("left_out", count // 2)
-    report = {"pictures": {"held_out": len(held_out), "left_out": len(left_out)}}
-    report["linear_probe"] = {
-        "held_out": ev.linear_probe(chat, held_out),
-        "left_out": ev.linear_probe(chat, left_out),
-    }
+    embeds, half = encode(chat, held_out), max(1, count // 2)
+    texts, left_texts = describe(chat, conv, embeds), describe(chat, conv, encode(chat, left_out))
+    asked = question(chat, conv, held_out, embeds)
+    blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
+    blank_texts = describe(chat, conv, chat.encode_images([blank])) * count
+    wrong_texts = texts[1:] + texts[:1]
+    probe = {"held_out": ev.linear_probe(chat, held_out), "left_out": ev.linear_probe(chat, left_out)}
 
-    texts = describe(chat, conv, held_out)
-    report["held_out"] = ev.score(held_out, texts)
-    asked = question(chat, conv, held_out)
-    report["questions"] = ev.score_questions(held_out, asked)
-    left_texts = describe(chat, conv, left_out)
-    report["left_out"] = ev.score(left_out, left_texts)
-    report["left_out_pairs"] = ev.score_left_out(left_out, left_texts)
-    report["style"] = {"stage2": ev.style(texts)}
-    report["best_constant"] = ev.best_constant(held_out)
-    report["wrong_picture"] = ev.score(held_out, texts[1:] + texts[:1])
-    report["blank_picture"] = blank_picture(chat, conv, held_out)
-
-    few = held_out[: max(1, count // 4)]
     load_projection(chat.model, checkpoints["stage1"])
-    first_texts = describe(chat, conv, few)
-    report["after_stage1"] = ev.score(few, first_texts)
-    report["questions_after_stage1"] = ev.score_questions(few, question(chat, conv, few))
-    report["style"]["stage1"] = ev.style(first_texts)
+    embeds = encode(chat, held_out[:half])
+    first_texts, first_asked = describe(chat, conv, embeds), question(chat, conv, held_out[:half], embeds)
     torch.manual_seed(0)
     chat.model.llama_proj.reset_parameters()
-    report["untrained_projection"] = ev.score(few, describe(chat, conv, few))
+    untrained_texts = describe(chat, conv, encode(chat, held_out[:half]))
     load_projection(chat.model, checkpoints["stage2"])
 
-    answers = [record(test, *said) for test, *said in zip(held_out, texts, asked, strict=True)]
-    report["example"] = {"question": held_out[0].question.text, "answer": asked[0], "description": texts[0]}
-    report["stages_side_by_side"] = [
-        {"stage1": a, "stage2": b} for a, b in zip(first_texts[:5], texts[:5], strict=True)
-    ]
-    return report, answers
+    controls = {"wrong_picture": wrong_texts, "blank_picture": blank_texts, "untrained_projection": untrained_texts}
+    report = {
+        "pictures": {"held_out": count, "left_out": len(left_out), "after_stage1": half, "untrained_projection": half},
+        "held_out": ev.score(held_out, texts),
+        "left_out": ev.score(left_out, left_texts),
+        "left_out_pairs": ev.score_left_out(left_out, left_texts),
+        "questions": ev.score_questions(held_out, asked),
+        "linear_probe": probe,
+        "after_stage1": ev.score(held_out[:half], first_texts),
+        "questions_after_stage1": ev.score_questions(held_out[:half], first_asked),
+        "best_constant": ev.best_constant(held_out),
+        **{name: ev.score(held_out[: len(said)], said) for name, said in controls.items()},
+        "above_chance": {name: ev.above_chance(held_out[: len(said)], said) for name, said in controls.items()},
+        "style": {"stage1": ev.style(first_texts), "stage2": ev.style(texts)},
+        "stages_side_by_side": [{"stage1": a, "stage2": b} for a, b in zip(first_texts[:5], texts[:5], strict=True)],
+        "example": {"question": held_out[0].question.text, "answer": asked[0], "description": texts[0]},
+    }
+    return report, [record(test, *said) for test, *said in zip(held_out, texts, asked, strict=True)]
 
 
-def describe(chat, conv, tests) -> list[str]:
-    embeds = ev.encode(chat, [test.image for test in tests])
-    return ev.ask(chat, conv, embeds, [ev.DESCRIBE] * len(tests), DESCRIPTION_TOKENS)
+def encode(chat, tests) -> list[torch.Tensor]:
+    return ev.encode(chat, [test.image for test in tests])
 
 
-def question(chat, conv, tests) -> list[str]:
-    embeds = ev.encode(chat, [test.image for test in tests])
+def describe(chat, conv, embeds) -> list[str]:
+    return ev.ask(chat, conv, embeds, [ev.DESCRIBE] * len(embeds), DESCRIPTION_TOKENS)
+
+
+def question(chat, conv, tests, embeds) -> list[str]:
     return ev.ask(chat, conv, embeds, [test.question.text for test in tests], QUESTION_TOKENS)
-
-
-def blank_picture(chat, conv, tests) -> dict[str, float]:
-    """Scores of what is said about a grey picture without anything on it, held against every test."""
-    blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
-    (text,) = ev.ask(chat, conv, ev.encode(chat, [blank]), [ev.DESCRIBE], DESCRIPTION_TOKENS)
-    return ev.score(tests, [text] * len(tests))
 
 
 def load_projection(model, checkpoint: Path) -> None:
@@ -87,6 +84,6 @@ def record(test, description: str, answer: str) -> dict:
         "question": test.question.text,
         "expected": test.question.answer,
         "answer": answer,
-        "answer_is_right": ev.reading.is_right(test.question, answer),
+        "answer_is_right": test.question.is_answered_by(answer),
         "picture": base64.b64encode(buffer.getvalue()).decode(),
     }

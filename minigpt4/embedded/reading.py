@@ -1,10 +1,10 @@
-"""Questions about scenes, and what an answer says: the reading of free text back into attributes."""
+"""What a caption or description says: the reading of free text back into attributes."""
 
 import re
 from dataclasses import dataclass
 
-from minigpt4.embedded.language import BACKGROUND_PHRASES, INVERSE, NUMBERS, name_of, relations
-from minigpt4.embedded.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Scene
+from minigpt4.embedded.language import NUMBERS
+from minigpt4.embedded.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES
 
 
 def _any(words) -> str:
@@ -65,47 +65,3 @@ def read(text: str) -> Reading:
 
 def _same(a: Mention, b: Mention) -> bool:
     return a.shape == b.shape and (a.colour == b.colour or None in (a.colour, b.colour))
-
-
-@dataclass(frozen=True)
-class Question:
-    kind: str
-    text: str
-    answer: str
-
-
-def questions(scene: Scene) -> list[Question]:
-    """All questions about the scene with one right answer."""
-    result = [
-        Question("count", "How many objects are there?", NUMBERS[len(scene.objects) - 1]),
-        Question("background", "What is the background?", scene.background),
-    ]
-    for item in scene.objects:
-        name = name_of(item, scene)
-        if name == item.shape:
-            result.append(Question("colour", f"What colour is the {name}?", item.colour))
-        if item.size not in name:
-            result.append(Question("size", f"What size is the {name}?", item.size))
-        result.append(Question("position", f"Where is the {name}?", item.cell))
-        if sum(o.colour == item.colour for o in scene.objects) == 1:
-            result.append(Question("shape", f"What shape is the {item.colour} object?", item.shape))
-    if len({o.shape for o in scene.objects}) == len(scene.objects) == 2:
-        ((first, relation, second),) = relations(scene)
-        result.append(Question("relation", f"What is {relation} the {second.shape}?", first.shape))
-        result.append(Question("relation", f"What is {INVERSE[relation]} the {first.shape}?", second.shape))
-    return result
-
-
-_VOCABULARY = {"count": NUMBERS, "background": tuple(BACKGROUND_PHRASES), "colour": COLOURS, "size": SIZES,
-               "position": CELLS, "shape": SHAPES, "relation": SHAPES}  # fmt: skip
-
-
-def is_right(question: Question, answer: str) -> bool:
-    """Whether the first word of the answer that could be an answer, and is not in the question, is the right one."""
-    text = answer.lower()
-    for digit, word in zip("123", NUMBERS, strict=True):
-        text = re.sub(rf"\b{digit}\b", word, text)
-    asked = set(re.findall(r"\w+", question.text.lower()))
-    words = [w for w in _VOCABULARY[question.kind] if question.kind == "position" or w not in asked]
-    found = re.search(rf"\b({_any(words)})\b", text)
-    return bool(found) and found[1] == question.answer

@@ -53,15 +53,14 @@ def test_data_has_the_layout_of_the_real_sets(cache):
         assert record["width"] == record["original_width"] == world.IMAGE_SIZE
     assert json.loads((data / "laion/00007_stats.json").read_text())["successes"] == 4
     annotations = json.loads((data / "cc_sbu_align/filter_cap.json").read_text())["annotations"]
-    assert [a["image_id"] for a in annotations] == [
-        path.stem for path in sorted((data / "cc_sbu_align/image").iterdir())
-    ]
+    assert len({a["image_id"] for a in annotations}) == len(list((data / "cc_sbu_align/image").iterdir())) == 6
+    assert ["instruction" in a for a in annotations] == [False, True] * 6
 
 
 def test_prepared_data_is_used_again(cache):
-    before = (cache / "embedded/data-v1/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
+    before = (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
     prepare.prepare(cache)
-    assert (cache / "embedded/data-v1/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
+    assert (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
 
 
 def test_both_stages_train_the_projection_only(cache, tmp_path):

@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from minigpt4.embedded import language, reading, world
+from minigpt4.embedded import language, world
 from minigpt4.embedded.evaluate import marks
+from minigpt4.embedded.questions import Question, questions
 
 
 def scenes(split, count):
@@ -54,11 +55,19 @@ def test_a_description_reads_back_as_its_scene(say):
             assert all(all(values) for values in marks(scene, text).values()), text
 
 
-def test_every_question_is_answered_by_a_fact():
+def test_every_question_is_answered_by_its_sentence_which_is_a_fact():
     for scene in scenes("held_out", 300):
-        facts = [fact for group in language.fact_groups(scene) for fact in group]
-        for question in reading.questions(scene):
-            assert any(reading.is_right(question, fact) for fact in facts), question
+        facts = language.facts(scene)
+        for question in questions(scene):
+            assert question.is_answered_by(question.sentence), question
+            assert question.sentence.rstrip(".").lower() in facts, question
+
+
+def test_the_evaluation_asks_in_words_that_training_never_shows():
+    rng = np.random.default_rng(0)
+    for scene in scenes("held_out", 50):
+        for question in questions(scene):
+            assert question.text not in {question.taught(rng) for _ in range(20)}
 
 
 def test_wrong_answers_are_wrong():
@@ -80,5 +89,6 @@ def test_wrong_answers_are_wrong():
         assert not all(found[attribute]) and found["exact"] == [False]
         assert all(all(found[name]) for name in found if name not in (attribute, "exact"))
     assert marks(scene, "")["shape"] == [False, False]
-    asked = reading.Question("colour", "What colour is the circle?", "red")
-    assert reading.is_right(asked, "The circle is red.") and not reading.is_right(asked, "The circle is blue, not red.")
+    asked = Question("colour", "circle", "red", "The circle is red.")
+    assert asked.text == "What colour is the circle?"
+    assert asked.is_answered_by("The circle is red.") and not asked.is_answered_by("The circle is blue, not red.")

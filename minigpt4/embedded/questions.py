@@ -1,0 +1,101 @@
+"""Questions about scenes: what stage 2 teaches to answer, what the evaluation asks, and which answers are right."""
+
+import re
+from dataclasses import dataclass
+
+from minigpt4.embedded.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
+from minigpt4.embedded.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
+
+# Words of the evaluation's question, which no training ever shows, and those that stage 2 asks in; {} is the subject.
+_ASKED = {
+    "count": "How many objects are there?",
+    "background": "What is the background?",
+    "colour": "What colour is the {}?",
+    "size": "What size is the {}?",
+    "position": "Where is the {}?",
+    "shape": "What shape is the {} object?",
+    "relation": "What is {}?",
+}
+_TAUGHT = {
+    "count": ("Count the objects.", "Say the number of objects in the picture."),
+    "background": ("Name the background.", "Which background does the picture have?"),
+    "colour": ("Name the colour of the {}.", "Which colour does the {} have?"),
+    "size": ("Say how large the {} is.", "Which size does the {} have?"),
+    "position": ("Name the place of the {}.", "In which part of the picture is the {}?"),
+    "shape": ("Name the shape of the {} object.", "Which shape does the {} object have?"),
+    "relation": ("Name the object {}.", "Which object is {}?"),
+}
+_POSSIBLE_ANSWERS = {
+    "count": NUMBERS,
+    "background": BACKGROUNDS,
+    "colour": COLOURS,
+    "size": SIZES,
+    "position": CELLS,
+    "shape": SHAPES,
+    "relation": SHAPES,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with one right answer, that word, and a sentence that says it."""
+
+    kind: str
+    subject: str
+    answer: str
+    sentence: str
+
+    @property
+    def text(self) -> str:
+        """The question as the evaluation asks it."""
+        return _ASKED[self.kind].format(self.subject)
+
+    def taught(self, rng) -> str:
+        """The question as stage 2 asks it."""
+        return _TAUGHT[self.kind][rng.integers(2)].format(self.subject)
+
+    def is_answered_by(self, text: str) -> bool:
+        """Whether the first word of `text` that could be an answer, and is not in the question, is the right one."""
+        text = text.lower()
+        for digit, word in zip("123", NUMBERS, strict=True):
+            text = re.sub(rf"\b{digit}\b", word, text)
+        asked = set(re.findall(r"\w+", self.text.lower()))
+        words = [w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked]
+        found = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
+        return bool(found) and found[1] == self.answer
+
+
+def questions(scene: Scene) -> list[Question]:
+    """All questions about the scene with one right answer."""
+    number, article = len(scene.objects), "a " if scene.background in ("night sky", "brick wall") else ""
+    result = [
+        Question("count", "", NUMBERS[number - 1], f"There {'is' if number == 1 else 'are'} {count_phrase(scene)}."),
+        Question("background", "", scene.background, f"The background is {article}{scene.background}."),
+    ]
+    for item in scene.objects:
+        result += _about(item, scene)
+    if len({o.shape for o in scene.objects}) == number == 2:
+        ((first, relation, second),) = relations(scene)
+        for a, how, b in ((first, relation, second), (second, INVERSE[relation], first)):
+            sentence = f"The {a.shape} is {how} the {b.shape}."
+            result.append(Question("relation", f"{how} the {b.shape}", a.shape, sentence))
+    return result
+
+
+def _about(item: Object, scene: Scene):
+    name = name_of(item, scene)
+    if name == item.shape:
+        yield Question("colour", name, item.colour, f"The {name} is {item.colour}.")
+    yield Question("size", name, item.size, f"The {name} is {item.size}.")
+    yield Question("position", name, item.cell, f"The {name} is {CELL_PHRASES[item.cell]}.")
+    if sum(o.colour == item.colour for o in scene.objects) == 1:
+        yield Question("shape", item.colour, item.shape, f"The {item.colour} object is a {item.shape}.")
+
+
+def draw_question(scene: Scene, index: int) -> Question:
+    """One of the scene's questions; over successive `index` the kinds take turns."""
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions(scene):
+        by_kind.setdefault(question.kind, []).append(question)
+    of_kind = by_kind[sorted(by_kind)[index % len(by_kind)]]
+    return of_kind[index % len(of_kind)]
