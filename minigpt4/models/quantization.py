@@ -1,8 +1,8 @@
 """Weights of the frozen LLM in 8 or 4 bits; activations, embeddings, norms and the output layer keep their type.
 
-  int8   one scale a row; computed in the type of the activations; runs and trains on any device
-  int4   groups of 32 or 64 with scale and zero point, PyTorch's own int4 kernels in bfloat16; answers only
-  nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; runs and trains on CPU and CUDA
+int8   one scale a row; computed in the type of the activations; runs and trains on any device
+int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
+nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; runs and trains on CPU and CUDA
 """
 
 from functools import cache
@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 KINDS = ("none", "int8", "nf4", "int4")
 CPU_ROWS = 256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
-INT4_GROUPS = (64, 32)
-NF4_GROUP = 64  # Source: bitsandbytes' default
+INT4_GROUP, NF4_GROUP = 32, 64  # weights to a scale. Source: the blocks of GGUF's Q4; bitsandbytes' default
 
 
 def kind_of(llm_quantization, low_resource):
@@ -61,7 +60,7 @@ def quantise_meta(llm, kind):
         rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
         weight, scales, scale_dtype = {
             "int8": ((rows, columns), (rows,), dtype),
-            "int4": ((rows, columns // 2), (columns // INT4_GROUPS[0], rows, 2), torch.bfloat16),
+            "int4": ((rows, columns // 2), (columns // INT4_GROUP, rows, 2), torch.bfloat16),
             "nf4": ((rows * columns // 2, 1), (rows * columns // NF4_GROUP,), torch.float32),
         }[kind]
         weight = torch.empty(weight, dtype=torch.int8 if kind == "int8" else torch.uint8, device="meta")
@@ -134,29 +133,24 @@ def _fused_int8():
 
 
 class Int4Linear(_Quantised):
-    """Weight of 4 bits in the order of the device's kernel, scale [in / group, out, 2] (step, middle) in bfloat16."""
-
-    group = INT4_GROUPS[0]
+    """Weight of 4 bits in the order of the device's kernel, scale [in / 32, out, 2] (step, middle) in bfloat16."""
 
     @classmethod
     def of(cls, linear):
         rows, columns = linear.weight.shape
-        group = next((size for size in INT4_GROUPS if columns % size == 0), None)
-        if group is None or rows % 16:
+        if columns % INT4_GROUP or rows % 16:
             raise ValueError(
-                f"model.llm_quantization: int4 needs layers whose inputs are a multiple of {INT4_GROUPS[-1]} and "
+                f"model.llm_quantization: int4 needs layers whose inputs are a multiple of {INT4_GROUP} and "
                 f"outputs of 16; the LLM has one of {columns} x {rows}; take int8 or nf4"
             )
-        weight = linear.weight.detach().float().view(rows, -1, group)
+        weight = linear.weight.detach().float().view(rows, -1, INT4_GROUP)
         low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
         # rounded to what is stored before the levels are chosen, so that they make up for it
         step = ((high - low).clamp(min=1e-8) / 15).bfloat16()
         middle = (low + 8 * step.float()).bfloat16()
         levels = ((weight - middle.float()) / step.float() + 8).round().clamp(0, 15).to(torch.int32)
         scale = torch.cat([step, middle], -1).transpose(0, 1).contiguous()
-        layer = cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
-        layer.group = group
-        return layer
+        return cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
 
     @staticmethod
     def _pack(levels):
@@ -171,4 +165,4 @@ class Int4Linear(_Quantised):
             raise ValueError("model.llm_quantization: int4 answers but does not train; train with int8 or nf4")
         kernels = torch.ops.aten
         product = kernels._weight_int4pack_mm if x.is_cuda else kernels._weight_int4pack_mm_for_cpu
-        return product(x.bfloat16().contiguous(), self.weight, self.group, self.scale)
+        return product(x.bfloat16().contiguous(), self.weight, INT4_GROUP, self.scale)
