@@ -79,7 +79,7 @@ def test_logits_stay_near_those_of_float32(small_llm, where):
         errors = distance(read, exact), distance(stepped, exact)
         agreement[kind] = (read.argmax(-1) == exact.argmax(-1)).float().mean().item()
         print(f"{where} LLM, {kind}: relative error {errors[0]:.4f}, by steps {errors[1]:.4f}; {agreement[kind]:.0%}")
-        assert 1e-4 < min(errors) and max(errors) < BOUNDS[kind][where == "small"]
+        assert min(errors) > 1e-4 and max(errors) < BOUNDS[kind][where == "small"]
     assert agreement["int8"] > 0.95  # measured: 1.0; one token of the paragraph is 0.02
 
 
@@ -130,8 +130,10 @@ def test_answers_plan_and_training(small_llm, tmp_path, kind):
     assert len(ids) >= 1
     assert chat.answer_batch([conv.copy()], [images], temperature=0, max_new_tokens=12)[0][0] == text
     samples = {"image": torch.zeros(1, 3, cfg.image_size, cfg.image_size), "text_input": ["a brown dog"]}
-    if kind == "int4":
-        with pytest.raises(ValueError, match=r"llm_quantization: int4 answers but does not train; train with int8 or"):
+    if kind != "int8":
+        with pytest.raises(
+            ValueError, match=rf"llm_quantization: {kind} answers but does not train on cpu; train with"
+        ):
             model(samples)
         return
     model(samples)["loss"].backward()

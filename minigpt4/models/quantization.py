@@ -2,7 +2,7 @@
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
-nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; runs and trains on CPU and CUDA
+nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
 
 from functools import cache
@@ -34,6 +34,19 @@ def check_device(kind, device):
                 f"model.llm_quantization: int4 needs a GPU of compute capability 8.0 (Ampere) or newer, {device} has "
                 f"{capability[0]}.{capability[1]}; take nf4 or int8"
             )
+
+
+def refuse_training(llm, kind, device):
+    """Make `llm` raise ValueError when asked for a gradient that the kernels of `kind` do not give on `device`."""
+    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
+        return
+
+    def check(module, args, kwargs):
+        embeds = kwargs.get("inputs_embeds")
+        if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
+            raise ValueError(f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8")
+
+    llm.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def linears(llm):
@@ -161,8 +174,6 @@ class Int4Linear(_Quantised):
         return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
 
     def product(self, x):
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("model.llm_quantization: int4 answers but does not train; train with int8 or nf4")
         kernels = torch.ops.aten
         product = kernels._weight_int4pack_mm if x.is_cuda else kernels._weight_int4pack_mm_for_cpu
         return product(x.bfloat16().contiguous(), self.weight, INT4_GROUP, self.scale)
