@@ -156,6 +156,12 @@ class MiniGPT4(BaseModel):
         self.freeze("llama_model")
         self.llama_proj = nn.Linear(self.query_tokens.shape[-1], language_model.embedding_width(llm), device=device)
 
+    def decoder(self):
+        """Return the Decoder with which a chat runs the LLM."""
+        from minigpt4.models.decoding import Decoder
+
+        return Decoder(self.llama_model)
+
     # checkpoints
 
     def _release_parameters(self):
