@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import load
+from benchmarks import chat, load
 
-COMMANDS = {"load": load}  # a module has HELP, add_arguments(parser) and run(args) -> dict
+COMMANDS = {"load": load, "chat": chat}  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 
 def main(argv=None):
