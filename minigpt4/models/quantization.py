@@ -5,8 +5,8 @@ int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat1
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
 
+import logging
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -125,8 +125,8 @@ class Int8Linear(_Quantised):
     def product(self, x):
         if torch.is_grad_enabled() and x.requires_grad:
             return _Int8Function.apply(x, self.weight, self.scale)
-        if x.is_cuda and len(x) == 1 and find_spec("triton"):
-            return _fused_int8()(x, self.weight, self.scale)
+        if x.is_cuda and len(x) == 1 and (fused := _fused_int8(x.device)):
+            return fused(x, self.weight, self.scale)
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         if x.dtype == torch.bfloat16 and len(x) <= 8:  # four times as fast as widening
@@ -141,8 +141,16 @@ def int8_row(x, weight, scale):
 
 
 @cache
-def _fused_int8():
-    return torch.compile(int8_row, dynamic=False)
+def _fused_int8(device):
+    """Return `int8_row` compiled, or None, with a warning, where the compiler does not work (it needs a C compiler)."""
+    logging.info("compiling the 8-bit step; the result is kept on disk for next time")
+    compiled = torch.compile(int8_row, dynamic=False)
+    try:
+        compiled(*(torch.ones(shape, device=device) for shape in ((1, 16), (16, 16), (16,))))
+    except Exception as error:  # of many kinds, from Dynamo to the linker
+        logging.warning("model.llm_quantization: int8 answers run slowly here, torch.compile fails: %s", error)
+        return None
+    return compiled
 
 
 class Int4Linear(_Quantised):
