@@ -64,7 +64,7 @@ class RandomModel:
 
     def __init__(self, shape, dtype=None, device="cpu"):
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig
 
         self.device = torch.device(device)
         self.llama_tokenizer = character_tokenizer()
@@ -72,11 +72,10 @@ class RandomModel:
         config.bos_token_id, config.eos_token_id = self.llama_tokenizer.convert_tokens_to_ids(
             ["<|im_start|>", "<|im_end|>"]
         )
-        config.dtype = dtype or torch.float32
-        # on a CPU as language_model.load_llm does
-        config._attn_implementation = "eager" if self.device.type == "cpu" else "sdpa"
+        attention = "eager" if self.device.type == "cpu" else "sdpa"  # as language_model.load_llm
+        options = {"dtype": dtype or torch.float32, "attn_implementation": attention}
         with self.device:
-            self.llama_model = LlamaForCausalLM(config).to(config.dtype).eval()
+            self.llama_model = AutoModelForCausalLM.from_config(config, **options).eval()
 
     def encode_img(self, images):
         """Return a fixed random embedding for each image."""

@@ -81,7 +81,7 @@ class StaticSteps:
                 self._forward()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other sessions' threads go on
             self.logits = self._forward()
         self.graph = graph
 

@@ -72,7 +72,9 @@ class MiniGPT4(BaseModel):
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
         model._load_vision(cfg)
         model.to(device or "cpu")
-        model._load_language(cfg, torch.device(device or "cpu"))
+        is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
+        # quantised weights are packed for the device that computes with them
+        model._load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"))
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
