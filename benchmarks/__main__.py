@@ -5,9 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import embedded, load
+from benchmarks import chat, embedded, load
 
-COMMANDS = {"embedded": embedded, "load": load}  # a module has HELP, add_arguments(parser) and run(args) -> dict
+COMMANDS = {
+    "chat": chat,
+    "embedded": embedded,
+    "load": load,
+}  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 
 def main(argv=None):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.load import _machine
+from benchmarks import machine
 
 HELP = "accuracy of the embedded default over several seeds (12 minutes each on two cores)"
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,13 @@ def run(args):
     print(f"{'':34}{'min':>8}{'median':>8}{'max':>8}")
     for name, row in rows.items():
         print(f"{name:34}" + "".join(f"{value:8.3g}" for value in row.values()))
-    return {"seeds": args.seeds, "figures": rows, "passed": not missed(rows), "missed": missed(rows), **_machine()}
+    return {
+        "seeds": args.seeds,
+        "figures": rows,
+        "passed": not missed(rows),
+        "missed": missed(rows),
+        **machine.description("transformers"),
+    }
 
 
 def quickstart(args, seed) -> dict:

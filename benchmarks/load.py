@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from benchmarks import machine
+
 HELP = "build the ViT from a file on disk: seconds and private memory, beside the 2023 way"
 GATES = {"seconds": 40, "private_mib": 100}  # at least this many times better
 SIZES = {"vit": 39, "vit-slice": 2}  # blocks of the full width that are used; the file has one more
@@ -54,7 +56,14 @@ def run(args):
     ratios = {kind: {key: figures["2023"][key] / max(figures[kind][key], 1e-3) for key in GATES} for kind in kinds[1:]}
     passed = args.size != "vit" or all(ratios["ours"][key] >= gate for key, gate in GATES.items())
     _print_table(args, path, rounds, ratios, passed)
-    return {"size": args.size, "rounds": rounds, "median": figures, "ratio": ratios, "passed": passed, **_machine()}
+    return {
+        "size": args.size,
+        "rounds": rounds,
+        "median": figures,
+        "ratio": ratios,
+        "passed": passed,
+        **machine.description("timm"),
+    }
 
 
 def weight_file(folder, depth):
@@ -183,16 +192,6 @@ def _print_table(args, path, rounds, ratios, passed):
     print(
         f"equal tensors: yes; {gates}: {'PASS' if passed else 'FAIL'}" if args.size == "vit" else "equal tensors: yes"
     )
-
-
-def _machine():
-    import timm
-    import torch
-
-    return {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-    }
 
 
 if __name__ == "__main__":

@@ -18,3 +18,17 @@ def test_load(tmp_path):
     # two blocks in float32 are 200 MiB; ours holds norms and module objects only, measured: 1.6 MiB
     assert figures["median"]["2023"]["private_mib"] > 200
     assert figures["ratio"]["ours"]["private_mib"] > 50
+
+
+@pytest.mark.slow
+def test_chat(tmp_path):
+    """At toy size: the answers of all ways are equal (it exits otherwise) and the table has every row."""
+    command = [sys.executable, "-m", "benchmarks", "chat", "--quick", "--json", str(tmp_path / "chat.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "chat.json").read_text())
+    assert "equal answers: yes" in result.stdout
+    for row in ("turn 2, 257 positions", "turn 5, 773 positions", "tokens/s, beside generate"):
+        assert row in result.stdout
+    assert set(figures["first_token_s"]) == {"2", "5"}
+    # 23 positions against 277 and 793, attention among them: even two thin layers show it; measured 1.8 and 10
+    assert figures["ratio"]["5"] > figures["ratio"]["2"] > 1

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Chat:
-    """Answers questions about images with a model that has `llama_model`, `llama_tokenizer` and `encode_img`.
+    """Answers questions about images with a model that has `llama_model`, `llama_tokenizer`, `encode_img`, `decoder()`.
 
     `vis_processor` turns an RGB PIL image into float32 [3, S, S]. `stopping_criteria`: callables of (token ids [B, T],
     scores) -> bool [B], beside the stop strings of the conversation's template. `device` defaults to the model's.
@@ -38,7 +38,7 @@ class Chat:
     def __init__(self, model, vis_processor, device=None, stopping_criteria=None):
         self.model, self.vis_processor, self.stopping_criteria = model, vis_processor, stopping_criteria
         self.device = torch.device(model.device if device is None else device)
-        self.encoder = PromptEncoder(model.llama_tokenizer)
+        self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
     # images and questions
 
@@ -164,8 +164,10 @@ class Chat:
             opened.append_message(conv.roles[1], None)
             return positions_of(self.encoder.encode(opened.segments()), images)
 
-        shorter, num_left_out = conv.shortened(lambda conv: len(positions(conv)) <= room)
-        prompt = positions(shorter)
+        prompt, num_left_out = positions(conv), 0
+        if len(prompt) > room:
+            shorter, num_left_out = conv.shortened(lambda conv: len(positions(conv)) <= room)
+            prompt = positions(shorter)
         if len(prompt) >= limit:
             raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
         if num_left_out:
@@ -196,7 +198,7 @@ class Chat:
             raise ValueError("answer_batch: the conversations have different templates; answer those one after another")
         stop_rule = self._stop_rule(contexts[0], stop_event)
         bos = self.model.llama_tokenizer.bos_token_id
-        return decode(self.model.llama_model, contexts, sampling, stop_rule, bos, cache)
+        return decode(self.decoder, contexts, sampling, stop_rule, bos, cache)
 
     def _stream(self, conv, context, sampling, cache, stop_event):
         answer_text, ids, shown = AnswerText(self.model.llama_tokenizer, context.stop), [], ""

@@ -123,7 +123,7 @@ class PrefixCache:
         self._content = None
 
     def take(self, context):
-        """Return (keys and values or None, number of positions of `context` that they cover)."""
+        """Return (keys and values or None, number of positions of `context` that they cover): the common beginning."""
         content, self._content = self._content, None
         if content is None:
             return None, 0
@@ -138,7 +138,13 @@ class PrefixCache:
         return past, common
 
     def put(self, past, context, new_ids):
-        """Keep `past`, which covers `context` and all or some of the tokens written after it."""
+        """Keep `past`, which covers `context` and all or some of the tokens written after it.
+
+        A pass that was broken off leaves layers of unequal length: then nothing is kept.
+        """
+        parts = [part for layer in past.layers for part in (layer.keys, layer.values)]
+        if any(part is None for part in parts) or len({part.shape[-2] for part in parts}) > 1:
+            return
         positions = (*context.positions, *new_ids)[: past.get_seq_length()]
         self._content = past, positions, context.images
 
@@ -159,42 +165,45 @@ def padded_batch(llm, contexts, reused):
 
 
 @torch.no_grad()
-def decode(llm, contexts, sampling, stop_rule, bos_id, cache=None):
+def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
     """Yield (tokens [B], bool [B] of the rows that were still open) step by step until every row has ended.
 
-    Rows keep their own positions, so that a batch gives the answers of its members alone. `cache`, a PrefixCache, is
-    for one row; it keeps what was computed also when the caller closes the generator.
+    `decoder`: the model's, see minigpt4/models/decoding.py. Rows keep their own positions, so that a batch gives the
+    answers of its members alone. `cache`, a PrefixCache, is for one row; it keeps what was computed also when the
+    caller closes the generator.
     """
     past, reused = cache.take(contexts[0]) if cache is not None else (None, 0)
-    embeds, mask, positions = padded_batch(llm, contexts, reused)
-    device = embeds.device
-    inputs = {"inputs_embeds": embeds}
+    past = decoder.new_past() if past is None else past
+    embeds, mask, positions = padded_batch(decoder.llm, contexts, reused)
+    device, num_rows = embeds.device, len(contexts)
     budgets = torch.tensor([context.max_new_tokens for context in contexts], device=device)
+    longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
-    history = torch.full((len(contexts), 1), bos_id or 0, device=device)
-    is_open = torch.ones(len(contexts), dtype=torch.bool, device=device)
+    history = torch.full((num_rows, 1), bos_id or 0, device=device)
+    is_open = torch.ones(num_rows, dtype=torch.bool, device=device)
     try:
-        while True:
-            inputs |= {"past_key_values": past, "attention_mask": mask, "position_ids": positions}
-            past = None  # a forward pass that fails half-way leaves layers of unequal length
-            output = llm(**inputs, use_cache=True, logits_to_keep=1)
-            past = output.past_key_values
-            logits = filter_logits(output.logits[:, -1], history, sampling, stop_rule.eos_ids)
-            if sampling.is_greedy:
-                tokens = logits.argmax(-1)
-            else:
-                tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-            history = torch.cat([history, tokens[:, None]], 1)
-            yield tokens, is_open
-            is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
-            if not is_open.any():
-                return
-            inputs = {"input_ids": tokens[:, None]}
-            positions = positions[:, -1:] + 1
-            mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+        logits = decoder.read(past, embeds, positions, mask)
+        with decoder.steps(past, num_rows, longest) as step:
+            while True:
+                tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)
+                history = torch.cat([history, tokens[:, None]], 1)
+                yield tokens, is_open
+                is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
+                if not is_open.any():
+                    return
+                positions = positions[:, -1:] + 1
+                mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+                logits = step(tokens, positions, mask)
     finally:
-        if cache is not None and past is not None:
+        if cache is not None:
             cache.put(past, contexts[0], history[0, 1:].tolist())
+
+
+def draw(logits, sampling, generator):
+    """Return token ids [B] from filtered logits [B, V]."""
+    if sampling.is_greedy:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
+WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}  # weights in one element of a tensor of 4-bit weights
 
 
 class Part(NamedTuple):
@@ -63,12 +64,15 @@ def _row(name, part):
     def texts(values):
         return "/".join(sorted({str(value).removeprefix("torch.") for value in values}))
 
+    scales = part.named_buffers() if isinstance(part, nn.Module) else ()
+    scales = [buffer for name, buffer in scales if name.endswith(".scale")]
+    scales += [state.absmax for parameter in parameters if (state := getattr(parameter, "quant_state", None))]
     return Part(
         name=name,
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=sum(parameter.numel() * WEIGHTS_IN.get(parameter.dtype, 1) for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         dtype=texts(parameter.dtype for parameter in parameters),
-        bytes=sum(parameter.nbytes for parameter in parameters),
+        bytes=sum(tensor.nbytes for tensor in [*parameters, *scales]),
         device=texts(parameter.device for parameter in parameters),
     )
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.utils import expand_path
+from minigpt4.models import quantization
 
 # Any model that has learned English finds this far from random; see `check_reads_english`.
 SANITY_TEXT = (
@@ -72,21 +73,25 @@ def load_config(folder):
     return AutoConfig.from_pretrained(expand_path(folder), local_files_only=True)
 
 
-def load_llm(folder, dtype, device, low_resource=False, device_8bit=0):
+def load_llm(folder, dtype, device, kind="none", gpu=0):
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `low_resource`: 8-bit weights; on a GPU then on number `device_8bit`. Raises ValueError if the files lack tensors
-    that the configuration asks for.
+    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number `gpu`. Raises ValueError
+    if the files lack tensors that the configuration asks for, or the device cannot compute with weights of that kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     if device.type == "cpu":
         options["attn_implementation"] = "eager"  # in bfloat16 up to 1.7 times faster there than the fused kernel
-    if low_resource:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        device = torch.device("cuda", device_8bit) if device.type == "cuda" else device
-    if low_resource or device.type != "cpu":
+    elif kind != "none" and device.type == "cuda":
+        device = torch.device("cuda", gpu)
+    quantization.check_device(kind, device)
+    if kind == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    if kind == "nf4" or (kind == "none" and device.type != "cpu"):
         options["device_map"] = {"": device}
     llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
     if missing := sorted(info["missing_keys"]):
@@ -96,19 +101,19 @@ def load_llm(folder, dtype, device, low_resource=False, device_8bit=0):
         )
     if unused := sorted(info["unexpected_keys"]):
         logging.info("model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3]))
+    if kind in ("int8", "int4"):
+        llm = quantization.quantise(llm, kind, device)
+    quantization.refuse_training(llm, kind, device)
     return llm.eval()
 
 
-def meta_llm(folder, dtype, low_resource=False):
+def meta_llm(folder, dtype, kind="none"):
     """Return what `load_llm` would, on the meta device: shapes and types, no weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(load_config(folder), dtype=dtype)
-    for module in llm.modules() if low_resource else ():
-        if isinstance(module, nn.Linear) and module is not llm.get_output_embeddings():
-            module.weight = nn.Parameter(torch.empty_like(module.weight, dtype=torch.int8), requires_grad=False)
-    return llm
+    return llm if kind == "none" else quantization.quantise_meta(llm, kind)
 
 
 def activation_bytes(folder, dtype, batch_size, num_prefix, num_text):

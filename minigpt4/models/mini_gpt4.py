@@ -15,7 +15,7 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, resolve_file
-from minigpt4.models import language_model, weights
+from minigpt4.models import language_model, quantization, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
@@ -72,7 +72,9 @@ class MiniGPT4(BaseModel):
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
         model._load_vision(cfg)
         model.to(device or "cpu")
-        model._load_language(cfg, torch.device(device or "cpu"))
+        is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
+        # quantised weights are packed for the device that computes with them
+        model._load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"))
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
@@ -93,13 +95,16 @@ class MiniGPT4(BaseModel):
     def skeleton(cls, cfg, compute_dtype):
         """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
         model = cls(cfg, compute_dtype)
-        model._attach(language_model.meta_llm(cfg.llama_model, compute_dtype, cfg.low_resource), "meta")
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        model._attach(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
         return model
 
     @classmethod
     def plan(cls, cfg, device):
         """Return the list of Part that `from_config` would build on `device`; reads no weights."""
-        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device)))
+        device = torch.device(device)
+        quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
+        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
         return [part._replace(device=str(device)) for part in model.parts()]
 
     @classmethod
@@ -140,7 +145,8 @@ class MiniGPT4(BaseModel):
     def _load_language(self, cfg, device):
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, cfg.low_resource, cfg.device_8bit)
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, kind, cfg.device_8bit)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self._attach(llm, device)
@@ -151,6 +157,12 @@ class MiniGPT4(BaseModel):
         self.llama_model = llm
         self.freeze("llama_model")
         self.llama_proj = nn.Linear(self.query_tokens.shape[-1], language_model.embedding_width(llm), device=device)
+
+    def decoder(self):
+        """Return the Decoder with which a chat runs the LLM."""
+        from minigpt4.models.decoding import Decoder
+
+        return Decoder(self.llama_model)
 
     # checkpoints
 

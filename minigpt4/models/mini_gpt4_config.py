@@ -7,6 +7,7 @@ from minigpt4.common.utils import expand_path, missing_file
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.eva_vit import VIT_MODELS
 from minigpt4.models.prompts import prompt_problems
+from minigpt4.models.quantization import KINDS
 
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
@@ -33,8 +34,9 @@ class MiniGPT4Config:
     # language model
     llama_model: str = REQUIRED  # transformers folder
     llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
-    low_resource: bool = False  # 8-bit LLM
-    device_8bit: int = 0  # GPU of the 8-bit LLM
+    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 (nf4, int4)
+    low_resource: bool = False  # the key of 2023: llm_quantization int8
+    device_8bit: int = 0  # GPU of the quantised LLM
     check_llm: bool = True  # refuse an LLM that does not read English
     # text
     prompt_path: str = ""
@@ -53,7 +55,12 @@ class MiniGPT4Config:
     }
 
 
-_CHOICES = {"vit_model": tuple(VIT_MODELS), "vit_precision": ("fp16", "fp32"), "llm_precision": ("auto", *DTYPES)}
+_CHOICES = {
+    "vit_model": tuple(VIT_MODELS),
+    "vit_precision": ("fp16", "fp32"),
+    "llm_precision": ("auto", *DTYPES),
+    "llm_quantization": KINDS,
+}
 
 
 def find_problems(cfg, where):

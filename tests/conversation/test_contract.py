@@ -1,6 +1,8 @@
 """Names and calls that other people's scripts rely on: the 2023 demo's and those of VLMEvalKit's MiniGPT-4 adapter."""
 
+import argparse
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from minigpt4.conversation.conversation import (
 )
 from tests.golden import GOLDEN
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = str(next((GOLDEN / "h_conversation/images").glob("*.png")))
 
 
@@ -89,3 +92,29 @@ def test_argument_order_and_defaults_of_2023():
         ("max_length", 2000),
     ]
     assert defaults["top_k"] == 50
+
+
+def test_vlmevalkit_builds_the_model(release, tmp_path):
+    """The calls of its adapter from the configuration file on: names, attributes and a model moved afterwards."""
+    from minigpt4.common.config import Config
+    from minigpt4.common.registry import registry
+
+    cfg_path = tmp_path / "minigpt4_eval.yaml"
+    text = (ROOT / "eval_configs/minigpt4_eval.yaml").read_text()
+    text = text.replace("'/path/to/pretrained/ckpt/'", f"'{release.checkpoint}'")
+    text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  llama_model: '{release.llama}'")
+    for key, name in (("vit_ckpt", "eva_vit_g"), ("q_former_model", "blip2_pretrained_flant5xxl")):
+        text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  {key}: '{release.hub / name}.pth'")
+    cfg_path.write_text(text)
+    cfg = Config(argparse.Namespace(cfg_path=str(cfg_path), options=None, gpu_id=0))
+    model_config = cfg.model_cfg
+    model_config.device_8bit = 0
+    model = registry.get_model_class(model_config.arch).from_config(model_config).to("cpu").eval()
+    processor_config = cfg.datasets_cfg.cc_sbu_align.vis_processor.train
+    vis_processor = registry.get_processor_class(processor_config.name).from_config(processor_config)
+    chat = Chat(model, vis_processor, device="cpu", stopping_criteria=None)
+    chat_state, img_list = CONV_VISION_Vicuna0.copy(), []
+    chat.upload_img(IMAGE, chat_state, img_list)
+    chat.encode_img(img_list)
+    chat.ask("What is it?", chat_state)
+    assert chat.answer(chat_state, img_list, max_new_tokens=5, temperature=0)[1].size >= 1

@@ -62,4 +62,4 @@ def golden_config(folder, **changes):
 
 def golden_model(folder, **changes):
     """Return the model of golden set c in float32 on the CPU."""
-    return MiniGPT4.from_config(golden_config(folder, **changes))
+    return MiniGPT4.from_config(golden_config(folder, **changes), device="cpu")

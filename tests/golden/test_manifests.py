@@ -91,5 +91,6 @@ def test_plan_in_8_bit(config):
     llm = next(row for row in MiniGPT4.plan(config, "cuda") if row.name == "llama_model")
     head_and_embeddings = 2 * 32_000 * 4096
     norms = 65 * 4096
-    assert llm.bytes == llm.parameters + head_and_embeddings + norms
+    scales = 2 * 32 * (4 * 4096 + 2 * 11008 + 4096)  # a half number for each output of a layer
+    assert llm.bytes == llm.parameters + head_and_embeddings + norms + scales
     assert (llm.dtype, llm.device) == ("float16/int8", "cuda")

@@ -1,0 +1,185 @@
+"""How the chat runs the LLM: keys and values written in place, and steps of one token that a GPU replays as a graph."""
+
+import logging
+import threading
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+CHUNK = 128  # positions by which the room for keys and values grows
+
+
+class InPlaceLayer(DynamicLayer):
+    """One layer's keys and values: `keys` and `values` are the filled beginnings of larger buffers.
+
+    Contract with the base class: it only ever shortens the two by slicing, so they stay beginnings.
+    """
+
+    buffers = (None, None)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append [B, H, T, D] each; return all keys and values so far."""
+        start = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        filled = (self.keys, self.values), (key_states, value_states)
+        self.buffers = tuple(_room(*three, start) for three in zip(self.buffers, *filled, strict=True))
+        end = start + key_states.shape[-2]
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+def _room(buffer, filled, new, start):
+    """Return a buffer that begins with `filled` (`start` positions) and `new`: the same one if it is large enough."""
+    end = start + new.shape[-2]
+    if buffer is None or buffer.shape[-2] < end:
+        buffer = new.new_empty(*new.shape[:2], -(-end // CHUNK) * CHUNK, new.shape[-1])
+        if start:
+            buffer[:, :, :start] = filled
+    buffer[:, :, start:end] = new
+    return buffer
+
+
+class FixedLayer(DynamicLayer):
+    """One layer's keys and values over buffers of fixed size; `position`, a tensor [1], says where a step writes."""
+
+    def __init__(self, position):
+        super().__init__()
+        self.position = position
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        self.keys.index_copy_(2, self.position, key_states)
+        self.values.index_copy_(2, self.position, value_states)
+        return self.keys, self.values
+
+
+class StaticSteps:
+    """Steps of one row over `size` positions: the same kernels on the same addresses at every token."""
+
+    def __init__(self, llm, past, size):
+        device = llm.get_input_embeddings().weight.device
+        self.llm, self.size, self.graph = llm, size, None
+        self.token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.slots = torch.arange(size, device=device)
+        self.cache = new_past(llm, partial(FixedLayer, self.position))
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            mine.keys, mine.values = (
+                t.new_zeros(1, t.shape[1], size, t.shape[3]) for t in (theirs.keys, theirs.values)
+            )
+            mine.is_initialized = True
+        if device.type == "cuda":
+            self._record()
+
+    def _record(self):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # kernels are chosen and workspaces made at first calls, which cannot be recorded
+                self._forward()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other sessions' threads go on
+            self.logits = self._forward()
+        self.graph = graph
+
+    def _forward(self):
+        dtype = self.cache.layers[0].keys.dtype
+        mask = torch.zeros(self.size, dtype=dtype, device=self.slots.device)
+        mask = mask.masked_fill(self.slots > self.position, torch.finfo(dtype).min)[None, None, None]
+        inputs = {"input_ids": self.token, "position_ids": self.position[None], "attention_mask": mask}
+        return self.llm(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+
+    def load(self, past):
+        """Begin after `past`."""
+        self.begin = self.end = past.get_seq_length()
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            mine.keys[:, :, : self.end] = theirs.keys
+            mine.values[:, :, : self.end] = theirs.values
+
+    def store(self, past):
+        """Append to `past` what was computed since `load`."""
+        new = slice(self.begin, self.end)
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            theirs.update(mine.keys[:, :, new], mine.values[:, :, new])
+
+    def step(self, tokens, positions, mask):
+        """Return logits [1, V], valid until the next step."""
+        self.token.copy_(tokens[:, None])
+        self.position.fill_(self.end)
+        if self.graph is None:
+            self.logits = self._forward()
+        else:
+            self.graph.replay()
+        self.end += 1
+        return self.logits
+
+
+def new_past(llm, layer=InPlaceLayer):
+    """Return an empty cache for `llm`; layers that attend to everything are `layer()`, others are transformers' own."""
+    past = DynamicCache(config=llm.config)
+    past.layers = [layer() if type(own) is DynamicLayer else own for own in past.layers]
+    return past
+
+
+class Decoder:
+    """Runs one LLM for many sessions, each with keys and values of its own.
+
+    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where a GPU is there and
+    every layer attends to everything. A second answer at the same time takes the plain steps.
+    """
+
+    def __init__(self, llm, static=None):
+        self.llm = llm
+        can = all(isinstance(layer, InPlaceLayer) for layer in new_past(llm).layers)
+        is_cuda = llm.get_input_embeddings().weight.is_cuda
+        self.static = can and (is_cuda if static is None else static)
+        self._steps, self._lock = None, threading.Lock()
+
+    def new_past(self):
+        """Return empty keys and values."""
+        return new_past(self.llm)
+
+    def read(self, past, embeds, positions, mask):
+        """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V]."""
+        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
+        return self.llm(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    @contextmanager
+    def steps(self, past, num_rows, longest):
+        """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> logits [B, V] of the next position.
+
+        `past` has all that was read when the context ends; it will not grow beyond `longest` positions.
+        """
+        if not (self.static and num_rows == 1 and self._lock.acquire(blocking=False)):
+            yield partial(self._plain_step, past)
+            return
+        try:
+            steps = self._sized(past, longest)
+            if steps is None:
+                yield partial(self._plain_step, past)
+                return
+            steps.load(past)
+            try:
+                yield steps.step
+            finally:
+                steps.store(past)
+        finally:
+            self._lock.release()
+
+    def _sized(self, past, longest):
+        """Return StaticSteps of a power of two of positions that hold `longest`; None if they cannot be recorded."""
+        if self._steps is None or self._steps.size < longest:
+            self._steps = None  # its memory is free before the new one takes some
+            try:
+                self._steps = StaticSteps(self.llm, past, 1 << max(longest - 1, 511).bit_length())
+            except RuntimeError as error:
+                self.static = False
+                logging.warning("chat: the decoding step cannot be recorded (%s); answers come without it", error)
+        return self._steps
+
+    def _plain_step(self, past, tokens, positions, mask):
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions, "attention_mask": mask}
+        return self.llm(**inputs, past_key_values=past, use_cache=True).logits[:, -1]

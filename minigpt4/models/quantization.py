@@ -1,0 +1,187 @@
+"""Weights of the frozen LLM in 8 or 4 bits; activations, embeddings, norms and the output layer keep their type.
+
+int8   one scale a row; computed in the type of the activations; runs and trains on any device
+int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
+nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
+"""
+
+import logging
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+KINDS = ("none", "int8", "nf4", "int4")
+CPU_ROWS = 256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
+INT4_GROUP, NF4_GROUP = 32, 64  # weights to a scale. Source: the blocks of GGUF's Q4; bitsandbytes' default
+
+
+def kind_of(llm_quantization, low_resource):
+    """Return one of KINDS; `low_resource`, the key of 2023, alone means int8."""
+    return "int8" if low_resource and llm_quantization == "none" else llm_quantization
+
+
+def check_device(kind, device):
+    """Raise ValueError if weights of `kind` do not run on `device`."""
+    if device.type == "mps" and kind in ("int4", "nf4"):
+        raise ValueError(f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8")
+    # a plan may name a GPU that is not here
+    if kind == "int4" and device.type == "cuda" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            raise ValueError(
+                f"model.llm_quantization: int4 needs a GPU of compute capability 8.0 (Ampere) or newer, {device} has "
+                f"{capability[0]}.{capability[1]}; take nf4 or int8"
+            )
+
+
+def refuse_training(llm, kind, device):
+    """Make `llm` raise ValueError when asked for a gradient that the kernels of `kind` do not give on `device`."""
+    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
+        return
+
+    def check(module, args, kwargs):
+        embeds = kwargs.get("inputs_embeds")
+        if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
+            raise ValueError(f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8")
+
+    llm.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def linears(llm):
+    """Return [(parent module, name in it, nn.Linear)] of the layers that are quantised: all but the output layer."""
+    return [
+        (parent, name, child)
+        for parent in llm.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear) and child is not llm.get_output_embeddings()
+    ]
+
+
+def quantise(llm, kind, device):
+    """Replace the linear layers of `llm` (on the CPU) one by one by int8 or int4 ones on `device`."""
+    layer = {"int8": Int8Linear, "int4": Int4Linear}[kind]
+    for parent, name, linear in linears(llm):
+        setattr(parent, name, layer.of(linear.to(device)))
+    return llm.to(device)
+
+
+def quantise_meta(llm, kind):
+    """Give the linear layers of `llm`, on the meta device, the shapes and types that `kind` stores."""
+    for _, _, linear in linears(llm):
+        rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
+        weight, scales, scale_dtype = {
+            "int8": ((rows, columns), (rows,), dtype),
+            "int4": ((rows, columns // 2), (columns // INT4_GROUP, rows, 2), torch.bfloat16),
+            "nf4": ((rows * columns // 2, 1), (rows * columns // NF4_GROUP,), torch.float32),
+        }[kind]
+        weight = torch.empty(weight, dtype=torch.int8 if kind == "int8" else torch.uint8, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.register_buffer("scale", torch.empty(scales, dtype=scale_dtype, device="meta"))
+    return llm
+
+
+class _Int8Function(torch.autograd.Function):
+    """x W^T for an input that needs a gradient; the weight is kept in 8 bits for it."""
+
+    @staticmethod
+    def forward(ctx, x, weight, scale):
+        ctx.save_for_backward(weight, scale)
+        return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        return (gradient * scale.to(gradient.dtype)) @ weight.to(gradient.dtype), None, None
+
+
+class _Quantised(nn.Module):
+    """A linear layer with a frozen `weight` of integers and its `scale`."""
+
+    def __init__(self, weight, scale, bias):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+    def forward(self, x):
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = self.product(x.reshape(-1, x.shape[-1])).to(x.dtype).unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class Int8Linear(_Quantised):
+    """Weight int8 [out, in], symmetric, scale [out]."""
+
+    @classmethod
+    def of(cls, linear):
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+        levels = (weight / scale[:, None]).round().to(torch.int8)
+        return cls(levels, scale.to(linear.weight.dtype), linear.bias)
+
+    def product(self, x):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Int8Function.apply(x, self.weight, self.scale)
+        if x.is_cuda and len(x) == 1 and (fused := _fused_int8(x.device)):
+            return fused(x, self.weight, self.scale)
+        if x.device.type != "cpu":
+            return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        if x.dtype == torch.bfloat16 and len(x) <= 8:  # four times as fast as widening
+            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
+        parts = [F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(CPU_ROWS)]
+        return torch.cat(parts, 1) * self.scale.to(x.dtype)
+
+
+def int8_row(x, weight, scale):
+    """Return [1, out] for x [1, in]: product and sum in float32. One pass over the 8-bit weights when compiled."""
+    return ((weight.float() * x.float()).sum(1) * scale.float()).to(x.dtype)[None]
+
+
+@cache
+def _fused_int8(device):
+    """Return `int8_row` compiled, or None, with a warning, where the compiler does not work (it needs a C compiler)."""
+    logging.info("compiling the 8-bit step; the result is kept on disk for next time")
+    compiled = torch.compile(int8_row, dynamic=False)
+    try:
+        compiled(*(torch.ones(shape, device=device) for shape in ((1, 16), (16, 16), (16,))))
+    except Exception as error:  # of many kinds, from Dynamo to the linker
+        logging.warning("model.llm_quantization: int8 answers run slowly here, torch.compile fails: %s", error)
+        return None
+    return compiled
+
+
+class Int4Linear(_Quantised):
+    """Weight of 4 bits in the order of the device's kernel, scale [in / 32, out, 2] (step, middle) in bfloat16."""
+
+    @classmethod
+    def of(cls, linear):
+        rows, columns = linear.weight.shape
+        if columns % INT4_GROUP or rows % 16:
+            raise ValueError(
+                f"model.llm_quantization: int4 needs layers whose inputs are a multiple of {INT4_GROUP} and "
+                f"outputs of 16; the LLM has one of {columns} x {rows}; take int8 or nf4"
+            )
+        weight = linear.weight.detach().float().view(rows, -1, INT4_GROUP)
+        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+        # rounded to what is stored before the levels are chosen, so that they make up for it
+        step = ((high - low).clamp(min=1e-8) / 15).bfloat16()
+        middle = (low + 8 * step.float()).bfloat16()
+        levels = ((weight - middle.float()) / step.float() + 8).round().clamp(0, 15).to(torch.int32)
+        scale = torch.cat([step, middle], -1).transpose(0, 1).contiguous()
+        return cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
+
+    @staticmethod
+    def _pack(levels):
+        if not levels.is_cuda:
+            return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        tiles = next(tiles for tiles in (8, 4, 2) if levels.shape[1] % (16 * tiles) == 0)
+        pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
+        return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
+
+    def product(self, x):
+        kernels = torch.ops.aten
+        product = kernels._weight_int4pack_mm if x.is_cuda else kernels._weight_int4pack_mm_for_cpu
+        return product(x.bfloat16().contiguous(), self.weight, INT4_GROUP, self.scale)
