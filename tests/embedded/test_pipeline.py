@@ -1,6 +1,7 @@
 """Both embedded stages through train.py with the committed vision weights, on a toy LLM: a matter of seconds."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -54,7 +55,8 @@ def test_data_has_the_layout_of_the_real_sets(cache):
     assert json.loads((data / "laion/00007_stats.json").read_text())["successes"] == 4
     annotations = json.loads((data / "cc_sbu_align/filter_cap.json").read_text())["annotations"]
     assert len({a["image_id"] for a in annotations}) == len(list((data / "cc_sbu_align/image").iterdir())) == 6
-    assert ["instruction" in a for a in annotations] == [False, True] * 6
+    assert [a["image_id"] for a in annotations if "instruction" not in a] == list("012345")
+    assert [a["image_id"] for a in annotations if "instruction" in a] == list("1245")  # two pictures in three
 
 
 def test_prepared_data_is_used_again(cache):
@@ -72,14 +74,19 @@ def test_both_stages_train_the_projection_only(cache, tmp_path):
     assert not torch.equal(projections[0]["llama_proj.weight"], projections[1]["llama_proj.weight"])
 
 
-def test_own_pictures_take_the_place_of_the_drawn_ones(cache, tmp_path):
-    own = tmp_path / "own"
-    (own / "image").mkdir(parents=True)
-    for name, colour in (("sunset", "orange"), ("sea", "navy")):
-        Image.new("RGB", (300, 200), colour).save(own / "image" / f"{name}.jpg")
-    captions = {"sunset": "An orange evening sky.", "sea": "The sea at night."}
-    annotations = [{"image_id": name, "caption": text} for name, text in captions.items()]
-    (own / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+def test_own_pictures_take_the_place_of_the_drawn_ones(cache, tmp_path, monkeypatch):
+    """The program in docs/embedded.md, as it stands there, makes a folder that trains."""
+    (tmp_path / "my_set/image").mkdir(parents=True)
+    captions = {"sunset": ("orange", "An orange evening sky."), "sea": ("navy", "The sea at night.")}
+    for name, (colour, caption) in captions.items():
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"my_set/image/{name}.jpg")
+        (tmp_path / f"my_set/image/{name}.txt").write_text(caption + "\n")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/embedded.md").read_text(), flags=re.S)
+    assert len(program.strip().splitlines()) < 10
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    written = json.loads((tmp_path / "my_set/filter_cap.json").read_text())["annotations"]
+    assert {a["image_id"]: a["caption"] for a in written} == {name: text for name, (_, text) in captions.items()}
     first = train(cache, "embedded_stage1_pretrain.yaml", tmp_path / "stage1")
-    storage = f"datasets.cc_sbu_align.build_info.storage={own}"
+    storage = f"datasets.cc_sbu_align.build_info.storage={tmp_path / 'my_set'}"
     assert train(cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}", storage).is_file()

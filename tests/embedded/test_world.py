@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt4.embedded import language, world
-from minigpt4.embedded.evaluate import marks
+from minigpt4.embedded.evaluate import above_chance, best_constant, draw_tests, marks
 from minigpt4.embedded.questions import Question, questions
 
 
@@ -92,3 +92,15 @@ def test_wrong_answers_are_wrong():
     asked = Question("colour", "circle", "red", "The circle is red.")
     assert asked.text == "What colour is the circle?"
     assert asked.is_answered_by("The circle is red.") and not asked.is_answered_by("The circle is blue, not red.")
+
+
+def test_controls_are_held_against_the_best_constant_answer():
+    tests = draw_tests("held_out", 40)
+    constant = best_constant(tests)
+    perfect = [language.describe(test.scene, np.random.default_rng(0)) for test in tests]
+    margins = above_chance(tests, perfect)
+    assert margins == {name: pytest.approx(1 - share, abs=1e-4) for name, share in constant.items()}
+    rotated = above_chance(tests, perfect[1:] + perfect[:1])
+    assert max(rotated.values()) < 0.2 < min(margins.values())
+    silent = above_chance(tests, ["Nothing to be seen."] * len(tests))
+    assert silent == {}
