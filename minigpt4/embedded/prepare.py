@@ -92,7 +92,7 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
-        if index % 3:  # two pictures in three
+        if index % 2:
             asked = rng.permutation(questions(scene))[: 1 + rng.integers(MAX_QUESTIONS)]
             instruction = " ".join(question.taught(rng) for question in asked)
             answer = " ".join(question.sentence for question in asked)

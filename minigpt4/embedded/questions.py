@@ -17,13 +17,13 @@ _ASKED = {
     "relation": "What is {}?",
 }
 _TAUGHT = {
-    "count": ("Count the objects.", "Say the number of objects in the picture."),
-    "background": ("Name the background.", "Which background does the picture have?"),
-    "colour": ("Name the colour of the {}.", "Which colour does the {} have?"),
-    "size": ("Say how large the {} is.", "Which size does the {} have?"),
-    "position": ("Name the place of the {}.", "In which part of the picture is the {}?"),
-    "shape": ("Name the shape of the {} object.", "Which shape does the {} object have?"),
-    "relation": ("Name the object {}.", "Which object is {}?"),
+    "count": ("How many things can you see?", "What is the number of objects?", "Count the objects."),
+    "background": ("What does the background look like?", "Which background is it?", "Name the background."),
+    "colour": ("What is the colour of the {}?", "Which colour is the {}?", "Name the colour of the {}."),
+    "size": ("What is the size of the {}?", "How large is the {}?", "Is the {} small or large?"),
+    "position": ("Where can you see the {}?", "Where in the picture is the {}?", "Name the place of the {}."),
+    "shape": ("What is the shape of the {} object?", "Which shape is the {} object?", "Name the {} object."),
+    "relation": ("What can you see {}?", "Which object is {}?", "Name the object {}."),
 }
 _POSSIBLE_ANSWERS = {
     "count": NUMBERS,
@@ -52,7 +52,7 @@ class Question:
 
     def taught(self, rng) -> str:
         """The question as stage 2 asks it."""
-        return _TAUGHT[self.kind][rng.integers(2)].format(self.subject)
+        return _TAUGHT[self.kind][rng.integers(3)].format(self.subject)
 
     def is_answered_by(self, text: str) -> bool:
         """Whether the first word of `text` that could be an answer, and is not in the question, is the right one."""
