@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import PACKAGE_DIR, Config, add_config_arguments
@@ -19,11 +18,14 @@ from minigpt4.common.utils import expand_path, is_url
 FORGET_AFTER_S = 3600  # a session and its uploads, from its last answer
 QUEUE_SIZE = 32  # people who wait
 UPLOAD_LIMIT = "20mb"  # of one file
-EXAMPLES = {6: "Describe this image in detail.", 14: "What is in this picture?", 21: "Describe the background."}
 STYLE = """
 .gradio-container {max-width: 960px !important; margin: auto !important}
-#about p {opacity: .7; font-size: .9em; margin: 0}
-footer {display: none !important}
+.gradio-container > * {width: 100%}
+#title {display: flex; align-items: baseline; gap: 1em}
+#about p {opacity: .7; font-size: .85em; text-align: center}
+#chat .examples {grid-template-columns: repeat(3, 1fr) !important; max-width: 100%}
+#chat .example-content > div, #chat .example img {width: 112px; height: 112px}
+#chat button[title="Share"], footer {display: none !important}
 """
 
 
@@ -84,26 +86,6 @@ def _device(args, cfg):
     return f"cuda:{args.gpu_id}"
 
 
-async def in_thread(executor, pieces, stop):
-    """Yield what the generator `pieces` gives, computed by the one thread of `executor`.
-
-    None comes a few times a second while a piece is computed: that is when gradio notices a closed tab. However this
-    ends, `stop` is set, so that the thread is done after the token it is computing.
-    """
-    end = object()
-    try:
-        while True:
-            step = asyncio.get_running_loop().run_in_executor(executor, next, pieces, end)
-            while not (await asyncio.wait({step}, timeout=0.2))[0]:
-                yield None
-            if step.result() is end:
-                return
-            yield step.result()
-    finally:
-        stop.set()
-        executor.submit(pieces.close)  # comes after the step that is running
-
-
 class Page:
     """The web page. What was said lives in a Session on the server; the browser is not asked about the past."""
 
@@ -111,17 +93,23 @@ class Page:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio
 
-        from minigpt4.serving.session import Session, WarmSessions
+        from minigpt4.serving import page, session
 
-        self.gr, self.chat, self.template, self.cfg, self.defaults = gradio, chat, template, cfg, settings
-        self.new_session, self.warm = Session, WarmSessions()
+        self.gr, self.parts, self.chat, self.template, self.cfg = gradio, page, chat, template, cfg
+        self.defaults, self.Session, self.Turn, self.warm = (
+            settings,
+            session.Session,
+            session.Turn,
+            session.WarmSessions(),
+        )
         self.executor = ThreadPoolExecutor(1, "answers")  # one model, one answer at a time
+        self.examples = page.draw_examples(expand_path(cfg.env_cfg.cache_root) / "demo")
 
     def launch(self, args):
         """Serve until the program is interrupted."""
+        self.gr.set_static_paths([path for _, path in self.examples])
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
-        page = self._build().queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
-        page.launch(
+        self._build().queue(max_size=QUEUE_SIZE, default_concurrency_limit=1).launch(
             server_name=args.server_name,
             server_port=args.server_port,
             share=args.share,
@@ -138,168 +126,152 @@ class Page:
 
     def _build(self):
         gr = self.gr
-        blocks = gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True)
-        with blocks:
-            gr.Markdown("# MiniGPT-4\nUpload a picture and ask about it.")
+        with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
+            gr.Markdown("# MiniGPT-4\nShow it a picture and ask.")
             self.chatbot = gr.Chatbot(
                 show_label=False,
+                elem_id="chat",
                 scale=1,
                 editable="user",
                 buttons=["copy", "copy_all"],
                 render_markdown=False,  # an answer cannot make the browser load anything
-                latex_delimiters=[],
-                examples=self._examples(),
-                placeholder="Drop pictures into the box below, or begin with one of these:",
+                examples=[{"text": question, "files": [path]} for question, path in self.examples],
+                placeholder="### Drop pictures into the box below, or begin with one of these",
             )
-            self.box = self._box_class()(
+            self.box = gr.MultimodalTextbox(
                 show_label=False,
-                placeholder="Ask something; pictures by the clip, by dropping or by pasting",
+                placeholder="Ask something; add pictures by the clip, by dropping or by pasting",
                 file_types=["image"],
                 file_count="multiple",
                 max_plain_text_length=100_000,  # longer pasted text would become a file
                 stop_btn=False,
                 autofocus=True,
             )
-            with gr.Accordion("How answers are written", open=False):
+            self._only_uploads(self.box)
+            with gr.Accordion("Settings", open=False):
                 self.controls = self._controls()
-            self.about = gr.Markdown(self._about(), elem_id="about")
-            self.session = gr.State(self.new_session(), time_to_live=FORGET_AFTER_S, delete_callback=self.warm.forget)
+            self.line = gr.Markdown(self._about(), elem_id="about")
+            self.session = gr.State(self.Session(), time_to_live=FORGET_AFTER_S, delete_callback=self.warm.forget)
             self._connect()
         return blocks
 
-    def _box_class(self):
-        gr = self.gr
+    def _only_uploads(self, box):
+        """Make gradio refuse addresses among the pictures; it would fetch them."""
+        keep = box.async_move_resource_to_block_cache
 
-        class PictureBox(gr.MultimodalTextbox):
-            is_template = True  # looks like its parent
+        async def keep_file(path):
+            if path is not None and is_url(path):
+                raise self.gr.Error("pictures are uploaded; addresses are not fetched", print_exception=False)
+            return await keep(path)
 
-            async def async_move_resource_to_block_cache(self, url_or_file_path):
-                if url_or_file_path is not None and is_url(url_or_file_path):
-                    raise gr.Error("pictures are uploaded; addresses are not fetched", print_exception=False)
-                return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-        return PictureBox
+        box.async_move_resource_to_block_cache = keep_file
 
     def _controls(self):
-        """Return the components of the sampling settings by name."""
-        gr = self.gr
-        with gr.Row():
-            first = {
-                "temperature": gr.Slider(
-                    0, 2, self.defaults["temperature"], step=0.05, label="Temperature", info="0: always the same answer"
-                ),
-                "top_p": gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="likeliest words of this total"),
-                "top_k": gr.Slider(0, 200, 50, step=1, label="Top-k", info="of so many likeliest words; 0: all"),
+        """Return the components of the sampling settings by name; gradio holds them to their ranges."""
+        slider, first = self.gr.Slider, self.defaults["temperature"]
+        with self.gr.Row():
+            upper = {
+                "temperature": slider(0, 2, first, step=0.05, label="Temperature", info="0: always the same answer"),
+                "top_p": slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="choose among the likeliest of this sum"),
+                "top_k": slider(0, 200, 50, step=1, label="Top-k", info="among so many likeliest; 0: among all"),
+                "max_new_tokens": slider(1, 1000, 300, step=1, label="Longest answer", info="in tokens"),
             }
-        with gr.Row():
-            second = {
-                "max_new_tokens": gr.Slider(1, 1000, 300, step=1, label="Longest answer", info="tokens"),
-                "repetition_penalty": gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
-                "num_beams": gr.Slider(1, 10, 1, step=1, label="Beams", info="above 1 the answer comes at once"),
-                "seed": gr.Number(None, precision=0, label="Seed", info="empty: another draw each time"),
+        with self.gr.Row():
+            lower = {
+                "num_beams": slider(1, 10, 1, step=1, label="Beams", info="above 1 an answer comes as a whole"),
+                "repetition_penalty": slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
+                "seed": self.gr.Number(None, precision=0, label="Seed", info="empty: another answer each time"),
             }
-        return first | second
-
-    def _examples(self):
-        """Return examples with drawn pictures, written to the cache folder; the files are fit to be shown to anyone."""
-        from PIL import Image
-
-        from minigpt4.embedded import world
-
-        folder = expand_path(self.cfg.env_cfg.cache_root) / "demo"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.gr.set_static_paths([folder])
-        examples = []
-        for index, question in EXAMPLES.items():
-            path = folder / f"held_out_{index}.png"
-            Image.fromarray(world.picture("held_out", index, size=336)[1]).save(path)
-            examples.append({"text": question, "files": [str(path)]})
-        self.example_files = [(example["text"], (example["files"][0],)) for example in examples]
-        return examples
+        return upper | lower
 
     def _about(self):
-        """Return a line on the model and its memory."""
-        from minigpt4.common.device import peak_memory_mib
+        return self.parts.about(self.chat.model, self.cfg.model_cfg)
 
-        model, cfg = self.chat.model, self.cfg.model_cfg
-        llm = model.llama_model
-        parts = [
-            f"LLM **{Path(cfg.llama_model).name}**, {llm.num_parameters() / 1e6:,.0f} M parameters",
-            f"checkpoint {Path(cfg.ckpt).name}" if cfg.ckpt else "no checkpoint",
-            f"{model.device}, {str(model.compute_dtype).removeprefix('torch.')}" + (", 8-bit" * cfg.low_resource),
-            f"{peak_memory_mib(model.device) / 1024:.1f} GiB of memory at most so far",
-        ]
-        return " · ".join(parts)
-
-    # what it does
+    # what it does: an event prepares a turn at once, then `_answer` waits for the model
 
     def _connect(self):
-        gr, session, controls = self.gr, self.session, list(self.controls.values())
-        outputs = [self.box, self.chatbot, self.about, session]
-        from minigpt4.serving.session import Turn
+        gr, session, private = self.gr, self.session, {"api_visibility": "private", "show_progress": "hidden"}
+        outputs = [self.box, self.chatbot, self.line, session]
 
-        async def chat(message, session, *controls):
+        def ask(message, session):
             message = message or {"text": "", "files": []}
-            async for update in self._answer(session, Turn(message["text"], tuple(message["files"])), controls):
-                yield update
+            return self._prepare(session, self.Turn(message["text"], tuple(message["files"])))
 
-        async def retry(session, *controls):
-            if session.turns:
-                if not controls[0]:
-                    gr.Info("Temperature is 0: the answer is the same each time")
-                async for update in self._answer(session, session.turns.pop(), controls):
-                    yield update
+        def retry(session, temperature):
+            if temperature == 0:
+                gr.Info("The temperature is 0: the answer is the same each time")
+            return self._prepare(session, session.turns.pop() if session.turns else None)
 
-        async def edit(event: gr.EditData, session, *controls):
+        def edit(event: gr.EditData, session):
             index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
-            if isinstance(index, int) and 0 <= index // 2 < len(session.turns) and isinstance(event.value, str):
-                async for update in self._answer(session, session.edited(index // 2, event.value), controls):
-                    yield update
+            is_known = isinstance(index, int) and 0 <= index // 2 < len(session.turns)
+            return self._prepare(session, session.edited(index // 2, event.value) if is_known else None)
 
-        async def example(event: gr.SelectData, session, *controls):
-            if isinstance(event.index, int) and 0 <= event.index < len(self.example_files):
-                async for update in self._answer(session, Turn(*self.example_files[event.index]), controls):
-                    yield update
+        def example(event: gr.SelectData, session):
+            is_known = event.index in range(len(self.examples))
+            question, path = self.examples[event.index] if is_known else ("", "")
+            return self._prepare(session, self.Turn(question, (path,)) if is_known else None)
 
-        one = {"concurrency_id": "answer", "concurrency_limit": 1, "show_progress": "hidden"}
-        inputs = [session, *controls]
-        answers = [
-            self.box.submit(chat, [self.box, *inputs], outputs, api_name="chat", **one),
-            self.chatbot.retry(retry, inputs, outputs, api_visibility="private", **one),
-            self.chatbot.edit(edit, inputs, outputs, api_visibility="private", **one),
-            self.chatbot.example_select(example, inputs, outputs, api_visibility="private", **one),
+        quick = {"queue": False, **private}
+        prepared = [
+            self.box.submit(ask, [self.box, session], outputs, api_name="ask", queue=False, show_progress="hidden"),
+            self.chatbot.retry(retry, [session, self.controls["temperature"]], outputs, **quick),
+            self.chatbot.edit(edit, session, outputs, **quick),
+            self.chatbot.example_select(example, session, outputs, **quick),
         ]
-        after = {"inputs": session, "outputs": outputs, "cancels": answers, "api_visibility": "private", **one}
-        after["concurrency_id"] = "after"
-        self.box.stop(self._stopped, **after)
-        self.chatbot.undo(self._undone, **after)
-        self.chatbot.clear(self._cleared, **after)
+        answering = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        inputs = [session, *self.controls.values()]
+        answers = [
+            event.success(
+                self._answer,
+                inputs,
+                outputs,
+                api_name="answer",
+                api_visibility="private" if number else "public",
+                **answering,
+            )
+            for number, event in enumerate(prepared)
+        ]
+        self.box.stop(self._stopped, session, outputs, cancels=answers, **private)
+        self.chatbot.undo(self._undone, session, outputs, cancels=answers, **private)
+        self.chatbot.clear(self._cleared, session, outputs, cancels=answers, **private)
 
-    async def _answer(self, session, turn, controls):
-        """Yield updates of box, chatbot, line and session while the answer to `turn` is written."""
+    def _prepare(self, session, turn):
+        """Return the updates that show `turn`, the next to be answered; for None or an empty one an error."""
+        if turn is None or not turn.text.strip():
+            raise self.gr.Error("nothing to answer: type a question", print_exception=False)
+        session.pending = turn
+        busy = self.gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
+        return busy, self._messages([*session.turns, turn]), self.gr.skip(), self.gr.skip()
+
+    async def _answer(self, session, *controls):
+        """Yield updates of box, chatbot, line and session while the answer to the pending turn is written."""
         gr, stop, notices = self.gr, threading.Event(), []
-        settings = dict(zip(self.controls, controls, strict=True))
+        turn, session.pending = session.pending, None
+        if turn is None:
+            raise gr.Error("nothing to answer: type a question", print_exception=False)
         self.warm.use(session)
-        busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
-        yield busy, self._messages([*session.turns, turn]), gr.skip(), gr.skip()
+        settings = dict(zip(self.controls, controls, strict=True))
         pieces = session.stream(self.chat, self.template, turn, stop_event=stop, on_notice=notices.append, **settings)
         try:
-            async for piece in in_thread(self.executor, pieces, stop):
+            async for piece in self.parts.in_thread(self.executor, pieces, stop):
                 while notices:
                     gr.Warning(notices.pop(0))
-                messages = gr.skip() if piece is None else self._messages(session.turns)
-                yield gr.skip(), messages, gr.skip(), gr.skip()
+                yield gr.skip(), gr.skip() if piece is None else self._messages(session.turns), gr.skip(), gr.skip()
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
             yield self._ready(turn), self._messages(session.turns), gr.skip(), session
             raise gr.Error(str(error), print_exception=isinstance(error, RuntimeError)) from error
         yield self._ready(), self._messages(session.turns), self._about(), session
 
     async def _stopped(self, session):
-        await asyncio.get_running_loop().run_in_executor(self.executor, int)  # the token being computed still counts
-        return self._ready(), self._messages(session.turns), self._about(), session
+        # the token that is being computed still counts; a question that was still waiting goes back into the box
+        await asyncio.get_running_loop().run_in_executor(self.executor, int)
+        turn, session.pending = session.pending, None
+        return self._ready(turn), self._messages(session.turns), self._about(), session
 
     async def _undone(self, session):
-        turn = session.turns.pop() if session.turns else None
+        turn = session.pending or (session.turns.pop() if session.turns else None)
+        session.pending = None
         return self._ready(turn), self._messages(session.turns), self.gr.skip(), session
 
     async def _cleared(self, session):
@@ -313,6 +285,7 @@ class Page:
 
     @staticmethod
     def _messages(turns):
+        """Return what the chatbot shows: two messages a turn, the second missing while its answer has no word yet."""
         messages = []
         for turn in turns:
             content = [*({"path": path} for path in turn.pictures), turn.text]

@@ -51,6 +51,7 @@ class Session:
     """The turns of a dialogue; a Conversation is built from them anew for each answer, so it is true after any edit."""
 
     turns: list[Turn] = field(default_factory=list)
+    pending: Turn | None = None  # asked, and waiting for the model
     cache: PrefixCache = field(default_factory=PrefixCache)
 
     def stream(self, chat, template, turn, **settings):
@@ -82,7 +83,7 @@ class Session:
 
     def clear(self):
         """Forget everything."""
-        self.turns, self.cache = [], PrefixCache()
+        self.turns, self.pending, self.cache = [], None, PrefixCache()
 
     def _conversation(self, template):
         conv = template.copy()
