@@ -18,13 +18,15 @@ from minigpt4.common.utils import expand_path, is_url
 FORGET_AFTER_S = 3600  # a session and its uploads, from its last answer
 QUEUE_SIZE = 32  # people who wait
 UPLOAD_LIMIT = "20mb"  # of one file
+RANDOM = -1  # seed
 STYLE = """
-.gradio-container {max-width: 960px !important; margin: auto !important}
-.gradio-container > * {width: 100%}
-#title {display: flex; align-items: baseline; gap: 1em}
+.gradio-container {max-width: 960px !important; width: 100%; margin: auto !important}
+.gradio-container main, .gradio-container .wrap {width: 100%}
+#title h1 {margin: 0} #title p {opacity: .7}
 #about p {opacity: .7; font-size: .85em; text-align: center}
-#chat .examples {grid-template-columns: repeat(3, 1fr) !important; max-width: 100%}
+#chat .examples {grid-template-columns: repeat(3, 1fr); max-width: 100%}
 #chat .example-content > div, #chat .example img {width: 112px; height: 112px}
+#chat .message img {max-height: 220px; width: auto; border-radius: 6px}
 #chat button[title="Share"], footer {display: none !important}
 """
 
@@ -127,7 +129,7 @@ class Page:
     def _build(self):
         gr = self.gr
         with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
-            gr.Markdown("# MiniGPT-4\nShow it a picture and ask.")
+            gr.Markdown("# MiniGPT-4\nShow it a picture and ask.", elem_id="title")
             self.chatbot = gr.Chatbot(
                 show_label=False,
                 elem_id="chat",
@@ -172,15 +174,15 @@ class Page:
         with self.gr.Row():
             upper = {
                 "temperature": slider(0, 2, first, step=0.05, label="Temperature", info="0: always the same answer"),
-                "top_p": slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="choose among the likeliest of this sum"),
-                "top_k": slider(0, 200, 50, step=1, label="Top-k", info="among so many likeliest; 0: among all"),
-                "max_new_tokens": slider(1, 1000, 300, step=1, label="Longest answer", info="in tokens"),
+                "top_p": slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="1: any word"),
+                "top_k": slider(0, 200, 50, step=1, label="Top-k", info="0: any word"),
+                "num_beams": slider(1, 10, 1, step=1, label="Beams", info="1: word by word"),
             }
         with self.gr.Row():
             lower = {
-                "num_beams": slider(1, 10, 1, step=1, label="Beams", info="above 1 an answer comes as a whole"),
+                "max_new_tokens": slider(1, 1000, 300, step=1, label="Longest answer", info="tokens"),
                 "repetition_penalty": slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
-                "seed": self.gr.Number(None, precision=0, label="Seed", info="empty: another answer each time"),
+                "seed": self.gr.Number(RANDOM, precision=0, label="Seed", info=f"{RANDOM}: another answer each time"),
             }
         return upper | lower
 
@@ -252,6 +254,7 @@ class Page:
             raise gr.Error("nothing to answer: type a question", print_exception=False)
         self.warm.use(session)
         settings = dict(zip(self.controls, controls, strict=True))
+        settings["seed"] = None if settings["seed"] == RANDOM else settings["seed"]
         pieces = session.stream(self.chat, self.template, turn, stop_event=stop, on_notice=notices.append, **settings)
         try:
             async for piece in self.parts.in_thread(self.executor, pieces, stop):
