@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from minigpt4.common.cli import run_program
@@ -175,12 +176,12 @@ class Page:
             upper = {
                 "temperature": slider(0, 2, first, step=0.05, label="Temperature", info="0: always the same answer"),
                 "top_p": slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="1: any word"),
-                "top_k": slider(0, 200, 50, step=1, label="Top-k", info="0: any word"),
-                "num_beams": slider(1, 10, 1, step=1, label="Beams", info="1: word by word"),
+                "top_k": slider(0, 200, 50, step=1, precision=0, label="Top-k", info="0: any word"),
+                "num_beams": slider(1, 10, 1, step=1, precision=0, label="Beams", info="1: word by word"),
             }
         with self.gr.Row():
             lower = {
-                "max_new_tokens": slider(1, 1000, 300, step=1, label="Longest answer", info="tokens"),
+                "max_new_tokens": slider(1, 1000, 300, step=1, precision=0, label="Longest answer", info="tokens"),
                 "repetition_penalty": slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
                 "seed": self.gr.Number(RANDOM, precision=0, label="Seed", info=f"{RANDOM}: another answer each time"),
             }
@@ -202,7 +203,8 @@ class Page:
         def retry(session, temperature):
             if temperature == 0:
                 gr.Info("The temperature is 0: the answer is the same each time")
-            return self._prepare(session, session.turns.pop() if session.turns else None)
+            last = len(session.turns) - 1
+            return self._prepare(session, session.edited(last, session.turns[last].text) if session.turns else None)
 
         def edit(event: gr.EditData, session):
             index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
@@ -223,17 +225,9 @@ class Page:
         ]
         answering = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
         inputs = [session, *self.controls.values()]
-        answers = [
-            event.success(
-                self._answer,
-                inputs,
-                outputs,
-                api_name="answer",
-                api_visibility="private" if number else "public",
-                **answering,
-            )
-            for number, event in enumerate(prepared)
-        ]
+        answers = [event.success(self._answer, inputs, outputs, api_name="answer", **answering) for event in prepared]
+        for event in answers:
+            event.failure(self._stopped, session, outputs, **quick)
         self.box.stop(self._stopped, session, outputs, cancels=answers, **private)
         self.chatbot.undo(self._undone, session, outputs, cancels=answers, **private)
         self.chatbot.clear(self._cleared, session, outputs, cancels=answers, **private)
@@ -254,32 +248,41 @@ class Page:
             raise gr.Error("nothing to answer: type a question", print_exception=False)
         self.warm.use(session)
         settings = dict(zip(self.controls, controls, strict=True))
-        settings["seed"] = None if settings["seed"] == RANDOM else settings["seed"]
-        pieces = session.stream(self.chat, self.template, turn, stop_event=stop, on_notice=notices.append, **settings)
+        settings |= {"seed": None if settings["seed"] == RANDOM else settings["seed"], "stop_event": stop}
+        pieces, shown = session.stream(self.chat, self.template, turn, on_notice=notices.append, **settings), ""
         try:
-            async for piece in self.parts.in_thread(self.executor, pieces, stop):
+            async for _ in self.parts.in_thread(self.executor, lambda: deque(pieces, 0), stop):
                 while notices:
                     gr.Warning(notices.pop(0))
-                yield gr.skip(), gr.skip() if piece is None else self._messages(session.turns), gr.skip(), gr.skip()
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
-            yield self._ready(turn), self._messages(session.turns), gr.skip(), session
-            raise gr.Error(str(error), print_exception=isinstance(error, RuntimeError)) from error
+                is_news, shown = turn.answer != shown, turn.answer
+                # also without news: that is when gradio notices a closed tab
+                yield gr.skip(), self._messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
+        except Exception as error:
+            session.pending = turn
+            is_known = isinstance(error, (ValueError, OSError))
+            message = str(error) if is_known else f"{type(error).__name__}; the program's output says more"
+            raise gr.Error(message, print_exception=not is_known) from error
         yield self._ready(), self._messages(session.turns), self._about(), session
 
     async def _stopped(self, session):
-        # the token that is being computed still counts; a question that was still waiting goes back into the box
-        await asyncio.get_running_loop().run_in_executor(self.executor, int)
-        turn, session.pending = session.pending, None
+        await self._at_rest(session)
+        turn, session.pending = session.pending, None  # what has no answer goes back into the box
         return self._ready(turn), self._messages(session.turns), self._about(), session
 
     async def _undone(self, session):
+        await self._at_rest(session)
         turn = session.pending or (session.turns.pop() if session.turns else None)
         session.pending = None
         return self._ready(turn), self._messages(session.turns), self.gr.skip(), session
 
     async def _cleared(self, session):
+        await self._at_rest(session)
         self.warm.forget(session)
         return self._ready(), [], self.gr.skip(), session
+
+    async def _at_rest(self, session):
+        while session.is_busy:  # an answer that was cancelled ends with the token being computed
+            await asyncio.sleep(0.02)
 
     def _ready(self, turn=None):
         """Return the update of the box that lets the next message be typed; `turn` is put back into it."""

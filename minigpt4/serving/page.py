@@ -10,24 +10,20 @@ EXAMPLES = {  # number of a held-out picture of the drawn world -> question
 }
 
 
-async def in_thread(executor, pieces, stop):
-    """Yield what the generator `pieces` gives, computed by `executor`, which has one thread.
+async def in_thread(executor, work, stop):
+    """Yield twenty times a second until `work()`, done by `executor`, has ended; raise what it raised.
 
-    None comes a few times a second while a piece is computed: that is when the caller notices that its reader has left.
-    However this ends, `stop` is set, so that the thread is free after the token it is computing.
+    Work goes on while the caller shows how far it is. However this ends, the threading.Event `stop` is set: `work` is
+    expected to look at it.
     """
-    end = object()
+    job = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
-        while True:
-            step = asyncio.get_running_loop().run_in_executor(executor, next, pieces, end)
-            while not (await asyncio.wait({step}, timeout=0.2))[0]:
-                yield None
-            if step.result() is end:
-                return
-            yield step.result()
+        while not (await asyncio.wait({job}, timeout=0.05))[0]:
+            yield
+        job.result()
     finally:
         stop.set()
-        executor.submit(pieces.close)  # its turn comes after the step that is running
+        job.cancel()  # if it has not begun
 
 
 def draw_examples(folder):

@@ -53,6 +53,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     pending: Turn | None = None  # asked, and waiting for the model
     cache: PrefixCache = field(default_factory=PrefixCache)
+    is_busy: bool = False  # an answer is being computed
 
     def stream(self, chat, template, turn, **settings):
         """Yield the pieces of the answer to `turn`, which joins the dialogue; `settings` as for `Chat.stream_answer`.
@@ -60,13 +61,14 @@ class Session:
         `template` is an empty Conversation. A turn that is refused (ValueError, OSError) or fails leaves the dialogue;
         one that is stopped, or whose iterator is closed, stays with what was written.
         """
-        turn.encode(chat)
-        conv, images = self._conversation(template), [image for told in self.turns for image in told.embeds]
-        _ask(chat, conv, turn)
-        pieces = chat.stream_answer(conv, images + turn.embeds, cache=self.cache, **settings)
-        turn.answer = ""
-        self.turns.append(turn)
+        self.is_busy = True
         try:
+            turn.encode(chat)
+            conv, images = self._conversation(template), [image for told in self.turns for image in told.embeds]
+            _ask(chat, conv, turn)
+            pieces = chat.stream_answer(conv, images + turn.embeds, cache=self.cache, **settings)
+            turn.answer = ""
+            self.turns.append(turn)
             with closing(pieces):
                 for piece in pieces:
                     turn.answer += piece
@@ -74,6 +76,8 @@ class Session:
         except Exception:
             self.turns = [told for told in self.turns if told is not turn]
             raise
+        finally:
+            self.is_busy = False
 
     def edited(self, index, text):
         """Cut the dialogue before turn `index`; return that turn with another question, to be streamed."""
