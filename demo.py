@@ -119,6 +119,7 @@ class Page:
             auth=tuple(args.auth.split(":", 1)) if args.auth else None,
             max_file_size=UPLOAD_LIMIT,
             max_threads=8,
+            show_error=True,  # what gradio itself refuses is said too
             footer_links=[],
             ssr_mode=False,
             theme=self.gr.themes.Soft(**fonts),
@@ -183,7 +184,9 @@ class Page:
             lower = {
                 "max_new_tokens": slider(1, 1000, 300, step=1, precision=0, label="Longest answer", info="tokens"),
                 "repetition_penalty": slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
-                "seed": self.gr.Number(RANDOM, precision=0, label="Seed", info=f"{RANDOM}: another answer each time"),
+                "seed": self.gr.Number(
+                    RANDOM, precision=0, minimum=RANDOM, maximum=2**53, label="Seed", info=f"{RANDOM}: drawn anew"
+                ),
             }
         return upper | lower
 
