@@ -91,9 +91,7 @@ class Visitor:
         body = {"data": list(data), "fn_index": self.numbers.get(function, function), "session_hash": self.session}
         # not json=: that refuses NaN, which a hostile visitor does not
         content = json.dumps({**body, "event_data": event})
-        reply = self.http.post(
-            "/gradio_api/queue/join", content=content, headers={"content-type": "application/json"}
-        )
+        reply = self.http.post("/gradio_api/queue/join", content=content, headers={"content-type": "application/json"})
         if reply.status_code != 200:
             raise Refused(f"{reply.status_code} {reply.text}")
         return reply.json()["event_id"]
@@ -141,6 +139,19 @@ class Visitor:
 
 def shown(messages):
     return [
-        (message["role"], "".join(part.get("text", "[picture]") for part in message["content"]))
-        for message in messages
+        (message["role"], "".join(part.get("text", "[picture]") for part in message["content"])) for message in messages
     ]
+
+
+def is_idle(server, seconds=0.5):
+    """Return whether the program hardly computes; an idle one takes 0.01 s of CPU time in half a second."""
+    before = server.cpu_seconds()
+    time.sleep(seconds)
+    return server.cpu_seconds() - before < 0.1 * seconds
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
