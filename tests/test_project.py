@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "datasets": {"common", "processors"},
     "models": {"common"},
     "conversation": {"common", "processors"},
+    "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common"},
 }

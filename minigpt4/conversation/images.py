@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from minigpt4.processors.base_processor import FORMATS, MAX_PIXELS, ImageError
 
 
-def upright_rgb(image):
+def upright_rgb(image, max_pixels=MAX_PIXELS):
     """Return a PIL image of any mode as RGB, as a viewer shows it.
 
     The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8 bits. (Training
@@ -16,8 +16,8 @@ def upright_rgb(image):
     picture is too large or broken.
     """
     width, height = image.size
-    if width * height > MAX_PIXELS:  # known from the header, nothing is decoded yet
-        raise ImageError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
+    if width * height > max_pixels:  # known from the header, nothing is decoded yet
+        raise ImageError(f"{width} x {height} pixels; at most {max_pixels:,} are accepted")
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # 16 or 32 bits
@@ -32,16 +32,16 @@ def upright_rgb(image):
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def open_image(source):
+def open_image(source, max_pixels=MAX_PIXELS):
     """Return the picture in `source` (a path or a PIL image) as upright RGB; raises FileNotFoundError or ImageError."""
     if isinstance(source, Image.Image):
-        return upright_rgb(source)
+        return upright_rgb(source, max_pixels)
     if not isinstance(source, (str, Path)):
         raise ImageError(f"image: {type(source).__name__}; expected a path, a PIL image or a tensor of pixels")
     if not Path(source).is_file():
         raise FileNotFoundError(f"image: no file '{source}'")
     try:
         with Image.open(source, formats=FORMATS) as image:
-            return upright_rgb(image)
+            return upright_rgb(image, max_pixels)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"image '{source}': {error}; expected a picture ({', '.join(FORMATS)})") from error

@@ -1,0 +1,126 @@
+"""One person's dialogue: questions, their pictures, answers. Page and terminal show it; only this changes it."""
+
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigpt4.conversation.chat import PrefixCache
+from minigpt4.conversation.images import open_image
+
+MAX_PICTURES = 8  # of one message
+MAX_PIXELS = 36_000_000  # of one picture: 103 MiB while it is decoded
+DEFAULT_QUESTION = "Describe this image in detail."
+
+
+@dataclass(eq=False)
+class Turn:
+    """A question with its pictures, and the answer as far as it is written.
+
+    `embeds` are the pictures as the LLM sees them, kept so that asking again costs no encoding and `PrefixCache` knows
+    them again; None until they are needed.
+    """
+
+    text: str
+    pictures: tuple[str, ...] = ()  # paths
+    embeds: list | None = None
+    answer: str = ""
+
+    def __post_init__(self):
+        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON and tokenizers
+        if self.pictures and not self.text.strip():
+            self.text = DEFAULT_QUESTION
+
+    def encode(self, chat):
+        """Encode the pictures unless that is done. Raises ValueError that names the picture."""
+        if self.embeds is not None:
+            return
+        if len(self.pictures) > MAX_PICTURES:
+            raise ValueError(f"{len(self.pictures)} pictures in one message; at most {MAX_PICTURES}")
+        embeds = []
+        for path in self.pictures:  # one by one: a batch would hold all of them decoded at once
+            try:
+                embeds += chat.encode_images([open_image(path, MAX_PIXELS)])
+            except (ValueError, OSError) as error:  # a path on the server is nobody's business
+                raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+        self.embeds = embeds
+
+
+@dataclass(eq=False)
+class Session:
+    """The turns of a dialogue; a Conversation is built from them anew for each answer, so it is true after any edit."""
+
+    turns: list[Turn] = field(default_factory=list)
+    pending: Turn | None = None  # asked, and waiting for the model
+    cache: PrefixCache = field(default_factory=PrefixCache)
+    is_busy: bool = False  # an answer is being computed
+
+    def stream(self, chat, template, turn, **settings):
+        """Yield the pieces of the answer to `turn`, which joins the dialogue; `settings` as for `Chat.stream_answer`.
+
+        `template` is an empty Conversation. A turn that is refused (ValueError, OSError) or fails leaves the dialogue;
+        one that is stopped, or whose iterator is closed, stays with what was written.
+        """
+        self.is_busy = True
+        try:
+            turn.encode(chat)
+            conv, images = self._conversation(template), [image for told in self.turns for image in told.embeds]
+            _ask(chat, conv, turn)
+            pieces = chat.stream_answer(conv, images + turn.embeds, cache=self.cache, **settings)
+            turn.answer = ""
+            self.turns.append(turn)
+            with closing(pieces):
+                for piece in pieces:
+                    turn.answer += piece
+                    yield piece
+        except Exception:
+            self.turns = [told for told in self.turns if told is not turn]
+            raise
+        finally:
+            self.is_busy = False
+
+    def edited(self, index, text):
+        """Cut the dialogue before turn `index`; return that turn with another question, to be streamed."""
+        told = self.turns[index]
+        del self.turns[index:]
+        return Turn(text, told.pictures, told.embeds)
+
+    def clear(self):
+        """Forget everything."""
+        self.turns, self.pending, self.cache = [], None, PrefixCache()
+
+    def _conversation(self, template):
+        conv = template.copy()
+        for told in self.turns:
+            for _ in told.embeds:
+                conv.append_image()
+            conv.append_question(told.text)
+            conv.append_message(conv.roles[1], told.answer)
+        return conv
+
+
+def _ask(chat, conv, turn):
+    for _ in turn.embeds:
+        conv.append_image()
+    chat.ask(turn.text, conv)
+
+
+class WarmSessions:
+    """Keeps keys and values of the sessions that answered last only: at 7B and 2,000 tokens they are 1 GB each."""
+
+    def __init__(self, most=4):
+        self._sessions = deque(maxlen=most)
+
+    def use(self, session):
+        """Count `session` as the latest; the one that falls out loses its cache, and is only slower for it."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+        if len(self._sessions) == self._sessions.maxlen:
+            self._sessions[0].cache = PrefixCache()
+        self._sessions.append(session)
+
+    def forget(self, session):
+        """Free what a session that has ended holds."""
+        session.clear()
+        if session in self._sessions:
+            self._sessions.remove(session)

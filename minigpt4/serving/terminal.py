@@ -1,0 +1,126 @@
+"""The chat in a terminal: one dialogue over lines of text, from a keyboard or from a pipe."""
+
+import json
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from minigpt4.common.utils import expand_path
+from minigpt4.conversation.chat import Sampling
+from minigpt4.serving.session import Session, Turn
+
+HELP = """\
+/image PATH      show a picture; the next message is about it (give several for several)
+/set NAME VALUE  e.g. temperature 0 (always the same answer), top_p, top_k, num_beams, max_new_tokens, seed
+/reset           begin anew
+/save FILE       write the dialogue as JSON
+/help            this list
+/quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+class Terminal:
+    """A dialogue with `chat`; `template` is an empty Conversation, `settings` are fields of Sampling."""
+
+    def __init__(self, chat, template, **settings):
+        self.chat, self.template, self.settings = chat, template, settings
+        self.session, self.pictures = Session(), Turn("", (), [])  # pictures: of the next question
+        self.commands = {
+            "/image": self.show,
+            "/set": self.set,
+            "/reset": self.reset,
+            "/save": self.save,
+            "/help": lambda _: print(HELP),
+        }
+
+    def run(self):
+        """Read lines until /quit or the end of the input; a mistake is one line, and the dialogue goes on."""
+        for stream in (sys.stdin, sys.stdout):
+            stream.reconfigure(errors="replace")
+        for line in _lines():
+            name, _, rest = line.strip().partition(" ")
+            if name == "/quit":
+                return
+            try:
+                if not name.startswith("/"):
+                    self.ask(line.strip())
+                elif name in self.commands:
+                    self.commands[name](rest.strip().strip("'\""))
+                else:
+                    raise ValueError(f"unknown command '{name}'; /help lists them")
+            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
+                print(f"error: {error}", file=sys.stderr, flush=True)
+
+    def ask(self, text):
+        """Print the answer to `text`, which is about the pictures shown since the last question, as it is written."""
+        if not text and not self.pictures.pictures:
+            return
+        turn = Turn(text, self.pictures.pictures, self.pictures.embeds)
+        with _ctrl_c_sets() as stop:
+            settings = {"stop_event": stop, "on_notice": _notice, **self.settings}
+            for piece in self.session.stream(self.chat, self.template, turn, **settings):
+                print(piece, end="", flush=True)
+        print(" [stopped]" if stop.is_set() else "", flush=True)
+        self.pictures = Turn("", (), [])
+
+    def show(self, path):
+        """Encode a picture for the next question."""
+        path = str(expand_path(path)) if path else ""
+        new = Turn("", (path,))
+        new.encode(self.chat)
+        self.pictures.pictures += new.pictures
+        self.pictures.embeds += new.embeds
+        print(f"{Path(path).name}: received")
+
+    def set(self, text):
+        """Change a setting of the answers to come."""
+        name, _, value = text.partition(" ")
+        if name not in Sampling.__dataclass_fields__:
+            raise ValueError(f"/set: no setting '{name}'; there are {', '.join(Sampling.__dataclass_fields__)}")
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"/set: '{value}' is no number; write for example /set temperature 0.7") from None
+        Sampling(**{**self.settings, name: value})  # refuses what is out of range
+        self.settings[name] = value
+
+    def reset(self, _=""):
+        """Forget the dialogue; the settings stay."""
+        self.session.clear()
+        self.pictures = Turn("", (), [])
+        print("new dialogue")
+
+    def save(self, path):
+        """Write questions, pictures and answers."""
+        if not path:
+            raise ValueError("/save: give a file name, for example /save dialogue.json")
+        turns = [{"question": t.text, "pictures": list(t.pictures), "answer": t.answer} for t in self.session.turns]
+        content = {"settings": self.settings, "turns": turns}
+        expand_path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{len(turns)} question(s) saved to {path}")
+
+
+def _lines():
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n(/quit or Ctrl-D leaves)")
+
+
+def _notice(text):
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _ctrl_c_sets():
+    """Yield a threading.Event that Ctrl-C sets, instead of raising KeyboardInterrupt somewhere in the computation."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,33 @@
+import dataclasses
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.demo.server import Server, Visitor
+
+
+@pytest.fixture(scope="session")
+def roomy(release, tmp_path_factory):
+    """The small release with a context of 2,000 tokens: answers that take seconds can be stopped."""
+    root = tmp_path_factory.mktemp("roomy")
+    shutil.copytree(release.root, root, dirs_exist_ok=True)
+    config = root / "vicuna" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 2000}))
+    return dataclasses.replace(release, root=root)
+
+
+@pytest.fixture(scope="session")
+def server(roomy, tmp_path_factory):
+    """The demo as people start it, with a small model; its pool of threads has its full size."""
+    server = Server(roomy, tmp_path_factory.mktemp("demo") / "log.txt")
+    with ThreadPoolExecutor(16) as visitors:
+        list(visitors.map(lambda _: Visitor(server).chat("hello", max_new_tokens=2), range(16)))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def visitor(server):
+    return Visitor(server)

@@ -1,0 +1,122 @@
+"""What the page and the terminal do with a dialogue, without either: answers are those of a fresh conversation."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+import pytest
+
+from minigpt4.conversation.conversation import CONV_VISION
+from minigpt4.serving.page import in_thread
+from minigpt4.serving.session import DEFAULT_QUESTION, MAX_PICTURES, Session, Turn, WarmSessions
+from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
+from tests.small_release import picture
+
+GREEDY = {"temperature": 0, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = [str(tmp_path / f"{seed}.png") for seed in range(2)]
+    for seed, path in enumerate(paths):
+        picture(seed).save(path)
+    return paths
+
+
+def ask(session, chat, turn, **settings):  # noqa: F811
+    return "".join(session.stream(chat, CONV_VISION, turn, **{**GREEDY, **settings}))
+
+
+def fresh(chat, *turns):  # noqa: F811
+    """Return the last answer of a conversation made by the 2023 calls, without a cache."""
+    conv, images = CONV_VISION.copy(), []
+    for text, paths, answer in turns:
+        for path in paths:
+            chat.upload_img(path, conv, images)
+        chat.ask(text, conv)
+        if answer is not None:
+            conv.append_message(conv.roles[1], answer)
+    return chat.answer(conv, images, **GREEDY)[0]
+
+
+def test_dialogue_retry_undo_and_edit_answer_as_a_fresh_conversation(chat, pictures):  # noqa: F811
+    session, first, second = Session(), pictures[:1], pictures[1:]
+    one = ask(session, chat, Turn("what is it?", tuple(first)))
+    assert one == fresh(chat, ("what is it?", first, None)) != ""
+    two = ask(session, chat, Turn("and this house", tuple(second)))
+    assert two == fresh(chat, ("what is it?", first, one), ("and this house", second, None))
+    assert ask(session, chat, session.edited(1, "and this house")) == two  # retry
+    session.turns.pop()  # undo
+    three = ask(session, chat, Turn("the colour of the tree"))
+    assert three == fresh(chat, ("what is it?", first, one), ("the colour of the tree", [], None))
+    four = ask(session, chat, session.edited(0, "why near a tree"))
+    assert four == fresh(chat, ("why near a tree", first, None))
+    assert [(turn.text, turn.answer) for turn in session.turns] == [("why near a tree", four)]
+
+
+def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, pictures, tmp_path):  # noqa: F811
+    session = Session()
+    ask(session, chat, Turn("what is it?", tuple(pictures)))
+    (tmp_path / "secret_folder").mkdir()
+    (tmp_path / "secret_folder" / "bad.png").write_text("no picture")
+    turns = list(session.turns)
+    for turn, settings, says in [
+        (Turn("x", (str(tmp_path / "secret_folder" / "bad.png"),)), {}, "image 'bad.png'"),
+        (Turn("x", (str(tmp_path / "absent.png"),)), {}, "no file 'absent.png'"),
+        (Turn("x", (pictures[0],) * (MAX_PICTURES + 1)), {}, "9 pictures"),
+        (Turn(" "), {}, "type a question"),
+        (Turn("x"), {"temperature": -1}, "temperature: -1"),
+        (Turn("x"), {"max_new_tokens": 10**6}, "leaves no room"),
+    ]:
+        with pytest.raises(ValueError, match=says) as error:
+            ask(session, chat, turn, **settings)
+        assert "secret_folder" not in str(error.value)
+        assert session.turns == turns and not session.is_busy
+    assert ask(session, chat, Turn("and now?"))
+
+
+def test_a_picture_without_words_is_described_and_text_is_made_fit(pictures):
+    assert Turn("  ", tuple(pictures)).text == DEFAULT_QUESTION
+    assert Turn("a\ud800b").text == "a?b"
+
+
+def test_warm_sessions_keep_only_the_latest_caches():
+    warm, sessions = WarmSessions(2), [Session() for _ in range(3)]
+    caches = [session.cache for session in sessions]
+    for session in (sessions[0], sessions[1], sessions[0], sessions[2]):
+        warm.use(session)
+    assert [session.cache is cache for session, cache in zip(sessions, caches, strict=True)] == [True, False, True]
+    warm.forget(sessions[0])
+    assert sessions[0].cache is not caches[0] and len(warm._sessions) == 1
+
+
+def test_a_stopped_answer_ends_within_one_token(chat):  # noqa: F811
+    """The reader leaves while a token is computed; no further token is begun."""
+    begun = []
+
+    def slow(ids, scores):  # a stopping criterion that never stops, called after each token
+        begun.append(time.monotonic())
+        time.sleep(0.05)
+        return [False] * len(ids)
+
+    executor, session, stop = ThreadPoolExecutor(1), Session(), threading.Event()
+    slow_chat = type(chat)(chat.model, chat.vis_processor, stopping_criteria=[slow])
+    settings = {**GREEDY, "max_new_tokens": 200, "stop_event": stop}
+    pieces = session.stream(slow_chat, CONV_VISION, Turn("what is it?"), **settings)
+
+    async def read_a_little():
+        async with aclosing(in_thread(executor, lambda: deque(pieces, 0), stop)) as steps:
+            async for _ in steps:
+                if len(begun) >= 3:
+                    break
+        return time.monotonic()
+
+    left = asyncio.run(read_a_little())
+    executor.submit(int).result(timeout=5)  # the thread is free
+    assert 3 <= len(begun) < 8, len(begun)
+    assert sum(moment > left for moment in begun) <= 1
+    assert not session.is_busy and session.turns[0].answer
+    executor.shutdown()
