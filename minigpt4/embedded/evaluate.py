@@ -34,7 +34,7 @@ def draw_tests(split: str, count: int) -> list[Test]:
     return tests
 
 
-def ask(chat, conv, embeds: list, prompts: list[str], max_new_tokens: int, batch_size: int = 50) -> list[str]:
+def ask(chat, conv, embeds: list, prompts: list[str], max_new_tokens: int, batch_size: int = 100) -> list[str]:
     """Greedy answers of the chat engine, one for each (image embedding, prompt)."""
     texts = []
     for start in range(0, len(embeds), batch_size):
