@@ -22,12 +22,11 @@ from minigpt4.common.config import load_environment
 from minigpt4.common.utils import expand_path
 from minigpt4.embedded import language, world
 from minigpt4.embedded.llm import prepare_llm
-from minigpt4.embedded.questions import questions
+from minigpt4.embedded.questions import draw_question
 
 DATA_VERSION = 2  # raise it when pictures or captions change: what is prepared is used again
 SHARD_SIZE = 500
-NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 800}
-MAX_QUESTIONS = 3
+NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
 
 
 def cache_folder(cache_root=None) -> Path:
@@ -93,10 +92,9 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
         if index % 2:
-            asked = rng.permutation(questions(scene))[: 1 + rng.integers(MAX_QUESTIONS)]
-            instruction = " ".join(question.taught(rng) for question in asked)
-            answer = " ".join(question.sentence for question in asked)
-            annotations.append({"image_id": str(index), "caption": answer, "instruction": instruction})
+            asked = draw_question(scene, index // 2)
+            record = {"image_id": str(index), "caption": asked.sentence, "instruction": asked.taught(rng)}
+            annotations.append(record)
         progress.update()
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 

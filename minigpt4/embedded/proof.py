@@ -10,7 +10,7 @@ from PIL import Image
 from minigpt4.embedded import evaluate as ev
 from minigpt4.embedded import world
 
-DESCRIPTION_TOKENS, QUESTION_TOKENS = 72, 20
+DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 
 
 def prove(chat, conv, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:

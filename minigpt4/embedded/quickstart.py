@@ -1,13 +1,15 @@
 """The whole recipe on the embedded default: `make quickstart`, or `python -m minigpt4.embedded.quickstart`.
 
 Data and language model, both stages by train.py, then evaluation on pictures and colour-shape pairs never seen before.
-Written to --output: report.json, accuracy.png, loss.png, pictures.png, answers.jsonl. What is there is used again.
+Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and, of stage 2, checkpoint.pth.
+What is there is used again.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -129,25 +131,25 @@ class Quickstart:
         seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
         report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}  # one reused keeps its seconds
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        shutil.copyfile(checkpoints["stage2"], self.output / "checkpoint.pth")
         figures.draw_losses(losses, self.output / "loss.png")
         figures.draw_accuracies(report, self.output / "accuracy.png")
         answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
         figures.draw_pictures(answers, self.output / "pictures.png")
         return report
 
-    def say(self, report: dict, checkpoints_of="stage2") -> None:
+    def say(self, report: dict) -> None:
         """Print the outcome and what to do next."""
-        checkpoint = report["evaluated"][checkpoints_of]
         print(f"\nThe first held-out picture, described: {report['example']['description']}\n")
         for name in ("held_out", "best_constant"):
             print(f"{name:14}", {k: round(v, 2) for k, v in report[name].items()})
         print(f"{'questions':14}", {k: round(v, 2) for k, v in report["questions"].items()})
         print(f"{'seconds':14}", report["seconds"])
         cache = [f"env.cache_root={self.args.cache_root}"] if self.args.cache_root else []
-        options = " ".join([f"model.ckpt={checkpoint}", *cache])
+        options = " ".join([f"model.ckpt={self.output / 'checkpoint.pth'}", *cache])
         print(
             f"""
-Results: {self.output}/report.json, accuracy.png, pictures.png, loss.png, answers.jsonl
+Results: {self.output}/report.json, accuracy.png, pictures.png, loss.png, answers.jsonl, checkpoint.pth
 Next:
   ask about pictures     python evaluate.py --cfg-path {EVALUATION} --images FOLDER --options {options}
   train with your own    docs/embedded.md, "Your own pictures"
