@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import PACKAGE_DIR, Config, add_config_arguments
@@ -138,7 +139,8 @@ class Page:
                 scale=1,
                 editable="user",
                 buttons=["copy", "copy_all"],
-                render_markdown=False,  # an answer cannot make the browser load anything
+                render_markdown=False,
+                latex_delimiters=[],
                 examples=[{"text": question, "files": [path]} for question, path in self.examples],
                 placeholder="### Drop pictures into the box below, or begin with one of these",
             )
@@ -212,7 +214,7 @@ class Page:
         def edit(event: gr.EditData, session):
             index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
             is_known = isinstance(index, int) and 0 <= index // 2 < len(session.turns)
-            return self._prepare(session, session.edited(index // 2, event.value) if is_known else None)
+            return self._prepare(session, session.edited(index // 2, unescape(event.value)) if is_known else None)
 
         def example(event: gr.SelectData, session):
             is_known = event.index in range(len(self.examples))
@@ -292,15 +294,14 @@ class Page:
         message = {"text": turn.text, "files": list(turn.pictures)} if turn else None
         return self.gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
 
-    @staticmethod
-    def _messages(turns):
+    def _messages(self, turns):
         """Return what the chatbot shows: two messages a turn, the second missing while its answer has no word yet."""
         messages = []
         for turn in turns:
-            content = [*({"path": path} for path in turn.pictures), turn.text]
+            content = [*({"path": path} for path in turn.pictures), self.parts.as_typed(turn.text)]
             messages.append({"role": "user", "content": content})
             if turn.answer or turn is not turns[-1]:
-                messages.append({"role": "assistant", "content": turn.answer or "…"})
+                messages.append({"role": "assistant", "content": self.parts.as_typed(turn.answer) or "…"})
         return messages
 
 

@@ -1,6 +1,7 @@
 """The parts of the page that know nothing of web pages: answers from a thread, drawn examples, a line on the model."""
 
 import asyncio
+import re
 from pathlib import Path
 
 EXAMPLES = {  # number of a held-out picture of the drawn world -> question
@@ -54,3 +55,8 @@ def about(model, cfg):
         f"memory {peak_memory_mib(model.device) / 1024:.1f} GiB at most so far",
     ]
     return " · ".join(parts)
+
+
+def as_typed(text):
+    """Return HTML that shows `text` as it is: no tag in it works, so no message can make a browser load anything."""
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
