@@ -243,7 +243,7 @@ class Page:
             raise self.gr.Error("nothing to answer: type a question", print_exception=False)
         session.pending = turn
         busy = self.gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
-        return busy, self._messages([*session.turns, turn]), self.gr.skip(), self.gr.skip()
+        return busy, self.parts.messages([*session.turns, turn]), self.gr.skip(), self.gr.skip()
 
     async def _answer(self, session, *controls):
         """Yield updates of box, chatbot, line and session while the answer to the pending turn is written."""
@@ -252,6 +252,7 @@ class Page:
         if turn is None:
             raise gr.Error("nothing to answer: type a question", print_exception=False)
         self.warm.use(session)
+        session.stop = stop
         settings = dict(zip(self.controls, controls, strict=True))
         settings |= {"seed": None if settings["seed"] == RANDOM else settings["seed"], "stop_event": stop}
         pieces, shown = session.stream(self.chat, self.template, turn, on_notice=notices.append, **settings), ""
@@ -261,24 +262,24 @@ class Page:
                     gr.Warning(notices.pop(0))
                 is_news, shown = turn.answer != shown, turn.answer
                 # also without news: that is when gradio notices a closed tab
-                yield gr.skip(), self._messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
+                yield gr.skip(), self.parts.messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
         except Exception as error:
             session.pending = turn
             is_known = isinstance(error, (ValueError, OSError))
             message = str(error) if is_known else f"{type(error).__name__}; the program's output says more"
             raise gr.Error(message, print_exception=not is_known) from error
-        yield self._ready(), self._messages(session.turns), self._about(), session
+        yield self._ready(), self.parts.messages(session.turns), self._about(), session
 
     async def _stopped(self, session):
         await self._at_rest(session)
         turn, session.pending = session.pending, None  # what has no answer goes back into the box
-        return self._ready(turn), self._messages(session.turns), self._about(), session
+        return self._ready(turn), self.parts.messages(session.turns), self._about(), session
 
     async def _undone(self, session):
         await self._at_rest(session)
         turn = session.pending or (session.turns.pop() if session.turns else None)
         session.pending = None
-        return self._ready(turn), self._messages(session.turns), self.gr.skip(), session
+        return self._ready(turn), self.parts.messages(session.turns), self.gr.skip(), session
 
     async def _cleared(self, session):
         await self._at_rest(session)
@@ -286,23 +287,16 @@ class Page:
         return self._ready(), [], self.gr.skip(), session
 
     async def _at_rest(self, session):
-        while session.is_busy:  # an answer that was cancelled ends with the token being computed
+        """End the answer that is being written, if one is; return when its last token is there."""
+        if session.stop is not None:
+            session.stop.set()
+        while session.is_busy:
             await asyncio.sleep(0.02)
 
     def _ready(self, turn=None):
         """Return the update of the box that lets the next message be typed; `turn` is put back into it."""
         message = {"text": turn.text, "files": list(turn.pictures)} if turn else None
         return self.gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
-
-    def _messages(self, turns):
-        """Return what the chatbot shows: two messages a turn, the second missing while its answer has no word yet."""
-        messages = []
-        for turn in turns:
-            content = [*({"path": path} for path in turn.pictures), self.parts.as_typed(turn.text)]
-            messages.append({"role": "user", "content": content})
-            if turn.answer or turn is not turns[-1]:
-                messages.append({"role": "assistant", "content": self.parts.as_typed(turn.answer) or "…"})
-        return messages
 
 
 if __name__ == "__main__":

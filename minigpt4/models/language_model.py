@@ -84,6 +84,7 @@ def load_llm(folder, dtype, device, low_resource=False, device_8bit=0):
     if device.type == "cpu":
         options["attn_implementation"] = "eager"  # in bfloat16 up to 1.7 times faster there than the fused kernel
     if low_resource:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of each matrix product on a CPU
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         device = torch.device("cuda", device_8bit) if device.type == "cuda" else device
     if low_resource or device.type != "cpu":
