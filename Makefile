@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart test test-fast check clean
+.PHONY: help quickstart demo test test-fast check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about a picture"
+	@echo "make demo         after quickstart: chat about pictures in the browser"
 	@echo "make test         the whole test suite (CPU, offline)"
 	@echo "make test-fast    without the tests that take minutes"
 	@echo "make check        lint and formatting"
@@ -21,6 +23,10 @@ $(READY): requirements.txt pyproject.toml
 
 quickstart: $(READY)
 	$(BIN)/python -m minigpt4.embedded.quickstart
+
+demo: $(READY)
+	@test -f $(TRAINED) || { echo "no $(TRAINED): run make quickstart first"; exit 1; }
+	$(BIN)/python demo.py --cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import PACKAGE_DIR, Config, add_config_arguments
@@ -138,7 +139,8 @@ class Page:
                 scale=1,
                 editable="user",
                 buttons=["copy", "copy_all"],
-                render_markdown=False,  # an answer cannot make the browser load anything
+                render_markdown=False,
+                latex_delimiters=[],
                 examples=[{"text": question, "files": [path]} for question, path in self.examples],
                 placeholder="### Drop pictures into the box below, or begin with one of these",
             )
@@ -212,7 +214,7 @@ class Page:
         def edit(event: gr.EditData, session):
             index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
             is_known = isinstance(index, int) and 0 <= index // 2 < len(session.turns)
-            return self._prepare(session, session.edited(index // 2, event.value) if is_known else None)
+            return self._prepare(session, session.edited(index // 2, unescape(event.value)) if is_known else None)
 
         def example(event: gr.SelectData, session):
             is_known = event.index in range(len(self.examples))
@@ -241,7 +243,7 @@ class Page:
             raise self.gr.Error("nothing to answer: type a question", print_exception=False)
         session.pending = turn
         busy = self.gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
-        return busy, self._messages([*session.turns, turn]), self.gr.skip(), self.gr.skip()
+        return busy, self.parts.messages([*session.turns, turn]), self.gr.skip(), self.gr.skip()
 
     async def _answer(self, session, *controls):
         """Yield updates of box, chatbot, line and session while the answer to the pending turn is written."""
@@ -250,6 +252,7 @@ class Page:
         if turn is None:
             raise gr.Error("nothing to answer: type a question", print_exception=False)
         self.warm.use(session)
+        session.stop = stop
         settings = dict(zip(self.controls, controls, strict=True))
         settings |= {"seed": None if settings["seed"] == RANDOM else settings["seed"], "stop_event": stop}
         pieces, shown = session.stream(self.chat, self.template, turn, on_notice=notices.append, **settings), ""
@@ -259,24 +262,24 @@ class Page:
                     gr.Warning(notices.pop(0))
                 is_news, shown = turn.answer != shown, turn.answer
                 # also without news: that is when gradio notices a closed tab
-                yield gr.skip(), self._messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
+                yield gr.skip(), self.parts.messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
         except Exception as error:
             session.pending = turn
             is_known = isinstance(error, (ValueError, OSError))
             message = str(error) if is_known else f"{type(error).__name__}; the program's output says more"
             raise gr.Error(message, print_exception=not is_known) from error
-        yield self._ready(), self._messages(session.turns), self._about(), session
+        yield self._ready(), self.parts.messages(session.turns), self._about(), session
 
     async def _stopped(self, session):
         await self._at_rest(session)
         turn, session.pending = session.pending, None  # what has no answer goes back into the box
-        return self._ready(turn), self._messages(session.turns), self._about(), session
+        return self._ready(turn), self.parts.messages(session.turns), self._about(), session
 
     async def _undone(self, session):
         await self._at_rest(session)
         turn = session.pending or (session.turns.pop() if session.turns else None)
         session.pending = None
-        return self._ready(turn), self._messages(session.turns), self.gr.skip(), session
+        return self._ready(turn), self.parts.messages(session.turns), self.gr.skip(), session
 
     async def _cleared(self, session):
         await self._at_rest(session)
@@ -284,24 +287,16 @@ class Page:
         return self._ready(), [], self.gr.skip(), session
 
     async def _at_rest(self, session):
-        while session.is_busy:  # an answer that was cancelled ends with the token being computed
+        """End the answer that is being written, if one is; return when its last token is there."""
+        if session.stop is not None:
+            session.stop.set()
+        while session.is_busy:
             await asyncio.sleep(0.02)
 
     def _ready(self, turn=None):
         """Return the update of the box that lets the next message be typed; `turn` is put back into it."""
         message = {"text": turn.text, "files": list(turn.pictures)} if turn else None
         return self.gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
-
-    @staticmethod
-    def _messages(turns):
-        """Return what the chatbot shows: two messages a turn, the second missing while its answer has no word yet."""
-        messages = []
-        for turn in turns:
-            content = [*({"path": path} for path in turn.pictures), turn.text]
-            messages.append({"role": "user", "content": content})
-            if turn.answer or turn is not turns[-1]:
-                messages.append({"role": "assistant", "content": turn.answer or "…"})
-        return messages
 
 
 if __name__ == "__main__":

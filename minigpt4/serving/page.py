@@ -1,6 +1,7 @@
 """The parts of the page that know nothing of web pages: answers from a thread, drawn examples, a line on the model."""
 
 import asyncio
+import re
 from pathlib import Path
 
 EXAMPLES = {  # number of a held-out picture of the drawn world -> question
@@ -54,3 +55,18 @@ def about(model, cfg):
         f"memory {peak_memory_mib(model.device) / 1024:.1f} GiB at most so far",
     ]
     return " · ".join(parts)
+
+
+def as_typed(text):
+    """Return HTML that shows `text` as it is: no tag in it works, so no message can make a browser load anything."""
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
+
+
+def messages(turns):
+    """Return what a chatbot shows: two messages a turn, the second missing while the last answer has no word yet."""
+    shown = []
+    for turn in turns:
+        shown.append({"role": "user", "content": [*({"path": path} for path in turn.pictures), as_typed(turn.text)]})
+        if turn.answer or turn is not turns[-1]:
+            shown.append({"role": "assistant", "content": as_typed(turn.answer) or "…"})
+    return shown

@@ -1,5 +1,6 @@
 """One person's dialogue: questions, their pictures, answers. Page and terminal show it; only this changes it."""
 
+import threading
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Session:
     pending: Turn | None = None  # asked, and waiting for the model
     cache: PrefixCache = field(default_factory=PrefixCache)
     is_busy: bool = False  # an answer is being computed
+    stop: threading.Event | None = None  # of the answer that was begun last
 
     def stream(self, chat, template, turn, **settings):
         """Yield the pieces of the answer to `turn`, which joins the dialogue; `settings` as for `Chat.stream_answer`.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from html import unescape
 from pathlib import Path
 
 import httpx
@@ -139,7 +140,8 @@ class Visitor:
 
 def shown(messages):
     return [
-        (message["role"], "".join(part.get("text", "[picture]") for part in message["content"])) for message in messages
+        (message["role"], "".join(unescape(part.get("text", "[picture]")) for part in message["content"]))
+        for message in messages
     ]
 
 

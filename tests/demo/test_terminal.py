@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -76,14 +77,16 @@ def test_ctrl_c_stops_the_answer_not_the_program(roomy):
     """In a pseudo-terminal: Ctrl-C while an answer comes, Ctrl-C at the prompt, Ctrl-D."""
     screen, keyboard = pty.openpty()
     env = {**roomy.env, "TERM": "dumb"}
-    program = subprocess.Popen(command(roomy, "--cli"), cwd=ROOT, env=env, stdin=keyboard, stdout=keyboard, stderr=2)
+    program = subprocess.Popen(
+        command(roomy, "--cli"), cwd=ROOT, env=env, stdin=keyboard, stdout=keyboard, stderr=keyboard
+    )
     seen = ""
 
     def read_until(text, seconds=60):
         nonlocal seen
         deadline = time.monotonic() + seconds
         while text not in seen:
-            assert time.monotonic() < deadline, seen
+            assert select.select([screen], [], [], max(deadline - time.monotonic(), 0))[0], f"no {text!r} in {seen!r}"
             seen += os.read(screen, 4096).decode(errors="replace")
         seen = seen.split(text, 1)[1]
 
