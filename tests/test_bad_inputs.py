@@ -255,7 +255,7 @@ ROWS = [
     Bad(
         "unknown dataset",
         [
-            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, laion. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py (config.yaml line 14)"
+            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
         ],
         text=("cc_sbu_align:", "cc_sbu_alignn:"),
     ),

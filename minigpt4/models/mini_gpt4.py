@@ -19,7 +19,7 @@ from minigpt4.models import language_model, quantization, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts
+from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 # What an LLM of a certain width usually is, for messages.
@@ -273,6 +273,8 @@ class MiniGPT4(BaseModel):
     def _text(self, texts, turns=None):
         """Return token ids, mask and labels [B, T] of what follows the prompts, cut to max_txt_len, padded right."""
         rows = batch_rows({"text_input": texts, "turns": turns}, self, self.llama_tokenizer)
+        if turns and any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
+            warn_of_cut(self.max_txt_len)
         ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)

@@ -6,7 +6,9 @@ Nothing here needs more than the tokenizer: prompts are lines of a file, or the 
 stretch in angle brackets is tokenised by itself, so no label covers a token that is partly prompt.
 """
 
+import logging
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -60,6 +62,15 @@ def batch_rows(samples, settings, tokenizer):
     ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False).input_ids)
     ignored = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
     return [_row(zip(row, islice(ids, len(row)), strict=True), settings.max_txt_len, ignored) for row in segments]
+
+
+@lru_cache
+def warn_of_cut(max_txt_len):
+    """Say once that conversations are longer than the limit."""
+    logging.warning(
+        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
+        "python -m minigpt4.datasets.inspect counts them all"
+    )
 
 
 def _row(pieces, max_txt_len, ignored):
