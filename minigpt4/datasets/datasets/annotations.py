@@ -129,9 +129,9 @@ def _picture(item, where, folder):
             f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the pictures and give "
             "their paths"
         )
-    if Path(image).is_absolute() and Path(image).is_relative_to(folder.absolute()):
+    if os.path.isabs(image) and Path(image).is_relative_to(folder.absolute()):
         image = str(Path(image).relative_to(folder.absolute()))
-    if Path(image).is_absolute() or ".." in re.split(r"[/\\]", image):
+    if os.path.isabs(image) or ".." in re.split(r"[/\\]", image):
         raise outside(where, image, folder)
     return os.path.normpath(image)
 

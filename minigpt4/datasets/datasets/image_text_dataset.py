@@ -35,7 +35,7 @@ def read_folder(folder):
     records += [Record(picture, picture, None) for picture in with_text]
     if not records:
         raise ValueError(
-            f"'{folder}' has {len(pictures)} pictures and no caption; expected a .txt file beside each (first: "
+            f"'{folder}' has no caption for its {len(pictures)} pictures; expected a .txt file beside each (first: "
             f'{_text_file(pictures[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
     without = sorted(set(others) - set(with_text))
