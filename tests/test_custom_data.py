@@ -160,7 +160,7 @@ def test_the_documented_section_trains(name, release, rows, tmp_path, monkeypatc
     (metrics,) = (tmp_path / "output").glob("*/metrics.jsonl")
     losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
     assert len(losses) == NUM_STEPS
-    # 7.8 to 6.9 in all formats; single batches differ by 0.3 from their trend
+    # measured: 7.8 to 7.9, then 6.8 to 6.9, in all formats; single batches differ by up to 0.25 from their neighbours
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.4
     assert f"{next(iter(yaml.safe_load(section)['datasets']))}: 0 of {NUM_STEPS * BATCH_SIZE} samples skipped" in (
         capsys.readouterr().out

@@ -93,7 +93,9 @@ def _dialogue_template(settings, tokenizer):
             "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
             "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
         )
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
+    ]
     template = template_for(settings.prompt_template, settings.end_sym)
     return replace(template, markers=(*template.markers, *special, IMAGE_SLOT))
 
