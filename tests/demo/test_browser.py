@@ -1,6 +1,6 @@
 """The page in a real browser, on the real program with a small model.
 
-Needs Chromium (Debian: apt-get install chromium) and the Python package playwright.
+Needs Chromium (Debian: apt-get install chromium); skipped without it.
 """
 
 import re
