@@ -92,36 +92,33 @@ def usable_rows(source, report, title, one_line=False):
             continue
         if report.columns is None:
             report.columns = list(record)
-        yield _row(record, report, one_line)
+        values = list(record.values()) if list(record) == report.columns else _aligned(record, report)
+        if not record["caption"]:
+            report.count(report.remarks, "empty caption")
+        for column, value in enumerate(values):
+            if type(value) is Decimal:
+                values[column] = float(value)  # as json.load would have read it
+            elif type(value) is str and ("\n" in value or "\r" in value):
+                report.count(report.remarks, LINE_BREAK)
+                values[column] = " ".join(value.splitlines()) if one_line else value
+        yield values
 
 
 def problem_of(record):
     """Return why a record cannot become a row, or None."""
-    if not isinstance(record, dict):
+    if type(record) is not dict:
         return f"not an object but {type(record).__name__}"
     for name in REQUIRED:
         if name not in record:
             return f"no '{name}'"
-    if not isinstance(record["url"], str) or not record["url"].strip():
+    if type(record["url"]) is not str or not record["url"].strip():
         return "'url' is empty or no text"
-    if not isinstance(record["caption"], str | None):
+    if type(record["caption"]) is not str and record["caption"] is not None:
         return "'caption' is no text"
-    nested = next((name for name, value in record.items() if isinstance(value, dict | list)), None)
-    return nested and f"'{nested}' is a list or an object"
-
-
-def _row(record, report, one_line):
-    values = list(record.values()) if list(record) == report.columns else _aligned(record, report)
-    if not record["caption"]:
-        report.count(report.remarks, "empty caption")
-    for column, value in enumerate(values):
-        if isinstance(value, str):
-            if "\n" in value or "\r" in value:
-                report.count(report.remarks, LINE_BREAK)
-                values[column] = " ".join(value.splitlines()) if one_line else value
-        elif isinstance(value, Decimal):
-            values[column] = float(value)  # as json.load would have read it
-    return values
+    for name, value in record.items():
+        if type(value) is dict or type(value) is list:
+            return f"'{name}' is a list or an object"
+    return None
 
 
 def _aligned(record, report):
@@ -205,9 +202,9 @@ def main(stem, argv=None):
 
 
 def _positive(text):
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}'; expected a whole number above 0")
+    return int(text)
 
 
 def _convert_and_report(args):

@@ -19,7 +19,7 @@ class DownloadStats(NamedTuple):
     """Sums over the shards of a folder: count = successes + failed_to_download + failed_to_resize."""
 
     shards: int  # shards with a stats file, that is: finished
-    unfinished: list  # names of tars without one: img2dataset does them again when it is started again
+    unfinished: list  # names of the others, as far as a tar or a gap shows them: img2dataset, started again, does them
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int
@@ -44,9 +44,21 @@ def read_download_stats(folder):
                 "the download again: it then does this shard anew"
             ) from error
         shards += 1
-    tars = sorted(Path(folder).glob("*.tar"))
-    unfinished = [tar.name for tar in tars if not tar.with_name(f"{tar.stem}_stats.json").is_file()]
-    return DownloadStats(shards, unfinished, *(totals[name] for name in COUNTS), status)
+    return DownloadStats(shards, unfinished_shards(folder), *(totals[name] for name in COUNTS), status)
+
+
+def finished_shards(folder):
+    """Return the sorted names, like "00000", of the shards that have a stats file."""
+    return sorted(path.name.removesuffix("_stats.json") for path in Path(folder).glob("*_stats.json"))
+
+
+def unfinished_shards(folder):
+    """Return the sorted names of shards with a tar but no stats file, and of gaps in the numbers of finished ones."""
+    finished = finished_shards(folder)
+    begun = {path.stem for path in Path(folder).glob("*.tar")}
+    if finished and finished[-1].isdigit():
+        begun |= {f"{number:0{len(finished[-1])}}" for number in range(int(finished[-1]))}
+    return sorted(begun - set(finished))
 
 
 def describe(stats, most_common=10):
@@ -68,13 +80,13 @@ def describe(stats, most_common=10):
 
 
 def storage_of(folder):
-    """Return the `storage` value that names the finished shards of a folder, or None where there is none."""
-    names = sorted(path.name.removesuffix("_stats.json") for path in Path(folder).glob("*_stats.json"))
-    if not names:
-        return None
-    whole = len(names) == int(names[-1]) - int(names[0]) + 1
-    folder = Path(folder).resolve()
-    return f"{folder}/{{{names[0]}..{names[-1]}}}.tar" if whole and len(names) > 1 else f"{folder}/*.tar"
+    """Return the `storage` value (of a dataset's YAML) that names the shards of a folder, or None without shards."""
+    names, path = finished_shards(folder), Path(folder).resolve()
+    if unfinished_shards(folder):
+        return f"{path}/*.tar"
+    if len(names) > 1:
+        return f"{path}/{{{names[0]}..{names[-1]}}}.tar"
+    return f"{path}/{names[0]}.tar" if names else None
 
 
 def main(argv=None):
