@@ -16,3 +16,21 @@ from tests.small_release import write_small_release
 def release(tmp_path_factory):
     """Small files of the released layout, written once; tests that damage a file do it in a copy."""
     return write_small_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def chatml_tokenizer():
+    """A byte-level BPE tokenizer with ChatML's special tokens, BOS <|im_start|>, as SmolLM2's."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = ["user\n<Img></Img> Describe this image in detail.", "assistant\nThe image shows a red circle."] * 4
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>", "<|unk|>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|unk|>"
+    )

@@ -126,6 +126,24 @@ def test_readme_commands_name_what_exists():
             assert command.split()[1] in targets, command
 
 
+def test_make_demo_opens_what_quickstart_wrote():
+    from demo import parse_args
+    from minigpt4.embedded import quickstart
+
+    written = quickstart.parse_args([]).output / "checkpoint.pth"
+    plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = [line for line in plan.splitlines() if "demo.py" in line]
+    args = parse_args(command.split("demo.py ")[1].split())
+    assert Path(args.checkpoint) == written and (ROOT / args.cfg_path).is_file()
+    missing = subprocess.run(
+        ["make", "demo", "-o", ".venv/.ready", "READY=", f"TRAINED={ROOT}/absent.pth"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert missing.returncode == 2 and "run make quickstart first" in missing.stdout
+
+
 def test_no_bare_weights_only_false_and_no_bare_wds_decode():
     for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
         text = path.read_text()

@@ -19,10 +19,8 @@ from minigpt4.models import language_model, quantization, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IMAGE_SLOT, instruction_prompt, read_prompts
+from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
-
-IGNORED = -100  # label of a position without a target
 
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
@@ -229,9 +227,9 @@ class MiniGPT4(BaseModel):
     def build_inputs(self, samples):
         """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]} of a batch, and T.
 
-        Labels are the text's token ids, IGNORED elsewhere. Raises ValueError if no position has a target.
+        Labels are the token ids of captions and answers, IGNORED elsewhere. Raises ValueError if there are none.
         """
-        ids, text_mask, text_labels = self._text(samples["text_input"])
+        ids, text_mask, text_labels = self._text(samples["text_input"], samples.get("turns"))
         prefix, prefix_mask = self._prefix(samples)
         embeds = self._embed(ids)  # [B, T, D]
         return {
@@ -244,6 +242,7 @@ class MiniGPT4(BaseModel):
         """Return {"loss": mean cross entropy over the batch's target tokens} for {"image", "text_input"}.
 
         "instruction", where a batch has it, holds a text per sample; those of '' get the prompt drawn for the batch.
+        "turns" holds a list of (question, answer) per sample, in place of prompt and caption; `()` for one without.
         """
         inputs, num_text = self.build_inputs(samples)
         labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
@@ -258,10 +257,9 @@ class MiniGPT4(BaseModel):
         """Return (embeddings [B, 1 + P, D], mask) of BOS and prompt; rows are as long as the longest, padded left."""
         pictures, mask = self.encode_img(samples["image"])
         drawn = self._draw_prompt(samples) if self.prompt_list else ""
-        instructions = samples.get("instruction")
-        if not instructions:
+        if not samples.get("instruction") and not samples.get("turns"):
             return self._after_bos(*self.prompt_wrap(pictures, mask, drawn))
-        prompts = [instruction_prompt(self.prompt_template, text) if text else drawn for text in instructions]
+        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
         parts = zip(pictures.split(1), mask.split(1), prompts, strict=True)
         rows = [self._after_bos(*self.prompt_wrap(*part)) for part in parts]
         pad = lambda tensors: nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side="left")  # noqa: E731
@@ -272,23 +270,21 @@ class MiniGPT4(BaseModel):
         bos = self._embed(torch.tensor([[] if bos is None else [bos]], dtype=torch.long)).expand(len(embeds), -1, -1)
         return torch.cat([bos, embeds.to(bos)], dim=1), nn.functional.pad(mask, (bos.shape[1], 0), value=1)
 
-    def _text(self, texts):
-        """Return token ids, mask and labels [B, T] of captions with end symbol, cut to max_txt_len, padded right."""
-        texts = [text + self.end_sym for text in texts]
-        rows = self.llama_tokenizer(
-            texts, add_special_tokens=False, truncation=True, max_length=self.max_txt_len
-        ).input_ids
-        pad = self.llama_tokenizer.pad_token_id
-        mask = _stack([[1] * len(row) for row in rows], 0)
-        ids = _stack(rows, pad)
-        is_target = mask.bool() & (ids != pad) if self.mask_eos_labels else mask.bool()
-        if not is_target.any():
+    def _text(self, texts, turns=None):
+        """Return token ids, mask and labels [B, T] of what follows the prompts, cut to max_txt_len, padded right."""
+        rows = batch_rows({"text_input": texts, "turns": turns}, self, self.llama_tokenizer)
+        if turns and any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
+            warn_of_cut(self.max_txt_len)
+        ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
+        mask = _stack([[1] * len(row.ids) for row in rows], 0)
+        labels = _stack([row.labels for row in rows], IGNORED)
+        if (labels == IGNORED).all():
             advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if mask.any() else ""
             raise ValueError(
                 f"batch has no target token: all {len(texts)} captions are empty after truncation "
                 f"(model.max_txt_len={self.max_txt_len}){advice}"
             )
-        return ids, mask, ids.masked_fill(~is_target, IGNORED)
+        return ids, mask, labels
 
     def _embed(self, ids):
         embedding = self.llama_model.get_input_embeddings()

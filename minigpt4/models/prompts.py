@@ -1,8 +1,115 @@
-"""Training prompts: lines of a file, each with one place for the picture, set into a template."""
+"""The text of a training sample: its prompt, with one place for the picture, and what is learnt behind it.
 
+    BOS <prompt before> <picture> <prompt after> <answer + end symbol> [<next question> <answer + end symbol> ..]
+
+Nothing here needs more than the tokenizer: prompts are lines of a file, or the sample's own, set into a template. Each
+stretch in angle brackets is tokenised by itself, so no label covers a token that is partly prompt.
+"""
+
+import logging
+from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from minigpt4.common.templates import template_for
 from minigpt4.common.utils import expand_path
 
 IMAGE_SLOT = "<ImageHere>"
+IGNORED = -100  # label of a position without a target
+
+
+class Segment(NamedTuple):
+    """A stretch of text behind the prompt; `is_target`: an answer with its end symbol, which is learnt."""
+
+    text: str
+    is_target: bool
+
+
+class Row(NamedTuple):
+    """One sample's text behind its prompt: token ids, their labels (the id or IGNORED), how many ids were cut off."""
+
+    ids: list
+    labels: list
+    num_cut: int
+
+
+def batch_prompts(samples, drawn, settings, tokenizer):
+    """Return each sample's prompt: its first question where it has turns, else its own instruction, else `drawn`."""
+    num_samples = len(samples["text_input"])
+    instructions = samples.get("instruction") or [""] * num_samples
+    turns = samples.get("turns") or [()] * num_samples
+    if any(turns):
+        clean = _dialogue_template(settings, tokenizer).neutralise
+        instructions = [clean(own[0][0]) if own else text for own, text in zip(turns, instructions, strict=True)]
+    return [instruction_prompt(settings.prompt_template, text) if text else drawn for text in instructions]
+
+
+def batch_rows(samples, settings, tokenizer):
+    """Return the Row of each sample of {"text_input": captions, "turns": lists of (question, answer), () if none}.
+
+    `settings` has `prompt_template`, `end_sym`, `max_txt_len`, `mask_eos_labels`: the model, or its section.
+    Raises ValueError for turns without a prompt template, which alone can tell questions from answers.
+    """
+    texts = samples["text_input"]
+    turns = samples.get("turns") or [()] * len(texts)
+    template = _dialogue_template(settings, tokenizer) if any(turns) else None
+    segments = [
+        _dialogue_segments(own, template, settings) if own else [Segment(text + settings.end_sym, True)]
+        for text, own in zip(texts, turns, strict=True)
+    ]
+    flat = [segment.text for row in segments for segment in row]
+    ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False).input_ids)
+    ignored = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
+    return [_row(zip(row, islice(ids, len(row)), strict=True), settings.max_txt_len, ignored) for row in segments]
+
+
+@lru_cache
+def warn_of_cut(max_txt_len):
+    """Say once that conversations are longer than the limit."""
+    logging.warning(
+        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
+        "python -m minigpt4.datasets.inspect counts them all"
+    )
+
+
+def _row(pieces, max_txt_len, ignored):
+    """Return the Row of (Segment, its ids) pairs, cut to `max_txt_len`; a question whose answer is cut off goes too.
+
+    It begins with an answer, so what is left of it always has a target.
+    """
+    positions = [(index, segment.is_target) for segment, ids in pieces for index in ids]
+    kept = positions[:max_txt_len]
+    while kept and not kept[-1][1]:
+        kept.pop()
+    labels = [index if is_target and index not in ignored else IGNORED for index, is_target in kept]
+    return Row([index for index, _ in kept], labels, len(positions) - len(kept))
+
+
+def _dialogue_template(settings, tokenizer):
+    """Return the Template of a dialogue; its markers, which texts cannot forge, include special tokens and the slot."""
+    if not settings.prompt_template:
+        raise ValueError(
+            "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
+            "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
+        )
+    special = [
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
+    ]
+    template = template_for(settings.prompt_template, settings.end_sym)
+    return replace(template, markers=(*template.markers, *special, IMAGE_SLOT))
+
+
+def _dialogue_segments(turns, template, settings):
+    """Return the Segments behind the first question; between answers stands what stands there in a chat."""
+    closing = template.assistant[1]  # begins with the end symbol, and the next prompt may begin with it again
+    opening = closing.removeprefix(settings.end_sym) + settings.prompt_template.removeprefix(closing)
+    segments = []
+    for number, (question, answer) in enumerate(turns):
+        if number:
+            segments.append(Segment(opening.replace("{}", template.neutralise(question)), False))
+        segments.append(Segment(template.neutralise(answer) + settings.end_sym, True))
+    return segments
 
 
 def read_prompts(path, template, where="model"):

@@ -30,7 +30,8 @@ class BaseTask:
         """
         datasets = {}
         for name, section in cfg.datasets_cfg.items():
-            datasets[name] = registry.get_builder_class(name)(section).build_datasets()
+            builder = registry.get_builder_class(section.get("builder") or name)
+            datasets[name] = builder(section, name).build_datasets()
         streams = [
             name for name, splits in datasets.items() if "train" in splits and not hasattr(splits["train"], "__len__")
         ]
@@ -73,6 +74,7 @@ class BaseTask:
 
     def _eval_loader(self, dataset, run_cfg):
         from minigpt4.datasets.datasets.base_dataset import Place
+        from minigpt4.datasets.datasets.dataloader_utils import collate
 
         place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
         dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
@@ -80,6 +82,7 @@ class BaseTask:
             Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
             batch_size=run_cfg.batch_size_eval,
             num_workers=run_cfg.num_workers,
+            collate_fn=collate,
             generator=torch.Generator().manual_seed(run_cfg.seed),
         )
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
-REASONS = ("bad_shard", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
+REASONS = ("bad_shard", "bad_record", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
 
 
 class DataError(ValueError):
@@ -134,8 +134,16 @@ class BaseDataset:
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
 
-    def prepare(self, image, caption, *identity):
-        """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`."""
+    def prepare(self, image, text, *identity):
+        """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`.
+
+        `text` is a caption, or the (question, answer) pairs of a conversation: these are in the sample as "turns", and
+        the first answer takes the caption's place. Captions and answers go through the text processor.
+        """
         with seeded_by(self.place.seed, *identity):
             pixels = self.vis_processor(image)
-        return {"image": pixels, "text_input": self.text_processor(caption) if self.text_processor else caption}
+        process = self.text_processor or str
+        if isinstance(text, str):
+            return {"image": pixels, "text_input": process(text)}
+        turns = tuple((question, process(answer)) for question, answer in text)
+        return {"image": pixels, "text_input": turns[0][1], "turns": turns}

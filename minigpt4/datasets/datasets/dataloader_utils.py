@@ -34,8 +34,12 @@ class EndlessSampler(Sampler):
 
 
 def collate(samples):
-    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list."""
-    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list.
+
+    What only some samples have, such as the turns of a conversation, is () for the others.
+    """
+    keys = dict.fromkeys(key for sample in samples for key in sample)
+    batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
     batch["image"] = torch.stack(batch["image"])
     if "image_id" in batch:
         batch["image_id"] = torch.tensor(batch["image_id"])

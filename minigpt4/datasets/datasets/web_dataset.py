@@ -36,6 +36,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from minigpt4.common.utils import expand_path, is_url
+from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample, worker_place
 from minigpt4.processors import ImageError, load_rgb
 
@@ -76,15 +77,21 @@ def expand_shards(location):
 
 
 def read_caption(raw):
-    """Return the caption of a raw sample as it stands. Raises SkipSample if it has none, or one that is no text."""
+    """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
+
+    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is no text.
+    """
     try:
+        record = json.loads(raw.members["json"]) if "json" in raw.members else {}
+        if "conversations" in record and "caption" not in record:
+            return read_text(record)
+        if "txt" in raw.members and "caption" not in record:
+            return raw.members["txt"].decode("utf-8")
         if "json" in raw.members:
-            caption = json.loads(raw.members["json"])["caption"]
+            caption = record["caption"]
             if not isinstance(caption, str):
                 raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
             return caption
-        if "txt" in raw.members:
-            return raw.members["txt"].decode("utf-8")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
     raise SkipSample("no_caption", ", ".join(raw.extensions))
@@ -102,7 +109,10 @@ def read_image(raw):
 
 
 class WebCaptionDataset(BaseDataset, IterableDataset):
-    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes."""
+    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes.
+
+    Samples with a conversation have "turns" too.
+    """
 
     def __init__(self, location, vis_processor, text_processor=None, name="webdataset", epochs=None):
         self.shards = expand_shards(location)
