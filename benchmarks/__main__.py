@@ -5,10 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, embedded, load
+from benchmarks import chat, convert, embedded, load
 
 COMMANDS = {
     "chat": chat,
+    "convert": convert,
     "embedded": embedded,
     "load": load,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict

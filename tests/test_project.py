@@ -29,6 +29,7 @@ HOMES = {
     "omegaconf": {"common"},
     "torchvision": {"processors"},
     "webdataset": {"datasets"},
+    "ijson": {"datasets"},
     "timm": {"models"},
     "bitsandbytes": {"models"},
     "gradio": set(),
