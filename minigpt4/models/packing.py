@@ -6,6 +6,7 @@ D LLM width, V vocabulary.
 
 import functools
 import inspect
+import itertools
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ ATTENTION = "minigpt4_packed"  # our name among the attention functions of trans
 class Packed(NamedTuple):
     """A batch as lists: what to feed, where pictures go, what is predicted where. Needs no device, waits for none."""
 
+    num_shared: int  # leading positions that begin every row, fed once
     rows: list  # index in the batch of each row that is fed; one without a target is not
-    lengths: list  # of these rows
+    lengths: list  # of these rows, without what they share
     ids: list  # [T] token ids, 0 where a picture goes
     positions: list  # [T] from 0 in each row
     slots: list  # [rows * queries] where pictures go
@@ -32,19 +34,21 @@ class Packed(NamedTuple):
 def pack(prefixes, rows, num_queries):
     """Return the Packed of [(ids before the picture, ids behind it)] and what follows them, [prompts.Row].
 
-    A row ends before its last target: what comes later predicts nothing.
+    A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once: it lies
+    before the pictures, so it is the same for all.
     """
-    packed = Packed(*([] for _ in Packed._fields))
-    for index, ((before, behind), row) in enumerate(zip(prefixes, rows, strict=True)):
-        num_prefix, start = len(before) + num_queries + len(behind), len(packed.ids)
+    fed = [index for index, row in enumerate(rows) if any(label != IGNORED for label in row.labels)]
+    beginnings = zip(*(prefixes[index][0] for index in fed), strict=False)
+    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, beginnings)]
+    packed = Packed(len(shared), fed, [], list(shared), list(range(len(shared))), [], [], [])
+    for index in fed:
+        (before, behind), row = prefixes[index], rows[index]
+        num_prefix = len(before) + num_queries + len(behind)
         predicting = [num_prefix + i - 1 for i, label in enumerate(row.labels) if label != IGNORED]
-        if not predicting:
-            continue
-        length = predicting[-1] + 1
-        packed.rows.append(index)
-        packed.lengths.append(length)
-        packed.ids.extend([*before, *[0] * num_queries, *behind, *row.ids][:length])
-        packed.positions.extend(range(length))
+        length, start = predicting[-1] + 1, len(packed.ids) - len(shared)  # start: of the row, had it all its positions
+        packed.lengths.append(length - len(shared))
+        packed.ids.extend([*before, *[0] * num_queries, *behind, *row.ids][len(shared) : length])
+        packed.positions.extend(range(len(shared), length))
         packed.slots.extend(range(start + len(before), start + len(before) + num_queries))
         packed.predicting.extend(start + i for i in predicting)
         packed.targets.extend(label for label in row.labels if label != IGNORED)
@@ -52,24 +56,44 @@ def pack(prefixes, rows, num_queries):
 
 
 class Segments:
-    """The rows of a packed batch, as attention wants them: lengths, and on a GPU their limits there as int32."""
+    """The rows of a packed batch as attention wants them.
 
-    def __init__(self, lengths, device):
-        self.lengths, self.longest = list(lengths), max(lengths)
-        limits = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        self.limits = limits.to(device, non_blocking=True)
+    `lengths` are those of the segments; with `num_shared` the first one is what all others begin with. On a GPU:
+    limits of queries and keys as int32, and which keys, shared ones repeated, are those of the segments.
+    """
+
+    def __init__(self, lengths, device, num_shared=0):
+        self.num_shared = num_shared
+        self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
+        self.longest = num_shared + max(lengths)  # keys that one query can see
+        self.stops = list(itertools.accumulate(self.lengths))
+        if device.type == "cuda":
+            self._index_keys(device)
+
+    def _index_keys(self, device):
+        keys, own = [], []
+        for number, (length, stop) in enumerate(zip(self.lengths, self.stops, strict=True)):
+            keys += range(self.num_shared if number else 0)
+            own += range(len(keys), len(keys) + length)
+            keys += range(stop - length, stop)
+        num_keys = [length + (self.num_shared if number else 0) for number, length in enumerate(self.lengths)]
+        limits = [[0, *itertools.accumulate(lengths)] for lengths in (self.lengths, num_keys)]
+        send = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
+        self.query_limits, self.key_limits = (send(each, torch.int32) for each in limits)
+        self.keys, self.own = send(keys, torch.int64), send(own, torch.int64)
 
 
 def attend(q, k, v, segments, scale, window=None):
-    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment.
+    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment and what is shared.
 
-    `window`: the number of positions that each one sees, itself included; None for all before it.
+    `window`: the number of positions that each one sees, itself included; None for all before it. What is shared is a
+    constant: gradients of its positions mean nothing.
     """
     if window is not None and window >= segments.longest:
         window = None
     if _has_varlen(q.device, q.dtype):
         return _varlen(q, k, v, segments, scale, window)
-    return SegmentAttention.apply(q, k, v, segments.lengths, scale, window)
+    return SegmentAttention.apply(q, k, v, segments, scale, window)
 
 
 @functools.cache
@@ -91,8 +115,23 @@ def _varlen(q, k, v, segments, scale, window):
             options["enable_gqa"] = True
         else:
             k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
-    limits, longest = segments.limits, segments.longest
-    return varlen_attn(q, k, v, limits, limits, longest, longest, scale=scale, **options)
+    if segments.num_shared:
+        k, v = (RepeatShared.apply(each, segments) for each in (k, v))
+    longest = max(segments.lengths), segments.longest
+    return varlen_attn(q, k, v, segments.query_limits, segments.key_limits, *longest, scale=scale, **options)
+
+
+class RepeatShared(torch.autograd.Function):
+    """Keys or values [T, K, d] -> those that each segment sees, one segment behind the other."""
+
+    @staticmethod
+    def forward(ctx, keys, segments):
+        ctx.segments = segments
+        return keys.index_select(0, segments.keys)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.segments.own), None
 
 
 class SegmentAttention(torch.autograd.Function):
@@ -102,42 +141,54 @@ class SegmentAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, lengths, scale, window):
+    def forward(ctx, q, k, v, segments, scale, window):
         out, kept = torch.empty_like(q), []
-        hidden = _hidden(max(lengths), window, q.device)
-        for part, *rows in zip(out.split(lengths), q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-            q_rows, k_rows, v_rows = _by_key_head(*rows)
-            length = len(part)
+        hidden = _hidden(segments.longest, window, q.device)
+        for num_shared, rows in _parts(segments):
+            q_rows, k_rows, v_rows = _by_key_head(q[rows], *(_with_shared(each, num_shared, rows) for each in (k, v)))
+            length, num_keys = rows.stop - rows.start, k_rows.shape[1]
             scores = torch.bmm(q_rows, k_rows.transpose(1, 2)).float().mul_(scale)
-            scores.view(-1, length, length).add_(hidden[:length, :length])
+            scores.view(-1, length, num_keys).add_(hidden[num_keys - length : num_keys, :num_keys])
             kept.append(scores.softmax(-1).to(q.dtype))
-            _put(part, torch.bmm(kept[-1], v_rows))
+            _put(out[rows], torch.bmm(kept[-1], v_rows))
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.segments, ctx.scale = segments, scale
         return out
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, *kept = ctx.saved_tensors
-        outs = [torch.empty_like(each) for each in (q, k, v)]
-        parts = [tensor.split(ctx.lengths) for tensor in (*outs, q, k, v, grad.contiguous())]
-        for shares, dq, dk, dv, *rows, grad_rows in zip(kept, *parts, strict=True):
-            q_rows, k_rows, v_rows = _by_key_head(*rows)
-            grad_rows, _, _ = _by_key_head(grad_rows, *rows[1:])
-            _put(dv, torch.bmm(shares.transpose(1, 2), grad_rows))
+        dq, dk, dv = outs = [torch.empty_like(each) for each in (q, k, v)]
+        for shares, (num_shared, rows) in zip(kept, _parts(ctx.segments), strict=True):
+            keys, values = (_with_shared(each, num_shared, rows) for each in (k, v))
+            q_rows, k_rows, v_rows = _by_key_head(q[rows], keys, values)
+            grad_rows, _, _ = _by_key_head(grad[rows].contiguous(), keys, values)
             of_shares = torch.bmm(grad_rows, v_rows.transpose(1, 2)).float()
             wide = shares.float()
             of_shares.sub_((of_shares * wide).sum(-1, keepdim=True)).mul_(wide).mul_(ctx.scale)
             of_scores = of_shares.to(q.dtype)
-            _put(dq, torch.bmm(of_scores, k_rows))
-            _put(dk, torch.bmm(of_scores.transpose(1, 2), q_rows))
+            _put(dq[rows], torch.bmm(of_scores, k_rows))
+            _put(dk[rows], torch.bmm(of_scores[..., num_shared:].transpose(1, 2), q_rows))
+            _put(dv[rows], torch.bmm(shares[..., num_shared:].transpose(1, 2), grad_rows))
         return *outs, None, None, None
 
 
+def _parts(segments):
+    """Return (shared positions it sees, its own as a slice) of each segment."""
+    return [
+        (segments.num_shared if number else 0, slice(stop - length, stop))
+        for number, (length, stop) in enumerate(zip(segments.lengths, segments.stops, strict=True))
+    ]
+
+
+def _with_shared(keys, num_shared, rows):
+    return torch.cat([keys[:num_shared], keys[rows]]) if num_shared else keys[rows]
+
+
 def _by_key_head(q, k, v):
-    """Return q [L, H, d] as [K, H / K * L, d] and k, v [L, K, d] as [K, L, d]."""
-    length, num_keys, width = k.shape
-    q = q.view(length, num_keys, -1, width).permute(1, 2, 0, 3).reshape(num_keys, -1, width)
+    """Return q [L, H, d] as [K, H / K * L, d] and k, v [S, K, d] as [K, S, d]."""
+    num_heads, width = k.shape[1:]
+    q = q.view(len(q), num_heads, -1, width).permute(1, 2, 0, 3).reshape(num_heads, -1, width)
     return q, k.transpose(0, 1), v.transpose(0, 1)
 
 
