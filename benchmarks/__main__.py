@@ -5,12 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, embedded, load
+from benchmarks import chat, embedded, load, parity, train
 
 COMMANDS = {
     "chat": chat,
     "embedded": embedded,
     "load": load,
+    "parity": parity,
+    "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 

@@ -120,3 +120,40 @@ def character_tokenizer():
     found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     found.pad_token, found.padding_side = found.eos_token, "right"
     return found
+
+
+def useful_flops(model, samples):
+    """Return the FLOPs that a training step cannot do without: texts without padding, logits where a target is.
+
+    The LLM's layers forward and backward to their inputs, attention of what is seen alone, the head where something is
+    predicted, ViT and Q-Former forward. What all texts begin with is counted for each of them.
+    """
+    import torch
+
+    from minigpt4.models.prompts import IGNORED, batch_rows
+
+    llm = model.llama_model.config
+    num_prefix = model.query_tokens.shape[1] + 1 + sum((model.prompt_list and PROMPT_TOKENS[2]) or ())
+    rows = batch_rows(samples, model, model.llama_tokenizer)
+    lengths = [num_prefix + len(row.ids) - 1 for row in rows]  # the last token predicts nothing
+    num_targets = sum(label != IGNORED for row in rows for label in row.labels)
+    layers = sum(p.numel() for p in model.llama_model.model.layers.parameters() if p.ndim == 2)
+    head_dim = model.llama_model.model.layers[0].self_attn.head_dim
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    attention = 12 * pairs * llm.num_attention_heads * head_dim * llm.num_hidden_layers
+    projection = 4 * len(rows) * model.query_tokens.shape[1] * model.llama_proj.weight.numel()
+    with torch.no_grad():
+        vision = count_flops(lambda: model.encode_img(samples["image"])) - projection // 2
+    head = 4 * num_targets * llm.hidden_size * llm.vocab_size
+    return 4 * layers * sum(lengths) + attention + head + projection + vision
+
+
+def count_flops(run):
+    """Return the FLOPs of the matrix products that `run()` executes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    in_place = lambda out, a, b, *args, **options: 2 * a[0] * a[1] * b[1]  # noqa: E731 (not known to the counter)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        run()
+    return counter.get_total_flops()
