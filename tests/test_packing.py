@@ -59,27 +59,32 @@ def test_padding_by_choice(tmp_path):
 
 
 def test_pack_by_hand():
-    rows = [Row([7, 8, 9], [IGNORED, 8, IGNORED], 0), Row([5], [IGNORED], 0), Row([4], [4], 0)]
-    packed = packing.pack([([1], [2, 3])] * 2 + [([1], [])], rows, num_queries=2)
+    rows = [Row([7, 8, 9], [IGNORED, 8, IGNORED], 0), Row([5], [IGNORED], 0), Row([4, 6], [4, 6], 0)]
+    packed = packing.pack([([1, 3], [2])] * 2 + [([1], [])], rows, num_queries=2)
     assert packed.rows == [0, 2]  # the second has no target
-    assert packed.ids == [1, 0, 0, 2, 3, 7, 1, 0, 0]  # up to what predicts 8, and 4
-    assert packed.lengths == [6, 3]
-    assert packed.positions == [*range(6), *range(3)]
-    assert packed.slots == [1, 2, 7, 8]
-    assert packed.predicting == [5, 8]
-    assert packed.targets == [8, 4]
+    assert packed.num_shared == 1
+    assert packed.ids == [1, 3, 0, 0, 2, 7, 0, 0, 4]  # what both begin with, each up to what predicts 8, and 6
+    assert packed.lengths == [5, 3]
+    assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
+    assert packed.slots == [2, 3, 6, 7]
+    assert packed.predicting == [5, 7, 8]
+    assert packed.targets == [8, 4, 6]
 
 
+@pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("window", [None, 3])
-def test_attention_by_segments(window):
-    """Beside attention over all positions with a dense mask."""
+def test_attention_by_segments(window, num_shared):
+    """Beside attention over all positions with a dense mask; what is shared is a constant."""
     generator = torch.Generator().manual_seed(1)
     lengths = [5, 1, 8]
-    q, k, v = (torch.randn(14, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
-    segments = packing.Segments(lengths, torch.device("cpu"))
-    segment = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    distance = torch.arange(14)[:, None] - torch.arange(14)
-    seen = (segment[:, None] == segment) & (distance >= 0) & (distance < (window or 14))
+    total = num_shared + sum(lengths)
+    q, k, v = (torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
+    segments = packing.Segments(lengths, torch.device("cpu"), num_shared)
+    segment = torch.repeat_interleave(torch.arange(-1, 3), torch.tensor([num_shared, *lengths]))
+    position = torch.cat([torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)])
+    distance = position[:, None] - position
+    seen = (segment[:, None] == segment) | (segment == -1)
+    seen &= (distance >= 0) & (distance < (window or total))
     heads_first = [each.transpose(0, 1)[None] for each in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(
         *heads_first, attn_mask=seen, scale=0.3, enable_gqa=True
@@ -89,7 +94,19 @@ def test_attention_by_segments(window):
     weights = torch.randn(found.shape, generator=generator)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(out, (q, k, v), weights) for out in (found, expected)]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*([each[num_shared:] for each in of_all] for of_all in gradients))
+
+
+def test_keys_of_the_fused_kernel():
+    """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
+    segments = packing.Segments([2, 1], torch.device("cpu"), num_shared=2)
+    segments._index_keys(torch.device("cpu"))
+    assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
+    assert segments.query_limits.tolist() == [0, 2, 4, 5]
+    assert segments.key_limits.tolist() == [0, 2, 6, 9]
+    keys = torch.arange(5.0, requires_grad=True)
+    packing.RepeatShared.apply(keys, segments).backward(torch.arange(9.0))
+    assert keys.grad.tolist() == [0, 1, 4, 5, 8]
 
 
 def test_cross_entropy_piece_by_piece(monkeypatch):
@@ -139,16 +156,17 @@ def test_families_take_the_path_that_keeps_their_logits(name):
     llm, path = family(name), FAMILIES[name][1]
     assert llm_paths.choose(llm) == path
     usual = llm.config._attn_implementation
-    lengths = [9, 4, 6]
+    lengths, start = [9, 4, 6], torch.randn(3, 16)  # all texts begin with `start`
     embeds = torch.randn(sum(lengths), 16, requires_grad=True)
-    positions = torch.cat([torch.arange(length) for length in lengths])
+    positions = torch.cat([torch.arange(3), *(torch.arange(3, 3 + length) for length in lengths)])
     predicting = torch.tensor([3, 8, 10, 18])
-    alone = torch.cat([llm(inputs_embeds=row[None], use_cache=False).logits[0] for row in embeds.split(lengths)])
+    texts = [torch.cat([start, row])[None] for row in embeds.split(lengths)]
+    alone = torch.cat([llm(inputs_embeds=text, use_cache=False).logits[0, 3:] for text in texts])
     weights = torch.randn(4, 60)
     expected = torch.autograd.grad(alone[predicting], embeds, weights)[0]
     for way in [] if path == "padded" else ["packed", path]:
-        segments = packing.Segments(lengths, embeds.device)
-        logits = llm_paths.PACKED[way](llm, embeds, positions, segments, predicting)
+        segments = packing.Segments(lengths, embeds.device, num_shared=3)
+        logits = llm_paths.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
         torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
         found = torch.autograd.grad(logits, embeds, weights)[0]
         assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 3e-6 and less

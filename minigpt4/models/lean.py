@@ -119,5 +119,8 @@ def label_logits(llm, embeds, positions, segments, predicting):
     cos, sin = (half.chunk(2, dim=-1)[0].transpose(0, 1) for half in model.rotary_emb(embeds[None], positions[None]))
     for layer in model.layers:
         q, k, v = QueryKeyValue.apply(x, cos, sin, layer)
-        x = OutputAndMLP.apply(x, attend(q, k, v, segments, layer.self_attn.scaling), layer)
-    return llm.get_output_embeddings()(model.norm(x[predicting]))
+        found = attend(q, k, v, segments, layer.self_attn.scaling)
+        if layer is model.layers[-1]:
+            x, found = x[predicting], found[predicting]
+        x = OutputAndMLP.apply(x, found, layer)
+    return llm.get_output_embeddings()(model.norm(x))

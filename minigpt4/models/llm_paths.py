@@ -16,7 +16,7 @@ PACKED = {"lean": lean.label_logits, "packed": packing.label_logits}
 # bfloat16; another row's text shining through changes them by 0.5.
 TOLERANCE = {torch.float32: 1e-4}
 HALF_TOLERANCE = 5e-2
-_ROWS = (5, 3)  # lengths of the texts tried
+_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and how many tokens they begin with that are the same
 
 
 def choose(llm, may_pack=True):
@@ -52,13 +52,16 @@ def _obstacle(llm, path):
 
 @torch.no_grad()
 def _error(llm, label_logits):
-    """Return the relative distance of the logits of two packed texts from those of each alone."""
+    """Return the relative distance of the logits of packed texts from those of each text alone."""
     embedding = llm.get_input_embeddings()
-    device, total = embedding.weight.device, sum(_ROWS)
+    device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
     embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])  # [total, D]
-    positions = torch.cat([torch.arange(length, device=device) for length in _ROWS])
-    everywhere = torch.arange(total, device=device)
-    found = label_logits(llm, embeds, positions, packing.Segments(_ROWS, device), everywhere).float()
-    alone = [llm(inputs_embeds=row[None], use_cache=False).logits[0] for row in embeds.split(_ROWS)]
-    expected = torch.cat(alone).float()
+    starts = [0, *(_NUM_SHARED for _ in _ROWS)]
+    lengths = zip(starts, (_NUM_SHARED, *_ROWS), strict=True)
+    positions = torch.cat([torch.arange(start, start + length, device=device) for start, length in lengths])
+    segments = packing.Segments(_ROWS, device, _NUM_SHARED)
+    found = label_logits(llm, embeds, positions, segments, torch.arange(_NUM_SHARED, total, device=device)).float()
+    shared, *rows = embeds.split((_NUM_SHARED, *_ROWS))
+    alone = [llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows]
+    expected = torch.cat([logits[_NUM_SHARED:] for logits in alone]).float()
     return ((found - expected).norm() / expected.norm()).item()

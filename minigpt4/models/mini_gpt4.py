@@ -269,7 +269,7 @@ class MiniGPT4(BaseModel):
         )
         words = embedding(ids)  # [T, D]
         embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
-        segments = packing.Segments(packed.lengths, device)
+        segments = packing.Segments(packed.lengths, device, packed.num_shared)
         with self.maybe_autocast():
             logits = llm_paths.PACKED[self.llm_path](self.llama_model, embeds, positions, segments, predicting)
         return packing.CrossEntropy.apply(logits, targets)

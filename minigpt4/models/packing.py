@@ -6,6 +6,7 @@ D LLM width, V vocabulary.
 
 import functools
 import inspect
+import itertools
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ ATTENTION = "minigpt4_packed"  # our name among the attention functions of trans
 class Packed(NamedTuple):
     """A batch as lists: what to feed, where pictures go, what is predicted where. Needs no device, waits for none."""
 
+    num_shared: int  # leading positions that begin every row, fed once
     rows: list  # index in the batch of each row that is fed; one without a target is not
-    lengths: list  # of these rows
+    lengths: list  # of these rows, without what they share
     ids: list  # [T] token ids, 0 where a picture goes
     positions: list  # [T] from 0 in each row
     slots: list  # [rows * queries] where pictures go
@@ -32,19 +34,21 @@ class Packed(NamedTuple):
 def pack(prefixes, rows, num_queries):
     """Return the Packed of [(ids before the picture, ids behind it)] and what follows them, [prompts.Row].
 
-    A row ends before its last target: what comes later predicts nothing.
+    A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once: it lies
+    before the pictures, so it is the same for all.
     """
-    packed = Packed(*([] for _ in Packed._fields))
-    for index, ((before, behind), row) in enumerate(zip(prefixes, rows, strict=True)):
-        num_prefix, start = len(before) + num_queries + len(behind), len(packed.ids)
+    fed = [index for index, row in enumerate(rows) if any(label != IGNORED for label in row.labels)]
+    beginnings = zip(*(prefixes[index][0] for index in fed), strict=False)
+    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, beginnings)]
+    packed = Packed(len(shared), fed, [], list(shared), list(range(len(shared))), [], [], [])
+    for index in fed:
+        (before, behind), row = prefixes[index], rows[index]
+        num_prefix = len(before) + num_queries + len(behind)
         predicting = [num_prefix + i - 1 for i, label in enumerate(row.labels) if label != IGNORED]
-        if not predicting:
-            continue
-        length = predicting[-1] + 1
-        packed.rows.append(index)
-        packed.lengths.append(length)
-        packed.ids.extend([*before, *[0] * num_queries, *behind, *row.ids][:length])
-        packed.positions.extend(range(length))
+        length, start = predicting[-1] + 1, len(packed.ids) - len(shared)  # start: of the row, had it all its positions
+        packed.lengths.append(length - len(shared))
+        packed.ids.extend([*before, *[0] * num_queries, *behind, *row.ids][len(shared) : length])
+        packed.positions.extend(range(len(shared), length))
         packed.slots.extend(range(start + len(before), start + len(before) + num_queries))
         packed.predicting.extend(start + i for i in predicting)
         packed.targets.extend(label for label in row.labels if label != IGNORED)
@@ -52,24 +56,50 @@ def pack(prefixes, rows, num_queries):
 
 
 class Segments:
-    """The rows of a packed batch, as attention wants them: lengths, and on a GPU their limits there as int32."""
+    """The rows of a packed batch as attention wants them.
 
-    def __init__(self, lengths, device):
-        self.lengths, self.longest = list(lengths), max(lengths)
-        limits = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        self.limits = limits.to(device, non_blocking=True)
+    `lengths` are those of the segments; with `num_shared` the first one is what all others begin with. On a GPU:
+    limits of queries and keys as int32, and which keys, shared ones repeated, are those of the segments.
+    """
+
+    def __init__(self, lengths, device, num_shared=0):
+        self.num_shared, self.device, self._grids = num_shared, device, {}
+        self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
+        self.longest = num_shared + max(lengths)  # keys that one query can see
+        self.stops = list(itertools.accumulate(self.lengths))
+        if device.type == "cuda":
+            self._index_keys(device)
+
+    def grid(self, *shape):
+        """Return the Grid for (query heads, key heads, window, type), made once."""
+        if shape not in self._grids:
+            self._grids[shape] = Grid(self, *shape)
+        return self._grids[shape]
+
+    def _index_keys(self, device):
+        keys, own = [], []
+        for number, (length, stop) in enumerate(zip(self.lengths, self.stops, strict=True)):
+            keys += range(self.num_shared if number else 0)
+            own += range(len(keys), len(keys) + length)
+            keys += range(stop - length, stop)
+        num_keys = [length + (self.num_shared if number else 0) for number, length in enumerate(self.lengths)]
+        limits = [[0, *itertools.accumulate(lengths)] for lengths in (self.lengths, num_keys)]
+        send = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
+        self.query_limits, self.key_limits = (send(each, torch.int32) for each in limits)
+        self.keys, self.own = send(keys, torch.int64), send(own, torch.int64)
 
 
 def attend(q, k, v, segments, scale, window=None):
-    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment.
+    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment and what is shared.
 
-    `window`: the number of positions that each one sees, itself included; None for all before it.
+    `window`: the number of positions that each one sees, itself included; None for all before it. What is shared is a
+    constant: gradients of its positions mean nothing.
     """
     if window is not None and window >= segments.longest:
         window = None
     if _has_varlen(q.device, q.dtype):
         return _varlen(q, k, v, segments, scale, window)
-    return SegmentAttention.apply(q, k, v, segments.lengths, scale, window)
+    return SegmentAttention.apply(q, k, v, segments, scale, window)
 
 
 @functools.cache
@@ -91,70 +121,130 @@ def _varlen(q, k, v, segments, scale, window):
             options["enable_gqa"] = True
         else:
             k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
-    limits, longest = segments.limits, segments.longest
-    return varlen_attn(q, k, v, limits, limits, longest, longest, scale=scale, **options)
+    if segments.num_shared:
+        k, v = (RepeatShared.apply(each, segments) for each in (k, v))
+    longest = max(segments.lengths), segments.longest
+    return varlen_attn(q, k, v, segments.query_limits, segments.key_limits, *longest, scale=scale, **options)
 
 
-class SegmentAttention(torch.autograd.Function):
-    """`attend` segment by segment with plain matrix products, softmax in float32.
-
-    On a CPU faster than the fused kernel: 2.9 times in bfloat16, 1.1 in float32 (8 segments of 40, 9 heads of 64).
-    """
+class RepeatShared(torch.autograd.Function):
+    """Keys or values [T, K, d] -> those that each segment sees, one segment behind the other."""
 
     @staticmethod
-    def forward(ctx, q, k, v, lengths, scale, window):
-        out, kept = torch.empty_like(q), []
-        hidden = _hidden(max(lengths), window, q.device)
-        for part, *rows in zip(out.split(lengths), q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-            q_rows, k_rows, v_rows = _by_key_head(*rows)
-            length = len(part)
-            scores = torch.bmm(q_rows, k_rows.transpose(1, 2)).float().mul_(scale)
-            scores.view(-1, length, length).add_(hidden[:length, :length])
-            kept.append(scores.softmax(-1).to(q.dtype))
-            _put(part, torch.bmm(kept[-1], v_rows))
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.lengths, ctx.scale = lengths, scale
-        return out
+    def forward(ctx, keys, segments):
+        ctx.segments = segments
+        return keys.index_select(0, segments.keys)
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, *kept = ctx.saved_tensors
-        outs = [torch.empty_like(each) for each in (q, k, v)]
-        parts = [tensor.split(ctx.lengths) for tensor in (*outs, q, k, v, grad.contiguous())]
-        for shares, dq, dk, dv, *rows, grad_rows in zip(kept, *parts, strict=True):
-            q_rows, k_rows, v_rows = _by_key_head(*rows)
-            grad_rows, _, _ = _by_key_head(grad_rows, *rows[1:])
-            _put(dv, torch.bmm(shares.transpose(1, 2), grad_rows))
-            of_shares = torch.bmm(grad_rows, v_rows.transpose(1, 2)).float()
-            wide = shares.float()
-            of_shares.sub_((of_shares * wide).sum(-1, keepdim=True)).mul_(wide).mul_(ctx.scale)
-            of_scores = of_shares.to(q.dtype)
-            _put(dq, torch.bmm(of_scores, k_rows))
-            _put(dk, torch.bmm(of_scores.transpose(1, 2), q_rows))
-        return *outs, None, None, None
+        return grad.index_select(0, ctx.segments.own), None
 
 
-def _by_key_head(q, k, v):
-    """Return q [L, H, d] as [K, H / K * L, d] and k, v [L, K, d] as [K, L, d]."""
-    length, num_keys, width = k.shape
-    q = q.view(length, num_keys, -1, width).permute(1, 2, 0, 3).reshape(num_keys, -1, width)
-    return q, k.transpose(0, 1), v.transpose(0, 1)
+class SegmentAttention(torch.autograd.Function):
+    """`attend` as matrix products over all segments at once, each padded to the longest; softmax within is float32.
+
+    On a CPU faster than the fused kernel, which takes one segment at a time there.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, segments, scale, window):
+        grid = segments.grid(q.shape[1], k.shape[1], window, q.dtype)
+        q, k, v = grid.queries(q), grid.keys(k), grid.keys(v)
+        shares = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        shares = grid.hide(shares).softmax(-1)
+        shares = grid.drop_padding(shares)
+        ctx.save_for_backward(q, k, v, shares)
+        ctx.grid, ctx.scale = grid, scale
+        return grid.from_queries(torch.bmm(shares, v))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (q, k, v, shares), grid = ctx.saved_tensors, ctx.grid
+        grad = grid.queries(grad)
+        grad_v = torch.bmm(shares.transpose(1, 2), grad)
+        grad_scores = torch.bmm(grad, v.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(ctx.scale)
+        grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
+        return grid.from_queries(grad_q), grid.from_keys(grad_k), grid.from_keys(grad_v), None, None, None
 
 
-def _put(out, rows):
-    """Write rows [K, heads / K * L, d] into out [L, heads, d]."""
-    length, num_heads, width = out.shape
-    by_key = rows.view(rows.shape[0], num_heads // rows.shape[0], length, width)
-    out.view(length, *by_key.shape[:2], width).copy_(by_key.permute(2, 0, 1, 3))
+class Grid:
+    """Where the heads of packed positions stand in a batch [segments * K, ..] of padded segments.
+
+    Queries of a segment: [H / K * longest, d], keys and values: [what it shares + longest, d]. A padded place holds some
+    position of its segment and sees everything; its attention is set to zero, so it neither gives nor gets.
+    """
+
+    def __init__(self, segments, num_heads, num_key_heads, window, dtype):
+        group = num_heads // num_key_heads
+        lengths, num_shared = torch.tensor(segments.lengths), segments.num_shared
+        before = torch.full_like(lengths, num_shared)  # keys that stand before a segment's own
+        before[0] = 0 if num_shared else before[0]
+        starts = torch.tensor(segments.stops) - lengths
+        place = torch.arange(int(lengths.max()))
+        row = starts[:, None] + torch.minimum(place, lengths[:, None] - 1)  # [S, L]
+        key_place = torch.arange(num_shared + len(place))
+        own = key_place - before[:, None]  # [S, L']: number among the segment's own keys, below 0 for shared ones
+        key_row = torch.where(own < 0, key_place, starts[:, None] + torch.minimum(own, lengths[:, None] - 1))
+        send = lambda tensor: tensor.to(segments.device, non_blocking=True)  # noqa: E731
+        self.shape = len(lengths) * num_key_heads
+        self.query_rows = send(_heads(row, num_heads, group))
+        self.key_rows = send(_heads(key_row, num_key_heads, 1))
+        segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        number = torch.arange(len(segment)) - starts[segment]
+        self.query_places = send(_places(segment, number, num_heads, len(place)))
+        self.key_places = send(_places(segment, number + before[segment], num_key_heads, len(key_place)))
+        is_real = place < lengths[:, None]  # [S, L]
+        distance = place[:, None] - own[:, None]  # [S, L, L']
+        unseen = (distance < 0) if window is None else (distance < 0) | (distance >= window)
+        unseen &= is_real[..., None]
+        hidden = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
+        self.hidden = send(hidden[:, None, None])
+        self.real = None if bool(is_real.all()) else send(is_real.to(dtype)[:, None, None, :, None])
+        self.view = (len(lengths), num_key_heads, group, len(place), len(key_place))
+
+    def queries(self, x):
+        """Return [S * K, H / K * L, d] of [T, H, d]."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.query_rows).view(self.shape, -1, x.shape[-1])
+
+    def keys(self, x):
+        """Return [S * K, L', d] of [T, K, d]."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.key_rows).view(self.shape, -1, x.shape[-1])
+
+    def from_queries(self, x):
+        """Return [T, H, d] of what `queries` gave."""
+        return x.view(-1, x.shape[-1]).index_select(0, self.query_places).view(-1, self.num_heads, x.shape[-1])
+
+    def from_keys(self, x):
+        """Return [T, K, d] of what `keys` gave, each from its own segment."""
+        return x.view(-1, x.shape[-1]).index_select(0, self.key_places).view(-1, self.view[1], x.shape[-1])
+
+    @property
+    def num_heads(self):
+        return self.view[1] * self.view[2]
+
+    def hide(self, scores):
+        """Add, in place, -inf where a query does not see a key."""
+        scores.view(self.view).add_(self.hidden)
+        return scores
+
+    def drop_padding(self, shares):
+        """Set the rows of padded queries to zero, in place."""
+        if self.real is not None:
+            shares.view(self.view).mul_(self.real)
+        return shares
 
 
-@functools.lru_cache(maxsize=8)
-def _hidden(length, window, device):
-    """Return [L, L]: 0 where a position sees another, -inf where not."""
-    unseen = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-    if window is not None:
-        unseen |= torch.ones_like(unseen).tril(-window)
-    return torch.zeros(length, length, device=device).masked_fill_(unseen, -torch.inf)
+def _heads(rows, num_heads, group):
+    """Return the indices into [T * heads] that put rows [S, L] into [S, heads / group, group, L], flat."""
+    heads = torch.arange(num_heads).view(1, -1, group, 1)
+    return (rows[:, None, None] * num_heads + heads).flatten()
+
+
+def _places(segment, number, num_heads, length):
+    """Return the indices into [S * heads * length] of packed positions [T] and their heads, flat."""
+    heads = torch.arange(num_heads)
+    return ((segment[:, None] * num_heads + heads) * length + number[:, None]).flatten()
 
 
 def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
