@@ -60,9 +60,9 @@ def test_data_has_the_layout_of_the_real_sets(cache):
 
 
 def test_prepared_data_is_used_again(cache):
-    before = (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
+    before = (cache / "embedded/data-v3/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
     prepare.prepare(cache)
-    assert (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
+    assert (cache / "embedded/data-v3/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
 
 
 def test_both_stages_train_the_projection_only(cache, tmp_path):
