@@ -171,8 +171,8 @@ class SegmentAttention(torch.autograd.Function):
 class Grid:
     """Where the heads of packed positions stand in a batch [segments * K, ..] of padded segments.
 
-    Queries of a segment: [H / K * longest, d], keys and values: [what it shares + longest, d]. A padded place holds some
-    position of its segment and sees everything; its attention is set to zero, so it neither gives nor gets.
+    Queries of a segment: [H / K * longest, d], keys and values: [what it shares + longest, d]. A padded place holds
+    some position of its segment and sees everything; its attention is set to zero, so it neither gives nor gets.
     """
 
     def __init__(self, segments, num_heads, num_key_heads, window, dtype):
@@ -200,7 +200,8 @@ class Grid:
         unseen &= is_real[..., None]
         hidden = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
         self.hidden = send(hidden[:, None, None])
-        self.real = None if bool(is_real.all()) else send(is_real.to(dtype)[:, None, None, :, None])
+        is_even = len(set(segments.lengths)) == 1  # nothing is padded
+        self.real = None if is_even else send(is_real.to(dtype)[:, None, None, :, None])
         self.view = (len(lengths), num_key_heads, group, len(place), len(key_place))
 
     def queries(self, x):
