@@ -161,7 +161,12 @@ def test_resume_of_other_parameters_is_refused(tmp_path):
 
 def test_a_changed_weight_decay_holds_after_a_resume_and_is_said(tmp_path, caplog):
     done = trained(tmp_path / "done")
-    changes = {"resume_ckpt_path": str(done.last_checkpoint), "max_epoch": 3, "weight_decay": 0.2}
+    changes = {
+        "resume_ckpt_path": str(done.last_checkpoint),
+        "max_epoch": 3,
+        "weight_decay": 0.2,
+        "resume_mode": "restart",
+    }
     run = trained(tmp_path / "more", **changes)
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.2, 0.0]
     assert "run.weight_decay: 0.2 from here on, the checkpoint had 0.05" in caplog.text
@@ -243,7 +248,8 @@ def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, ca
     again = runner(cfg, datasets=run.datasets)
     again.train()
     assert torch.equal(weights(run), weights(again))  # same seed, same data
-    more = settings(tmp_path / "out", iters_per_epoch=3, max_epoch=3, resume_ckpt_path=str(run.last_checkpoint))
+    changes = {"max_epoch": 3, "resume_ckpt_path": str(run.last_checkpoint), "resume_mode": "restart"}
+    more = settings(tmp_path / "out", iters_per_epoch=3, **changes)
     rest = runner(more, datasets=run.datasets)
     rest.train()
     resumed = [json.loads(line) for line in (rest.output_dir / "metrics.jsonl").read_text().splitlines()]

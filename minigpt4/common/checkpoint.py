@@ -40,7 +40,7 @@ def save_checkpoint(path, state):
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(error).splitlines()[0])
         return False
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def load_pickle(path, where, hint, mmap=False):
@@ -116,7 +116,7 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def _remove(path):
+def remove(path):
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

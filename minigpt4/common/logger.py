@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ class RunLog:
         """Append the numbers of an epoch to `log.txt`, as one JSON line."""
         self._append("log.txt", json.dumps(stats))
 
+    def has_epoch(self, stats):
+        """Return whether `log.txt` has a line that begins with these numbers of an epoch."""
+        path = self.folder / "log.txt"
+        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(encoding="utf-8")
+
     def steps(self, records):
         """Append one JSON line a step to `metrics.jsonl`."""
         if records:
@@ -68,8 +74,9 @@ class RunLog:
         if not is_main_process():
             return
         try:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            with open(self.folder / name, "ab+") as file:  # a run that was killed may have left half a line
+                is_cut = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
+                file.write(("\n" * bool(is_cut) + text + "\n").encode())
         except OSError as error:
             if not self._has_warned:
                 logging.warning("cannot write %s (%s); training goes on without it", self.folder / name, error)
@@ -88,6 +95,7 @@ class MetricLogger:
         self.epoch, self.num_steps, self.log_freq, self.device = epoch, num_steps, log_freq, device
         self.run_log, self.samples_seen = run_log, samples_seen
         self.losses, self.lr_sum, self.index = [], 0.0, 0
+        self._first_index = self._num_unknown = 0
         self._unread, self._unwritten = [], []
         self._times, self._data_times = deque(maxlen=_TIMER_WINDOW), deque(maxlen=_TIMER_WINDOW)
         self._start = self._step_start = time.perf_counter()
@@ -98,6 +106,26 @@ class MetricLogger:
         start = time.perf_counter()
         yield
         self._data_times.append(time.perf_counter() - start)
+
+    def state(self):
+        """Return what `go_on` needs before the next step; reads and writes what was not due yet.
+
+        After the last step of an epoch that is the next one's first. Raises NonFiniteLossError.
+        """
+        self._read()
+        self._write()
+        is_over = self.index == self.num_steps
+        losses, lr_sum = ([], 0.0) if is_over else (list(self.losses), self.lr_sum)
+        return {"losses": losses, "lr_sum": lr_sum, "samples_seen": self.samples_seen}
+
+    def go_on(self, index, state):
+        """Begin at step `index` of the epoch instead of 0, with the `state()` of the run that came so far.
+
+        Fewer losses than steps, as after other settings, are those of the end of `index` steps.
+        """
+        self.index = self._first_index = index
+        self.losses, self.lr_sum, self.samples_seen = list(state["losses"]), state["lr_sum"], state["samples_seen"]
+        self._num_unknown = index - len(self.losses)
 
     def add(self, loss, lr, batch):
         """Take the loss (a scalar tensor, any device) and lr of the current iteration, and what batch it is of."""
@@ -112,10 +140,14 @@ class MetricLogger:
 
         Raises NonFiniteLossError that names the first step, its rank and samples.
         """
-        if not (self._is_due() or self.device.type == "cpu"):
+        if self._is_due() or self.device.type == "cpu":
+            self._read()
+
+    def _read(self):
+        if not self._unread:
             return
         values = torch.stack([loss for loss, _ in self._unread]).tolist()
-        first = self.epoch * self.num_steps + len(self.losses)
+        first = self.epoch * self.num_steps + self._num_unknown + len(self.losses)
         for step, value, (_, sample_ids) in zip(range(first, first + len(values)), values, self._unread, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLossError(self._complaint(step, value, sample_ids))
@@ -129,19 +161,23 @@ class MetricLogger:
         self._step_start = now
         self._unwritten[-1] |= {"seconds": self._times[-1], "data_seconds": self._data_times[-1]}
         if not self._unread:
-            memory, losses = peak_memory_mib(self.device), self.losses[-len(self._unwritten) :]
-            for record, loss in zip(self._unwritten, losses, strict=True):
-                record |= {"loss": loss, "memory_mib": round(memory)}
-            self.run_log.steps(self._unwritten)
+            lr = self._unwritten[-1]["lr"]
+            self._write()
             if self._is_due():
-                main_print(self._progress(self._unwritten[-1]["lr"]))
-            self._unwritten.clear()
+                main_print(self._progress(lr))
         self.index += 1
+
+    def _write(self):
+        memory, losses = peak_memory_mib(self.device), self.losses[len(self.losses) - len(self._unwritten) :]
+        for record, loss in zip(self._unwritten, losses, strict=True):
+            record |= {"loss": loss, "memory_mib": round(memory)}
+        self.run_log.steps(self._unwritten)
+        self._unwritten.clear()
 
     def end_epoch(self):
         """Print the epoch's total; return {"lr", "loss"}, means over its iterations and all ranks."""
         seconds = time.perf_counter() - self._start
-        per_step = f"{seconds / self.num_steps:.4f} s / it"
+        per_step = f"{seconds / max(self.index - self._first_index, 1):.4f} s / it"
         main_print(f"Train: data epoch: [{self.epoch}] Total time: {whole_seconds(seconds)} ({per_step})")
         lr_sum, loss_sum, count = sum_over_ranks([self.lr_sum, math.fsum(self.losses), len(self.losses)], self.device)
         stats = {"lr": lr_sum / count, "loss": loss_sum / count}
@@ -152,7 +188,7 @@ class MetricLogger:
         return self.index % self.log_freq == 0 or self.index == self.num_steps - 1
 
     def _progress(self, lr):
-        mean_time = (self._step_start - self._start) / (self.index + 1)
+        mean_time = (self._step_start - self._start) / (self.index + 1 - self._first_index)
         fields = [
             f"Train: data epoch: [{self.epoch}]",
             f"[{self.index:>{len(str(self.num_steps))}}/{self.num_steps}]",

@@ -93,8 +93,8 @@ def _download(url, path, where):
             os.replace(fresh, path)
         except OSError as error:
             raise OSError(
-                f"{where}: could not download {without_secrets(address)} ({error}). Download it by hand to '{path}', or set {where} to "
-                "the path of a copy"
+                f"{where}: could not download {without_secrets(address)} ({error}). Download it by hand to '{path}', "
+                f"or set {where} to the path of a copy"
             ) from error
         finally:
             fresh.unlink(missing_ok=True)

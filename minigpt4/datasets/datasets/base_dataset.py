@@ -8,6 +8,7 @@ import hashlib
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.data import get_worker_info
@@ -164,8 +165,9 @@ class BaseDataset:
         """Return what there is to read, as a list: the records, here, or the names of the shards."""
         return self.annotation
 
+    @cached_property
     def fingerprint(self):
-        """Return a text that is equal for equal listings, wherever the files lie."""
+        """A text that is equal for equal listings, wherever the files lie."""
         return hashlib.blake2b(repr(self.listing()).encode(), digest_size=8).hexdigest()
 
     def prepare(self, image, caption, *identity):
