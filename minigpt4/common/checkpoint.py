@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`, AdamW's
 state dict; `config`, the unresolved configuration as plain containers; `scaler`, the GradScaler's state dict or None;
-`epoch`, the finished epoch, counted from 0.
+`epoch`, the last finished epoch, counted from 0 (-1 within the first). What the runner adds to go on exactly is told in
+runners/run_state.py.
 """
 
 import logging
@@ -67,8 +68,12 @@ def load_checkpoint(path_or_url, where):
 
     Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
     """
-    path = resolve_file(path_or_url, where)
-    state = load_pickle(path, where, f"Use another checkpoint; it has the keys {', '.join(KEYS)}")
+    path, hint = resolve_file(path_or_url, where), f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
+    state = load_pickle(path, where, hint)
+    if zipfile.is_zipfile(path):  # torch does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         found = ", ".join(sorted(map(str, state))[:8]) if isinstance(state, dict) else type(state).__name__
