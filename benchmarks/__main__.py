@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, embedded, load
+from benchmarks import chat, embedded, kill, load
 
 COMMANDS = {
     "chat": chat,
     "embedded": embedded,
+    "kill": kill,
     "load": load,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 

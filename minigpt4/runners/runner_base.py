@@ -79,7 +79,7 @@ class RunnerBase:
             return self.evaluate()
         eval_loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, self.run_cfg.valid_splits)
         if self.start_epoch >= self.max_epoch:
-            return self._nothing_left(saved, eval_loaders)
+            return self._nothing_left(loader, saved, eval_loaders)
         self._build_loader(loader, saved)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
@@ -149,10 +149,12 @@ class RunnerBase:
         if stats and not from_main(lambda: self.log.has_epoch(stats)):
             self.log.epoch(stats | self._split_losses(eval_loaders))
 
-    def _nothing_left(self, saved, eval_loaders):
-        if self.output_dir:
+    def _nothing_left(self, loader, saved, eval_loaders):
+        if self.output_dir:  # the run ended after its last checkpoint, but perhaps before its last words
+            self._build_loader(loader, saved)
             self.log = RunLog(self.output_dir)
             self._end_epoch(saved["stats"], eval_loaders)
+            self._print_skipped()
         main_print(
             f"Nothing left to train: '{self.resumed_from}' has finished epoch {self.start_epoch - 1} "
             f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to go on"
@@ -258,15 +260,15 @@ class RunnerBase:
         """Say how it went and what to do next."""
         main_print(f"Training time {whole_seconds(seconds)}")
         main_print(f"Samples seen: {samples_seen}; log and metrics: {self.output_dir}")
-        for report in getattr(self.train_loader, "skip_report", dict)().items():
-            self._print_skipped(*report)
+        self._print_skipped()
         if self.last_checkpoint:
             main_print(f"Checkpoint: {self.last_checkpoint}")
             main_print(f"Next: use these weights by --options model.ckpt={self.last_checkpoint}")
 
-    @staticmethod
-    def _print_skipped(name, counts):
-        total = sum(map(Counter, dist_utils.gather_from_ranks(counts)), Counter())
-        met = total.pop("seen", 0)
-        reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
-        main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}")
+    def _print_skipped(self):
+        """Print how many samples of each dataset were skipped, by reason, on all ranks."""
+        for name, counts in getattr(self.train_loader, "skip_report", dict)().items():
+            total = sum(map(Counter, dist_utils.gather_from_ranks(counts)), Counter())
+            met = total.pop("seen", 0)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
+            main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}")
