@@ -174,7 +174,7 @@ def outcome(folder):
         "weights": digest.hexdigest(),
         "losses": losses(folder),
         "epochs": re.findall(r'^\{"train.*\}$', log.read_text(), flags=re.M),
-        "counts": counts,
+        "counts": sorted(set(counts)),  # a run that is killed after its last words says them again
     }
 
 
