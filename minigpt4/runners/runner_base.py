@@ -37,7 +37,7 @@ class RunnerBase:
         dist_utils.broadcast_tensors([parameter.data for parameter in self.trainable])
         self.max_epoch, self.start_epoch, self.start_step = self.run_cfg.max_epoch, 0, 0
         self.output_dir = self.result_dir = self.last_checkpoint = self.resumed_from = None
-        self._steps_since_save = 0
+        self._saved_step = 0  # of the epoch
         if not self.run_cfg.evaluate:
             self.optimizer = build_optimizer(self.model, self.run_cfg, self.device)
             self.scaler = build_scaler(self.model, self.run_cfg.amp, self.device)
@@ -139,8 +139,7 @@ class RunnerBase:
 
     def after_step(self, epoch, metrics):
         """Save if it is time to. Contract: called by the task after the optimizer's step; no gradient is left over."""
-        self._steps_since_save += 1
-        is_due = self._steps_since_save >= (self.run_cfg.save_every_iters or float("inf"))
+        is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
         if is_due and metrics.index < self.iters_per_epoch:
             self._save(epoch, metrics.index, metrics)
 
@@ -190,6 +189,7 @@ class RunnerBase:
                 self.scaler.load_state_dict(state["scaler"])
             position = state.get("position", {"epoch": int(state["epoch"]) + 1, "step": 0})
             self.start_epoch, self.start_step = position["epoch"], position["step"]
+            self._saved_step = self.start_step
         logging.info("Resume checkpoint from %s", self.resumed_from)
         if self.run_cfg.evaluate or not is_exact(state) or self.run_cfg.resume_mode != "exact":
             return None
@@ -226,7 +226,7 @@ class RunnerBase:
 
     def _save(self, epoch, step, metrics, stats=None):
         """Write a checkpoint of the run before step (epoch, step) from rank 0; return whether it is there."""
-        self._steps_since_save = 0
+        self._saved_step = step
         rest = run_state(self, epoch, step, metrics.state(), stats)  # from all ranks
         if not dist_utils.is_main_process():
             return True
