@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, embedded, kill, load
+from benchmarks import chat, embedded, kill, load, skipping
 
 COMMANDS = {
     "chat": chat,
     "embedded": embedded,
     "kill": kill,
     "load": load,
+    "skipping": skipping,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 
