@@ -1,4 +1,4 @@
-"""One killed run of each stage, on two ranks with workers; `python -m benchmarks kill` does twenty with the real LLM."""
+"""One killed run of each stage, `python -m benchmarks kill` does twenty, with the real LLM."""
 
 import random
 
