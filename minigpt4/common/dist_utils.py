@@ -166,14 +166,18 @@ def sum_over_ranks(values, device):
     return total.tolist()
 
 
-def average_gradients(parameters):
-    """Replace the gradients of `parameters` by their means over all ranks; a missing one counts as zero."""
+def average_gradients(parameters, sums=None):
+    """Replace the gradients of `parameters` by their means over all ranks; a missing one counts as zero.
+
+    `sums`, a tensor, is replaced by its sum over all ranks on the way. Raises RuntimeError if a rank is gone.
+    """
     if get_world_size() == 1:
         return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
-    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+    tensors = gradients if sums is None else [*gradients, sums]
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
         work.wait()
     torch._foreach_div_(gradients, get_world_size())

@@ -25,6 +25,7 @@ REQUIRED_FOR_TRAINING = (
 _AT_LEAST = {
     **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
     **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size", "save_every_iters"), 1),
+    **dict.fromkeys(("step_timeout_s", "max_skipped_updates"), 1),
     "keep_last_k": 2,  # the newest may turn out to be damaged
     **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
@@ -57,6 +58,7 @@ class RunConfig:
     accum_grad_iters: int = 1
     accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
     max_grad_norm: float | None = None  # None: no clipping
+    max_skipped_updates: int = 5  # in a row, for losses or gradients that are not finite; then the run ends
     amp: bool = False
     amp_dtype: str = "auto"  # auto (float16 on CUDA) | float16 | bfloat16
     # length
@@ -84,7 +86,8 @@ class RunConfig:
     device: str = "auto"
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
-    dist_timeout_s: int = 1800
+    dist_timeout_s: int = 1800  # of the process group
+    step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
     world_size: int = 1  # written at start, as are the next three; read under SLURM
     rank: int = 0
     gpu: int | None = None

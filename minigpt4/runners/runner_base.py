@@ -13,6 +13,8 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
+from minigpt4.common.watch import StepWatch
+from minigpt4.runners.interruption import Interruption
 from minigpt4.runners.plan import parts_table, print_plan
 from minigpt4.runners.run_config import RunConfig, find_problems
 from minigpt4.runners.run_folder import AUTO, checkpoint_name, new_folder, newest_checkpoint, prune
@@ -37,7 +39,7 @@ class RunnerBase:
         dist_utils.broadcast_tensors([parameter.data for parameter in self.trainable])
         self.max_epoch, self.start_epoch, self.start_step = self.run_cfg.max_epoch, 0, 0
         self.output_dir = self.result_dir = self.last_checkpoint = self.resumed_from = None
-        self._saved_step = 0  # of the epoch
+        self._saved_step, self._is_ending = 0, False  # step of the epoch
         if not self.run_cfg.evaluate:
             self.optimizer = build_optimizer(self.model, self.run_cfg, self.device)
             self.scaler = build_scaler(self.model, self.run_cfg.amp, self.device)
@@ -85,9 +87,12 @@ class RunnerBase:
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
         self._introduce()
+        self.interruption, self.watch = Interruption(), StepWatch(self.run_cfg.step_timeout_s)
         try:
-            self._train_epochs(eval_loaders, saved)
+            with self.interruption.listening():
+                self._train_epochs(eval_loaders, saved)
         finally:
+            self.watch.close()
             self.log.close()
             if loader is None:
                 self.train_loader.close()
@@ -123,7 +128,13 @@ class RunnerBase:
             logging.info("Start training")
             logging.info("Start training epoch %d, %d iters per inner epoch.", epoch, self.iters_per_epoch)
             metrics = MetricLogger(
-                epoch, self.iters_per_epoch, self.run_cfg.log_freq, self.device, self.log, samples_seen
+                epoch,
+                self.iters_per_epoch,
+                self.run_cfg.log_freq,
+                self.device,
+                self.log,
+                samples_seen,
+                self.run_cfg.max_skipped_updates,
             )
             if epoch == self.start_epoch:
                 metrics.go_on(self.start_step, restore(self, saved) if saved else metrics.state())
@@ -131,17 +142,28 @@ class RunnerBase:
             stats = {f"train_{name}": value for name, value in means.items()}
             samples_seen = metrics.samples_seen
             is_saved = self._save(epoch + 1, 0, metrics, stats)
+            if epoch + 1 < self.max_epoch:
+                self._end_if_told(epoch + 1, 0)
             self._end_epoch(stats, eval_loaders)
             dist_utils.barrier()
         self._sum_up(time.time() - start, samples_seen)
         if not is_saved:
             raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
 
-    def after_step(self, epoch, metrics):
-        """Save if it is time to. Contract: called by the task after the optimizer's step; no gradient is left over."""
+    def after_step(self, epoch, metrics, ranks_interrupted):
+        """Save if it is time to; end the run if a rank was told to. The end of an epoch is saved by the runner.
+
+        Contract: called by the task after the optimizer's step; no gradient is left over.
+        """
+        self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
-        if is_due and metrics.index < self.iters_per_epoch:
+        if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
             self._save(epoch, metrics.index, metrics)
+            self._end_if_told(epoch, metrics.index)
+
+    def _end_if_told(self, epoch, step):
+        if self._is_ending:
+            raise self.interruption.ended(self.last_checkpoint, epoch, step)
 
     def _end_epoch(self, stats, eval_loaders):
         """Evaluate, and write the epoch's line of `log.txt` unless it is there."""

@@ -101,6 +101,7 @@ class BaseTask:
         cfg, num_steps, accum = run.run_cfg, run.iters_per_epoch, run.run_cfg.accum_grad_iters
         is_mean = cfg.accum_reduction == "mean"
         run.model.train()
+        is_bad = torch.zeros((), device=run.device)  # a loss that is not finite since the last optimizer step
         for i in range(metrics.index, num_steps):
             lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
             with metrics.fetching():
@@ -110,20 +111,44 @@ class BaseTask:
             window = min(accum, num_steps - i + i % accum) if is_mean else 1
             run.scaler.scale(loss / window).backward()
             metrics.add(loss, lr, samples)
-            metrics.check()  # the only place that waits for the device
+            is_bad += ~loss.detach().isfinite()
             is_step = (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps)
             if is_step:
-                average_gradients(run.trainable)
-                if cfg.max_grad_norm is not None:
-                    run.scaler.unscale_(run.optimizer)
-                    torch.nn.utils.clip_grad_norm_(run.trainable, cfg.max_grad_norm)
-                run.scaler.step(run.optimizer)
-                run.scaler.update()
-                run.optimizer.zero_grad(set_to_none=True)
+                is_skipped, ranks_interrupted = self.update(run, is_bad)
+                metrics.updated(is_skipped)
+                is_bad.zero_()
+            metrics.check()  # the only place that waits for the device
             metrics.end_step()
             if is_step:
-                run.after_step(epoch, metrics)
+                run.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
+
+    def update(self, run, is_bad):
+        """Make one optimizer step with the ranks' mean gradient, or none where a loss or gradient is not finite.
+
+        Return (whether it was skipped, how many ranks want to end the run), tensors that are equal on all ranks.
+        """
+        flags = torch.stack([is_bad, is_bad.new_full((), run.interruption.signal is not None)])
+        run.watch.arrived()
+        try:
+            average_gradients(run.trainable, flags)
+        except RuntimeError as error:
+            raise run.watch.lost(error) from None
+        limit = run.run_cfg.max_grad_norm
+        if limit is not None:
+            run.scaler.unscale_(run.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(run.trainable, float("inf") if limit is None else limit)
+        # A GradScaler that is at work looks for infinities itself, and meets some while it looks for its scale.
+        is_skipped = (flags[0] > 0) | (~norm.isfinite() & (not run.scaler.is_enabled()))
+        if run.scaler.is_enabled() or run.device.type == "cuda":
+            if not run.scaler.is_enabled():
+                run.optimizer.found_inf = is_skipped.float()  # the fused step then does nothing: no need to wait
+            run.scaler.step(run.optimizer)
+        elif not is_skipped:
+            run.optimizer.step()
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        return is_skipped, flags[1]
 
     @torch.no_grad()
     def evaluation(self, model, loaders, device):
