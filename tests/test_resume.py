@@ -114,7 +114,7 @@ def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(t
     assert names == ["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint_1_iter_4.pth", "checkpoint_1_iter_6.pth"]
     within = torch.load(run.output_dir / "checkpoint_1_iter_4.pth", weights_only=True)
     assert within["epoch"] == 0  # the last finished one: 2023's loader would begin epoch 1 anew
-    assert within["position"] == {"epoch": 1, "step": 4}
+    assert within["progress"]["position"] == {"epoch": 1, "step": 4}
 
 
 DAMAGES = {
@@ -170,7 +170,7 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages
 def test_another_world_size_is_refused(tmp_path, storages, cut_run):
     path = cut_run.output_dir / "checkpoint_0_iter_4.pth"
     state = torch.load(path, weights_only=True)
-    state["setup"]["world size"] = 4
+    state["progress"]["setup"]["world size"] = 4
     torch.save(state, path)
     with pytest.raises(CheckpointError, match="world size: 1, the checkpoint has 4"):
         new_runner(tmp_path / "out", storages).train()

@@ -2,8 +2,8 @@
 
 A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`, AdamW's
 state dict; `config`, the unresolved configuration as plain containers; `scaler`, the GradScaler's state dict or None;
-`epoch`, the last finished epoch, counted from 0 (-1 within the first). What the runner adds to go on exactly is told in
-runners/run_state.py.
+`epoch`, the last finished epoch, counted from 0 (-1 within the first). A sixth, `progress`, which others may ignore, is
+what the runner needs to go on exactly: see runners/run_state.py.
 """
 
 import logging
@@ -63,8 +63,10 @@ def load_pickle(path, where, hint, mmap=False):
         raise CheckpointError(f"{where}: '{path}' is damaged or no file of torch ({_reason(error)}). {hint}") from None
 
 
-def load_checkpoint(path_or_url, where):
+def load_checkpoint(path_or_url, where, whole=False):
     """Return (state, path) of a training checkpoint, its tensors on the CPU. `where` is the key that names it.
+
+    `state` has the five keys; with `whole` all that the file holds.
 
     Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
     """
@@ -81,7 +83,7 @@ def load_checkpoint(path_or_url, where):
             f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
             f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
         )
-    return state, path
+    return state if whole else {key: state[key] for key in KEYS}, path
 
 
 def load_optimizer(optimizer, saved, where):

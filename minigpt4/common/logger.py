@@ -173,11 +173,11 @@ class MetricLogger:
                 continue
             main_print(f"step {step}: update skipped on all ranks, {self._in_a_row} in a row, {self.skipped} so far")
             if self._in_a_row >= self.max_skipped:
-                reason = (
+                found = (
                     complaints[-1] if complaints else f"step {step}: a gradient is not finite; optimizer not stepped"
                 )
                 raise NonFiniteLossError(
-                    f"{reason}; {self._in_a_row} in a row (run.max_skipped_updates). "
+                    f"{found}; {self._in_a_row} in a row (run.max_skipped_updates). "
                     "Try a smaller run.init_lr, run.max_grad_norm=1, or run.amp_dtype=bfloat16"
                 )
         self._unread_updates.clear()

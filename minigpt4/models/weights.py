@@ -74,7 +74,7 @@ def _read_safetensors(path, where):
 def compare_llm(path, where, own):
     """Warn where a checkpoint says that it was trained with another LLM than `own`, of `language_model.identity`."""
     saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
-    theirs = (saved.get("identity") or {}).get("llm")
+    theirs = saved.get("progress", {}).get("identity", {}).get("llm")
     if theirs and theirs["fingerprint"] != own["fingerprint"]:
         logging.warning(
             "%s: '%s' was trained with another LLM (%s) than model.llama_model (%s); what it says may be worse, or "

@@ -1,6 +1,6 @@
 """What a run is at a step, as plain values: saved, compared and restored, so that what follows is the same bit by bit.
 
-In a checkpoint, beside the keys of 2023, and absent from those of other programs:
+Under `progress` in a checkpoint, absent from those of other programs:
 
     position   {"epoch", "step"}: the next step to be made, counted from 0
     setup      what must be the same for the run to go on exactly, beside the configuration
@@ -28,7 +28,7 @@ _FREE_KEYS = (
 )
 
 
-def run_state(run, epoch, step, metrics_state, stats=None):
+def progress(run, epoch, step, metrics_state, stats=None):
     """Return what a checkpoint holds of `run` before step (epoch, step), on every rank. Called by all ranks."""
     gradients = [parameter.grad for parameter in run.trainable]
     mine = {
@@ -46,14 +46,12 @@ def run_state(run, epoch, step, metrics_state, stats=None):
     }
 
 
-def is_exact(saved):
-    """Return whether a checkpoint holds all that `restore` needs; one of 2023 does not."""
-    return "ranks" in saved
+def differences(saved, config, run):
+    """Return what keeps `run` from going on exactly where a checkpoint stands, as lines that begin with the key.
 
-
-def differences(saved, run):
-    """Return what keeps `run` from going on exactly where a checkpoint stands, as lines that begin with the key."""
-    theirs, ours = (_flat(config) for config in (saved["config"], run.config.to_dict()))
+    `saved`, `config`: what the checkpoint has under `progress` and `config`.
+    """
+    theirs, ours = _flat(config), _flat(run.config.to_dict())
     theirs, ours = theirs | _flat(saved["setup"]), ours | _flat(_setup(run))
     theirs |= _flat({"model": saved["identity"]})
     ours |= _flat({"model": run.model.identity()})

@@ -18,7 +18,7 @@ from minigpt4.runners.interruption import Interruption
 from minigpt4.runners.plan import parts_table, print_plan
 from minigpt4.runners.run_config import RunConfig, find_problems
 from minigpt4.runners.run_folder import AUTO, checkpoint_name, new_folder, newest_checkpoint, prune
-from minigpt4.runners.run_state import differences, is_exact, restore, run_state
+from minigpt4.runners.run_state import differences, progress, restore
 
 
 @registry.register_runner("runner_base")
@@ -107,7 +107,7 @@ class RunnerBase:
         self.train_loader = loader or self.task.build_train_loader(self.datasets, self.run_cfg, seed)
         self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         if saved:
-            if lines := differences(saved, self):
+            if lines := differences(saved, saved["config"], self):
                 raise CheckpointError(
                     f"run.resume_ckpt_path: '{self.resumed_from}' is of a run with other settings and cannot go on "
                     "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
@@ -203,21 +203,21 @@ class RunnerBase:
             path = from_main(lambda: newest_checkpoint(root))
             if path is None:
                 return logging.info("No checkpoint below %s: starting from the beginning", root)
-        state, self.resumed_from = load_checkpoint(path, where)
+        state, self.resumed_from = load_checkpoint(path, where, whole=True)
         self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if not self.run_cfg.evaluate:
             load_optimizer(self.optimizer, state["optimizer"], where)
             if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
                 self.scaler.load_state_dict(state["scaler"])
-            position = state.get("position", {"epoch": int(state["epoch"]) + 1, "step": 0})
-            self.start_epoch, self.start_step = position["epoch"], position["step"]
+            position = state["progress"]["position"] if "progress" in state else {"epoch": int(state["epoch"]) + 1}
+            self.start_epoch, self.start_step = position["epoch"], position.get("step", 0)
             self._saved_step = self.start_step
         logging.info("Resume checkpoint from %s", self.resumed_from)
-        if self.run_cfg.evaluate or not is_exact(state) or self.run_cfg.resume_mode != "exact":
+        if self.run_cfg.evaluate or "progress" not in state or self.run_cfg.resume_mode != "exact":
             return None
         if self.run_cfg.resume_ckpt_path == AUTO:
             self.output_dir = self.resumed_from.parent
-        return {key: value for key, value in state.items() if key not in ("model", "optimizer")}
+        return state["progress"] | {"config": state["config"]}
 
     def _open_output(self):
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
@@ -249,7 +249,7 @@ class RunnerBase:
     def _save(self, epoch, step, metrics, stats=None):
         """Write a checkpoint of the run before step (epoch, step) from rank 0; return whether it is there."""
         self._saved_step = step
-        rest = run_state(self, epoch, step, metrics.state(), stats)  # from all ranks
+        so_far = progress(self, epoch, step, metrics.state(), stats)  # from all ranks
         if not dist_utils.is_main_process():
             return True
         path = self.output_dir / (checkpoint_name(epoch, step) if step else checkpoint_name(epoch - 1))
@@ -262,7 +262,7 @@ class RunnerBase:
             "config": self.config.to_dict(),
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             "epoch": epoch - 1,
-            **rest,
+            "progress": so_far,
         }
         is_saved = save_checkpoint(path, state)
         if is_saved:
