@@ -58,7 +58,7 @@ def test_only_skipped_updates_in_a_row_end_the_run(tmp_path, capsys):
     assert "step 16: update skipped on all ranks, 2 in a row, 3 so far" in capsys.readouterr().out
     assert [record["loss"] for record in written(tmp_path)] == [1.0, None, 3.0, None, None, 6.0]
     assert metrics.end_epoch()["loss"] == 10 / 3
-    with pytest.raises(NonFiniteLossError, match=r"step 15: .* 3 in a row"):
+    with pytest.raises(NonFiniteLossError, match="not stepped; 3 in a row"):
         list(epoch_of([1.0, nan, nan, nan, 5.0], RunLog(tmp_path), max_skipped=3))
 
 

@@ -153,6 +153,22 @@ def test_losses_of_nan_in_a_row_end_the_run_before_the_weights_are_touched(tmp_p
     assert not list(run.output_dir.glob("*.pth"))
 
 
+def test_a_full_gpu_is_explained_with_the_settings_that_help(tmp_path):
+    cfg = settings(tmp_path, batch_size_train=64)
+    cfg.pretty_print = lambda: None
+    with pytest.raises(MemoryError) as caught, RunnerBase.session(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    message = str(caught.value)
+    assert message.startswith("the GPU is full (CUDA out of memory)") and "run.batch_size_train (now 64)" in message
+    for key in (
+        "run.accum_grad_iters",
+        "model.llm_quantization=int8",
+        "model.max_txt_len",
+        "model.use_grad_checkpoint",
+    ):
+        assert key in message
+
+
 # ---------------------------------------- resume, evaluate
 
 

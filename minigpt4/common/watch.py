@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import torch.distributed as dist
 
@@ -47,11 +48,20 @@ class StepWatch:
         except RuntimeError:
             return []
 
-    def lost(self, error):
-        """Return a LostRankError for the error of a collective."""
-        late = ", ".join(map(str, self.late_ranks())) or "unknown"
-        reason = str(error).strip().splitlines()[0]
-        return LostRankError(f"another rank is gone: rank {late} did not come to step {self._count} ({reason})")
+    @contextmanager
+    def explaining(self):
+        """Within the block the error of a collective is a LostRankError that names who is missing, where that is known."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            if not isinstance(error, dist.DistError) and "gloo" not in reason:
+                raise
+            late = self.late_ranks()
+            missing = (
+                f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "one had an error"
+            )
+            raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
 
     def _watch(self):
         while not self._is_over.wait(min(5, self.timeout_s / 4)):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from minigpt4.common import dist_utils
 from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint
-from minigpt4.common.device import build_scaler, resolve_device
+from minigpt4.common.device import build_scaler, explained_out_of_memory, resolve_device
 from minigpt4.common.dist_utils import derived_seed, from_main, main_print
 from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_seconds
 from minigpt4.common.optims import build_optimizer
@@ -64,7 +64,8 @@ class RunnerBase:
             dist_utils.setup_seeds(cfg.run_cfg.seed)
             setup_logger()
             cfg.pretty_print()
-            yield None
+            with explained_out_of_memory(cfg.run_cfg):
+                yield None
         except BaseException:
             dist_utils.leave_process_group(after_error=True)
             raise
@@ -89,7 +90,7 @@ class RunnerBase:
         self._introduce()
         self.interruption, self.watch = Interruption(), StepWatch(self.run_cfg.step_timeout_s)
         try:
-            with self.interruption.listening():
+            with self.interruption.listening(), self.watch.explaining():
                 self._train_epochs(eval_loaders, saved)
         finally:
             self.watch.close()

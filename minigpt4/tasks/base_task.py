@@ -130,10 +130,7 @@ class BaseTask:
         """
         flags = torch.stack([is_bad, is_bad.new_full((), run.interruption.signal is not None)])
         run.watch.arrived()
-        try:
-            average_gradients(run.trainable, flags)
-        except RuntimeError as error:
-            raise run.watch.lost(error) from None
+        average_gradients(run.trainable, flags)
         limit = run.run_cfg.max_grad_norm
         if limit is not None:
             run.scaler.unscale_(run.optimizer)
