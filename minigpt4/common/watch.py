@@ -50,7 +50,7 @@ class StepWatch:
 
     @contextmanager
     def explaining(self):
-        """Within the block the error of a collective is a LostRankError that names who is missing, where that is known."""
+        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known."""
         try:
             yield
         except RuntimeError as error:
@@ -58,9 +58,7 @@ class StepWatch:
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
             late = self.late_ranks()
-            missing = (
-                f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "one had an error"
-            )
+            missing = f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "an error"
             raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
 
     def _watch(self):
