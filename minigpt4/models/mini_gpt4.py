@@ -84,6 +84,7 @@ class MiniGPT4(BaseModel):
             path = resolve_file(cfg.ckpt, "model.ckpt")
             needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
+            weights.compare_llm(path, "model.ckpt", model.llm_identity)
         return model.eval()
 
     @classmethod
@@ -150,6 +151,7 @@ class MiniGPT4(BaseModel):
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self._attach(llm, device)
+        self.llm_identity = language_model.identity(cfg.llama_model, llm)
         main_print("Loading LLAMA Done")
 
     def _attach(self, llm, device):
@@ -165,6 +167,11 @@ class MiniGPT4(BaseModel):
         return Decoder(self.llama_model)
 
     # checkpoints
+
+    def identity(self):
+        """Return the LLM and the text around pictures that the weights are trained for, as plain values."""
+        text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
+        return {"llm": self.llm_identity, **text}
 
     def _release_parameters(self):
         return {to_release_name(name): parameter for name, parameter in self.named_parameters()}

@@ -7,7 +7,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -15,19 +14,6 @@ from minigpt4.embedded import prepare, world
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["run.iters_per_epoch=3", "run.batch_size_train=2", "run.device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def cache(release, tmp_path_factory):
-    """A cache root with a few drawn pictures and, for the LLM, the toy one."""
-    root = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHARD_SIZE", 4)
-        patch.setattr(prepare, "NUM_SAMPLES", {"laion": 32, "cc_sbu": 32, "cc_sbu_align": 6})
-        (root / "embedded").mkdir()
-        (root / "embedded/llm").symlink_to(release.llama)
-        prepare.prepare(root)
-    return root
 
 
 def train(cache, yaml, output, *options, expect=0):
