@@ -60,6 +60,7 @@ def parse_args(argv=None):
 
 def demo(args):
     """Load the model and chat until the user leaves."""
+    sys.stdout.reconfigure(line_buffering=True)  # the page's address also reaches a log file at once
     print("Initializing Chat")
     cfg = Config(args)
     device = _device(args, cfg)

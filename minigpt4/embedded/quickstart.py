@@ -21,8 +21,16 @@ STAGES = {
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
 EVALUATION = "eval_configs/embedded_eval.yaml"
-# glibc gives each large tensor's pages back when it is freed; faulting them in anew costs a tenth of a training step.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# Of this program and the trainings that it starts; what the user has set goes first. They count when a process starts.
+ENVIRONMENT = {
+    # Threads that spin long make two busy cores many times slower, threads that do not spin at all make two free ones
+    # slower by a tenth (stage 2) to a quarter (stage 1).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "5000",
+    # glibc gives each large tensor's pages back when it is freed; faulting them in anew costs a tenth of a step.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
 WEIGHTS = ROOT / "minigpt4/embedded/weights/manifest.json"
 
 
@@ -82,7 +90,7 @@ class Quickstart:
             return Path(state["checkpoint"])
         command = [sys.executable, "train.py", "--cfg-path", STAGES[stage], "--options", *options]
         print(" ".join(command), flush=True)
-        if subprocess.run(command, cwd=ROOT, env={**KEEP_FREED_MEMORY, **os.environ}).returncode != 0:
+        if subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ}).returncode != 0:
             raise SystemExit(f"quickstart: {stage} failed, see above")
         checkpoint = max(folder.glob("*/checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
         done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
@@ -158,13 +166,11 @@ Next:
 
 
 def main(argv=None):
-    # Before torch is imported: threads that spin long make two busy cores many times slower, threads that do not spin
-    # at all make two free ones slower by a tenth (stage 2) to a quarter (stage 1).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     quickstart = Quickstart(parse_args(argv))
     quickstart.say(quickstart.run())
 
 
 if __name__ == "__main__":
+    if not ENVIRONMENT.keys() <= os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, {**ENVIRONMENT, **os.environ})
     main()
