@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load
+from benchmarks import chat, convert, data, embedded, load
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
+    "data": data,
     "embedded": embedded,
     "load": load,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
