@@ -61,3 +61,11 @@ class BaseProcessor:
 
     def __call__(self, item):
         return item
+
+    def halves(self):
+        """Return (first, last): what a loader's worker does and what is left to the device, None if nothing is.
+
+        `first` then gives uint8 [S, S, 3], `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3] on any device,
+        and `last(first(item))` equals `self(item)`.
+        """
+        return self, None
