@@ -38,9 +38,7 @@ def parse_args(argv=None):
     )
     add_config_arguments(parser)
     parser.add_argument("--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)")
-    parser.add_argument(
-        "--output", type=Path, metavar="PNG", help="the sheet (default: <name of the YAML>_inspect.png)"
-    )
+    parser.add_argument("--output", type=Path, metavar="PNG", help="the sheet (default: <the YAML's name>_inspect.png)")
     parser.add_argument(
         "--scan",
         type=lambda text: None if text == "all" else _between(1)(text),
@@ -100,7 +98,7 @@ def inspect(args):
     for number, dataset in enumerate(datasets):
         share = args.num // len(datasets) + (number < args.num % len(datasets))
         scans.append(scan(dataset, preview, cfg.run_cfg.seed, args.scan, share))
-        print("\n".join(table(scans[-1], cfg, args.scan)), end="\n\n")
+        print("\n".join(table(scans[-1], cfg)), end="\n\n")
     if any(found.shown for found in scans):
         from minigpt4.datasets.sheet import draw
 
@@ -147,8 +145,8 @@ def scan(dataset, preview, seed, limit, num_shown):
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
     if found.missing:
         dataset.shards = [shard for shard in dataset.shards if shard not in set(found.missing)]
-    cut, samples = [], dataset.one_pass()
-    with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples") as progress:
+    cut, num_cut_shown, samples = [], -(-num_shown // SHARE_CUT), dataset.one_pass()
+    with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None) as progress:
         while limit is None or dataset.skips.report()["seen"] < limit:
             start = time.perf_counter()
             try:
@@ -165,12 +163,12 @@ def scan(dataset, preview, seed, limit, num_shown):
             found.num_cut += num_cut > 0
             if len(found.shown) < num_shown:
                 found.shown.append((sample, num_cut))
-            elif num_cut and len(cut) < num_shown // SHARE_CUT:
+            elif num_cut and len(cut) < num_cut_shown:
                 cut.append((sample, num_cut))
             progress.update(dataset.skips.report()["seen"] - progress.n)
     if not found.lengths:
         found.error = found.error or str(dataset.skips.nothing_usable())
-    _make_room(found.shown, cut, num_shown // SHARE_CUT)
+    _make_room(found.shown, cut, num_cut_shown)
     return found
 
 
@@ -182,7 +180,7 @@ def _make_room(shown, cut, wanted):
         shown[index] = item
 
 
-def table(found, cfg, limit):
+def table(found, cfg):
     """Return the lines that say what was found in one dataset."""
     dataset, rows = found.dataset, []
     if hasattr(dataset, "shards"):
@@ -202,7 +200,7 @@ def table(found, cfg, limit):
     if found.error:
         rows.append(("stopped", found.error))
     if total := found.lengths.total():
-        lengths = ", ".join(f"{name} {found.percentile(q)}" for name, q in (("5 %", 5), ("median", 50), ("95 %", 95)))
+        lengths = ", ".join(f"{name} {found.percentile(q)}" for name, q in (("5%", 5), ("median", 50), ("95%", 95)))
         rows.append(("text", f"tokens, end symbol included: {lengths}, longest {max(found.lengths)}"))
         cut = f"{found.num_cut:,} of {total:,} texts{_share(found.num_cut, total)}"
         rows.append(("cut", f"{cut} are longer than model.max_txt_len={cfg.model_cfg.max_txt_len}"))
@@ -240,18 +238,20 @@ def sheet(scans, preview, cfg, args):
         for sample, _ in found.shown:
             tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
             picture = found.dataset.vis_processor.picture(sample["image"])
-            cards.append(Card(str(sample["sample_id"]), picture, tokens))
+            cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", picture, tokens))
         total = found.lengths.total()
-        heading = (
-            f"{found.dataset.name}: {len(cards)} of {total:,} samples, {found.num_cut / max(total, 1):.1%} are cut"
-        )
-        groups.append((heading, cards))
-    prompts = f"one of the {len(preview.prompts)} in {model.prompt_path}" if preview.prompts else "none"
+        share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
+        groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
+    prompts = (
+        f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own" if preview.prompts else "none"
+    )
     notes = [
-        f"max_txt_len {model.max_txt_len}   end_sym {model.end_sym!r}   prompt: {prompts}",
-        f"prompt_template {model.prompt_template!r}",
+        f"at most {model.max_txt_len} tokens of text (max_txt_len)   end_sym {model.end_sym!r}   prompt: {prompts}"
     ]
-    return f"What the model sees and learns: {Path(args.cfg_path).name}", notes, [g for g in groups if g[1]]
+    if model.prompt_template:
+        notes.append(f"prompt_template {model.prompt_template!r}")
+    title = f"What the model sees and learns: {Path(args.cfg_path).name}"
+    return title, notes, [(heading, cards) for heading, cards in groups if cards]
 
 
 if __name__ == "__main__":

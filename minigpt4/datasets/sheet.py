@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 # kind of token -> (two shades that alternate, ink, what the legend says)
 STYLES = {
-    "begin": (("#fde68a", "#fde68a"), "#78350f", "begin of sequence"),
+    "begin": (("#fde68a", "#fde68a"), "#78350f", "start token"),
     "prompt": (("#dbeafe", "#bfdbfe"), "#1e3a8a", "prompt: read"),
-    "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the picture's place"),
+    "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the picture"),
     "target": (("#bbf7d0", "#86efac"), "#14532d", "target: learnt"),
     "given": (("#e5e7eb", "#d1d5db"), "#374151", "read, not learnt"),
     "cut": (("#fee2e2", "#fecaca"), "#b91c1c", "cut off: neither"),
@@ -45,7 +45,7 @@ def draw(title, notes, groups):
     """Return the sheet as a PIL image: title, legend, and for each (heading, cards) a grid of cards."""
     num_cards = sum(len(cards) for _, cards in groups)
     columns = 1 if num_cards == 1 else 2 if num_cards <= 8 else 3
-    width = columns * (CARD + GAP) + GAP
+    width = max(2, columns) * (CARD + GAP) + GAP
     head = GAP + 32 + LINE * len(notes) + LINE + GAP
     boxes = [[lay_out(card.tokens) for card in cards] for _, cards in groups]
     rows = [  # heights of the rows of cards of each group
@@ -57,7 +57,7 @@ def draw(title, notes, groups):
     _head(paint, title, notes, width)
     y = head
     for (heading, cards), laid, heights in zip(groups, boxes, rows, strict=True):
-        write(paint, (GAP, y + 4), heading, "#0f172a", 18)
+        write(paint, (GAP, y + 4), visible(heading), "#0f172a", 18)
         y += 36
         for number, (card, of_card) in enumerate(zip(cards, laid, strict=True)):
             row, column = divmod(number, columns)
@@ -73,7 +73,7 @@ def lay_out(tokens, width=TEXT):
     for word in _words(tokens):
         length = sum(measure(text) for text, _ in word)
         if x and x + length > width:
-            x, y = 0.0, y + LINE
+            x, y = (-measure(" ") if word[0][0].startswith(" ") else 0.0), y + LINE  # the space hangs over
         for text, number in word:
             for part in _parts(text, width):
                 if x and x + measure(part) > width:
@@ -92,10 +92,11 @@ def _words(tokens):
         lines = visible(token.text).split("\n")
         pieces = [line + NEW_LINE for line in lines[:-1]] + ([lines[-1]] if lines[-1] or len(lines) == 1 else [])
         for piece in pieces:
-            if word and (piece[:1].isspace() or token.kind != kind or word[-1][0].endswith(NEW_LINE)):
+            is_new = piece[:1].isspace() or (token.kind, token.is_special) != kind
+            if word and (is_new or word[-1][0].endswith(NEW_LINE)):
                 yield word
                 word = []
-            word, kind = [*word, (piece, number)], token.kind
+            word, kind = [*word, (piece, number)], (token.kind, token.is_special)
     yield word
 
 
@@ -124,13 +125,14 @@ def card_height(boxes):
 
 
 def _head(paint, title, notes, width):
-    write(paint, (GAP, GAP), title, "#0f172a", 22)
+    write(paint, (GAP, GAP), visible(title), "#0f172a", 22)
     for number, note in enumerate(notes):
-        write(paint, (GAP, GAP + 32 + LINE * number), shorten(note, width - 2 * GAP), "#475569")
+        write(paint, (GAP, GAP + 32 + LINE * number), shorten(visible(note), width - 2 * GAP), "#475569")
     x, y = GAP, GAP + 32 + LINE * len(notes)
     for shades, ink, label in STYLES.values():
         x += _token(paint, x, y, label, shades[0], ink) + 10
-    _token(paint, x, y, "framed: one special token", "#ffffff", "#0f172a", is_special=True)
+    x += _token(paint, x, y, "framed: a special token", "#ffffff", "#0f172a", is_special=True) + 10
+    write(paint, (x, y), "shades alternate from token to token", "#475569")
 
 
 def _card(image, card, boxes, x, y, height):
@@ -178,7 +180,9 @@ def visible(text):
 
 
 def _can_be_seen(char):
-    return char == " " or (unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn") and _font_with(char))
+    return char == " " or (
+        unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and _font_with(char)
+    )
 
 
 def shorten(text, width):
@@ -188,6 +192,7 @@ def shorten(text, width):
     return "…" + next(text[start:] for start in range(len(text)) if measure("…" + text[start:]) <= width)
 
 
+@cache
 def measure(text, size=SIZE):
     """Return the width of a text in pixels; an empty one still is a place."""
     return sum(font.getlength(part) for part, font in _runs(text, size)) if text else 4
@@ -202,9 +207,8 @@ def write(paint, place, text, ink, size=SIZE):
 
 def _runs(text, size):
     """Return [(part of a text, the font that has its characters)]."""
-    return [
-        (("".join(part)), _font(path, size)) for path, part in groupby(text, lambda char: _font_with(char) or _SANS())
-    ]
+    by_font = groupby(text, lambda char: _font_with(char) or _sans())
+    return [("".join(part), _font(path, size)) for path, part in by_font]
 
 
 @cache
@@ -213,7 +217,7 @@ def _font(path, size):
 
 
 @cache
-def _SANS():
+def _sans():
     import matplotlib
 
     return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
@@ -227,13 +231,18 @@ def _characters(path):
 
 
 @cache
-def _font_with(char):
-    """Return the path of a font that has a character: DejaVu Sans, else any of the system's; None if there is none."""
-    if ord(char) in _characters(_SANS()):
-        return _SANS()
+def _system_fonts():
     from matplotlib.font_manager import findSystemFonts
 
-    for path in sorted(findSystemFonts()):
+    return sorted(findSystemFonts())
+
+
+@cache
+def _font_with(char):
+    """Return the path of a font that has a character: DejaVu Sans, else any of the system's; None if there is none."""
+    if ord(char) in _characters(_sans()):
+        return _sans()
+    for path in _system_fonts():
         try:
             if ord(char) in _characters(path) and _font(path, SIZE).getlength(char):
                 return path
