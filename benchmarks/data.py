@@ -48,7 +48,9 @@ def run(args):
             shards = write_shards(Path(folder) / size, size, args.pictures)
             results[size] = result = _measure_size(shards, args)
             _print_table(size, meaning, result, args)
-    passed = args.quick or all(result["ratio"][key] >= gate for result in results.values() for key, gate in GATES.items())
+    passed = args.quick or all(
+        result["ratio"][key] >= gate for result in results.values() for key, gate in GATES.items()
+    )
     verdict = "not judged (--quick)" if args.quick else "PASS" if passed else "FAIL"
     print(f"at least {GATES['speed']}x the speed and {GATES['bytes']}x fewer bytes of tensors: {verdict}")
     settings = {"rounds": args.rounds, "pictures": args.pictures, "batch_size": args.batch_size}
@@ -102,7 +104,9 @@ def jpeg(seed, size):
     pixels = 128 + rng.normal(0, 3, (height, width, 3))
     for cells, strength in ((6, 55), (24, 28), (96, 14)):
         coarse = rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
-        pixels += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
+        pixels += (
+            np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
+        )
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
@@ -164,7 +168,9 @@ def _require_equal(shards, batch_size, pictures):
 
     def tensors(batches):
         batches = (to_device(batch, torch.device("cpu")) for batch in batches)
-        return {name: image for batch in batches for name, image in zip(batch["sample_id"], batch["image"], strict=True)}
+        return {
+            name: image for batch in batches for name, image in zip(batch["sample_id"], batch["image"], strict=True)
+        }
 
     ours = {name.removeprefix("laion/"): image for name, image in tensors(loader_ours(shards, batch_size)).items()}
     theirs = tensors(loader_2023(shards, batch_size, seeded=True))
@@ -210,4 +216,6 @@ def _print_table(size, meaning, result, args):
         sent = result["bytes_per_picture"][kind]
         print(f"{kind:<8}{cell:>30}{sent['tensors']:>28,.0f}{sent['all']:>10,.0f}")
     ratio, error = result["ratio"], result["ratio_error"]
-    print(f"equal tensors: yes; {ratio['speed']:.2f} +- {error:.2f} times the speed, {ratio['bytes']:.2f} times fewer bytes\n")
+    print(
+        f"equal tensors: yes; {ratio['speed']:.2f} +- {error:.2f} times the speed, {ratio['bytes']:.2f} times fewer bytes\n"
+    )
