@@ -61,3 +61,8 @@ class BaseProcessor:
 
     def __call__(self, item):
         return item
+
+    def picture(self, pixels):
+        """Return the PIL picture that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
+        levels = (pixels * 255).round().clamp(0, 255).byte()
+        return Image.fromarray(levels.permute(1, 2, 0).numpy())

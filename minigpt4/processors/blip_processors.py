@@ -61,11 +61,15 @@ class BlipImageProcessor(BaseProcessor):
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean {mean}, std {std}: expected three numbers each (R, G, B), std above 0")
-        self.image_size = image_size
+        self.image_size, self.mean, self.std = image_size, mean, std
         self.transform = transforms.Compose([geometry, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def __call__(self, image):
         return self.transform(to_rgb(image))
+
+    def picture(self, pixels):
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return super().picture(pixels * std + mean)
 
 
 @registry.register_processor("blip2_image_train")
