@@ -5,13 +5,17 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load
+from benchmarks import chat, convert, embedded, kill, load, parity, skipping, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "embedded": embedded,
+    "kill": kill,
     "load": load,
+    "parity": parity,
+    "skipping": skipping,
+    "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 

@@ -6,11 +6,22 @@ from pathlib import Path
 
 from minigpt4.common.config import ConfigError
 
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the program in good order; the message says what was saved."""
+
+    def __init__(self, message, exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 _OWN_CODE = Path(__file__).resolve().parents[1]
 
 
 def run_program(program, *args):
     """Return the exit code of ``program(*args)``: 0, 2 for a configuration that was refused, 1 for another mistake.
+
+    A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM).
 
     Errors that this package or the program's own file raises are messages written for the user and are printed as
     such. An error that comes out of a library is unexpected, and keeps its traceback.
@@ -20,14 +31,14 @@ def run_program(program, *args):
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, MemoryError) as error:
         if not _raised_by_us(error, program):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
 
 
 def _raised_by_us(error, program):
