@@ -167,7 +167,7 @@ def test_conversations_show_what_is_learnt_of_them(look, sheets, tmp_path):
 
 run:"""
     (tmp_path / "talks.yaml").write_text(head + section + rest.split("\nrun:")[1])
-    options = [f"model.llama_model={FOLDER}/model/llama", "model.prompt_template=[INST] {} [/INST]"]
+    options = [f"model.llama_model={FOLDER}/model/llama", "model.prompt_template='[INST] {} [/INST]'"]
     look.run(tmp_path / "talks.yaml", "--options", *options, "model.end_sym=</s>", "model.mask_eos_labels=False")
     ((_, _, ((_, (card,)),)),) = sheets
     assert text(card, "prompt") == "[INST] <Img></Img> What is it? [/INST]"
