@@ -62,10 +62,10 @@ def _measure_size(shards, args):
     batch_size = args.batch_size
     _require_equal(shards, batch_size, args.pictures)
     kinds = {"2023": lambda: loader_2023(shards, batch_size), "ours": lambda: loader_ours(shards, batch_size)}
-    rounds = {kind: [] for kind in kinds}
-    for number in range(args.rounds):
-        for kind in list(kinds)[:: 1 if number % 2 == 0 else -1]:
-            rounds[kind].append(_pictures_per_second(kinds[kind](), args.pictures // batch_size))
+    races = [
+        _race({kind: make() for kind, make in kinds.items()}, args.pictures // batch_size) for _ in range(args.rounds)
+    ]
+    rounds = {kind: [race[kind] for race in races] for kind in kinds}
     sent = {kind: _bytes_per_picture(next(iter(make()))) for kind, make in kinds.items()}
     speeds = [ours / old for ours, old in zip(rounds["ours"], rounds["2023"], strict=True)]
     ratio = {"speed": mean(speeds), "bytes": sent["2023"]["tensors"] / sent["ours"]["tensors"]}
@@ -179,23 +179,31 @@ def _require_equal(shards, batch_size, pictures):
         sys.exit(f"python -m benchmarks data: {sum(same)} of {pictures} tensors are equal; no speed is shown")
 
 
-def _pictures_per_second(loader, batches):
-    """Return pictures a second of processor time, the first batch left out."""
+def _race(loaders, batches):
+    """Return {kind: pictures a second of processor time}, all kinds at once and batch by batch.
+
+    The first and the last batch of a pass are left out: workers that start, or that have gone.
+    """
     import psutil
 
-    trainer = psutil.Process()
-    before = set(trainer.children())
-    stream = iter(loader)
-    next(stream)
-    (worker,) = set(trainer.children()) - before
-    start = _seconds(worker)
-    count = sum(len(batch["image"]) for batch in islice(stream, batches - 2))  # all but the last: the worker is alive
-    return count / (_seconds(worker) - start)
+    trainer, workers, streams = psutil.Process(), {}, {}
+    for kind, loader in loaders.items():
+        before = set(trainer.children())
+        streams[kind] = iter(loader)
+        next(streams[kind])
+        (workers[kind],) = set(trainer.children()) - before
+    seconds, count = {kind: -_seconds(worker) for kind, worker in workers.items()}, dict.fromkeys(loaders, 0)
+    for _ in range(batches - 2):
+        for kind, stream in streams.items():
+            start = time.process_time()
+            count[kind] += len(next(stream)["image"])
+            seconds[kind] += time.process_time() - start
+    return {kind: count[kind] / (seconds[kind] + _seconds(worker)) for kind, worker in workers.items()}
 
 
 def _seconds(worker):
     times = worker.cpu_times()
-    return times.user + times.system + time.process_time()
+    return times.user + times.system
 
 
 def _bytes_per_picture(batch):

@@ -143,8 +143,8 @@ def scan(dataset, preview, seed, limit, num_shown):
 
     dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
-    if found.missing:
-        dataset.shards = [shard for shard in dataset.shards if shard not in set(found.missing)]
+    if missing := set(found.missing):
+        dataset.shards = [shard for shard in dataset.shards if shard not in missing]
     cut, num_cut_shown, samples = [], -(-num_shown // SHARE_CUT), dataset.one_pass()
     with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None) as progress:
         while limit is None or dataset.skips.report()["seen"] < limit:

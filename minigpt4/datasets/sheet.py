@@ -15,7 +15,7 @@ STYLES = {
     "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the picture"),
     "target": (("#bbf7d0", "#86efac"), "#14532d", "target: learnt"),
     "given": (("#e5e7eb", "#d1d5db"), "#374151", "read, not learnt"),
-    "cut": (("#fee2e2", "#fecaca"), "#b91c1c", "cut off: neither"),
+    "cut": (("#fecaca", "#fca5a5"), "#b91c1c", "cut off: neither"),
 }
 CARD, GAP, PICTURE, SIZE, LINE = 620, 14, 224, 15, 23  # pixels
 TEXT = CARD - PICTURE - 3 * GAP  # width of a card's text
@@ -112,7 +112,7 @@ def _parts(text, width):
 def summary(tokens):
     """Return (what is read and learnt, what is cut or '') of a card, in numbers."""
     sizes = {kind: sum(token.size for token in tokens if token.kind == kind) for kind in STYLES}
-    cut = f"{sizes['cut']} tokens cut off" if sizes["cut"] else ""
+    cut = f"{sizes['cut']} token{'s' if sizes['cut'] > 1 else ''} cut off" if sizes["cut"] else ""
     return f"{sum(sizes.values()) - sizes['cut']} tokens read, {sizes['target']} of them learnt", cut
 
 
@@ -137,7 +137,9 @@ def _head(paint, title, notes, width):
 
 def _card(image, card, boxes, x, y, height):
     paint = ImageDraw.Draw(image)
-    paint.rounded_rectangle((x, y, x + CARD - 1, y + height - 1), 8, "#ffffff", "#cbd5e1")
+    read, cut = summary(card.tokens)
+    edge = ("#ef4444", 2) if cut else ("#cbd5e1", 1)
+    paint.rounded_rectangle((x, y, x + CARD - 1, y + height - 1), 8, "#ffffff", *edge)
     image.paste(_fit(card.picture), (x + GAP, y + GAP + LINE))
     write(paint, (x + GAP, y + 8), shorten(visible(card.sample_id), CARD - 2 * GAP), "#475569", 13)
     left, top = x + PICTURE + 2 * GAP, y + GAP + LINE
@@ -146,7 +148,6 @@ def _card(image, card, boxes, x, y, height):
         shades, ink, _ = STYLES[token.kind]
         place = (left + box.x, top + box.y, box.text, shades[box.token % 2], ink)
         _token(paint, *place, is_special=token.is_special, is_struck=token.kind == "cut")
-    read, cut = summary(card.tokens)
     bottom = y + height - LINE - 4
     write(paint, (x + GAP, bottom), read, "#475569", 13)
     write(paint, (x + GAP * 2 + measure(read, 13), bottom), cut, "#b91c1c", 13)

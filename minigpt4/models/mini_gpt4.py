@@ -220,6 +220,11 @@ class MiniGPT4(BaseModel):
 
     def encode_img(self, image):
         """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""
+        if not image.is_floating_point():
+            raise ValueError(
+                f"image: {image.dtype}; expected normalised pictures: a loader's batch becomes that in "
+                "minigpt4.common.device.to_device(batch, device)"
+            )
         if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"image: {list(image.shape)}; expected [B, 3, {self.image_size}, {self.image_size}]: the processors' "
@@ -301,7 +306,7 @@ class MiniGPT4(BaseModel):
     def _prefix_ids(self, prompt):
         """Return the token ids before the picture, BOS first, and behind it."""
         bos = self.llama_tokenizer.bos_token_id
-        before, behind = prompt_ids(prompt, self.llama_tokenizer) if prompt else ([], [])
+        before, behind = prompt_ids(prompt, self.llama_tokenizer)
         return [*([] if bos is None else [bos]), *before], behind
 
     def _prefix(self, samples):
