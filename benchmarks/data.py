@@ -240,8 +240,6 @@ def _print_table(size, meaning, result, args):
         cell = f"{mean(speeds):.0f} [{min(speeds):.0f} .. {max(speeds):.0f}]"
         sent = result["bytes_per_picture"][kind]
         print(f"{kind:<8}{cell:>30}{sent['tensors']:>28,.0f}{sent['all']:>10,.0f}")
-    speed, error = result["ratio"]["speed"], result["ratio_error"]
-    print(
-        f"equal tensors: yes; {speed:.2f} +- {error:.2f} times the speed, {result['ratio']['bytes']:.2f} times fewer bytes"
-    )
+    speed, error, fewer = result["ratio"]["speed"], result["ratio_error"], result["ratio"]["bytes"]
+    print(f"equal tensors: yes; {speed:.2f} +- {error:.2f} times the speed, {fewer:.2f} times fewer bytes")
     print(f"where training is on the CPU, which then normalises: {result['ratio_on_cpu']:.2f} times the speed\n")
