@@ -73,7 +73,7 @@ class BlipImageProcessor(BaseProcessor):
             return super().halves()
         match self.transform.transforms:
             case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
-                first = transforms.Compose([to_rgb, *geometry, to_rgb, to_pixels])
+                first = transforms.Compose([to_rgb, *geometry, to_pixels])
                 return first, Normalise(tuple(map(float, mean)), tuple(map(float, std)))
         return super().halves()
 

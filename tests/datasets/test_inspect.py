@@ -133,7 +133,7 @@ def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
     samples = {f"{number:06d}": pair(number, LONG if number == 17 else "short") for number in range(20)}
     write_tar(look.folder / "laion/00000.tar", samples)
     told = look(1, more=["--num", "8"])
-    laion, cc_sbu = told.split("cc_sbu\n")
+    laion, cc_sbu = told.split("\ncc_sbu\n")
     assert "  cut       1 of 24 texts (4.2%) are longer than model.max_txt_len=32\n" in laion
     assert "  cut       0 of 8 texts (0.0%) are" in cc_sbu
     ((_, _, ((heading, cards), _)),) = sheets
@@ -236,7 +236,7 @@ def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     usable = len(list(dataset))
     counts = dataset.skips.report()
     assert counts.keys() == {"seen", "bad_shard", *FAULTS} and counts["bad_image"] == 2
-    told = look(1).split("cc_sbu\n")[0]
+    told = look(1).split("\ncc_sbu\n")[0]
     assert f"scanned   all {counts['seen']} samples\n  usable    {usable} (" in told
     reasons = [reason for reason in REASONS if reason in counts]
     lines = [line.removeprefix("  skipped   ").split(" (")[0] for line in told.splitlines() if "skipped" in line]
@@ -258,7 +258,7 @@ def test_data_of_which_nothing_can_be_used_is_said_and_the_rest_is_shown(look):
         write_tar(look.folder / f"laion/{number:05d}.tar", {"0": FAULTS["no_caption"], "1": FAULTS["no_caption"]})
     told = look(1, expect=1)
     assert "  stopped   laion: 4 of the first 4 samples had no 'jpg' + 'json' pair (first keys: jpg)" in told
-    assert "(8 samples)\n" in told.split("cc_sbu\n")[1].replace("(12 samples)", "(8 samples)")
+    assert told.endswith("(8 samples)\n")
 
 
 def test_some_missing_shards_are_counted_and_named(look):
@@ -315,7 +315,7 @@ def test_what_was_lost_to_dead_links_is_said(look):
     stats["status_dict"] = {"success": 4, "HTTP Error 404: Not Found": 5, "image decoding error": 1}
     for number in range(2):
         (look.folder / f"laion/{number:05d}_stats.json").write_text(json.dumps(stats))
-    laion, cc_sbu = look(1).split("cc_sbu\n")
+    laion, cc_sbu = look(1).split("\ncc_sbu\n")
     assert "  download  8 of 20 pictures (40.0%) in 2 finished shards\n" in laion
     lines = [" ".join(line.split()) for line in laion.splitlines()]
     assert {"10 failed to download", "2 no picture", "10 HTTP Error 404: Not Found"} < set(lines)

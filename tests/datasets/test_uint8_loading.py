@@ -92,14 +92,6 @@ def test_tensors_of_a_users_own_processor_pass_unchanged(tmp_path, name):
     assert batch["image"].dtype == torch.float32 and torch.equal(to_device(batch, CPU)["image"], expected)
 
 
-def test_a_users_step_before_the_tensor_is_kept():
-    """A grey picture has one channel: 2023's chain broadcasts it to three."""
-    process, picture = Blip2ImageEvalProcessor(8), load_rgb(GOLDEN / "f_image" / PICTURES[0])
-    process.transform.transforms.insert(1, transforms.Grayscale())
-    first, last = process.halves()
-    assert torch.equal(last(first(picture)), process(picture))
-
-
 def test_the_loss_and_gradient_of_a_training_step_are_the_same(tmp_path):
     size, results = CONFIG["image_size"], []
     model = golden_model(tmp_path, end_sym="###", max_txt_len=16)
