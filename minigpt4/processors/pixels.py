@@ -28,7 +28,7 @@ class Normalise:
 
     def __call__(self, pixels):
         table = _table(self.mean, self.std, pixels.device)
-        rows = pixels.movedim(-1, -3).to(torch.int32, memory_format=torch.contiguous_format)
+        rows = pixels.movedim(-1, -3).contiguous().to(torch.int32)  # bytes are moved faster than integers, on a CPU
         rows += torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
         return table.index_select(0, rows.flatten()).view(rows.shape)
 

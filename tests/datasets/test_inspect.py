@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,8 +172,8 @@ run:"""
     look.run(tmp_path / "talks.yaml", "--options", *options, "model.end_sym=</s>", "model.mask_eos_labels=False")
     ((_, _, ((_, (card,)),)),) = sheets
     assert text(card, "prompt") == "[INST] <Img></Img> What is it? [/INST]"
-    assert text(card, "target") == "A dog.</s> Brown.</s>".replace(" Brown", "Brown")
-    assert text(card, "given").strip() == "[INST] Which colour? [/INST]"
+    assert text(card, "target") == "A dog.</s> Brown.</s>"
+    assert text(card, "given").strip() == "<s> [INST] Which colour? [/INST]"
 
 
 # the samples are training's
@@ -230,8 +231,10 @@ def test_the_picture_is_the_one_that_the_model_sees(processor):
 def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     faults = {f"9{number:05d}": members for number, members in enumerate(FAULTS.values())}
     write_tar(look.folder / "laion/00000.tar", {"000001": pair(1)} | faults | {"900009": FAULTS["bad_image"]})
-    whole = (look.folder / "laion/00001.tar").read_bytes()
-    (look.folder / "laion/00001.tar").write_bytes(whole[: len(whole) // 2])
+    cut = look.folder / "laion/00001.tar"
+    with tarfile.open(cut) as tar:
+        end = tar.getmembers()[-1].offset_data + 3
+    cut.write_bytes(cut.read_bytes()[:end])
     dataset = stream(str(look.folder / "laion/{00000..00001}.tar"), epochs=1)
     usable = len(list(dataset))
     counts = dataset.skips.report()
@@ -239,7 +242,9 @@ def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     told = look(1).split("\ncc_sbu\n")[0]
     assert f"scanned   all {counts['seen']} samples\n  usable    {usable} (" in told
     reasons = [reason for reason in REASONS if reason in counts]
-    lines = [line.removeprefix("  skipped   ").split(" (")[0] for line in told.splitlines() if "skipped" in line]
+    lines = [
+        line.removeprefix("  skipped   ").split(" (")[0] for line in told.splitlines() if line.startswith("  skipped")
+    ]
     assert lines == [f"{counts[reason]} {reason}" for reason in reasons]
     assert "too many: training stops above run.max_bad_fraction=0.05" in told
 
