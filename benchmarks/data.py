@@ -23,6 +23,7 @@ from benchmarks import machine
 HELP = "load and augment pictures from shards: pictures a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
 # As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as pictures of COCO are.
+# The first are what the 2023 chain reads. The larger ones are nearly all Pillow's work, which both ways share.
 SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger pictures"}
 JUDGED = "256x256"
 IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
@@ -42,6 +43,8 @@ def run(args):
     torch.set_num_threads(1)
     if args.quick:
         args.rounds, args.pictures = 2, 96
+    if args.rounds < 2 or args.pictures < 4 * args.batch_size:
+        sys.exit("python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of pictures")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for size, meaning in SIZES.items():
