@@ -23,7 +23,7 @@ from benchmarks import machine
 HELP = "load and augment pictures from shards: pictures a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
 # As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as pictures of COCO are.
-# The first are what the 2023 chain reads. The larger ones are nearly all Pillow's work, which both ways share.
+# The first are what the 2023 chain reads; Pillow's work, which both ways share, weighs more in the larger ones.
 SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger pictures"}
 JUDGED = "256x256"
 IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
