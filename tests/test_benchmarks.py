@@ -44,3 +44,16 @@ def test_convert(tmp_path):
     assert figures["records"] == 100_000 and set(figures["rounds"]) == {"json.load + csv", "ours"}
     peaks = {kind: values["peak_mb"] for kind, values in figures["median"].items()}
     assert peaks["ours"] < peaks["json.load + csv"]
+
+
+def test_data(tmp_path):
+    """At small size: the tensors of both ways are equal (it exits otherwise) and a quarter of their bytes is sent."""
+    command = [sys.executable, "-m", "benchmarks", "data", "--quick", "--json", str(tmp_path / "data.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "data.json").read_text())
+    assert result.stdout.count("equal tensors: yes") == 2 and "not judged (--quick)" in result.stdout
+    for of_size in figures["sizes"].values():
+        sent = of_size["bytes_per_picture"]
+        assert (sent["2023"]["tensors"], sent["ours"]["tensors"]) == (4 * 3 * 224 * 224, 3 * 224 * 224)
+        assert sent["ours"]["all"] < sent["2023"]["all"] / 3.9  # texts, identities and the normalisation are sent too
+        assert {len(speeds) for speeds in of_size["pictures_per_second"].values()} == {2}
