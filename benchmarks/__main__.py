@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, kill, load, parity, skipping, train
+from benchmarks import chat, convert, data, embedded, kill, load, parity, skipping, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
+    "data": data,
     "embedded": embedded,
     "kill": kill,
     "load": load,

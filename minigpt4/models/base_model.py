@@ -28,6 +28,14 @@ class BaseModel(nn.Module):
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
 
+    @classmethod
+    def text_preview(cls, cfg):
+        """Return what shows the texts of samples as this model would read them, without weights.
+
+        It has `prompts`, `lengths(samples)` and `tokens(sample, seed)`, as preview.TextPreview.
+        """
+        raise NotImplementedError(f"{cls.__name__}.text_preview")
+
     @property
     def device(self):
         """The device of the first parameter."""

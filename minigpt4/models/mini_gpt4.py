@@ -20,7 +20,8 @@ from minigpt4.models import language_model, llm_paths, packing, quantization, we
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
+from minigpt4.models.preview import TextPreview
+from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, prompt_ids, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 # What an LLM of a certain width usually is, for messages.
@@ -107,6 +108,11 @@ class MiniGPT4(BaseModel):
         quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
         model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
         return [part._replace(device=str(device)) for part in model.parts()]
+
+    @classmethod
+    def text_preview(cls, cfg):
+        """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
+        return TextPreview(cfg)
 
     @classmethod
     def activation_bytes(cls, cfg, device, batch_size):
@@ -229,7 +235,8 @@ class MiniGPT4(BaseModel):
         """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the picture; all alike without one."""
         if not prompt:
             return img_embeds, atts_img
-        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in self._prompt_ids(prompt))
+        ids = prompt_ids(prompt, self.llama_tokenizer)
+        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in ids)
         size = img_embeds.shape[0]
         wrapped = [before.expand(size, -1, -1), img_embeds.to(before), after.expand(size, -1, -1)]
         wrapped = torch.cat(wrapped, dim=1)
@@ -294,14 +301,8 @@ class MiniGPT4(BaseModel):
     def _prefix_ids(self, prompt):
         """Return the token ids before the picture, BOS first, and behind it."""
         bos = self.llama_tokenizer.bos_token_id
-        before, behind = self._prompt_ids(prompt) if prompt else ([], [])
+        before, behind = prompt_ids(prompt, self.llama_tokenizer) if prompt else ([], [])
         return [*([] if bos is None else [bos]), *before], behind
-
-    def _prompt_ids(self, prompt):
-        pieces = prompt.split(IMAGE_SLOT)
-        if len(pieces) != 2:
-            raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
-        return [self.llama_tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
 
     def _prefix(self, samples):
         """Return (embeddings [B, 1 + P, D], mask) of BOS and prompt; rows are as long as the longest, padded left."""

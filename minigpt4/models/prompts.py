@@ -124,6 +124,19 @@ def read_prompts(path, template, where="model"):
     return [template.replace("{}", line) for _, line in _lines(path)]
 
 
+def prompt_ids(prompt, tokenizer):
+    """Return (token ids before the picture, ids after it) of a prompt; none without a prompt.
+
+    Raises ValueError if it has not exactly one image slot.
+    """
+    if not prompt:
+        return [], []
+    pieces = prompt.split(IMAGE_SLOT)
+    if len(pieces) != 2:
+        raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
+    return tuple(tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
+
+
 def instruction_prompt(template, instruction):
     """Return the prompt that asks `instruction` about one picture, as a chat would, set into `template`."""
     return template.replace("{}", f"<Img>{IMAGE_SLOT}</Img> {instruction}")

@@ -61,3 +61,16 @@ class BaseProcessor:
 
     def __call__(self, item):
         return item
+
+    def halves(self):
+        """Return (first, last): what a loader's worker does and what is left to the device, None if nothing is.
+
+        `first` then gives uint8 [S, S, 3], `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3] on any device,
+        and `last(first(item))` equals `self(item)`.
+        """
+        return self, None
+
+    def picture(self, pixels):
+        """Return the PIL picture that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
+        levels = (pixels * 255).round().clamp(0, 255).byte()
+        return Image.fromarray(levels.permute(1, 2, 0).numpy())

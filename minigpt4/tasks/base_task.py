@@ -77,6 +77,7 @@ class BaseTask:
 
         place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
         dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
+        dataset.leaves_normalising = True
         return DataLoader(
             Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
             batch_size=run_cfg.batch_size_eval,
