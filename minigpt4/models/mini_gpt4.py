@@ -321,7 +321,7 @@ class MiniGPT4(BaseModel):
         ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)
-        if (labels == IGNORED).all():
+        if all(label == IGNORED for row in rows for label in row.labels):
             raise self._no_target(rows)
         return ids, mask, labels
 
