@@ -55,7 +55,7 @@ def random_model(size, dtype, device="cpu", stage=1):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from minigpt4.models import MiniGPT4, language_model
+    from minigpt4.models import MiniGPT4, language_model, rehearsal
 
     torch.manual_seed(SEED)
     with TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def random_model(size, dtype, device="cpu", stage=1):
     for block in model.visual_encoder.blocks:
         block.attn.k_bias.zero_()
     model._attach(llm, device)
-    model.llama_tokenizer = character_tokenizer()
+    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
     use_stage(model, stage)
     return model.train()
 
@@ -107,19 +107,6 @@ def batches(model, stage, batch_size, number, seed=SEED):
         texts = ["".join(chr(c) for c in draw.integers(97, 123, length - 1)) for length in lengths]  # and end_sym
         image = torch.randn(batch_size, 3, model.image_size, model.image_size, generator=generator)
         found.append({"image": image.to(model.device), "text_input": texts, "iters": step})
-    return found
-
-
-def character_tokenizer():
-    """Return a tokenizer with a token for each printable ASCII character and the end of a line."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    symbols = ["<s>", "</s>", "\n", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
-    tokenizer.decoder = decoders.Fuse()
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    found.pad_token, found.padding_side = found.eos_token, "right"
     return found
 
 

@@ -7,7 +7,7 @@ D LLM width, V vocabulary.
 import functools
 import inspect
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from minigpt4.models.prompts import IGNORED
+from minigpt4.models.recompute import layers_again
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
 HALF = (torch.float16, torch.bfloat16)
@@ -22,9 +23,9 @@ _counting = ContextVar("counting", default=False)
 
 
 @contextmanager
-def as_on_gpu():
+def as_on_gpu(is_so=True):
     """Take the way of a GPU inside the block for tensors without values, wherever they say they lie."""
-    token = _counting.set(True)
+    token = _counting.set(is_so)
     try:
         yield
     finally:
@@ -250,9 +251,10 @@ def packed_attention(llm):
         config._attn_implementation = usual
 
 
-def label_logits(llm, embeds, positions, segments, predicting):
+def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
-    with packed_attention(llm):
+    attention = functools.partial(packed_attention, llm)
+    with attention(), layers_again(llm, attention) if recompute else nullcontext():
         return llm(
             inputs_embeds=embeds[None],
             position_ids=positions[None],
