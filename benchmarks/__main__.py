@@ -5,13 +5,15 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load, parity, train
+from benchmarks import chat, convert, embedded, flops, load, memory, parity, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "embedded": embedded,
+    "flops": flops,
     "load": load,
+    "memory": memory,
     "parity": parity,
     "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
