@@ -5,15 +5,17 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, data, embedded, kill, load, parity, skipping, train
+from benchmarks import chat, convert, data, embedded, flops, kill, load, memory, parity, skipping, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "data": data,
     "embedded": embedded,
+    "flops": flops,
     "kill": kill,
     "load": load,
+    "memory": memory,
     "parity": parity,
     "skipping": skipping,
     "train": train,

@@ -217,5 +217,6 @@ def _print_table(size, meaning, result, args):
         print(f"{kind:<8}{cell:>30}{sent['tensors']:>28,.0f}{sent['all']:>10,.0f}")
     ratio, error = result["ratio"], result["ratio_error"]
     print(
-        f"equal tensors: yes; {ratio['speed']:.2f} +- {error:.2f} times the speed, {ratio['bytes']:.2f} times fewer bytes\n"
+        f"equal tensors: yes; {ratio['speed']:.2f} +- {error:.2f} times the speed, "
+        f"{ratio['bytes']:.2f} times fewer bytes\n"
     )
