@@ -5,13 +5,15 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load
+from benchmarks import chat, convert, embedded, load, parity, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "embedded": embedded,
     "load": load,
+    "parity": parity,
+    "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 
 

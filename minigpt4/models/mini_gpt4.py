@@ -7,6 +7,7 @@ positions (image slots and prompt), T text positions, L = 1 + P + T.
 import itertools
 import logging
 import random
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, resolve_file
-from minigpt4.models import language_model, quantization, weights
+from minigpt4.models import language_model, llm_paths, packing, quantization, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
@@ -56,6 +57,7 @@ class MiniGPT4(BaseModel):
         if cfg.freeze_qformer:
             self.freeze("Qformer", "query_tokens")
         self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
+        self.pack_sequences = cfg.pack_sequences
         self.prompt_list, self.prompt_template, self._num_forwards = [], cfg.prompt_template, itertools.count()
 
     # building
@@ -197,6 +199,12 @@ class MiniGPT4(BaseModel):
 
     # forward
 
+    @cached_property
+    def llm_path(self):
+        """How `forward` runs the LLM: "lean", "packed" or "padded"; found out, and said in the log, once."""
+        with self.maybe_autocast():
+            return llm_paths.choose(self.llama_model, self.pack_sequences)
+
     def encode_img(self, image):
         """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""
         if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
@@ -214,11 +222,7 @@ class MiniGPT4(BaseModel):
         """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the picture; all alike without one."""
         if not prompt:
             return img_embeds, atts_img
-        pieces = prompt.split(IMAGE_SLOT)
-        if len(pieces) != 2:
-            raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
-        ids = [self.llama_tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
-        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in ids)
+        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in self._prompt_ids(prompt))
         size = img_embeds.shape[0]
         wrapped = [before.expand(size, -1, -1), img_embeds.to(before), after.expand(size, -1, -1)]
         wrapped = torch.cat(wrapped, dim=1)
@@ -244,14 +248,53 @@ class MiniGPT4(BaseModel):
         "instruction", where a batch has it, holds a text per sample; those of '' get the prompt drawn for the batch.
         "turns" holds a list of (question, answer) per sample, in place of prompt and caption; `()` for one without.
         """
+        return {"loss": self._loss_of_padded(samples) if self.llm_path == "padded" else self._loss_of_packed(samples)}
+
+    def _loss_of_packed(self, samples):
+        """Return the loss with texts one behind the other; nothing here waits for the device."""
+        pictures, _ = self.encode_img(samples["image"])
+        drawn = self._draw_prompt(samples) if self.prompt_list else ""
+        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
+        rows = batch_rows(samples, self, self.llama_tokenizer)
+        packed = packing.pack([self._prefix_ids(prompt) for prompt in prompts], rows, pictures.shape[1])
+        if not packed.targets:
+            raise self._no_target(rows)
+        if len(packed.rows) < len(rows):
+            pictures = pictures[packed.rows]
+        embedding = self.llama_model.get_input_embeddings()
+        device = embedding.weight.device
+        ids, positions, slots, predicting, targets = (
+            torch.tensor(values).to(device, non_blocking=True)
+            for values in (packed.ids, packed.positions, packed.slots, packed.predicting, packed.targets)
+        )
+        words = embedding(ids)  # [T, D]
+        embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
+        segments = packing.Segments(packed.lengths, device, packed.num_shared)
+        with self.maybe_autocast():
+            logits = llm_paths.PACKED[self.llm_path](self.llama_model, embeds, positions, segments, predicting)
+        return packing.CrossEntropy.apply(logits, targets)
+
+    def _loss_of_padded(self, samples):
+        """Return the loss with texts padded to the longest, as 2023."""
         inputs, num_text = self.build_inputs(samples)
         labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
         length = inputs["inputs_embeds"].shape[1]
         predicting = torch.arange(length - num_text - 1, length - 1, device=labels.device)
         with self.maybe_autocast():
             logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        return {"loss": loss}
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def _prefix_ids(self, prompt):
+        """Return the token ids before the picture, BOS first, and behind it."""
+        bos = self.llama_tokenizer.bos_token_id
+        before, behind = self._prompt_ids(prompt) if prompt else ([], [])
+        return [*([] if bos is None else [bos]), *before], behind
+
+    def _prompt_ids(self, prompt):
+        pieces = prompt.split(IMAGE_SLOT)
+        if len(pieces) != 2:
+            raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
+        return [self.llama_tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
 
     def _prefix(self, samples):
         """Return (embeddings [B, 1 + P, D], mask) of BOS and prompt; rows are as long as the longest, padded left."""
@@ -279,12 +322,16 @@ class MiniGPT4(BaseModel):
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)
         if (labels == IGNORED).all():
-            advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if mask.any() else ""
-            raise ValueError(
-                f"batch has no target token: all {len(texts)} captions are empty after truncation "
-                f"(model.max_txt_len={self.max_txt_len}){advice}"
-            )
+            raise self._no_target(rows)
         return ids, mask, labels
+
+    def _no_target(self, rows):
+        has_text = any(row.ids for row in rows)
+        advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if has_text else ""
+        return ValueError(
+            f"batch has no target token: all {len(rows)} captions are empty after truncation "
+            f"(model.max_txt_len={self.max_txt_len}){advice}"
+        )
 
     def _embed(self, ids):
         embedding = self.llama_model.get_input_embeddings()

@@ -44,6 +44,7 @@ class MiniGPT4Config:
     max_txt_len: int = 32  # tokens of a caption, end symbol included
     end_sym: str = "\n"
     mask_eos_labels: bool = True  # 2023: an end token in the text is no target; False where end_sym is the end token
+    pack_sequences: bool = True  # texts of a batch without padding, where the LLM can; same loss and gradient
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 

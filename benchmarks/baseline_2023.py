@@ -1,0 +1,72 @@
+"""What the 2023 release computes in a training step, stated plainly, over the modules of our own model.
+
+Texts are padded to the longest of the batch and fed to their last token; attention is matrix products with a mask and a
+float32 softmax; logits are taken at all positions. tests/test_baseline.py proves loss and gradient by the golden set.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import cross_entropy, silu, softmax
+
+IGNORED = -100
+
+
+def loss(model, samples):
+    """Return the loss of a batch {"image", "text_input"}, as `model(samples)["loss"]` would."""
+    with plain_vision(model):
+        inputs, _ = model.build_inputs(samples)
+    with model.maybe_autocast():
+        logits = llm_logits(model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"])
+    return cross_entropy(logits[:, :-1].float().flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=IGNORED)
+
+
+@contextmanager
+def plain_vision(model):
+    """Let ViT and Q-Former attend by plain matrix products inside the block."""
+    bert, attentions = model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks]
+    usual, fused = bert.config._attn_implementation, [attention.fused_attn for attention in attentions]
+    bert.config._attn_implementation = "eager"
+    for attention in attentions:
+        attention.fused_attn = False
+    try:
+        yield
+    finally:
+        bert.config._attn_implementation = usual
+        for attention, value in zip(attentions, fused, strict=True):
+            attention.fused_attn = value
+
+
+def llm_logits(llm, x, mask):
+    """Return the logits [B, L, V] of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0 where padded."""
+    length, lowest = x.shape[1], torch.finfo(x.dtype).min
+    unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (mask[:, None, None] == 0)
+    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)  # [B, 1, L, L]
+    positions = torch.arange(length, device=x.device)[None]
+    cos, sin = (table[:, None] for table in llm.model.rotary_emb(x, positions))  # [1, 1, L, d]
+    for layer in llm.model.layers:
+        x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
+        normed, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
+        x = x + mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return llm.lm_head(_norm(llm.model.norm, x))
+
+
+def _norm(norm, x):
+    variance = x.float().pow(2).mean(-1, keepdim=True)
+    return norm.weight * (x * torch.rsqrt(variance + norm.variance_epsilon)).to(norm.weight.dtype)
+
+
+def _attention(attention, x, cos, sin, bias, lowest):
+    split = lambda linear: linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # noqa: E731
+    q, k, v = (split(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
+    q, k = (each * cos + _rotate_half(each) * sin for each in (q, k))
+    k, v = (each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v))
+    scores = q @ k.transpose(2, 3) / attention.head_dim**0.5 + bias
+    scores = scores.clamp(min=lowest)
+    shares = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return attention.o_proj((shares @ v).transpose(1, 2).flatten(2))
+
+
+def _rotate_half(x):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

@@ -1,0 +1,87 @@
+"""What one would train today instead: transformers' Blip2ForConditionalGeneration around the same LLM."""
+
+import torch
+
+IGNORED = -100
+
+
+def blip2(model):
+    """Return transformers' BLIP-2 that shares all weights of `model` but the ViT's, which it has a copy of."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    vit, bert, text = model.visual_encoder, model.Qformer.bert, model.llama_model.config
+    attention, mlp = vit.blocks[0].attn, vit.blocks[0].mlp
+    vision = {
+        "hidden_size": vit.embed_dim,
+        "intermediate_size": mlp.fc1.out_features,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": attention.num_heads,
+        "image_size": model.image_size,
+        "patch_size": vit.patch_embed.patch_size[0],
+        "qkv_bias": True,
+    }
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config=bert.config.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=model.query_tokens.shape[1],
+        image_token_index=text.vocab_size - 1,  # no text of a workload has it
+    )
+    with torch.device("meta"):
+        found = Blip2ForConditionalGeneration(config)
+    found.qformer, found.language_model = bert, model.llama_model
+    found.language_projection, found.query_tokens = model.llama_proj, model.query_tokens
+    found.vision_model.load_state_dict(vision_weights(model), assign=True)
+    found.vision_model.post_layernorm.eps = model.ln_vision.eps
+    found.vision_model.requires_grad_(False)
+    return found.eval()
+
+
+def vision_weights(model):
+    """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
+    vit = model.visual_encoder
+    parts = {
+        "embeddings.class_embedding": vit.cls_token,
+        "embeddings.position_embedding": vit.pos_embed,
+        "embeddings.patch_embedding.weight": vit.patch_embed.proj.weight,
+        "embeddings.patch_embedding.bias": vit.patch_embed.proj.bias,
+        "post_layernorm.weight": model.ln_vision.weight,
+        "post_layernorm.bias": model.ln_vision.bias,
+    }
+    for number, block in enumerate(vit.blocks):
+        attention, name = block.attn, f"encoder.layers.{number}."
+        bias = torch.cat([attention.q_bias, attention.k_bias.to(attention.q_bias), attention.v_bias])
+        parts |= {f"{name}self_attn.qkv.weight": attention.qkv.weight, f"{name}self_attn.qkv.bias": bias}
+        modules = {"self_attn.projection": attention.proj, "layer_norm1": block.norm1, "layer_norm2": block.norm2}
+        modules |= {"mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
+        for their_name, module in modules.items():
+            parts |= {f"{name}{their_name}.{kind}": tensor for kind, tensor in module.named_parameters()}
+    return {name: tensor.detach() for name, tensor in parts.items()}
+
+
+def loss(stock, model, samples):
+    """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient goes to model.llama_proj."""
+    inputs, config = batch_of(stock, model, samples), model.llama_model.config
+    usual, config._attn_implementation = config._attn_implementation, "sdpa"  # the default of transformers
+    try:
+        with model.maybe_autocast():
+            return stock(pixel_values=samples["image"], **inputs, use_cache=False).loss
+    finally:
+        config._attn_implementation = usual
+
+
+def batch_of(stock, model, samples):
+    """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
+    from minigpt4.models.prompts import batch_prompts, batch_rows
+
+    prompts = batch_prompts(samples, model.prompt_list[0] if model.prompt_list else "", model, model.llama_tokenizer)
+    picture = [stock.config.image_token_index] * model.query_tokens.shape[1]
+    ids, labels = [], []
+    for prompt, row in zip(prompts, batch_rows(samples, model, model.llama_tokenizer), strict=True):
+        before, behind = model._prefix_ids(prompt)
+        prefix = [*before, *picture, *behind]
+        ids.append(torch.tensor(prefix + row.ids))
+        labels.append(torch.tensor([IGNORED] * len(prefix) + row.labels))
+    pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, True, fill).to(model.device)  # noqa: E731
+    masks = [torch.ones(len(row), dtype=torch.long) for row in ids]
+    return {"input_ids": pad(ids, 1), "attention_mask": pad(masks, 0), "labels": pad(labels, IGNORED)}

@@ -1,0 +1,99 @@
+"""Loss and gradient of every way to train, beside the plain statement of 2023: no speed counts unless they agree."""
+
+from benchmarks import baseline_2023, blip2, machine, workload
+from minigpt4.common.device import resolve_device
+
+HELP = (
+    "loss and gradient errors of every way to run the LLM, beside what 2023 computes, in float32 and in half precision"
+)
+FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
+HALF_LIMIT = 1.05  # error against float32, as a multiple of the baseline's own
+OURS = ("padded", "packed", "lean")
+WAYS = ("2023", "transformers", *OURS)
+
+
+def add_arguments(parser):
+    parser.add_argument("--size", choices=list(workload.SIZES), default="toy")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=("fp16", "bf16"), help="half precision (default: fp16 on a GPU, else bf16)")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=4)
+
+
+def run(args):
+    """Measure both stages, print a table, return the figures."""
+    device = resolve_device(args.device)
+    dtype = args.dtype or ("fp16" if device.type == "cuda" else "bf16")
+    stages = {stage: measure(args.size, stage, device, dtype, args.batch, args.batches) for stage in workload.STAGES}
+    print(f"{args.size}, {args.batches} batches of {args.batch}; errors relative to 2023 in float32")
+    print_table(stages, dtype)
+    passed = all(verdict(errors) for errors in stages.values())
+    print("PASS" if passed else "FAIL", f"(float32 <= {FLOAT32_LIMIT:g}, {dtype} <= {HALF_LIMIT} times that of 2023)")
+    figures = {"size": args.size, "dtype": dtype, "seed": workload.SEED, "errors": stages, "passed": passed}
+    return {**figures, **machine.description("transformers", "timm")}
+
+
+def measure(size, stage, device, dtype, batch_size, num_batches):
+    """Return {way: {"loss", "gradient", "half gradient"}}: relative errors, the half ones that of `dtype`."""
+    from minigpt4.models.base_model import DTYPES
+
+    half = workload.random_model(size, DTYPES[dtype], device, stage)
+    batches = workload.batches(half, stage, batch_size, num_batches)
+    return of_models(workload.in_float32(half), half, batches)
+
+
+def of_models(wide, half, batches):
+    """Return what `measure` does, of a model in float32 and one of the same weights in half precision."""
+    stock = {id(model): blip2.blip2(model) for model in (wide, half)}
+    exact = [step(wide, stock, "2023", batch) for batch in batches]
+    errors = {}
+    for way in WAYS:
+        found, found_half = ([step(model, stock, way, batch) for batch in batches] for model in (wide, half))
+        errors[way] = {
+            "loss": max(abs(a - b) / b for (a, _), (b, _) in zip(found, exact, strict=True)),
+            "gradient": distance(found, exact),
+            "half gradient": distance(found_half, exact),
+        }
+    return errors
+
+
+def step(model, stock, way, batch):
+    """Return (loss, gradient of the projection's weight) of a batch."""
+    model.zero_grad()
+    loss = loss_of(model, stock[id(model)], way, batch)
+    (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
+    return loss.item(), model.llama_proj.weight.grad.float() / 1024
+
+
+def loss_of(model, stock, way, batch):
+    """Return the loss of a batch as one of WAYS computes it."""
+    if way == "2023":
+        return baseline_2023.loss(model, batch)
+    if way == "transformers":
+        return blip2.loss(stock, model, batch)
+    model.llm_path = way
+    return model(batch)["loss"]
+
+
+def distance(found, expected):
+    """Return the relative distance of gradients, all batches together."""
+    off = sum((a - b).square().sum().item() for (_, a), (_, b) in zip(found, expected, strict=True))
+    return (off / sum(b.square().sum().item() for _, b in expected)) ** 0.5
+
+
+def verdict(errors):
+    """Whether all our ways are as exact as they have to be."""
+    limit = HALF_LIMIT * errors["2023"]["half gradient"]
+    return all(
+        max(errors[way]["loss"], errors[way]["gradient"]) <= FLOAT32_LIMIT and errors[way]["half gradient"] <= limit
+        for way in OURS
+    )
+
+
+def print_table(stages, dtype):
+    print(f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}")
+    for stage, errors in stages.items():
+        for way, of_way in errors.items():
+            ratio = of_way["half gradient"] / errors["2023"]["half gradient"]
+            cells = f"{of_way['loss']:>14.1e}{of_way['gradient']:>16.1e}{of_way['half gradient']:>16.2e}{ratio:>12.3f}"
+            print(f"{f'stage {stage}, {way}':<24}{cells}")

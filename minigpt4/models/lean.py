@@ -1,0 +1,126 @@
+"""Decoder layers of a frozen LLaMA-like LLM that keep for backward only what backward needs.
+
+A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input, queries, keys,
+values, the residual stream before the MLP, gate and up; norms, rotary embedding and SwiGLU are computed again. What is
+computed is what transformers computes, with the float32 places of 2023: norms, rotary angles, softmax.
+
+Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigpt4.models.packing import attend
+
+
+def rms_norm(x, weight, eps):
+    """Return x [.., D], scaled in float32 to a mean square of 1, in its own type, times `weight`."""
+    wide = x.float()
+    return (wide * _inverse_norm(wide, eps)).to(x.dtype).mul_(weight)
+
+
+def _inverse_norm(wide, eps):
+    return wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+
+
+def rms_norm_backward(grad, x, weight, eps):
+    """Return the gradient of `rms_norm` with respect to x."""
+    wide = x.float()
+    inverse = _inverse_norm(wide, eps)
+    wide = wide * inverse
+    grad = (grad * weight).float()
+    mean = (grad * wide).mean(-1, keepdim=True)
+    return grad.addcmul_(wide, mean, value=-1).mul_(inverse).to(x.dtype)
+
+
+def rotate(x, cos, sin):
+    """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos, sin [T, 1, d / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., : first.shape[-1]]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., first.shape[-1] :]).addcmul_(first, sin)
+    return out
+
+
+class QueryKeyValue(torch.autograd.Function):
+    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, three linears, rotary embedding."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin, layer):
+        ctx.save_for_backward(x, cos, sin)
+        ctx.layer, attention = layer, layer.self_attn
+        normed = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (F.linear(normed, each.weight, each.bias).view(len(x), -1, attention.head_dim) for each in linears)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    @staticmethod
+    def backward(ctx, grad_q, grad_k, grad_v):
+        x, cos, sin = ctx.saved_tensors
+        attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
+        grad = rotate(grad_q, cos, -sin).flatten(1) @ attention.q_proj.weight
+        grad.addmm_(rotate(grad_k, cos, -sin).flatten(1), attention.k_proj.weight)
+        grad.addmm_(grad_v.flatten(1), attention.v_proj.weight)
+        return rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon), None, None, None
+
+
+class OutputAndMLP(torch.autograd.Function):
+    """x [T, D] and what attention found [T, H, d] -> the layer's output [T, D]."""
+
+    @staticmethod
+    def forward(ctx, x, found, layer):
+        norm, mlp, output = layer.post_attention_layernorm, layer.mlp, layer.self_attn.o_proj
+        x = x + F.linear(found.flatten(1), output.weight, output.bias)
+        normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+        gate = F.linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
+        up = F.linear(normed, mlp.up_proj.weight, mlp.up_proj.bias)
+        ctx.save_for_backward(x, gate, up)
+        ctx.layer, ctx.shape = layer, found.shape
+        return x + F.linear(F.silu(gate).mul_(up), mlp.down_proj.weight, mlp.down_proj.bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gate, up = ctx.saved_tensors
+        norm, mlp, output = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.layer.self_attn.o_proj
+        inner = grad @ mlp.down_proj.weight
+        grad_up = F.silu(gate).mul_(inner)
+        grad_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
+        inner = (grad_up @ mlp.up_proj.weight).addmm_(grad_gate, mlp.gate_proj.weight)
+        grad = grad + rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
+        return grad, (grad @ output.weight).view(ctx.shape), None
+
+
+def fits(llm):
+    """Whether the LLM is made of what this module computes: LLaMA's layers, plain linear layers, full attention."""
+    config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
+    is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
+    return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
+
+
+def _layer_fits(layer):
+    expected = {
+        "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+        "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+        "input_layernorm": set(),
+        "post_attention_layernorm": set(),
+    }
+    parts = {name: {inner for inner, _ in part.named_children()} for name, part in layer.named_children()}
+    if parts != expected:
+        return False
+    linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part is not layer.mlp.act_fn]
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return all(type(part) is nn.Linear for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
+
+
+def label_logits(llm, embeds, positions, segments, predicting):
+    """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
+    model, x = llm.get_decoder(), embeds
+    cos, sin = (half.chunk(2, dim=-1)[0].transpose(0, 1) for half in model.rotary_emb(embeds[None], positions[None]))
+    for layer in model.layers:
+        q, k, v = QueryKeyValue.apply(x, cos, sin, layer)
+        found = attend(q, k, v, segments, layer.self_attn.scaling)
+        if layer is model.layers[-1]:
+            x, found = x[predicting], found[predicting]
+        x = OutputAndMLP.apply(x, found, layer)
+    return llm.get_output_embeddings()(model.norm(x))

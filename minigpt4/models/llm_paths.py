@@ -1,0 +1,67 @@
+"""The ways in which training can run the LLM, fastest first, and which of them a given LLM can take.
+
+lean: packed texts, LLaMA's layers computed here (`lean.py`); packed: packed texts through the model of transformers;
+padded: texts padded to the longest, as 2023, which every model can take.
+"""
+
+import logging
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from minigpt4.models import lean, packing
+
+PACKED = {"lean": lean.label_logits, "packed": packing.label_logits}
+# How far a path's logits may lie from the model's own, relative. Noise on a trained LLM: 1.2e-6 in float32, 8e-3 in
+# bfloat16; another row's text shining through changes them by 0.5.
+TOLERANCE = {torch.float32: 1e-4}
+HALF_TOLERANCE = 5e-2
+_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and how many tokens they begin with that are the same
+
+
+def choose(llm, may_pack=True):
+    """Return the first path that gives the LLM's own logits on a few tokens, and say in the log which it is.
+
+    Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its structure.
+    """
+    reasons = [] if may_pack else ["model.pack_sequences is False"]
+    for path in PACKED if may_pack else ():
+        reason = _obstacle(llm, path)
+        if reason is None:
+            logging.info("LLM: texts are packed%s", ", layers are lean" if path == "lean" else "")
+            return path
+        reasons.append(f"{path}: {reason}")
+    logging.info("LLM: texts are padded to the longest (%s)", "; ".join(reasons))
+    return "padded"
+
+
+def _obstacle(llm, path):
+    """Return why the LLM cannot take a path, None if it can."""
+    if path == "lean" and not lean.fits(llm):
+        return "other layers than LLaMA's"
+    weight = llm.get_input_embeddings().weight
+    if weight.is_meta or isinstance(weight, FakeTensor):
+        return None
+    try:
+        error = _error(llm, PACKED[path])
+    except Exception as refusal:  # whatever a foreign model raises, it cannot take this path
+        return f"{type(refusal).__name__}: {str(refusal).splitlines()[0] if str(refusal) else ''}"
+    limit = TOLERANCE.get(llm.dtype, HALF_TOLERANCE)
+    return None if error <= limit else f"logits differ from the model's own by {error:.1e}, more than {limit:g}"
+
+
+@torch.no_grad()
+def _error(llm, label_logits):
+    """Return the relative distance of the logits of packed texts from those of each text alone."""
+    embedding = llm.get_input_embeddings()
+    device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
+    embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])  # [total, D]
+    starts = [0, *(_NUM_SHARED for _ in _ROWS)]
+    lengths = zip(starts, (_NUM_SHARED, *_ROWS), strict=True)
+    positions = torch.cat([torch.arange(start, start + length, device=device) for start, length in lengths])
+    segments = packing.Segments(_ROWS, device, _NUM_SHARED)
+    found = label_logits(llm, embeds, positions, segments, torch.arange(_NUM_SHARED, total, device=device)).float()
+    shared, *rows = embeds.split((_NUM_SHARED, *_ROWS))
+    alone = [llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows]
+    expected = torch.cat([logits[_NUM_SHARED:] for logits in alone]).float()
+    return ((found - expected).norm() / expected.norm()).item()

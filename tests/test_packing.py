@@ -1,0 +1,182 @@
+"""Packed texts: the same loss and gradient as padded ones, for the families that can take them."""
+
+import pytest
+import torch
+
+from minigpt4.models import lean, llm_paths, packing
+from minigpt4.models.prompts import IGNORED, Row
+from tests.golden.model import CONFIG, golden_model
+
+# Relative, float32. Measured on the golden model: loss 2e-7, gradient 9e-7.
+TOLERANCE = 5e-6
+TURNS = [("What is it?", "A bus."), ("Which colour has the bus in front of the house?", "Red, and it is old.")]
+
+
+def samples(texts, **more):
+    generator = torch.Generator().manual_seed(3)
+    size = CONFIG["image_size"]
+    return {"image": torch.randn(len(texts), 3, size, size, generator=generator), "text_input": texts, **more}
+
+
+def loss_and_gradient(model, batch, path):
+    model.llm_path = path
+    model.zero_grad()
+    loss = model(batch | {"iters": 0})["loss"]
+    loss.backward()
+    return loss.item(), model.llama_proj.weight.grad.clone()
+
+
+BATCHES = {
+    "captions": samples(["a bus", "the old lighthouse keeper climbs the stairs", "", "red"]),
+    "one caption": samples(["a bus stops in front of the school"]),
+    "instructions": samples(["a bus", "red"], instruction=["", "Which colour does the very old bus have?"]),
+    "turns": samples(["", "a bus", "red"], turns=[TURNS, (), TURNS[:1]]),
+    "a row without targets": samples(["", "a bus"], end="</s>"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
+    batch = dict(BATCHES[name])
+    (tmp_path / "prompts.txt").write_text("<Img><ImageHere></Img> Describe this image in detail.")
+    model = golden_model(
+        tmp_path,
+        prompt_path=str(tmp_path / "prompts.txt"),
+        prompt_template="###Human: {} ###Assistant: ",
+        end_sym=batch.pop("end", "###"),
+        max_txt_len=60,
+    ).train()
+    assert model.llm_path == "lean"
+    loss, gradient = loss_and_gradient(model, batch, "padded")
+    for path in ("packed", "lean"):
+        found, found_gradient = loss_and_gradient(model, batch, path)
+        assert found == pytest.approx(loss, rel=TOLERANCE)
+        assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
+
+
+def test_padding_by_choice(tmp_path):
+    assert golden_model(tmp_path, pack_sequences=False).llm_path == "padded"
+
+
+def test_pack_by_hand():
+    rows = [Row([7, 8, 9], [IGNORED, 8, IGNORED], 0), Row([5], [IGNORED], 0), Row([4, 6], [4, 6], 0)]
+    packed = packing.pack([([1, 3], [2])] * 2 + [([1], [])], rows, num_queries=2)
+    assert packed.rows == [0, 2]  # the second has no target
+    assert packed.num_shared == 1
+    assert packed.ids == [1, 3, 0, 0, 2, 7, 0, 0, 4]  # what both begin with, each up to what predicts 8, and 6
+    assert packed.lengths == [5, 3]
+    assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
+    assert packed.slots == [2, 3, 6, 7]
+    assert packed.predicting == [5, 7, 8]
+    assert packed.targets == [8, 4, 6]
+
+
+@pytest.mark.parametrize("num_shared", [0, 2])
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_by_segments(window, num_shared):
+    """Beside attention over all positions with a dense mask; what is shared is a constant."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [5, 1, 8]
+    total = num_shared + sum(lengths)
+    q, k, v = (torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
+    segments = packing.Segments(lengths, torch.device("cpu"), num_shared)
+    segment = torch.repeat_interleave(torch.arange(-1, 3), torch.tensor([num_shared, *lengths]))
+    position = torch.cat([torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)])
+    distance = position[:, None] - position
+    seen = (segment[:, None] == segment) | (segment == -1)
+    seen &= (distance >= 0) & (distance < (window or total))
+    heads_first = [each.transpose(0, 1)[None] for each in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first, attn_mask=seen, scale=0.3, enable_gqa=True
+    )
+    expected = expected[0].transpose(0, 1)
+    found = packing.attend(q, k, v, segments, 0.3, window)
+    weights = torch.randn(found.shape, generator=generator)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(out, (q, k, v), weights) for out in (found, expected)]
+    torch.testing.assert_close(*([each[num_shared:] for each in of_all] for of_all in gradients))
+
+
+def test_keys_of_the_fused_kernel():
+    """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
+    segments = packing.Segments([2, 1], torch.device("cpu"), num_shared=2)
+    segments._index_keys(torch.device("cpu"))
+    assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
+    assert segments.query_limits.tolist() == [0, 2, 4, 5]
+    assert segments.key_limits.tolist() == [0, 2, 6, 9]
+    keys = torch.arange(5.0, requires_grad=True)
+    packing.RepeatShared.apply(keys, segments).backward(torch.arange(9.0))
+    assert keys.grad.tolist() == [0, 1, 4, 5, 8]
+
+
+def test_cross_entropy_piece_by_piece(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(7, 50, generator=generator, requires_grad=True)
+    targets = torch.randint(50, (7,), generator=generator)
+    monkeypatch.setattr(packing, "_rows_at_a_time", lambda logits: 3)
+    losses = packing.CrossEntropy.apply(logits, targets), torch.nn.functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * loss, logits) for loss in losses))
+
+
+# families
+
+SHAPE = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+FAMILIES = {  # configuration class -> (its arguments, the path it takes)
+    "LlamaConfig": (SHAPE, "lean"),
+    "MistralConfig": (SHAPE | {"sliding_window": None}, "lean"),
+    "Qwen2Config": (SHAPE, "lean"),  # biases of queries, keys and values
+    "Qwen3Config": (SHAPE | {"head_dim": 8}, "packed"),  # norms of queries and keys
+    "MistralConfig, window": (SHAPE | {"sliding_window": 4}, "packed"),
+    "OlmoeConfig": (SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}, "packed"),
+    "CohereConfig": (SHAPE, "packed"),  # attention beside the MLP, scaled logits
+    "Gemma2Config": (SHAPE | {"head_dim": 8}, "padded"),  # caps its scores
+    "BloomConfig": ({"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4}, "padded"),  # attention of its own
+    "MambaConfig": ({"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, "padded"),
+}
+
+
+def family(name):
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, name.split(",")[0])(**FAMILIES[name][0])
+    llm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in llm.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(10)  # far from zero, so that what attention finds counts
+        elif name.endswith("bias"):
+            parameter.data.normal_()
+    return llm.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_take_the_path_that_keeps_their_logits(name):
+    llm, path = family(name), FAMILIES[name][1]
+    assert llm_paths.choose(llm) == path
+    usual = llm.config._attn_implementation
+    lengths, start = [9, 4, 6], torch.randn(3, 16)  # all texts begin with `start`
+    embeds = torch.randn(sum(lengths), 16, requires_grad=True)
+    positions = torch.cat([torch.arange(3), *(torch.arange(3, 3 + length) for length in lengths)])
+    predicting = torch.tensor([3, 8, 10, 18])
+    texts = [torch.cat([start, row])[None] for row in embeds.split(lengths)]
+    alone = torch.cat([llm(inputs_embeds=text, use_cache=False).logits[0, 3:] for text in texts])
+    weights = torch.randn(4, 60)
+    expected = torch.autograd.grad(alone[predicting], embeds, weights)[0]
+    for way in [] if path == "padded" else ["packed", path]:
+        segments = packing.Segments(lengths, embeds.device, num_shared=3)
+        logits = llm_paths.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
+        torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
+        found = torch.autograd.grad(logits, embeds, weights)[0]
+        assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 3e-6 and less
+    assert llm.config._attn_implementation == usual
+
+
+def test_another_layer_does_not_pass_for_llama(caplog):
+    """One that has the right parts and puts them together in another way is found out by its logits."""
+    llm = family("LlamaConfig")
+    llm.model.layers[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    assert lean.fits(llm)
+    with caplog.at_level("INFO"):
+        assert llm_paths.choose(llm) == "packed"
