@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load, parity, train
+from benchmarks import chat, convert, embedded, load, parity, startup, train
 
 COMMANDS = {
     "chat": chat,
@@ -13,6 +13,7 @@ COMMANDS = {
     "embedded": embedded,
     "load": load,
     "parity": parity,
+    "startup": startup,
     "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 

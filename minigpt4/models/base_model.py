@@ -28,6 +28,11 @@ class BaseModel(nn.Module):
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
 
+    @classmethod
+    def weight_files(cls, cfg):
+        """Return the files and folders that `from_config` will read, in that order."""
+        return []
+
     @property
     def device(self):
         """The device of the first parameter."""

@@ -7,6 +7,7 @@ from minigpt4.common.device import resolve_device, set_precision, to_device
 from minigpt4.common.dist_utils import average_gradients, derived_seed, sum_over_ranks
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.registry import registry
+from minigpt4.common.startup import startup
 
 
 class BaseTask:
@@ -105,9 +106,10 @@ class BaseTask:
         is_mean = cfg.accum_reduction == "mean"
         metrics = MetricLogger(epoch, num_steps, cfg.log_freq, run.device, run.log, samples_seen)
         run.model.train()
+        startup.begin("first step")
         for i in range(num_steps):
             lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
-            with metrics.fetching():
+            with metrics.fetching(), startup.phase("first batch"):
                 samples = to_device(next(run.train_loader), run.device)
             samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
             loss = self.train_step(run.model, samples)
@@ -124,6 +126,7 @@ class BaseTask:
                 run.scaler.update()
                 run.optimizer.zero_grad(set_to_none=True)
             metrics.end_step()
+            startup.finish()
         return metrics.end_epoch(), metrics.samples_seen
 
     @torch.no_grad()
