@@ -24,7 +24,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit",
+        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit; "
+        "exit code 1: a training step does not fit into memory",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="with --dry-run: plan for a GPU with so much memory, which need not be here",
     )
     return parser.parse_args(argv)
 
@@ -32,10 +39,14 @@ def parse_args(argv=None):
 def train(args):
     """Build everything that the configuration names and train it."""
     startup.begin("configuration")
+    if args.gpu_memory is not None:
+        if not args.dry_run:
+            raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
+        args.options = [*(args.options or []), "run.device=auto"]
     cfg = Config(args, for_training=True)
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
-        return runner_class.print_plan(cfg)
+        return runner_class.print_plan(cfg, args.gpu_memory)
     task = registry.get_task_class(cfg.run_cfg.task)()
     startup.begin("processes")
     with runner_class.session(cfg) as job_id:

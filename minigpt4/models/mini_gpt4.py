@@ -7,6 +7,7 @@ positions (image slots and prompt), T text positions, L = 1 + P + T.
 import itertools
 import logging
 import random
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -17,12 +18,13 @@ from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
-from minigpt4.models import language_model, llm_paths, packing, quantization, weights
+from minigpt4.models import language_model, llm_paths, packing, quantization, rehearsal, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.recompute import layers_again
 
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
@@ -58,7 +60,7 @@ class MiniGPT4(BaseModel):
         if cfg.freeze_qformer:
             self.freeze("Qformer", "query_tokens")
         self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
-        self.pack_sequences = cfg.pack_sequences
+        self.pack_sequences, self.llm_checkpointing = cfg.pack_sequences, cfg.llm_checkpointing
         self.prompt_list, self.prompt_template, self._num_forwards = [], cfg.prompt_template, itertools.count()
 
     # building
@@ -118,12 +120,9 @@ class MiniGPT4(BaseModel):
         return [part._replace(device=str(device)) for part in model.parts()]
 
     @classmethod
-    def activation_bytes(cls, cfg, device, batch_size):
-        """Return an estimate of the activations of a training step of `batch_size` texts of full length, in bytes."""
-        dtype = resolve_compute_dtype(cfg.llm_precision, torch.device(device))
-        prompt = max(read_prompts(cfg.prompt_path, cfg.prompt_template), key=len) if cfg.prompt_path else ""
-        num_prefix = 1 + cfg.num_query_token + len(prompt) // 4  # an English token has about four characters
-        return language_model.activation_bytes(cfg.llama_model, dtype, batch_size, num_prefix, cfg.max_txt_len)
+    def training_memory(cls, cfg, device, batch_size):
+        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
+        return rehearsal.count(cls, cfg, torch.device(device), batch_size).peak
 
     @startup.phase("ViT")
     def _load_vit(self, cfg):
@@ -286,7 +285,8 @@ class MiniGPT4(BaseModel):
         embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
         segments = packing.Segments(packed.lengths, device, packed.num_shared)
         with self.maybe_autocast():
-            logits = llm_paths.PACKED[self.llm_path](self.llama_model, embeds, positions, segments, predicting)
+            label_logits = llm_paths.PACKED[self.llm_path]
+            logits = label_logits(self.llama_model, embeds, positions, segments, predicting, self.llm_checkpointing)
         return packing.CrossEntropy.apply(logits, targets)
 
     def _loss_of_padded(self, samples):
@@ -295,7 +295,8 @@ class MiniGPT4(BaseModel):
         labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
         length = inputs["inputs_embeds"].shape[1]
         predicting = torch.arange(length - num_text - 1, length - 1, device=labels.device)
-        with self.maybe_autocast():
+        recompute = layers_again(self.llama_model) if self.llm_checkpointing else nullcontext()
+        with self.maybe_autocast(), recompute:
             logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
@@ -336,7 +337,7 @@ class MiniGPT4(BaseModel):
         ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)
-        if (labels == IGNORED).all():
+        if all(label == IGNORED for row in rows for label in row.labels):
             raise self._no_target(rows)
         return ids, mask, labels
 

@@ -7,15 +7,29 @@ D LLM width, V vocabulary.
 import functools
 import inspect
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from minigpt4.models.prompts import IGNORED
+from minigpt4.models.recompute import layers_again
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
+HALF = (torch.float16, torch.bfloat16)
+_counting = ContextVar("counting", default=False)
+
+
+@contextmanager
+def as_on_gpu(is_so=True):
+    """Take the way of a GPU inside the block for tensors without values, wherever they say they lie."""
+    token = _counting.set(is_so)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
 
 
 class Packed(NamedTuple):
@@ -67,8 +81,18 @@ class Segments:
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
-        if device.type == "cuda":
+        self._bias = {}
+        if device.type == "cuda" or _counting.get():
             self._index_keys(device)
+
+    def bias(self, window, device):
+        """Return [longest, longest] for plain attention: 0 where a position sees another, -inf where not."""
+        if window not in self._bias:
+            unseen = torch.ones(self.longest, self.longest, dtype=torch.bool, device=device).triu(1)
+            if window is not None:
+                unseen |= torch.ones_like(unseen).tril(-window)
+            self._bias[window] = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)
+        return self._bias[window]
 
     def _index_keys(self, device):
         keys, own = [], []
@@ -91,7 +115,7 @@ def attend(q, k, v, segments, scale, window=None):
     """
     if window is not None and window >= segments.longest:
         window = None
-    if _has_varlen(q.device, q.dtype):
+    if _has_varlen(q.device, q.dtype) or (_counting.get() and q.dtype in HALF):
         return _varlen(q, k, v, segments, scale, window)
     return SegmentAttention.apply(q, k, v, segments, scale, window)
 
@@ -99,7 +123,7 @@ def attend(q, k, v, segments, scale, window=None):
 @functools.cache
 def _has_varlen(device, dtype):
     """Whether torch's fused kernel for segments runs there: half precision, and a GPU of 2020 or later."""
-    is_half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    is_half = device.type == "cuda" and dtype in HALF
     return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -143,12 +167,12 @@ class SegmentAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, segments, scale, window):
         out, kept = torch.empty_like(q), []
-        hidden = _hidden(segments.longest, window, q.device)
+        bias = segments.bias(window, q.device)
         for num_shared, rows in _parts(segments):
             q_rows, k_rows, v_rows = _by_key_head(q[rows], *(_with_shared(each, num_shared, rows) for each in (k, v)))
             length, num_keys = rows.stop - rows.start, k_rows.shape[1]
             scores = torch.bmm(q_rows, k_rows.transpose(1, 2)).float().mul_(scale)
-            scores.view(-1, length, num_keys).add_(hidden[num_keys - length : num_keys, :num_keys])
+            scores.view(-1, length, num_keys).add_(bias[num_keys - length : num_keys, :num_keys])
             kept.append(scores.softmax(-1).to(q.dtype))
             _put(out[rows], torch.bmm(kept[-1], v_rows))
         ctx.save_for_backward(q, k, v, *kept)
@@ -199,15 +223,6 @@ def _put(out, rows):
     out.view(length, *by_key.shape[:2], width).copy_(by_key.permute(2, 0, 1, 3))
 
 
-@functools.lru_cache(maxsize=8)
-def _hidden(length, window, device):
-    """Return [L, L]: 0 where a position sees another, -inf where not."""
-    unseen = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-    if window is not None:
-        unseen |= torch.ones_like(unseen).tril(-window)
-    return torch.zeros(length, length, device=device).masked_fill_(unseen, -torch.inf)
-
-
 def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
     """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
     unknown = {name for name, value in options.items() if name in _CHANGE_ATTENTION and value is not None}
@@ -236,9 +251,10 @@ def packed_attention(llm):
         config._attn_implementation = usual
 
 
-def label_logits(llm, embeds, positions, segments, predicting):
+def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
-    with packed_attention(llm):
+    attention = functools.partial(packed_attention, llm)
+    with attention(), layers_again(llm, attention) if recompute else nullcontext():
         return llm(
             inputs_embeds=embeds[None],
             position_ids=positions[None],
