@@ -5,12 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, load, parity, startup, train
+from benchmarks import chat, convert, embedded, flops, limits, load, parity, startup, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "embedded": embedded,
+    "flops": flops,
+    "limits": limits,
     "load": load,
     "parity": parity,
     "startup": startup,
