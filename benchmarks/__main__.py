@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, flops, limits, load, parity, startup, train
+from benchmarks import chat, convert, embedded, flops, limits, load, memory, parity, startup, train
 
 COMMANDS = {
     "chat": chat,
@@ -14,6 +14,7 @@ COMMANDS = {
     "flops": flops,
     "limits": limits,
     "load": load,
+    "memory": memory,
     "parity": parity,
     "startup": startup,
     "train": train,

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import flops, machine, workload
+from benchmarks import machine, memory, workload
 from minigpt4.common.device import resolve_device
 
 HELP = "matrix products, memory and start-up reads of this machine, and the limits that follow for 7B"
@@ -121,17 +121,27 @@ def kernels(device, rounds, number=2000):
 def of_7b(found, device, size):
     """Return what the measured rates allow a model of `size` at most: {what: number}."""
     half = max(found["matmul"]["fp16" if device.type == "cuda" else "bf16"])
-    model = flops.skeleton(size)
+    model, _ = memory.setup(size, 1, 1)
     weights = sum(part.bytes for part in model.parts())
     llm = model.llama_model
     read = sum(p.nbytes for p in llm.parameters()) - llm.get_input_embeddings().weight.nbytes
-    limits = {}
-    for stage, batch_size in flops.BATCH.items():
-        useful = flops.count(size, stage, batch_size, ways=())["useful"] / batch_size
-        limits[f"{size}, stage {stage}: samples/s"] = half / useful
+    limits = {f"{size}, stage {stage}: samples/s": half / useful(size, stage) for stage in workload.STAGES}
     limits[f"{size}: tokens/s of one answer"] = max(found["copy within memory"]) / read
     limits[f"{size}: seconds to read {weights / 1e9:.1f} GB of weights"] = weights / max(found["file in memory"])
     return limits
+
+
+def useful(size, stage):
+    """Return the FLOPs that a step of a stage's official batch cannot do without, for each sample."""
+    import torch
+
+    from minigpt4.common.memory import without_values
+
+    batch_size = memory.BATCHES[stage]
+    model, batch = memory.setup(size, stage, batch_size)
+    with without_values(model):
+        batch["image"] = torch.empty(batch_size, 3, model.image_size, model.image_size)
+        return workload.useful_flops(model, batch) / batch_size
 
 
 def print_row(name, rates, unit, label):

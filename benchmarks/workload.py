@@ -96,18 +96,27 @@ def in_float32(model):
 
 def batches(model, stage, batch_size, number, seed=SEED):
     """Return `number` batches of random pictures and of texts whose lengths are drawn as those of a stage."""
-    import numpy as np
     import torch
 
-    mean, deviation, least, most = STAGES[stage]
-    draw, generator = np.random.default_rng([seed, stage]), torch.Generator().manual_seed(seed)
+    draw, generator = _draw(stage, seed), torch.Generator().manual_seed(seed)
     found = []
     for step in range(number):
-        lengths = draw.normal(mean, deviation, batch_size).round().clip(least, most).astype(int)
-        texts = ["".join(chr(c) for c in draw.integers(97, 123, length - 1)) for length in lengths]  # and end_sym
         image = torch.randn(batch_size, 3, model.image_size, model.image_size, generator=generator)
-        found.append({"image": image.to(model.device), "text_input": texts, "iters": step})
+        found.append({"image": image.to(model.device), "text_input": texts(stage, batch_size, draw), "iters": step})
     return found
+
+
+def texts(stage, batch_size, draw=None):
+    """Return a batch's texts: random letters, of lengths drawn as those of a stage; `draw`: a generator of NumPy."""
+    draw, (mean, deviation, least, most) = draw or _draw(stage, SEED), STAGES[stage]
+    lengths = draw.normal(mean, deviation, batch_size).round().clip(least, most).astype(int)
+    return ["".join(chr(c) for c in draw.integers(97, 123, length - 1)) for length in lengths]  # and end_sym
+
+
+def _draw(stage, seed):
+    import numpy as np
+
+    return np.random.default_rng([seed, stage])
 
 
 def useful_flops(model, samples):

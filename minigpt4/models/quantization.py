@@ -36,17 +36,24 @@ def check_device(kind, device):
             )
 
 
+def refusal_to_train(kind, device):
+    """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
+    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
+        return None
+    return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"
+
+
 def refuse_training(llm, kind, device):
     """Make `llm` raise ValueError when asked for a gradient that the kernels of `kind` do not give on `device`."""
-    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
-        return
+    refusal = refusal_to_train(kind, device)
 
     def check(module, args, kwargs):
         embeds = kwargs.get("inputs_embeds")
         if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
-            raise ValueError(f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8")
+            raise ValueError(refusal)
 
-    llm.register_forward_pre_hook(check, with_kwargs=True)
+    if refusal:
+        llm.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def linears(llm):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from minigpt4.common.memory import MemoryCounter, without_values
-from minigpt4.models import packing
+from minigpt4.models import packing, quantization
 from minigpt4.models.base_model import resolve_compute_dtype
 from minigpt4.models.prompts import IMAGE_SLOT, read_prompts
 
@@ -24,8 +24,11 @@ class Cost(NamedTuple):
 def count(model_class, cfg, device, batch_size):
     """Return the Cost of a step of a `model` section: `batch_size` texts of full length behind the longest prompt.
 
-    On a GPU the attention of GPUs of 2020 and later is counted.
+    On a GPU the attention of GPUs of 2020 and later is counted. Raises ValueError for weights that cannot train.
     """
+    kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+    if refusal := quantization.refusal_to_train(kind, device):
+        raise ValueError(refusal)
     model = model_class.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device)).train()
     model.llama_tokenizer = tokenizer_of_characters()
     if cfg.prompt_path:
