@@ -5,7 +5,21 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, data, embedded, flops, kill, load, memory, parity, skipping, train
+from benchmarks import (
+    chat,
+    convert,
+    data,
+    embedded,
+    flops,
+    kill,
+    limits,
+    load,
+    memory,
+    parity,
+    skipping,
+    startup,
+    train,
+)
 
 COMMANDS = {
     "chat": chat,
@@ -14,10 +28,12 @@ COMMANDS = {
     "embedded": embedded,
     "flops": flops,
     "kill": kill,
+    "limits": limits,
     "load": load,
     "memory": memory,
     "parity": parity,
     "skipping": skipping,
+    "startup": startup,
     "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 

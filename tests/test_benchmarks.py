@@ -44,3 +44,16 @@ def test_convert(tmp_path):
     assert figures["records"] == 100_000 and set(figures["rounds"]) == {"json.load + csv", "ours"}
     peaks = {kind: values["peak_mb"] for kind, values in figures["median"].items()}
     assert peaks["ours"] < peaks["json.load + csv"]
+
+
+def test_limits(tmp_path):
+    """Of this machine: every product has the error of its type, and what follows for training is there."""
+    from benchmarks.__main__ import main
+
+    path = tmp_path / "limits.json"
+    assert main(["limits", "--quick", "--device", "cpu", "--rounds", "1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    # sums are in float32 and rounded at the end; measured: 2.1e-7, 1.7e-3, 2.1e-4
+    for dtype, limit in {"fp32": 1e-6, "bf16": 4e-3, "fp16": 5e-4}.items():
+        assert 0 < figures["measured"]["error"][dtype] < limit
+    assert {"tiny, stage 1: samples/s", "tiny, stage 2: samples/s"} <= set(figures["limits"])

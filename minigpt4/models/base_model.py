@@ -36,6 +36,11 @@ class BaseModel(nn.Module):
         """
         raise NotImplementedError(f"{cls.__name__}.text_preview")
 
+    @classmethod
+    def weight_files(cls, cfg):
+        """Return the files and folders that `from_config` will read, in that order."""
+        return []
+
     @property
     def device(self):
         """The device of the first parameter."""

@@ -16,7 +16,8 @@ from torch import nn
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import cached_path, resolve_file
+from minigpt4.common.startup import startup
+from minigpt4.common.utils import cached_path, expand_path, resolve_file
 from minigpt4.models import language_model, llm_paths, packing, quantization, rehearsal, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
@@ -71,9 +72,13 @@ class MiniGPT4(BaseModel):
 
         Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
         """
+        with startup.phase("imports"):  # each is otherwise imported where it is first needed
+            import timm.models.eva  # noqa: F401
+            from transformers import AutoModelForCausalLM, Blip2QFormerModel  # noqa: F401
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
-        model._load_vision(cfg)
+        model._load_vit(cfg)
+        model._load_qformer(cfg)
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
@@ -89,6 +94,11 @@ class MiniGPT4(BaseModel):
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
             weights.compare_llm(path, "model.ckpt", model.llm_identity)
         return model.eval()
+
+    @classmethod
+    def weight_files(cls, cfg):
+        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
+        return [*files, expand_path(cfg.llama_model)]
 
     @classmethod
     def preflight(cls, cfg, where="model"):
@@ -121,7 +131,8 @@ class MiniGPT4(BaseModel):
         """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
         return rehearsal.count(cls, cfg, torch.device(device), batch_size).peak
 
-    def _load_vision(self, cfg):
+    @startup.phase("ViT")
+    def _load_vit(self, cfg):
         main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
@@ -131,8 +142,11 @@ class MiniGPT4(BaseModel):
             logging.info("vision encoder in float32: %s", reason)
         if cfg.freeze_vit:
             logging.info("freeze vision encoder")
-        main_print("Loading VIT Done\nLoading Q-Former")
+        main_print("Loading VIT Done")
 
+    @startup.phase("Q-Former")
+    def _load_qformer(self, cfg):
+        main_print("Loading Q-Former")
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         found = weights.read_tensors(path, "model.q_former_model", root="model")
         expected = {
@@ -148,6 +162,7 @@ class MiniGPT4(BaseModel):
             logging.info("freeze Qformer")
         main_print("Loading Q-Former Done")
 
+    @startup.phase("LLM")
     def _load_language(self, cfg, device):
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)

@@ -84,6 +84,7 @@ class RunConfig:
     tensorboard: bool = False
     # machine
     device: str = "auto"
+    read_ahead: bool = True  # weight files go to memory while libraries load; False where they fill the memory
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group

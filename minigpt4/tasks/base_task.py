@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, Subset
 from minigpt4.common.device import resolve_device, set_precision, to_device
 from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
 from minigpt4.common.registry import registry
+from minigpt4.common.startup import startup
 
 
 class BaseTask:
@@ -106,9 +107,10 @@ class BaseTask:
         is_mean = cfg.accum_reduction == "mean"
         run.model.train()
         is_bad = torch.zeros((), device=run.device)  # a loss that is not finite since the last optimizer step
+        startup.begin("first step")
         for i in range(metrics.index, num_steps):
             lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
-            with metrics.fetching():
+            with metrics.fetching(), startup.phase("first batch"):
                 samples = to_device(next(run.train_loader), run.device)
             samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
             loss = self.train_step(run.model, samples)
@@ -123,6 +125,7 @@ class BaseTask:
                 is_bad.zero_()
             metrics.check()  # the only place that waits for the device
             metrics.end_step()
+            startup.finish()
             if is_step:
                 run.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
