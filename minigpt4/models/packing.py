@@ -67,8 +67,18 @@ class Segments:
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
+        self._bias = {}
         if device.type == "cuda":
             self._index_keys(device)
+
+    def bias(self, window, device):
+        """Return [longest, longest] for plain attention: 0 where a position sees another, -inf where not."""
+        if window not in self._bias:
+            unseen = torch.ones(self.longest, self.longest, dtype=torch.bool, device=device).triu(1)
+            if window is not None:
+                unseen |= torch.ones_like(unseen).tril(-window)
+            self._bias[window] = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)
+        return self._bias[window]
 
     def _index_keys(self, device):
         keys, own = [], []
@@ -143,12 +153,12 @@ class SegmentAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, segments, scale, window):
         out, kept = torch.empty_like(q), []
-        hidden = _hidden(segments.longest, window, q.device)
+        bias = segments.bias(window, q.device)
         for num_shared, rows in _parts(segments):
             q_rows, k_rows, v_rows = _by_key_head(q[rows], *(_with_shared(each, num_shared, rows) for each in (k, v)))
             length, num_keys = rows.stop - rows.start, k_rows.shape[1]
             scores = torch.bmm(q_rows, k_rows.transpose(1, 2)).float().mul_(scale)
-            scores.view(-1, length, num_keys).add_(hidden[num_keys - length : num_keys, :num_keys])
+            scores.view(-1, length, num_keys).add_(bias[num_keys - length : num_keys, :num_keys])
             kept.append(scores.softmax(-1).to(q.dtype))
             _put(out[rows], torch.bmm(kept[-1], v_rows))
         ctx.save_for_backward(q, k, v, *kept)
@@ -197,15 +207,6 @@ def _put(out, rows):
     length, num_heads, width = out.shape
     by_key = rows.view(rows.shape[0], num_heads // rows.shape[0], length, width)
     out.view(length, *by_key.shape[:2], width).copy_(by_key.permute(2, 0, 1, 3))
-
-
-@functools.lru_cache(maxsize=8)
-def _hidden(length, window, device):
-    """Return [L, L]: 0 where a position sees another, -inf where not."""
-    unseen = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-    if window is not None:
-        unseen |= torch.ones_like(unseen).tril(-window)
-    return torch.zeros(length, length, device=device).masked_fill_(unseen, -torch.inf)
 
 
 def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
