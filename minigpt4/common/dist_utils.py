@@ -174,6 +174,8 @@ def average_gradients(parameters):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
-    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
-        work.wait()
-    torch._foreach_div_(gradients, get_world_size())
+    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message a step
+    dist.all_reduce(together)
+    together.div_(get_world_size())
+    for gradient, mean in zip(gradients, together.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
