@@ -43,12 +43,22 @@ def find_pictures(paths):
 
 
 def answered(output):
-    """Return the pictures that have a line in `output` already. Raises ValueError if it is another kind of file."""
-    lines = output.read_text(encoding="utf-8").splitlines() if output.is_file() else []
+    """Return the pictures that have a line in `output` already; a last line that was cut short is taken away.
+
+    Raises ValueError if it is another kind of file.
+    """
+    text = output.read_text(encoding="utf-8") if output.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    lines = whole.splitlines()
     try:
-        return {json.loads(line)["image"] for line in lines}
+        done = {json.loads(line)["image"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--output: '{output}' is no answer file ({error}); give another name") from error
+    if text and not lines and not text.startswith('{"image"'):
+        raise ValueError(f"--output: '{output}' is no answer file; give another name")
+    if whole != text:
+        output.write_text(whole, encoding="utf-8")
+    return done
 
 
 def answer_pictures(chat, conv, pictures, args):

@@ -21,11 +21,21 @@ def parse_args(argv=None):
     )
     add_config_arguments(parser)
     parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="go on from a checkpoint; auto: the newest good one below run.output_dir, or from the beginning if there "
+        "is none, so that the same command starts a run and goes on with it (sets run.resume_ckpt_path)",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.resume:
+        setting, options = ["run.resume_ckpt_path", args.resume], args.options or []
+        args.options = options + (setting if options and "=" not in options[0] else ["=".join(setting)])
+    return args
 
 
 def train(args):

@@ -5,13 +5,16 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, embedded, load, parity, train
+from benchmarks import chat, convert, embedded, kill, load, parity, skipping, train
 
 COMMANDS = {
     "chat": chat,
+    "convert": convert,
     "embedded": embedded,
+    "kill": kill,
     "load": load,
     "parity": parity,
+    "skipping": skipping,
     "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 

@@ -169,6 +169,23 @@ def prompts(text):
     return make
 
 
+def own(name, content):
+    """Own data in place of stage 2's: an annotation file, or, without a name, a folder with one picture."""
+
+    def make(tmp, release):
+        (tmp / "own").mkdir()
+        (tmp / "own/a.jpg").write_bytes(JPEG)
+        if name and content is not None:
+            (tmp / "own" / name).write_text(content)
+        return options_of(datasets__cc_sbu_align__build_info__storage=tmp / "own" / name)
+
+    return make
+
+
+JSONL = ("  cc_sbu_align:", "  cc_sbu_align:\n    builder: image_text_jsonl")
+FOLDER = ("  cc_sbu_align:", "  cc_sbu_align:\n    builder: image_text_folder")
+OWN_STORAGE = "datasets.cc_sbu_align.build_info.storage"
+
 ROWS = [
     # the YAML file itself
     Bad("no such file", ["--cfg-path: no file at 'nowhere.yaml'"], yaml="nowhere.yaml"),
@@ -253,9 +270,56 @@ ROWS = [
         ["model.model_type=pretrain_vicuna0"],
     ),
     Bad(
+        "unknown builder of own data",
+        [
+            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py (--options)"
+        ],
+        ["datasets.cc_sbu_align.builder=image_text_json"],
+    ),
+    Bad(
+        "own data: no file",
+        [f"{OWN_STORAGE}: nothing at '{{tmp}}/own/x.jsonl'; expected the path of an annotation file (--options)"],
+        text=JSONL,
+        make=own("x.jsonl", None),
+    ),
+    Bad(
+        "own data: no captions",
+        [
+            f'{OWN_STORAGE}: \'{{tmp}}/own\' has no caption for its 1 pictures; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{"image": path, "caption": text}} a line (--options)'
+        ],
+        text=FOLDER,
+        make=own("", None),
+    ),
+    Bad(
+        "own data: a path that leads out",
+        [
+            f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the picture folder '{{tmp}}/own'; give paths below it, or name a folder that holds all pictures (--options)"
+        ],
+        text=JSONL,
+        make=own("x.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "../../secret.jpg", "caption": "x"}'),
+    ),
+    Bad(
+        "own data: another shape",
+        [
+            f'{OWN_STORAGE}: {{tmp}}/own/x.jsonl: none of its 1 records can be used; x.jsonl line 2: \'caption\' is missing (keys: image, title); expected {{"image": path, "caption": text}} or {{"image": path, "conversations": [{{"from": "human", "value": text}}, {{"from": "gpt", "value": text}}, ..]}} (--options)'
+        ],
+        text=JSONL,
+        make=own("x.jsonl", '\n{"image": "a.jpg", "title": "x"}'),
+    ),
+    Bad(
+        "own data: a conversation without a template",
+        [
+            "error: model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
+        ],
+        ["model.prompt_template=", "model.prompt_path="],
+        text=JSONL,
+        make=own("x.jsonl", '{"image": "a.jpg", "caption": "Red.", "instruction": "Which colour?"}'),
+        code=1,
+    ),
+    Bad(
         "unknown dataset",
         [
-            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, laion. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py (config.yaml line 14)"
+            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
         ],
         text=("cc_sbu_align:", "cc_sbu_alignn:"),
     ),

@@ -62,3 +62,15 @@ def test_no_speed_without_parity(capsys, monkeypatch):
 def test_parity(capsys):
     assert main(["parity", "--size", "tiny", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("lean") == 2
+
+
+def test_convert(tmp_path):
+    """Equal bytes (it exits otherwise) and a fraction of the memory: the whole list of 100,000 is 70 MB more."""
+    command = [sys.executable, "-m", "benchmarks", "convert", "--quick", "--rounds", "1"]
+    command += ["--json", str(tmp_path / "convert.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "convert.json").read_text())
+    assert "equal bytes: yes" in result.stdout and "ours below 150 MB: PASS" in result.stdout
+    assert figures["records"] == 100_000 and set(figures["rounds"]) == {"json.load + csv", "ours"}
+    peaks = {kind: values["peak_mb"] for kind, values in figures["median"].items()}
+    assert peaks["ours"] < peaks["json.load + csv"]

@@ -31,6 +31,8 @@ def test_five_keys_in_plain_form(tmp_path):
     run.train(endless(batches()))
     saved, path = load_checkpoint(str(run.last_checkpoint), WHERE)
     assert list(saved) == ["model", "optimizer", "config", "scaler", "epoch"]
+    whole = load_checkpoint(str(run.last_checkpoint), WHERE, whole=True)[0]
+    assert list(whole) == [*saved, "progress"] and whole["progress"]["position"] == {"epoch": 2, "step": 0}
     assert path.name == "checkpoint_1.pth" and saved["epoch"] == 1 and saved["scaler"] is None
     assert list(saved["model"]) == ["llama_proj.weight", "llama_proj.bias"]
     assert saved["config"] == run.config.to_dict()

@@ -9,7 +9,7 @@ import torch
 from minigpt4.common.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.prompt import IMAGE, PromptEncoder
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows
+from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, warn_of_cut
 from tests.golden.model import CONFIG, golden_model
 
 TURNS = [("What is it?", "A dog."), ("Which colour?", "Brown."), ("Why?", "It was born so.")]
@@ -194,6 +194,19 @@ def test_a_batch_may_mix_turns_instructions_and_captions(model):
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
     # float32 noise of a padded batch beside single rows: 1e-6 in tests/test_models.py
     assert model(samples)["loss"].item() == pytest.approx(expected, abs=5e-6)
+
+
+def test_a_conversation_that_is_cut_is_said_once(tmp_path, caplog):
+    warn_of_cut.cache_clear()
+    model = golden_model(tmp_path, prompt_template=VICUNA_V0.training, end_sym="###", max_txt_len=10)
+    sample = {"image": pictures(2), "text_input": ["a long caption " * 9, "A dog."]}
+    model.build_inputs(sample)  # captions are cut without a word, as in 2023
+    assert "cut off" not in caplog.text
+    for _ in range(2):
+        inputs, num_text = model.build_inputs(sample | {"turns": [(), TURNS]})
+    assert num_text == 10 and (inputs["labels"][1] != IGNORED).any()
+    said = [message for message in caplog.messages if "cut off" in message]
+    assert len(said) == 1 and said[0].startswith("a conversation is longer than model.max_txt_len=10 tokens: its last")
 
 
 def test_turns_need_a_prompt_template(tmp_path):

@@ -11,13 +11,14 @@ from minigpt4.common.logger import MetricLogger, NonFiniteLossError, RunLog, set
 NOT_THE_CPU = torch.device("meta")  # reading a loss from there costs, so the logger waits until a line is due
 
 
-def epoch_of(losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100):
+def epoch_of(losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100, max_skipped=1):
     """Yield the logger of an epoch after each step."""
-    metrics = MetricLogger(epoch, len(losses), log_freq, device, run_log, samples_seen)
+    metrics = MetricLogger(epoch, len(losses), log_freq, device, run_log, samples_seen, max_skipped)
     for loss in losses:
         with metrics.fetching():
             batch = {"image": torch.zeros(3, 1), "sample_id": ["a", "b", "c"]}
         metrics.add(torch.tensor(loss), 0.5, batch)
+        metrics.updated(~torch.tensor(loss).isfinite())
         metrics.check()
         metrics.end_step()
         yield metrics
@@ -46,8 +47,19 @@ def test_a_loss_that_is_not_finite_is_named_where_it_arose(tmp_path, value):
     with pytest.raises(NonFiniteLossError) as caught:
         list(epoch_of([1.0, value, 3.0, 4.0, 5.0], RunLog(tmp_path)))
     message = str(caught.value)
-    assert message.startswith(f"step 11: loss is {value} on rank 0 (samples a, b, c); optimizer not stepped")
-    assert "noticed at step 14, do not trust the weights in between" in message
+    assert message.startswith(
+        f"step 11: loss is {value} on rank 0 (samples a, b, c); optimizer not stepped; 1 in a row"
+    )
+
+
+def test_only_skipped_updates_in_a_row_end_the_run(tmp_path, capsys):
+    nan = float("nan")
+    *_, metrics = epoch_of([1.0, nan, 3.0, nan, nan, 6.0], RunLog(tmp_path), max_skipped=3)
+    assert "step 16: update skipped on all ranks, 2 in a row, 3 so far" in capsys.readouterr().out
+    assert [record["loss"] for record in written(tmp_path)] == [1.0, None, 3.0, None, None, 6.0]
+    assert metrics.end_epoch()["loss"] == 10 / 3
+    with pytest.raises(NonFiniteLossError, match="not stepped; 3 in a row"):
+        list(epoch_of([1.0, nan, nan, nan, 5.0], RunLog(tmp_path), max_skipped=3))
 
 
 def test_means_over_the_epoch(tmp_path, caplog):

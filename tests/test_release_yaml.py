@@ -53,7 +53,7 @@ def test_stage_1_trains_and_says_what_2023_said(stage1):
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(6))
     checkpoint = torch.load(folder / "checkpoint_1.pth", weights_only=True)
-    assert set(checkpoint) == {"model", "optimizer", "config", "scaler", "epoch"}
+    assert set(checkpoint) == {"model", "optimizer", "config", "scaler", "epoch", "progress"}
     assert set(checkpoint["model"]) == {"llama_proj.weight", "llama_proj.bias"}
 
 

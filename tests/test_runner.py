@@ -106,15 +106,67 @@ def test_only_the_projection_changes(tmp_path):
     assert digest(model.llama_proj) != before[1]
 
 
-def test_a_loss_of_nan_ends_the_run_before_the_weights_are_touched(tmp_path):
-    fixed = batches()
-    fixed[3] = {"image": fixed[3]["image"] * float("nan"), "text_input": ["a"], "sample_id": ["00017.tar/000123"]}
-    run = runner(settings(tmp_path))
-    message = r"step 3: loss is nan on rank 0 \(samples 00017.tar/000123\); optimizer not stepped"
+def with_nan(fixed, index=3):
+    """Return batches of which one has a loss of nan."""
+    bad = {"image": fixed[index]["image"] * float("nan"), "text_input": ["a"], "sample_id": ["00017.tar/000123"]}
+    return [*fixed[:index], bad, *fixed[index + 1 :]]
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_loss_of_nan_costs_one_update(tmp_path, accum, caplog, capsys):
+    changes = {"max_epoch": 1, "iters_per_epoch": 6, "accum_grad_iters": accum, "warmup_lr": 0.05, "min_lr": 0.05}
+    run = trained(tmp_path, with_nan(batches(number=6)), **changes)
+    a, b, c, _, e, f = batches(number=6)
+    groups = [(1, [a]), (1, [b]), (1, [c]), (1, [e]), (1, [f])] if accum == 1 else [(2, [a, b]), (2, [e, f])]
+    assert (weights(run) - by_hand(groups, lr=0.05)).abs().max() < 1e-6
+    assert "step 3: loss is nan on rank 0 (samples 00017.tar/000123); optimizer not stepped" in caplog.text
+    assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
+    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [step["loss"] is None for step in steps] == [False, False, False, True, False, False]
+    log = json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1])
+    assert log["train_loss"] == pytest.approx(sum(step["loss"] or 0 for step in steps) / 5, rel=1e-12)
+
+
+def test_a_gradient_that_is_not_finite_costs_one_update(tmp_path, capsys):
+    """The loss is finite; its gradient, 1 / (2 sqrt 0), is not."""
+    model, calls = tiny_model(), []
+
+    class Root(torch.nn.Module):
+        def forward(self, x):
+            calls.append(1)
+            return x + (x * 0).abs().sqrt() if len(calls) == 4 else x
+
+    model.dropout = torch.nn.Identity()
+    model.llama_proj.register_forward_hook(lambda module, args, result: Root()(result))
+    run = trained(tmp_path, model=model)
+    assert torch.isfinite(weights(run)).all()
+    assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
+
+
+def test_losses_of_nan_in_a_row_end_the_run_before_the_weights_are_touched(tmp_path):
+    fixed = with_nan(batches())
+    run = runner(settings(tmp_path, max_skipped_updates=1))
+    message = r"step 3: loss is nan on rank 0 \(samples 00017.tar/000123\); optimizer not stepped; 1 in a row"
     with pytest.raises(NonFiniteLossError, match=message):
         run.train(endless(fixed))
     assert torch.isfinite(weights(run)).all()
     assert not list(run.output_dir.glob("*.pth"))
+
+
+def test_a_full_gpu_is_explained_with_the_settings_that_help(tmp_path):
+    cfg = settings(tmp_path, batch_size_train=64)
+    cfg.pretty_print = lambda: None
+    with pytest.raises(MemoryError) as caught, RunnerBase.session(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    message = str(caught.value)
+    assert message.startswith("the GPU is full (CUDA out of memory)") and "run.batch_size_train (now 64)" in message
+    for key in (
+        "run.accum_grad_iters",
+        "model.llm_quantization=int8",
+        "model.max_txt_len",
+        "model.use_grad_checkpoint",
+    ):
+        assert key in message
 
 
 # ---------------------------------------- resume, evaluate
@@ -161,7 +213,12 @@ def test_resume_of_other_parameters_is_refused(tmp_path):
 
 def test_a_changed_weight_decay_holds_after_a_resume_and_is_said(tmp_path, caplog):
     done = trained(tmp_path / "done")
-    changes = {"resume_ckpt_path": str(done.last_checkpoint), "max_epoch": 3, "weight_decay": 0.2}
+    changes = {
+        "resume_ckpt_path": str(done.last_checkpoint),
+        "max_epoch": 3,
+        "weight_decay": 0.2,
+        "resume_mode": "restart",
+    }
     run = trained(tmp_path / "more", **changes)
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.2, 0.0]
     assert "run.weight_decay: 0.2 from here on, the checkpoint had 0.05" in caplog.text
@@ -243,7 +300,8 @@ def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, ca
     again = runner(cfg, datasets=run.datasets)
     again.train()
     assert torch.equal(weights(run), weights(again))  # same seed, same data
-    more = settings(tmp_path / "out", iters_per_epoch=3, max_epoch=3, resume_ckpt_path=str(run.last_checkpoint))
+    changes = {"max_epoch": 3, "resume_ckpt_path": str(run.last_checkpoint), "resume_mode": "restart"}
+    more = settings(tmp_path / "out", iters_per_epoch=3, **changes)
     rest = runner(more, datasets=run.datasets)
     rest.train()
     resumed = [json.loads(line) for line in (rest.output_dir / "metrics.jsonl").read_text().splitlines()]

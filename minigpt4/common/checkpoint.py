@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`, AdamW's
 state dict; `config`, the unresolved configuration as plain containers; `scaler`, the GradScaler's state dict or None;
-`epoch`, the finished epoch, counted from 0.
+`epoch`, the last finished epoch, counted from 0 (-1 within the first). A sixth, `progress`, which others may ignore, is
+what the runner needs to go on exactly: see runners/run_state.py.
 """
 
 import logging
@@ -40,7 +41,7 @@ def save_checkpoint(path, state):
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(error).splitlines()[0])
         return False
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def load_pickle(path, where, hint, mmap=False):
@@ -62,13 +63,19 @@ def load_pickle(path, where, hint, mmap=False):
         raise CheckpointError(f"{where}: '{path}' is damaged or no file of torch ({_reason(error)}). {hint}") from None
 
 
-def load_checkpoint(path_or_url, where):
+def load_checkpoint(path_or_url, where, whole=False):
     """Return (state, path) of a training checkpoint, its tensors on the CPU. `where` is the key that names it.
+
+    `state` has the five keys; with `whole` all that the file holds.
 
     Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
     """
-    path = resolve_file(path_or_url, where)
-    state = load_pickle(path, where, f"Use another checkpoint; it has the keys {', '.join(KEYS)}")
+    path, hint = resolve_file(path_or_url, where), f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
+    state = load_pickle(path, where, hint)
+    if zipfile.is_zipfile(path):  # torch does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         found = ", ".join(sorted(map(str, state))[:8]) if isinstance(state, dict) else type(state).__name__
@@ -76,7 +83,7 @@ def load_checkpoint(path_or_url, where):
             f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
             f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
         )
-    return state, path
+    return state if whole else {key: state[key] for key in KEYS}, path
 
 
 def load_optimizer(optimizer, saved, where):
@@ -116,7 +123,7 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def _remove(path):
+def remove(path):
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

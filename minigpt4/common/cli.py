@@ -6,30 +6,41 @@ from pathlib import Path
 
 from minigpt4.common.config import ConfigError
 
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the program in good order; the message says what was saved."""
+
+    def __init__(self, message, exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 _OWN_CODE = Path(__file__).resolve().parents[1]
 
 
 def run_program(program, *args):
     """Return the exit code of ``program(*args)``: 0, 2 for a configuration that was refused, 1 for another mistake.
 
-    Errors that this package itself raises are messages written for the user and are printed as such. An error that
-    comes out of a library is unexpected, and keeps its traceback.
+    A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM).
+
+    Errors that this package or the program's own file raises are messages written for the user and are printed as
+    such. An error that comes out of a library is unexpected, and keeps its traceback.
     """
     try:
         return program(*args) or 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (ValueError, KeyError, OSError) as error:
-        if not _raised_by_us(error):
+    except (ValueError, KeyError, OSError, MemoryError) as error:
+        if not _raised_by_us(error, program):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
 
 
-def _raised_by_us(error):
-    origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(origin).resolve().is_relative_to(_OWN_CODE)
+def _raised_by_us(error, program):
+    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return origin.is_relative_to(_OWN_CODE) or origin == Path(program.__code__.co_filename).resolve()

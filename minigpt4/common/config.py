@@ -112,7 +112,10 @@ class Config:
         """Let the classes of the sections that read well look for files, folders, shards and devices."""
         sections = [("model", "model", self.model_cfg.get("arch"), self.model_cfg)]
         if for_training:
-            sections += [("builder", f"datasets.{name}", name, cfg) for name, cfg in self.datasets_cfg.items()]
+            sections += [
+                ("builder", f"datasets.{name}", cfg.get("builder") or name, cfg)
+                for name, cfg in self.datasets_cfg.items()
+            ]
             sections += [("runner", "run", self.run_cfg.get("runner"), self.run_cfg)]
         for kind, where, name, section in sections:
             if not any(line.startswith(where) for line in self.report.problems):
@@ -145,9 +148,14 @@ class Config:
         merged = OmegaConf.merge(_load_yaml(PACKAGE_DIR / known[model_type]).model, user)
         return _typed(merged, cls.Config, "model", self.report)
 
-    def _dataset(self, name, user):
-        where = f"datasets.{name}"
-        cls = self._class("builder", name, where)
+    def _dataset(self, section, user):
+        """Return the typed section; its key `builder` names the class, without it the section's own name does."""
+        where = f"datasets.{section}"
+        name = user.get("builder") or section
+        if "builder" in user:
+            cls = self._class("builder", name, f"{where}.builder")
+        else:
+            cls = self._class("builder", name, where, f"; a section of any other name needs the key {where}.builder")
         if cls is None:
             return user
         kind = user.get("type", "default")
@@ -156,12 +164,12 @@ class Config:
             self.report.unknown(f"{where}.type", f"type {kind!r} of {name}", known, guess=str(kind))
             return user
         merged = OmegaConf.merge(_load_yaml(PACKAGE_DIR / known[kind]).datasets[name], user)
-        section = _typed(merged, cls.Config, where, self.report)
+        typed = _typed(merged, cls.Config, where, self.report)
         for role in ("vis_processor", "text_processor"):
-            for split, settings in (section.get(role) or {}).items():
+            for split, settings in (typed.get(role) or {}).items():
                 if settings is not None:
-                    section[role][split] = self._processor(settings, f"{where}.{role}.{split}")
-        return section
+                    typed[role][split] = self._processor(settings, f"{where}.{role}.{split}")
+        return typed
 
     def _processor(self, settings, where):
         name = settings.get("name")
@@ -181,11 +189,11 @@ class Config:
         cls = self._class("runner", user.get("runner", "runner_base"), "run.runner")
         return user if cls is None else _typed(user, cls.Config, "run", self.report)
 
-    def _class(self, kind, name, where):
+    def _class(self, kind, name, where, hint=""):
         try:
             return registry.get(kind, name)
         except RegistryError as error:
-            self.report.add(where, str(error))
+            self.report.add(where, f"{error}{hint}")
             return None
 
     def _check_values(self, node, where):

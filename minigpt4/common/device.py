@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from contextlib import contextmanager
 
 import torch
 
@@ -60,6 +61,20 @@ def to_device(batch, device):
     return {
         key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
     }
+
+
+@contextmanager
+def explained_out_of_memory(run_cfg):
+    """Within the block a full GPU is a MemoryError that says which settings help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU is full ({str(error).split('. ')[0]}). What helps: a smaller run.batch_size_train (now "
+            f"{run_cfg.batch_size_train}) with a larger run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM "
+            "in 8 or 4 bits (model.llm_quantization=int8 or nf4), shorter texts (model.max_txt_len), and, where the "
+            "ViT trains, model.use_grad_checkpoint=True; train.py --dry-run estimates the memory"
+        ) from error
 
 
 def peak_memory_mib(device):

@@ -78,7 +78,8 @@ def init_distributed_mode(run_cfg):
 
     Sets `rank`, `world_size`, `gpu` (local rank), `dist_backend` (nccl on CUDA, else gloo) and `distributed`. A rank
     that waits for another longer than `dist_timeout_s` ends with an error.
-    Raises ValueError if the device is not there, or the start and the `run` section do not fit each other.
+    Raises ValueError if the device is not there, or the start and the `run` section do not fit each other; OSError if
+    the other ranks do not come.
     """
     if problems := launch_problems(run_cfg, "run"):
         raise ValueError("\n".join(problems))
@@ -93,14 +94,22 @@ def init_distributed_mode(run_cfg):
         return
     run_cfg.dist_backend = "nccl" if device.type == "cuda" else "gloo"
     print(f"| distributed init (rank {rank}, world {world_size}): {run_cfg.dist_url}", flush=True)
-    dist.init_process_group(
-        run_cfg.dist_backend,
-        init_method=run_cfg.dist_url,
-        world_size=world_size,
-        rank=rank,
-        timeout=timedelta(seconds=run_cfg.dist_timeout_s),
-        device_id=device if device.type == "cuda" else None,
-    )
+    timeout = timedelta(seconds=run_cfg.dist_timeout_s)
+    try:
+        store, _, _ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
+        # torchrun keeps its store over restarts: without a prefix, a restarted rank looks for the addresses of the dead
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            run_cfg.dist_backend,
+            store=dist.PrefixStore(f"attempt {attempt}", store),
+            world_size=world_size,
+            rank=rank,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})") from error
 
 
 def leave_process_group(after_error=False):
@@ -166,8 +175,11 @@ def sum_over_ranks(values, device):
     return total.tolist()
 
 
-def average_gradients(parameters):
-    """Replace the gradients of `parameters` by their means over all ranks; a missing one counts as zero."""
+def average_gradients(parameters, sums=None):
+    """Replace the gradients of `parameters` by their means over all ranks; a missing one counts as zero.
+
+    `sums`, a tensor, is replaced by its sum over all ranks on the way. Raises RuntimeError if a rank is gone.
+    """
     if get_world_size() == 1:
         return
     for parameter in parameters:
@@ -175,7 +187,9 @@ def average_gradients(parameters):
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
     together = torch.cat([gradient.flatten() for gradient in gradients])  # one message a step
-    dist.all_reduce(together)
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in ([together] if sums is None else [together, sums])]
+    for work in works:
+        work.wait()
     together.div_(get_world_size())
     for gradient, mean in zip(gradients, together.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

@@ -30,6 +30,8 @@ class Template:
     def neutralise(self, text):
         """Return `text` with every marker broken by a space (`###` -> `## #`): a message cannot forge a turn."""
         for marker in self.markers:
+            if marker not in text:  # as good as always: an LLM may have hundreds of special tokens
+                continue
             text = re.sub(f"(?<={re.escape(marker[:-1])})(?={re.escape(marker[-1])})", " ", text)
         return text
 

@@ -18,6 +18,14 @@ def is_url(path):
     return urlparse(str(path)).scheme in ("http", "https")
 
 
+def without_secrets(path_or_url):
+    """Return a path, or an address without what may be secret in it (user, password, query), to be shown."""
+    if not is_url(path_or_url):
+        return str(path_or_url)
+    address = urlparse(str(path_or_url))
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
+
 def torch_hub_checkpoints():
     """Return the folder in which torch.hub, and so the 2023 release, keeps downloaded checkpoints."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
@@ -85,8 +93,8 @@ def _download(url, path, where):
             os.replace(fresh, path)
         except OSError as error:
             raise OSError(
-                f"{where}: could not download {address} ({error}). Download it by hand to '{path}', or set {where} to "
-                "the path of a copy"
+                f"{where}: could not download {without_secrets(address)} ({error}). Download it by hand to '{path}', "
+                f"or set {where} to the path of a copy"
             ) from error
         finally:
             fresh.unlink(missing_ok=True)

@@ -232,10 +232,17 @@ def beam_search(llm, context, sampling, stop_rule):
 
 
 class AnswerText:
-    """The text of an answer while its tokens come: never a half character, nor the beginning of a stop string."""
+    """The text of an answer while its tokens come: never a half character, nor the beginning of a stop string.
+
+    For one answer: `safe` is asked about token ids that only ever grow, and decodes what is new.
+    """
+
+    WINDOW = 16  # tokens decoded anew for each one that comes
 
     def __init__(self, tokenizer, stop):
         self.tokenizer, self.stop = tokenizer, stop
+        self._shown = self._settled = ""
+        self._before = self._start = 0  # the text of ids[:start] is settled; the start of the window before
         self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def whole(self, ids):
@@ -245,11 +252,25 @@ class AnswerText:
 
     def safe(self, ids):
         """Return the beginning of `whole` that no further token can change."""
-        text = self._decode(ids)
+        text = self._growing(ids)
         if any(stop in text for stop in self.stop):
             return self.whole(ids)
         held = [n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        return text[: len(text) - max(held, default=0)].rstrip("\ufffd").strip()
+        text = text[: len(text) - max(held, default=0)].rstrip("\ufffd").strip()
+        if text.startswith(self._shown):  # else bytes of an open character hide the one before it for a while
+            self._shown = text
+        return self._shown
+
+    def _growing(self, ids):
+        """Return the text of `ids`: each window is decoded behind the one before, as a text's first token differs."""
+        known, text = self._decode(ids[self._before : self._start]), self._decode(ids[self._before :])
+        if not text.startswith(known):
+            return self._settled
+        new = text[len(known) :]
+        if len(ids) - self._start >= self.WINDOW and not new.endswith("\ufffd"):
+            self._before, self._start, self._settled = self._start, len(ids), self._settled + new
+            return self._settled
+        return self._settled + new
 
     def _decode(self, ids):
         # not by skip_special_tokens: tokenizers 0.23 forgets which they are when a normalizer is set

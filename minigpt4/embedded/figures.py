@@ -99,11 +99,17 @@ def draw_pictures(answers: list[dict], path: Path) -> None:
 
 
 def _write(axis, said: dict) -> None:
+    """Verdict, description, question and answer, one below the other."""
     verdict = "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
-    axis.text(0, 1.0, verdict, va="top", weight="bold", fontsize=9, color=RIGHT if said["is_right"] else WRONG)
-    lines = textwrap.wrap(said["description"], 50)
-    lines = [*lines[:6], "..."] if len(lines) > 7 else lines
-    axis.text(0, 0.89, "\n".join(lines), va="top", fontsize=8)
-    mark, colour = ("right", RIGHT) if said["answer_is_right"] else (f"WRONG, {said['expected']}", WRONG)
-    answer = textwrap.fill(f"{said['question']} - {said['answer']} ({mark})", 50)
-    axis.text(0, 0.87 - 0.108 * len(lines), answer, va="top", fontsize=8, style="italic", color=colour)
+    mark = "right" if said["answer_is_right"] else f"WRONG, {said['expected']}"
+    answer = f"{said['question']} - {said['answer']} ({mark})"
+    blocks = [
+        (verdict, 42, {"weight": "bold", "color": RIGHT if said["is_right"] else WRONG}),
+        (said["description"], 50, {}),
+        (answer, 50, {"style": "italic", "color": RIGHT if said["answer_is_right"] else WRONG}),
+    ]
+    top = 1.0
+    for text, width, look in blocks:
+        lines = textwrap.wrap(text, width, max_lines=6, placeholder=" ...")
+        axis.text(0, top, "\n".join(lines), va="top", fontsize=8, **look)
+        top -= 0.108 * len(lines) + 0.03

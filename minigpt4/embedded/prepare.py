@@ -24,7 +24,7 @@ from minigpt4.embedded import language, world
 from minigpt4.embedded.llm import prepare_llm
 from minigpt4.embedded.questions import draw_question
 
-DATA_VERSION = 2  # raise it when pictures or captions change: what is prepared is used again
+DATA_VERSION = 3  # raise it when pictures or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
 
@@ -91,8 +91,8 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
-        if index % 2:
-            asked = draw_question(scene, index // 2)
+        if index % 3:
+            asked = draw_question(scene, index - index // 3)
             record = {"image_id": str(index), "caption": asked.sentence, "instruction": asked.taught(rng)}
             annotations.append(record)
         progress.update()

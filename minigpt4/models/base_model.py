@@ -53,6 +53,10 @@ class BaseModel(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
+    def identity(self):
+        """Return what the trained weights belong to, as plain values: a checkpoint carries it."""
+        return {}
+
     def parts(self):
         """Return a list of Part, in the order of construction."""
         return [_row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]]

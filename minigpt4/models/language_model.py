@@ -1,5 +1,6 @@
 """The frozen language model and its tokenizer, from a local transformers folder of any family."""
 
+import hashlib
 import logging
 import math
 
@@ -127,6 +128,29 @@ def activation_bytes(folder, dtype, batch_size, num_prefix, num_text):
     per_token = config.num_hidden_layers * (7 * config.hidden_size + 3 * mlp) * dtype.itemsize
     logits = batch_size * num_text * config.vocab_size * (dtype.itemsize + 8)
     return batch_size * (num_prefix + num_text) * per_token + logits
+
+
+def identity(folder, llm):
+    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM that was loaded from a folder."""
+    vocabulary, width = llm.get_input_embeddings().weight.shape
+    name = expand_path(folder).resolve().name
+    return {"name": name, "width": width, "vocabulary": vocabulary, "fingerprint": fingerprint(folder)}
+
+
+def fingerprint(folder):
+    """Return a hash of the LLM's weight files, by their sizes and a sample of their bytes: a moment also for 13 GB.
+
+    Equal weights that were saved in another way have another one.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in expand_path(folder).iterdir() if path.suffix in (".safetensors", ".bin")):
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with open(path, "rb") as file:
+            for block in range(64):
+                file.seek(block * size // 64)
+                digest.update(file.read(1 << 14))
+    return digest.hexdigest()
 
 
 def embedding_width(llm):

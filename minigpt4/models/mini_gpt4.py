@@ -20,7 +20,7 @@ from minigpt4.models import language_model, llm_paths, packing, quantization, we
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts
+from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 
 # What an LLM of a certain width usually is, for messages.
@@ -84,6 +84,7 @@ class MiniGPT4(BaseModel):
             path = resolve_file(cfg.ckpt, "model.ckpt")
             needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
+            weights.compare_llm(path, "model.ckpt", model.llm_identity)
         return model.eval()
 
     @classmethod
@@ -150,6 +151,7 @@ class MiniGPT4(BaseModel):
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self._attach(llm, device)
+        self.llm_identity = language_model.identity(cfg.llama_model, llm)
         main_print("Loading LLAMA Done")
 
     def _attach(self, llm, device):
@@ -165,6 +167,11 @@ class MiniGPT4(BaseModel):
         return Decoder(self.llama_model)
 
     # checkpoints
+
+    def identity(self):
+        """Return the LLM and the text around pictures that the weights are trained for, as plain values."""
+        text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
+        return {"llm": self.llm_identity, **text}
 
     def _release_parameters(self):
         return {to_release_name(name): parameter for name, parameter in self.named_parameters()}
@@ -316,6 +323,8 @@ class MiniGPT4(BaseModel):
     def _text(self, texts, turns=None):
         """Return token ids, mask and labels [B, T] of what follows the prompts, cut to max_txt_len, padded right."""
         rows = batch_rows({"text_input": texts, "turns": turns}, self, self.llama_tokenizer)
+        if turns and any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
+            warn_of_cut(self.max_txt_len)
         ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)

@@ -6,7 +6,9 @@ Nothing here needs more than the tokenizer: prompts are lines of a file, or the 
 stretch in angle brackets is tokenised by itself, so no label covers a token that is partly prompt.
 """
 
+import logging
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,6 +64,15 @@ def batch_rows(samples, settings, tokenizer):
     return [_row(zip(row, islice(ids, len(row)), strict=True), settings.max_txt_len, ignored) for row in segments]
 
 
+@lru_cache
+def warn_of_cut(max_txt_len):
+    """Say once that conversations are longer than the limit."""
+    logging.warning(
+        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
+        "python -m minigpt4.datasets.inspect counts them all"
+    )
+
+
 def _row(pieces, max_txt_len, ignored):
     """Return the Row of (Segment, its ids) pairs, cut to `max_txt_len`; a question whose answer is cut off goes too.
 
@@ -82,7 +93,9 @@ def _dialogue_template(settings, tokenizer):
             "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
             "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
         )
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
+    ]
     template = template_for(settings.prompt_template, settings.end_sym)
     return replace(template, markers=(*template.markers, *special, IMAGE_SLOT))
 

@@ -71,6 +71,21 @@ def _read_safetensors(path, where):
         ) from None
 
 
+def compare_llm(path, where, own):
+    """Warn where a checkpoint says that it was trained with another LLM than `own`, of `language_model.identity`."""
+    saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
+    theirs = saved.get("progress", {}).get("identity", {}).get("llm")
+    if theirs and theirs["fingerprint"] != own["fingerprint"]:
+        logging.warning(
+            "%s: '%s' was trained with another LLM (%s) than model.llama_model (%s); what it says may be worse, or "
+            "nonsense",
+            where,
+            path,
+            ", ".join(f"{key} {value}" for key, value in theirs.items()),
+            ", ".join(f"{key} {value}" for key, value in own.items()),
+        )
+
+
 def match(found, expected, where, path, excess=(), optional=None, hint=""):
     """Return {name: tensor} of `found` for all names of `expected`, and those of `optional` that are there.
 

@@ -8,8 +8,10 @@ from minigpt4.common.device import AMP_DTYPES, resolve_device
 from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import missing_file
+from minigpt4.runners.run_folder import AUTO
 
 ACCUM_REDUCTIONS = ("mean", "sum")
+RESUME_MODES = ("exact", "restart")
 REQUIRED_FOR_TRAINING = (
     "lr_sched",
     "init_lr",
@@ -22,12 +24,19 @@ REQUIRED_FOR_TRAINING = (
 )
 _AT_LEAST = {
     **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
-    **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size"), 1),
+    **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size", "save_every_iters"), 1),
+    **dict.fromkeys(("step_timeout_s", "max_skipped_updates"), 1),
+    "keep_last_k": 2,  # the newest may turn out to be damaged
     **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
 }
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
-_CHOICES = {"amp_dtype": tuple(AMP_DTYPES), "accum_reduction": ACCUM_REDUCTIONS, "warmup_clock": WARMUP_CLOCKS}
+_CHOICES = {
+    "amp_dtype": tuple(AMP_DTYPES),
+    "accum_reduction": ACCUM_REDUCTIONS,
+    "warmup_clock": WARMUP_CLOCKS,
+    "resume_mode": RESUME_MODES,
+}
 
 
 @dataclass
@@ -49,6 +58,7 @@ class RunConfig:
     accum_grad_iters: int = 1
     accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
     max_grad_norm: float | None = None  # None: no clipping
+    max_skipped_updates: int = 5  # in a row, for losses or gradients that are not finite; then the run ends
     amp: bool = False
     amp_dtype: str = "auto"  # auto (float16 on CUDA) | float16 | bfloat16
     # length
@@ -65,7 +75,10 @@ class RunConfig:
     # run
     seed: int = 42
     output_dir: str | None = None
-    resume_ckpt_path: str | None = None
+    save_every_iters: int | None = None  # a checkpoint within the epoch after so many steps; None: at its end only
+    keep_last_k: int = 2  # of those; the ones at the end of an epoch are all kept
+    resume_ckpt_path: str | None = None  # path, URL, or auto: the newest checkpoint below output_dir, if there is one
+    resume_mode: str = "exact"  # exact: refuse other settings | restart: weights and schedule go on, data begins anew
     evaluate: bool = False
     log_freq: int = 50
     tensorboard: bool = False
@@ -73,7 +86,8 @@ class RunConfig:
     device: str = "auto"
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
-    dist_timeout_s: int = 1800
+    dist_timeout_s: int = 1800  # of the process group
+    step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
     world_size: int = 1  # written at start, as are the next three; read under SLURM
     rank: int = 0
     gpu: int | None = None
@@ -100,7 +114,7 @@ def find_problems(cfg, where):
         problems.append(f"{where}.lr_decay_rate: missing; linear_warmup_step_lr needs it")
     if "train" not in cfg.train_splits and not cfg.evaluate:
         problems.append(f"{where}.train_splits: {list(cfg.train_splits)} has no 'train', the split that is trained on")
-    if cfg.resume_ckpt_path:
+    if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
     if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
         problems.append(f"{where}.tensorboard: True needs the package tensorboard; pip install tensorboard")

@@ -47,11 +47,12 @@ def about(model, cfg):
     """Return a line on the model of a `model` section: sizes, device, number format, memory."""
     from minigpt4.common.device import peak_memory_mib
 
-    llm = model.llama_model
+    llm, kind = model.llama_model, "int8" if cfg.low_resource else cfg.llm_quantization
+    held = str(model.compute_dtype).removeprefix("torch.") if kind == "none" else f"{kind} LLM"
     parts = [
         f"{cfg.arch}, {llm.config.model_type} of {llm.num_parameters() / 1e6:,.0f} M parameters",
         Path(cfg.ckpt).name if cfg.ckpt else "no checkpoint",
-        f"{model.device}, {str(model.compute_dtype).removeprefix('torch.')}" + ", 8-bit LLM" * cfg.low_resource,
+        f"{model.device}, {held}",
         f"memory {peak_memory_mib(model.device) / 1024:.1f} GiB at most so far",
     ]
     return " · ".join(parts)

@@ -4,8 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from minigpt4.common.device import resolve_device, set_precision, to_device
-from minigpt4.common.dist_utils import average_gradients, derived_seed, sum_over_ranks
-from minigpt4.common.logger import MetricLogger
+from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
 from minigpt4.common.registry import registry
 
 
@@ -30,7 +29,8 @@ class BaseTask:
         """
         datasets = {}
         for name, section in cfg.datasets_cfg.items():
-            datasets[name] = registry.get_builder_class(name)(section).build_datasets()
+            builder = registry.get_builder_class(section.get("builder") or name)
+            datasets[name] = builder(section, name).build_datasets()
         streams = [
             name for name, splits in datasets.items() if "train" in splits and not hasattr(splits["train"], "__len__")
         ]
@@ -41,7 +41,7 @@ class BaseTask:
             )
         return datasets
 
-    def build_train_loader(self, datasets, run_cfg, start_epoch=0):
+    def build_train_loader(self, datasets, run_cfg, seed=None):
         """Return an endless iterator of this rank's training batches; a resumed run draws data anew, not again."""
         from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
 
@@ -49,7 +49,7 @@ class BaseTask:
             [splits["train"] for splits in datasets.values() if "train" in splits],
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,
-            seed=derived_seed(run_cfg.seed, start_epoch) if start_epoch else run_cfg.seed,
+            seed=run_cfg.seed if seed is None else seed,
             rank=run_cfg.rank,
             world_size=run_cfg.world_size,
             max_bad_fraction=run_cfg.max_bad_fraction,
@@ -73,6 +73,7 @@ class BaseTask:
 
     def _eval_loader(self, dataset, run_cfg):
         from minigpt4.datasets.datasets.base_dataset import Place
+        from minigpt4.datasets.datasets.dataloader_utils import collate
 
         place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
         dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
@@ -80,6 +81,7 @@ class BaseTask:
             Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
             batch_size=run_cfg.batch_size_eval,
             num_workers=run_cfg.num_workers,
+            collate_fn=collate,
             generator=torch.Generator().manual_seed(run_cfg.seed),
         )
 
@@ -87,10 +89,11 @@ class BaseTask:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
 
-    def train_epoch(self, run, epoch, samples_seen=0):
-        """Train `run.iters_per_epoch` steps; return ({"lr", "loss"}: means over all ranks, samples seen so far).
+    def train_epoch(self, run, epoch, metrics):
+        """Train from step `metrics.index` to the end of the epoch; return {"lr", "loss"}, its means over all ranks.
 
-        `run` is the runner: model, loader, optimizer, lr_scheduler, scaler, device and settings.
+        `run` is the runner: model, loader, optimizer, lr_scheduler, scaler, device and settings. Its `after_step` is
+        called wherever no gradient waits for the optimizer; `metrics` is the epoch's MetricLogger.
 
         One optimizer step takes the gradients of `accum_grad_iters` batches: their mean, where the last one of an
         epoch may be of fewer batches; or, with `accum_reduction: sum`, their sum, where what an epoch leaves over
@@ -100,9 +103,9 @@ class BaseTask:
         """
         cfg, num_steps, accum = run.run_cfg, run.iters_per_epoch, run.run_cfg.accum_grad_iters
         is_mean = cfg.accum_reduction == "mean"
-        metrics = MetricLogger(epoch, num_steps, cfg.log_freq, run.device, run.log, samples_seen)
         run.model.train()
-        for i in range(num_steps):
+        is_bad = torch.zeros((), device=run.device)  # a loss that is not finite since the last optimizer step
+        for i in range(metrics.index, num_steps):
             lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
             with metrics.fetching():
                 samples = to_device(next(run.train_loader), run.device)
@@ -111,17 +114,41 @@ class BaseTask:
             window = min(accum, num_steps - i + i % accum) if is_mean else 1
             run.scaler.scale(loss / window).backward()
             metrics.add(loss, lr, samples)
+            is_bad += ~loss.detach().isfinite()
+            is_step = (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps)
+            if is_step:
+                is_skipped, ranks_interrupted = self.update(run, is_bad)
+                metrics.updated(is_skipped)
+                is_bad.zero_()
             metrics.check()  # the only place that waits for the device
-            if (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps):
-                average_gradients(run.trainable)
-                if cfg.max_grad_norm is not None:
-                    run.scaler.unscale_(run.optimizer)
-                    torch.nn.utils.clip_grad_norm_(run.trainable, cfg.max_grad_norm)
-                run.scaler.step(run.optimizer)
-                run.scaler.update()
-                run.optimizer.zero_grad(set_to_none=True)
             metrics.end_step()
-        return metrics.end_epoch(), metrics.samples_seen
+            if is_step:
+                run.after_step(epoch, metrics, ranks_interrupted)
+        return metrics.end_epoch()
+
+    def update(self, run, is_bad):
+        """Make one optimizer step with the ranks' mean gradient, or none where a loss or gradient is not finite.
+
+        Return (whether it was skipped, how many ranks want to end the run), tensors that are equal on all ranks.
+        """
+        flags = torch.stack([is_bad, is_bad.new_full((), run.interruption.signal is not None)])
+        run.watch.arrived()
+        average_gradients(run.trainable, flags)
+        limit = run.run_cfg.max_grad_norm
+        if limit is not None:
+            run.scaler.unscale_(run.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(run.trainable, float("inf") if limit is None else limit)
+        # A GradScaler that is at work looks for infinities itself, and meets some while it looks for its scale.
+        is_skipped = (flags[0] > 0) | (~norm.isfinite() & (not run.scaler.is_enabled()))
+        if run.scaler.is_enabled() or run.device.type == "cuda":
+            if not run.scaler.is_enabled():
+                run.optimizer.found_inf = is_skipped.float()  # the fused step then does nothing: no need to wait
+            run.scaler.step(run.optimizer)
+        elif not is_skipped:
+            run.optimizer.step()
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        return is_skipped, flags[1]
 
     @torch.no_grad()
     def evaluation(self, model, loaders, device):

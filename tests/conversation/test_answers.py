@@ -40,6 +40,23 @@ def test_a_stream_never_shows_half_a_character_or_a_stop_string(chat):
     assert not any("\ufffd" in piece for piece in shown)
 
 
+def test_a_long_stream_decodes_each_token_a_fixed_number_of_times(chat):
+    tokenizer, decoded = copy.copy(chat.model.llama_tokenizer), []
+
+    def decode(ids, **options):
+        decoded.append(len(ids))
+        return type(tokenizer).decode(tokenizer, ids, **options)
+
+    text = " ".join(f"word{number} café 🙂🙂" for number in range(60))
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    answer = AnswerText(tokenizer, ("###",))
+    tokenizer.decode = decode
+    shown = [answer.safe(ids[:count]) for count in range(len(ids) + 1)]
+    assert len(ids) > 20 * AnswerText.WINDOW and shown[-1] == text
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+    assert sum(decoded) < 4 * AnswerText.WINDOW * len(ids)
+
+
 def test_sampling_is_seeded_and_temperature_zero_is_greedy(chat, embeddings):
     conv, images = asked(chat, "what is it?", embeddings[:1])
 

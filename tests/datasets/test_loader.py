@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.datasets.shards import folder_dataset, ids, loader, shard, stream
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
+from minigpt4.processors import Blip2ImageTrainProcessor
+from tests.datasets.shards import folder_dataset, ids, loader, pair, shard, stream, write_tar
 
 
 @pytest.fixture
@@ -125,15 +127,54 @@ def test_the_report_names_each_dataset(tmp_path, laion):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_positions_tell_where_each_workers_stream_stands(laion, num_workers):
+def test_state_tells_where_each_workers_stream_stands(laion, num_workers):
     batches = loader([laion()], num_workers=num_workers, seed=9)
     take(batches, 6)
-    workers = max(1, num_workers)
-    expected = dict.fromkeys(range(workers), (0, 24 // workers))
-    assert batches.positions == {"laion": expected}
-    again = laion()
-    again.start = expected
-    assert ids(take(loader([again], num_workers=num_workers, seed=9), 2)) == ids(take(batches, 2))
+    each = 24 // max(1, num_workers)
+    progress = batches.state()["progress"]["laion"]
+    assert progress["batches"] == 6
+    reached = {worker: (tuple(position), sum(counts)) for worker, (position, counts) in progress["workers"].items()}
+    assert reached == dict.fromkeys(range(max(1, num_workers)), ((0, each), each))
+
+
+@pytest.fixture
+def mixed(tmp_path, laion):
+    """Return a maker of three datasets: one with broken shards and pictures, one smaller than a pass, one a folder."""
+    (tmp_path / "laion" / "0.tar").write_bytes(b"no tar at all")
+    whole = (tmp_path / "laion" / "2.tar").read_bytes()
+    (tmp_path / "laion" / "2.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    (tmp_path / "small").mkdir()
+    samples = {f"{number:06d}": pair(number) for number in range(9)} | {"000009": {"jpg": b"broken", "txt": b"a"}}
+    write_tar(tmp_path / "small" / "s.tar", samples)
+    folder_dataset(tmp_path, range(11))
+    (tmp_path / "image" / "3.jpg").write_bytes(b"broken")
+
+    def make():
+        processor = Blip2ImageTrainProcessor(image_size=8)
+        folder = CaptionDataset(processor, None, tmp_path / "image", [tmp_path / "filter_cap.json"], "cc_sbu_align")
+        return [laion(), stream(f"{tmp_path}/small/s.tar", name="cc_sbu"), folder]
+
+    return make
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_resumed_equals_uninterrupted(mixed, num_workers, cut, tmp_path):
+    """Ids, pictures and counts, on both ranks; the state is read back from a file, without running code."""
+    for rank in range(2):
+        settings = {"num_workers": num_workers, "seed": 3, "rank": rank, "world_size": 2, "batch_size": 3}
+        whole = loader(mixed(), [2, 1, 1], **settings)
+        take(whole, cut)
+        torch.save(whole.state(), tmp_path / "state.pth")
+        expected = take(whole, 30)
+        rest = loader(mixed(), [2, 1, 1], **settings)
+        rest.resume(torch.load(tmp_path / "state.pth", weights_only=True))
+        found = take(rest, 30)
+        assert ids(found) == ids(expected)
+        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True))
+        assert rest.skip_report() == whole.skip_report()
+        assert rest.state() == whole.state()
+    assert rest.skip_report()["laion"].keys() == {"seen", "bad_shard"}
 
 
 def process_group(image):

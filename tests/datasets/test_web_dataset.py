@@ -10,15 +10,17 @@ import pickle
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from benchmarks.skipping import bytes_read
 from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
 from minigpt4.datasets.datasets.dataloader_utils import collate
-from minigpt4.datasets.datasets.web_dataset import expand_shards
+from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 from tests.datasets.shards import ids, jpeg, loader, pair, shard, stream, write_tar
 
 # three workers on two cores are meant
@@ -234,10 +236,34 @@ def test_a_stream_goes_on_exactly_where_it_stood(two_shards):
     for cut in (1, 9, 13, 27):
         again = stream(two_shards)
         again.bind(Place(3))
-        again.start = {0: samples[cut - 1]["stream"][1:]}
+        again.start = {0: samples[cut - 1]["stream"]}
         for expected, sample in zip(samples[cut:], again, strict=False):
             assert sample["sample_id"] == expected["sample_id"]
             assert torch.equal(sample["image"], expected["image"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
+def test_going_on_reads_in_proportion_and_decodes_nothing(tmp_path):
+    whole = write_tar(tmp_path / "0.tar", {f"{number:06d}": pair(number % 5) for number in range(100)})
+    for number in range(1, 55):
+        os.link(whole, tmp_path / f"{number}.tar")
+    decoded, read = [], {}
+
+    def processor(image):
+        decoded.append(image)
+        return torch.zeros(1)
+
+    for count in (1500, 2500, 3500):  # the shuffle buffer is full
+        dataset = WebCaptionDataset(f"{tmp_path}/{{0..54}}.tar", processor, name="laion")
+        dataset.start = {0: (0, count)}
+        before = bytes_read()
+        assert next(iter(dataset))["stream"] == (0, count + 1)
+        read[count] = bytes_read() - before
+        assert len(decoded) == 1 and not decoded.clear()
+        assert dataset.skips.report() == {"seen": 1}
+    # whole shards are read, but for the last: 1000 samples are 10 shards, and one more or less is 10 %
+    assert read[3500] - read[2500] == pytest.approx(read[2500] - read[1500], rel=0.1)
+    assert read[2500] - read[1500] == pytest.approx(10 * os.path.getsize(whole), rel=0.1)
 
 
 def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(eight_shards):

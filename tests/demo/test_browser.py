@@ -1,14 +1,15 @@
 """The page in a real browser, on the real program with a small model.
 
-Needs Chromium (Debian: apt-get install chromium) and the Python package playwright.
+Needs Chromium (Debian: apt-get install chromium); skipped without it.
 """
 
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
-from tests.small_release import picture
+from minigpt4.embedded import world
 
 pytestmark = pytest.mark.browser
 
@@ -96,9 +97,9 @@ class Person:
 
 @pytest.fixture
 def pictures(tmp_path):
-    paths = [str(tmp_path / f"{seed}.png") for seed in range(2)]
-    for seed, path in enumerate(paths):
-        picture(seed).save(path)
+    paths = [str(tmp_path / f"held_out_{number}.png") for number in range(2)]
+    for number, path in enumerate(paths):
+        Image.fromarray(world.picture("held_out", number)[1]).save(path)
     return paths
 
 

@@ -7,7 +7,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -15,19 +14,6 @@ from minigpt4.embedded import prepare, world
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["run.iters_per_epoch=3", "run.batch_size_train=2", "run.device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def cache(release, tmp_path_factory):
-    """A cache root with a few drawn pictures and, for the LLM, the toy one."""
-    root = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHARD_SIZE", 4)
-        patch.setattr(prepare, "NUM_SAMPLES", {"laion": 32, "cc_sbu": 32, "cc_sbu_align": 6})
-        (root / "embedded").mkdir()
-        (root / "embedded/llm").symlink_to(release.llama)
-        prepare.prepare(root)
-    return root
 
 
 def train(cache, yaml, output, *options, expect=0):
@@ -60,9 +46,9 @@ def test_data_has_the_layout_of_the_real_sets(cache):
 
 
 def test_prepared_data_is_used_again(cache):
-    before = (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
+    before = (cache / "embedded/data-v3/cc_sbu_align/filter_cap.json").stat().st_mtime_ns
     prepare.prepare(cache)
-    assert (cache / "embedded/data-v2/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
+    assert (cache / "embedded/data-v3/cc_sbu_align/filter_cap.json").stat().st_mtime_ns == before
 
 
 def test_both_stages_train_the_projection_only(cache, tmp_path):

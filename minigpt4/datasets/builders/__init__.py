@@ -4,6 +4,20 @@ To add one, subclass BaseDatasetBuilder, register it, ship its YAML, and name it
 """
 
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.builders.image_text_pair_builder import CCSBUAlignBuilder, CCSBUBuilder, LaionBuilder
+from minigpt4.datasets.builders.image_text_pair_builder import (
+    CCSBUAlignBuilder,
+    CCSBUBuilder,
+    LaionBuilder,
+    WebDatasetBuilder,
+)
+from minigpt4.datasets.builders.own_data_builder import ImageTextFolderBuilder, ImageTextJsonlBuilder
 
-__all__ = ["BaseDatasetBuilder", "CCSBUAlignBuilder", "CCSBUBuilder", "LaionBuilder"]
+__all__ = [
+    "BaseDatasetBuilder",
+    "CCSBUAlignBuilder",
+    "CCSBUBuilder",
+    "ImageTextFolderBuilder",
+    "ImageTextJsonlBuilder",
+    "LaionBuilder",
+    "WebDatasetBuilder",
+]

@@ -25,6 +25,7 @@ class SplitProcessors:
 
 @dataclass
 class DatasetConfig:
+    builder: str | None = None  # registered name of the builder; the section's own name if absent
     type: str = "default"  # which of the builder's YAML files is overlaid
     data_type: str = "images"
     build_info: BuildInfo = field(default_factory=BuildInfo)
@@ -41,8 +42,10 @@ class BaseDatasetBuilder:
     DATASET_CONFIG_DICT = {}  # type -> YAML file inside the package
     name = None  # the registered name
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, name=None):
+        """`name` is that of the section, and then of the dataset; by default the builder's own."""
         self.config = cfg
+        self.name = name or self.name
         self.vis_processors, self.text_processors = {}, {}
 
     def build_datasets(self):

@@ -1,4 +1,7 @@
-"""The three datasets of MiniGPT-4: `laion` and `cc_sbu` (tar shards, stage 1), `cc_sbu_align` (a folder, stage 2)."""
+"""The three datasets of MiniGPT-4: `laion` and `cc_sbu` (tar shards, stage 1), `cc_sbu_align` (a folder, stage 2).
+
+And `webdataset`: anybody's tar shards.
+"""
 
 import os
 
@@ -41,6 +44,14 @@ class LaionBuilder(ShardsBuilder):
 class CCSBUBuilder(ShardsBuilder):
     name = "cc_sbu"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/defaults.yaml"}
+
+
+@registry.register_builder("webdataset")
+class WebDatasetBuilder(ShardsBuilder):
+    """Any tar files of pictures (jpg, jpeg, png, webp) with same-named json or txt."""
+
+    name = "webdataset"
+    DATASET_CONFIG_DICT = {"default": "configs/datasets/webdataset/defaults.yaml"}
 
 
 @registry.register_builder("cc_sbu_align")

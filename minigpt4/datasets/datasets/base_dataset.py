@@ -8,12 +8,13 @@ import hashlib
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.data import get_worker_info
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
-REASONS = ("bad_shard", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
+REASONS = ("bad_shard", "bad_record", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
 
 
 class DataError(ValueError):
@@ -29,9 +30,15 @@ class SkipSample(Exception):
 
 
 def worker_place():
-    """Return (index of this DataLoader worker, number of workers); (0, 1) in the main process."""
+    """Return (index of this DataLoader worker, number of workers); (0, 1) in the main process.
+
+    A DataLoader asks its workers in turn, beginning with the first. One that goes on where another one stood begins
+    with the worker whose turn it was: indices are counted from the dataset's `first_worker`.
+    """
     info = get_worker_info()
-    return (info.id, info.num_workers) if info else (0, 1)
+    if not info:
+        return 0, 1
+    return (info.id + getattr(info.dataset, "first_worker", 0)) % info.num_workers, info.num_workers
 
 
 @contextmanager
@@ -60,6 +67,20 @@ class SkipCounter:
         self.name, self.max_bad_fraction, self.guide = name, max_bad_fraction, guide
         self.counts = torch.zeros(max(1, num_workers), 1 + len(REASONS), dtype=torch.int64).share_memory_()
         self.first = self.last = None
+        self._is_counting = True
+
+    @contextmanager
+    def uncounted(self):
+        """Within the block nothing is counted: it goes a second time over what was counted before."""
+        self._is_counting = False
+        try:
+            yield
+        finally:
+            self._is_counting = True
+
+    def row(self):
+        """Return this worker's counts as a list: usable, then one number a reason."""
+        return self.counts[worker_place()[0]].tolist()
 
     def usable(self):
         """Count one usable sample."""
@@ -67,6 +88,8 @@ class SkipCounter:
 
     def skip(self, reason, where, detail):
         """Count one unusable sample. Raises DataError once this worker's budget is spent."""
+        if not self._is_counting:
+            return
         row = self.counts[worker_place()[0]]
         row[1 + REASONS.index(reason)] += 1
         self.first, self.last = self.first or detail, f"{where} {detail}"
@@ -95,9 +118,12 @@ class SkipCounter:
             found = f"were unusable ({_breakdown(row)}; last: {self.last})"
         return DataError(f"{self.name}: {seen} of the first {seen} samples {found}; see {self.guide}")
 
-    def report(self):
-        """Return {"seen": samples met, reason: how many were skipped for it, ...}, summed over workers."""
-        total = self.counts.sum(0)
+    def report(self, rows=None):
+        """Return {"seen": samples met, reason: how many were skipped for it, ...}, summed over workers.
+
+        `rows`: their counts at some earlier time, as `row()` gave them; by default those of now.
+        """
+        total = self.counts.sum(0) if rows is None else torch.tensor([*rows, [0] * (1 + len(REASONS))]).sum(0)
         return {"seen": int(total.sum()), **_by_reason(total)}
 
 
@@ -127,6 +153,7 @@ class BaseDataset:
         self.vis_processor, self.text_processor, self.name = vis_processor, text_processor, name
         self.sample_ratio = None
         self.batch_size = None  # overrides run.batch_size_train
+        self.first_worker = 0  # whose turn it is, see worker_place
         self.bind(Place())
 
     def bind(self, place, num_workers=0, max_bad_fraction=0.05):
@@ -134,8 +161,25 @@ class BaseDataset:
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
 
-    def prepare(self, image, caption, *identity):
-        """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`."""
+    def listing(self):
+        """Return what there is to read, as a list: the records, here, or the names of the shards."""
+        return self.annotation
+
+    @cached_property
+    def fingerprint(self):
+        """A text that is equal for equal listings, wherever the files lie."""
+        return hashlib.blake2b(repr(self.listing()).encode(), digest_size=8).hexdigest()
+
+    def prepare(self, image, text, *identity):
+        """Return {"image": [3, S, S], "text_input": str}; random augmentation is seeded by the run and `identity`.
+
+        `text` is a caption, or the (question, answer) pairs of a conversation: these are in the sample as "turns", and
+        the first answer takes the caption's place. Captions and answers go through the text processor.
+        """
         with seeded_by(self.place.seed, *identity):
             pixels = self.vis_processor(image)
-        return {"image": pixels, "text_input": self.text_processor(caption) if self.text_processor else caption}
+        process = self.text_processor or str
+        if isinstance(text, str):
+            return {"image": pixels, "text_input": process(text)}
+        turns = tuple((question, process(answer)) for question, answer in text)
+        return {"image": pixels, "text_input": turns[0][1], "turns": turns}

@@ -45,25 +45,15 @@ def _checked(record, where):
     return record | {"image_id": image_id}
 
 
-class CaptionDataset(BaseDataset, Dataset):
-    """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i.
+class MapDataset(BaseDataset, Dataset):
+    """A dataset over the list `annotation`; a subclass makes samples of its records in `_load`.
 
-    Where any record has an instruction of its own, what the user says in place of a prompt that the model draws, all
-    samples have "instruction", '' if none.
-
-    `image_id` numbers the distinct pictures in the order of the records. An index may also be a pair (epoch, i); the
-    epoch only seeds the augmentation. Where record i cannot be used it is counted and the next usable one is returned.
+    An index may also be a pair (epoch, i); the epoch only seeds the augmentation. Where record i cannot be used it is
+    counted and the next usable one is returned.
     """
 
-    guide = "dataset/README_2_STAGE.md"
-
-    def __init__(self, vis_processor, text_processor=None, vis_root="", ann_paths=(), name="caption_dataset"):
-        self.vis_root = Path(vis_root)
-        self.annotation = [record for path in ann_paths for record in read_annotations(path)]
-        self.img_ids = {}
-        for record in self.annotation:
-            self.img_ids.setdefault(record["image_id"], len(self.img_ids))
-        self._has_instructions = any("instruction" in record for record in self.annotation)
+    def __init__(self, annotation, vis_processor, text_processor=None, name="dataset"):
+        self.annotation = annotation
         super().__init__(vis_processor, text_processor, name)
 
     def __len__(self):
@@ -78,11 +68,40 @@ class CaptionDataset(BaseDataset, Dataset):
             try:
                 sample = self._load(record, epoch)
             except SkipSample as skipped:
-                self.skips.skip(skipped.reason, record["image_id"], skipped.detail)
+                self.skips.skip(skipped.reason, self._label(record), skipped.detail)
             else:
                 self.skips.usable()
                 return sample
         raise self.skips.nothing_usable()
+
+    def _load(self, record, epoch):
+        """Return the sample of a record. Raises SkipSample if it cannot be used."""
+        raise NotImplementedError(f"{type(self).__name__}._load")
+
+    def _label(self, record):
+        """Return what messages call a record."""
+        raise NotImplementedError(f"{type(self).__name__}._label")
+
+
+class CaptionDataset(MapDataset):
+    """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i.
+
+    Where any record has an instruction of its own, what the user says in place of a prompt that the model draws, all
+    samples have "instruction", '' if none.
+
+    `image_id` numbers the distinct pictures in the order of the records.
+    """
+
+    guide = "dataset/README_2_STAGE.md"
+
+    def __init__(self, vis_processor, text_processor=None, vis_root="", ann_paths=(), name="caption_dataset"):
+        self.vis_root = Path(vis_root)
+        annotation = [record for path in ann_paths for record in read_annotations(path)]
+        self.img_ids = {}
+        for record in annotation:
+            self.img_ids.setdefault(record["image_id"], len(self.img_ids))
+        self._has_instructions = any("instruction" in record for record in annotation)
+        super().__init__(annotation, vis_processor, text_processor, name)
 
     def _load(self, record, epoch):
         image_id = record["image_id"]
@@ -94,6 +113,9 @@ class CaptionDataset(BaseDataset, Dataset):
         sample = self.prepare(image, record["caption"], epoch, image_id)
         sample |= {"image_id": number, "sample_id": image_id}
         return sample | ({"instruction": record.get("instruction", "")} if self._has_instructions else {})
+
+    def _label(self, record):
+        return record["image_id"]
 
     def _image_path(self, image_id):
         for suffix in IMAGE_SUFFIXES:

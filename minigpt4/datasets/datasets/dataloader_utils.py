@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from minigpt4.datasets.datasets.base_dataset import DataError, Place
+from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_place
 
 
 class EndlessSampler(Sampler):
@@ -34,12 +34,30 @@ class EndlessSampler(Sampler):
 
 
 def collate(samples):
-    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list."""
-    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list.
+
+    What only some samples have, such as the turns of a conversation, is () for the others.
+    """
+    keys = dict.fromkeys(key for sample in samples for key in sample)
+    batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
     batch["image"] = torch.stack(batch["image"])
     if "image_id" in batch:
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
+
+
+class _Collate:
+    """Collates samples of a dataset, and notes how far this worker has come: "progress" (worker, position, counts).
+
+    The position is that of a stream, None for map-style data; the counts are of usable and skipped samples so far.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __call__(self, samples):
+        positions = [sample.pop("stream", None) for sample in samples]
+        return collate(samples) | {"progress": (worker_place()[0], positions[-1], self.dataset.skips.row())}
 
 
 def mixing_ratios(datasets, ratios=None):
@@ -83,15 +101,15 @@ def build_train_loader(
 class TrainLoader:
     """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
 
-    `positions` {dataset: {worker: (epoch, raw samples drawn)}} tells for shard datasets how far the batches handed out
-    reach, which is where `WebCaptionDataset.start` goes on.
+    `state()` tells how far the batches handed out reach, not what workers have fetched ahead; `resume(state)` goes on
+    right behind them, with the same settings, exactly.
     """
 
     def __init__(self, datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor):
         self.datasets = list(datasets)
         self.ratios = mixing_ratios(self.datasets, ratios)
-        self.positions = {dataset.name: {} for dataset in self.datasets}
         self._place = place
+        self._progress = {dataset.name: {"batches": 0, "workers": {}} for dataset in self.datasets}
         self._rng = np.random.default_rng([place.seed, place.rank])
         self._iterators = {}
         self._loaders = []
@@ -108,7 +126,7 @@ class TrainLoader:
             num_workers=num_workers,  # they live as long as the one endless iteration
             prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
+            collate_fn=_Collate(dataset),
             worker_init_fn=_own_process_group,
             generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
         )
@@ -127,10 +145,34 @@ class TrainLoader:
             error.__traceback__ = None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
             self.close()
             raise DataError(message) from None
-        for worker, *position in batch.pop("stream", ()):
-            self.positions[self.datasets[source].name][worker] = tuple(position)
         name = self.datasets[source].name
+        worker, *reached = batch.pop("progress")
+        self._progress[name]["batches"] += 1
+        self._progress[name]["workers"][worker] = reached
         return batch | {"sample_id": [f"{name}/{sample_id}" for sample_id in batch["sample_id"]]}
+
+    def state(self):
+        """Return what `resume` needs, as plain containers."""
+        return {
+            "seed": self._place.seed,
+            "mixing": self._rng.bit_generator.state,
+            "progress": {
+                name: progress | {"workers": {**progress["workers"]}} for name, progress in self._progress.items()
+            },
+        }
+
+    def resume(self, state):
+        """Go on behind the last batch of a loader of the same settings whose `state()` this was; before the first."""
+        self._rng.bit_generator.state = state["mixing"]
+        for dataset, loader in zip(self.datasets, self._loaders, strict=True):
+            self._progress[dataset.name] = progress = state["progress"][dataset.name]
+            dataset.first_worker = progress["batches"] % max(1, loader.num_workers)
+            for worker, (_, counts) in progress["workers"].items():
+                dataset.skips.counts[worker] = torch.tensor(counts)
+            if isinstance(dataset, IterableDataset):
+                dataset.start = {worker: position for worker, (position, _) in progress["workers"].items()}
+            else:
+                loader.sampler.start = progress["batches"] * loader.batch_size
 
     def epoch_length(self):
         """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
@@ -140,8 +182,9 @@ class TrainLoader:
         return sum(-(-len(dataset) // each) for dataset, each in zip(self.datasets, cards, strict=True))
 
     def skip_report(self):
-        """Return {dataset: {"seen": samples met so far, reason: how many were skipped for it}} of this rank."""
-        return {dataset.name: dataset.skips.report() for dataset in self.datasets}
+        """Return {dataset: {"seen": samples met, reason: how many were skipped for it}} of the batches handed out."""
+        counts = {name: [row for _, row in each["workers"].values()] for name, each in self._progress.items()}
+        return {dataset.name: dataset.skips.report(counts[dataset.name]) for dataset in self.datasets}
 
     def close(self):
         """Stop the workers."""

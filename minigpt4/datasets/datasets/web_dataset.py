@@ -16,15 +16,16 @@ One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 Then the next epoch begins: the stream has no end unless `epochs` is given.
 
 A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries it under "stream".
-Set `start[worker]` to such a position and the stream goes on right behind it: the buffer is replayed, samples up to
-there are thrown away undecoded.
+Set `start[worker]` to such a position and the stream goes on right behind it: the epoch's shards are read again up to
+there, and nothing of that is decoded or counted.
 """
 
 import glob
 import json
 import logging
 import random
-from itertools import count
+from collections import deque
+from itertools import count, islice
 from typing import NamedTuple
 from urllib.parse import urlparse
 
@@ -35,7 +36,8 @@ from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from minigpt4.common.utils import expand_path, is_url
+from minigpt4.common.utils import expand_path, is_url, without_secrets
+from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample, worker_place
 from minigpt4.processors import ImageError, load_rgb
 
@@ -76,15 +78,21 @@ def expand_shards(location):
 
 
 def read_caption(raw):
-    """Return the caption of a raw sample as it stands. Raises SkipSample if it has none, or one that is no text."""
+    """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
+
+    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is no text.
+    """
     try:
+        record = json.loads(raw.members["json"]) if "json" in raw.members else {}
+        if "conversations" in record and "caption" not in record:
+            return read_text(record)
+        if "txt" in raw.members and "caption" not in record:
+            return raw.members["txt"].decode("utf-8")
         if "json" in raw.members:
-            caption = json.loads(raw.members["json"])["caption"]
+            caption = record["caption"]
             if not isinstance(caption, str):
                 raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
             return caption
-        if "txt" in raw.members:
-            return raw.members["txt"].decode("utf-8")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
     raise SkipSample("no_caption", ", ".join(raw.extensions))
@@ -102,7 +110,10 @@ def read_image(raw):
 
 
 class WebCaptionDataset(BaseDataset, IterableDataset):
-    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes."""
+    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes.
+
+    Samples with a conversation have "turns" too.
+    """
 
     def __init__(self, location, vis_processor, text_processor=None, name="webdataset", epochs=None):
         self.shards = expand_shards(location)
@@ -121,18 +132,22 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 f"worker walks all shards and takes one sample in {place.world_size * workers}"
             )
 
+    def listing(self):
+        return [_file_name(shard) for shard in self.shards]
+
     def __iter__(self):
         worker, num_workers = worker_place()
         consumer = (self.place.rank * num_workers + worker, self.place.world_size * num_workers)
         first_epoch, already_drawn = self.start.get(worker, (0, 0))
         for epoch in count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs):
             fruitful = already_drawn > 0
-            for drawn, raw in enumerate(self._raw_samples(epoch, *consumer), start=1):
-                if drawn <= already_drawn:
-                    continue
+            raw_samples = enumerate(self._raw_samples(epoch, *consumer), start=1)
+            with self.skips.uncounted():
+                deque(islice(raw_samples, already_drawn), maxlen=0)
+            for drawn, raw in raw_samples:
                 if sample := self._usable(raw, epoch):
                     fruitful = True
-                    yield sample | {"stream": (worker, epoch, drawn)}
+                    yield sample | {"stream": (epoch, drawn)}
             already_drawn = 0
             if not fruitful:
                 self._find_a_usable_sample()
@@ -167,7 +182,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 raise ValueError("the shard is empty")
         except Exception as error:  # tar, gzip, curl and the file system raise almost anything
             if counted:
-                self.skips.skip("bad_shard", shard, f"{type(error).__name__}: {error}")
+                name = without_secrets(shard)
+                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}".replace(shard, name))
 
     def _usable(self, raw, epoch):
         """Return a raw sample decoded and processed, or None where it is skipped and counted."""
@@ -201,7 +217,11 @@ def _keep_first(error):
     return True
 
 
+def _file_name(shard):
+    return without_secrets(shard).rsplit("/", 1)[-1]
+
+
 def _raw_sample(shard, group):
     members = {name: data for name, data in group.items() if not name.startswith("__")}
     known = {name: data for name, data in members.items() if name in IMAGE_EXTENSIONS + CAPTION_EXTENSIONS}
-    return RawSample(shard.rsplit("/", 1)[-1], group["__key__"], known, tuple(sorted(members)))
+    return RawSample(_file_name(shard), group["__key__"], known, tuple(sorted(members)))

@@ -1,0 +1,225 @@
+"""BLIP's caption lists as the TSV that img2dataset reads, in memory that does not grow with the list.
+
+In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys of the first one,
+then a line for each, its values in the order of that header; tabs between, CRLF at the end, quotes only where needed,
+UTF-8. For objects with equal keys in equal order these are the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
+"""
+
+import argparse
+import csv
+import os
+import random
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+
+import ijson
+from tqdm import tqdm
+
+from minigpt4.common.cli import run_program
+
+REQUIRED = ("url", "caption")
+MAX_BAD_FRACTION = 0.05
+LINE_BREAK = "line break in a value"
+
+
+class Report:
+    """Counts of one conversion; `left_out` and `remarks` map a reason to how often, `first` to its first record."""
+
+    def __init__(self):
+        self.read, self.written, self.columns = 0, 0, None
+        self.left_out, self.remarks, self.first = Counter(), Counter(), {}
+
+    def count(self, counter, reason):
+        counter[reason] += 1
+        self.first.setdefault(reason, self.read)
+
+    def bad_fraction(self):
+        return self.left_out.total() / max(self.read, 1)
+
+    def lines(self, counter):
+        return [f"{number:>12,}  {text} (first: record {self.first[text]:,})" for text, number in counter.most_common()]
+
+
+def convert(source, target, limit=None, sample_seed=None, one_line=False, max_bad_fraction=MAX_BAD_FRACTION):
+    """Write `target` from `source` and return the Report.
+
+    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the order of the list
+    (the list is then read twice). `one_line` turns line breaks inside values into spaces. `target` is there whole or
+    not at all. Raises ValueError if the list is no JSON array, holds no usable record, or if more than
+    `max_bad_fraction` of its records cannot be used.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"--output '{target}' is the input itself; give another name")
+    report = Report()
+    if sample_seed is None:
+        rows = islice(usable_rows(source, report, "converting", one_line), limit)
+    else:
+        total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
+        rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
+    with written_whole(target) as file:
+        writer = csv.writer(file, delimiter="\t")
+        for row in rows:
+            if not report.written:
+                writer.writerow(report.columns)
+            writer.writerow(row)
+            report.written += 1
+        _check(report, source, max_bad_fraction)
+    return report
+
+
+def _check(report, source, max_bad_fraction):
+    problem = None
+    if not report.written:
+        problem = f"none of {report.read:,} records can be used"
+    elif report.bad_fraction() > max_bad_fraction:
+        share = f"{report.bad_fraction():.1%} of {report.read:,} records"
+        problem = f"{share} cannot be used (limit {max_bad_fraction:.1%}, --max-bad-fraction)"
+    if problem:
+        raise ValueError("\n".join([f"'{source}': {problem}; nothing was written", *report.lines(report.left_out)]))
+
+
+def usable_rows(source, report, title, one_line=False):
+    """Yield the values of each usable record in the order of `report.columns`; the first record sets the columns."""
+    for record in json_array(source, title):
+        report.read += 1
+        if problem := problem_of(record):
+            report.count(report.left_out, problem)
+            continue
+        if report.columns is None:
+            report.columns = list(record)
+        values = list(record.values()) if list(record) == report.columns else _aligned(record, report)
+        if not record["caption"]:
+            report.count(report.remarks, "empty caption")
+        for column, value in enumerate(values):
+            if type(value) is Decimal:
+                values[column] = float(value)  # as json.load would have read it
+            elif type(value) is str and ("\n" in value or "\r" in value):
+                report.count(report.remarks, LINE_BREAK)
+                values[column] = " ".join(value.splitlines()) if one_line else value
+        yield values
+
+
+def problem_of(record):
+    """Return why a record cannot become a row, or None."""
+    if type(record) is not dict:
+        return f"not an object but {type(record).__name__}"
+    for name in REQUIRED:
+        if name not in record:
+            return f"no '{name}'"
+    if type(record["url"]) is not str or not record["url"].strip():
+        return "'url' is empty or no text"
+    if type(record["caption"]) is not str and record["caption"] is not None:
+        return "'caption' is no text"
+    for name, value in record.items():
+        if type(value) is dict or type(value) is list:
+            return f"'{name}' is a list or an object"
+    return None
+
+
+def _aligned(record, report):
+    for name in record.keys() - set(report.columns):
+        report.count(report.remarks, f"'{name}' is no column of the first record: left out")
+    for name in set(report.columns) - record.keys():
+        report.count(report.remarks, f"no '{name}': an empty field")
+    return [record.get(name) for name in report.columns]
+
+
+def json_array(path, title):
+    """Yield the elements of the JSON array in a file, one at a time, with a progress bar of bytes on a terminal."""
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip()[:1]
+        if head != b"[":
+            raise ValueError(f"'{path}' begins with {head!r}; expected '[', the start of a JSON array of objects")
+        file.seek(0)
+        size, number = path.stat().st_size, 0
+        options = {"total": size, "desc": title, "unit": "B", "unit_scale": True, "disable": None}
+        with tqdm.wrapattr(file, "read", **options) as counted:
+            try:
+                for element in ijson.items(counted, "item"):
+                    number += 1
+                    yield element
+            except ijson.JSONError as error:
+                raise ValueError(
+                    f"'{path}' is no valid JSON behind record {number:,} (before byte {file.tell():,} of {size:,}): "
+                    f"{_text(error.args[0]).splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
+                ) from error
+
+
+def _text(message):
+    return message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+
+
+def sample(rows, total, wanted, seed):
+    """Yield `wanted` of `total` rows, each subset equally likely, in their order (selection sampling)."""
+    rng = random.Random(seed)
+    for left, row in zip(range(total, 0, -1), rows, strict=False):
+        if rng.random() * left < wanted:
+            yield row
+            wanted -= 1
+        if not wanted:
+            return
+
+
+@contextmanager
+def written_whole(path):
+    """Context of a text file that takes the name `path` at the end, and vanishes if an error or Ctrl-C comes first."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(stem, argv=None):
+    """Return the exit code of the command line whose default files are `stem`.json and `stem`.tsv, here."""
+    parser = argparse.ArgumentParser(description="Convert a JSON list of captions and URLs to the TSV of img2dataset.")
+    add = parser.add_argument
+    add("--input", type=Path, default=Path(f"{stem}.json"), help="JSON array of objects (default: %(default)s)")
+    add("--output", type=Path, help="TSV (default: name of the input with .tsv)")
+    add("--limit", type=_positive, metavar="N", help="only N records: the first, or with --sample-seed any")
+    add("--sample-seed", type=int, metavar="SEED", help="draw the N records at random; equal seeds, equal records")
+    add("--one-line", action="store_true", help="line breaks inside captions become spaces (2023 kept them)")
+    add(
+        "--max-bad-fraction",
+        type=float,
+        default=MAX_BAD_FRACTION,
+        metavar="F",
+        help="if more records than this cannot be used, write nothing and fail (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if args.sample_seed is not None and args.limit is None:
+        parser.error("--sample-seed draws from the list; say how many by --limit N")
+    return run_program(_convert_and_report, args)
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}'; expected a whole number above 0")
+    return int(text)
+
+
+def _convert_and_report(args):
+    if not args.input.is_file():
+        raise FileNotFoundError(f"--input: no file at '{args.input}'; dataset/README_1_STAGE.md says where it is from")
+    output = args.output or args.input.with_suffix(".tsv")
+    report = convert(args.input, output, args.limit, args.sample_seed, args.one_line, args.max_bad_fraction)
+    print(f"{output}: {report.written:,} rows of {', '.join(report.columns)}; {report.read:,} records read")
+    if report.left_out:
+        print("\n".join([f"left out: {report.left_out.total():,} records", *report.lines(report.left_out)]))
+    if report.remarks:
+        print("\n".join(["not left out, but worth a look:", *report.lines(report.remarks)]))
+    if report.remarks[LINE_BREAK] and not args.one_line:
+        print("img2dataset fails on a long list with line breaks inside values: --one-line turns them into spaces")
+
+
+if __name__ == "__main__":
+    sys.exit("run dataset/convert_laion.py or dataset/convert_cc_sbu.py")

@@ -1,0 +1,195 @@
+"""Annotation files of own data -> records: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
+
+A record names a picture below one folder, and a caption or a conversation about it. A file that is none of these, or
+that leads out of the folder or into the network, is refused as a whole; a record that cannot be used becomes a Fault,
+which the dataset counts when it meets it.
+"""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from minigpt4.datasets.datasets.base_dataset import SkipSample
+
+ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
+PICTURE_MARK = "<image>"  # where LLaVA's questions have the picture; ours stands before the first question
+_EXPECTED = (
+    '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
+    '{"from": "gpt", "value": text}, ..]}'
+)
+
+
+class Record(NamedTuple):
+    """One usable record. `where` names its file and line; `image` is relative to the picture folder.
+
+    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file beside the picture.
+    """
+
+    where: str
+    image: str
+    text: str | tuple | None
+
+
+class Fault(NamedTuple):
+    """A record that cannot be used; `reason` is one of base_dataset.REASONS."""
+
+    where: str
+    reason: str
+    detail: str
+
+
+def read_records(path, folder):
+    """Return the Records and Faults of an annotation file, in its order; pictures lie below `folder`.
+
+    Raises OSError, or ValueError that names file and record: where the file is in none of the formats, where no record
+    can be used, and where a picture's path is a URL or leads out of `folder`.
+    """
+    path, folder = Path(path), Path(folder)
+    reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            records = [item if isinstance(item, Fault) else _record(*item, folder) for item in reader(file, path)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
+    if not records:
+        raise ValueError(f"{path}: has no record; expected records like {_EXPECTED}")
+    if all(isinstance(record, Fault) for record in records):
+        fault = f"{records[0].where}: {records[0].detail}"
+        raise ValueError(f"{path}: none of its {len(records)} records can be used; {fault}; expected {_EXPECTED}")
+    return records
+
+
+def read_text(record):
+    """Return the caption of a record, or its turns as a tuple of (question, answer).
+
+    An "instruction" beside a caption makes a conversation of one turn. Raises SkipSample.
+    """
+    if "conversations" in record:
+        return _turns(record["conversations"])
+    key = next((key for key in ("caption", "text") if key in record), None)
+    if key is None:
+        raise SkipSample("no_caption", f"'caption' is missing (keys: {', '.join(map(str, record)) or 'none'})")
+    caption, instruction = record[key], record.get("instruction", "")
+    for name, value in ((key, caption), ("instruction", instruction)):
+        if not isinstance(value, str):
+            raise SkipSample("bad_caption", f"{name} is {type(value).__name__}, not text")
+    if not caption.strip():
+        raise SkipSample("bad_caption", f"{key} is empty")
+    return ((instruction, caption),) if instruction.strip() else caption
+
+
+def _turns(messages):
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        found = f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
+        raise SkipSample("bad_caption", f"'conversations' has {found}; expected questions and answers in turn")
+    values = [_message(message, number) for number, message in enumerate(messages)]
+    if (marks := "".join(values).count(PICTURE_MARK)) > 1:
+        raise SkipSample("bad_record", f"{marks} {PICTURE_MARK} in the conversation; a sample has one picture")
+    questions = [value.replace(PICTURE_MARK, "").strip() for value in values[::2]]
+    if not all(questions) or not all(value.strip() for value in values[1::2]):
+        raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
+    return tuple(zip(questions, values[1::2], strict=True))
+
+
+def _message(message, number):
+    who, value = (message.get(key) for key in ("from", "value")) if isinstance(message, dict) else (None, None)
+    if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
+        expected = ("human", "gpt")[number % 2]
+        found = json.dumps(message, ensure_ascii=False)[:60]
+        raise SkipSample(
+            "bad_caption", f'message {number} is {found}; expected {{"from": "{expected}", "value": text}}'
+        )
+    return value
+
+
+def _record(where, item, folder):
+    """Return the Record or Fault of one decoded item. Raises ValueError for a path that is refused."""
+    try:
+        if not isinstance(item, dict):
+            raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
+        return Record(where, _picture(item, where, folder), read_text(item))
+    except SkipSample as skipped:
+        return Fault(where, skipped.reason, skipped.detail)
+
+
+def _picture(item, where, folder):
+    """Return the path of a record's picture relative to `folder`."""
+    image = item.get("image", item.get("file_name"))
+    image = image[0] if isinstance(image, list) and len(image) == 1 else image
+    if image is None or image == "":
+        keys = ", ".join(map(str, item)) or "none"
+        raise SkipSample("no_image", f"'image' is missing (keys: {keys})")
+    if not isinstance(image, str) or "\0" in image:
+        raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one picture")
+    if "://" in image or image.startswith("data:"):
+        raise ValueError(
+            f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the pictures and give "
+            "their paths"
+        )
+    if os.path.isabs(image) and Path(image).is_relative_to(folder.absolute()):
+        image = str(Path(image).relative_to(folder.absolute()))
+    if os.path.isabs(image) or ".." in re.split(r"[/\\]", image):
+        raise outside(where, image, folder)
+    return os.path.normpath(image)
+
+
+def outside(where, image, folder):
+    """Return the ValueError for a picture that does not lie below `folder`."""
+    return ValueError(
+        f"{where}: '{image}' leads out of the picture folder '{folder}'; give paths below it, or name a folder that "
+        "holds all pictures"
+    )
+
+
+# readers: file -> (where, decoded item) or Fault
+
+
+def _lines(file, path):
+    for number, line in enumerate(file, 1):
+        where = f"{path.name} line {number}"
+        if line.strip():
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield Fault(where, "bad_record", f"not valid JSON ({error})")
+
+
+def _table(file, path):
+    rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    for row in rows:  # a row of too few fields has None in the others, one of too many has them under None
+        fields = {key: value for key, value in row.items() if key is not None and value is not None}
+        yield f"{path.name} line {rows.line_num}", fields
+
+
+def _json(file, path):
+    try:
+        content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        hint = "; one record a line is read from files called .jsonl" if "Extra data" in str(error) else ""
+        raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
+    if isinstance(content, list):
+        return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
+    tables = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else [None]
+    if all(isinstance(table, list) for table in tables):
+        return _coco(*tables, path)
+    found = f"a mapping with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else type(content).__name__
+    raise ValueError(
+        f"{path}: found {found}; expected a list of {_EXPECTED}, or COCO captions: "
+        '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
+    )
+
+
+def _coco(images, annotations, path):
+    known = (image for image in images if isinstance(image, dict) and isinstance(image.get("id"), (str, int)))
+    names = {image["id"]: image.get("file_name") for image in known}
+    for number, annotation in enumerate(annotations):
+        where = f"{path.name} annotation {number}"
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), (str, int)):
+            yield Fault(where, "bad_record", "has no 'image_id'")
+        elif annotation["image_id"] not in names:
+            yield Fault(where, "no_image", f"image_id {annotation['image_id']!r} is not among 'images'")
+        else:
+            yield where, {**annotation, "image": names[annotation["image_id"]]}

@@ -1,0 +1,73 @@
+"""The folder of a run and the checkpoints in it.
+
+<output_dir>/<job id>/checkpoint_<epoch>.pth               the end of an epoch (Source: 2023 release); kept
+                      checkpoint_<epoch>_iter_<n>.pth      after n steps of that epoch; the last `run.keep_last_k`
+                      log.txt, metrics.jsonl, result/
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, remove
+
+AUTO = "auto"  # run.resume_ckpt_path: the newest checkpoint below run.output_dir that can be read, if there is any
+_NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
+
+
+def new_folder(root, name):
+    """Return a folder below `root` that did not exist before, with `result/` in it."""
+    for folder in (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)):
+        try:
+            folder.mkdir(parents=True)
+            (folder / "result").mkdir()
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(
+                f"run.output_dir: cannot make a folder in '{root}' ({error}); choose another place"
+            ) from error
+    raise OSError(f"run.output_dir: '{root}' is full of runs named {name}")
+
+
+def checkpoint_name(epoch, step=None):
+    """Return the file name of the checkpoint at the end of `epoch`, or after `step` steps of it."""
+    return f"checkpoint_{epoch}.pth" if step is None else f"checkpoint_{epoch}_iter_{step}.pth"
+
+
+def checkpoints(folder):
+    """Return the checkpoints of a run, the furthest first."""
+    found = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint_*.pth")}
+    reached = {path: (int(match[1]), int(match[2] or 2**62)) for path, match in found.items() if match}
+    return sorted(reached, key=reached.get, reverse=True)
+
+
+def newest_checkpoint(root):
+    """Return the checkpoint with which the latest run below `root` goes on, None if there is none at all.
+
+    One that cannot be read is passed over, with a warning. Raises CheckpointError if that is true of all.
+    """
+    runs = [found for folder in Path(root).glob("*/") if (found := checkpoints(folder))]
+    runs.sort(key=lambda found: max(path.stat().st_mtime_ns for path in found), reverse=True)
+    tried = [path for found in runs for path in found]
+    for path in tried:
+        try:
+            load_checkpoint(path, "run.resume_ckpt_path")
+        except CheckpointError as error:
+            logging.warning("%s; trying the one before", error)
+        else:
+            return path
+    if tried:
+        raise CheckpointError(
+            f"run.resume_ckpt_path: none of the {len(tried)} checkpoints below '{root}' can be read, see above; to "
+            "start from the beginning, choose another run.output_dir"
+        )
+    return None
+
+
+def prune(folder, keep):
+    """Remove all but the furthest `keep` checkpoints that were written within an epoch."""
+    within_epochs = [path for path in checkpoints(folder) if _NAME.fullmatch(path.name)[2]]
+    for path in within_epochs[keep:]:
+        remove(path)

@@ -1,0 +1,251 @@
+"""Own pictures: which records are counted and skipped, which files are refused, and in which words."""
+
+import json
+import logging
+
+import pytest
+
+from minigpt4.common.registry import registry
+from minigpt4.datasets.datasets.annotations import Fault, read_records
+from minigpt4.datasets.datasets.base_dataset import DataError
+from tests.datasets.shards import loader
+from tests.datasets.test_builders import section
+from tests.datasets.test_own_data import LLAVA, build, pictures, preflight
+
+# what is counted
+
+FAULTS = {
+    "not JSON": ('{"image": "a.jpg", "caption": ', "bad_record", "not valid JSON (Expecting value: line 1 column 31"),
+    "a list": ("[1]", "bad_record", "is list, not a mapping"),
+    "no picture": ('{"id": 1, "caption": "x"}', "no_image", "'image' is missing (keys: id, caption)"),
+    "two pictures": (
+        '{"image": ["a.jpg", "b.jpg"], "caption": "x"}',
+        "bad_record",
+        "image is ['a.jpg', 'b.jpg']; expected the path of one picture",
+    ),
+    "no caption": ('{"image": "a.jpg", "captoin": "x"}', "no_caption", "'caption' is missing (keys: image, captoin)"),
+    "no text": ('{"image": "a.jpg", "caption": 7}', "bad_caption", "caption is int, not text"),
+    "blank": ('{"image": "a.jpg", "caption": " "}', "bad_caption", "caption is empty"),
+    "turns of the wrong kind": (
+        '{"image": "a.jpg", "conversations": "hello"}',
+        "bad_caption",
+        "'conversations' has str; expected questions and answers in turn",
+    ),
+    "no answer": (
+        json.dumps({"image": "a.jpg", "conversations": LLAVA[:3]}),
+        "bad_caption",
+        "'conversations' has 3 messages; expected questions and answers in turn",
+    ),
+    "wrong order": (
+        json.dumps({"image": "a.jpg", "conversations": LLAVA[1::-1]}),
+        "bad_caption",
+        'message 0 is {"from": "gpt", "value": "A dog."}; expected {"from": "human", "value": text}',
+    ),
+    "other keys": (
+        '{"image": "a.jpg", "conversations": [{"role": "user", "content": "x"}, {"role": "assistant"}]}',
+        "bad_caption",
+        'message 0 is {"role": "user", "content": "x"}; expected {"from": "human", "value": text}',
+    ),
+    "empty answer": (
+        json.dumps({"image": "a.jpg", "conversations": [LLAVA[0], {"from": "gpt", "value": "\n"}]}),
+        "bad_caption",
+        "an empty question or answer in 'conversations'",
+    ),
+    "two marks": (
+        json.dumps({"image": "a.jpg", "conversations": [*LLAVA[:2], *LLAVA[:2]]}),
+        "bad_record",
+        "2 <image> in the conversation; a sample has one picture",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_record_that_cannot_be_used_is_counted(tmp_path, name, caplog):
+    line, reason, detail = FAULTS[name]
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "own.jsonl").write_text('{"image": "a.jpg", "caption": "Fine."}\n' + line)
+    _, fault = read_records(tmp_path / "own.jsonl", tmp_path)
+    assert (fault.where, fault.reason) == ("own.jsonl line 2", reason)
+    assert fault.detail.startswith(detail)
+    with caplog.at_level(logging.WARNING):
+        dataset = build("image_text_jsonl", tmp_path / "own.jsonl")
+        assert f"own: 1 of 2 records cannot be used; first: own.jsonl line 2: {reason} ({detail}" in caplog.text
+    assert [dataset[index]["text_input"] for index in (0, 1)] == ["Fine.", "Fine."]
+    assert dataset.skips.report() == {"seen": 3, reason: 1}
+
+
+def test_pictures_that_are_missing_or_broken_are_counted(tmp_path):
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    lines = [json.dumps({"image": f"{name}.jpg", "caption": "x"}) for name in "abc"]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    dataset = build("image_text_jsonl", tmp_path / "own.jsonl")
+    assert dataset[1]["sample_id"] == "own.jsonl line 1"
+    assert dataset.skips.report() == {"seen": 3, "bad_image": 1, "missing_file": 1}
+
+
+@pytest.mark.parametrize(("content", "detail"), [(b" \n", "a.txt is empty"), (b"\xff", "a.txt: 'utf-8' codec can't")])
+def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "b.txt").write_text("Bee.")
+    dataset = build("image_text_folder", tmp_path)
+    assert dataset[0]["text_input"] == "Bee."
+    assert dataset.skips.report() == {"seen": 2, "bad_caption": 1}
+    assert dataset.skips.first.startswith(detail)
+
+
+def test_an_annotation_of_coco_without_its_image_is_counted(tmp_path):
+    annotations = [{"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "x"}, {"caption": "x"}, 7]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": []}, 3], "annotations": annotations}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    faults = [record for record in read_records(tmp_path / "coco.json", tmp_path) if isinstance(record, Fault)]
+    assert faults == [
+        Fault("coco.json annotation 1", "no_image", "image_id 2 is not among 'images'"),
+        Fault("coco.json annotation 2", "bad_record", "has no 'image_id'"),
+        Fault("coco.json annotation 3", "bad_record", "has no 'image_id'"),
+    ]
+
+
+# what is refused
+
+LEADS_OUT = "leads out of the picture folder '{tmp}'; give paths below it, or name a folder that holds all pictures"
+ADDRESS = "is an address; nothing is fetched while training. Download the pictures and give their paths"
+REFUSED = {
+    "../secret.jpg": f"'../secret.jpg' {LEADS_OUT}",
+    "sub/../../x.jpg": f"'sub/../../x.jpg' {LEADS_OUT}",
+    "..\\x.jpg": f"'..\\x.jpg' {LEADS_OUT}",
+    "/etc/passwd": f"'/etc/passwd' {LEADS_OUT}",
+    "http://example.org/a.jpg": f"'http://example.org/a.jpg' {ADDRESS}",
+    "s3://bucket/a.jpg": f"'s3://bucket/a.jpg' {ADDRESS}",
+    "data:image/png;base64,AAAA": f"'data:image/png;base64,AAAA' {ADDRESS}",
+    "link.jpg": f"'link.jpg' {LEADS_OUT}",
+    "linked/x.jpg": f"'linked/x.jpg' {LEADS_OUT}",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A picture folder with links to what lies beside it."""
+    folder = tmp_path / "root"
+    pictures(tmp_path, "secret.jpg", "beside/x.jpg", "root/a.jpg")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "linked").symlink_to(tmp_path / "beside")
+    return folder
+
+
+@pytest.mark.parametrize("image", REFUSED)
+def test_paths_that_lead_elsewhere_are_refused(root, image):
+    lines = [{"image": "a.jpg", "caption": "Fine."}, {"image": image, "caption": "x"}]
+    (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    message = f"own.jsonl line 2: {REFUSED[image].format(tmp=root)}"
+    assert preflight("image_text_jsonl", root / "own.jsonl") == [f"datasets.own.build_info.storage: {message}"]
+
+
+def test_a_link_met_only_while_training_ends_the_run(root):
+    (root / "own.jsonl").write_text('{"image": "link.jpg", "caption": "x"}')
+    dataset = build("image_text_jsonl", root / "own.jsonl")
+    with pytest.raises(DataError, match=r"^own.jsonl line 1: 'link.jpg' leads out of the picture folder"):
+        next(loader([dataset]))
+
+
+def test_a_linked_text_file_is_refused(root, tmp_path):
+    (tmp_path / "password.txt").write_text("secret")
+    (root / "a.txt").symlink_to(tmp_path / "password.txt")
+    with pytest.raises(DataError, match=r"a\.txt' leads out of the picture folder"):
+        build("image_text_folder", root)[0]
+
+
+def test_links_and_absolute_paths_inside_are_fine(root, tmp_path):
+    (root / "inner.jpg").symlink_to(root / "a.jpg")
+    (tmp_path / "other_name").symlink_to(root)
+    lines = [{"image": name, "caption": name} for name in ("inner.jpg", str(tmp_path / "other_name/a.jpg"))]
+    (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    where = {"images": str(tmp_path / "other_name")}
+    assert preflight("image_text_jsonl", root / "own.jsonl", **where) == []
+    assert build("image_text_jsonl", root / "own.jsonl", **where)[1]["text_input"] == lines[1]["caption"]
+
+
+def written(name, content):
+    def make(tmp):
+        pictures(tmp, "a.jpg")
+        (tmp / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return {"storage": str(tmp / name)}
+
+    return make
+
+
+def folder(*names):
+    def make(tmp):
+        pictures(tmp / "p", *[name for name in names if not name.endswith("l")])
+        for name in names:
+            if name.endswith("l"):
+                (tmp / "p" / name).write_text('{"image": "a.jpg", "caption": "x"}')
+        (tmp / "p").mkdir(exist_ok=True)
+        return {"storage": str(tmp / "p")}
+
+    return make
+
+
+EXPECTED = (
+    '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
+    '{"from": "gpt", "value": text}, ..]}'
+)
+COCO = 'or COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
+MISTAKES = [
+    ("image_text_jsonl", lambda tmp: {"storage": str(tmp / "x.jsonl")}, "nothing at '{tmp}/x.jsonl'; expected the path of an annotation file"),
+    ("image_text_jsonl", lambda tmp: {"storage": 7}, "7; expected the path of an annotation file"),
+    ("image_text_folder", lambda tmp: {"storage": str(tmp / "x")}, "nothing at '{tmp}/x'; expected the path of a folder of pictures"),
+    (
+        "image_text_jsonl",
+        lambda tmp: {"storage": str(tmp / "x.jsonl"), "images": str(tmp / "none")},
+        "no folder at '{tmp}/none' for the pictures; set build_info.images to it",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.jsonl", '\n{"img": "a.jpg", "caption": "x"}\n'),
+        f"{{tmp}}/a.jsonl: none of its 1 records can be used; a.jsonl line 2: 'image' is missing (keys: img, caption); expected {EXPECTED}",
+    ),
+    ("image_text_jsonl", written("a.jsonl", ""), f"{{tmp}}/a.jsonl: has no record; expected records like {EXPECTED}"),
+    ("image_text_jsonl", written("a.json", "{"), "{tmp}/a.json: not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+    (
+        "image_text_jsonl",
+        written("a.json", '{"image": "a.jpg"}\n{}'),
+        "{tmp}/a.json: not valid JSON (Extra data: line 2 column 1 (char 19)); one record a line is read from files called .jsonl",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.json", '{"annotations": [], "info": 1}'),
+        f"{{tmp}}/a.json: found a mapping with annotations, info; expected a list of {EXPECTED}, {COCO}",
+    ),
+    ("image_text_jsonl", written("a.json", "7"), f"{{tmp}}/a.json: found int; expected a list of {EXPECTED}, {COCO}"),
+    (
+        "image_text_jsonl",
+        written("a.jsonl", b"\xff\xfe"),
+        "{tmp}/a.jsonl: cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); save it as UTF-8 text",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.jsonl", '{"image": "train/b.jpg", "caption": "x"}'),
+        "a.jsonl line 1: no file 'train/b.jpg' in the picture folder '{tmp}', nor any other of 1 that were looked for; name the folder that the paths start from (build_info.images)",
+    ),
+    ("image_text_folder", folder(), "'{tmp}/p' has no picture; expected .jpg, .png, .jpeg, .webp files"),
+    (
+        "image_text_folder",
+        folder("a.jpg", "b.jpg"),
+        "'{tmp}/p' has no caption for its 2 pictures; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{\"image\": path, \"caption\": text}} a line",
+    ),
+    ("image_text_folder", folder("a.jpg", "captions.jsonl", "metadata.jsonl"), "'{tmp}/p' has captions.jsonl and metadata.jsonl; keep one of them"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("builder", "make", "message"), MISTAKES, ids=lambda part: part[:40] if isinstance(part, str) else ""
+)
+def test_what_is_said_of_wrong_data(tmp_path, builder, make, message):
+    info = make(tmp_path)
+    cfg = section(builder, info["storage"])
+    cfg.build_info.update(info)
+    (problem,) = registry.get_builder_class(builder).preflight(cfg, "datasets.own")
+    wanted = message.replace("{tmp}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
+    assert problem == f"datasets.own.build_info.storage: {wanted}"

@@ -1,0 +1,120 @@
+"""Two ranks with workers under torchrun: told to end, losing a rank, waiting for one; and going on afterwards."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from benchmarks.processes import children, kill_all, start_training
+from tests.small_release import write_shard
+
+STEPS = 30
+
+
+@pytest.fixture
+def command(release, tmp_path, monkeypatch):
+    """Return a function that starts training below a folder; whatever it left is killed after the test."""
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    (tmp_path / "data").mkdir()
+    for number in range(5):
+        write_shard(tmp_path / "data" / f"{number}.tar", range(20 * number, 20 * number + 20))
+    started = []
+
+    def start(name, *launcher, **more):
+        settings = {"run.iters_per_epoch": STEPS, "run.max_epoch": 1, "run.batch_size_train": 2, "run.amp": False}
+        settings |= {"run.num_workers": 2, "run.save_every_iters": 10, "run.output_dir": tmp_path / name, **more}
+        for dataset in ("laion", "cc_sbu"):
+            settings[f"datasets.{dataset}.build_info.storage"] = f"{tmp_path}/data/{{0..4}}.tar"
+        arguments = ["--cfg-path", "train_configs/minigpt4_stage1_pretrain.yaml", "--resume", "auto"]
+        arguments += release.options(**settings)
+        process = start_training(arguments, tmp_path / f"{name}.txt", launcher=launcher)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        kill_all(process)
+
+
+def said(tmp_path, name):
+    return (tmp_path / f"{name}.txt").read_text()
+
+
+def steps(tmp_path, name):
+    """Return {step: loss} so far; a step that was made twice had the same one."""
+    found = {}
+    for path in (tmp_path / name).glob("*/metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):
+                record = json.loads(line)
+                assert found.setdefault(record["step"], record["loss"]) == record["loss"]
+    return found
+
+
+def wait_for(process, tmp_path, name, step):
+    while process.poll() is None and step not in steps(tmp_path, name):
+        time.sleep(0.02)
+    assert process.poll() is None, said(tmp_path, name)[-3000:]
+
+
+def finish(process, tmp_path, name, code=0):
+    assert (process.wait(timeout=240) == 0) == (code == 0), said(tmp_path, name)[-3000:]
+
+
+def weights(tmp_path, name):
+    (path,) = (tmp_path / name).glob("*/checkpoint_0.pth")
+    return torch.load(path, weights_only=True)["model"]["llama_proj.weight"]
+
+
+@pytest.mark.slow
+def test_told_to_end_losing_a_rank_and_waiting_for_one(command, tmp_path, capsys):
+    finish(command("whole"), tmp_path, "whole")
+
+    # torchrun gets SIGTERM, as from a scheduler, and passes it on to the process groups of the ranks
+    process = command("told")
+    wait_for(process, tmp_path, "told", 13)
+    process.send_signal(signal.SIGTERM)
+    finish(process, tmp_path, "told", code=1)
+    text = said(tmp_path, "told")
+    found = re.search(r"ended by SIGTERM before epoch 0, step (\d+): saved (.*\.pth), (.*) s after the signal", text)
+    assert found and "DataLoader worker" not in text, text[-3000:]
+    assert found[2].endswith(f"checkpoint_0_iter_{found[1]}.pth")
+    state = torch.load(found[2], weights_only=True)["progress"]
+    assert len(state["ranks"]) == 2 and state["position"] == {"epoch": 0, "step": int(found[1])}
+    with capsys.disabled():
+        print(f"\nSIGTERM to saved: {found[3]} s")
+
+    # one rank gets SIGINT: all of them end
+    process = command("told")
+    wait_for(process, tmp_path, "told", 20)
+    ranks = [pid for pid in children(process.pid) if children(pid)]
+    os.kill(ranks[1], signal.SIGINT)
+    finish(process, tmp_path, "told", code=1)
+    assert "exitcode  : 130" in said(tmp_path, "told")
+    assert "ended by" in said(tmp_path, "told").split(found[0])[1]
+    finish(command("told"), tmp_path, "told")
+    assert steps(tmp_path, "told") == steps(tmp_path, "whole")
+    assert torch.equal(weights(tmp_path, "told"), weights(tmp_path, "whole"))
+
+    # a rank is lost: torchrun starts both again, and they go on
+    process = command("lost", "--max-restarts=3")
+    wait_for(process, tmp_path, "lost", 13)
+    ranks = [pid for pid in children(process.pid) if children(pid)]
+    os.kill(ranks[1], signal.SIGKILL)
+    finish(process, tmp_path, "lost")
+    assert "Traceback" not in said(tmp_path, "lost")
+    assert torch.equal(weights(tmp_path, "lost"), weights(tmp_path, "whole"))
+
+    # a rank hangs: the other one names it
+    process = command("late", **{"run.step_timeout_s": 4})
+    wait_for(process, tmp_path, "late", 13)
+    ranks = [pid for pid in children(process.pid) if children(pid)]
+    os.kill(ranks[1], signal.SIGSTOP)
+    start = time.monotonic()
+    while "waits for rank 1 since" not in said(tmp_path, "late") and time.monotonic() - start < 60:
+        time.sleep(0.1)
+    assert re.search(r"rank 0 waits for rank 1 since \d+ s \(run.step_timeout_s\)", said(tmp_path, "late"))

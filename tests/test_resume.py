@@ -1,0 +1,248 @@
+"""A run that was cut anywhere goes on as if it had not been; what would make it another run is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.registry import registry
+from minigpt4.tasks import ImageTextPretrainTask
+from tests.small_release import write_align_folder, write_shard
+from tests.training import runner, settings, tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr": 1e-3, "resume_ckpt_path": "auto"}
+
+
+@pytest.fixture
+def storages(tmp_path):
+    """A source with a broken shard, a second one, and a folder with a broken picture."""
+    for name, shards in (("laion", 3), ("cc_sbu", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(shards):
+            write_shard(tmp_path / name / f"{number}.tar", range(10 * number, 10 * number + 10))
+    (tmp_path / "laion" / "1.tar").write_bytes(b"no tar")
+    write_align_folder(tmp_path / "align", 9)
+    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no picture")
+    return {"laion": tmp_path / "laion/*.tar", "cc_sbu": tmp_path / "cc_sbu/*.tar", "cc_sbu_align": tmp_path / "align"}
+
+
+def new_runner(output, storages, **changes):
+    """Return a runner with dropout on real datasets."""
+    cfg = settings(output, **{**SHORT, **changes})
+    cfg.datasets_cfg = OmegaConf.create()
+    for name, storage in storages.items():
+        section = OmegaConf.structured(registry.get_builder_class(name).Config)
+        section.build_info.storage = str(storage)
+        section.vis_processor.train = {"name": "blip2_image_train", "image_size": 8}
+        cfg.datasets_cfg[name] = section
+    cfg.to_dict = lambda: {
+        "run": OmegaConf.to_container(cfg.run_cfg),
+        "datasets": OmegaConf.to_container(cfg.datasets_cfg),
+    }
+    return runner(cfg, tiny_model(dropout=0.5), ImageTextPretrainTask().build_datasets(cfg))
+
+
+class Cut(Exception):
+    """The run ends here."""
+
+
+def cut_at(run, step):
+    """Train until step `step` is about to be made, counted over all epochs of this process."""
+    train_step, left = run.task.train_step, iter(range(step))
+
+    def counted(model, samples):
+        if next(left, None) is None:
+            raise Cut
+        return train_step(model, samples)
+
+    run.task.train_step = counted
+    with pytest.raises(Cut):
+        run.train()
+
+
+def steps_of(run):
+    """Return {step: loss}; a step that was made twice had the same one."""
+    lines = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for line in lines:
+        assert found.setdefault(line["step"], line["loss"]) == line["loss"]
+    return found
+
+
+def epoch_lines(run):
+    return [line for line in (run.output_dir / "log.txt").read_text().splitlines() if line.startswith('{"train')]
+
+
+def tensors(run):
+    moments = [value for state in run.optimizer.state.values() for value in state.values()]
+    return [parameter.detach() for parameter in run.trainable] + moments
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accum_grad_iters": 3}, {"accum_grad_iters": 3, "accum_reduction": "sum"}],
+    ids=["plain", "accumulated", "left-over gradients"],
+)
+def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path, storages, changes, capsys):
+    whole = new_runner(tmp_path / "whole", storages, **changes)
+    whole.train()
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line]
+    for cut in (3, 6, 4, 30):
+        run = new_runner(tmp_path / "cut", storages, **changes)
+        if cut < 30:
+            cut_at(run, cut)
+        else:
+            run.train()
+    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True))
+    assert steps_of(run) == steps_of(whole) and list(steps_of(whole)) == list(range(14))
+    assert epoch_lines(run) == epoch_lines(whole)
+    assert [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line] == skipped
+    assert len(list((tmp_path / "cut").iterdir())) == 1
+    assert (run.output_dir / "metrics.jsonl").read_text().count("\n") > 14  # some steps were made again
+
+
+def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(tmp_path, storages):
+    run = new_runner(tmp_path, storages)
+    run.train()
+    names = sorted(path.name for path in run.output_dir.glob("*.pth"))
+    assert names == ["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint_1_iter_4.pth", "checkpoint_1_iter_6.pth"]
+    within = torch.load(run.output_dir / "checkpoint_1_iter_4.pth", weights_only=True)
+    assert within["epoch"] == 0  # the last finished one: 2023's loader would begin epoch 1 anew
+    assert within["progress"]["position"] == {"epoch": 1, "step": 4}
+
+
+DAMAGES = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-3000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b"blip2_image_train", b"blip3_image_train")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, storages, damage, caplog):
+    whole = new_runner(tmp_path / "whole", storages)
+    whole.train()
+    run = new_runner(tmp_path / "cut", storages)
+    cut_at(run, 5)
+    DAMAGES[damage](run.output_dir / "checkpoint_0_iter_4.pth")
+    again = new_runner(tmp_path / "cut", storages)
+    again.train()
+    assert again.resumed_from.name == "checkpoint_0_iter_2.pth"
+    assert "checkpoint_0_iter_4.pth' is damaged" in caplog.text and "trying the one before" in caplog.text
+    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(again), strict=True))
+    for path in again.output_dir.glob("*.pth"):
+        DAMAGES[damage](path)
+    with pytest.raises(CheckpointError, match=r"none of the 4 checkpoints below '.*cut' can be read"):
+        new_runner(tmp_path / "cut", storages).train()
+
+
+@pytest.fixture
+def cut_run(tmp_path, storages):
+    run = new_runner(tmp_path / "out", storages)
+    cut_at(run, 5)
+    return run
+
+
+def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages, cut_run):
+    write_shard(tmp_path / "laion" / "3.tar", range(90, 95))
+    other = new_runner(tmp_path / "out", storages, num_workers=1, init_lr=0.5, iters_per_epoch=8, log_freq=3)
+    with pytest.raises(CheckpointError) as caught:
+        other.train()
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot go on exactly:")
+    assert [line.split(": ")[0].strip() for line in lines[1:-1]] == [
+        "run.init_lr",
+        "run.num_workers",
+        "steps an epoch",
+        "listing.datasets.laion",
+    ]
+    assert "  run.num_workers: 1, the checkpoint has 2" in lines
+    assert lines[-1].endswith("--options run.resume_mode=restart")
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_another_world_size_is_refused(tmp_path, storages, cut_run):
+    path = cut_run.output_dir / "checkpoint_0_iter_4.pth"
+    state = torch.load(path, weights_only=True)
+    state["progress"]["setup"]["world size"] = 4
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="world size: 1, the checkpoint has 4"):
+        new_runner(tmp_path / "out", storages).train()
+
+
+def test_restart_takes_over_weights_and_schedule_in_a_new_folder(tmp_path, storages, cut_run):
+    other = new_runner(tmp_path / "out", storages, num_workers=0, resume_mode="restart")
+    other.train()
+    assert other.output_dir != cut_run.output_dir
+    assert list(steps_of(other)) == list(range(4, 14))
+    assert not set(steps_of(other).values()) & set(steps_of(cut_run).values())
+
+
+def test_moved_data_and_more_epochs_are_no_other_settings(tmp_path, storages, cut_run):
+    (tmp_path / "cc_sbu").rename(tmp_path / "elsewhere")
+    other = new_runner(tmp_path / "out", {**storages, "cc_sbu": tmp_path / "elsewhere/*.tar"}, max_epoch=3)
+    other.train()
+    assert other.output_dir == cut_run.output_dir
+    assert list(steps_of(other)) == list(range(21))
+
+
+def test_a_checkpoint_of_the_five_keys_of_2023_is_gone_on_with_after_its_epoch(tmp_path, storages, cut_run):
+    state = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
+    old = {key: state[key] for key in ("model", "optimizer", "config", "scaler")} | {"epoch": 0}
+    torch.save(old, tmp_path / "old.pth")
+    run = new_runner(tmp_path / "new", storages, resume_ckpt_path=str(tmp_path / "old.pth"), num_workers=0)
+    run.train()
+    assert list(steps_of(run)) == list(range(7, 14))
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(tmp_path, storages, capsys):
+    run = new_runner(tmp_path, storages)
+    run.train()
+    said = [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line]
+    lines = (run.output_dir / "log.txt").read_text().splitlines(keepends=True)
+    (run.output_dir / "log.txt").write_text("".join(lines[:-1]) + lines[-1][:10])  # killed within the line
+    new_runner(tmp_path, storages).train()
+    assert (run.output_dir / "log.txt").read_text().endswith("\n" + lines[-1])
+    out = capsys.readouterr().out
+    assert "has finished epoch 1 and run.max_epoch is 2" in out
+    assert [line for line in out.splitlines() if "samples skipped" in line] == said
+    before = (run.output_dir / "log.txt").read_text()
+    new_runner(tmp_path, storages).train()
+    assert (run.output_dir / "log.txt").read_text() == before
+
+
+SECRET = "hunter2-0123456789"
+
+
+def test_no_value_of_the_environment_is_written_anywhere(release, tmp_path):
+    good = [f"{release.root}/laion_dataset/{{00000..00001}}.tar"]
+    good.append("http://user:${oc.env:TOKEN}@127.0.0.1:9/{0..1}.tar?signature=${oc.env:TOKEN}")
+    yaml = OmegaConf.load(ROOT / "train_configs/minigpt4_stage1_pretrain.yaml")
+    del yaml.datasets.cc_sbu
+    OmegaConf.update(yaml, "datasets.laion.build_info.storage", good)
+    yaml.run.merge_with(
+        {"iters_per_epoch": 6, "max_epoch": 1, "batch_size_train": 4, "num_workers": 0, "world_size": 1, "amp": False}
+    )
+    OmegaConf.save(yaml, tmp_path / "secret.yaml")
+    options = release.options(**{"run.output_dir": tmp_path / "out", "run.max_bad_fraction": 0.9})
+    result = subprocess.run(
+        [sys.executable, "train.py", "--cfg-path", str(tmp_path / "secret.yaml"), *options],
+        cwd=ROOT,
+        env={**release.env, "TOKEN": SECRET},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "skipped http://127.0.0.1:9/1.tar: bad_shard" in result.stderr  # named, without what is secret
+    assert "${oc.env:TOKEN}" in result.stderr
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl"}
+    for content in [result.stdout.encode(), result.stderr.encode(), *(path.read_bytes() for path in files)]:
+        assert SECRET.encode() not in content
