@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from benchmarks.__main__ import main
+from minigpt4.models import lean, llm_paths
+
 
 @pytest.mark.slow
 def test_load(tmp_path):
@@ -32,6 +35,33 @@ def test_chat(tmp_path):
     assert set(figures["first_token_s"]) == {"2", "5"}
     # 23 positions against 277 and 793, attention among them: even two thin layers show it; measured 1.8 and 10
     assert figures["ratio"]["5"] > figures["ratio"]["2"] > 1
+
+
+@pytest.mark.slow
+def test_train(tmp_path):
+    """At toy size: parity is checked first, every way has its row."""
+    command = [sys.executable, "-m", "benchmarks", "train", "--size", "tiny", "--ladder", "--rounds", "1"]
+    command += ["--device", "cpu", "--json", str(tmp_path / "train.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads((tmp_path / "train.json").read_text())
+    for stage in ("1", "2"):
+        assert set(figures["stages"][stage]["ratio"]) == {"2023", "transformers", "padded", "packed", "lean"}
+    assert result.stdout.count("of limit") == 2
+
+
+def test_no_speed_without_parity(capsys, monkeypatch):
+    """One of our ways computes something else: `train` says so and shows no seconds."""
+    monkeypatch.setattr(
+        llm_paths, "PACKED", {**llm_paths.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)}
+    )
+    assert main(["train", "--size", "tiny", "--stage", "1", "--batch", "2", "--device", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL: the errors are too large" in shown and "seconds a step" not in shown
+
+
+def test_parity(capsys):
+    assert main(["parity", "--size", "tiny", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("lean") == 2
 
 
 def test_convert(tmp_path):

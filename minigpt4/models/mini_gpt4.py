@@ -288,7 +288,7 @@ class MiniGPT4(BaseModel):
         if not packed.targets:
             raise self._no_target(rows)
         if len(packed.rows) < len(rows):
-            pictures = pictures[packed.rows]
+            pictures = pictures.index_select(0, torch.tensor(packed.rows).to(pictures.device, non_blocking=True))
         embedding = self.llama_model.get_input_embeddings()
         device = embedding.weight.device
         ids, positions, slots, predicting, targets = (
