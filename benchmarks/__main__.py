@@ -7,10 +7,12 @@ from pathlib import Path
 
 from benchmarks import (
     chat,
+    compare,
     convert,
     data,
     embedded,
     flops,
+    gpu,
     kill,
     limits,
     load,
@@ -18,15 +20,19 @@ from benchmarks import (
     parity,
     skipping,
     startup,
+    summary,
     train,
 )
 
 COMMANDS = {
+    "all": summary,
     "chat": chat,
+    "compare": compare,
     "convert": convert,
     "data": data,
     "embedded": embedded,
     "flops": flops,
+    "gpu": gpu,
     "kill": kill,
     "limits": limits,
     "load": load,

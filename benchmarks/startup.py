@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from statistics import median
 
-from benchmarks import machine
+from benchmarks import machine, release, workload
 
 HELP = "seconds from process start to the end of the first training step, phase by phase"
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +23,11 @@ WAYS = {"one after the other": "False", "ours": "True"}  # -> run.read_ahead
 
 def add_arguments(parser):
     parser.add_argument("--cfg-path", default=str(EMBEDDED), help="(default: the embedded default's first stage)")
+    parser.add_argument(
+        "--size",
+        choices=list(workload.SIZES),
+        help="instead: stage 1 of 2023 with files of random weights of this size",
+    )
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="as for train.py")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="weight files are not in memory at the start (Linux)")
@@ -30,6 +35,8 @@ def add_arguments(parser):
 
 def run(args):
     """Measure, print the table, return the figures."""
+    if args.size:
+        args.cfg_path, args.options = release.CONFIG, [*release.options(args.size), *args.options]
     found = {way: [] for way in WAYS}
     files = weight_files(args) if args.cold else []
     for number in range(args.rounds):
@@ -70,9 +77,8 @@ def drop_from_memory(files):
 
 
 def print_table(args, found):
-    print(
-        f"{Path(args.cfg_path).name}, weight files {'not ' if args.cold else ''}in memory; seconds (of the processor)"
-    )
+    name = f"{Path(args.cfg_path).name}{f' at size {args.size}' if args.size else ''}"
+    print(f"{name}, weight files {'not ' if args.cold else ''}in memory; seconds (of the processor)")
     print(f"{'':<16}" + "".join(f"{way:>28}" for way in found))
     phases = list(found["ours"][0]["seconds"])
     for phase in [*phases, "all"]:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import summary
 from benchmarks.__main__ import main
 from minigpt4.models import lean, llm_paths
 
@@ -87,3 +88,48 @@ def test_limits(tmp_path):
     for dtype, limit in {"fp32": 1e-6, "bf16": 4e-3, "fp16": 5e-4}.items():
         assert 0 < figures["measured"]["error"][dtype] < limit
     assert {"tiny, stage 1: samples/s", "tiny, stage 2: samples/s"} <= set(figures["limits"])
+
+
+def test_compare(tmp_path, capsys):
+    """Medians of the rounds, their ratio and its standard error, by hand; what is equal or in one file is left out."""
+    first = {"rounds": {"ours": [{"seconds": 1.0}, {"seconds": 2.0}, {"seconds": 3.0}]}, "count": 7, "old": 1}
+    second = {"rounds": {"ours": [{"seconds": 4.0}, {"seconds": 4.0}, {"seconds": 4.0}]}, "count": 7}
+    rows = [{"name": "step", "ours": [2.0]}], [{"name": "first", "ours": [1.0]}, {"name": "step", "ours": [3.0]}]
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, figures, own in zip(paths, (first, second), rows, strict=True):
+        path.write_text(json.dumps(figures | {"rows": own, "machine": {"cores": len(own)}}))
+    assert main(["compare", *map(str, paths), "--json", str(tmp_path / "c.json")]) == 0
+    found = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [(row["name"], row["ratio"], row["apart"]) for row in found] == [
+        ("rounds ours seconds", 2.0, False),  # 2 +- 2 * (1 / sqrt(3)) / 2 = 0.58
+        ("rows step ours", 1.5, True),
+    ]
+    assert found[0]["error"] == pytest.approx(3**-0.5)
+    assert "another machine" in capsys.readouterr().out
+
+
+def test_a_row_of_the_summary():
+    ours, old = [2.0, 4.0], [6.0, 16.0]
+    found = summary.row("step", "s", ours, old, at_least=3.0)
+    assert (found["ratio"], found["error"], found["passed"]) == (3.5, pytest.approx(0.5), True)
+    assert not summary.row("step", "s", ours, old, at_least=3.6)["passed"]
+    assert summary.row("speed", "1/s", old, ours, more_is_better=True)["ratio"] == 3.5
+    assert not summary.row("error", "", ours, at_most=3.9)["passed"]
+
+
+@pytest.mark.slow
+def test_all(tmp_path, monkeypatch, capsys):
+    """Every part at its smallest has its rows (of such sizes no gate is asked)."""
+    small = ["--size", "tiny", "--rounds", "1"]
+    parts = {"parity": small[:2], "train": small, "load": ["--size", "vit-slice", "--rounds", "1"]}
+    parts |= {"chat": ["--quick"], "data": ["--quick"], "startup": small}
+    monkeypatch.setattr(summary, "PARTS", {name: (options, []) for name, options in parts.items()})
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of the files that the parts write
+    main(["all", "--quick", "--json", str(tmp_path / "all.json")])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "all.json").read_text())["rows"]}
+    assert len(rows) == 6 + 2 + 2 + 3 + 2 + 1
+    for stage in (1, 2):
+        row = rows[f"stage {stage}: step, tiny fp32"]
+        assert len(row["ours"]) == len(row["2023"]) == len(row["transformers"]) == 1 and row["share"] > 0
+    assert rows["start to the end of the first step"]["ours"][0] > 0
+    assert capsys.readouterr().out.count("stage 2") == 4

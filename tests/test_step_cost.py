@@ -5,7 +5,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks import workload
-from minigpt4.models import MiniGPT4
+from minigpt4.models import MiniGPT4, rehearsal
 
 BATCH = {1: 16, 2: 12}
 
@@ -15,7 +15,7 @@ def model(tmp_path_factory):
     """The real model on the meta device; in float32, as that device has no autocast."""
     model = MiniGPT4.skeleton(workload.model_config("7b-thin", tmp_path_factory.mktemp("llm")), torch.float32)
     model.to("meta").train()
-    model.llama_tokenizer = workload.character_tokenizer()
+    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
     return model
 
 

@@ -41,6 +41,10 @@ class BaseModel(nn.Module):
         """Return the files and folders that `from_config` will read, in that order."""
         return []
 
+    def split(self, samples, max_tokens):
+        """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
+        raise NotImplementedError(f"{type(self).__name__}.split")
+
     @property
     def device(self):
         """The device of the first parameter."""

@@ -23,7 +23,7 @@ from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.models.preview import TextPreview
-from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, prompt_ids, read_prompts, warn_of_cut
+from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 from minigpt4.models.recompute import layers_again
 
@@ -127,9 +127,9 @@ class MiniGPT4(BaseModel):
         return TextPreview(cfg)
 
     @classmethod
-    def training_memory(cls, cfg, device, batch_size):
+    def training_memory(cls, cfg, device, batch_size, max_tokens=None):
         """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
-        return rehearsal.count(cls, cfg, torch.device(device), batch_size).peak
+        return rehearsal.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
 
     @startup.phase("ViT")
     def _load_vit(self, cfg):
@@ -278,13 +278,18 @@ class MiniGPT4(BaseModel):
         """
         return {"loss": self._loss_of_padded(samples) if self.llm_path == "padded" else self._loss_of_packed(samples)}
 
+    def split(self, samples, max_tokens):
+        """Return [(part of a batch, its share of the targets)]: samples in a row, of `max_tokens` tokens at most.
+
+        A sample with more is a part of its own. The parts' losses times their shares add up to the batch's loss.
+        """
+        return in_parts(samples, *self._ids(samples), self.query_tokens.shape[1], max_tokens)
+
     def _loss_of_packed(self, samples):
         """Return the loss with texts one behind the other; nothing here waits for the device."""
         pictures, _ = self.encode_img(samples["image"])
-        drawn = self._draw_prompt(samples) if self.prompt_list else ""
-        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
-        rows = batch_rows(samples, self, self.llama_tokenizer)
-        packed = packing.pack([self._prefix_ids(prompt) for prompt in prompts], rows, pictures.shape[1])
+        prefixes, rows = self._ids(samples)
+        packed = packing.pack(prefixes, rows, pictures.shape[1])
         if not packed.targets:
             raise self._no_target(rows)
         if len(packed.rows) < len(rows):
@@ -313,6 +318,12 @@ class MiniGPT4(BaseModel):
         with self.maybe_autocast(), recompute:
             logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def _ids(self, samples):
+        """Return [(token ids before the picture, behind it)] and what follows them, [prompts.Row]."""
+        drawn = self._draw_prompt(samples) if self.prompt_list else ""
+        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
+        return [self._prefix_ids(prompt) for prompt in prompts], batch_rows(samples, self, self.llama_tokenizer)
 
     def _prefix_ids(self, prompt):
         """Return the token ids before the picture, BOS first, and behind it."""

@@ -157,24 +157,24 @@ class RepeatShared(torch.autograd.Function):
 class SegmentAttention(torch.autograd.Function):
     """`attend` as matrix products over all segments at once, each padded to the longest; softmax within is float32.
 
-    On a CPU faster than the fused kernel, which takes one segment at a time there.
+    On a CPU faster than the fused kernel, which takes one segment at a time there. Queries, keys and values are kept
+    for backward as they came, not padded.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, segments, scale, window):
         grid = segments.grid(q.shape[1], k.shape[1], window, q.dtype)
-        q, k, v = grid.queries(q), grid.keys(k), grid.keys(v)
-        shares = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        shares = torch.bmm(grid.queries(q), grid.keys(k).transpose(1, 2)).mul_(scale)
         shares = grid.hide(shares).softmax(-1)
         shares = grid.drop_padding(shares)
         ctx.save_for_backward(q, k, v, shares)
         ctx.grid, ctx.scale = grid, scale
-        return grid.from_queries(torch.bmm(shares, v))
+        return grid.from_queries(torch.bmm(shares, grid.keys(v)))
 
     @staticmethod
     def backward(ctx, grad):
         (q, k, v, shares), grid = ctx.saved_tensors, ctx.grid
-        grad = grid.queries(grad)
+        q, k, v, grad = grid.queries(q), grid.keys(k), grid.keys(v), grid.queries(grad)
         grad_v = torch.bmm(shares.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(ctx.scale)

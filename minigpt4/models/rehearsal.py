@@ -21,10 +21,11 @@ class Cost(NamedTuple):
     launches: int
 
 
-def count(model_class, cfg, device, batch_size):
+def count(model_class, cfg, device, batch_size, max_tokens=None):
     """Return the Cost of a step of a `model` section: `batch_size` texts of full length behind the longest prompt.
 
-    On a GPU the attention of GPUs of 2020 and later is counted. Raises ValueError for weights that cannot train.
+    `max_tokens`: as many are in the LLM at once. On a GPU the attention of GPUs of 2020 and later is counted. Raises
+    ValueError for weights that cannot train.
     """
     kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
     if refusal := quantization.refusal_to_train(kind, device):
@@ -36,6 +37,8 @@ def count(model_class, cfg, device, batch_size):
         before, after = (len(piece) // CHARACTERS_A_TOKEN for piece in longest.split(IMAGE_SLOT))
         model.prompt_list = ["a" * before + IMAGE_SLOT + "a" * after]
     samples = {"text_input": ["a" * cfg.max_txt_len] * batch_size}
+    if max_tokens is not None:
+        samples, _ = model.split(samples, max_tokens)[0]
     return count_step(model, samples, device, lambda batch: model(batch)["loss"])
 
 

@@ -61,8 +61,9 @@ def _needed(cfg, device, **options):
     for key, value in options.items():
         if key.startswith("model."):
             model[key.removeprefix("model.")] = value
-    batch_size = options.get("run.batch_size_train", cfg.run_cfg.batch_size_train)
-    return registry.get_model_class(model.arch).training_memory(model, device, batch_size)
+    run = cfg.run_cfg
+    batch_size, max_tokens = options.get("run.batch_size_train", run.batch_size_train), run.max_tokens_per_batch
+    return registry.get_model_class(model.arch).training_memory(model, device, batch_size, max_tokens)
 
 
 def _remedies(cfg, device, limit):

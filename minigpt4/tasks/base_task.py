@@ -113,9 +113,7 @@ class BaseTask:
             with metrics.fetching(), startup.phase("first batch"):
                 samples = to_device(next(run.train_loader), run.device)
             samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
-            loss = self.train_step(run.model, samples)
-            window = min(accum, num_steps - i + i % accum) if is_mean else 1
-            run.scaler.scale(loss / window).backward()
+            loss = self.add_gradient(run, samples, min(accum, num_steps - i + i % accum) if is_mean else 1)
             metrics.add(loss, lr, samples)
             is_bad += ~loss.detach().isfinite()
             is_step = (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps)
@@ -129,6 +127,18 @@ class BaseTask:
             if is_step:
                 run.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
+
+    def add_gradient(self, run, samples, window):
+        """Add the gradient of a batch's loss, divided by `window`, to the parameters'; return the loss.
+
+        With `max_tokens_per_batch` a larger batch is computed in parts, whose losses add up to the same mean.
+        """
+        limit, total = run.run_cfg.max_tokens_per_batch, 0
+        for part, share in [(samples, 1)] if limit is None else run.model.split(samples, limit):
+            loss = self.train_step(run.model, part) * share
+            run.scaler.scale(loss / window).backward()
+            total = total + loss.detach()
+        return total
 
     def update(self, run, is_bad):
         """Make one optimizer step with the ranks' mean gradient, or none where a loss or gradient is not finite.
