@@ -48,8 +48,12 @@ def kept_for_backward(model, batch):
 
 
 def test_a_step_keeps_little_more_than_it_has_to(model, batch):
-    """For each token and layer: layer input, queries, keys, values, what attention found, residual, gate and up."""
-    kept, llm = kept_for_backward(model, batch), model.llama_model.config
+    """For each token and layer: layer input, queries, keys, values, what attention found, residual, gate and up.
+
+    Logits are there once, not in each of 32 layers: they are left out.
+    """
+    llm = model.llama_model.config
+    kept = [tensor for tensor in kept_for_backward(model, batch) if tensor.shape[-1:] != (llm.vocab_size,)]
     num_tokens = max(len(tensor) for tensor in kept if tensor.shape[1:] == (llm.intermediate_size,))
     floor = (6 * llm.hidden_size + 2 * llm.intermediate_size) * num_tokens * llm.num_hidden_layers
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept) / 4
