@@ -9,6 +9,8 @@ LOG_TOLERANCE = 0.07
 LONGEST_PROMPT = (8, 23)
 BATCHES = {1: 64, 2: 12}  # of the official configurations
 GATES = {1: 24.5, 2: 21.5}  # GiB at 7B, as it stands
+# Of 7B, a token and layer in half precision: input, q, k, v, attention's output, residual; gate and up of the MLP.
+FLOOR_KB = (6 * 4096 + 2 * 11008) * 2 / 1000
 CARDS = (12, 16, 24, 48, 80)  # GB
 
 
@@ -68,8 +70,7 @@ def table(size, stage):
             found = cost(model, batch, lambda samples: model(samples)["loss"])  # noqa: B023
             row = {"size": size, "stage": stage, "batch": BATCHES[stage], "kind": kind, "checkpointing": checkpointing}
             row |= {name: getattr(found, name) / 2**30 for name in ("weights", "held", "peak")}
-            per_token = (found.held - found.weights) / num_tokens(model, batch) / 1000
-            rows.append(row | {"kb": per_token / model.llama_model.config.num_hidden_layers})
+            rows.append(row | {"kb": kb_per_token_and_layer(model, batch, found)})
     return rows
 
 
@@ -128,6 +129,11 @@ def cost(model, batch, loss):
     from minigpt4.models.rehearsal import count_step
 
     return count_step(model, batch, torch.device("cuda"), loss)
+
+
+def kb_per_token_and_layer(model, batch, found):
+    """Return what a step of Cost `found` keeps for backward, beside what is there once."""
+    return (found.held - found.weights) / num_tokens(model, batch) / model.llama_model.config.num_hidden_layers / 1000
 
 
 def num_tokens(model, batch):

@@ -10,7 +10,6 @@ from benchmarks import chat, data, flops, load, machine, memory, parity, train
 from benchmarks.processes import measure
 
 HELP = "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores"
-FLOOR_KB = 22.75 * 4096 * 2 / 1000  # 7B, a token and layer: input, q, k, v, attention's output, residual, gate, up
 PARTS = {  # command -> (options of --quick, options otherwise)
     "parity": (["--batches", "2"], []),
     "train": (["--rounds", "3"], []),
@@ -132,7 +131,7 @@ def of_memory(figures):
             stage = found["stage"]
             name, old = f"stage {stage}: 7B peak, batch {found['batch']}", [figures["2023"][str(stage)]]
             gate = memory.GATES[stage]
-            rows.append(row(name, "GiB", [found["peak"]], old, share=FLOOR_KB / found["kb"], at_most=gate))
+            rows.append(row(name, "GiB", [found["peak"]], old, share=memory.FLOOR_KB / found["kb"], at_most=gate))
     return rows
 
 

@@ -45,14 +45,16 @@ def test_counter_follows_what_autograd_keeps():
 @pytest.mark.parametrize("stage", memory.LOG)
 def test_the_count_of_2023_is_that_of_its_log(stage):
     logged = memory.LOG[stage][1]
-    assert abs(memory.baseline(stage) / logged - 1) <= memory.LOG_TOLERANCE  # measured: -5.2 % and -6.9 %
+    assert abs(memory.baseline(stage) / logged - 1) <= memory.LOG_TOLERANCE  # measured: -5.1 % and -6.8 %
 
 
 @pytest.mark.parametrize("stage", memory.GATES)
 def test_peak_of_7b(stage):
-    """Measured, GiB: 23.3 and 19.7."""
+    """Measured, GiB: 23.30 and 19.68; kept for a token and layer: 0.99 and 0.98 of what cannot be done without."""
     model, batch = memory.setup("7b", stage, memory.BATCHES[stage])
-    assert memory.cost(model, batch, lambda batch: model(batch)["loss"]).peak <= memory.GATES[stage] * 2**30
+    found = memory.cost(model, batch, lambda batch: model(batch)["loss"])
+    assert found.peak <= memory.GATES[stage] * 2**30
+    assert memory.kb_per_token_and_layer(model, batch, found) <= 1.15 * memory.FLOOR_KB
     assert model.llm_path == "lean"  # as was found out in the step
 
 

@@ -7,7 +7,7 @@ from minigpt4.models import lean, llm_paths, packing
 from minigpt4.models.prompts import IGNORED, Row, in_parts
 from tests.golden.model import CONFIG, golden_model
 
-# Relative, float32. Measured on the golden model: loss 2e-7, gradient 9e-7.
+# Relative, float32. Measured on the golden model: loss 1.4e-7, gradient 8.7e-7.
 TOLERANCE = 5e-6
 TURNS = [("What is it?", "A bus."), ("Which colour has the bus in front of the house?", "Red, and it is old.")]
 
@@ -169,7 +169,7 @@ def test_families_take_the_path_that_keeps_their_logits(name):
         logits = llm_paths.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
         torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
         found = torch.autograd.grad(logits, embeds, weights)[0]
-        assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 3e-6 and less
+        assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 2.5e-7 and less
     assert llm.config._attn_implementation == usual
 
 

@@ -1,11 +1,18 @@
 """What a training step costs at the widths of 7B, counted on tensors without values: no clock, no GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks import workload
+from benchmarks import memory, workload
+from minigpt4.common.logger import MetricLogger
+from minigpt4.common.memory import without_values
 from minigpt4.models import MiniGPT4, rehearsal
+from minigpt4.tasks import ImageTextPretrainTask
+from tests.training import settings
 
 BATCH = {1: 16, 2: 12}
 
@@ -27,7 +34,7 @@ def batch(request, model):
 
 def test_a_step_computes_little_more_than_it_has_to(model, batch):
     executed = workload.count_flops(lambda: model(batch)["loss"].backward())
-    # Measured: 0.90 and 0.91. What all texts begin with is computed once, the last of the four layers only where
+    # Measured: 0.90 and 0.92. What all texts begin with is computed once, the last of the four layers only where
     # something is predicted.
     assert 0.8 < executed / workload.useful_flops(model, batch) <= 1.02
 
@@ -57,7 +64,7 @@ def test_a_step_keeps_little_more_than_it_has_to(model, batch):
     num_tokens = max(len(tensor) for tensor in kept if tensor.shape[1:] == (llm.intermediate_size,))
     floor = (6 * llm.hidden_size + 2 * llm.intermediate_size) * num_tokens * llm.num_hidden_layers
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept) / 4
-    assert 0.8 < found / floor <= 1.15
+    assert 0.8 < found / floor <= 1.15  # measured: 0.90 and 1.05 (on a CPU shares of attention are kept, padded)
 
 
 def test_half_precision_keeps_half():
@@ -78,3 +85,36 @@ def test_a_step_waits_for_nothing(model, batch):
         loss.item()
     loss.backward()
     assert model.llama_proj.weight.grad.shape == model.llama_proj.weight.shape
+
+
+def test_a_step_that_does_not_log_waits_for_nothing(tmp_path):
+    """The whole step of a GPU, from the pictures to the optimizer; the one that logs reads values, and fails here."""
+    model, batch = memory.setup("7b-thin", 1, 4)
+    device = torch.device("cuda", 0)
+    with without_values(model):
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        run = SimpleNamespace(
+            model=model,
+            device=device,
+            run_cfg=settings(tmp_path).run_cfg,
+            trainable=trainable,
+            optimizer=torch.optim.AdamW(trainable, fused=True),
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            interruption=SimpleNamespace(signal=None),
+            watch=SimpleNamespace(arrived=lambda: None),
+        )
+        task, metrics = ImageTextPretrainTask(), MetricLogger(0, 10, 5, device, run_log=None)
+        batch |= {"image": torch.empty(4, 3, model.image_size, model.image_size), "iters": 0}
+        with metrics.fetching():
+            pass
+        loss = task.add_gradient(run, batch, 1)
+        metrics.add(loss, 0.1, batch)
+        is_skipped, _ = task.update(run, torch.zeros(()))
+        metrics.updated(is_skipped)
+        metrics.index = 1  # the first step of an epoch logs
+        metrics.check()
+        metrics.end_step()
+        assert run.optimizer.state[trainable[0]]["exp_avg"].shape == trainable[0].shape
+        metrics.index = 5
+        with pytest.raises(DataDependentOutputException):
+            metrics.check()
