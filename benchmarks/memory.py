@@ -15,7 +15,7 @@ CARDS = (12, 16, 24, 48, 80)  # GB
 
 
 def add_arguments(parser):
-    parser.add_argument("--quick", action="store_true", help="7B alone, and no table of cards")
+    parser.add_argument("--quick", action="store_true", help="7B in half precision alone, and no table of cards")
 
 
 def run(args):
@@ -25,8 +25,8 @@ def run(args):
     for stage, counted in log.items():
         batch_size, logged = LOG[stage]
         print(f"  stage {stage}, batch {batch_size}: {counted:.0f}  {logged}  {counted / logged - 1:+.1%}")
-    sizes = ["7b"] if args.quick else ["7b", "13b"]
-    rows = [row for size in sizes for stage in BATCHES for row in table(size, stage)]
+    sizes, kinds = (["7b"], ["none"]) if args.quick else (["7b", "13b"], ["none", "int8", "nf4"])
+    rows = [row for size in sizes for stage in BATCHES for row in table(size, stage, kinds)]
     print(
         f"\nours, texts of the stages' lengths, GiB\n{'':<40}{'weights':>9}{'held':>9}{'peak':>9}{'KB/token/layer':>16}"
     )
@@ -61,10 +61,10 @@ def peak_of_2023(model, batch):
     return cost(model, batch, lambda samples: baseline_2023.loss(model, samples)).peak + tables
 
 
-def table(size, stage):
+def table(size, stage, kinds):
     """Return the rows of a size and stage at the official batch: kinds of weights x checkpointing."""
     rows = []
-    for kind in ("none", "int8", "nf4"):
+    for kind in kinds:
         for checkpointing in (False, True):
             model, batch = setup(size, stage, BATCHES[stage], kind, checkpointing)
             found = cost(model, batch, lambda samples: model(samples)["loss"])  # noqa: B023

@@ -11,14 +11,14 @@ from benchmarks.processes import measure
 
 HELP = "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores"
 PARTS = {  # command -> (options of --quick, options otherwise)
-    "parity": (["--batches", "2"], []),
-    "train": (["--rounds", "3"], []),
-    "load": (["--rounds", "2"], []),
-    "chat": (["--rounds", "3"], []),
-    "data": (["--rounds", "4", "--pictures", "320"], []),
+    "parity": (["--batches", "1"], []),
+    "train": (["--rounds", "2"], []),
+    "load": (["--rounds", "1"], []),
+    "chat": (["--rounds", "2"], []),
+    "data": (["--rounds", "3", "--pictures", "320"], []),
     "flops": (["--quick"], ["--quick"]),
     "memory": (["--quick"], ["--quick"]),
-    "startup": (["--size", "toy", "--rounds", "2"], ["--size", "toy"]),
+    "startup": (["--size", "toy", "--rounds", "1"], ["--size", "toy"]),
 }
 ON_CPU = {"parity", "train"}  # parts that would take a GPU where there is one
 
