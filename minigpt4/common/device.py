@@ -78,8 +78,9 @@ def explained_out_of_memory(run_cfg):
         raise MemoryError(
             f"the GPU is full ({str(error).split('. ')[0]}). What helps: a smaller run.batch_size_train (now "
             f"{run_cfg.batch_size_train}) with a larger run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM "
-            "in 8 or 4 bits (model.llm_quantization=int8 or nf4), shorter texts (model.max_txt_len), and, where the "
-            "ViT trains, model.use_grad_checkpoint=True; train.py --dry-run estimates the memory"
+            "in 8 or 4 bits (model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts "
+            "(model.max_txt_len), and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts "
+            "the memory of each"
         ) from error
 
 

@@ -36,6 +36,15 @@ class BaseModel(nn.Module):
         """
         raise NotImplementedError(f"{cls.__name__}.text_preview")
 
+    @classmethod
+    def weight_files(cls, cfg):
+        """Return the files and folders that `from_config` will read, in that order."""
+        return []
+
+    def split(self, samples, max_tokens):
+        """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
+        raise NotImplementedError(f"{type(self).__name__}.split")
+
     @property
     def device(self):
         """The device of the first parameter."""
