@@ -5,12 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, kill, load, parity, skipping, train
+from benchmarks import chat, convert, embedded, faults, kill, load, parity, skipping, train
 
 COMMANDS = {
     "chat": chat,
     "convert": convert,
     "embedded": embedded,
+    "faults": faults,
     "kill": kill,
     "load": load,
     "parity": parity,

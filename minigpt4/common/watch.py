@@ -16,6 +16,10 @@ class LostRankError(OSError):
     """Another process of the run is gone."""
 
 
+class LostWorkerError(OSError):
+    """A process that reads data for this one is gone."""
+
+
 class StepWatch:
     """Each rank notes in the process group's store at which step it arrived, before it waits for the others.
 
@@ -50,11 +54,19 @@ class StepWatch:
 
     @contextmanager
     def explaining(self):
-        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known."""
+        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known.
+
+        The error that torch raises, wherever the program is, when a DataLoader's worker dies is a LostWorkerError.
+        """
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if reason.startswith("DataLoader worker"):
+                raise LostWorkerError(
+                    f"rank {get_rank()} lost a process that reads data: {reason.rstrip('. ')}. If nobody killed it, "
+                    "the machine's memory is full: lower run.num_workers. Go on with --resume auto"
+                ) from None
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
             late = self.late_ranks()
