@@ -129,8 +129,10 @@ def _shards():
     nothing = r".*no file matches '.*"
     yield Row("Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar"))
     yield Row("Shards", "no match for *", nothing, 2, make=shards(storage="{folder}/none*.tar"))
+    short = r".*2 of 5 shards are missing.*"
+    yield Row("Shards", "a range that is too long", short, 2, make=shards(storage="{folder}/{{00000..00004}}.tar"))
     wrong = r".*write ranges as \{00000\.\.00099\}.*"
-    yield Row("Shards", "a wrong range", wrong, 2, make=shards(storage="{folder}/{{00000..0000x}}.tar"))
+    yield Row("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
     yield Row("Shards", "not readable for the user", skipped("Permission denied"), lost=BAD_SHARD, **unreadable)
     refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"

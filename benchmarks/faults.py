@@ -71,8 +71,8 @@ class Matrix:
     def __init__(self, folder, address, limit, cache_root=None):
         from minigpt4.embedded.prepare import prepare
 
-        self.folder, self.address, self.limit, self.cache_root = folder, address, limit, cache_root
-        self.cache = prepare(cache_root).parent
+        self.folder, self.address, self.limit = folder, address, limit
+        self.cache_root = prepare(cache_root).parent
         self._lock, self._finished = threading.Lock(), None
 
     def finished(self):
@@ -122,7 +122,7 @@ class Matrix:
         from omegaconf import OmegaConf
 
         cfg = OmegaConf.load(ROOT / CONFIGS[f"stage{row.stage}"])
-        fixed = {"run.output_dir": str(place.folder / "out"), "env.cache_root": str(self.cache.parent)}
+        fixed = {"run.output_dir": str(place.folder / "out"), "env.cache_root": str(self.cache_root)}
         if row.stage == 1:
             del cfg.datasets.cc_sbu
         else:
@@ -142,6 +142,7 @@ class Matrix:
             f"exit code {code}, not {row.code}": code not in (None, row.code),
             f"does not say '{row.says}'": line is None,
             f"lost {lost}, not {row.lost}": row.lost is not None and lost != row.lost,
+            "more than one problem": row.code == 2 and "1 problem in the configuration" not in text,
             "a bare traceback": "Traceback (most" in re.sub(LAUNCHERS_TRACEBACK, "", text),
             f"says '{row.never}'": bool(re.search(row.never, text)),
             "ran or wrote what it was given": any(self.folder.rglob("executed")) or any(self.folder.rglob("escaped*")),
@@ -161,9 +162,7 @@ class Matrix:
         """Return a line without its time and without what only this machine has."""
         line = re.sub(r"^[\d-]+ [\d:,]+ (\[\w+\] )?", "", line.strip())
         line = re.sub(rf"(/[^\s'\"(]*)?{re.escape(self.folder.name)}/[^\s/'\"]+", "…", line)
-        line = (
-            line.replace(str(self.cache.parent), "…").replace(str(Path.home()), "~").replace(self.address, "http://…")
-        )
+        line = line.replace(str(self.cache_root), "…").replace(str(Path.home()), "~").replace(self.address, "http://…")
         return line if len(line) <= length else line[: length - 1] + "…"
 
 
