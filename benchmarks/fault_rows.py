@@ -46,7 +46,7 @@ class Row:
     """`says` and `also`: patterns that what the run says must match, `says` is shown; `never`: one it must not.
 
     `lost`: samples skipped by reason, None where the run ends before it counts. `make(place)` returns settings that go
-    before `settings`; `act(process, place)` does something to the running program. `launcher` goes before the command.
+    before `settings`; `act(process, place)` does something to the running program. `launcher`: of torchrun.
     """
 
     group: str
@@ -63,6 +63,7 @@ class Row:
     act: object = None
     unprivileged: bool = False
     launcher: tuple = ()
+    program: str = "train.py"
 
 
 # ---------------------------------------- what is done to a running program
@@ -216,18 +217,23 @@ def _folders():
 
 
 def _numbers():
+    own = {"program": "benchmarks/weighted_task.py", "ranks": 2}
+    own["settings"] = {"run.task": "by_length", "run.batch_size_train": 1, "run.iters_per_epoch": 8}
+    own["settings"] |= {"run.max_skipped_updates": 2}
     one_bad = captions(["a red circle"] * 8, ["a red circle"] * 7 + [""])
-    settings = {"run.batch_size_train": 1, "run.iters_per_epoch": 8, "model.end_sym": "", "run.max_skipped_updates": 2}
-    nan = {"settings": settings, "ranks": 2, "lost": {}}
     also = (r"step \d: update skipped on all ranks, 1 in a row, 1 so far",)
-    says = r"step \d: loss is nan on rank \d \(samples laion/.*\); optimizer not stepped"
-    yield Row("Numbers", "a loss of nan on one of two ranks", says, make=one_bad, also=also, never="2 so far", **nan)
+    says = r"step \d: loss is inf on rank \d \(samples laion/.*\); optimizer not stepped"
+    found = {"lost": {}, "make": one_bad, "also": also, "never": "2 so far"}
+    yield Row("Numbers", "an infinite loss on one of two ranks", says, **found, **own)
     bad = captions(["a red circle"] * 8, [""] * 8)
     stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
-    yield Row("Numbers", "nan on one rank at every step", stops, 1, make=bad, **(nan | {"lost": None}))
-    rates = {f"run.{key}": 1e30 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
+    yield Row("Numbers", "the same at every step", stops, 1, make=bad, **own)
+    rates = {f"run.{key}": 1e38 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
     stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
-    yield Row("Numbers", "a learning rate of 1e30", stops, 1, settings=rates)
+    yield Row("Numbers", "a learning rate of 1e38", stops, 1, settings=rates)
+    empty = {"make": captions([""] * 8), "settings": {"model.end_sym": ""}}
+    says = r"error: batch has no target token: all 2 captions are empty.*"
+    yield Row("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)
     says = r"error: model\.ckpt: .* holds numbers that are not finite.*"
     yield Row("Numbers", "a nan in model.ckpt", says, 1, make=weights(a_nan))
     full = r"error: the memory of the machine is full.*run\.batch_size_train \(now 12000\).*"
@@ -243,8 +249,7 @@ def _processes():
     term, interrupt = at_step(2, send(signal.SIGTERM)), at_step(2, send(signal.SIGINT))
     yield Row(group, "SIGTERM", saved.format("SIGTERM"), 143, act=term, **long)
     yield Row(group, "SIGINT (Ctrl-C)", saved.format("SIGINT"), 130, act=interrupt, **long)
-    also = (r"exitcode +: 143",)
-    yield Row(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, also=also, **long)
+    yield Row(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long)
     lost = at_step(2, send_to_child(signal.SIGKILL))
     says = r"error: rank 0 lost the other ranks: .*"
     yield Row(group, "SIGKILL of one of 2 ranks", says, 1, act=lost, ranks=2, **long)

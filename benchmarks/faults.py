@@ -7,6 +7,7 @@ message and the counts of lost samples that the row declares, without a bare tra
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -112,9 +113,9 @@ class Matrix:
             threading.Thread(target=row.act, args=(process, place), daemon=True).start()
         try:
             code = process.wait(self.limit)
-        except Exception:  # of the time limit; whatever it is, nothing is left running
+        except subprocess.TimeoutExpired:
+            kill_all(process)
             code = None
-        kill_all(process)
         return code, time.perf_counter() - begin
 
     def _configuration(self, row, place):
