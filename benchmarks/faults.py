@@ -101,9 +101,10 @@ class Matrix:
 
     def _run(self, row, place):
         """Return (exit code or None for a run that was ended by us, seconds)."""
-        command = (
-            [sys.executable, "train.py"] if row.ranks == 1 else torchrun(*row.launcher, "train.py", ranks=row.ranks)
-        )
+        if row.ranks == 1:
+            command = [sys.executable, row.program]
+        else:
+            command = torchrun(*row.launcher, row.program, ranks=row.ranks)
         command += ["--cfg-path", self._configuration(row, place)]
         if row.unprivileged and os.geteuid() == 0:
             command = [*UNPRIVILEGED, *command]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -69,7 +70,7 @@ class StepWatch:
                 ) from None
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
-            late = self.late_ranks()
+            late, reason = self.late_ranks(), re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]
             missing = f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "an error"
             raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
 
