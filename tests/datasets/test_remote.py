@@ -38,10 +38,13 @@ def test_what_does_not_come_is_an_error(read, kind, words):
 
 
 def test_the_words_of_curl_go_before_what_follows_from_the_cut(tmp_path):
-    with web_server(tmp_path) as address, pytest.raises(OSError, match=r"curl: \(18\)"):
-        with remote.open_url(f"{address}/cut/0.tar") as stream:
-            stream.read()
-            raise ValueError("unexpected end of data")
+    with (
+        web_server(tmp_path) as address,
+        pytest.raises(OSError, match=r"curl: \(18\)"),
+        remote.open_url(f"{address}/cut/0.tar") as stream,
+    ):
+        stream.read()
+        raise ValueError("unexpected end of data")
 
 
 def test_a_stream_that_is_left_ends_at_once(tmp_path):
