@@ -137,6 +137,7 @@ class Matrix:
 
     def _judged(self, row, place, code, seconds):
         text = (place.folder / "said.txt").read_text(errors="replace")
+        logs = text + "".join(path.read_text() for path in place.folder.glob("out/*/log.txt"))
         line = re.search(rf"^.*?(?:{row.says})", text, flags=re.M)
         lost = counted(text)
         wrong = {
@@ -146,7 +147,7 @@ class Matrix:
             f"lost {lost}, not {row.lost}": row.lost is not None and lost != row.lost,
             "more than one problem": row.code == 2 and "1 problem in the configuration" not in text,
             "a bare traceback": "Traceback (most" in re.sub(LAUNCHERS_TRACEBACK, "", text),
-            f"says '{row.never}'": bool(re.search(row.never, text)),
+            f"says '{row.never}'": bool(re.search(row.never, logs)),
             "ran or wrote what it was given": any(self.folder.rglob("executed")) or any(self.folder.rglob("escaped*")),
         }
         wrong |= {f"does not say '{also}'": not re.search(also, text) for also in row.also}

@@ -9,7 +9,7 @@ STALL_S = 30  # without a byte: the transfer is given up
 WAITS_S = (1, 3, 9)  # before it is tried again, where not one byte has come
 _CURL = ("curl", "--fail", "--silent", "--show-error", "--location", "--connect-timeout", str(STALL_S))
 _CURL += ("--speed-limit", "1", "--speed-time", str(STALL_S))
-_FINAL = r"error: 4(?!08|29)|timed out|too slow|[Uu]nsupported protocol"  # another try would find the same
+_FINAL = r"error: 4(?!08|29)|onnect to|timed out|too slow"  # another try would find the same
 _CLOSED_BY_US = 23  # curl's exit code when nobody reads on: a tar ends before its padding does
 
 
