@@ -228,9 +228,9 @@ def _numbers():
     bad = captions(["a red circle"] * 8, [""] * 8)
     stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
     yield Row("Numbers", "the same at every step", stops, 1, make=bad, **own)
-    rates = {f"run.{key}": 1e38 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
+    rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
     stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
-    yield Row("Numbers", "a learning rate of 1e38", stops, 1, settings=rates)
+    yield Row("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
     empty = {"make": captions([""] * 8), "settings": {"model.end_sym": ""}}
     says = r"error: batch has no target token: all 2 captions are empty.*"
     yield Row("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)

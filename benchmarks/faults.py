@@ -31,7 +31,6 @@ SETTINGS = {
     "run.warmup_steps": 2,
     "run.log_freq": 1,
     "run.device": "cpu",
-    "run.amp": False,
 }
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 # as root, permissions hold only without these
