@@ -57,7 +57,11 @@ def run(args):
         folder = args.keep or Path(scratch)
         with web_server(folder) as address, ThreadPoolExecutor(args.jobs) as pool:
             matrix = Matrix(folder, address, args.limit, args.cache_root)
-            found = list(pool.map(matrix.outcome, rows))
+            try:
+                found = list(pool.map(matrix.outcome, rows))
+            except BaseException:  # Ctrl-C: the rows at work end, no other begins
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     wrong = [each for each in found if each["wrong"]]
     print(f"{len(found) - len(wrong)} of {len(found)} rows as declared")
     if args.write:
