@@ -51,6 +51,8 @@ def add_arguments(parser):
 
 
 def run(args):
+    if args.only and args.write:
+        raise SystemExit("--write replaces the whole table: leave out --only")
     wanted = [name.lower() for name in args.only or [""]]
     rows = [row for row in ROWS if any(name in f"{row.group}: {row.name}".lower() for name in wanted)]
     with tempfile.TemporaryDirectory() as scratch:
