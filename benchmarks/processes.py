@@ -31,18 +31,27 @@ def measure(command, *options, is_shown=False):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def start_training(arguments, output, ranks=2, launcher=()):
-    """Return the started `torchrun train.py` with what it says going to the file `output`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *launcher]
+def start(command, output):
+    """Return the started program, in the repository's folder, with what it says going to the file `output`."""
     with open(output, "ab") as file:
         return subprocess.Popen(
-            [*command, "train.py", *map(str, arguments)],
+            list(map(str, command)),
             cwd=ROOT,
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def torchrun(*arguments, ranks=2):
+    """Return the command that starts a program of several ranks on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *arguments]
+
+
+def start_training(arguments, output, ranks=2, launcher=()):
+    """Return the started `torchrun train.py` with what it says going to the file `output`."""
+    return start(torchrun(*launcher, "train.py", *arguments, ranks=ranks), output)
 
 
 def children(pid):

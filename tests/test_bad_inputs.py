@@ -61,6 +61,10 @@ def checkpoint(write):
     return make
 
 
+def with_nan(path):
+    write_checkpoint(path, 40, 64, **{"llama_proj.bias": torch.full((64,), float("nan"))})
+
+
 def html_page(path):
     path.write_text("<!DOCTYPE html><html>404 Not Found</html>")
 
@@ -641,6 +645,14 @@ ROWS = [
             "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is of another shape (llama_model.lm_head.weight is [3, 3], expected [900, 64])"
         ],
         make=checkpoint(with_more),
+        code=1,
+    ),
+    Bad(
+        "weights of nan",
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' holds numbers that are not finite: 1 tensor is bad (llama_proj.bias). The training that wrote it had failed, or the file is damaged; use an earlier checkpoint"
+        ],
+        make=checkpoint(with_nan),
         code=1,
     ),
     Bad(

@@ -5,11 +5,14 @@ import os
 import re
 import signal
 import time
+from collections import deque
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.processes import children, kill_all, start_training
+from minigpt4.common.watch import LostWorkerError, StepWatch
 from tests.small_release import write_shard
 
 STEPS = 30
@@ -68,6 +71,16 @@ def finish(process, tmp_path, name, code=0):
 def weights(tmp_path, name):
     (path,) = (tmp_path / name).glob("*/checkpoint_0.pth")
     return torch.load(path, weights_only=True)["model"]["llama_proj.weight"]
+
+
+def test_a_killed_worker_is_explained():
+    """As the kernel does where memory is full; torch's own error comes up wherever the program is."""
+    workers = iter(DataLoader(range(1000), num_workers=1, generator=torch.Generator()))
+    next(workers)
+    words = r"lost a process that reads data: .*lower run\.num_workers"
+    with pytest.raises(LostWorkerError, match=words), StepWatch(timeout_s=300).explaining():
+        os.kill(workers._workers[0].pid, signal.SIGKILL)
+        deque(workers, maxlen=0)
 
 
 @pytest.mark.slow

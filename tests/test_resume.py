@@ -1,6 +1,7 @@
 """A run that was cut anywhere goes on as if it had not been; what would make it another run is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,8 +221,9 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(tmp
 SECRET = "hunter2-0123456789"
 
 
-def test_no_value_of_the_environment_is_written_anywhere(release, tmp_path):
+def test_no_secret_is_written_anywhere(release, tmp_path):
     good = [f"{release.root}/laion_dataset/{{00000..00001}}.tar"]
+    good.append(f"http://user:{SECRET}@127.0.0.1:9/2.tar?signature={SECRET}")
     good.append("http://user:${oc.env:TOKEN}@127.0.0.1:9/{0..1}.tar?signature=${oc.env:TOKEN}")
     yaml = OmegaConf.load(ROOT / "train_configs/minigpt4_stage1_pretrain.yaml")
     del yaml.datasets.cc_sbu
@@ -240,7 +242,9 @@ def test_no_value_of_the_environment_is_written_anywhere(release, tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "skipped http://127.0.0.1:9/1.tar: bad_shard" in result.stderr  # named, without what is secret
+    # one of the three is named, without what is secret
+    assert re.search(r"skipped http://127\.0\.0\.1:9/\d\.tar: bad_shard", result.stderr)
+    assert '"http://127.0.0.1:9/2.tar"' in result.stderr
     assert "${oc.env:TOKEN}" in result.stderr
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl"}

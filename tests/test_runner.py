@@ -154,13 +154,28 @@ def test_losses_of_nan_in_a_row_end_the_run_before_the_weights_are_touched(tmp_p
     assert not list(run.output_dir.glob("*.pth"))
 
 
-def test_a_full_gpu_is_explained_with_the_settings_that_help(tmp_path):
+def too_large_for_the_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def too_large_for_the_machine():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "allocate, begins",
+    [
+        (too_large_for_the_gpu, "the GPU is full (CUDA out of memory)"),
+        (too_large_for_the_machine, f"the memory of the machine is full (tried to allocate {2**60} bytes)"),
+    ],
+)
+def test_full_memory_is_explained_with_the_settings_that_help(tmp_path, allocate, begins):
     cfg = settings(tmp_path, batch_size_train=64)
     cfg.pretty_print = lambda: None
     with pytest.raises(MemoryError) as caught, RunnerBase.session(cfg):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        allocate()
     message = str(caught.value)
-    assert message.startswith("the GPU is full (CUDA out of memory)") and "run.batch_size_train (now 64)" in message
+    assert message.startswith(begins) and "run.batch_size_train (now 64)" in message
     for key in (
         "run.accum_grad_iters",
         "model.llm_quantization=int8",

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.registry import RegistryError, registry
+from minigpt4.common.utils import without_secrets
 
 REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
 PLACEHOLDER = "/path/to/"
@@ -96,8 +97,11 @@ class Config:
     env_cfg = property(lambda self: self.config.env)
 
     def to_dict(self):
-        """Return the merged configuration as plain containers, interpolations unresolved."""
-        return OmegaConf.to_container(self.config, resolve=False)
+        """Return the merged configuration as plain containers to be shown and saved.
+
+        Interpolations are unresolved; addresses that have none are without user, password and query.
+        """
+        return _without_secrets(OmegaConf.to_container(self.config, resolve=False))
 
     def pretty_print(self, log=logging.info):
         """Log the sections, unresolved, in the 2023 layout; warn of keys that do nothing any more."""
@@ -276,6 +280,16 @@ def _load_yaml(path):
     if not isinstance(loaded, DictConfig):
         raise ConfigError([f"--cfg-path: '{path}' holds no sections; expected {', '.join(SECTIONS)}"])
     return loaded
+
+
+def _without_secrets(node):
+    """Return plain containers whose addresses are without passwords; where one is `${..}`, they are as they stand."""
+    if isinstance(node, dict):
+        return {key: _without_secrets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_secrets(value) for value in node]
+    is_address = isinstance(node, str) and node.startswith("http") and "${" not in node
+    return without_secrets(node) if is_address else node
 
 
 def _apply_options(user, options, report):

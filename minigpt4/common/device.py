@@ -1,6 +1,7 @@
 """What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
 
 import os
+import re
 import resource
 import sys
 from contextlib import contextmanager
@@ -71,16 +72,22 @@ def to_device(batch, device):
 
 @contextmanager
 def explained_out_of_memory(run_cfg):
-    """Within the block a full GPU is a MemoryError that says which settings help."""
+    """Within the block a full GPU or a full machine is a MemoryError that says which settings help."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            full = f"the GPU is full ({str(error).split('. ')[0]})"
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            wanted = re.search(r"tried to allocate \d+ bytes", str(error))
+            full = f"the memory of the machine is full{f' ({wanted[0]})' if wanted else ''}"
+        else:
+            raise
         raise MemoryError(
-            f"the GPU is full ({str(error).split('. ')[0]}). What helps: a smaller run.batch_size_train (now "
-            f"{run_cfg.batch_size_train}) with a larger run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM "
-            "in 8 or 4 bits (model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts "
-            "(model.max_txt_len), and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts "
-            "the memory of each"
+            f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with a larger "
+            f"run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
+            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts (model.max_txt_len), "
+            "and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts the memory of each"
         ) from error
 
 

@@ -20,9 +20,9 @@ def is_url(path):
 
 def without_secrets(path_or_url):
     """Return a path, or an address without what may be secret in it (user, password, query), to be shown."""
-    if not is_url(path_or_url):
-        return str(path_or_url)
     address = urlparse(str(path_or_url))
+    if not is_url(path_or_url) or not (address.query or "@" in address.netloc):
+        return str(path_or_url)
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -14,6 +15,10 @@ from minigpt4.common.dist_utils import get_rank, get_world_size
 
 class LostRankError(OSError):
     """Another process of the run is gone."""
+
+
+class LostWorkerError(OSError):
+    """A process that reads data for this one is gone."""
 
 
 class StepWatch:
@@ -50,14 +55,22 @@ class StepWatch:
 
     @contextmanager
     def explaining(self):
-        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known."""
+        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known.
+
+        The error that torch raises, wherever the program is, when a DataLoader's worker dies is a LostWorkerError.
+        """
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if reason.startswith("DataLoader worker"):
+                raise LostWorkerError(
+                    f"rank {get_rank()} lost a process that reads data: {reason.rstrip('. ')}. If nobody killed it, "
+                    "the machine's memory is full: lower run.num_workers. Go on with --resume auto"
+                ) from None
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
-            late = self.late_ranks()
+            late, reason = self.late_ranks(), re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]
             missing = f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "an error"
             raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
 

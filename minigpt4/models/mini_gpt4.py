@@ -212,6 +212,7 @@ class MiniGPT4(BaseModel):
         self._check_width(state, where, path)
         expected = {name: own[name] for name in needed}
         found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own)
+        weights.check_finite(found, where, path)
         for name, tensor in found.items():
             own[name].copy_(tensor)
 

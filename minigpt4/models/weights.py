@@ -117,6 +117,16 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
     return {name: found[name] for name in known if name in found}
 
 
+def check_finite(found, where, path):
+    """Raise CheckpointError that names the tensors of `found` with numbers that are nan or infinite, if any."""
+    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{where}: '{path}' holds numbers that are not finite: {_listed('bad', bad)}. The training that wrote it "
+            "had failed, or the file is damaged; use an earlier checkpoint"
+        )
+
+
 def assign(module, found):
     """Put tensors in the place of the module's own, in the type of those; equal types are not copied."""
     own = module.state_dict()

@@ -32,13 +32,13 @@ from urllib.parse import urlparse
 import numpy as np
 from torch.utils.data import IterableDataset
 from webdataset.filters import shuffle
-from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from minigpt4.common.utils import expand_path, is_url, without_secrets
 from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample, worker_place
+from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.processors import ImageError, load_rgb
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -179,7 +179,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         """Yield the raw samples of one tar; one that is missing, empty or cut off is counted and ends there."""
         found = False
         try:
-            with gopen(shard) if is_url(shard) else open(shard, "rb") as stream:
+            with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
                 members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
                 for group in group_by_keys(members, handler=_keep_first):
                     found = True

@@ -1,0 +1,333 @@
+"""The rows of `python -m benchmarks faults`: what is damaged or done, and what the run has to do about it."""
+
+import os
+import re
+import resource
+import signal
+import time
+from dataclasses import dataclass, field
+
+from benchmarks.damage import (
+    STORAGE,
+    a_folder,
+    a_nan,
+    align,
+    bomb,
+    captions,
+    cut_at,
+    cut_in_picture,
+    damage_all,
+    damage_newest,
+    encoded,
+    flip_a_byte,
+    from_web,
+    link_out,
+    locked,
+    narrow,
+    other_shards,
+    resumed,
+    sample,
+    shards,
+    sideways,
+    sixteen_bits,
+    trap_as_weights,
+    unusable,
+    weights,
+    with_members,
+    with_pickle,
+    written,
+)
+from benchmarks.kill import losses
+from benchmarks.processes import children
+
+
+@dataclass(frozen=True)
+class Row:
+    """`says` and `also`: patterns that what the run says must match, `says` is shown; `never`: one it must not.
+
+    `lost`: samples skipped by reason, None where the run ends before it counts. `make(place)` returns settings that go
+    before `settings`; `act(process, place)` does something to the running program. `launcher`: of torchrun.
+    """
+
+    group: str
+    name: str
+    says: str = r"\w+: \d+ of \d+ samples skipped.*"
+    code: int = 0
+    lost: dict | None = None
+    make: object = field(default_factory=shards)
+    settings: dict = field(default_factory=dict)
+    also: tuple = ()
+    never: str = r"pass-word|to-ken"
+    stage: int = 1
+    ranks: int = 1
+    act: object = None
+    unprivileged: bool = False
+    launcher: tuple = ()
+    program: str = "train.py"
+
+
+# ---------------------------------------- what is done to a running program
+
+
+def at_step(step, do):
+    """Do `do(process)` once a step is made."""
+
+    def act(process, place):
+        while process.poll() is None and step not in losses(place.folder / "out"):
+            time.sleep(0.05)
+        if process.poll() is None:
+            do(process)
+
+    return act
+
+
+def send(number):
+    return lambda process: process.send_signal(number)
+
+
+def send_to_child(number):
+    return lambda process: os.kill(children(process.pid)[-1], number)
+
+
+def limited(which, size, until=None):
+    """The program may not use more than `size` bytes of something, until it has said `until`."""
+
+    def act(process, place):
+        hard = resource.prlimit(process.pid, which)[1]
+        resource.prlimit(process.pid, which, (size, hard))
+        while until and process.poll() is None:
+            if until in (place.folder / "said.txt").read_text():
+                return resource.prlimit(process.pid, which, (hard, hard))
+            time.sleep(0.05)
+
+    return act
+
+
+# ---------------------------------------- rows
+
+
+BAD_SHARD = {"bad_shard": 1}
+LONG = {"run.iters_per_epoch": 300}
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
+
+
+def skipped(why):
+    return rf"laion: skipped .*{why}.*"
+
+
+def _shards():
+    cut = r"laion: skipped 00001\.tar|laion: skipped .*unexpected end of data.*"
+    yield Row("Shards", "cut at half", cut, lost=BAD_SHARD, make=shards(cut_at(0.5)))
+    yield Row("Shards", "cut within a picture", cut, lost=BAD_SHARD, make=shards(cut_in_picture))
+    yield Row("Shards", "an empty file", skipped("empty"), lost=BAD_SHARD, make=shards(written(b"")))
+    noise = written(bytes(range(1, 256)) * 400)
+    yield Row("Shards", "random bytes", skipped("ReadError"), lost=BAD_SHARD, make=shards(noise))
+    page = written(b"<html>Not found</html>" * 200)
+    yield Row("Shards", "a web page", skipped("ReadError"), lost=BAD_SHARD, make=shards(page))
+    gone = r".*1 of 3 shards are missing \(first missing: .*00001\.tar\).*"
+    yield Row("Shards", "one of three missing", gone, 2, make=shards(lambda path: path.unlink()))
+    yield Row("Shards", "a folder in place of one", gone, 2, make=shards(a_folder))
+    nothing = r".*no file matches '.*"
+    yield Row("Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar"))
+    yield Row("Shards", "no match for *", nothing, 2, make=shards(storage="{folder}/none*.tar"))
+    short = r".*2 of 5 shards are missing.*"
+    yield Row("Shards", "a range that is too long", short, 2, make=shards(storage="{folder}/{{00000..00004}}.tar"))
+    wrong = r".*write ranges as \{00000\.\.00099\}.*"
+    yield Row("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
+    unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
+    yield Row("Shards", "not readable for the user", skipped("Permission denied"), lost=BAD_SHARD, **unreadable)
+    refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"
+    for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
+        yield Row("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
+
+
+def _samples():
+    def lost(name, why, reason, make):
+        return Row("Samples", name, skipped(why), lost={reason: 1}, make=make)
+
+    yield lost("no caption", "no_caption", "no_caption", with_members(json=None))
+    yield lost("no key 'caption'", "KeyError", "bad_caption", with_members(json=b'{"text": "a circle"}'))
+    yield lost("caption: broken JSON", "JSONDecodeError", "bad_caption", with_members(json=b'{"caption": "a'))
+    yield lost("caption: a list", "bad_caption", "bad_caption", with_members(json=b'["a circle"]'))
+    yield lost("caption: a number", "caption is int", "bad_caption", with_members(json=b'{"caption": 7}'))
+    yield lost("caption: not UTF-8", "UnicodeDecodeError", "bad_caption", with_members(json=None, txt=b"\xff\xfe"))
+    yield lost("no picture", "no_image", "no_image", with_members(jpg=None))
+    yield lost("JPEG cut off", "truncated", "bad_image", with_members(jpg=encoded()[:700]))
+    yield lost("JPEG of 0 bytes", "bad_image", "bad_image", with_members(jpg=b""))
+    yield lost("text called .jpg", "cannot identify", "bad_image", with_members(jpg=b"This is no picture."))
+    yield lost("SVG called .jpg", "cannot identify", "bad_image", with_members(jpg=SVG))
+    yield lost(".gif", "no_image", "no_image", with_members(jpg=None, gif=encoded("GIF")))
+    bombs = with_members(jpg=None, png=bomb())
+    yield lost("a bomb of 70 million pixels", "at most 67,108,864", "bad_image", bombs)
+    yield lost("a symbolic link as picture", "no_image", "no_image", with_members(jpg="/etc/hostname"))
+    fine = {
+        "an empty caption": with_members(json=b'{"caption": ""}'),
+        "GIF called .jpg": with_members(jpg=encoded("GIF")),
+        "1 x 1 pixel": with_members(jpg=encoded(size=(1, 1))),
+        "CMYK": with_members(jpg=encoded(mode="CMYK")),
+        "16 bits a pixel": with_members(jpg=None, png=sixteen_bits()),
+        "turned by EXIF": with_members(jpg=sideways()),
+        **{f"a pickle beside it (.{name})": with_pickle(name) for name in ("pyd", "pth", "pkl")},
+        "named ../../escaped": sample(lambda members, _: members, "../../escaped"),
+        "named by an absolute path": sample(lambda members, _: members, "/tmp/escaped"),
+    }
+    for name, make in fine.items():
+        yield Row("Samples", name, r"laion: 0 of \d+ samples skipped", lost={}, make=make)
+
+
+def _web():
+    yield Row("Shards by HTTP", "404", skipped("error: 404"), lost=BAD_SHARD, make=from_web("404"))
+    yield Row("Shards by HTTP", "503, four times", skipped("error: 503"), lost=BAD_SHARD, make=from_web("503"))
+    yield Row("Shards by HTTP", "503 twice, then it comes", lost={}, make=from_web("busy"))
+    cut = skipped(r"curl: \(18\)")
+    yield Row("Shards by HTTP", "connection cut at half", cut, lost=BAD_SHARD, make=from_web("cut"))
+    slow = skipped(r"curl: \(28\)")
+    yield Row("Shards by HTTP", "no answer", slow, lost=BAD_SHARD, make=from_web("silent"))
+    yield Row("Shards by HTTP", "stalls at half", slow, lost=BAD_SHARD, make=from_web("stalls"))
+    yield Row("Shards by HTTP", "a log-in page", skipped("ReadError"), lost=BAD_SHARD, make=from_web("page"))
+
+
+def _sizes():
+    each = r".*1 shard\(s\) for 2 rank\(s\).*each worker walks all shards.*"
+    yield Row("Sizes", "one shard for two ranks", each, lost={}, make=shards(number=1, samples=9), ranks=2)
+    small = {"make": shards(number=1, samples=3), "settings": {"run.batch_size_train": 4}}
+    yield Row("Sizes", "3 samples, batches of 4", lost={}, **small)
+    says = r"error: laion: 5 of the first 5 samples were unusable.*"
+    yield Row("Sizes", "not one sample usable", says, 1, make=unusable)
+
+
+def _folders():
+    def refused(name, says, **changes):
+        return Row("Stage 2", name, says, 2, stage=2, make=align(**changes))
+
+    cap = "filter_cap.json"
+    yield refused("filter_cap.json broken", r".*not valid JSON.*", change=lambda f: (f / cap).write_text('{"annot'))
+    yield refused("filter_cap.json missing", r".*has no filter_cap\.json.*", change=lambda f: (f / cap).unlink())
+    keys = [{"image_id": "0", "text": "A circle."}]
+    yield refused("a record without caption", r".*record 0: 'caption' is None.*", records=keys)
+    escape = [{"image_id": "../outside", "caption": "A circle."}]
+    yield refused("a path out of the folder", r".*leads out of the picture folder.*", records=escape)
+    for name, reason, change in (
+        ("a picture missing", "missing_file", lambda folder: (folder / "image/3.jpg").unlink()),
+        ("a picture cut off", "bad_image", lambda folder: cut_at(0.5)(folder / "image/3.jpg")),
+        ("a link out of the folder", "bad_image", link_out),
+    ):
+        says = rf"cc_sbu_align: skipped 3: {reason}.*"
+        yield Row("Stage 2", name, says, lost={reason: 1}, stage=2, make=align(change))
+
+
+def _numbers():
+    own = {"program": "benchmarks/weighted_task.py", "ranks": 2}
+    own["settings"] = {"run.task": "by_length", "run.batch_size_train": 1, "run.iters_per_epoch": 8}
+    own["settings"] |= {"run.max_skipped_updates": 2}
+    one_bad = captions(["a red circle"] * 8, ["a red circle"] * 7 + [""])
+    also = (r"step \d: update skipped on all ranks, 1 in a row, 1 so far",)
+    says = r"step \d: loss is inf on rank \d \(samples laion/.*\); optimizer not stepped"
+    found = {"lost": {}, "make": one_bad, "also": also, "never": "2 so far"}
+    yield Row("Numbers", "an infinite loss on one of two ranks", says, **found, **own)
+    bad = captions(["a red circle"] * 8, [""] * 8)
+    stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
+    yield Row("Numbers", "the same at every step", stops, 1, make=bad, **own)
+    rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
+    stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
+    yield Row("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
+    empty = {"make": captions([""] * 8), "settings": {"model.end_sym": ""}}
+    says = r"error: batch has no target token: all 2 captions are empty.*"
+    yield Row("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)
+    says = r"error: model\.ckpt: .* holds numbers that are not finite.*"
+    yield Row("Numbers", "a nan in model.ckpt", says, 1, make=weights(a_nan))
+    full = r"error: the memory of the machine is full.*run\.batch_size_train \(now 12000\).*"
+    memory = limited(resource.RLIMIT_DATA, 3 * 2**30)
+    yield Row(
+        "Numbers", "a batch larger than the memory", full, 1, settings={"run.batch_size_train": 12000}, act=memory
+    )
+
+
+def _processes():
+    group, saved = "Processes", r"ended by {} before epoch 0, step \d+: saved .*"
+    long = {"settings": LONG}
+    term, interrupt = at_step(2, send(signal.SIGTERM)), at_step(2, send(signal.SIGINT))
+    yield Row(group, "SIGTERM", saved.format("SIGTERM"), 143, act=term, **long)
+    yield Row(group, "SIGINT (Ctrl-C)", saved.format("SIGINT"), 130, act=interrupt, **long)
+    yield Row(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long)
+    lost = at_step(2, send_to_child(signal.SIGKILL))
+    says = r"error: rank 0 lost the other ranks: .*"
+    yield Row(group, "SIGKILL of one of 2 ranks", says, 1, act=lost, ranks=2, **long)
+    again = {"run.save_every_iters": 2, "run.resume_ckpt_path": "auto", "run.iters_per_epoch": 20}
+    restarted = {"settings": again, "launcher": ("--max-restarts=3",), "ranks": 2, "act": lost}
+    says = r".*Resume checkpoint from .*checkpoint_0_iter_\d+\.pth"
+    yield Row(group, "the same with --max-restarts=3", says, 0, lost={}, **restarted)
+    stop, patience = at_step(2, send_to_child(signal.SIGSTOP)), LONG | {"run.step_timeout_s": 5}
+    says = r".*rank 0 waits for rank 1 since \d+ s \(run\.step_timeout_s\); .*"
+    yield Row(group, "one of 2 ranks hangs", says, 1, act=stop, ranks=2, settings=patience)
+    workers = LONG | {"run.num_workers": 1}
+    says = r"error: rank 0 lost a process that reads data: DataLoader worker .*"
+    yield Row(group, "SIGKILL of a DataLoader worker", says, 1, act=lost, settings=workers)
+
+
+def _checkpoints():
+    group, before = "Checkpoints", r".*is damaged .*; trying the one before"
+    small, every = 200_000, {"settings": {"run.save_every_iters": 2}}
+    unsaved = r".*checkpoint not saved to .*; training goes on"
+    full = limited(resource.RLIMIT_FSIZE, small)
+    also = (r"error: the last epoch's checkpoint could not be written.*",)
+    yield Row(group, "disk full to the end", unsaved, 1, act=full, also=also, lost={}, **every)
+    passing = limited(resource.RLIMIT_FSIZE, small, until="checkpoint not saved")
+    yield Row(
+        group,
+        "disk full for a while",
+        unsaved,
+        act=passing,
+        also=(r"Checkpoint: .*checkpoint_0\.pth",),
+        lost={},
+        **every,
+    )
+    yield Row(group, "newest cut at half", before, lost={}, make=resumed(damage_newest))
+    yield Row(group, "newest with one bit changed", before, lost={}, make=resumed(flip_a_byte))
+    none = r"error: run\.resume_ckpt_path: none of the 2 checkpoints .* can be read.*"
+    yield Row(group, "all damaged", none, 1, make=resumed(damage_all))
+    yield Row(group, "of an LLM of another width", r"error: .*was trained for a 64-wide LLM.*", 1, make=weights(narrow))
+    runs_code = r"error: {}: .*can run code.*"
+    for key in ("model.ckpt", "run.resume_ckpt_path"):
+        says = runs_code.format(re.escape(key))
+        yield Row(group, f"a pickle that runs code ({key})", says, 1, make=trap_as_weights(key))
+    unwritable = {"make": locked("out", shards()), "unprivileged": True}
+    yield Row(group, "output folder not writable", r"error: run\.output_dir: cannot make a folder .*", 1, **unwritable)
+    workers, rate = resumed(**{"run.num_workers": 1}), resumed(**{"run.init_lr": 0.5})
+    for name, line, changes in (
+        ("other number of ranks", "world size: 2, the checkpoint has 1", {"ranks": 2}),
+        (
+            "other number of workers",
+            r"run\.num_workers: 1, the checkpoint has 0",
+            {"make": workers},
+        ),
+        ("other shards", r"listing\.datasets\.laion: .*, the checkpoint has .*", {"make": other_shards}),
+        ("other settings", r"run\.init_lr: 0\.5, the checkpoint has 0\.02", {"make": rate}),
+    ):
+        also = ("is of a run with other settings and cannot go on exactly",)
+        yield Row(group, f"resume with {name}", rf"  {line}", 1, also=also, **({"make": resumed()} | changes))
+
+
+def _configuration():
+    group = "Configuration"
+    yield Row(
+        group,
+        "a misspelt key",
+        r".*run\.init_lrr: unknown key\. Did you mean 'init_lr'\?.*",
+        2,
+        settings={"run.init_lrr": 1},
+    )
+    says = r".*unknown dataset builder 'webdatset'.*Did you mean 'webdataset'\?.*"
+    yield Row(group, "an unknown builder", says, 2, settings={"datasets.laion.builder": "webdatset"})
+    says = r".*run\.max_epoch: 'many' \(str\) is not an integer.*"
+    yield Row(group, "text for a number", says, 2, settings={"run.max_epoch": "many"})
+    says = r".*model\.llama_model: no transformers model in .*"
+    yield Row(group, "no LLM there", says, 2, settings={"model.llama_model": "/nowhere/llm"})
+    yield Row(group, "no storage", r".*datasets\.laion\.build_info\.storage: .*", 2, settings={STORAGE: None})
+
+
+ROWS = [
+    row
+    for rows in (_shards, _samples, _web, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
+    for row in rows()
+]

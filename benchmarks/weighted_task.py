@@ -1,0 +1,27 @@
+"""train.py with a task of a user's own, registered as users do, that has a user's mistake in it.
+
+python benchmarks/weighted_task.py --cfg-path ... with `run.task: by_length`
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train
+from minigpt4.common.cli import run_program
+from minigpt4.common.registry import registry
+from minigpt4.tasks import BaseTask
+
+
+@registry.register_task("by_length")
+class ByLengthTask(BaseTask):
+    """Short captions weigh more; that of an empty one is infinite."""
+
+    def train_step(self, model, samples):
+        loss = super().train_step(model, samples)
+        return loss / loss.new_tensor([len(text.split()) for text in samples["text_input"]]).mean()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(train.train, train.parse_args()))

@@ -1,0 +1,54 @@
+"""Files behind addresses: what comes late comes, what does not is an error in curl's words."""
+
+import shutil
+
+import pytest
+
+from benchmarks.damage import web_server
+from minigpt4.datasets.datasets import remote
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="addresses are read through curl")
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "WAITS_S", (0, 0, 0))
+    with web_server(tmp_path) as address:
+
+        def read(kind, size=-1):
+            with remote.open_url(f"{address}/{kind}/0.tar") as stream:
+                return stream.read(size)
+
+        yield read
+
+
+def test_a_file_comes_whole(read, tmp_path):
+    whole = (tmp_path / "web.tar").read_bytes()
+    assert read("good") == whole
+    assert read("busy") == whole  # at the third time
+    assert read("good", 700) == whole[:700]  # who does not read on is not in error
+
+
+@pytest.mark.parametrize(
+    "kind, words", [("404", r"error: 404"), ("503", r"error: 503"), ("cut", r"curl: \(18\) .*missing|remaining")]
+)
+def test_what_does_not_come_is_an_error(read, kind, words):
+    with pytest.raises(OSError, match=words):
+        read(kind)
+
+
+def test_the_words_of_curl_go_before_what_follows_from_the_cut(tmp_path):
+    with (
+        web_server(tmp_path) as address,
+        pytest.raises(OSError, match=r"curl: \(18\)"),
+        remote.open_url(f"{address}/cut/0.tar") as stream,
+    ):
+        stream.read()
+        raise ValueError("unexpected end of data")
+
+
+def test_a_stream_that_is_left_ends_at_once(tmp_path):
+    with web_server(tmp_path) as address:
+        manager = remote.open_url(f"{address}/stalls/0.tar")
+        assert manager.__enter__().read(100)
+        manager.gen.close()  # as for a loader that is closed; the server would say nothing for two minutes

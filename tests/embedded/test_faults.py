@@ -1,0 +1,95 @@
+"""The quickest rows of `python -m benchmarks faults` with a toy LLM; a fault on one rank is met by both."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.damage import web_server
+from benchmarks.fault_rows import ROWS
+from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
+from tests.test_runner import by_hand, torchrun
+from tests.training import batches
+
+QUICK = ("a misspelt key", "one of three missing", "cut within a picture", "a pickle beside it (.pth)")
+
+
+@pytest.fixture
+def matrix(cache, tmp_path):
+    with web_server(tmp_path) as address:
+        yield Matrix(tmp_path, address, 240, cache)
+
+
+def named(name):
+    (row,) = [row for row in ROWS if row.name == name]
+    return row
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_row_is_as_declared(matrix, name):
+    found = matrix.outcome(named(name))
+    assert not found["wrong"] and found["message"] and str(matrix.folder) not in str(found)
+
+
+def test_a_row_that_differs_fails(matrix):
+    row = replace(named("a misspelt key"), code=0, says="all is well", lost={"bad_image": 1})
+    assert [each.split(",")[0].split(" ")[0] for each in matrix.outcome(row)["wrong"]] == ["exit", "does", "lost"]
+
+
+def test_the_matrix_covers_what_was_promised(tmp_path):
+    assert len(ROWS) >= 40 and len({(row.group, row.name) for row in ROWS}) == len(ROWS)
+    assert counted("laion: 3 of 9 samples skipped (2 bad_image, 1 no_image)\n") == {"bad_image": 2, "no_image": 1}
+    assert counted("laion: 0 of 9 samples skipped\n") == {} and counted("nothing") is None
+    document = tmp_path / "a.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    row = {"group": "G", "name": "n", "exit": 0, "message": "a | b", "lost": {"bad_image": 1}, "seconds": 1.2}
+    write_section(document, [row])
+    assert document.read_text() == f"before\n{BEGIN}\n{table([row])}\n{END}\nafter\n"
+    assert "| n | goes on to its end | `a \\| b` | 1 bad_image | 1 |" in document.read_text()
+    document.write_text("no marks")
+    with pytest.raises(ValueError, match="has no <!-- faults"):
+        write_section(document, [row])
+
+
+ONE_BAD_RANK = """
+import json, os, sys
+import torch
+from minigpt4.runners import RunnerBase
+from tests.training import batches, endless, runner, settings, tiny_model
+
+root, rank = sys.argv[1], int(os.environ["RANK"])
+cfg = settings(root, max_epoch=1, iters_per_epoch=6, warmup_lr=0.05, min_lr=0.05)
+cfg.pretty_print = lambda: None
+calls = []
+
+def steep(module, args, result):  # the value is as it was; its gradient, 1 / (2 sqrt 0), is infinite
+    calls.append(1)
+    return result + (result * 0).abs().sqrt() if rank == 0 and len(calls) == 4 else result
+
+with RunnerBase.session(cfg):
+    halves = [{"image": b["image"].chunk(2)[rank], "text_input": ["a"] * 2} for b in batches(number=6)]
+    if rank == 1:
+        halves[1]["image"] = halves[1]["image"] * float("nan")
+    model = tiny_model()
+    model.llama_proj.register_forward_hook(steep)
+    run = runner(cfg, model)
+    run.train(endless(halves))
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.llama_proj.parameters()])
+    json.dump(weights.tolist(), open(f"{root}/weights_{rank}.json", "w"))
+"""
+
+
+def test_a_number_that_is_not_finite_on_one_rank_costs_one_update_on_both(tmp_path):
+    script = tmp_path / "one_bad_rank.py"
+    script.write_text(ONE_BAD_RANK)
+    code, said = torchrun(script, tmp_path)
+    assert code == 0, said
+    first, second = (json.loads((tmp_path / f"weights_{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    a, _, c, _, e, f = batches(number=6)
+    expected = by_hand([(1, [each]) for each in (a, c, e, f)], lr=0.05)
+    assert (torch.tensor(first) - expected).abs().max() < 1e-6  # as in test_two_ranks_train_as_one
+    assert "step 1: loss is nan on rank 1" in said
+    for step, so_far in ((1, 1), (3, 2)):
+        assert said.count(f"step {step}: update skipped on all ranks, 1 in a row, {so_far} so far") == 1
