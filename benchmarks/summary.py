@@ -4,6 +4,8 @@ Parity comes first: where loss or gradient differ, no speed is measured.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median, stdev
 
 from benchmarks import chat, data, flops, load, machine, memory, parity, train
@@ -14,13 +16,14 @@ PARTS = {  # command -> (options of --quick, options otherwise)
     "parity": (["--batches", "1"], []),
     "train": (["--rounds", "2"], []),
     "load": (["--rounds", "1"], []),
-    "chat": (["--rounds", "2"], []),
+    "chat": (["--rounds", "3", "--turns", "2"], []),
     "data": (["--rounds", "3", "--pictures", "320"], []),
     "flops": (["--quick"], ["--quick"]),
     "memory": (["--quick"], ["--quick"]),
     "startup": (["--size", "toy", "--rounds", "1"], ["--size", "toy"]),
 }
 ON_CPU = {"parity", "train"}  # parts that would take a GPU where there is one
+COUNTED = {"flops", "memory"}  # parts that measure no time, and run side by side
 
 
 def add_arguments(parser):
@@ -30,12 +33,21 @@ def add_arguments(parser):
 def run(args):
     """Measure, print the table, return its rows and the figures of all parts."""
     start, parts, rows = time.perf_counter(), {}, []
-    for name, options in PARTS.items():
-        options = [*options[not args.quick], *(["--device", "cpu"] if name in ON_CPU else [])]
-        parts[name] = measure(name, *options)
-        rows += ROWS[name](parts[name])
+    measured = {
+        name: partial(measure, name, *options[not args.quick], *(["--device", "cpu"] if name in ON_CPU else []))
+        for name, options in PARTS.items()
+    }
+    for name in PARTS:
+        if name not in COUNTED:
+            parts[name] = measured[name]()
         if name == "parity" and not parts[name]["passed"]:
             break
+    else:
+        with ThreadPoolExecutor() as pool:
+            counting = {name: pool.submit(measured[name]) for name in PARTS if name in COUNTED}
+        parts |= {name: counted.result() for name, counted in counting.items()}
+    for name, figures in parts.items():
+        rows += ROWS[name](figures)
     seconds = time.perf_counter() - start
     print_table(rows)
     passed = all(row["passed"] for row in rows)
