@@ -10,7 +10,7 @@ TRAINED := output/quickstart/checkpoint.pth
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about a picture"
 	@echo "make demo         after quickstart: chat about pictures in the browser"
-	@echo "make test         the whole test suite (CPU, offline)"
+	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
 	@echo "make check        lint and formatting"
 	@echo "make clean        remove the environment and outputs"

@@ -10,6 +10,7 @@ import sys
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, add_config_arguments
 from minigpt4.common.registry import registry
+from minigpt4.common.startup import read_ahead, startup
 
 
 def parse_args(argv=None):
@@ -29,7 +30,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit",
+        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit; "
+        "exit code 1: a training step does not fit into memory",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="with --dry-run: plan for a GPU with so much memory, which need not be here",
     )
     args = parser.parse_args(argv)
     if args.resume:
@@ -40,14 +48,25 @@ def parse_args(argv=None):
 
 def train(args):
     """Build everything that the configuration names and train it."""
+    startup.begin("configuration")
+    if args.gpu_memory is not None:
+        if not args.dry_run:
+            raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
+        args.options = [*(args.options or []), "run.device=auto"]
     cfg = Config(args, for_training=True)
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
-        return runner_class.print_plan(cfg)
+        return runner_class.print_plan(cfg, args.gpu_memory)
     task = registry.get_task_class(cfg.run_cfg.task)()
+    startup.begin("processes")
     with runner_class.session(cfg) as job_id:
+        if cfg.run_cfg.read_ahead and not cfg.run_cfg.gpu:  # one process of a machine reads for all
+            read_ahead(registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg))
+        startup.begin("datasets")
         datasets = task.build_datasets(cfg)
+        startup.begin("model")
         model = task.build_model(cfg)
+        startup.begin("optimizer")
         runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id).train()
     return 0
 

@@ -5,17 +5,43 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chat, convert, embedded, faults, kill, load, parity, skipping, train
+from benchmarks import (
+    chat,
+    compare,
+    convert,
+    data,
+    embedded,
+    faults,
+    flops,
+    gpu,
+    kill,
+    limits,
+    load,
+    memory,
+    parity,
+    skipping,
+    startup,
+    summary,
+    train,
+)
 
 COMMANDS = {
+    "all": summary,
     "chat": chat,
+    "compare": compare,
     "convert": convert,
+    "data": data,
     "embedded": embedded,
     "faults": faults,
+    "flops": flops,
+    "gpu": gpu,
     "kill": kill,
+    "limits": limits,
     "load": load,
+    "memory": memory,
     "parity": parity,
     "skipping": skipping,
+    "startup": startup,
     "train": train,
 }  # a module has HELP, add_arguments(parser) and run(args) -> dict
 

@@ -17,8 +17,10 @@ def loss(model, samples):
     with plain_vision(model):
         inputs, _ = model.build_inputs(samples)
     with model.maybe_autocast():
-        logits = llm_logits(model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"])
-    return cross_entropy(logits[:, :-1].float().flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=IGNORED)
+        # keys and values, which no one reads, live until the loss is there
+        logits, _keys_and_values = llm_logits(model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"])
+        logits, targets = logits[:, :-1].contiguous().flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        return cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
 @contextmanager
@@ -38,17 +40,20 @@ def plain_vision(model):
 
 
 def llm_logits(llm, x, mask):
-    """Return the logits [B, L, V] of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0 where padded."""
+    """Return logits [B, L, V] and keys and values of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0: padded."""
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
     unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (mask[:, None, None] == 0)
     bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)  # [B, 1, L, L]
     positions = torch.arange(length, device=x.device)[None]
     cos, sin = (table[:, None] for table in llm.model.rotary_emb(x, positions))  # [1, 1, L, d]
+    keys_and_values = []
     for layer in llm.model.layers:
-        x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
+        found, k, v = _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
+        x = x + found
+        keys_and_values.append((k, v))
         normed, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
         x = x + mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
-    return llm.lm_head(_norm(llm.model.norm, x))
+    return llm.lm_head(_norm(llm.model.norm, x)), keys_and_values
 
 
 def _norm(norm, x):
@@ -60,11 +65,11 @@ def _attention(attention, x, cos, sin, bias, lowest):
     split = lambda linear: linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # noqa: E731
     q, k, v = (split(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
     q, k = (each * cos + _rotate_half(each) * sin for each in (q, k))
-    k, v = (each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v))
-    scores = q @ k.transpose(2, 3) / attention.head_dim**0.5 + bias
+    keys, values = (each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v))
+    scores = q @ keys.transpose(2, 3) / attention.head_dim**0.5 + bias
     scores = scores.clamp(min=lowest)
     shares = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return attention.o_proj((shares @ v).transpose(1, 2).flatten(2))
+    return attention.o_proj((shares @ values).transpose(1, 2).flatten(2)), k, v
 
 
 def _rotate_half(x):

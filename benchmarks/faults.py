@@ -170,7 +170,8 @@ class Matrix:
         """Return a line without its time and without what only this machine has."""
         line = re.sub(r"^[\d-]+ [\d:,]+ (\[\w+\] )?", "", line.strip())
         line = re.sub(rf"(/[^\s'\"(]*)?{re.escape(self.folder.name)}/[^\s/'\"]+", "…", line)
-        line = line.replace(str(self.cache_root), "…").replace(str(Path.home()), "~").replace(self.address, "http://…")
+        line = re.sub(r"\[?127\.0\.0\.1\]?:\d+", "…", line.replace(self.address, "http://…"))
+        line = line.replace(str(self.cache_root), "…").replace(str(Path.home()), "~")
         return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -163,17 +163,17 @@ def outcome(folder):
     """Return all that two runs are compared by. A step that was made twice has one loss, or the runs differ."""
     import torch
 
-    state = torch.load(newest(folder), weights_only=True)
+    checkpoint = newest(folder)  # one killed before its first checkpoint began anew, in another folder
+    state = torch.load(checkpoint, weights_only=True)
     digest = hashlib.sha256()
     moments = [value for moment in state["optimizer"]["state"].values() for value in moment.values()]
     for tensor in [*state["model"].values(), *moments]:
         digest.update(tensor.numpy().tobytes())
-    (log,) = folder.glob("*/log.txt")
     counts = re.findall(r"^(\w+: \d+ of \d+ samples skipped.*)$", (folder / "said.txt").read_text(), flags=re.M)
     return {
         "weights": digest.hexdigest(),
         "losses": losses(folder),
-        "epochs": re.findall(r'^\{"train.*\}$', log.read_text(), flags=re.M),
+        "epochs": re.findall(r'^\{"train.*\}$', checkpoint.with_name("log.txt").read_text(), flags=re.M),
         "counts": sorted(set(counts)),  # a run that is killed after its last words says them again
     }
 

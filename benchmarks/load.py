@@ -11,14 +11,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks import machine
+from benchmarks import machine, release
 
 HELP = "build the ViT from a file on disk: seconds and private memory, beside the 2023 way"
 GATES = {"seconds": 40, "private_mib": 100}  # at least this many times better
@@ -32,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path(tempfile.gettempdir()) / "minigpt4-benchmarks",
+        default=release.FOLDER,
         help="where the weight file is written once and kept (2 GB for vit)",
     )
 

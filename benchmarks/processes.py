@@ -1,12 +1,34 @@
-"""Programs of several processes: started in a session of their own, and ended to the last one."""
+"""Programs in processes of their own: measurements, and training on several ranks, which is ended to the last one."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def measure(command, *options, is_shown=False):
+    """Return the figures of ``python -m benchmarks command``, run in a process of its own; prints how long it took.
+
+    `is_shown`: what it prints is printed too.
+
+    Raises RuntimeError with what it said if it ends without figures.
+    """
+    line, start = " ".join([command, *options]), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figures.json"
+        words = [sys.executable, "-m", "benchmarks", command, *options, "--json", str(path)]
+        result = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not path.is_file():
+            raise RuntimeError(f"python -m benchmarks {line} measured nothing:\n{result.stdout[-3000:]}")
+        print(result.stdout if is_shown else "", end="")
+        print(f"{line}: {time.perf_counter() - start:.0f} s", flush=True)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def start(command, output):

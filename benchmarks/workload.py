@@ -13,7 +13,9 @@ SIZES = {
     "toy": ((512, 1376, 8, 8, 8, 1000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),  # the head's share is that of 7B
     "embedded": ((576, 1536, 30, 9, 3, 49152), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 16),
     "slice": ((4096, 11008, 2, 32, 32, 2000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),  # two layers of 7B
+    "7b-thin": ((4096, 11008, 4, 32, 32, 32000), (1408, 4, 16, 6144), (768, 2, 12, 3072), 224, 32),  # an eighth of 7b
     "7b": ((4096, 11008, 32, 32, 32, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
+    "13b": ((5120, 13824, 40, 40, 40, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
 }
 STAGES = {1: (16, 5, 4, 32), 2: (105, 25, 60, 160)}  # tokens of a text: mean, deviation, least, most
 PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the picture
@@ -54,7 +56,7 @@ def random_model(size, dtype, device="cpu", stage=1):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from minigpt4.models import MiniGPT4, language_model
+    from minigpt4.models import MiniGPT4, language_model, rehearsal
 
     torch.manual_seed(SEED)
     with TemporaryDirectory() as folder:
@@ -69,7 +71,7 @@ def random_model(size, dtype, device="cpu", stage=1):
     for block in model.visual_encoder.blocks:
         block.attn.k_bias.zero_()
     model._attach(llm, device)
-    model.llama_tokenizer = character_tokenizer()
+    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
     use_stage(model, stage)
     return model.train()
 
@@ -95,31 +97,27 @@ def in_float32(model):
 
 def batches(model, stage, batch_size, number, seed=SEED):
     """Return `number` batches of random pictures and of texts whose lengths are drawn as those of a stage."""
-    import numpy as np
     import torch
 
-    mean, deviation, least, most = STAGES[stage]
-    draw, generator = np.random.default_rng([seed, stage]), torch.Generator().manual_seed(seed)
+    draw, generator = _draw(stage, seed), torch.Generator().manual_seed(seed)
     found = []
     for step in range(number):
-        lengths = draw.normal(mean, deviation, batch_size).round().clip(least, most).astype(int)
-        texts = ["".join(chr(c) for c in draw.integers(97, 123, length - 1)) for length in lengths]  # and end_sym
         image = torch.randn(batch_size, 3, model.image_size, model.image_size, generator=generator)
-        found.append({"image": image.to(model.device), "text_input": texts, "iters": step})
+        found.append({"image": image.to(model.device), "text_input": texts(stage, batch_size, draw), "iters": step})
     return found
 
 
-def character_tokenizer():
-    """Return a tokenizer with a token for each printable ASCII character and the end of a line."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
+def texts(stage, batch_size, draw=None):
+    """Return a batch's texts: random letters, of lengths drawn as those of a stage; `draw`: a generator of NumPy."""
+    draw, (mean, deviation, least, most) = draw or _draw(stage, SEED), STAGES[stage]
+    lengths = draw.normal(mean, deviation, batch_size).round().clip(least, most).astype(int)
+    return ["".join(chr(c) for c in draw.integers(97, 123, length - 1)) for length in lengths]  # and end_sym
 
-    symbols = ["<s>", "</s>", "\n", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
-    tokenizer.decoder = decoders.Fuse()
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    found.pad_token, found.padding_side = found.eos_token, "right"
-    return found
+
+def _draw(stage, seed):
+    import numpy as np
+
+    return np.random.default_rng([seed, stage])
 
 
 def useful_flops(model, samples):

@@ -43,6 +43,9 @@ def test_stage_1_trains_and_says_what_2023_said(stage1):
     ]
     assert said[6:8] == ["llama_proj.weight", "llama_proj.bias"]
     assert "Start training epoch 1, 3 iters per inner epoch." in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "Start-up: " in line]
+    phases = [phase.rsplit(" ", 1)[0] for phase in line.split("(")[1].rstrip(")").split(", ")]
+    assert {"imports", "configuration", "ViT", "Q-Former", "LLM", "first batch", "first step"} <= set(phases)
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoint_0.pth",
         "checkpoint_1.pth",

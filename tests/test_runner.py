@@ -54,6 +54,7 @@ def test_accumulation_equals_the_large_batch(tmp_path):
         fixed = [{"image": images, "text_input": [""] * len(images)} for images in data.split(8 // accum)]
         changes = {"iters_per_epoch": 6 * accum, "accum_grad_iters": accum}
         found.append(weights(trained(tmp_path, fixed, **flat, **changes)))
+    found.append(weights(trained(tmp_path, fixed, **flat, **changes, max_tokens_per_batch=1)))
     moved = (found[0] - weights(runner(settings(tmp_path)))).abs().max()
     assert moved > 0.1
     for other in found[1:]:  # float32 sums in another order: 1e-7 each, over 6 steps

@@ -12,6 +12,7 @@ import logging
 import types
 import typing
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -66,11 +67,12 @@ class Config:
 
     `args` has `cfg_path` and `options` (as `add_config_arguments` parses them). With `for_training` the sections
     that training needs must be there, and their files, folders, shards and devices too. Nothing heavy is loaded.
-    Raises ConfigError with every problem found.
+    Raises ConfigError with every problem found. What a key of the patterns `unopened` names need not be there: the
+    program does not open it, and finds what is wrong with it in `report.unopened`.
     """
 
-    def __init__(self, args, for_training=False):
-        self.report = _Report()
+    def __init__(self, args, for_training=False, unopened=()):
+        self.report = _Report(unopened)
         user = _load_yaml(args.cfg_path)
         self.report.locate(args.cfg_path)
         _apply_options(user, getattr(args, "options", None), self.report)
@@ -87,7 +89,7 @@ class Config:
             self._check_values(self.config[root], root)
         self._preflight(for_training)
         if self.report.problems:
-            raise ConfigError(self.report.problems)
+            raise ConfigError([*self.report.problems, *self.report.unopened.values()])
 
     model_cfg = property(lambda self: self.config.model)
     datasets_cfg = property(lambda self: self.config.datasets)
@@ -124,7 +126,7 @@ class Config:
         for kind, where, name, section in sections:
             if not any(line.startswith(where) for line in self.report.problems):
                 for line in registry.get(kind, name).preflight(section, where):
-                    self.report.add_line(line)
+                    self.report.add_line(line, is_content=True)
 
     def _check_roots(self, user, for_training):
         for root in user:
@@ -215,14 +217,16 @@ class Config:
             if isinstance(value, DictConfig):
                 self._check_values(value, path)
             elif isinstance(value, str) and PLACEHOLDER in value:
-                self.report.add(path, f"'{value}' is the placeholder of the shipped file; set it to your own path")
+                message = f"'{value}' is the placeholder of the shipped file; set it to your own path"
+                self.report.add_line(f"{path}: {message}", is_content=True)
 
 
 class _Report:
     """Collects problems and knows on which line of the user's file a key stands."""
 
-    def __init__(self):
+    def __init__(self, unopened=()):
         self.problems, self.warnings = [], []
+        self.unopened, self._patterns = {}, unopened  # {key: first problem}
         self._lines, self._file, self.from_options = {}, "", set()
 
     def locate(self, path):
@@ -239,13 +243,17 @@ class _Report:
     def add(self, path, message):
         self.add_line(f"{path}: {message}")
 
-    def add_line(self, line):
+    def add_line(self, line, is_content=False):
+        """`is_content`: nothing is wrong with the key itself, but with what its value names."""
         path = line.split(":", 1)[0]
         if path in self.from_options:
             line += " (--options)"
         elif path in self._lines:
             line += f" ({self._file} line {self._lines[path]})"
-        self.problems.append(line)
+        if is_content and any(fnmatch(path, pattern) for pattern in self._patterns):
+            self.unopened.setdefault(path, line)
+        else:
+            self.problems.append(line)
 
     def unknown(self, path, what, known, guess=None):
         close = get_close_matches(guess or path.rsplit(".", 1)[-1], [str(name) for name in known], n=1)

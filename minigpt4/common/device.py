@@ -58,10 +58,16 @@ def build_scaler(model, amp, device):
 
 
 def to_device(batch, device):
-    """Return `batch` with its tensors on `device`; copies from pinned memory do not block."""
-    return {
+    """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
+
+    This is where pictures that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
+    """
+    batch = {
         key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
     }
+    if normalise := batch.pop("normalise", None):
+        batch["image"] = normalise(batch["image"])
+    return batch
 
 
 @contextmanager
@@ -80,8 +86,8 @@ def explained_out_of_memory(run_cfg):
         raise MemoryError(
             f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with a larger "
             f"run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
-            "(model.llm_quantization=int8 or nf4), shorter texts (model.max_txt_len), and, where the ViT trains, "
-            "model.use_grad_checkpoint=True; train.py --dry-run estimates the memory"
+            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts (model.max_txt_len), "
+            "and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts the memory of each"
         ) from error
 
 

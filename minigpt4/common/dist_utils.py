@@ -186,7 +186,10 @@ def average_gradients(parameters, sums=None):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
-    tensors = gradients if sums is None else [*gradients, sums]
-    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message a step
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in ([together] if sums is None else [together, sums])]
+    for work in works:
         work.wait()
-    torch._foreach_div_(gradients, get_world_size())
+    together.div_(get_world_size())
+    for gradient, mean in zip(gradients, together.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -16,6 +16,8 @@ every class it offers.
 import importlib
 from difflib import get_close_matches
 
+from minigpt4.common.startup import startup
+
 
 class RegistryError(KeyError):
     """An unknown or doubly registered name; the message says what is known and where to add one."""
@@ -58,7 +60,8 @@ class Registry:
     def get(self, kind, name):
         """Return the class filed under `name`. Raises RegistryError that lists every known name."""
         home, label = _HOMES[kind]
-        importlib.import_module(home)
+        with startup.phase("imports"):
+            importlib.import_module(home)
         known = self._classes[kind]
         if name not in known:
             close = get_close_matches(str(name), known, n=1)

@@ -188,9 +188,9 @@ class Chat:
             llm = self.model.llama_model
             return [beam_search(llm, context, sampling, self._stop_rule(context, stop_event)) for context in contexts]
         answers = [[] for _ in contexts]
-        for tokens, is_open in self._decode(contexts, sampling, cache, stop_event):
-            for answer, token, still in zip(answers, tokens.tolist(), is_open.tolist(), strict=True):
-                answer += [token] if still else []
+        for step in self._decode(contexts, sampling, cache, stop_event):
+            for row, token in step:
+                answers[row].append(token)
         return answers
 
     def _decode(self, contexts, sampling, cache, stop_event):
@@ -207,8 +207,8 @@ class Chat:
                 ids = self._generate([context], sampling, cache, stop_event)[0]
             else:
                 with closing(self._decode([context], sampling, cache, stop_event)) as steps:
-                    for tokens, _ in steps:
-                        ids += tokens.tolist()
+                    for [(_, token)] in steps:
+                        ids.append(token)
                         text = answer_text.safe(ids)
                         if len(text) > len(shown):
                             yield text[len(shown) :]

@@ -11,6 +11,8 @@ from numbers import Integral, Real
 
 import torch
 
+MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are computed no further
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -166,7 +168,7 @@ def padded_batch(llm, contexts, reused):
 
 @torch.no_grad()
 def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
-    """Yield (tokens [B], bool [B] of the rows that were still open) step by step until every row has ended.
+    """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
 
     `decoder`: the model's, see minigpt4/models/decoding.py. Rows keep their own positions, so that a batch gives the
     answers of its members alone. `cache`, a PrefixCache, is for one row; it keeps what was computed also when the
@@ -180,19 +182,25 @@ def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
     history = torch.full((num_rows, 1), bos_id or 0, device=device)
-    is_open = torch.ones(num_rows, dtype=torch.bool, device=device)
+    rows, is_open = torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
     try:
         logits = decoder.read(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
                 tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)
                 history = torch.cat([history, tokens[:, None]], 1)
-                yield tokens, is_open
+                yield list(zip(rows[is_open].tolist(), tokens[is_open].tolist(), strict=True))
                 is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
-                if not is_open.any():
+                num_open = int(is_open.sum())
+                if not num_open:
                     return
                 positions = positions[:, -1:] + 1
                 mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+                if num_open <= MOST_OPEN * len(rows):
+                    past.batch_select_indices(is_open.nonzero()[:, 0])
+                    state = rows, tokens, history, budgets, positions, mask, is_open
+                    state = (None if tensor is None else tensor[is_open] for tensor in state)
+                    rows, tokens, history, budgets, positions, mask, is_open = state
                 logits = step(tokens, positions, mask)
     finally:
         if cache is not None:

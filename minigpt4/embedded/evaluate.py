@@ -153,8 +153,11 @@ def query_outputs(model, pixels: torch.Tensor) -> torch.Tensor:
         return model.Qformer(model.query_tokens, image_embeds).float().cpu()
 
 
-def linear_probe(chat, tests: list[Test], num_training: int = 1500) -> dict[str, float]:
-    """Accuracy of linear classifiers on the query outputs, fitted on stage-1 pictures: what vision knows."""
+def linear_probe(chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict[str, float]]:
+    """Per set of tests, accuracy of linear classifiers on the query outputs, fitted on stage-1 pictures.
+
+    It says what vision knows.
+    """
 
     def features(scenes_and_images):
         pixels = torch.stack([chat.vis_processor(image) for _, image in scenes_and_images])
@@ -163,8 +166,8 @@ def linear_probe(chat, tests: list[Test], num_training: int = 1500) -> dict[str,
 
     drawn = (world.picture("stage1", index)[:2] for index in range(num_training))
     x, y = features([(scene, Image.fromarray(image)) for scene, image in drawn])
-    x_test, y_test = features([(test.scene, test.image) for test in tests])
-    right: dict[str, list] = {}
+    unseen = {name: features([(test.scene, test.image) for test in group]) for name, group in tests.items()}
+    right: dict[str, dict[str, list]] = {name: {} for name in tests}
     for i, (kind, _) in enumerate(QUERIES):
         probe = torch.nn.Linear(x.shape[-1], 1 + len(VOCABULARY[kind]))
         optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
@@ -172,6 +175,10 @@ def linear_probe(chat, tests: list[Test], num_training: int = 1500) -> dict[str,
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(probe(x[:, i]), y[:, i]).backward()
             optimizer.step()
-        hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
-        right.setdefault({"cell": "position"}.get(kind, kind), []).append(hits[y_test[:, i] > 0])
-    return {kind: round(torch.cat(hits).float().mean().item(), 4) for kind, hits in right.items()}
+        for name, (x_test, y_test) in unseen.items():
+            hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
+            right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(hits[y_test[:, i] > 0])
+    return {
+        name: {kind: round(torch.cat(hits).float().mean().item(), 4) for kind, hits in kinds.items()}
+        for name, kinds in right.items()
+    }

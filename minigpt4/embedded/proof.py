@@ -16,35 +16,35 @@ DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 def prove(chat, conv, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
     """(report, answers) of `count` held-out pictures and half as many with left-out pairs; ends with stage 2 loaded.
 
-    Stage 1 alone and the untrained projection talk until they are cut off, so they see half of the pictures.
+    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the pictures.
     """
     held_out, left_out = ev.draw_tests("held_out", count), ev.draw_tests("left_out", count // 2)
-    embeds, half = encode(chat, held_out), max(1, count // 2)
+    embeds, few = encode(chat, held_out), max(1, count // 4)
     texts, left_texts = describe(chat, conv, embeds), describe(chat, conv, encode(chat, left_out))
     asked = question(chat, conv, held_out, embeds)
     blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
     blank_texts = describe(chat, conv, chat.encode_images([blank])) * count
     wrong_texts = texts[1:] + texts[:1]
-    probe = {"held_out": ev.linear_probe(chat, held_out), "left_out": ev.linear_probe(chat, left_out)}
+    probe = ev.linear_probe(chat, {"held_out": held_out, "left_out": left_out})
 
     load_projection(chat.model, checkpoints["stage1"])
-    embeds = encode(chat, held_out[:half])
-    first_texts, first_asked = describe(chat, conv, embeds), question(chat, conv, held_out[:half], embeds)
+    embeds = encode(chat, held_out[:few])
+    first_texts, first_asked = describe(chat, conv, embeds), question(chat, conv, held_out[:few], embeds)
     torch.manual_seed(0)
     chat.model.llama_proj.reset_parameters()
-    untrained_texts = describe(chat, conv, encode(chat, held_out[:half]))
+    untrained_texts = describe(chat, conv, encode(chat, held_out[:few]))
     load_projection(chat.model, checkpoints["stage2"])
 
     controls = {"wrong_picture": wrong_texts, "blank_picture": blank_texts, "untrained_projection": untrained_texts}
     report = {
-        "pictures": {"held_out": count, "left_out": len(left_out), "after_stage1": half, "untrained_projection": half},
+        "pictures": {"held_out": count, "left_out": len(left_out), "after_stage1": few, "untrained_projection": few},
         "held_out": ev.score(held_out, texts),
         "left_out": ev.score(left_out, left_texts),
         "left_out_pairs": ev.score_left_out(left_out, left_texts),
         "questions": ev.score_questions(held_out, asked),
         "linear_probe": probe,
-        "after_stage1": ev.score(held_out[:half], first_texts),
-        "questions_after_stage1": ev.score_questions(held_out[:half], first_asked),
+        "after_stage1": ev.score(held_out[:few], first_texts),
+        "questions_after_stage1": ev.score_questions(held_out[:few], first_asked),
         "best_constant": ev.best_constant(held_out),
         **{name: ev.score(held_out[: len(said)], said) for name, said in controls.items()},
         "above_chance": {name: ev.above_chance(held_out[: len(said)], said) for name, said in controls.items()},

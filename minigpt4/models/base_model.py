@@ -28,6 +28,23 @@ class BaseModel(nn.Module):
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
 
+    @classmethod
+    def text_preview(cls, cfg):
+        """Return what shows the texts of samples as this model would read them, without weights.
+
+        It has `prompts`, `lengths(samples)` and `tokens(sample, seed)`, as preview.TextPreview.
+        """
+        raise NotImplementedError(f"{cls.__name__}.text_preview")
+
+    @classmethod
+    def weight_files(cls, cfg):
+        """Return the files and folders that `from_config` will read, in that order."""
+        return []
+
+    def split(self, samples, max_tokens):
+        """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
+        raise NotImplementedError(f"{type(self).__name__}.split")
+
     @property
     def device(self):
         """The device of the first parameter."""

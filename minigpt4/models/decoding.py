@@ -14,7 +14,7 @@ CHUNK = 128  # positions by which the room for keys and values grows
 class InPlaceLayer(DynamicLayer):
     """One layer's keys and values: `keys` and `values` are the filled beginnings of larger buffers.
 
-    Contract with the base class: it only ever shortens the two by slicing, so they stay beginnings.
+    Contract with the base class: all else that it does to the two is to shorten them by slicing: they stay beginnings.
     """
 
     buffers = (None, None)
@@ -29,6 +29,12 @@ class InPlaceLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        """Keep these rows only."""
+        end = self.get_seq_length()
+        self.buffers = tuple(buffer[indices] for buffer in self.buffers)
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
 
 
 def _room(buffer, filled, new, start):

@@ -117,19 +117,6 @@ def meta_llm(folder, dtype, kind="none"):
     return llm if kind == "none" else quantization.quantise_meta(llm, kind)
 
 
-def activation_bytes(folder, dtype, batch_size, num_prefix, num_text):
-    """Return an estimate of what a training step of the frozen LLM holds for backward, in bytes.
-
-    Per token and layer some seven vectors of the width and three of the MLP's; logits of the text in `dtype`, in
-    float32 and their gradient. Within 3 % of what a step of the 7B model allocates (FakeTensor, both stages).
-    """
-    config = load_config(folder)
-    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (7 * config.hidden_size + 3 * mlp) * dtype.itemsize
-    logits = batch_size * num_text * config.vocab_size * (dtype.itemsize + 8)
-    return batch_size * (num_prefix + num_text) * per_token + logits
-
-
 def identity(folder, llm):
     """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM that was loaded from a folder."""
     vocabulary, width = llm.get_input_embeddings().weight.shape

@@ -7,11 +7,14 @@ computed is what transformers computes, with the float32 places of 2023: norms, 
 Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from minigpt4.models.packing import attend
+from minigpt4.models.recompute import again
 
 
 def rms_norm(x, weight, eps):
@@ -113,14 +116,19 @@ def _layer_fits(layer):
     return all(type(part) is nn.Linear for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
 
 
-def label_logits(llm, embeds, positions, segments, predicting):
+def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
     model, x = llm.get_decoder(), embeds
     cos, sin = (half.chunk(2, dim=-1)[0].transpose(0, 1) for half in model.rotary_emb(embeds[None], positions[None]))
     for layer in model.layers:
-        q, k, v = QueryKeyValue.apply(x, cos, sin, layer)
-        found = attend(q, k, v, segments, layer.self_attn.scaling)
-        if layer is model.layers[-1]:
-            x, found = x[predicting], found[predicting]
-        x = OutputAndMLP.apply(x, found, layer)
+        kept = predicting if layer is model.layers[-1] else slice(None)
+        call = partial(again, _through) if recompute else _through
+        x = call(layer, x, cos, sin, segments, kept)
     return llm.get_output_embeddings()(model.norm(x))
+
+
+def _through(layer, x, cos, sin, segments, kept):
+    """Return the layer's output at the positions `kept`."""
+    q, k, v = QueryKeyValue.apply(x, cos, sin, layer)
+    found = attend(q, k, v, segments, layer.self_attn.scaling)
+    return OutputAndMLP.apply(x[kept], found[kept], layer)

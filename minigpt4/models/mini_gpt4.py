@@ -7,6 +7,7 @@ positions (image slots and prompt), T text positions, L = 1 + P + T.
 import itertools
 import logging
 import random
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -15,13 +16,16 @@ from torch import nn
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import cached_path, resolve_file
-from minigpt4.models import language_model, llm_paths, packing, quantization, weights
+from minigpt4.common.startup import startup
+from minigpt4.common.utils import cached_path, expand_path, resolve_file
+from minigpt4.models import language_model, llm_paths, packing, quantization, rehearsal, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, read_prompts, warn_of_cut
+from minigpt4.models.preview import TextPreview
+from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
 from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.recompute import layers_again
 
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
@@ -57,7 +61,7 @@ class MiniGPT4(BaseModel):
         if cfg.freeze_qformer:
             self.freeze("Qformer", "query_tokens")
         self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
-        self.pack_sequences = cfg.pack_sequences
+        self.pack_sequences, self.llm_checkpointing = cfg.pack_sequences, cfg.llm_checkpointing
         self.prompt_list, self.prompt_template, self._num_forwards = [], cfg.prompt_template, itertools.count()
 
     # building
@@ -68,9 +72,13 @@ class MiniGPT4(BaseModel):
 
         Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
         """
+        with startup.phase("imports"):  # each is otherwise imported where it is first needed
+            import timm.models.eva  # noqa: F401
+            from transformers import AutoModelForCausalLM, Blip2QFormerModel  # noqa: F401
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
-        model._load_vision(cfg)
+        model._load_vit(cfg)
+        model._load_qformer(cfg)
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
@@ -86,6 +94,11 @@ class MiniGPT4(BaseModel):
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
             weights.compare_llm(path, "model.ckpt", model.llm_identity)
         return model.eval()
+
+    @classmethod
+    def weight_files(cls, cfg):
+        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
+        return [*files, expand_path(cfg.llama_model)]
 
     @classmethod
     def preflight(cls, cfg, where="model"):
@@ -109,14 +122,17 @@ class MiniGPT4(BaseModel):
         return [part._replace(device=str(device)) for part in model.parts()]
 
     @classmethod
-    def activation_bytes(cls, cfg, device, batch_size):
-        """Return an estimate of the activations of a training step of `batch_size` texts of full length, in bytes."""
-        dtype = resolve_compute_dtype(cfg.llm_precision, torch.device(device))
-        prompt = max(read_prompts(cfg.prompt_path, cfg.prompt_template), key=len) if cfg.prompt_path else ""
-        num_prefix = 1 + cfg.num_query_token + len(prompt) // 4  # an English token has about four characters
-        return language_model.activation_bytes(cfg.llama_model, dtype, batch_size, num_prefix, cfg.max_txt_len)
+    def text_preview(cls, cfg):
+        """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
+        return TextPreview(cfg)
 
-    def _load_vision(self, cfg):
+    @classmethod
+    def training_memory(cls, cfg, device, batch_size, max_tokens=None):
+        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
+        return rehearsal.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+
+    @startup.phase("ViT")
+    def _load_vit(self, cfg):
         main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
@@ -126,8 +142,11 @@ class MiniGPT4(BaseModel):
             logging.info("vision encoder in float32: %s", reason)
         if cfg.freeze_vit:
             logging.info("freeze vision encoder")
-        main_print("Loading VIT Done\nLoading Q-Former")
+        main_print("Loading VIT Done")
 
+    @startup.phase("Q-Former")
+    def _load_qformer(self, cfg):
+        main_print("Loading Q-Former")
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         found = weights.read_tensors(path, "model.q_former_model", root="model")
         expected = {
@@ -143,6 +162,7 @@ class MiniGPT4(BaseModel):
             logging.info("freeze Qformer")
         main_print("Loading Q-Former Done")
 
+    @startup.phase("LLM")
     def _load_language(self, cfg, device):
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
@@ -215,6 +235,11 @@ class MiniGPT4(BaseModel):
 
     def encode_img(self, image):
         """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""
+        if not image.is_floating_point():
+            raise ValueError(
+                f"image: {image.dtype}; expected normalised pictures: a loader's batch becomes that in "
+                "minigpt4.common.device.to_device(batch, device)"
+            )
         if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"image: {list(image.shape)}; expected [B, 3, {self.image_size}, {self.image_size}]: the processors' "
@@ -230,7 +255,8 @@ class MiniGPT4(BaseModel):
         """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the picture; all alike without one."""
         if not prompt:
             return img_embeds, atts_img
-        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in self._prompt_ids(prompt))
+        ids = prompt_ids(prompt, self.llama_tokenizer)
+        before, after = (self._embed(torch.tensor([piece], dtype=torch.long)) for piece in ids)
         size = img_embeds.shape[0]
         wrapped = [before.expand(size, -1, -1), img_embeds.to(before), after.expand(size, -1, -1)]
         wrapped = torch.cat(wrapped, dim=1)
@@ -258,17 +284,22 @@ class MiniGPT4(BaseModel):
         """
         return {"loss": self._loss_of_padded(samples) if self.llm_path == "padded" else self._loss_of_packed(samples)}
 
+    def split(self, samples, max_tokens):
+        """Return [(part of a batch, its share of the targets)]: samples in a row, of `max_tokens` tokens at most.
+
+        A sample with more is a part of its own. The parts' losses times their shares add up to the batch's loss.
+        """
+        return in_parts(samples, *self._ids(samples), self.query_tokens.shape[1], max_tokens)
+
     def _loss_of_packed(self, samples):
         """Return the loss with texts one behind the other; nothing here waits for the device."""
         pictures, _ = self.encode_img(samples["image"])
-        drawn = self._draw_prompt(samples) if self.prompt_list else ""
-        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
-        rows = batch_rows(samples, self, self.llama_tokenizer)
-        packed = packing.pack([self._prefix_ids(prompt) for prompt in prompts], rows, pictures.shape[1])
+        prefixes, rows = self._ids(samples)
+        packed = packing.pack(prefixes, rows, pictures.shape[1])
         if not packed.targets:
             raise self._no_target(rows)
         if len(packed.rows) < len(rows):
-            pictures = pictures[packed.rows]
+            pictures = pictures.index_select(0, torch.tensor(packed.rows).to(pictures.device, non_blocking=True))
         embedding = self.llama_model.get_input_embeddings()
         device = embedding.weight.device
         ids, positions, slots, predicting, targets = (
@@ -279,7 +310,8 @@ class MiniGPT4(BaseModel):
         embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
         segments = packing.Segments(packed.lengths, device, packed.num_shared)
         with self.maybe_autocast():
-            logits = llm_paths.PACKED[self.llm_path](self.llama_model, embeds, positions, segments, predicting)
+            label_logits = llm_paths.PACKED[self.llm_path]
+            logits = label_logits(self.llama_model, embeds, positions, segments, predicting, self.llm_checkpointing)
         return packing.CrossEntropy.apply(logits, targets)
 
     def _loss_of_padded(self, samples):
@@ -288,21 +320,22 @@ class MiniGPT4(BaseModel):
         labels = inputs.pop("labels")[:, -num_text:]  # [B, T]
         length = inputs["inputs_embeds"].shape[1]
         predicting = torch.arange(length - num_text - 1, length - 1, device=labels.device)
-        with self.maybe_autocast():
+        recompute = layers_again(self.llama_model) if self.llm_checkpointing else nullcontext()
+        with self.maybe_autocast(), recompute:
             logits = self.llama_model(**inputs, use_cache=False, logits_to_keep=predicting).logits  # [B, T, vocabulary]
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def _ids(self, samples):
+        """Return [(token ids before the picture, behind it)] and what follows them, [prompts.Row]."""
+        drawn = self._draw_prompt(samples) if self.prompt_list else ""
+        prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
+        return [self._prefix_ids(prompt) for prompt in prompts], batch_rows(samples, self, self.llama_tokenizer)
 
     def _prefix_ids(self, prompt):
         """Return the token ids before the picture, BOS first, and behind it."""
         bos = self.llama_tokenizer.bos_token_id
-        before, behind = self._prompt_ids(prompt) if prompt else ([], [])
+        before, behind = prompt_ids(prompt, self.llama_tokenizer)
         return [*([] if bos is None else [bos]), *before], behind
-
-    def _prompt_ids(self, prompt):
-        pieces = prompt.split(IMAGE_SLOT)
-        if len(pieces) != 2:
-            raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
-        return [self.llama_tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
 
     def _prefix(self, samples):
         """Return (embeddings [B, 1 + P, D], mask) of BOS and prompt; rows are as long as the longest, padded left."""
@@ -329,7 +362,7 @@ class MiniGPT4(BaseModel):
         ids = _stack([row.ids for row in rows], self.llama_tokenizer.pad_token_id)
         mask = _stack([[1] * len(row.ids) for row in rows], 0)
         labels = _stack([row.labels for row in rows], IGNORED)
-        if (labels == IGNORED).all():
+        if all(label == IGNORED for row in rows for label in row.labels):
             raise self._no_target(rows)
         return ids, mask, labels
 

@@ -38,6 +38,7 @@ class MiniGPT4Config:
     low_resource: bool = False  # the key of 2023: llm_quantization int8
     device_8bit: int = 0  # GPU of the quantised LLM
     check_llm: bool = True  # refuse an LLM that does not read English
+    llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
     # text
     prompt_path: str = ""
     prompt_template: str = ""  # one {} for the prompt

@@ -7,15 +7,29 @@ D LLM width, V vocabulary.
 import functools
 import inspect
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from minigpt4.models.prompts import IGNORED
+from minigpt4.models.recompute import layers_again
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
+HALF = (torch.float16, torch.bfloat16)
+_counting = ContextVar("counting", default=False)
+
+
+@contextmanager
+def as_on_gpu(is_so=True):
+    """Take the way of a GPU inside the block for tensors without values, wherever they say they lie."""
+    token = _counting.set(is_so)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
 
 
 class Packed(NamedTuple):
@@ -67,7 +81,7 @@ class Segments:
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
-        if device.type == "cuda":
+        if device.type == "cuda" or _counting.get():
             self._index_keys(device)
 
     def grid(self, *shape):
@@ -97,7 +111,7 @@ def attend(q, k, v, segments, scale, window=None):
     """
     if window is not None and window >= segments.longest:
         window = None
-    if _has_varlen(q.device, q.dtype):
+    if _has_varlen(q.device, q.dtype) or (_counting.get() and q.dtype in HALF):
         return _varlen(q, k, v, segments, scale, window)
     return SegmentAttention.apply(q, k, v, segments, scale, window)
 
@@ -105,7 +119,7 @@ def attend(q, k, v, segments, scale, window=None):
 @functools.cache
 def _has_varlen(device, dtype):
     """Whether torch's fused kernel for segments runs there: half precision, and a GPU of 2020 or later."""
-    is_half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    is_half = device.type == "cuda" and dtype in HALF
     return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -143,24 +157,24 @@ class RepeatShared(torch.autograd.Function):
 class SegmentAttention(torch.autograd.Function):
     """`attend` as matrix products over all segments at once, each padded to the longest; softmax within is float32.
 
-    On a CPU faster than the fused kernel, which takes one segment at a time there.
+    On a CPU faster than the fused kernel, which takes one segment at a time there. Queries, keys and values are kept
+    for backward as they came, not padded.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, segments, scale, window):
         grid = segments.grid(q.shape[1], k.shape[1], window, q.dtype)
-        q, k, v = grid.queries(q), grid.keys(k), grid.keys(v)
-        shares = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        shares = torch.bmm(grid.queries(q), grid.keys(k).transpose(1, 2)).mul_(scale)
         shares = grid.hide(shares).softmax(-1)
         shares = grid.drop_padding(shares)
         ctx.save_for_backward(q, k, v, shares)
         ctx.grid, ctx.scale = grid, scale
-        return grid.from_queries(torch.bmm(shares, v))
+        return grid.from_queries(torch.bmm(shares, grid.keys(v)))
 
     @staticmethod
     def backward(ctx, grad):
         (q, k, v, shares), grid = ctx.saved_tensors, ctx.grid
-        grad = grid.queries(grad)
+        q, k, v, grad = grid.queries(q), grid.keys(k), grid.keys(v), grid.queries(grad)
         grad_v = torch.bmm(shares.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(ctx.scale)
@@ -181,7 +195,7 @@ class Grid:
         before = torch.full_like(lengths, num_shared)  # keys that stand before a segment's own
         before[0] = 0 if num_shared else before[0]
         starts = torch.tensor(segments.stops) - lengths
-        place = torch.arange(int(lengths.max()))
+        place = torch.arange(max(segments.lengths))
         row = starts[:, None] + torch.minimum(place, lengths[:, None] - 1)  # [S, L]
         key_place = torch.arange(num_shared + len(place))
         own = key_place - before[:, None]  # [S, L']: number among the segment's own keys, below 0 for shared ones
@@ -190,7 +204,7 @@ class Grid:
         self.shape = len(lengths) * num_key_heads
         self.query_rows = send(_heads(row, num_heads, group))
         self.key_rows = send(_heads(key_row, num_key_heads, 1))
-        segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        segment = torch.tensor([number for number, length in enumerate(segments.lengths) for _ in range(length)])
         number = torch.arange(len(segment)) - starts[segment]
         self.query_places = send(_places(segment, number, num_heads, len(place)))
         self.key_places = send(_places(segment, number + before[segment], num_key_heads, len(key_place)))
@@ -276,9 +290,10 @@ def packed_attention(llm):
         config._attn_implementation = usual
 
 
-def label_logits(llm, embeds, positions, segments, predicting):
+def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
-    with packed_attention(llm):
+    attention = functools.partial(packed_attention, llm)
+    with attention(), layers_again(llm, attention) if recompute else nullcontext():
         return llm(
             inputs_embeds=embeds[None],
             position_ids=positions[None],

@@ -9,7 +9,7 @@ stretch in angle brackets is tokenised by itself, so no label covers a token tha
 import logging
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from minigpt4.common.templates import template_for
@@ -62,6 +62,31 @@ def batch_rows(samples, settings, tokenizer):
     ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False).input_ids)
     ignored = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
     return [_row(zip(row, islice(ids, len(row)), strict=True), settings.max_txt_len, ignored) for row in segments]
+
+
+def in_parts(samples, prefixes, rows, num_queries, max_tokens):
+    """Return [(part of a batch, its share of all targets)] of parts with at most `max_tokens` tokens.
+
+    `prefixes`: token ids (before, behind) each picture; `rows`: what follows them. A sample that is longer stands
+    alone; parts without a target are left out, unless the batch has none.
+    """
+    targets = [sum(label != IGNORED for label in row.labels) for row in rows]
+    if not any(targets):
+        return [(samples, 1)]
+    starts, held = [0], 0
+    for number, ((before, behind), row) in enumerate(zip(prefixes, rows, strict=True)):
+        length = len(before) + num_queries + len(behind) + len(row.ids)
+        if held and held + length > max_tokens:
+            starts.append(number)
+            held = 0
+        held += length
+    parts = [slice(*limits) for limits in pairwise([*starts, len(rows)])]
+    cut = lambda value, part: value if isinstance(value, (int, float)) else value[part]  # noqa: E731
+    return [
+        ({key: cut(value, part) for key, value in samples.items()}, sum(targets[part]) / sum(targets))
+        for part in parts
+        if any(targets[part])
+    ]
 
 
 @lru_cache
@@ -122,6 +147,19 @@ def read_prompts(path, template, where="model"):
         error = ValueError if expand_path(path).is_file() else FileNotFoundError
         raise error("\n".join(problems))
     return [template.replace("{}", line) for _, line in _lines(path)]
+
+
+def prompt_ids(prompt, tokenizer):
+    """Return (token ids before the picture, ids after it) of a prompt; none without a prompt.
+
+    Raises ValueError if it has not exactly one image slot.
+    """
+    if not prompt:
+        return [], []
+    pieces = prompt.split(IMAGE_SLOT)
+    if len(pieces) != 2:
+        raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
+    return tuple(tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
 
 
 def instruction_prompt(template, instruction):

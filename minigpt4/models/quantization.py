@@ -36,17 +36,24 @@ def check_device(kind, device):
             )
 
 
+def refusal_to_train(kind, device):
+    """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
+    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
+        return None
+    return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"
+
+
 def refuse_training(llm, kind, device):
     """Make `llm` raise ValueError when asked for a gradient that the kernels of `kind` do not give on `device`."""
-    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
-        return
+    refusal = refusal_to_train(kind, device)
 
     def check(module, args, kwargs):
         embeds = kwargs.get("inputs_embeds")
         if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
-            raise ValueError(f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8")
+            raise ValueError(refusal)
 
-    llm.register_forward_pre_hook(check, with_kwargs=True)
+    if refusal:
+        llm.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def linears(llm):
@@ -68,8 +75,9 @@ def quantise(llm, kind, device):
 
 
 def quantise_meta(llm, kind):
-    """Give the linear layers of `llm`, on the meta device, the shapes and types that `kind` stores."""
-    for _, _, linear in linears(llm):
+    """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
+    layer = {"int8": Int8Linear, "int4": Int4Linear, "nf4": NF4Shape}[kind]
+    for parent, name, linear in linears(llm):
         rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
         weight, scales, scale_dtype = {
             "int8": ((rows, columns), (rows,), dtype),
@@ -77,8 +85,8 @@ def quantise_meta(llm, kind):
             "nf4": ((rows * columns // 2, 1), (rows * columns // NF4_GROUP,), torch.float32),
         }[kind]
         weight = torch.empty(weight, dtype=torch.int8 if kind == "int8" else torch.uint8, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        linear.register_buffer("scale", torch.empty(scales, dtype=scale_dtype, device="meta"))
+        setattr(parent, name, layer(weight, torch.empty(scales, dtype=scale_dtype, device="meta"), linear.bias))
+        getattr(parent, name).shape = rows, columns
     return llm
 
 
@@ -185,3 +193,21 @@ class Int4Linear(_Quantised):
         kernels = torch.ops.aten
         product = kernels._weight_int4pack_mm if x.is_cuda else kernels._weight_int4pack_mm_for_cpu
         return product(x.bfloat16().contiguous(), self.weight, INT4_GROUP, self.scale)
+
+
+class NF4Shape(_Quantised):
+    """Stands for a layer of bitsandbytes where there are no values: holds as much, and widens its weights at once."""
+
+    def product(self, x):
+        return _NF4Function.apply(x, self.shape)
+
+
+class _NF4Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, shape):
+        ctx.shape = shape
+        return F.linear(x, x.new_empty(shape))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ gradient.new_empty(ctx.shape), None

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,6 +41,8 @@ def load_rgb(source, max_pixels=MAX_PIXELS):
             return to_rgb(image)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # it names an object in memory
+        raise ImageError(f"UnidentifiedImageError: cannot identify image file as {', '.join(FORMATS)}") from error
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
@@ -61,3 +63,16 @@ class BaseProcessor:
 
     def __call__(self, item):
         return item
+
+    def halves(self):
+        """Return (first, last): what a loader's worker does and what is left to the device, None if nothing is.
+
+        `first` then gives uint8 [S, S, 3], `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3] on any device,
+        and `last(first(item))` equals `self(item)`.
+        """
+        return self, None
+
+    def picture(self, pixels):
+        """Return the PIL picture that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
+        levels = (pixels * 255).round().clamp(0, 255).byte()
+        return Image.fromarray(levels.permute(1, 2, 0).numpy())

@@ -12,6 +12,7 @@ from torchvision import transforms
 
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor, to_rgb
+from minigpt4.processors.pixels import Normalise, to_pixels
 
 # Source: CLIP's mean and standard deviation of RGB, of which EVA-CLIP and BLIP-2 make use.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,11 +62,24 @@ class BlipImageProcessor(BaseProcessor):
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean {mean}, std {std}: expected three numbers each (R, G, B), std above 0")
-        self.image_size = image_size
+        self.image_size, self.mean, self.std = image_size, mean, std
         self.transform = transforms.Compose([geometry, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def __call__(self, image):
         return self.transform(to_rgb(image))
+
+    def halves(self):
+        if type(self).__call__ is not BlipImageProcessor.__call__:
+            return super().halves()
+        match self.transform.transforms:
+            case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
+                first = transforms.Compose([to_rgb, *geometry, to_pixels])
+                return first, Normalise(tuple(map(float, mean)), tuple(map(float, std)))
+        return super().halves()
+
+    def picture(self, pixels):
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return super().picture(pixels * std + mean)
 
 
 @registry.register_processor("blip2_image_train")

@@ -25,7 +25,7 @@ REQUIRED_FOR_TRAINING = (
 _AT_LEAST = {
     **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
     **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size", "save_every_iters"), 1),
-    **dict.fromkeys(("step_timeout_s", "max_skipped_updates"), 1),
+    **dict.fromkeys(("step_timeout_s", "max_skipped_updates", "max_tokens_per_batch"), 1),
     "keep_last_k": 2,  # the newest may turn out to be damaged
     **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
@@ -66,6 +66,7 @@ class RunConfig:
     iters_per_epoch: int | None = None  # None: one pass over map-style data
     # data
     batch_size_train: int | None = None  # per process
+    max_tokens_per_batch: int | None = None  # in the LLM at once: a larger batch is computed in parts; None: as it is
     batch_size_eval: int | None = None  # needed by valid_splits and test_splits
     num_workers: int | None = None  # per dataset and process
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -84,6 +85,7 @@ class RunConfig:
     tensorboard: bool = False
     # machine
     device: str = "auto"
+    read_ahead: bool = True  # weight files go to memory while libraries load; False where they fill the memory
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group

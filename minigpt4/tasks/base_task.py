@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, Subset
 from minigpt4.common.device import resolve_device, set_precision, to_device
 from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
 from minigpt4.common.registry import registry
+from minigpt4.common.startup import startup
 
 
 class BaseTask:
@@ -77,6 +78,7 @@ class BaseTask:
 
         place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
         dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
+        dataset.leaves_normalising = True
         return DataLoader(
             Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
             batch_size=run_cfg.batch_size_eval,
@@ -105,14 +107,13 @@ class BaseTask:
         is_mean = cfg.accum_reduction == "mean"
         run.model.train()
         is_bad = torch.zeros((), device=run.device)  # a loss that is not finite since the last optimizer step
+        startup.begin("first step")
         for i in range(metrics.index, num_steps):
             lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
-            with metrics.fetching():
+            with metrics.fetching(), startup.phase("first batch"):
                 samples = to_device(next(run.train_loader), run.device)
             samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
-            loss = self.train_step(run.model, samples)
-            window = min(accum, num_steps - i + i % accum) if is_mean else 1
-            run.scaler.scale(loss / window).backward()
+            loss = self.add_gradient(run, samples, min(accum, num_steps - i + i % accum) if is_mean else 1)
             metrics.add(loss, lr, samples)
             is_bad += ~loss.detach().isfinite()
             is_step = (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps)
@@ -122,9 +123,22 @@ class BaseTask:
                 is_bad.zero_()
             metrics.check()  # the only place that waits for the device
             metrics.end_step()
+            startup.finish()
             if is_step:
                 run.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
+
+    def add_gradient(self, run, samples, window):
+        """Add the gradient of a batch's loss, divided by `window`, to the parameters'; return the loss.
+
+        With `max_tokens_per_batch` a larger batch is computed in parts, whose losses add up to the same mean.
+        """
+        limit, total = run.run_cfg.max_tokens_per_batch, 0
+        for part, share in [(samples, 1)] if limit is None else run.model.split(samples, limit):
+            loss = self.train_step(run.model, part) * share
+            run.scaler.scale(loss / window).backward()
+            total = total + loss.detach()
+        return total
 
     def update(self, run, is_bad):
         """Make one optimizer step with the ranks' mean gradient, or none where a loss or gradient is not finite.

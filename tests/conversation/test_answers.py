@@ -10,7 +10,7 @@ import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
-from minigpt4.conversation.generation import AnswerText, padded_batch
+from minigpt4.conversation.generation import MOST_OPEN, AnswerText, padded_batch
 from minigpt4.conversation.prompt import Context
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 
@@ -107,6 +107,23 @@ def test_batch_answers_equal_single_answers(chat, embeddings, seed):
     batch = chat.answer_batch(convs, [images for _, images in rows], **budgets)
     assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
     assert [conv.messages[-1][1] for conv in convs] == [text for text, _ in single]
+
+
+def test_rows_that_have_ended_are_computed_no_further(chat, embeddings):
+    """Each answer ends at its own first token that is divisible by seven; the others go on unchanged."""
+    ending = Chat(chat.model, chat.vis_processor, stopping_criteria=[lambda ids, scores: ids[:, -1] % 7 == 0])
+    draw = random.Random(3)
+    rows = [asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2))) for _ in range(8)]
+    settings = {"temperature": 0, "max_new_tokens": 40}
+    single = [ending.answer(conv.copy(), images, **settings) for conv, images in rows]
+    with computed(chat) as passes:
+        batch = ending.answer_batch([conv for conv, _ in rows], [images for _, images in rows], **settings)
+    assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
+    assert len({len(ids) for _, ids in batch}) > 2
+    longest_first = sorted((len(ids) for _, ids in batch), reverse=True)
+    for step, (size, *_) in enumerate(passes):
+        still_open = sum(length > step for length in longest_first)
+        assert still_open <= size < still_open / MOST_OPEN or (step == 0 and size == len(rows))
 
 
 def test_rows_of_a_batch_keep_their_own_positions(chat):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt4.common.device import to_device
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
 from minigpt4.processors import Blip2ImageTrainProcessor
 from tests.datasets.shards import folder_dataset, ids, loader, pair, shard, stream, write_tar
@@ -32,12 +33,12 @@ def take(batches, number):
 
 
 def test_a_batch_has_the_keys_and_types_that_the_model_reads(laion, tmp_path):
-    batch = next(loader([laion()], num_workers=1))
+    batch = to_device(next(loader([laion()], num_workers=1)), torch.device("cpu"))
     assert batch.keys() == {"image", "text_input", "sample_id"}
     assert batch["image"].shape == (4, 3, 8, 8)
     assert batch["image"].dtype == torch.float32
     assert all(isinstance(text, str) for text in batch["text_input"] + batch["sample_id"])
-    batch = next(loader([folder_dataset(tmp_path, range(6))]))
+    batch = to_device(next(loader([folder_dataset(tmp_path, range(6))])), torch.device("cpu"))
     assert batch.keys() == {"image", "text_input", "sample_id", "image_id"}
     assert batch["image_id"].dtype == torch.int64
 

@@ -111,7 +111,6 @@ def test_stats_say_what_was_lost_and_why(downloaded):
 
 
 def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, tmp_path):
-    """`python -m minigpt4.datasets.inspect` belongs here as the third witness."""
     shards = storage_of(downloaded[0] / "laion_dataset")
     captions = {}
     for path in sorted((downloaded[0] / "laion_dataset").glob("*.tar")):
@@ -128,13 +127,21 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
 
     steps, rest = divmod(SUCCESSES, BATCH_SIZE)
     assert rest == 0  # so that an epoch of batches is one pass over the samples
-    result = train(shards, steps, release, tmp_path)
+    config = write_config(shards, steps, release, tmp_path)
+    look = [sys.executable, "-m", "minigpt4.datasets.inspect", "--cfg-path", config, "--scan", "all", "--num", "4"]
+    told = run([*look, "--output", str(tmp_path / "sheet.png")], ROOT).stdout
+    assert f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} pictures (" in told
+    assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in told
+    assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in told
+    assert (tmp_path / "sheet.png").is_file()
+
+    result = run([sys.executable, "train.py", "--cfg-path", config], ROOT)
     assert f"laion: 0 of {SUCCESSES} samples skipped" in result.stdout
     assert len(next(tmp_path.glob("output/*/metrics.jsonl")).read_text().splitlines()) == steps
 
 
-def train(shards, steps, release, folder):
-    """Return the finished stage 1 of the embedded default, with a toy LLM, on the downloaded shards alone."""
+def write_config(shards, steps, release, folder):
+    """Return the path of stage 1 of the embedded default, with a toy LLM, on the downloaded shards alone."""
     config = yaml.safe_load((ROOT / "train_configs/embedded_stage1_pretrain.yaml").read_text())
     config["datasets"] = {"laion": config["datasets"]["laion"]}
     config["datasets"]["laion"]["build_info"]["storage"] = shards
@@ -142,7 +149,7 @@ def train(shards, steps, release, folder):
     config["run"] |= {"iters_per_epoch": steps, "batch_size_train": BATCH_SIZE, "device": "cpu"}
     config["run"]["output_dir"] = str(folder / "output")
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
-    return run([sys.executable, "train.py", "--cfg-path", str(folder / "train.yaml")], ROOT)
+    return str(folder / "train.yaml")
 
 
 def test_a_misspelt_option_is_named_before_anything_is_downloaded(downloaded, tmp_path):

@@ -12,6 +12,11 @@ from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_ann
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 
 
+def missing_shards(shards):
+    """Return those of a list of shards that are local and not there."""
+    return [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
+
+
 class ShardsBuilder(BaseDatasetBuilder):
     """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like /data/laion/{00000..10488}.tar."""
 
@@ -24,7 +29,7 @@ class ShardsBuilder(BaseDatasetBuilder):
             shards = expand_shards(storage)
         except ValueError as error:
             return [f"{where}: {error}"]
-        missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
+        missing = missing_shards(shards)
         if not shards:
             return [f"{where}: no file matches '{storage}'"]
         if len(missing) == len(shards):

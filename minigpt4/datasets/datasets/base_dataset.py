@@ -154,6 +154,7 @@ class BaseDataset:
         self.sample_ratio = None
         self.batch_size = None  # overrides run.batch_size_train
         self.first_worker = 0  # whose turn it is, see worker_place
+        self.leaves_normalising = False  # a loader whose batches go through `to_device` sets it
         self.bind(Place())
 
     def bind(self, place, num_workers=0, max_bad_fraction=0.05):
@@ -175,11 +176,19 @@ class BaseDataset:
 
         `text` is a caption, or the (question, answer) pairs of a conversation: these are in the sample as "turns", and
         the first answer takes the caption's place. Captions and answers go through the text processor.
+
+        With `leaves_normalising`, and a processor that can, the image is uint8 [S, S, 3] and "normalise" turns it, or a
+        batch of them, into what the processor would have given.
         """
+        process, normalise = self.vis_processor, None
+        if self.leaves_normalising and hasattr(process, "halves"):
+            process, normalise = process.halves()
         with seeded_by(self.place.seed, *identity):
-            pixels = self.vis_processor(image)
-        process = self.text_processor or str
+            sample = {"image": process(image)}
+        if normalise is not None:
+            sample["normalise"] = normalise
+        clean = self.text_processor or str
         if isinstance(text, str):
-            return {"image": pixels, "text_input": process(text)}
-        turns = tuple((question, process(answer)) for question, answer in text)
-        return {"image": pixels, "text_input": turns[0][1], "turns": turns}
+            return sample | {"text_input": clean(text)}
+        turns = tuple((question, clean(answer)) for question, answer in text)
+        return sample | {"text_input": turns[0][1], "turns": turns}

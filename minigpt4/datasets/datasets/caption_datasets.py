@@ -1,11 +1,13 @@
 """Picture-caption pairs from a folder and a JSON file: the map-style dataset behind `cc_sbu_align`."""
 
 import json
+from itertools import islice
 from pathlib import Path, PurePath
 
 from torch.utils.data import Dataset
 
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample
+from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
 from minigpt4.processors import ImageError, load_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
@@ -64,15 +66,25 @@ class MapDataset(BaseDataset, Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: index {index} of {len(self)} records")
         for step in range(len(self)):
-            record = self.annotation[(index + step) % len(self)]
-            try:
-                sample = self._load(record, epoch)
-            except SkipSample as skipped:
-                self.skips.skip(skipped.reason, self._label(record), skipped.detail)
-            else:
-                self.skips.usable()
+            if sample := self._usable(self.annotation[(index + step) % len(self)], epoch):
                 return sample
         raise self.skips.nothing_usable()
+
+    def one_pass(self):
+        """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
+        for _, index in islice(EndlessSampler(len(self), self.place), len(self)):
+            if sample := self._usable(self.annotation[index], epoch=0):
+                yield sample
+
+    def _usable(self, record, epoch):
+        """Return the sample of a record, or None where it is skipped and counted."""
+        try:
+            sample = self._load(record, epoch)
+        except SkipSample as skipped:
+            self.skips.skip(skipped.reason, self._label(record), skipped.detail)
+            return None
+        self.skips.usable()
+        return sample
 
     def _load(self, record, epoch):
         """Return the sample of a record. Raises SkipSample if it cannot be used."""

@@ -9,7 +9,7 @@ from itertools import count
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 
 from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_place
 
@@ -34,13 +34,15 @@ class EndlessSampler(Sampler):
 
 
 def collate(samples):
-    """Return a batch: tensors stacked, integers as one int64 tensor, everything else as a list.
+    """Return a batch: tensors stacked, integers as one int64 tensor, "normalise" of one, everything else as a list.
 
     What only some samples have, such as the turns of a conversation, is () for the others.
     """
     keys = dict.fromkeys(key for sample in samples for key in sample)
     batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
-    batch["image"] = torch.stack(batch["image"])
+    batch["image"] = default_collate(batch["image"])  # in a worker: written to shared memory at once
+    if "normalise" in batch:
+        batch["normalise"] = batch["normalise"][0]  # a batch never mixes datasets
     if "image_id" in batch:
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
@@ -115,6 +117,7 @@ class TrainLoader:
         self._loaders = []
         for dataset in self.datasets:
             dataset.bind(place, num_workers, max_bad_fraction)
+            dataset.leaves_normalising = True
             self._loaders.append(self._loader(dataset, batch_size, num_workers, prefetch_factor))
 
     def _loader(self, dataset, batch_size, num_workers, prefetch_factor):

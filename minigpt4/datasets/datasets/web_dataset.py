@@ -152,6 +152,12 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             if not fruitful:
                 self._find_a_usable_sample()
 
+    def one_pass(self):
+        """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
+        for raw in self._raw_samples(0, 0, 1):
+            if sample := self._usable(raw, epoch=0):
+                yield sample
+
     def _raw_samples(self, epoch, consumer, consumers):
         order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
         dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
@@ -183,7 +189,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         except Exception as error:  # tar, gzip, curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}".replace(shard, name))
+                detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
+                self.skips.skip("bad_shard", name, detail.replace(shard, name))
 
     def _usable(self, raw, epoch):
         """Return a raw sample decoded and processed, or None where it is skipped and counted."""

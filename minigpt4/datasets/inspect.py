@@ -1,0 +1,259 @@
+"""A look at the data before training: a contact sheet of what the model sees and learns, and counts of what is there.
+
+    python -m minigpt4.datasets.inspect --cfg-path train_configs/embedded_stage1_pretrain.yaml
+
+Datasets are built as training builds them and read in the order of its first epoch. Prompts and target tokens come
+from the class of `model.arch`, through `text_preview`, which loads the tokenizer alone: no weights, no GPU.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minigpt4.common.cli import run_program
+from minigpt4.common.config import Config, ConfigError, add_config_arguments
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import is_url
+from minigpt4.datasets.download_stats import describe, read_download_stats
+
+SCAN = 2000  # samples of each dataset, some seconds
+SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the first samples have none
+MOST_CARDS = 400
+# A look needs neither weights nor a device, and goes on where some shards are missing.
+UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
+UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.storage")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt4.datasets.inspect",
+        description="Look at the data of a training configuration as the model gets it: a contact sheet (PNG) and a "
+        "table of counts for each dataset. Loads the tokenizer alone: no weights, no GPU.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="the sheet (default: <the YAML's name>_inspect.png)")
+    parser.add_argument(
+        "--scan",
+        type=lambda text: None if text == "all" else _between(1)(text),
+        default=SCAN,
+        metavar="N|all",
+        help=f"samples of each dataset that the table counts, in training's order (default: {SCAN})",
+    )
+    args = parser.parse_args(argv)
+    args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.png")
+    return args
+
+
+def _between(least, most=sys.maxsize):
+    def integer(text):
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
+        return int(text)
+
+    return integer
+
+
+@dataclass
+class Scan:
+    """What was found in one dataset; `lengths` counts texts by their tokens, `shown` are samples for the sheet."""
+
+    dataset: object
+    missing: list = field(default_factory=list)  # shards
+    is_whole: bool = False
+    error: str = ""  # why the pass over the data ended early
+    seconds: float = 0.0  # spent in reading, decoding, augmenting
+    lengths: Counter = field(default_factory=Counter)
+    num_cut: int = 0
+    shown: list = field(default_factory=list)
+
+    def percentile(self, percent):
+        """Return the least length that `percent` % of the texts do not exceed."""
+        rest = self.lengths.total() * percent / 100
+        for length in sorted(self.lengths):
+            rest -= self.lengths[length]
+            if rest <= 0:
+                return length
+        raise ValueError("no text was scanned")
+
+
+def inspect(args):
+    """Write the sheet and print the tables; return 1 where training could not use the data, else 0.
+
+    Raises ConfigError, with every problem, unless the data can be looked at.
+    """
+    cfg = read_config(args)
+    if not args.output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
+    preview = registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
+    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg).values()
+    datasets = [of_dataset["train"] for of_dataset in splits if "train" in of_dataset]
+    scans = []
+    for number, dataset in enumerate(datasets):
+        share = args.num // len(datasets) + (number < args.num % len(datasets))
+        scans.append(scan(dataset, preview, cfg.run_cfg.seed, args.scan, share))
+        print("\n".join(table(scans[-1], cfg)), end="\n\n")
+    if any(found.shown for found in scans):
+        from minigpt4.datasets.sheet import draw
+
+        image = draw(*sheet(scans, preview, cfg, args))
+        with open(args.output, "wb") as file:
+            image.save(file, "PNG", optimize=True)
+        print(f"sheet: {args.output} ({sum(len(found.shown) for found in scans)} samples)")
+    if unopened := cfg.report.unopened.values():
+        print("\n  ".join(["train.py would not start yet:", *unopened]))
+    return int(any(found.error or found.missing for found in scans))
+
+
+def read_config(args):
+    """Return the checked Config; raises ConfigError also for data of which nothing is there."""
+    cfg = Config(args, for_training=True, unopened=UNOPENED)
+    for warning in cfg.report.warnings:
+        logging.warning(warning)
+    for key in cfg.report.unopened:
+        if key.startswith("datasets.") and not _has_some_shards(cfg, key.split(".")[1]):
+            raise ConfigError(cfg.report.unopened.values())
+    return cfg
+
+
+def _has_some_shards(cfg, name):
+    from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder, missing_shards
+    from minigpt4.datasets.datasets.web_dataset import expand_shards
+
+    section = cfg.datasets_cfg[name]
+    if not issubclass(registry.get_builder_class(section.get("builder") or name), ShardsBuilder):
+        return False
+    try:
+        shards = expand_shards(section["build_info"]["storage"])
+    except ValueError:
+        return False
+    return len(missing_shards(shards)) < len(shards)
+
+
+def scan(dataset, preview, seed, limit, num_shown):
+    """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
+    from minigpt4.datasets.builders.image_text_pair_builder import missing_shards
+    from minigpt4.datasets.datasets.base_dataset import DataError, Place
+
+    dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
+    found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
+    if missing := set(found.missing):
+        dataset.shards = [shard for shard in dataset.shards if shard not in missing]
+    cut, num_cut_shown, samples = [], -(-num_shown // SHARE_CUT), dataset.one_pass()
+    with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None) as progress:
+        while limit is None or dataset.skips.report()["seen"] < limit:
+            start = time.perf_counter()
+            try:
+                sample = next(samples, None)
+            except DataError as error:
+                found.error = str(error)
+                break
+            found.seconds += time.perf_counter() - start
+            if sample is None:
+                found.is_whole = True
+                break
+            ((length, num_cut),) = preview.lengths([sample])
+            found.lengths[length] += 1
+            found.num_cut += num_cut > 0
+            if len(found.shown) < num_shown:
+                found.shown.append((sample, num_cut))
+            elif num_cut and len(cut) < num_cut_shown:
+                cut.append((sample, num_cut))
+            progress.update(dataset.skips.report()["seen"] - progress.n)
+    if not found.lengths:
+        found.error = found.error or str(dataset.skips.nothing_usable())
+    _make_room(found.shown, cut, num_cut_shown)
+    return found
+
+
+def _make_room(shown, cut, wanted):
+    """Put some texts that are cut in the place of the last ones that are not, until `wanted` of them are shown."""
+    there = sum(num_cut > 0 for _, num_cut in shown)
+    whole = [index for index, (_, num_cut) in enumerate(shown) if not num_cut]
+    for index, item in zip(reversed(whole), cut[: max(0, wanted - there)], strict=False):
+        shown[index] = item
+
+
+def table(found, cfg):
+    """Return the lines that say what was found in one dataset."""
+    dataset, rows = found.dataset, []
+    if hasattr(dataset, "shards"):
+        rows += _shard_rows(found)
+    counts = dataset.skips.report()
+    seen = counts.pop("seen")
+    if found.is_whole:
+        rows.append(("scanned", f"all {seen:,} samples"))
+    else:
+        rows.append(("scanned", f"the first {seen:,} samples in training's order (--scan all for the rest)"))
+    bad = sum(counts.values())
+    rows.append(("usable", f"{seen - bad:,}{_share(seen - bad, seen)}"))
+    rows += [("skipped", f"{number:,} {reason}{_share(number, seen)}") for reason, number in counts.items()]
+    if bad > cfg.run_cfg.max_bad_fraction * seen:
+        limit = f"run.max_bad_fraction={cfg.run_cfg.max_bad_fraction:g}"
+        rows.append(("", f"too many: training stops above {limit}, judged from a worker's thousandth sample on"))
+    if found.error:
+        rows.append(("stopped", found.error))
+    if total := found.lengths.total():
+        lengths = ", ".join(f"{name} {found.percentile(q)}" for name, q in (("5%", 5), ("median", 50), ("95%", 95)))
+        rows.append(("text", f"tokens, end symbol included: {lengths}, longest {max(found.lengths)}"))
+        cut = f"{found.num_cut:,} of {total:,} texts{_share(found.num_cut, total)}"
+        rows.append(("cut", f"{cut} are longer than model.max_txt_len={cfg.model_cfg.max_txt_len}"))
+        rows.append(("speed", f"{total / found.seconds:,.0f} img/s in one process"))
+    return [dataset.name, *(f"  {name:<10}{text}" for name, text in rows)]
+
+
+def _share(number, total):
+    return f" ({number / total:.1%})" if total else ""
+
+
+def _shard_rows(found):
+    """Return the rows about tars, and about the downloads whose statistics lie beside them."""
+    shards = [*found.dataset.shards, *found.missing]
+    missing = f", {len(found.missing):,} missing (first: {found.missing[0]})" if found.missing else ", 0 missing"
+    rows = [("shards", f"{len(found.dataset.shards):,} found{missing}")]
+    for folder in sorted({Path(shard).parent for shard in shards if not is_url(shard)}):
+        try:
+            stats = read_download_stats(folder)
+        except ValueError as error:
+            rows.append(("download", str(error)))
+            continue
+        lines = describe(stats) if stats.shards else [f"no statistics of img2dataset in {folder}"]
+        rows += [("download" if not number else "", line) for number, line in enumerate(lines)]
+    return rows
+
+
+def sheet(scans, preview, cfg, args):
+    """Return (title, notes, [(heading, cards)]): all that the sheet shows."""
+    from minigpt4.datasets.sheet import Card
+
+    model, groups = cfg.model_cfg, []
+    for found in scans:
+        cards = []
+        for sample, _ in found.shown:
+            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
+            picture = found.dataset.vis_processor.picture(sample["image"])
+            cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", picture, tokens))
+        total = found.lengths.total()
+        share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
+        groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
+    prompts = (
+        f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own" if preview.prompts else "none"
+    )
+    notes = [
+        f"at most {model.max_txt_len} tokens of text (max_txt_len)   end_sym {model.end_sym!r}   prompt: {prompts}"
+    ]
+    if model.prompt_template:
+        notes.append(f"prompt_template {model.prompt_template!r}")
+    title = f"What the model sees and learns: {Path(args.cfg_path).name}"
+    return title, notes, [(heading, cards) for heading, cards in groups if cards]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    sys.exit(run_program(inspect, parse_args()))

@@ -1,0 +1,120 @@
+"""What a training step costs at the widths of 7B, counted on tensors without values: no clock, no GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks import memory, workload
+from minigpt4.common.logger import MetricLogger
+from minigpt4.common.memory import without_values
+from minigpt4.models import MiniGPT4, rehearsal
+from minigpt4.tasks import ImageTextPretrainTask
+from tests.training import settings
+
+BATCH = {1: 16, 2: 12}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The real model on the meta device; in float32, as that device has no autocast."""
+    model = MiniGPT4.skeleton(workload.model_config("7b-thin", tmp_path_factory.mktemp("llm")), torch.float32)
+    model.to("meta").train()
+    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
+    return model
+
+
+@pytest.fixture(params=BATCH)
+def batch(request, model):
+    workload.use_stage(model, request.param)
+    return workload.batches(model, request.param, BATCH[request.param], 1)[0]
+
+
+def test_a_step_computes_little_more_than_it_has_to(model, batch):
+    executed = workload.count_flops(lambda: model(batch)["loss"].backward())
+    # Measured: 0.90 and 0.92. What all texts begin with is computed once, the last of the four layers only where
+    # something is predicted.
+    assert 0.8 < executed / workload.useful_flops(model, batch) <= 1.02
+
+
+def kept_for_backward(model, batch):
+    """Return the tensors that a forward pass keeps, one for each storage, without parameters and buffers."""
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(tensor):
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(batch)["loss"]
+    return list(kept.values())
+
+
+def test_a_step_keeps_little_more_than_it_has_to(model, batch):
+    """For each token and layer: layer input, queries, keys, values, what attention found, residual, gate and up.
+
+    Logits are there once, not in each of 32 layers: they are left out.
+    """
+    llm = model.llama_model.config
+    kept = [tensor for tensor in kept_for_backward(model, batch) if tensor.shape[-1:] != (llm.vocab_size,)]
+    num_tokens = max(len(tensor) for tensor in kept if tensor.shape[1:] == (llm.intermediate_size,))
+    floor = (6 * llm.hidden_size + 2 * llm.intermediate_size) * num_tokens * llm.num_hidden_layers
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept) / 4
+    assert 0.8 < found / floor <= 1.15  # measured: 0.90 and 1.05 (on a CPU shares of attention are kept, padded)
+
+
+def test_half_precision_keeps_half():
+    """No float32 copies beside it; `tiny` has some more of the vision part's small things, which stay in float32."""
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = workload.random_model("tiny", dtype, stage=2)
+        kept = kept_for_backward(model, workload.batches(model, 2, 4, 1)[0])
+        sizes[dtype] = sum(tensor.untyped_storage().nbytes() for tensor in kept)
+    assert sizes[torch.bfloat16] < 0.55 * sizes[torch.float32]
+
+
+def test_a_step_waits_for_nothing(model, batch):
+    """There are no values: an `.item()`, a `nonzero` or a branch on a tensor would raise."""
+    model.zero_grad()
+    loss = model(batch)["loss"]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()
+    loss.backward()
+    assert model.llama_proj.weight.grad.shape == model.llama_proj.weight.shape
+
+
+def test_a_step_that_does_not_log_waits_for_nothing(tmp_path):
+    """The whole step of a GPU, from the pictures to the optimizer; the one that logs reads values, and fails here."""
+    model, batch = memory.setup("7b-thin", 1, 4)
+    device = torch.device("cuda", 0)
+    with without_values(model):
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        run = SimpleNamespace(
+            model=model,
+            device=device,
+            run_cfg=settings(tmp_path).run_cfg,
+            trainable=trainable,
+            optimizer=torch.optim.AdamW(trainable, fused=True),
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            interruption=SimpleNamespace(signal=None),
+            watch=SimpleNamespace(arrived=lambda: None),
+        )
+        task, metrics = ImageTextPretrainTask(), MetricLogger(0, 10, 5, device, run_log=None)
+        batch |= {"image": torch.empty(4, 3, model.image_size, model.image_size), "iters": 0}
+        with metrics.fetching():
+            pass
+        loss = task.add_gradient(run, batch, 1)
+        metrics.add(loss, 0.1, batch)
+        is_skipped, _ = task.update(run, torch.zeros(()))
+        metrics.updated(is_skipped)
+        metrics.index = 1  # the first step of an epoch logs
+        metrics.check()
+        metrics.end_step()
+        assert run.optimizer.state[trainable[0]]["exp_avg"].shape == trainable[0].shape
+        metrics.index = 5
+        with pytest.raises(DataDependentOutputException):
+            metrics.check()
