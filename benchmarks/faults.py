@@ -17,10 +17,11 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.damage import Place, web_server
+from benchmarks.damage import Place
 from benchmarks.fault_rows import ROWS, Row
 from benchmarks.kill import CONFIGS
 from benchmarks.processes import ROOT, kill_all, start, torchrun
+from benchmarks.web_server import web_server
 
 HELP = "what a run does when something is damaged, missing, hostile or ended; --write puts the table into a document"
 SETTINGS = {
