@@ -154,8 +154,10 @@ def _samples():
     yield lost("no picture", "no_image", "no_image", with_members(jpg=None))
     yield lost("JPEG cut off", "truncated", "bad_image", with_members(jpg=encoded()[:700]))
     yield lost("JPEG of 0 bytes", "bad_image", "bad_image", with_members(jpg=b""))
-    yield lost("text called .jpg", "cannot identify", "bad_image", with_members(jpg=b"This is no picture."))
-    yield lost("SVG called .jpg", "cannot identify", "bad_image", with_members(jpg=SVG))
+    yield lost(
+        "text called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=b"This is no picture.")
+    )
+    yield lost("SVG called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=SVG))
     yield lost(".gif", "no_image", "no_image", with_members(jpg=None, gif=encoded("GIF")))
     bombs = with_members(jpg=None, png=bomb())
     yield lost("a bomb of 70 million pixels", "at most 67,108,864", "bad_image", bombs)
@@ -268,7 +270,7 @@ def _processes():
 def _checkpoints():
     group, before = "Checkpoints", r".*is damaged .*; trying the one before"
     small, every = 200_000, {"settings": {"run.save_every_iters": 2}}
-    unsaved = r".*checkpoint not saved to .*; training goes on"
+    unsaved = r".*checkpoint not saved to .*File too large.*; training goes on"
     full = limited(resource.RLIMIT_FSIZE, small)
     also = (r"error: the last epoch's checkpoint could not be written.*",)
     yield Row(group, "disk full to the end", unsaved, 1, act=full, also=also, lost={}, **every)

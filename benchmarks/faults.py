@@ -17,10 +17,11 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.damage import Place, web_server
+from benchmarks.damage import Place
 from benchmarks.fault_rows import ROWS, Row
 from benchmarks.kill import CONFIGS
 from benchmarks.processes import ROOT, kill_all, start, torchrun
+from benchmarks.web_server import web_server
 
 HELP = "what a run does when something is damaged, missing, hostile or ended; --write puts the table into a document"
 SETTINGS = {
@@ -170,7 +171,8 @@ class Matrix:
         """Return a line without its time and without what only this machine has."""
         line = re.sub(r"^[\d-]+ [\d:,]+ (\[\w+\] )?", "", line.strip())
         line = re.sub(rf"(/[^\s'\"(]*)?{re.escape(self.folder.name)}/[^\s/'\"]+", "…", line)
-        line = line.replace(str(self.cache_root), "…").replace(str(Path.home()), "~").replace(self.address, "http://…")
+        line = re.sub(r"\[?127\.0\.0\.1\]?:\d+", "…", line.replace(self.address, "http://…"))
+        line = line.replace(str(self.cache_root), "…").replace(str(Path.home()), "~")
         return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -525,7 +525,7 @@ ROWS = [
     Bad(
         "pictures that are no pictures",
         [
-            "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file <_io.BufferedReader name='{tmp}/align/image/1.jpg'>); see dataset/README_2_STAGE.md"
+            "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file as JPEG, PNG, WEBP, GIF, BMP, TIFF); see dataset/README_2_STAGE.md"
         ],
         make=align(break_pictures),
         code=1,

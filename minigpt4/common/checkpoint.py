@@ -37,8 +37,9 @@ def save_checkpoint(path, state):
         os.replace(partial, path)
         _sync_folder(path.parent)
         return True
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as either
-        logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(error).splitlines()[0])
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as either, the latter on top of the former
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(reason).splitlines()[0])
         return False
     finally:
         remove(partial)

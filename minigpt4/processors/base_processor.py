@@ -3,7 +3,7 @@
 import dataclasses
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,6 +41,8 @@ def load_rgb(source, max_pixels=MAX_PIXELS):
             return to_rgb(image)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # it names an object in memory
+        raise ImageError(f"UnidentifiedImageError: cannot identify image file as {', '.join(FORMATS)}") from error
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise ImageError(f"{type(error).__name__}: {error}") from error
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.damage import web_server
 from benchmarks.fault_rows import ROWS
 from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
+from benchmarks.web_server import web_server
 from tests.test_runner import by_hand, torchrun
 from tests.training import batches
 

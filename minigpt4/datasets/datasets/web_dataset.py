@@ -189,7 +189,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         except Exception as error:  # tar, gzip, curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}".replace(shard, name))
+                detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
+                self.skips.skip("bad_shard", name, detail.replace(shard, name))
 
     def _usable(self, raw, epoch):
         """Return a raw sample decoded and processed, or None where it is skipped and counted."""
