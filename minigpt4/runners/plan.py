@@ -40,9 +40,10 @@ def _print_memory(cfg, device, available, weights):
     """Print what a step holds beside what the device has; return 0 if it fits, else print what helps and return 1."""
     outside = OUTSIDE if device.type == "cuda" else 0
     needed = _needed(cfg, device)
+    beside = f"; {size_text(outside)} for CUDA itself, assumed" if outside else ""
     print(
         f"memory: {size_text(weights)} of weights, at most {size_text(needed)} in a step of texts of model.max_txt_len="
-        f"{cfg.model_cfg.max_txt_len} tokens, counted; {size_text(outside)} for CUDA itself, assumed; "
+        f"{cfg.model_cfg.max_txt_len} tokens, counted{beside}; "
         f"{device} has {size_text(available)}"
     )
     if needed + outside <= available:
