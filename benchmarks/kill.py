@@ -200,6 +200,9 @@ def damaged_shards(source, target, shards=5, samples=24):
 
 def kill_while_saving(rounds, seed):
     """Print and return how many files could not be read, of ours and of a plain torch.save."""
+    import torch
+
+    torch.set_num_threads(1)  # a fork of a process with a pool of threads would wait for them for ever
     rng, found = random.Random(seed), {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, save in (("ours", _save), ("torch.save to the same file", _save_directly)):
