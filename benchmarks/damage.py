@@ -128,13 +128,17 @@ def a_folder(path):
 
 
 def sample(change, key=f"{ODD_ONE:06}"):
-    """One shard of 9 samples; `change(members)` returns what becomes of one of them, `key` its name in the tar."""
+    """One shard of 9 samples; `change(members)` returns what becomes of one of them, `key` its name in the tar.
+
+    "{folder}" in `key` is the row's folder.
+    """
 
     def make(place):
+        name_of_odd = key.format(folder=place.folder)
         samples = {f"{number:06}": good(number) for number in range(9)}
         members = change(samples[f"{ODD_ONE:06}"], place)
-        samples = {key if int(name) == ODD_ONE else name: samples[name] for name in samples}
-        samples[key] = members
+        samples = {name_of_odd if int(name) == ODD_ONE else name: samples[name] for name in samples}
+        samples[name_of_odd] = members
         return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
     return make

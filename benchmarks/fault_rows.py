@@ -171,7 +171,7 @@ def _samples():
         "turned by EXIF": with_members(jpg=sideways()),
         **{f"a pickle beside it (.{name})": with_pickle(name) for name in ("pyd", "pth", "pkl")},
         "named ../../escaped": sample(lambda members, _: members, "../../escaped"),
-        "named by an absolute path": sample(lambda members, _: members, "/tmp/escaped"),
+        "named by an absolute path": sample(lambda members, _: members, "{folder}/escaped"),
     }
     for name, make in fine.items():
         yield Row("Samples", name, r"laion: 0 of \d+ samples skipped", lost={}, make=make)

@@ -550,12 +550,17 @@ def torchrun(script, *args, timeout=60):
     return process.returncode, output
 
 
-def test_two_ranks_train_as_one(tmp_path):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(TWO_RANKS)
-    code, output = torchrun(script, tmp_path)
+def found_by_two_ranks(source, folder):
+    """Return what each rank of the script `source` wrote to found_<rank>.json in `folder`, and what both said."""
+    script = folder / "two_ranks.py"
+    script.write_text(source)
+    code, output = torchrun(script, folder)
     assert code == 0, output
-    first, second = (json.loads((tmp_path / f"found_{rank}.json").read_text()) for rank in range(2))
+    return *(json.loads((folder / f"found_{rank}.json").read_text()) for rank in range(2)), output
+
+
+def test_two_ranks_train_as_one(tmp_path):
+    first, second, output = found_by_two_ranks(TWO_RANKS, tmp_path)
     assert first["drawn"] == second["drawn"]  # what is initialised before training is the same everywhere
     assert first["proj"] == second["proj"]
     assert (first["frozen"], second["frozen"]) == ([0.5, 0.5], [1.5, 0.5])  # nothing frozen was sent,

@@ -1,6 +1,5 @@
 """The quickest rows of `python -m benchmarks faults` with a toy LLM; a fault on one rank is met by both."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from benchmarks.fault_rows import ROWS
 from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
 from benchmarks.web_server import web_server
-from tests.test_runner import by_hand, torchrun
+from tests.test_runner import by_hand, found_by_two_ranks
 from tests.training import batches
 
 QUICK = ("a misspelt key", "one of three missing", "cut within a picture", "a pickle beside it (.pth)")
@@ -76,16 +75,12 @@ with RunnerBase.session(cfg):
     run = runner(cfg, model)
     run.train(endless(halves))
     weights = torch.cat([parameter.detach().flatten() for parameter in model.llama_proj.parameters()])
-    json.dump(weights.tolist(), open(f"{root}/weights_{rank}.json", "w"))
+    json.dump(weights.tolist(), open(f"{root}/found_{rank}.json", "w"))
 """
 
 
 def test_a_number_that_is_not_finite_on_one_rank_costs_one_update_on_both(tmp_path):
-    script = tmp_path / "one_bad_rank.py"
-    script.write_text(ONE_BAD_RANK)
-    code, said = torchrun(script, tmp_path)
-    assert code == 0, said
-    first, second = (json.loads((tmp_path / f"weights_{rank}.json").read_text()) for rank in range(2))
+    first, second, said = found_by_two_ranks(ONE_BAD_RANK, tmp_path)
     assert first == second
     a, _, c, _, e, f = batches(number=6)
     expected = by_hand([(1, [each]) for each in (a, c, e, f)], lr=0.05)
