@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import socket
+from multiprocessing import resource_sharer
 
 import numpy as np
 import pytest
@@ -186,3 +188,21 @@ def test_workers_leave_the_trainers_process_group(laion):
     dataset = laion()
     dataset.vis_processor = process_group
     assert next(loader([dataset], num_workers=1))["image"][0].item() != os.getpgrp()
+
+
+def where_batches_are_handed_over(image):
+    resource_sharer._resource_sharer._address or resource_sharer._resource_sharer._start()
+    return torch.tensor(list(resource_sharer._resource_sharer._address.encode()))
+
+
+def test_a_trainer_killed_while_it_takes_a_batch_leaves_no_traceback_of_a_worker(laion, capfd):
+    dataset = laion()
+    dataset.vis_processor = where_batches_are_handed_over
+    batches = loader([dataset], num_workers=1)
+    address = bytes(next(batches)["image"][0].tolist())
+    for words in (0, 1):  # the second connection is answered when the first one has been dealt with
+        with socket.socket(socket.AF_UNIX) as trainer:
+            trainer.connect(address)
+            assert len(trainer.recv(words)) == words
+    batches.close()
+    assert "Traceback" not in capfd.readouterr().err

@@ -5,6 +5,7 @@ gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023; t
 """
 
 import os
+import sys
 from itertools import count
 
 import numpy as np
@@ -130,7 +131,7 @@ class TrainLoader:
             prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_Collate(dataset),
-            worker_init_fn=_own_process_group,
+            worker_init_fn=_outlive_the_trainer,
             generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
         )
 
@@ -194,6 +195,17 @@ class TrainLoader:
         self._iterators.clear()
 
 
-def _own_process_group(worker):
-    """Keep workers alive while their trainer saves on SIGTERM: torchrun signals the trainer's whole process group."""
+def _outlive_the_trainer(worker):
+    """Keep a worker alive and silent whatever becomes of its trainer.
+
+    It has a process group of its own, because torchrun sends SIGTERM to the whole group of the trainer, which then
+    saves. And a trainer that is killed while it takes a batch breaks a connection of the thread that hands batches
+    over; that thread would print a traceback, though all that is to be said is said by the ranks that are left.
+    """
     os.setpgrp()
+    sys.excepthook = _say_unless_the_trainer_is_gone
+
+
+def _say_unless_the_trainer_is_gone(kind, error, traceback):
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
