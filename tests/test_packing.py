@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt4.models import lean, llm_paths, packing
+from minigpt4.models import attention, lean, llm_paths, packing
 from minigpt4.models.prompts import IGNORED, Row, in_parts
 from tests.golden.model import CONFIG, golden_model
 
@@ -79,7 +79,7 @@ def test_attention_by_segments(window, num_shared):
     lengths = [5, 1, 8]
     total = num_shared + sum(lengths)
     q, k, v = (torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
-    segments = packing.Segments(lengths, torch.device("cpu"), num_shared)
+    segments = attention.Segments(lengths, torch.device("cpu"), num_shared)
     segment = torch.repeat_interleave(torch.arange(-1, 3), torch.tensor([num_shared, *lengths]))
     position = torch.cat([torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)])
     distance = position[:, None] - position
@@ -90,7 +90,7 @@ def test_attention_by_segments(window, num_shared):
         *heads_first, attn_mask=seen, scale=0.3, enable_gqa=True
     )
     expected = expected[0].transpose(0, 1)
-    found = packing.attend(q, k, v, segments, 0.3, window)
+    found = attention.attend(q, k, v, segments, 0.3, window)
     weights = torch.randn(found.shape, generator=generator)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(out, (q, k, v), weights) for out in (found, expected)]
@@ -99,13 +99,13 @@ def test_attention_by_segments(window, num_shared):
 
 def test_keys_of_the_fused_kernel():
     """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
-    segments = packing.Segments([2, 1], torch.device("cpu"), num_shared=2)
+    segments = attention.Segments([2, 1], torch.device("cpu"), num_shared=2)
     segments._index_keys(torch.device("cpu"))
     assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
     assert segments.query_limits.tolist() == [0, 2, 4, 5]
     assert segments.key_limits.tolist() == [0, 2, 6, 9]
     keys = torch.arange(5.0, requires_grad=True)
-    packing.RepeatShared.apply(keys, segments).backward(torch.arange(9.0))
+    attention.RepeatShared.apply(keys, segments).backward(torch.arange(9.0))
     assert keys.grad.tolist() == [0, 1, 4, 5, 8]
 
 
@@ -165,7 +165,7 @@ def test_families_take_the_path_that_keeps_their_logits(name):
     weights = torch.randn(4, 60)
     expected = torch.autograd.grad(alone[predicting], embeds, weights)[0]
     for way in [] if path == "padded" else ["packed", path]:
-        segments = packing.Segments(lengths, embeds.device, num_shared=3)
+        segments = attention.Segments(lengths, embeds.device, num_shared=3)
         logits = llm_paths.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
         torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
         found = torch.autograd.grad(logits, embeds, weights)[0]

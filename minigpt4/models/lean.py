@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minigpt4.models.packing import attend
+from minigpt4.models.attention import attend
 from minigpt4.models.recompute import again
 
 

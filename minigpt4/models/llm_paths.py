@@ -9,7 +9,7 @@ import logging
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minigpt4.models import lean, packing
+from minigpt4.models import attention, lean, packing
 
 PACKED = {"lean": lean.label_logits, "packed": packing.label_logits}
 # How far a path's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7 in float32, 1.5e-2
@@ -59,7 +59,7 @@ def _error(llm, label_logits):
     starts = [0, *(_NUM_SHARED for _ in _ROWS)]
     lengths = zip(starts, (_NUM_SHARED, *_ROWS), strict=True)
     positions = torch.cat([torch.arange(start, start + length, device=device) for start, length in lengths])
-    segments = packing.Segments(_ROWS, device, _NUM_SHARED)
+    segments = attention.Segments(_ROWS, device, _NUM_SHARED)
     found = label_logits(llm, embeds, positions, segments, torch.arange(_NUM_SHARED, total, device=device)).float()
     shared, *rows = embeds.split((_NUM_SHARED, *_ROWS))
     alone = [llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows]

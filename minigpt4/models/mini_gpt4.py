@@ -18,7 +18,7 @@ from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
-from minigpt4.models import language_model, llm_paths, packing, quantization, rehearsal, weights
+from minigpt4.models import attention, language_model, llm_paths, packing, quantization, rehearsal, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
@@ -308,7 +308,7 @@ class MiniGPT4(BaseModel):
         )
         words = embedding(ids)  # [T, D]
         embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
-        segments = packing.Segments(packed.lengths, device, packed.num_shared)
+        segments = attention.Segments(packed.lengths, device, packed.num_shared)
         with self.maybe_autocast():
             label_logits = llm_paths.PACKED[self.llm_path]
             logits = label_logits(self.llama_model, embeds, positions, segments, predicting, self.llm_checkpointing)
