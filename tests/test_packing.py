@@ -59,9 +59,9 @@ def test_padding_by_choice(tmp_path):
 
 
 def test_pack_by_hand():
-    rows = [Row([7, 8, 9], [IGNORED, 8, IGNORED], 0), Row([5], [IGNORED], 0), Row([4, 6], [4, 6], 0)]
-    packed = packing.pack([([1, 3], [2])] * 2 + [([1], [])], rows, num_queries=2)
-    assert packed.rows == [0, 2]  # the second has no target
+    rows = [Row([4, 6], [4, 6], 0), Row([5], [IGNORED], 0), Row([7, 8, 9], [IGNORED, 8, IGNORED], 0)]
+    packed = packing.pack([([1], [])] + [([1, 3], [2])] * 2, rows, num_queries=2)
+    assert packed.rows == [2, 0]  # the longest first; the second has no target
     assert packed.num_shared == 1
     assert packed.ids == [1, 3, 0, 0, 2, 7, 0, 0, 4]  # what both begin with, each up to what predicts 8, and 6
     assert packed.lengths == [5, 3]
@@ -71,16 +71,23 @@ def test_pack_by_hand():
     assert packed.targets == [8, 4, 6]
 
 
+def test_segments_of_like_length_lie_in_one_grid():
+    segments = attention.Segments([140, 130, 70, 68, 5], torch.device("cpu"), num_shared=2)
+    lengths = [grid.view[3] for grid in segments.grids(6, 2, None, torch.float32)]
+    assert lengths == [2, 140, 70, 5]
+    assert len(segments.grids(6, 2, None, torch.bfloat16)) == 1
+
+
 @pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("window", [None, 3])
-def test_attention_by_segments(window, num_shared):
+@pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5]])  # in one grid, in several
+def test_attention_by_segments(lengths, window, num_shared):
     """Beside attention over all positions with a dense mask; what is shared is a constant."""
     generator = torch.Generator().manual_seed(1)
-    lengths = [5, 1, 8]
     total = num_shared + sum(lengths)
     q, k, v = (torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
     segments = attention.Segments(lengths, torch.device("cpu"), num_shared)
-    segment = torch.repeat_interleave(torch.arange(-1, 3), torch.tensor([num_shared, *lengths]))
+    segment = torch.repeat_interleave(torch.arange(-1, len(lengths)), torch.tensor([num_shared, *lengths]))
     position = torch.cat([torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)])
     distance = position[:, None] - position
     seen = (segment[:, None] == segment) | (segment == -1)

@@ -298,7 +298,7 @@ class MiniGPT4(BaseModel):
         packed = packing.pack(prefixes, rows, pictures.shape[1])
         if not packed.targets:
             raise self._no_target(rows)
-        if len(packed.rows) < len(rows):
+        if packed.rows != list(range(len(rows))):
             pictures = pictures.index_select(0, torch.tensor(packed.rows).to(pictures.device, non_blocking=True))
         embedding = self.llama_model.get_input_embeddings()
         device = embedding.weight.device

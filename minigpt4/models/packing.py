@@ -36,23 +36,25 @@ def pack(prefixes, rows, num_queries):
     """Return the Packed of [(ids before the picture, ids behind it)] and what follows them, [prompts.Row].
 
     A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once: it lies
-    before the pictures, so it is the same for all.
+    before the pictures, so it is the same for all. The longest row comes first: those of like length lie together.
     """
-    fed = [index for index, row in enumerate(rows) if any(label != IGNORED for label in row.labels)]
+    prefix_length = lambda index: sum(map(len, prefixes[index])) + num_queries  # noqa: E731
+    targets = [[i for i, label in enumerate(row.labels) if label != IGNORED] for row in rows]
+    fed = [index for index in range(len(rows)) if targets[index]]
+    fed.sort(key=lambda index: prefix_length(index) + targets[index][-1], reverse=True)
     beginnings = zip(*(prefixes[index][0] for index in fed), strict=False)
     shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, beginnings)]
     packed = Packed(len(shared), fed, [], list(shared), list(range(len(shared))), [], [], [])
     for index in fed:
         (before, behind), row = prefixes[index], rows[index]
-        num_prefix = len(before) + num_queries + len(behind)
-        predicting = [num_prefix + i - 1 for i, label in enumerate(row.labels) if label != IGNORED]
+        predicting = [prefix_length(index) + i - 1 for i in targets[index]]
         length, start = predicting[-1] + 1, len(packed.ids) - len(shared)  # start: of the row, had it all its positions
         packed.lengths.append(length - len(shared))
         packed.ids.extend([*before, *[0] * num_queries, *behind, *row.ids][len(shared) : length])
         packed.positions.extend(range(len(shared), length))
         packed.slots.extend(range(start + len(before), start + len(before) + num_queries))
         packed.predicting.extend(start + i for i in predicting)
-        packed.targets.extend(label for label in row.labels if label != IGNORED)
+        packed.targets.extend(row.labels[i] for i in targets[index])
     return packed
 
 
