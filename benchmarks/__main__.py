@@ -5,6 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+from minigpt4.embedded.quickstart import require_environment
+
+if __name__ == "__main__":
+    require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared
+
 from benchmarks import (
     chat,
     compare,

@@ -170,7 +170,12 @@ def main(argv=None):
     quickstart.say(quickstart.run())
 
 
-if __name__ == "__main__":
+def require_environment():
+    """Start this program again in ENVIRONMENT, unless that is there; before anything large is imported."""
     if not ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**ENVIRONMENT, **os.environ})
+
+
+if __name__ == "__main__":
+    require_environment()
     main()
