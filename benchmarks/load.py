@@ -176,10 +176,9 @@ def private_mib():
 
 
 def _print_table(args, path, rounds, ratios, passed):
-    size_mib = path.stat().st_size / 2**20
-    print(
-        f"ViT of {SIZES[args.size]} blocks from {path.name}, {size_mib:.0f} MiB; median of {args.rounds} (ours: {max(args.rounds, MOMENTS)}) [min .. max]"
-    )
+    size_mib, name = path.stat().st_size / 2**20, f"ViT of {SIZES[args.size]} blocks from {path.name}"
+    builds = f"{args.rounds} builds, {max(args.rounds, MOMENTS)} of ours"
+    print(f"{name}, {size_mib:.0f} MiB; median of {builds} [min .. max]")
     print(f"{'':<24}{'seconds':>28}{'private MiB':>28}{'faster':>10}{'less memory':>14}")
     for kind, results in rounds.items():
         cells = []
