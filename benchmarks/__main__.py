@@ -24,6 +24,7 @@ from benchmarks import (
     load,
     memory,
     parity,
+    parts,
     skipping,
     startup,
     summary,
@@ -42,13 +43,16 @@ COMMANDS = {
     "gpu": gpu,
     "kill": kill,
     "limits": limits,
+    "llm": parts.LLM,
     "load": load,
     "memory": memory,
     "parity": parity,
+    "qformer": parts.QFORMER,
     "skipping": skipping,
     "startup": startup,
     "train": train,
-}  # a module has HELP, add_arguments(parser) and run(args) -> dict
+    "vit": parts.VIT,
+}  # each has HELP, add_arguments(parser) and run(args) -> dict
 
 
 def main(argv=None):

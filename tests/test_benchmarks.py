@@ -50,6 +50,27 @@ def test_train(tmp_path):
     assert result.stdout.count("of limit") == 2
 
 
+@pytest.mark.parametrize("part", ["vit", "qformer", "llm"])
+def test_parts(part, tmp_path, capsys):
+    path = tmp_path / "part.json"
+    arguments = ["--size", "tiny", "--batch", "2", "--rounds", "1", "--device", "cpu", "--dtype", "fp32"]
+    assert main([part, *arguments, "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    ways = {"2023", "ours"} if part == "qformer" else {"2023", "transformers", "ours"}
+    assert set(figures["ratio"]) == set(figures["errors"]) == ways
+    assert all(errors["fp32"] <= 5e-6 < errors["half"] for errors in figures["errors"].values())
+    assert "x 2023" in capsys.readouterr().out
+
+
+def test_no_speed_of_a_part_without_parity(capsys, monkeypatch):
+    monkeypatch.setattr(
+        llm_paths, "PACKED", {**llm_paths.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)}
+    )
+    assert main(["llm", "--size", "tiny", "--batch", "2", "--device", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL: the errors are too large" in shown and " [" not in shown
+
+
 def test_no_speed_without_parity(capsys, monkeypatch):
     """One of our ways computes something else: `train` says so and shows no seconds."""
     monkeypatch.setattr(
