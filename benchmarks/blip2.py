@@ -1,5 +1,7 @@
 """What one would train today instead: transformers' Blip2ForConditionalGeneration around the same LLM."""
 
+from contextlib import contextmanager
+
 import torch
 
 IGNORED = -100
@@ -61,13 +63,19 @@ def vision_weights(model):
 
 def loss(stock, model, samples):
     """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient goes to model.llama_proj."""
-    inputs, config = batch_of(stock, model, samples), model.llama_model.config
-    usual, config._attn_implementation = config._attn_implementation, "sdpa"  # the default of transformers
+    inputs = batch_of(stock, model, samples)
+    with stock_attention(model.llama_model), model.maybe_autocast():
+        return stock(pixel_values=samples["image"], **inputs, use_cache=False).loss
+
+
+@contextmanager
+def stock_attention(llm):
+    """Let an LLM attend as transformers does by default inside the block."""
+    usual, llm.config._attn_implementation = llm.config._attn_implementation, "sdpa"
     try:
-        with model.maybe_autocast():
-            return stock(pixel_values=samples["image"], **inputs, use_cache=False).loss
+        yield
     finally:
-        config._attn_implementation = usual
+        llm.config._attn_implementation = usual
 
 
 def batch_of(stock, model, samples):

@@ -177,7 +177,7 @@ def private_mib():
 
 def _print_table(args, path, rounds, ratios, passed):
     size_mib, name = path.stat().st_size / 2**20, f"ViT of {SIZES[args.size]} blocks from {path.name}"
-    builds = f"{args.rounds} builds, {max(args.rounds, MOMENTS)} of ours"
+    builds = f"{len(rounds['2023'])} builds, {len(rounds['ours'])} of ours"
     print(f"{name}, {size_mib:.0f} MiB; median of {builds} [min .. max]")
     print(f"{'':<24}{'seconds':>28}{'private MiB':>28}{'faster':>10}{'less memory':>14}")
     for kind, results in rounds.items():

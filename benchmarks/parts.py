@@ -37,51 +37,42 @@ class Part:
         dtype = args.dtype or half_name
         half = workload.random_model(args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage)
         wide, batch = workload.in_float32(half), workload.batches(half, args.stage, args.batch, 1)[0]
-        exact = self.ways(wide, batch)["2023"]()
+        wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
+        exact = wide_ways["2023"]()
         errors = {
-            way: {"fp32": distance(self.ways(wide, batch)[way](), exact), "half": distance(function(), exact)}
-            for way, function in self.ways(half, batch).items()
+            way: {"fp32": distance(wide_ways[way](), exact), "half": distance(half_ways[way](), exact)}
+            for way in wide_ways
         }
         limit = parity.HALF_LIMIT * errors["2023"]["half"]
         passed = errors["ours"]["fp32"] <= parity.FLOAT32_LIMIT and errors["ours"]["half"] <= limit
         figures = {"size": args.size, "stage": args.stage, "batch": args.batch, "dtype": dtype, "errors": errors}
         if passed:
-            model = wide if dtype == "fp32" else half
-            figures |= self.speed(model, batch, args.rounds, device, train.matmul_flops(device, dtype))
+            model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
+            figures["seconds"] = train.take_turns(ways, args.rounds, device)
+            ceiling = train.matmul_flops(device, dtype)
+            figures |= train.compared(figures["seconds"], self.flops(model, batch), ceiling)
         print_table(figures)
         print("PASS" if passed else "FAIL: the errors are too large, no speed is shown")
         return {**figures, "passed": passed, "seed": workload.SEED, **machine.description("transformers", "timm")}
-
-    def speed(self, model, batch, rounds, device, ceiling):
-        """Return {"seconds": {way: [of each round]}, "ratio", "share of limit"}; each way leads every other round."""
-        ways = self.ways(model, batch)
-        seconds = {way: [] for way in ways}
-        for number in range(rounds + 1):  # the first round warms up
-            for way in list(ways)[:: 1 if number % 2 else -1]:
-                start = train.now(device)
-                ways[way]()
-                seconds[way].append(train.now(device) - start)
-        seconds = {way: values[1:] for way, values in seconds.items()}
-        times = {way: median(values) for way, values in seconds.items()}
-        return {
-            "seconds": seconds,
-            "ratio": {way: times["2023"] / value for way, value in times.items()},
-            "share of limit": {way: self.flops(model, batch) / ceiling / value for way, value in times.items()},
-        }
 
 
 def vit_ways(model, batch):
     stock = blip2.blip2(model)
     return {
-        "2023": _forward(model, lambda: model.ln_vision(model.visual_encoder(batch["image"])), as_2023=True),
+        "2023": _forward(model, lambda: see(model, batch), as_2023=True),
         "transformers": _forward(model, lambda: stock.vision_model(pixel_values=batch["image"]).last_hidden_state),
-        "ours": _forward(model, lambda: model.ln_vision(model.visual_encoder(batch["image"]))),
+        "ours": _forward(model, lambda: see(model, batch)),
     }
+
+
+def see(model, batch):
+    """Return what the Q-Former is given for the pictures."""
+    return model.ln_vision(model.visual_encoder(batch["image"]))
 
 
 def qformer_ways(model, batch):
     """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
-    seen = vit_ways(model, batch)["ours"]()
+    seen = _forward(model, lambda: see(model, batch))()
     query = lambda: model.Qformer(model.query_tokens, seen)  # noqa: E731
     return {"2023": _forward(model, query, as_2023=True), "ours": _forward(model, query)}
 
@@ -135,14 +126,9 @@ def _given(model, pictures, mask):
 
 
 def _stock_loss(model, batch):
-    llm = model.llama_model
-    usual, llm.config._attn_implementation = llm.config._attn_implementation, "sdpa"  # the default of transformers
-    try:
-        inputs, _ = model.build_inputs(batch)
-        with model.maybe_autocast():
-            return llm(**inputs, use_cache=False).loss
-    finally:
-        llm.config._attn_implementation = usual
+    inputs, _ = model.build_inputs(batch)
+    with blip2.stock_attention(model.llama_model), model.maybe_autocast():
+        return model.llama_model(**inputs, use_cache=False).loss
 
 
 def llm_flops(model, batch):

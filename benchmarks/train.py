@@ -5,6 +5,7 @@ the same weights.
 """
 
 import time
+from functools import partial
 from statistics import median
 
 from benchmarks import machine, parity, workload
@@ -74,9 +75,7 @@ def measure(args, stage, device, dtype, ways, ceiling):
     batches = workload.batches(model, stage, batch_size, 2)
     figures["seconds"] = seconds(model, batches, ways, args.rounds, device)
     useful = sum(workload.useful_flops(model, batch) for batch in batches) / len(batches)
-    times = {way: median(values) for way, values in figures["seconds"].items()}
-    figures["ratio"] = {way: times["2023"] / value for way, value in times.items()}
-    figures["share of limit"] = {way: useful / ceiling / value for way, value in times.items()}
+    figures |= compared(figures["seconds"], useful, ceiling)
     figures["passed"] = figures["ratio"]["lean"] >= GATES.get((args.size, stage), 0)
     return figures
 
@@ -87,16 +86,36 @@ def seconds(model, batches, ways, rounds, device):
 
     from benchmarks.blip2 import blip2
 
-    stock, found = blip2(model), {way: [] for way in ways}
-    for number in range(rounds + 1):  # the first round warms up
-        for way in ways if number % 2 else ways[::-1]:
-            start = now(device)
-            for batch in batches:
-                model.zero_grad()
-                parity.loss_of(model, stock, way, batch).backward()
-            found[way].append((now(device) - start) / len(batches))
+    stock = blip2(model)
+
+    def steps(way):
+        for batch in batches:
+            model.zero_grad()
+            parity.loss_of(model, stock, way, batch).backward()
+
+    found = take_turns({way: partial(steps, way) for way in ways}, rounds, device)
     torch.cuda.empty_cache() if device.type == "cuda" else None
+    return {way: [value / len(batches) for value in values] for way, values in found.items()}
+
+
+def take_turns(ways, rounds, device):
+    """Return {way: [seconds of a call in each round]} of {way: function}; each way leads every other round."""
+    found = {way: [] for way in ways}
+    for number in range(rounds + 1):  # the first round warms up
+        for way in list(ways)[:: 1 if number % 2 else -1]:
+            start = now(device)
+            ways[way]()
+            found[way].append(now(device) - start)
     return {way: values[1:] for way, values in found.items()}
+
+
+def compared(seconds, useful, ceiling):
+    """Return {"ratio" to 2023, "share of limit"} of the ways: `useful` FLOPs, at `ceiling` FLOPs a second at best."""
+    times = {way: median(values) for way, values in seconds.items()}
+    return {
+        "ratio": {way: times["2023"] / value for way, value in times.items()},
+        "share of limit": {way: useful / ceiling / value for way, value in times.items()},
+    }
 
 
 def now(device):

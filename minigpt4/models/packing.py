@@ -23,7 +23,7 @@ class Packed(NamedTuple):
     """A batch as lists: what to feed, where pictures go, what is predicted where. Needs no device, waits for none."""
 
     num_shared: int  # leading positions that begin every row, fed once
-    rows: list  # index in the batch of each row that is fed; one without a target is not
+    rows: list  # index in the batch of each row that is fed, longest first; one without a target is not
     lengths: list  # of these rows, without what they share
     ids: list  # [T] token ids, 0 where a picture goes
     positions: list  # [T] from 0 in each row
