@@ -64,8 +64,14 @@ class Person:
         if not self.page.get_by_label("Seed").is_visible():
             self.page.get_by_text("Settings").click()
         field = self.page.get_by_role("spinbutton", name=re.compile(label))
-        field.fill(str(value))
-        field.blur()
+
+        def holds():
+            field.fill(str(value))
+            field.blur()
+            self.page.wait_for_timeout(200)
+            return float(field.input_value()) == value
+
+        self.wait_for(holds)  # gradio writes the defaults a moment after the panel opens, over what a script has typed
 
     def give(self, path):
         self.page.set_input_files("input[type=file]", path)
