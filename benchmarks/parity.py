@@ -1,4 +1,9 @@
-"""Loss and gradient of every way to train, beside the plain statement of 2023: no speed counts unless they agree."""
+"""Loss and gradient of every way to train, beside the plain statement of 2023: no speed counts unless they agree.
+
+An LLM of fewer bits is another model: its distance is shown, and judges nothing.
+"""
+
+from tempfile import TemporaryDirectory
 
 from benchmarks import baseline_2023, blip2, machine, workload
 from minigpt4.common.device import resolve_device
@@ -18,28 +23,39 @@ def add_arguments(parser):
     parser.add_argument("--dtype", choices=("fp16", "bf16"), help="half precision (default: fp16 on a GPU, else bf16)")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument(
+        "--quantised", action="store_true", help="also with the frozen LLM in each kind of few bits that trains here"
+    )
 
 
 def run(args):
     """Measure both stages, print a table, return the figures."""
     device = resolve_device(args.device)
     dtype = args.dtype or ("fp16" if device.type == "cuda" else "bf16")
-    stages = {stage: measure(args.size, stage, device, dtype, args.batch, args.batches) for stage in workload.STAGES}
+    stages, quantised = {}, {}
+    for stage in workload.STAGES:
+        options = args.size, stage, device, dtype, args.batch, args.batches
+        stages[stage], quantised[stage] = measure(*options, has_quantised=args.quantised)
     print(f"{args.size}, {args.batches} batches of {args.batch}; errors relative to 2023 in float32")
-    print_table(stages, dtype)
+    print_table(stages, dtype, quantised)
     passed = all(verdict(errors) for errors in stages.values())
     print("PASS" if passed else "FAIL", f"(float32 <= {FLOAT32_LIMIT:g}, {dtype} <= {HALF_LIMIT} times that of 2023)")
-    figures = {"size": args.size, "dtype": dtype, "seed": workload.SEED, "errors": stages, "passed": passed}
+    figures = {"size": args.size, "dtype": dtype, "seed": workload.SEED, "errors": stages, "quantised": quantised, "passed": passed}
     return {**figures, **machine.description("transformers", "timm")}
 
 
-def measure(size, stage, device, dtype, batch_size, num_batches):
-    """Return {way: {"loss", "gradient", "half gradient"}}: relative errors, the half ones that of `dtype`."""
+def measure(size, stage, device, dtype, batch_size, num_batches, has_quantised=False):
+    """Return ({way: {"loss", "gradient", "half gradient"}}, {kind of quantised LLM: {"loss", "half gradient"}}).
+
+    These are relative errors, the half ones that of `dtype`.
+    """
     from minigpt4.models.base_model import DTYPES
 
     half = workload.random_model(size, DTYPES[dtype], device, stage)
     batches = workload.batches(half, stage, batch_size, num_batches)
-    return of_models(workload.in_float32(half), half, batches)
+    wide = workload.in_float32(half)
+    errors = of_models(wide, half, batches)
+    return errors, of_kinds(wide, half, batches, device) if has_quantised else {}
 
 
 def of_models(wide, half, batches):
@@ -54,6 +70,28 @@ def of_models(wide, half, batches):
             "gradient": distance(found, exact),
             "half gradient": distance(found_half, exact),
         }
+    return errors
+
+
+def of_kinds(wide, half, batches, device):
+    """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of few bits that trains here.
+
+    The LLM of `half` is given up.
+    """
+    from minigpt4.models import language_model, llm_paths, quantization
+
+    kinds = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)]
+    exact, errors = [step(wide, {id(wide): None}, "2023", batch) for batch in batches], {}
+    with TemporaryDirectory() as folder:
+        half.llama_model.save_pretrained(folder)
+        for kind in kinds:
+            half.llama_model = language_model.load_llm(folder, half.compute_dtype, device, kind)
+            half.freeze("llama_model")
+            with half.maybe_autocast():
+                path = llm_paths.choose(half.llama_model)
+            found = [step(half, {id(half): None}, path, batch) for batch in batches]
+            loss = max(abs(a - b) / b for (a, _), (b, _) in zip(found, exact, strict=True))
+            errors[kind] = {"loss": loss, "half gradient": distance(found, exact)}
     return errors
 
 
@@ -90,10 +128,15 @@ def verdict(errors):
     )
 
 
-def print_table(stages, dtype):
+def print_table(stages, dtype, quantised=None):
     print(f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}")
     for stage, errors in stages.items():
         for way, of_way in errors.items():
             ratio = of_way["half gradient"] / errors["2023"]["half gradient"]
             cells = f"{of_way['loss']:>14.1e}{of_way['gradient']:>16.1e}{of_way['half gradient']:>16.2e}{ratio:>12.3f}"
             print(f"{f'stage {stage}, {way}':<24}{cells}")
+    for stage, errors in (quantised or {}).items():
+        for kind, of_kind in errors.items():
+            ratio = of_kind["half gradient"] / stages[stage]["2023"]["half gradient"]
+            cells = f"{of_kind['loss']:>14.1e}{'-':>16}{of_kind['half gradient']:>16.2e}{ratio:>12.3f}"
+            print(f"{f'stage {stage}, {kind} LLM':<24}{cells}")

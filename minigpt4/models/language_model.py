@@ -102,7 +102,7 @@ def load_llm(folder, dtype, device, kind="none", gpu=0):
         )
     if unused := sorted(info["unexpected_keys"]):
         logging.info("model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3]))
-    if kind in ("int8", "int4"):
+    if kind not in ("none", "nf4"):
         llm = quantization.quantise(llm, kind, device)
     quantization.refuse_training(llm, kind, device)
     return llm.eval()

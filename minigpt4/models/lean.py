@@ -14,7 +14,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt4.models.attention import attend
+from minigpt4.models.quantization import FP8Linear, Int8Linear
 from minigpt4.models.recompute import again
+
+LINEARS = (nn.Linear, Int8Linear, FP8Linear)
+
+
+def linear_backward(layer, grad, onto=None):
+    """Return the gradient of `layer(x)`, one of LINEARS, with respect to x [T, in], added to `onto` in place."""
+    if type(layer) is not nn.Linear:
+        grad = layer.product_backward(grad)
+        return grad if onto is None else onto.add_(grad)
+    return grad @ layer.weight if onto is None else onto.addmm_(grad, layer.weight)
 
 
 def rms_norm(x, weight, eps):
@@ -55,16 +66,16 @@ class QueryKeyValue(torch.autograd.Function):
         ctx.layer, attention = layer, layer.self_attn
         normed = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
         linears = (attention.q_proj, attention.k_proj, attention.v_proj)
-        q, k, v = (F.linear(normed, each.weight, each.bias).view(len(x), -1, attention.head_dim) for each in linears)
+        q, k, v = (linear(normed).view(len(x), -1, attention.head_dim) for linear in linears)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     @staticmethod
     def backward(ctx, grad_q, grad_k, grad_v):
         x, cos, sin = ctx.saved_tensors
         attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
-        grad = rotate(grad_q, cos, -sin).flatten(1) @ attention.q_proj.weight
-        grad.addmm_(rotate(grad_k, cos, -sin).flatten(1), attention.k_proj.weight)
-        grad.addmm_(grad_v.flatten(1), attention.v_proj.weight)
+        grad = linear_backward(attention.q_proj, rotate(grad_q, cos, -sin).flatten(1))
+        linear_backward(attention.k_proj, rotate(grad_k, cos, -sin).flatten(1), onto=grad)
+        linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)
         return rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon), None, None, None
 
 
@@ -74,28 +85,27 @@ class OutputAndMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, found, layer):
         norm, mlp, output = layer.post_attention_layernorm, layer.mlp, layer.self_attn.o_proj
-        x = x + F.linear(found.flatten(1), output.weight, output.bias)
+        x = x + output(found.flatten(1))
         normed = rms_norm(x, norm.weight, norm.variance_epsilon)
-        gate = F.linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
-        up = F.linear(normed, mlp.up_proj.weight, mlp.up_proj.bias)
+        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
         ctx.save_for_backward(x, gate, up)
         ctx.layer, ctx.shape = layer, found.shape
-        return x + F.linear(F.silu(gate).mul_(up), mlp.down_proj.weight, mlp.down_proj.bias)
+        return x + mlp.down_proj(F.silu(gate).mul_(up))
 
     @staticmethod
     def backward(ctx, grad):
         x, gate, up = ctx.saved_tensors
         norm, mlp, output = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.layer.self_attn.o_proj
-        inner = grad @ mlp.down_proj.weight
+        inner = linear_backward(mlp.down_proj, grad)
         grad_up = F.silu(gate).mul_(inner)
         grad_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
-        inner = (grad_up @ mlp.up_proj.weight).addmm_(grad_gate, mlp.gate_proj.weight)
+        inner = linear_backward(mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up))
         grad = grad + rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
-        return grad, (grad @ output.weight).view(ctx.shape), None
+        return grad, linear_backward(output, grad).view(ctx.shape), None
 
 
 def fits(llm):
-    """Whether the LLM is made of what this module computes: LLaMA's layers, plain linear layers, full attention."""
+    """Whether the LLM is made of what this module computes: LLaMA's layers, linear ones of LINEARS, full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
     is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
@@ -113,7 +123,7 @@ def _layer_fits(layer):
         return False
     linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part is not layer.mlp.act_fn]
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    return all(type(part) is nn.Linear for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
+    return all(type(part) in LINEARS for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
 
 
 def label_logits(llm, embeds, positions, segments, predicting, recompute=False):

@@ -34,7 +34,7 @@ class MiniGPT4Config:
     # language model
     llama_model: str = REQUIRED  # transformers folder
     llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
-    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 (nf4, int4)
+    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8, fp8) or 4 (nf4, int4)
     low_resource: bool = False  # the key of 2023: llm_quantization int8
     device_8bit: int = 0  # GPU of the quantised LLM
     check_llm: bool = True  # refuse an LLM that does not read English

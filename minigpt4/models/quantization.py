@@ -1,6 +1,8 @@
-"""Weights of the frozen LLM in 8 or 4 bits; activations, embeddings, norms and the output layer keep their type.
+"""Weights of the frozen LLM in 8 or 4 bits; embeddings, norms and the output layer keep their type.
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
+fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row: the tensor cores of GPUs from Ada and
+       Hopper on take them at twice the speed of 16 bits; elsewhere on a CPU, slowly, with the same numbers
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
@@ -12,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-KINDS = ("none", "int8", "nf4", "int4")
+KINDS = ("none", "int8", "fp8", "nf4", "int4")
 CPU_ROWS = 256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
+FP8, FP8_TILE = torch.float8_e4m3fn, 16  # widths of a layer are multiples of the latter. Source: cuBLAS
 INT4_GROUP, NF4_GROUP = 32, 64  # weights to a scale. Source: the blocks of GGUF's Q4; bitsandbytes' default
+_CAPABILITY = {"int4": ((8, 0), "Ampere", "nf4 or int8"), "fp8": ((8, 9), "Ada", "int8 or nf4")}  # of a GPU, at least
 
 
 def kind_of(llm_quantization, low_resource):
@@ -24,15 +28,15 @@ def kind_of(llm_quantization, low_resource):
 
 def check_device(kind, device):
     """Raise ValueError if weights of `kind` do not run on `device`."""
-    if device.type == "mps" and kind in ("int4", "nf4"):
+    if device.type == "mps" and kind in ("fp8", "int4", "nf4"):
         raise ValueError(f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8")
     # a plan may name a GPU that is not here
-    if kind == "int4" and device.type == "cuda" and torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 0):
+    if kind in _CAPABILITY and device.type == "cuda" and torch.cuda.is_available():
+        found, (needed, name, others) = torch.cuda.get_device_capability(device), _CAPABILITY[kind]
+        if found < needed:
             raise ValueError(
-                f"model.llm_quantization: int4 needs a GPU of compute capability 8.0 (Ampere) or newer, {device} has "
-                f"{capability[0]}.{capability[1]}; take nf4 or int8"
+                f"model.llm_quantization: {kind} needs a GPU of compute capability {needed[0]}.{needed[1]} ({name}) or "
+                f"newer, {device} has {found[0]}.{found[1]}; take {others}"
             )
 
 
@@ -67,8 +71,8 @@ def linears(llm):
 
 
 def quantise(llm, kind, device):
-    """Replace the linear layers of `llm` (on the CPU) one by one by int8 or int4 ones on `device`."""
-    layer = {"int8": Int8Linear, "int4": Int4Linear}[kind]
+    """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
+    layer = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear}[kind]
     for parent, name, linear in linears(llm):
         setattr(parent, name, layer.of(linear.to(device)))
     return llm.to(device)
@@ -76,36 +80,39 @@ def quantise(llm, kind, device):
 
 def quantise_meta(llm, kind):
     """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
-    layer = {"int8": Int8Linear, "int4": Int4Linear, "nf4": NF4Shape}[kind]
+    layer = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}[kind]
     for parent, name, linear in linears(llm):
         rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
-        weight, scales, scale_dtype = {
-            "int8": ((rows, columns), (rows,), dtype),
-            "int4": ((rows, columns // 2), (columns // INT4_GROUP, rows, 2), torch.bfloat16),
-            "nf4": ((rows * columns // 2, 1), (rows * columns // NF4_GROUP,), torch.float32),
+        weight, weight_dtype, scales, scale_dtype = {
+            "int8": ((rows, columns), torch.int8, (rows,), dtype),
+            "fp8": ((rows, columns), FP8, (rows,), torch.float32),
+            "int4": ((rows, columns // 2), torch.uint8, (columns // INT4_GROUP, rows, 2), torch.bfloat16),
+            "nf4": ((rows * columns // 2, 1), torch.uint8, (rows * columns // NF4_GROUP,), torch.float32),
         }[kind]
-        weight = torch.empty(weight, dtype=torch.int8 if kind == "int8" else torch.uint8, device="meta")
+        weight = torch.empty(weight, dtype=weight_dtype, device="meta")
         setattr(parent, name, layer(weight, torch.empty(scales, dtype=scale_dtype, device="meta"), linear.bias))
         getattr(parent, name).shape = rows, columns
     return llm
 
 
-class _Int8Function(torch.autograd.Function):
-    """x W^T for an input that needs a gradient; the weight is kept in 8 bits for it."""
+class _Product(torch.autograd.Function):
+    """`layer.product(x)` for an input that needs a gradient; nothing is kept for it but the layer."""
 
     @staticmethod
-    def forward(ctx, x, weight, scale):
-        ctx.save_for_backward(weight, scale)
-        return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return layer.product(x)
 
     @staticmethod
     def backward(ctx, gradient):
-        weight, scale = ctx.saved_tensors
-        return (gradient * scale.to(gradient.dtype)) @ weight.to(gradient.dtype), None, None
+        return ctx.layer.product_backward(gradient), None
 
 
 class _Quantised(nn.Module):
-    """A linear layer with a frozen `weight` of integers and its `scale`."""
+    """A linear layer with a frozen `weight` of few bits and its `scale`.
+
+    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T, out] -> [T, in].
+    """
 
     def __init__(self, weight, scale, bias):
         super().__init__()
@@ -116,7 +123,7 @@ class _Quantised(nn.Module):
     def forward(self, x):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = self.product(x.reshape(-1, x.shape[-1])).to(x.dtype).unflatten(0, x.shape[:-1])
+        y = _Product.apply(x.reshape(-1, x.shape[-1]), self).to(x.dtype).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -131,8 +138,6 @@ class Int8Linear(_Quantised):
         return cls(levels, scale.to(linear.weight.dtype), linear.bias)
 
     def product(self, x):
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _Int8Function.apply(x, self.weight, self.scale)
         if x.is_cuda and len(x) == 1 and (fused := _fused_int8(x.device)):
             return fused(x, self.weight, self.scale)
         if x.device.type != "cpu":
@@ -141,6 +146,9 @@ class Int8Linear(_Quantised):
             return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
         parts = [F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(CPU_ROWS)]
         return torch.cat(parts, 1) * self.scale.to(x.dtype)
+
+    def product_backward(self, gradient):
+        return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
 
 
 def int8_row(x, weight, scale):
@@ -159,6 +167,44 @@ def _fused_int8(device):
         logging.warning("model.llm_quantization: int8 answers run slowly here, torch.compile fails: %s", error)
         return None
     return compiled
+
+
+class FP8Linear(_Quantised):
+    """Weight float8_e4m3 [out, in], symmetric, scale float32 [out]."""
+
+    @classmethod
+    def of(cls, linear):
+        rows, columns = linear.weight.shape
+        if rows % FP8_TILE or columns % FP8_TILE:
+            raise ValueError(
+                f"model.llm_quantization: fp8 needs layers whose inputs and outputs are multiples of {FP8_TILE}; the "
+                f"LLM has one of {columns} x {rows}; take int8"
+            )
+        return cls(*_to_fp8(linear.weight.detach()), linear.bias)
+
+    def product(self, x):
+        return _fp8_product(x, self.weight, self.scale)
+
+    def product_backward(self, gradient):
+        # the weight's scales belong to what is summed up, so they go into the gradient before it is rounded
+        transposed = self.weight.view(torch.uint8).t().contiguous().view(FP8)  # kernels want the summed dimension last
+        ones = self.scale.new_ones(len(transposed))
+        return _fp8_product(gradient.float() * self.scale, transposed, ones).to(gradient.dtype)
+
+
+def _to_fp8(x):
+    """Return x [rows, columns] in 8 bits, and the scale of each row, [rows] in float32."""
+    x = x.float()
+    scale = x.abs().amax(1).clamp(min=1e-12) / torch.finfo(FP8).max
+    return (x / scale[:, None]).to(FP8), scale
+
+
+def _fp8_product(x, weight, scale):
+    """Return x [T, in] times weight [out, in] of `scale` [out] in x's type; bfloat16 is what kernels put out."""
+    levels, steps = _to_fp8(x)
+    by_row = F.ScalingType.RowWise
+    found = F.scaled_mm(levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16)
+    return found.to(x.dtype)
 
 
 class Int4Linear(_Quantised):
@@ -199,15 +245,7 @@ class NF4Shape(_Quantised):
     """Stands for a layer of bitsandbytes where there are no values: holds as much, and widens its weights at once."""
 
     def product(self, x):
-        return _NF4Function.apply(x, self.shape)
+        return F.linear(x, x.new_empty(self.shape))
 
-
-class _NF4Function(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, shape):
-        ctx.shape = shape
-        return F.linear(x, x.new_empty(shape))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient @ gradient.new_empty(ctx.shape), None
+    def product_backward(self, gradient):
+        return gradient @ gradient.new_empty(self.shape)
