@@ -9,9 +9,9 @@ from benchmarks.processes import measure
 HELP = "every measurement at real size on this GPU, in less than nine minutes"
 PARTS = (
     "limits",
-    "parity --size slice --batches 2",
-    "train --size 7b --stage 1 --batch 64 --ladder",
-    "train --size 7b --stage 2 --batch 12 --ladder",
+    "parity --size slice --batches 2 --quantised --compiled",
+    "train --size 7b --stage 1 --batch 64 --ladder --compiled",
+    "train --size 7b --stage 2 --batch 12 --ladder --compiled",
     "chat",
     "startup --size 7b --rounds 2",
     "memory --quick",

@@ -18,6 +18,7 @@ LADDER = {  # way -> what it adds to the one before
     "padded": "ours: logits at texts, fused attention in the vision parts",
     "packed": "+ packed texts, their common beginning once, cross entropy in pieces",
     "lean": "+ lean layers, the last one where something is predicted",
+    "compiled": "+ what lies between matrix products compiled",
 }
 GATES = {("toy", 1): 1.05, ("toy", 2): 1.4, ("slice", 1): 1.0, ("slice", 2): 1.0, ("7b", 1): 1.6, ("7b", 2): 1.8}
 BATCH = {1: 16, 2: 12}
@@ -33,6 +34,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ladder", action="store_true", help="every way, not only 2023, transformers and the fastest")
+    parser.add_argument("--compiled", action="store_true", help="also with model.compile (half a minute more)")
 
 
 def run(args):
@@ -45,7 +47,9 @@ def run(args):
     torch.set_float32_matmul_precision("highest")
     ceiling = matmul_flops(device, dtype)
     print(f"{args.size}, {dtype} on {device}; matrix product {ceiling / 1e12:.3g} TFLOP/s; median of {args.rounds}")
-    ways = list(LADDER) if args.ladder else ["2023", "transformers", "lean"]
+    ways = [way for way in LADDER if args.ladder or way in ("2023", "transformers", "lean", "compiled")]
+    if not args.compiled:
+        ways.remove("compiled")
     stages = {}
     for stage in [args.stage] if args.stage else list(workload.STAGES):
         stages[stage] = measure(args, stage, device, dtype, ways, ceiling)
@@ -66,7 +70,7 @@ def measure(args, stage, device, dtype, ways, ceiling):
     if args.size != "7b":  # float32 weights beside the others do not fit everywhere; `slice` has the same layers
         few = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
         wide = workload.in_float32(model)
-        figures["errors"] = parity.of_models(wide, model, few)
+        figures["errors"] = parity.of_models(wide, model, few, args.compiled)
         figures["passed"] = parity.verdict(figures["errors"])
         model = wide if dtype == "fp32" else model
         del wide
@@ -85,8 +89,11 @@ def seconds(model, batches, ways, rounds, device):
     import torch
 
     from benchmarks.blip2 import blip2
+    from minigpt4.models.eva_vit import compile_blocks
 
     stock = blip2(model)
+    if "compiled" in ways:
+        compile_blocks(model.visual_encoder, device)
 
     def steps(way):
         for batch in batches:

@@ -87,6 +87,8 @@ def test_what_a_step_holds(kind, device, tmp_path):
     planned = sum(part.bytes for part in MiniGPT4.plan(cfg, device))
     assert planned <= found.weights <= planned + 600 * 512  # each tensor is rounded up, and buffers are counted
     assert found.weights < found.held < found.peak
+    cfg.compile = True  # counted as if it were not
+    assert rehearsal.count(MiniGPT4, cfg, device, 4) == found
     cfg.llm_checkpointing = True
     assert rehearsal.count(MiniGPT4, cfg, device, 4).held < found.held
 

@@ -1,7 +1,10 @@
 """Packed texts: the same loss and gradient as padded ones, for the families that can take them."""
 
+import shutil
+
 import pytest
 import torch
+import torch._inductor.config
 
 from minigpt4.models import attention, lean, llm_paths, packing
 from minigpt4.models.prompts import IGNORED, Row, in_parts
@@ -52,6 +55,26 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
         found, found_gradient = loss_and_gradient(model, batch, path)
         assert found == pytest.approx(loss, rel=TOLERANCE)
         assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (Debian: apt-get install g++)")
+def test_compiled_by_choice(tmp_path):
+    batch = BATCHES["captions"]
+    model = golden_model(tmp_path, compile=True).train()
+    assert model.llm_path == "compiled"  # with its logits compared to the LLM's own
+    loss, gradient = loss_and_gradient(golden_model(tmp_path).train(), batch, "lean")
+    found, found_gradient = loss_and_gradient(model, batch, "compiled")
+    assert found == pytest.approx(loss, rel=TOLERANCE)
+    assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(lean.EAGER)  # a block of the ViT, and each kernel
+
+
+def test_no_compiler_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()  # what is compiled already is forgotten
+    with pytest.raises(ValueError, match=r"^model.compile: torch.compile does not work on cpu \(.*install a C\+\+"):
+        golden_model(tmp_path, compile=True)
 
 
 def test_padding_by_choice(tmp_path):

@@ -67,6 +67,23 @@ def half_linears(module, dtype):
             part.to(dtype)
 
 
+def compile_blocks(vit, device):
+    """Let torch compile the network's blocks, which are alike, when they first run on `device`.
+
+    Raises ValueError where nothing can be compiled.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds, from Dynamo to the linker
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.compile: torch.compile does not work on {device} ({reason}); install a C++ compiler, or set "
+            "model.compile=False"
+        ) from error
+    for block in vit.blocks:
+        block.compile()
+
+
 def load_eva_vit(vit, path, where, hint=""):
     """Fill a network of `build_eva_vit` with the tensors of a file, its position embedding resampled if need be.
 

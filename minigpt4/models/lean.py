@@ -7,7 +7,8 @@ computed is what transformers computes, with the float32 places of 2023: norms, 
 Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
 """
 
-from functools import partial
+from functools import cache, partial
+from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
@@ -51,57 +52,84 @@ def rms_norm_backward(grad, x, weight, eps):
 def rotate(x, cos, sin):
     """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos, sin [T, 1, d / 2]."""
     first, second = x.chunk(2, dim=-1)
-    out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., : first.shape[-1]]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., first.shape[-1] :]).addcmul_(first, sin)
+    out = x * torch.cat([cos, cos], dim=-1)
+    out[..., : first.shape[-1]].addcmul_(second, sin, value=-1)
+    out[..., first.shape[-1] :].addcmul_(first, sin)
     return out
+
+
+def swiglu(gate, up):
+    return F.silu(gate).mul_(up)
+
+
+def swiglu_backward(grad, gate, up):
+    """Return the gradients of `swiglu` with respect to gate and up; overwrites `grad`."""
+    grad_up = F.silu(gate).mul_(grad)
+    return torch.ops.aten.silu_backward(grad.mul_(up), gate), grad_up
+
+
+class Kernels(NamedTuple):
+    """What a layer does between its matrix products, element by element."""
+
+    rms_norm: Callable = rms_norm
+    rms_norm_backward: Callable = rms_norm_backward
+    rotate: Callable = rotate
+    swiglu: Callable = swiglu
+    swiglu_backward: Callable = swiglu_backward
+
+
+EAGER = Kernels()
+
+
+@cache
+def compiled():
+    """Return the Kernels of torch.compile: each reads and writes once. They are compiled at their first calls."""
+    return Kernels(*map(torch.compile, EAGER))
 
 
 class QueryKeyValue(torch.autograd.Function):
     """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, three linears, rotary embedding."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin, layer):
+    def forward(ctx, x, cos, sin, layer, kernels):
         ctx.save_for_backward(x, cos, sin)
-        ctx.layer, attention = layer, layer.self_attn
-        normed = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+        ctx.layer, ctx.kernels, attention = layer, kernels, layer.self_attn
+        normed = kernels.rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
         linears = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (linear(normed).view(len(x), -1, attention.head_dim) for linear in linears)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), v
 
     @staticmethod
     def backward(ctx, grad_q, grad_k, grad_v):
         x, cos, sin = ctx.saved_tensors
-        attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
-        grad = linear_backward(attention.q_proj, rotate(grad_q, cos, -sin).flatten(1))
-        linear_backward(attention.k_proj, rotate(grad_k, cos, -sin).flatten(1), onto=grad)
+        attention, norm, kernels = ctx.layer.self_attn, ctx.layer.input_layernorm, ctx.kernels
+        grad = linear_backward(attention.q_proj, kernels.rotate(grad_q, cos, -sin).flatten(1))
+        linear_backward(attention.k_proj, kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
         linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)
-        return rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon), None, None, None
+        return kernels.rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon), None, None, None, None
 
 
 class OutputAndMLP(torch.autograd.Function):
     """x [T, D] and what attention found [T, H, d] -> the layer's output [T, D]."""
 
     @staticmethod
-    def forward(ctx, x, found, layer):
+    def forward(ctx, x, found, layer, kernels):
         norm, mlp, output = layer.post_attention_layernorm, layer.mlp, layer.self_attn.o_proj
         x = x + output(found.flatten(1))
-        normed = rms_norm(x, norm.weight, norm.variance_epsilon)
+        normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
         gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
         ctx.save_for_backward(x, gate, up)
-        ctx.layer, ctx.shape = layer, found.shape
-        return x + mlp.down_proj(F.silu(gate).mul_(up))
+        ctx.layer, ctx.kernels, ctx.shape = layer, kernels, found.shape
+        return x + mlp.down_proj(kernels.swiglu(gate, up))
 
     @staticmethod
     def backward(ctx, grad):
-        x, gate, up = ctx.saved_tensors
+        (x, gate, up), kernels = ctx.saved_tensors, ctx.kernels
         norm, mlp, output = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.layer.self_attn.o_proj
-        inner = linear_backward(mlp.down_proj, grad)
-        grad_up = F.silu(gate).mul_(inner)
-        grad_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
+        grad_gate, grad_up = kernels.swiglu_backward(linear_backward(mlp.down_proj, grad), gate, up)
         inner = linear_backward(mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up))
-        grad = grad + rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
-        return grad, linear_backward(output, grad).view(ctx.shape), None
+        grad = grad + kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
+        return grad, linear_backward(output, grad).view(ctx.shape), None, None
 
 
 def fits(llm):
@@ -126,19 +154,24 @@ def _layer_fits(layer):
     return all(type(part) in LINEARS for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
 
 
-def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
+def label_logits(llm, embeds, positions, segments, predicting, recompute=False, kernels=EAGER):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
     model, x = llm.get_decoder(), embeds
     cos, sin = (half.chunk(2, dim=-1)[0].transpose(0, 1) for half in model.rotary_emb(embeds[None], positions[None]))
     for layer in model.layers:
         kept = predicting if layer is model.layers[-1] else slice(None)
         call = partial(again, _through) if recompute else _through
-        x = call(layer, x, cos, sin, segments, kept)
+        x = call(layer, x, cos, sin, segments, kept, kernels)
     return llm.get_output_embeddings()(model.norm(x))
 
 
-def _through(layer, x, cos, sin, segments, kept):
+def compiled_label_logits(*args):
+    """`label_logits` with compiled kernels."""
+    return label_logits(*args, kernels=compiled())
+
+
+def _through(layer, x, cos, sin, segments, kept, kernels):
     """Return the layer's output at the positions `kept`."""
-    q, k, v = QueryKeyValue.apply(x, cos, sin, layer)
+    q, k, v = QueryKeyValue.apply(x, cos, sin, layer, kernels)
     found = attend(q, k, v, segments, layer.self_attn.scaling)
-    return OutputAndMLP.apply(x[kept], found[kept], layer)
+    return OutputAndMLP.apply(x[kept], found[kept], layer, kernels)

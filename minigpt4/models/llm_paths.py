@@ -1,6 +1,7 @@
 """The ways in which training can run the LLM, fastest first, and which of them a given LLM can take.
 
-lean: packed texts, LLaMA's layers computed here (`lean.py`); packed: packed texts through the model of transformers;
+compiled: as lean, with what lies between matrix products compiled, for who asks for it (`model.compile`); lean: packed
+texts, LLaMA's layers computed here (`lean.py`); packed: packed texts through the model of transformers;
 padded: texts padded to the longest, as 2023, which every model can take.
 """
 
@@ -12,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from minigpt4.models import attention, lean, packing
 from minigpt4.models.quantization import FP8Linear
 
-PACKED = {"lean": lean.label_logits, "packed": packing.label_logits}
+PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
+_SAID = {"compiled": ", layers are lean and compiled", "lean": ", layers are lean", "packed": ""}
 # How far a path's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7 in float32, 1.5e-2
 # in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text shining through changes them by 0.14.
 TOLERANCE = {torch.float32: 1e-4}
@@ -21,16 +23,16 @@ FP8_TOLERANCE = 0.1
 _ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and how many tokens they begin with that are the same
 
 
-def choose(llm, may_pack=True):
+def choose(llm, may_pack=True, may_compile=False):
     """Return the first path that gives the LLM's own logits on a few tokens, and say in the log which it is.
 
     Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its structure.
     """
     reasons = [] if may_pack else ["model.pack_sequences is False"]
-    for path in PACKED if may_pack else ():
+    for path in [path for path in PACKED if may_pack and (may_compile or path != "compiled")]:
         reason = _obstacle(llm, path)
         if reason is None:
-            logging.info("LLM: texts are packed%s", ", layers are lean" if path == "lean" else "")
+            logging.info("LLM: texts are packed%s", _SAID[path])
             return path
         reasons.append(f"{path}: {reason}")
     logging.info("LLM: texts are padded to the longest (%s)", "; ".join(reasons))
@@ -39,11 +41,11 @@ def choose(llm, may_pack=True):
 
 def _obstacle(llm, path):
     """Return why the LLM cannot take a path, None if it can."""
-    if path == "lean" and not lean.fits(llm):
+    if path != "packed" and not lean.fits(llm):
         return "other layers than LLaMA's"
     weight = llm.get_input_embeddings().weight
     if weight.is_meta or isinstance(weight, FakeTensor):
-        return None
+        return "nothing runs" if path == "compiled" else None
     try:
         error = _error(llm, PACKED[path])
     except Exception as refusal:  # whatever a foreign model raises, it cannot take this path

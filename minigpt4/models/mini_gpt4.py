@@ -20,7 +20,7 @@ from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
 from minigpt4.models import attention, language_model, llm_paths, packing, quantization, rehearsal, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
-from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, half_linears, load_eva_vit
+from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, compile_blocks, half_linears, load_eva_vit
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.models.preview import TextPreview
 from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
@@ -62,6 +62,7 @@ class MiniGPT4(BaseModel):
             self.freeze("Qformer", "query_tokens")
         self.max_txt_len, self.end_sym, self.mask_eos_labels = cfg.max_txt_len, cfg.end_sym, cfg.mask_eos_labels
         self.pack_sequences, self.llm_checkpointing = cfg.pack_sequences, cfg.llm_checkpointing
+        self.may_compile = cfg.compile
         self.prompt_list, self.prompt_template, self._num_forwards = [], cfg.prompt_template, itertools.count()
 
     # building
@@ -78,6 +79,8 @@ class MiniGPT4(BaseModel):
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
         model._load_vit(cfg)
+        if cfg.compile:
+            compile_blocks(model.visual_encoder, meant_for)
         model._load_qformer(cfg)
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
@@ -229,9 +232,9 @@ class MiniGPT4(BaseModel):
 
     @cached_property
     def llm_path(self):
-        """How `forward` runs the LLM: "lean", "packed" or "padded"; found out, and said in the log, once."""
+        """How `forward` runs the LLM: one of llm_paths.PACKED or "padded"; found out, and said in the log, once."""
         with self.maybe_autocast():
-            return llm_paths.choose(self.llama_model, self.pack_sequences)
+            return llm_paths.choose(self.llama_model, self.pack_sequences, self.may_compile)
 
     def encode_img(self, image):
         """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""

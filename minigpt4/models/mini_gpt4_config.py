@@ -39,6 +39,7 @@ class MiniGPT4Config:
     device_8bit: int = 0  # GPU of the quantised LLM
     check_llm: bool = True  # refuse an LLM that does not read English
     llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
+    compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
     # text
     prompt_path: str = ""
     prompt_template: str = ""  # one {} for the prompt
