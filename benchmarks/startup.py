@@ -50,7 +50,8 @@ def run(args):
             drop_from_memory(files)
             found[way].append(in_own_process(args, WAYS[way]))
     print_table(args, found)
-    return {"cfg_path": args.cfg_path, "size": args.size, "cold": args.cold, "rounds": found, "passed": True, **machine.description()}
+    figures = {"cfg_path": args.cfg_path, "size": args.size, "cold": args.cold, "rounds": found, "passed": True}
+    return {**figures, **machine.description()}
 
 
 def in_own_process(args, way):

@@ -7,24 +7,23 @@ computed is what transformers computes, with the float32 places of 2023: norms, 
 Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minigpt4.models import quantization
 from minigpt4.models.attention import attend
-from minigpt4.models.quantization import FP8Linear, Int8Linear
 from minigpt4.models.recompute import again
-
-LINEARS = (nn.Linear, Int8Linear, FP8Linear)
 
 
 def linear_backward(layer, grad, onto=None):
-    """Return the gradient of `layer(x)`, one of LINEARS, with respect to x [T, in], added to `onto` in place."""
+    """Return the gradient of `layer(x)`, a linear layer, with respect to x [T, in], added to `onto` in place."""
     if type(layer) is not nn.Linear:
-        grad = layer.product_backward(grad)
+        grad = quantization.product_backward(layer, grad)
         return grad if onto is None else onto.add_(grad)
     return grad @ layer.weight if onto is None else onto.addmm_(grad, layer.weight)
 
@@ -133,7 +132,7 @@ class OutputAndMLP(torch.autograd.Function):
 
 
 def fits(llm):
-    """Whether the LLM is made of what this module computes: LLaMA's layers, linear ones of LINEARS, full attention."""
+    """Whether the LLM is made of what this module computes: LLaMA's layers, known linear layers, full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
     is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
@@ -151,7 +150,8 @@ def _layer_fits(layer):
         return False
     linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part is not layer.mlp.act_fn]
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    return all(type(part) in LINEARS for part in linears) and all(hasattr(n, "variance_epsilon") for n in norms)
+    is_known = lambda part: type(part) is nn.Linear or quantization.has_product_backward(part)  # noqa: E731
+    return all(map(is_known, linears)) and all(hasattr(norm, "variance_epsilon") for norm in norms)
 
 
 def label_logits(llm, embeds, positions, segments, predicting, recompute=False, kernels=EAGER):

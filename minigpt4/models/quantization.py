@@ -1,8 +1,8 @@
 """Weights of the frozen LLM in 8 or 4 bits; embeddings, norms and the output layer keep their type.
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
-fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row: the tensor cores of GPUs from Ada and
-       Hopper on take them at twice the speed of 16 bits; elsewhere on a CPU, slowly, with the same numbers
+fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row, for the tensor cores of GPUs since
+       Ada, which take them at twice the speed of 16 bits; on a CPU slowly, with the same numbers
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
@@ -68,6 +68,22 @@ def linears(llm):
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear) and child is not llm.get_output_embeddings()
     ]
+
+
+def has_product_backward(layer):
+    """Whether `product_backward` takes a linear layer; on a CPU bitsandbytes may have packed its weights anew."""
+    if isinstance(layer, _Quantised):
+        return type(layer) is not Int4Linear
+    return getattr(layer.weight, "quant_state", None) is not None and layer.weight.is_cuda
+
+
+def product_backward(layer, gradient):
+    """Return the gradient of a quantised layer's output [T, out] with respect to its input, [T, in]."""
+    if isinstance(layer, _Quantised):
+        return layer.product_backward(gradient)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return gradient @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(gradient.dtype)
 
 
 def quantise(llm, kind, device):
