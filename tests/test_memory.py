@@ -69,7 +69,7 @@ def test_layers_computed_again_give_the_same_gradient(path, tmp_path):
     found, found_gradient = loss_and_gradient(model, batch, path)
     assert found == loss
     assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
-    assert len(calls) == 2
+    assert len(calls) == (0 if path == "lean" else 2)  # the lean way uses the layer's weights alone
     assert all("forward" not in vars(layer) for layer in model.llama_model.model.layers)
 
 

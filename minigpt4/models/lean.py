@@ -20,6 +20,11 @@ from minigpt4.models.attention import attend
 from minigpt4.models.recompute import again
 
 
+def linear(layer, x):
+    """Return `layer(x)` of a linear layer; a plain one is not called: the hooks of torch's FLOP counter fail here."""
+    return F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
+
+
 def linear_backward(layer, grad, onto=None):
     """Return the gradient of `layer(x)`, a linear layer, with respect to x [T, in], added to `onto` in place."""
     if type(layer) is not nn.Linear:
@@ -49,9 +54,9 @@ def rms_norm_backward(grad, x, weight, eps):
 
 
 def rotate(x, cos, sin):
-    """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos, sin [T, 1, d / 2]."""
+    """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos [T, 1, d], sin [T, 1, d / 2]."""
     first, second = x.chunk(2, dim=-1)
-    out = x * torch.cat([cos, cos], dim=-1)
+    out = x * cos
     out[..., : first.shape[-1]].addcmul_(second, sin, value=-1)
     out[..., first.shape[-1] :].addcmul_(first, sin)
     return out
@@ -95,7 +100,7 @@ class QueryKeyValue(torch.autograd.Function):
         ctx.layer, ctx.kernels, attention = layer, kernels, layer.self_attn
         normed = kernels.rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
         linears = (attention.q_proj, attention.k_proj, attention.v_proj)
-        q, k, v = (linear(normed).view(len(x), -1, attention.head_dim) for linear in linears)
+        q, k, v = (linear(each, normed).view(len(x), -1, attention.head_dim) for each in linears)
         return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), v
 
     @staticmethod
@@ -114,12 +119,12 @@ class OutputAndMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, found, layer, kernels):
         norm, mlp, output = layer.post_attention_layernorm, layer.mlp, layer.self_attn.o_proj
-        x = x + output(found.flatten(1))
+        x = x + linear(output, found.flatten(1))
         normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
-        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+        gate, up = linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed)
         ctx.save_for_backward(x, gate, up)
         ctx.layer, ctx.kernels, ctx.shape = layer, kernels, found.shape
-        return x + mlp.down_proj(kernels.swiglu(gate, up))
+        return x + linear(mlp.down_proj, kernels.swiglu(gate, up))
 
     @staticmethod
     def backward(ctx, grad):
@@ -157,7 +162,8 @@ def _layer_fits(layer):
 def label_logits(llm, embeds, positions, segments, predicting, recompute=False, kernels=EAGER):
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
     model, x = llm.get_decoder(), embeds
-    cos, sin = (half.chunk(2, dim=-1)[0].transpose(0, 1) for half in model.rotary_emb(embeds[None], positions[None]))
+    cos, sin = (each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None]))  # [T, 1, d]
+    sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
     for layer in model.layers:
         kept = predicting if layer is model.layers[-1] else slice(None)
         call = partial(again, _through) if recompute else _through
