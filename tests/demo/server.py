@@ -152,6 +152,14 @@ def is_idle(server, seconds=0.5):
     return server.cpu_seconds() - before < 0.1 * seconds
 
 
+def has_threads_of(server, before):
+    """Return whether the program has its threads of `before` again.
+
+    Idle ones of the web server's pool end after ten seconds, and it grows when something runs late: some are not lost.
+    """
+    return server.num_threads() <= before + 10
+
+
 def wait_until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():

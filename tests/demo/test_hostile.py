@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from tests.demo.server import CONTROLS, Refused, Visitor, is_idle, shown, wait_until
+from tests.demo.server import CONTROLS, Refused, Visitor, has_threads_of, is_idle, shown, wait_until
 from tests.small_release import jpeg_bytes, picture
 
 
@@ -186,7 +186,7 @@ def test_nothing_is_left_of_all_this(server, before):
     """The last test of this file."""
     memory, threads = before
     wait_until(lambda: is_idle(server))
-    wait_until(lambda: server.num_threads() <= threads)
+    wait_until(lambda: has_threads_of(server, threads))
     grown = server.memory_mib() - memory
     print(f"memory {memory:.0f} MiB, grown by {grown:.0f} MiB; threads {threads}, now {server.num_threads()}")
     assert grown < 150
