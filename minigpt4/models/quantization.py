@@ -2,7 +2,7 @@
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
 fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row, for the tensor cores of GPUs since
-       Ada, which take them at twice the speed of 16 bits; on a CPU the same numbers, many times slower
+       Ada, which take them at twice the speed of 16 bits; on a CPU the same numbers, slowly
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
