@@ -14,13 +14,13 @@ from benchmarks.processes import measure
 HELP = "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores"
 PARTS = {  # command -> (options of --quick, options otherwise)
     "parity": (["--batches", "1"], []),
-    "train": (["--rounds", "2"], []),
+    "train": (["--rounds", "3"], []),
     "load": (["--rounds", "1"], []),
     "chat": (["--rounds", "3", "--turns", "2"], []),
     "data": (["--rounds", "6", "--pictures", "320", "--size", data.JUDGED], []),
     "flops": (["--quick"], ["--quick"]),
     "memory": (["--quick"], ["--quick"]),
-    "startup": (["--size", "toy", "--rounds", "1"], ["--size", "toy"]),
+    "startup": (["--size", "toy", "--rounds", "1", "--quick"], ["--size", "toy"]),
 }
 ON_CPU = {"parity", "train"}  # parts that would take a GPU where there is one
 COUNTED = {"flops", "memory"}  # parts that measure no time, and run side by side
