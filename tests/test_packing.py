@@ -1,7 +1,5 @@
 """Packed texts: the same loss and gradient as padded ones, for the families that can take them."""
 
-import shutil
-
 import pytest
 import torch
 import torch._inductor.config
@@ -57,8 +55,11 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
         assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (Debian: apt-get install g++)")
 def test_compiled_by_choice(tmp_path):
+    try:
+        torch.compile(torch.sin)(torch.zeros(2))
+    except Exception as error:  # of many kinds; the message to users has a test of its own
+        pytest.skip(f"torch.compile does not work here (Debian: apt-get install g++ python3-dev): {error}")
     batch = BATCHES["captions"]
     model = golden_model(tmp_path, compile=True).train()
     assert model.llm_path == "compiled"  # with its logits compared to the LLM's own
