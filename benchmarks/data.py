@@ -54,7 +54,9 @@ def run(args):
             _print_table(size, SIZES[size], result, args)
     is_judged = JUDGED in results and not args.quick
     passed = not is_judged or all(results[JUDGED]["ratio"][key] >= gate for key, gate in GATES.items())
-    verdict = "not judged" if not is_judged else "PASS" if passed else "FAIL"
+    verdict = "PASS" if passed else "FAIL"
+    if not is_judged:
+        verdict = f"not judged ({'--quick' if args.quick else '--size'})"
     print(f"{JUDGED}: at least {GATES['speed']}x the speed and {GATES['bytes']}x fewer bytes of tensors: {verdict}")
     settings = {"rounds": args.rounds, "pictures": args.pictures, "batch_size": args.batch_size}
     description = machine.description("torchvision", "pillow", "webdataset")

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,8 +21,7 @@ def roomy(release, tmp_path_factory):
 def server(roomy, tmp_path_factory):
     """The demo as people start it, with a small model; its pool of threads has its full size."""
     server = Server(roomy, tmp_path_factory.mktemp("demo") / "log.txt")
-    with ThreadPoolExecutor(16) as visitors:
-        list(visitors.map(lambda _: Visitor(server).chat("hello", max_new_tokens=2), range(16)))
+    server.fill_pool()
     yield server
     server.close()
 

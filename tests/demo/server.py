@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 
@@ -58,6 +59,11 @@ class Server:
     def close(self):
         self.process.terminate()
         self.process.wait(20)
+
+    def fill_pool(self):
+        """Bring the program's pool of threads to its full size; idle ones end after ten seconds."""
+        with ThreadPoolExecutor(16) as visitors:
+            list(visitors.map(lambda _: Visitor(self).chat("hello", max_new_tokens=2), range(16)))
 
     def _status(self, key):
         return int(re.search(rf"^{key}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M)[1])
@@ -150,14 +156,6 @@ def is_idle(server, seconds=0.5):
     before = server.cpu_seconds()
     time.sleep(seconds)
     return server.cpu_seconds() - before < 0.1 * seconds
-
-
-def has_threads_of(server, before):
-    """Return whether the program has its threads of `before` again.
-
-    Idle ones of the web server's pool end after ten seconds, and it grows when something runs late: some are not lost.
-    """
-    return server.num_threads() <= before + 10
 
 
 def wait_until(condition, seconds=20):
