@@ -35,9 +35,10 @@ class LoadedAs2023(MiniGPT4):
         from transformers import AutoModelForCausalLM
 
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        options = {"attn_implementation": "eager"} if device.type == "cpu" else {}  # as language_model.load_llm
         config = language_model.load_config(cfg.llama_model)
-        llm = AutoModelForCausalLM.from_config(config, dtype=self.compute_dtype, **options)
+        llm = AutoModelForCausalLM.from_config(
+            config, dtype=self.compute_dtype, **language_model.attention_options(device)
+        )
         for file in files_of([cfg.llama_model]):
             llm.load_state_dict(in_memory(weights.read_tensors(file, "model.llama_model")), strict=False)
         self._attach(llm.to(device).eval(), device)

@@ -13,8 +13,9 @@ HELP = (
 )
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
 HALF_LIMIT = 1.05  # error against float32, as a multiple of the baseline's own
+OTHERS = ("2023", "transformers")
 OURS = ("padded", "packed", "lean")  # and "compiled" where it is asked for
-WAYS = ("2023", "transformers", *OURS)
+WAYS = (*OTHERS, *OURS)
 
 
 def add_arguments(parser):
@@ -54,42 +55,45 @@ def measure(args, stage, device, dtype):
     half = workload.random_model(args.size, DTYPES[dtype], device, stage)
     batches = workload.batches(half, stage, args.batch, args.batches)
     wide = workload.in_float32(half)
-    errors = of_models(wide, half, batches, args.compiled)
-    return errors, of_kinds(wide, half, batches, device) if args.quantised else {}
+    if args.compiled:
+        compile_vision(wide, half)
+    exact = steps(wide, "2023", batches)
+    errors = of_models(exact, wide, half, batches, args.compiled)
+    return errors, of_kinds(exact, half, batches, device) if args.quantised else {}
 
 
-def of_models(wide, half, batches, is_compiled=False):
-    """Return the errors of each way, of a model in float32 and one of the same weights in half precision.
-
-    `is_compiled`: also of the compiled way.
-    """
+def compile_vision(*models):
+    """Compile the ViTs' blocks; what is not the compiled way runs them as they are (`loss_of`)."""
     from minigpt4.models.eva_vit import compile_blocks
 
-    stock = {id(model): blip2.blip2(model) for model in (wide, half)}
-    if is_compiled:
-        for model in (wide, half):
-            compile_blocks(model.visual_encoder, model.device)
-    exact = [step(wide, stock, "2023", batch) for batch in batches]
-    errors = {}
+    for model in models:
+        compile_blocks(model.visual_encoder, model.device)
+
+
+def of_models(exact, wide, half, batches, is_compiled=False):
+    """Return the errors of each way, of a model in float32 and one of the same weights in half precision.
+
+    `exact`: `steps` of the first as 2023. `is_compiled`: also of the compiled way.
+    """
+    stock, errors = [blip2.blip2(model) for model in (wide, half)], {}
     for way in [*WAYS, *["compiled"] * is_compiled]:
-        found, found_half = ([step(model, stock, way, batch) for batch in batches] for model in (wide, half))
+        found, found_half = steps(wide, way, batches, stock[0]), steps(half, way, batches, stock[1])
         errors[way] = {
-            "loss": max(abs(a - b) / b for (a, _), (b, _) in zip(found, exact, strict=True)),
+            "loss": loss_error(found, exact),
             "gradient": distance(found, exact),
             "half gradient": distance(found_half, exact),
         }
     return errors
 
 
-def of_kinds(wide, half, batches, device):
+def of_kinds(exact, half, batches, device):
     """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of few bits that trains here.
 
     The LLM of `half` is given up.
     """
     from minigpt4.models import language_model, llm_paths, quantization
 
-    kinds = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)]
-    exact, errors = [step(wide, {id(wide): None}, "2023", batch) for batch in batches], {}
+    kinds, errors = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {}
     with TemporaryDirectory() as folder:
         half.llama_model.save_pretrained(folder)
         for kind in kinds:
@@ -97,18 +101,20 @@ def of_kinds(wide, half, batches, device):
             half.freeze("llama_model")
             with half.maybe_autocast():
                 path = llm_paths.choose(half.llama_model)
-            found = [step(half, {id(half): None}, path, batch) for batch in batches]
-            loss = max(abs(a - b) / b for (a, _), (b, _) in zip(found, exact, strict=True))
-            errors[kind] = {"loss": loss, "half gradient": distance(found, exact)}
+            found = steps(half, path, batches)
+            errors[kind] = {"loss": loss_error(found, exact), "half gradient": distance(found, exact)}
     return errors
 
 
-def step(model, stock, way, batch):
-    """Return (loss, gradient of the projection's weight) of a batch."""
-    model.zero_grad()
-    loss = loss_of(model, stock[id(model)], way, batch)
-    (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
-    return loss.item(), model.llama_proj.weight.grad.float() / 1024
+def steps(model, way, batches, stock=None):
+    """Return [(loss, gradient of the projection's weight)] of batches."""
+    found = []
+    for batch in batches:
+        model.zero_grad()
+        loss = loss_of(model, stock, way, batch)
+        (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
+        found.append((loss.item(), model.llama_proj.weight.grad.float() / 1024))
+    return found
 
 
 def loss_of(model, stock, way, batch):
@@ -124,6 +130,11 @@ def loss_of(model, stock, way, batch):
         return model(batch)["loss"]
 
 
+def loss_error(found, expected):
+    """Return the largest relative error of the losses."""
+    return max(abs(a - b) / b for (a, _), (b, _) in zip(found, expected, strict=True))
+
+
 def distance(found, expected):
     """Return the relative distance of gradients, all batches together."""
     off = sum((a - b).square().sum().item() for (_, a), (_, b) in zip(found, expected, strict=True))
@@ -135,20 +146,18 @@ def verdict(errors):
     limit = HALF_LIMIT * errors["2023"]["half gradient"]
     return all(
         max(errors[way]["loss"], errors[way]["gradient"]) <= FLOAT32_LIMIT and errors[way]["half gradient"] <= limit
-        for way in errors
-        if way not in ("2023", "transformers")
+        for way in errors.keys() - OTHERS
     )
 
 
 def print_table(stages, dtype, quantised=None):
     print(f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}")
-    for stage, errors in stages.items():
-        for way, of_way in errors.items():
-            ratio = of_way["half gradient"] / errors["2023"]["half gradient"]
-            cells = f"{of_way['loss']:>14.1e}{of_way['gradient']:>16.1e}{of_way['half gradient']:>16.2e}{ratio:>12.3f}"
-            print(f"{f'stage {stage}, {way}':<24}{cells}")
-    for stage, errors in (quantised or {}).items():
-        for kind, of_kind in errors.items():
-            ratio = of_kind["half gradient"] / stages[stage]["2023"]["half gradient"]
-            cells = f"{of_kind['loss']:>14.1e}{'-':>16}{of_kind['half gradient']:>16.2e}{ratio:>12.3f}"
-            print(f"{f'stage {stage}, {kind} LLM':<24}{cells}")
+    rows = [(stage, way, found) for stage, errors in stages.items() for way, found in errors.items()]
+    rows += [
+        (stage, f"{kind} LLM", found) for stage, errors in (quantised or {}).items() for kind, found in errors.items()
+    ]
+    for stage, name, found in rows:
+        gradient = f"{found['gradient']:.1e}" if "gradient" in found else "-"
+        ratio = found["half gradient"] / stages[stage]["2023"]["half gradient"]
+        cells = f"{found['loss']:>14.1e}{gradient:>16}{found['half gradient']:>16.2e}{ratio:>12.3f}"
+        print(f"{f'stage {stage}, {name}':<24}{cells}")

@@ -65,12 +65,16 @@ def measure(args, stage, device, dtype, ways, ceiling):
 
     half = dtype if dtype != "fp32" else "bf16" if device.type == "cpu" else "fp16"
     model = workload.random_model(args.size, DTYPES[half], device, stage)
+    if args.compiled:
+        parity.compile_vision(model)
     batch_size = args.batch or BATCH[stage]
     figures = {"batch": batch_size, "errors": None, "seconds": None, "passed": True}
     if args.size != "7b":  # float32 weights beside the others do not fit everywhere; `slice` has the same layers
         few = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
         wide = workload.in_float32(model)
-        figures["errors"] = parity.of_models(wide, model, few, args.compiled)
+        if args.compiled:
+            parity.compile_vision(wide)
+        figures["errors"] = parity.of_models(parity.steps(wide, "2023", few), wide, model, few, args.compiled)
         figures["passed"] = parity.verdict(figures["errors"])
         model = wide if dtype == "fp32" else model
         del wide
@@ -89,11 +93,8 @@ def seconds(model, batches, ways, rounds, device):
     import torch
 
     from benchmarks.blip2 import blip2
-    from minigpt4.models.eva_vit import compile_blocks
 
     stock = blip2(model)
-    if "compiled" in ways:
-        compile_blocks(model.visual_encoder, device)
 
     def steps(way):
         for batch in batches:

@@ -62,7 +62,7 @@ def random_model(size, dtype, device="cpu", stage=1):
     with TemporaryDirectory() as folder:
         cfg = model_config(size, folder)
         model = MiniGPT4(cfg, dtype).to_empty(device=device)
-        options = {"attn_implementation": "eager"} if str(device) == "cpu" else {}  # as language_model.load_llm
+        options = language_model.attention_options(torch.device(device))
         with torch.device(device):
             llm = AutoModelForCausalLM.from_config(language_model.load_config(folder), dtype=dtype, **options).eval()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -88,15 +88,13 @@ def product_backward(layer, gradient):
 
 def quantise(llm, kind, device):
     """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
-    layer = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear}[kind]
     for parent, name, linear in linears(llm):
-        setattr(parent, name, layer.of(linear.to(device)))
+        setattr(parent, name, _LAYERS[kind].of(linear.to(device)))
     return llm.to(device)
 
 
 def quantise_meta(llm, kind):
     """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
-    layer = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}[kind]
     for parent, name, linear in linears(llm):
         rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
         weight, weight_dtype, scales, scale_dtype = {
@@ -106,7 +104,8 @@ def quantise_meta(llm, kind):
             "nf4": ((rows * columns // 2, 1), torch.uint8, (rows * columns // NF4_GROUP,), torch.float32),
         }[kind]
         weight = torch.empty(weight, dtype=weight_dtype, device="meta")
-        setattr(parent, name, layer(weight, torch.empty(scales, dtype=scale_dtype, device="meta"), linear.bias))
+        scale = torch.empty(scales, dtype=scale_dtype, device="meta")
+        setattr(parent, name, _LAYERS[kind](weight, scale, linear.bias))
         getattr(parent, name).shape = rows, columns
     return llm
 
@@ -139,7 +138,10 @@ class _Quantised(nn.Module):
     def forward(self, x):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = _Product.apply(x.reshape(-1, x.shape[-1]), self).to(x.dtype).unflatten(0, x.shape[:-1])
+        rows = x.reshape(-1, x.shape[-1])
+        needs_gradient = torch.is_grad_enabled() and x.requires_grad
+        y = _Product.apply(rows, self) if needs_gradient else self.product(rows)
+        y = y.to(x.dtype).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -265,3 +267,6 @@ class NF4Shape(_Quantised):
 
     def product_backward(self, gradient):
         return gradient @ gradient.new_empty(self.shape)
+
+
+_LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
