@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 quickstart: $(READY)
-	$(BIN)/python -m minigpt4.embedded.quickstart
+	$(BIN)/python -m minigpt4.quickstart
 
 demo: $(READY)
 	@test -f $(TRAINED) || { echo "no $(TRAINED): run make quickstart first"; exit 1; }

@@ -1,4 +1,4 @@
-"""Chat about pictures: a page in the browser, on this machine only unless asked otherwise, or a terminal.
+"""Chat about images: a page in the browser, on this machine only unless asked otherwise, or a terminal.
 
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --cli
@@ -133,7 +133,7 @@ class Page:
     def _build(self):
         gr = self.gr
         with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
-            gr.Markdown("# MiniGPT-4\nShow it a picture and ask.", elem_id="title")
+            gr.Markdown("# MiniGPT-4\nShow it an image and ask.", elem_id="title")
             self.chatbot = gr.Chatbot(
                 show_label=False,
                 elem_id="chat",
@@ -143,11 +143,11 @@ class Page:
                 render_markdown=False,
                 latex_delimiters=[],
                 examples=[{"text": question, "files": [path]} for question, path in self.examples],
-                placeholder="### Drop pictures into the box below, or begin with one of these",
+                placeholder="### Drop images into the box below, or begin with one of these",
             )
             self.box = gr.MultimodalTextbox(
                 show_label=False,
-                placeholder="Ask something; add pictures by the clip, by dropping or by pasting",
+                placeholder="Ask something; add images by the clip, by dropping or by pasting",
                 file_types=["image"],
                 file_count="multiple",
                 max_plain_text_length=100_000,  # longer pasted text would become a file
@@ -163,12 +163,12 @@ class Page:
         return blocks
 
     def _only_uploads(self, box):
-        """Make gradio refuse addresses among the pictures; it would fetch them."""
+        """Make gradio refuse addresses among the images; it would fetch them."""
         keep = box.async_move_resource_to_block_cache
 
         async def keep_file(path):
             if path is not None and is_url(path):
-                raise self.gr.Error("pictures are uploaded; addresses are not fetched", print_exception=False)
+                raise self.gr.Error("images are uploaded; addresses are not fetched", print_exception=False)
             return await keep(path)
 
         box.async_move_resource_to_block_cache = keep_file

@@ -1,4 +1,4 @@
-"""Answer one question about many pictures, as JSON lines; a call that was interrupted goes on where it stopped.
+"""Answer one question about many images, as JSON lines; a call that was interrupted goes on where it stopped.
 
 python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --images my_pictures/ --output answers.jsonl
 """
@@ -18,32 +18,32 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="pictures, or folders of pictures")
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of images")
     parser.add_argument(
         "--prompt", default="Describe this image in detail.", help="what is asked (default: %(default)s)"
     )
     parser.add_argument("--output", default="answers.jsonl", help='lines {"image", "answer"} (default: %(default)s)')
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures answered at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy, the same answer each time (default)")
     return parser.parse_args(argv)
 
 
 def find_pictures(paths):
-    """Return the picture files that `paths` name, folders searched. Raises FileNotFoundError for one without any."""
+    """Return the image files that `paths` name, folders searched. Raises FileNotFoundError for one without any."""
     found = []
     for path in map(Path, paths):
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
         if not files or not files[0].is_file():
             kinds = ", ".join(PICTURES)
-            raise FileNotFoundError(f"--images: no picture at '{path}'; give files or folders with {kinds}")
+            raise FileNotFoundError(f"--images: no image at '{path}'; give files or folders with {kinds}")
         found += files
     return found
 
 
 def answered(output):
-    """Return the pictures that have a line in `output` already; a last line that was cut short is taken away.
+    """Return the images that have a line in `output` already; a last line that was cut short is taken away.
 
     Raises ValueError if it is another kind of file.
     """
@@ -62,7 +62,7 @@ def answered(output):
 
 
 def answer_pictures(chat, conv, pictures, args):
-    """Yield {"image", "answer"}, or {"image", "error"} for a picture that cannot be read, in batches."""
+    """Yield {"image", "answer"}, or {"image", "error"} for an image that cannot be read, in batches."""
     for start in range(0, len(pictures), args.batch_size):
         images = []
         for picture in pictures[start : start + args.batch_size]:
@@ -81,7 +81,7 @@ def answer_pictures(chat, conv, pictures, args):
 
 
 def evaluate(args):
-    """Write a line for every picture that has none yet."""
+    """Write a line for every image that has none yet."""
     from tqdm import tqdm
 
     if args.batch_size < 1:

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from minigpt4.embedded.quickstart import require_environment
+from minigpt4.quickstart.quickstart import require_environment
 
 if __name__ == "__main__" and sys.argv[1:2] == ["train"]:
     require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared

@@ -80,7 +80,7 @@ def stock_attention(llm):
 
 def batch_of(stock, model, samples):
     """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
-    from minigpt4.models.prompts import batch_prompts, batch_rows
+    from minigpt4.text.rows import batch_prompts, batch_rows
 
     prompts = batch_prompts(samples, model.prompt_list[0] if model.prompt_list else "", model, model.llama_tokenizer)
     picture = [stock.config.image_token_index] * model.query_tokens.shape[1]

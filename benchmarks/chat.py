@@ -87,7 +87,7 @@ class RandomModel:
         return embeds.to(self.device, self.llama_model.dtype), None
 
     def decoder(self):
-        from minigpt4.models.decoding import Decoder
+        from minigpt4.models.llm.decoding import Decoder
 
         return Decoder(self.llama_model)
 
@@ -152,7 +152,7 @@ def asked(chat, conv, text):
 
 
 def positions(chat, conv, images):
-    from minigpt4.conversation.prompt import positions_of
+    from minigpt4.text.segments import positions_of
 
     return positions_of(chat.encoder.encode(conv.segments()), images)
 

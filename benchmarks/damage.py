@@ -38,7 +38,7 @@ class Trap:
 
 
 def encoded(form="JPEG", size=(48, 40), mode="RGB", seed=0, **options):
-    """Return the bytes of a picture."""
+    """Return the bytes of an image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, form, **options)
@@ -69,7 +69,7 @@ def record(caption):
 
 def good(number):
     """Return the members {extension: bytes} of a good sample."""
-    return {"jpg": encoded(seed=number), "json": record(f"picture {number} of a red circle")}
+    return {"jpg": encoded(seed=number), "json": record(f"image {number} of a red circle")}
 
 
 def write_tar(path, samples):
@@ -158,8 +158,8 @@ def with_pickle(extension):
 
 
 def unusable(place):
-    """One shard of 5 samples without a picture that can be read."""
-    samples = {f"{number:06}": good(number) | {"jpg": b"no picture"} for number in range(5)}
+    """One shard of 5 samples without an image that can be read."""
+    samples = {f"{number:06}": good(number) | {"jpg": b"no image"} for number in range(5)}
     return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
 
@@ -186,14 +186,14 @@ def from_web(kind):
 
 
 def align(change=None, records=None):
-    """A folder of 8 pictures with captions; `change(folder)` damages it, `records` go into filter_cap.json."""
+    """A folder of 8 images with captions; `change(folder)` damages it, `records` go into filter_cap.json."""
 
     def make(place):
         folder = place.folder / "align"
         (folder / "image").mkdir(parents=True)
         for number in range(8):
             (folder / f"image/{number}.jpg").write_bytes(encoded(seed=number))
-        found = [{"image_id": str(number), "caption": f"Picture {number}."} for number in range(8)]
+        found = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
         (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or found}))
         if change:
             change(folder)

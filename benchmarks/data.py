@@ -1,4 +1,4 @@
-"""Pictures a second from tar shards to batches in the trainer: ours beside the 2023 way, on the same files.
+"""Images a second from tar shards to batches in the trainer: ours beside the 2023 way, on the same files.
 
 2023: webdataset decodes with PIL, torchvision makes float32, batches of float32 cross from the worker to the trainer.
 Ours: the pixels cross as they are, uint8, and are normalised where the batch is moved to the device. No speed is shown
@@ -20,11 +20,11 @@ from statistics import mean, stdev
 
 from benchmarks import machine
 
-HELP = "load and augment pictures from shards: pictures a second and core, beside the 2023 way"
+HELP = "load and augment images from shards: images a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
-# As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as pictures of COCO are.
+# As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as images of COCO are.
 # The first are what the 2023 chain reads; Pillow's work, which both ways share, weighs more in the larger ones.
-SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger pictures"}
+SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger images"}
 JUDGED = "256x256"
 IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
 
@@ -32,9 +32,9 @@ IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
 def add_arguments(parser):
     parser.add_argument("--rounds", type=int, default=6, help="passes of each kind, alternating")
     parser.add_argument("--pictures", type=int, default=640, help="in a pass")
-    parser.add_argument("--size", choices=SIZES, help="of the pictures (default: each; 256x256 is judged)")
+    parser.add_argument("--size", choices=SIZES, help="of the images (default: each; 256x256 is judged)")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--quick", action="store_true", help="two rounds of 96 pictures: shows that it works, no gate")
+    parser.add_argument("--quick", action="store_true", help="two rounds of 96 images: shows that it works, no gate")
 
 
 def run(args):
@@ -45,7 +45,7 @@ def run(args):
     if args.quick:
         args.rounds, args.pictures = 2, 96
     if args.rounds < 2 or args.pictures < 4 * args.batch_size:
-        sys.exit("python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of pictures")
+        sys.exit("python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of images")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in [args.size] if args.size else SIZES:
@@ -90,13 +90,13 @@ def _measure_size(shards, args):
 
 
 def write_shards(folder, size, pictures):
-    """Return the paths of new shards of `pictures` JPEGs with captions."""
+    """Return the paths of new shards of `images` JPEGs with captions."""
     folder.mkdir()
     paths = [folder / f"{number:05d}.tar" for number in range(SHARDS)]
     for number, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
             for picture in range(number, pictures, SHARDS):
-                caption = json.dumps({"caption": f"Picture {picture}: hills of some colours under a sky."})
+                caption = json.dumps({"caption": f"Image {picture}: hills of some colours under a sky."})
                 for extension, data in (("jpg", jpeg(picture, size)), ("json", caption.encode())):
                     member = tarfile.TarInfo(f"{picture:09d}.{extension}")
                     member.size = len(data)
@@ -174,7 +174,7 @@ def loader_ours(shards, batch_size):
 
 
 def _require_equal(shards, batch_size, pictures):
-    """Exit unless both ways give the same float32 tensor for each picture of a pass."""
+    """Exit unless both ways give the same float32 tensor for each image of a pass."""
     import torch
 
     from minigpt4.common.device import to_device
@@ -193,7 +193,7 @@ def _require_equal(shards, batch_size, pictures):
 
 
 def _race(loaders, batches):
-    """Return {kind: {"loading", "moving": seconds of processor time a picture}}, all kinds at once, batch by batch.
+    """Return {kind: {"loading", "moving": seconds of processor time an image}}, all kinds at once, batch by batch.
 
     Moving is what `to_device` does where the device is the CPU. A worker is a fixed number of batches ahead before the
     first batch that counts as well as after the last one.
@@ -225,7 +225,7 @@ def _race(loaders, batches):
 
 
 def _pillow_alone(shard):
-    """Return seconds a picture of what no exact way can spare: to decode it, to crop it and to resize it."""
+    """Return seconds an image of what no exact way can spare: to decode it, to crop it and to resize it."""
     from minigpt4.processors import Blip2ImageTrainProcessor, load_rgb
 
     crop, *_ = Blip2ImageTrainProcessor(IMAGE_SIZE).transform.transforms
@@ -247,7 +247,7 @@ def _seconds_when_idle(worker):
 
 
 def _bytes_per_picture(batch):
-    """Return {"tensors", "all"}: bytes of shared memory of a batch, and with what is pickled beside it, a picture."""
+    """Return {"tensors", "all"}: bytes of shared memory of a batch, and with what is pickled beside it, an image."""
     import torch
 
     tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}

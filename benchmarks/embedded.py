@@ -1,6 +1,6 @@
 """What the embedded default learns, over several seeds: quickstart for each, then minimum, median and maximum.
 
-A seed sets both stages' initial projection, order of data and prompts; pictures, weights and evaluation are the same.
+A seed sets both stages' initial projection, order of data and prompts; images, weights and evaluation are the same.
 """
 
 import json
@@ -13,7 +13,7 @@ from benchmarks import machine
 
 HELP = "accuracy of the embedded default over several seeds (12 minutes each on two cores)"
 ROOT = Path(__file__).resolve().parents[1]
-BARS = {"held_out": 0.9, "left_out_pairs": 0.5, "questions": 0.7}  # of the worst seed; of the whole picture: 0.6
+BARS = {"held_out": 0.9, "left_out_pairs": 0.5, "questions": 0.7}  # of the worst seed; of the whole image: 0.6
 EXACT_BAR = 0.6
 SECTIONS = ("held_out", "left_out_pairs", "questions", "after_stage1", "style", "above_chance", "seconds")
 
@@ -44,7 +44,7 @@ def run(args):
 
 def quickstart(args, seed) -> dict:
     output = args.output / f"seed-{seed}"
-    command = [sys.executable, "-m", "minigpt4.embedded.quickstart", "--seed", str(seed), "--output", str(output)]
+    command = [sys.executable, "-m", "minigpt4.quickstart", "--seed", str(seed), "--output", str(output)]
     command += ["--cache-root", args.cache_root] if args.cache_root else []
     subprocess.run(command, cwd=ROOT, check=True)
     return json.loads((output / "report.json").read_text())

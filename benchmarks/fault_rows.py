@@ -118,7 +118,7 @@ def skipped(why):
 def _shards():
     cut = r"laion: skipped 00001\.tar|laion: skipped .*unexpected end of data.*"
     yield Row("Shards", "cut at half", cut, lost=BAD_SHARD, make=shards(cut_at(0.5)))
-    yield Row("Shards", "cut within a picture", cut, lost=BAD_SHARD, make=shards(cut_in_picture))
+    yield Row("Shards", "cut within an image", cut, lost=BAD_SHARD, make=shards(cut_in_picture))
     yield Row("Shards", "an empty file", skipped("empty"), lost=BAD_SHARD, make=shards(written(b"")))
     noise = written(bytes(range(1, 256)) * 400)
     yield Row("Shards", "random bytes", skipped("ReadError"), lost=BAD_SHARD, make=shards(noise))
@@ -151,17 +151,15 @@ def _samples():
     yield lost("caption: a list", "bad_caption", "bad_caption", with_members(json=b'["a circle"]'))
     yield lost("caption: a number", "caption is int", "bad_caption", with_members(json=b'{"caption": 7}'))
     yield lost("caption: not UTF-8", "UnicodeDecodeError", "bad_caption", with_members(json=None, txt=b"\xff\xfe"))
-    yield lost("no picture", "no_image", "no_image", with_members(jpg=None))
+    yield lost("no image", "no_image", "no_image", with_members(jpg=None))
     yield lost("JPEG cut off", "truncated", "bad_image", with_members(jpg=encoded()[:700]))
     yield lost("JPEG of 0 bytes", "bad_image", "bad_image", with_members(jpg=b""))
-    yield lost(
-        "text called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=b"This is no picture.")
-    )
+    yield lost("text called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=b"This is no image."))
     yield lost("SVG called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=SVG))
     yield lost(".gif", "no_image", "no_image", with_members(jpg=None, gif=encoded("GIF")))
     bombs = with_members(jpg=None, png=bomb())
     yield lost("a bomb of 70 million pixels", "at most 67,108,864", "bad_image", bombs)
-    yield lost("a symbolic link as picture", "no_image", "no_image", with_members(jpg="/etc/hostname"))
+    yield lost("a symbolic link as image", "no_image", "no_image", with_members(jpg="/etc/hostname"))
     fine = {
         "an empty caption": with_members(json=b'{"caption": ""}'),
         "GIF called .jpg": with_members(jpg=encoded("GIF")),
@@ -208,10 +206,10 @@ def _folders():
     keys = [{"image_id": "0", "text": "A circle."}]
     yield refused("a record without caption", r".*record 0: 'caption' is None.*", records=keys)
     escape = [{"image_id": "../outside", "caption": "A circle."}]
-    yield refused("a path out of the folder", r".*leads out of the picture folder.*", records=escape)
+    yield refused("a path out of the folder", r".*leads out of the image folder.*", records=escape)
     for name, reason, change in (
-        ("a picture missing", "missing_file", lambda folder: (folder / "image/3.jpg").unlink()),
-        ("a picture cut off", "bad_image", lambda folder: cut_at(0.5)(folder / "image/3.jpg")),
+        ("an image missing", "missing_file", lambda folder: (folder / "image/3.jpg").unlink()),
+        ("an image cut off", "bad_image", lambda folder: cut_at(0.5)(folder / "image/3.jpg")),
         ("a link out of the folder", "bad_image", link_out),
     ):
         says = rf"cc_sbu_align: skipped 3: {reason}.*"

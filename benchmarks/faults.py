@@ -76,7 +76,7 @@ class Matrix:
     """Rows below one folder; `outcome` may be called from several threads."""
 
     def __init__(self, folder, address, limit, cache_root=None):
-        from minigpt4.embedded.prepare import prepare
+        from minigpt4.quickstart.prepare import prepare
 
         self.folder, self.address, self.limit = folder, address, limit
         self.cache_root = prepare(cache_root).parent

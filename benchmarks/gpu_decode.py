@@ -19,7 +19,7 @@ def run(model_class, is_quick):
     """Measure, print a row for each kind of weights, return the figures."""
     import torch
 
-    from minigpt4.models.quantization import quantise
+    from minigpt4.models.llm.quantization import quantise
 
     size, device = "quick" if is_quick else "7B", torch.device("cuda")
     copied = copy_rate(torch)
@@ -48,7 +48,7 @@ def measure(llm, copied):
     """Return tokens a second of the recorded steps, the plain steps and generate, and of the limit."""
     import torch
 
-    from minigpt4.models.decoding import Decoder
+    from minigpt4.models.llm.decoding import Decoder
 
     ids = torch.randint(100, 30_000, (1, PROMPT), device="cuda")
     with torch.no_grad():

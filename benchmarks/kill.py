@@ -1,6 +1,6 @@
 """Training is killed at random moments, gone on with by the same command, and compared with the run that was not.
 
-Two ranks with workers train the embedded default: stage 1 from two sources with broken shards and pictures, stage 2
+Two ranks with workers train the embedded default: stage 1 from two sources with broken shards and images, stage 2
 from a folder. A moment is a random step and a random part of it; half of the kills end everything at once, half one
 rank. Compared bit by bit: weights, optimizer, the loss of every step, the lines of every epoch, the counts of skipped
 samples. With --saving: a process is killed again and again while it saves, and the file is read.
@@ -67,7 +67,7 @@ class Trials:
     """Runs of both stages below a folder; all draw their moments from one generator."""
 
     def __init__(self, folder, cache_root, rng):
-        from minigpt4.embedded.prepare import data_folder, prepare
+        from minigpt4.quickstart.prepare import data_folder, prepare
 
         self.folder, self.rng = Path(folder), rng
         self.options = [*SETTINGS, *([f"env.cache_root={cache_root}"] if cache_root else [])]
@@ -179,7 +179,7 @@ def outcome(folder):
 
 
 def damaged_shards(source, target, shards=5, samples=24):
-    """Return a pattern of small copies of shards: one is no tar, one is cut off, in one every fifth picture is bad."""
+    """Return a pattern of small copies of shards: one is no tar, one is cut off, in one every fifth image is bad."""
     target.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         buffer = io.BytesIO()
@@ -187,7 +187,7 @@ def damaged_shards(source, target, shards=5, samples=24):
             for number, member in zip(range(3 * samples), whole, strict=False):
                 data = whole.extractfile(member).read()
                 if shard == 3 and member.name.endswith(".jpg") and number % 5 == 0:
-                    data = b"no picture"
+                    data = b"no image"
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
         content = {1: b"no tar", 2: buffer.getvalue()[: len(buffer.getvalue()) // 2]}.get(shard, buffer.getvalue())

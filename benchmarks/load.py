@@ -95,7 +95,7 @@ def weight_file(folder, depth):
 
 
 def _network(depth, device="meta"):
-    from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit
+    from minigpt4.models.vision.eva_vit import VIT_MODELS, build_eva_vit
 
     return build_eva_vit(replace(VIT_MODELS["eva_clip_g"], depth=depth), IMAGE_SIZE, device=device)
 
@@ -104,7 +104,7 @@ def build_2023(path, depth):
     """Return the ViT as in 2023: random float32 values, then the file's, then halved."""
     import torch
 
-    from minigpt4.models.eva_vit import half_linears
+    from minigpt4.models.vision.eva_vit import half_linears
 
     vit = _network(depth, "cpu")  # timm, as the 2023 code, draws for nn.Linear and again from a truncated normal
     vit.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)
@@ -116,7 +116,7 @@ def build_ours(path, depth):
     """Return the ViT as MiniGPT4 builds it."""
     import torch
 
-    from minigpt4.models.eva_vit import half_linears, load_eva_vit
+    from minigpt4.models.vision.eva_vit import half_linears, load_eva_vit
 
     vit = _network(depth)
     half_linears(vit, torch.float16)

@@ -3,7 +3,9 @@
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import files_of, startup
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import MiniGPT4, eva_vit, language_model, qformer, weights
+from minigpt4.models import MiniGPT4, weights
+from minigpt4.models.llm import language_model
+from minigpt4.models.vision import eva_vit, qformer
 
 
 @registry.register_model("mini_gpt4_loaded_as_2023")

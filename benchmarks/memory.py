@@ -5,7 +5,7 @@ from benchmarks import machine, workload
 HELP = "memory of a training step at real size, counted: no weights, no GPU; the 2023 baseline beside the published log"
 LOG = {1: (16, 22193), 2: (12, 36093)}  # stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
 LOG_TOLERANCE = 0.07
-# Tokens before and behind the picture of the longest prompt of 2023, a running maximum's. Counted by hand.
+# Tokens before and behind the image of the longest prompt of 2023, a running maximum's. Counted by hand.
 LONGEST_PROMPT = (8, 23)
 BATCHES = {1: 64, 2: 12}  # of the official configurations
 GATES = {1: 24.5, 2: 21.5}  # GiB at 7B, as it stands
@@ -79,7 +79,7 @@ def cards(sizes):
     import torch
 
     from minigpt4.common.memory import OUTSIDE
-    from minigpt4.models.rehearsal import count_step
+    from minigpt4.models.memory import count_step
 
     found = {}
     print("\nlargest batch (of the official one) on a card of .. GB, texts of full length")
@@ -107,15 +107,15 @@ def setup(size, stage, batch_size, kind="none", checkpointing=False, prompt=None
 
     import torch
 
-    from minigpt4.models import MiniGPT4, rehearsal
-    from minigpt4.models.prompts import IMAGE_SLOT
+    from minigpt4.models import MiniGPT4, memory
+    from minigpt4.text.rows import IMAGE_SLOT
 
     with TemporaryDirectory() as folder:
         cfg = workload.model_config(size, folder)
         cfg.llm_quantization, cfg.llm_checkpointing = kind, checkpointing
         cfg.max_txt_len = workload.STAGES[stage][3]
         model = MiniGPT4.skeleton(cfg, torch.float16).train()
-    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
+    model.llama_tokenizer = memory.tokenizer_of_characters()
     workload.use_stage(model, stage)
     if prompt and model.prompt_list:
         model.prompt_list = [f"{'a' * prompt[0]}{IMAGE_SLOT}{'b' * prompt[1]}"]
@@ -126,7 +126,7 @@ def cost(model, batch, loss):
     """Return the Cost of a step on a GPU."""
     import torch
 
-    from minigpt4.models.rehearsal import count_step
+    from minigpt4.models.memory import count_step
 
     return count_step(model, batch, torch.device("cuda"), loss)
 
@@ -137,6 +137,6 @@ def kb_per_token_and_layer(model, batch, found):
 
 
 def num_tokens(model, batch):
-    """Return how many tokens a batch has without padding: prompt, picture, text but for its last."""
+    """Return how many tokens a batch has without padding: prompt, image, text but for its last."""
     prompt = len(model.prompt_list[0]) - len("<ImageHere>") if model.prompt_list else 0
     return sum(1 + prompt + model.query_tokens.shape[1] + len(text) for text in batch["text_input"])

@@ -64,7 +64,7 @@ def measure(args, stage, device, dtype):
 
 def compile_vision(*models):
     """Compile the ViTs' blocks; what is not the compiled way runs them as they are (`loss_of`)."""
-    from minigpt4.models.eva_vit import compile_blocks
+    from minigpt4.models.vision.eva_vit import compile_blocks
 
     for model in models:
         compile_blocks(model.visual_encoder, model.device)
@@ -91,7 +91,7 @@ def of_kinds(exact, half, batches, device):
 
     The LLM of `half` is given up.
     """
-    from minigpt4.models import language_model, llm_paths, quantization
+    from minigpt4.models.llm import backends, language_model, quantization
 
     kinds, errors = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {}
     with TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def of_kinds(exact, half, batches, device):
             half.llama_model = language_model.load_llm(folder, half.compute_dtype, device, kind)
             half.freeze("llama_model")
             with half.maybe_autocast():
-                path = llm_paths.choose(half.llama_model)
+                path = backends.choose(half.llama_model)
             found = steps(half, path, batches)
             errors[kind] = {"loss": loss_error(found, exact), "half gradient": distance(found, exact)}
     return errors

@@ -1,4 +1,4 @@
-"""One part of a training step alone: the ViT or the Q-Former forward, the LLM forward and backward to the pictures.
+"""One part of a training step alone: the ViT or the Q-Former forward, the LLM forward and backward to the images.
 
 Ours, what 2023 computes and what transformers gives take turns in one process, with the same random weights. No speed
 is shown unless our result is as near to that of 2023 in float32 as `parity` wants it.
@@ -66,7 +66,7 @@ def vit_ways(model, batch):
 
 
 def see(model, batch):
-    """Return what the Q-Former is given for the pictures."""
+    """Return what the Q-Former is given for the images."""
     return model.ln_vision(model.visual_encoder(batch["image"]))
 
 
@@ -92,7 +92,7 @@ def _forward(model, function, as_2023=False):
 
 
 def llm_ways(model, batch):
-    """Return ways to the gradient of the loss with respect to what the LLM is given for the pictures."""
+    """Return ways to the gradient of the loss with respect to what the LLM is given for the images."""
     import torch
 
     with torch.no_grad():
@@ -117,7 +117,7 @@ def llm_ways(model, batch):
 
 @contextmanager
 def _given(model, pictures, mask):
-    """Let the model take these for its pictures inside the block."""
+    """Let the model take these for its images inside the block."""
     model.encode_img = lambda image: (pictures, mask)
     try:
         yield
@@ -132,7 +132,7 @@ def _stock_loss(model, batch):
 
 
 def llm_flops(model, batch):
-    """Return the FLOPs that the LLM cannot do without, forward and back to the pictures."""
+    """Return the FLOPs that the LLM cannot do without, forward and back to the images."""
     import torch
 
     with torch.no_grad():

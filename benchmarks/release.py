@@ -1,4 +1,4 @@
-"""Files of random weights and pictures, laid out as the 2023 release, so that train.py itself can be measured."""
+"""Files of random weights and images, laid out as the 2023 release, so that train.py itself can be measured."""
 
 import tempfile
 from pathlib import Path
@@ -33,8 +33,8 @@ def write_weights(cfg, folder):
     import torch
     from safetensors.torch import save_file
 
-    from minigpt4.models import MiniGPT4, rehearsal
-    from minigpt4.models.qformer import to_release_name
+    from minigpt4.models import MiniGPT4, memory
+    from minigpt4.models.vision.qformer import to_release_name
 
     generator = torch.Generator().manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
@@ -49,4 +49,4 @@ def write_weights(cfg, folder):
                 own = to_release_name(name) if stem == "q" else name.removeprefix(prefixes[0])
                 tensors[own] = values.half()
         save_file(tensors, path, metadata={"format": "pt"})
-    rehearsal.tokenizer_of_characters().save_pretrained(folder)
+    memory.tokenizer_of_characters().save_pretrained(folder)

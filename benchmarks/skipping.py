@@ -18,7 +18,7 @@ from statistics import median
 from benchmarks import machine
 
 HELP = "cost of bad samples, and of going on within an epoch of tar shards"
-BAD = {"jpg": 8, "json": 8, "no jpg": 8}  # of 200; unreadable pictures, unreadable captions, no picture at all
+BAD = {"jpg": 8, "json": 8, "no jpg": 8}  # of 200; unreadable images, unreadable captions, no image at all
 MAX_COST = 0.05
 SHARD_SIZE = 1000
 

@@ -125,7 +125,7 @@ def of_data(figures):
         speeds, gate = found["pictures_per_second"], data.GATES["speed"] if size == data.JUDGED else None
         share = found["ratio"]["speed"] / found["ratio_of_pillow_alone"]
         options = {"more_is_better": True, "share": share, "at_least": gate}
-        rows.append(row(f"data: pictures of {size}, a core", "1/s", speeds["ours"], speeds["2023"], **options))
+        rows.append(row(f"data: images of {size}, a core", "1/s", speeds["ours"], speeds["2023"], **options))
     return rows
 
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 SEED = 0
 # name -> (LLM width, MLP, layers, heads, key heads, vocabulary; ViT width, depth, heads, MLP; Q-Former width, layers,
-# heads, MLP; picture, queries)
+# heads, MLP; image, queries)
 SIZES = {
     "tiny": ((64, 96, 2, 4, 2, 120), (32, 1, 2, 64), (64, 1, 2, 64), 56, 8),
     "toy": ((512, 1376, 8, 8, 8, 1000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),  # the head's share is that of 7B
@@ -18,7 +18,7 @@ SIZES = {
     "13b": ((5120, 13824, 40, 40, 40, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
 }
 STAGES = {1: (16, 5, 4, 32), 2: (105, 25, 60, 160)}  # tokens of a text: mean, deviation, least, most
-PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the picture
+PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the image
 
 
 def model_config(size, folder):
@@ -56,7 +56,8 @@ def random_model(size, dtype, device="cpu", stage=1):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from minigpt4.models import MiniGPT4, language_model, rehearsal
+    from minigpt4.models import MiniGPT4, memory
+    from minigpt4.models.llm import language_model
 
     torch.manual_seed(SEED)
     with TemporaryDirectory() as folder:
@@ -71,14 +72,14 @@ def random_model(size, dtype, device="cpu", stage=1):
     for block in model.visual_encoder.blocks:
         block.attn.k_bias.zero_()
     model._attach(llm, device)
-    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
+    model.llama_tokenizer = memory.tokenizer_of_characters()
     use_stage(model, stage)
     return model.train()
 
 
 def use_stage(model, stage):
     """Give the model the prompt of a stage."""
-    from minigpt4.models.prompts import IMAGE_SLOT
+    from minigpt4.text.rows import IMAGE_SLOT
 
     counts = PROMPT_TOKENS[stage]
     model.prompt_list = [f"{'a' * counts[0]}{IMAGE_SLOT}{'b' * counts[1]}"] if counts else []
@@ -96,7 +97,7 @@ def in_float32(model):
 
 
 def batches(model, stage, batch_size, number, seed=SEED):
-    """Return `number` batches of random pictures and of texts whose lengths are drawn as those of a stage."""
+    """Return `number` batches of random images and of texts whose lengths are drawn as those of a stage."""
     import torch
 
     draw, generator = _draw(stage, seed), torch.Generator().manual_seed(seed)
@@ -128,7 +129,7 @@ def useful_flops(model, samples):
     """
     import torch
 
-    from minigpt4.models.prompts import IGNORED, batch_rows
+    from minigpt4.text.rows import IGNORED, batch_rows
 
     llm = model.llama_model.config
     num_prefix = model.query_tokens.shape[1] + 1 + sum((model.prompt_list and PROMPT_TOKENS[2]) or ())

@@ -8,8 +8,8 @@ def load(cfg_path, options=(), device=None):
 
     chat, conv = minigpt4.load("eval_configs/embedded_eval.yaml", ["model.ckpt=output/checkpoint_0.pth"])
     images = []
-    chat.upload_img("picture.jpg", conv, images)
-    chat.ask("What is in this picture?", conv)
+    chat.upload_img("image.jpg", conv, images)
+    chat.ask("What is in this image?", conv)
     print(chat.answer(conv, images, temperature=0)[0])
 
     `options` are `--options` of the command line; `device` overrides `run.device`. Raises ConfigError with every

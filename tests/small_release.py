@@ -125,7 +125,7 @@ def _write_llama(release):
     """Copy the golden LLM and teach it some English, so that it passes the check at start as Vicuna does."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from minigpt4.models.language_model import SANITY_TEXT
+    from minigpt4.models.llm.language_model import SANITY_TEXT
 
     shutil.copytree(GOLDEN / "c_minigpt4/model/llama", release.llama)
     llm = AutoModelForCausalLM.from_pretrained(release.llama, dtype=torch.float32)
@@ -142,7 +142,7 @@ def _write_llama(release):
 
 
 def picture(seed, size=(64, 48)):
-    """Return a random picture, the same for the same seed."""
+    """Return a random image, the same for the same seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
@@ -166,7 +166,7 @@ def write_shard(path, indices):
     """Write a shard as img2dataset does: <9-digit key>.jpg, .txt and .json for every index."""
     members = []
     for index in indices:
-        caption, key = f"A picture, number {index}!", f"{index:09d}"
+        caption, key = f"An image, number {index}!", f"{index:09d}"
         record = {"caption": caption, "url": f"http://example.org/{index}.jpg", "key": key, "status": "success"}
         members += [
             (f"{key}.jpg", jpeg_bytes(picture(index))),

@@ -42,7 +42,7 @@ JPEG = jpeg_bytes(picture(1))
 
 def break_pictures(folder):
     for path in (folder / "image").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
 
 
 def resume(tmp, release):
@@ -174,7 +174,7 @@ def prompts(text):
 
 
 def own(name, content):
-    """Own data in place of stage 2's: an annotation file, or, without a name, a folder with one picture."""
+    """Own data in place of stage 2's: an annotation file, or, without a name, a folder with one image."""
 
     def make(tmp, release):
         (tmp / "own").mkdir()
@@ -216,7 +216,7 @@ ROWS = [
         "a section misspelt",
         [
             "datsets: unknown section. Did you mean 'datasets'? (config.yaml line 13)",
-            "datasets.cc_sbu_align.vis_processor.train: missing; name a picture processor, e.g. {name: blip2_image_train, image_size: 224}",
+            "datasets.cc_sbu_align.vis_processor.train: missing; name an image processor, e.g. {name: blip2_image_train, image_size: 224}",
         ],
         text=("datasets:", "datsets:"),
     ),
@@ -289,7 +289,7 @@ ROWS = [
     Bad(
         "own data: no captions",
         [
-            f'{OWN_STORAGE}: \'{{tmp}}/own\' has no caption for its 1 pictures; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{"image": path, "caption": text}} a line (--options)'
+            f'{OWN_STORAGE}: \'{{tmp}}/own\' has no caption for its 1 images; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{"image": path, "caption": text}} a line (--options)'
         ],
         text=FOLDER,
         make=own("", None),
@@ -297,7 +297,7 @@ ROWS = [
     Bad(
         "own data: a path that leads out",
         [
-            f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the picture folder '{{tmp}}/own'; give paths below it, or name a folder that holds all pictures (--options)"
+            f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the image folder '{{tmp}}/own'; give paths below it, or name a folder that holds all images (--options)"
         ],
         text=JSONL,
         make=own("x.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "../../secret.jpg", "caption": "x"}'),
@@ -424,14 +424,14 @@ ROWS = [
         ["model.prompt_path=prompts/nowhere.txt"],
     ),
     Bad(
-        "a prompt without a picture",
+        "a prompt without an image",
         [
             "model.prompt_path: no line of '{tmp}/prompts.txt' has <ImageHere>; every prompt needs exactly one (--options)"
         ],
         make=prompts("Describe it.\n"),
     ),
     Bad(
-        "a prompt with two pictures",
+        "a prompt with two images",
         ["model.prompt_path: '{tmp}/prompts.txt' line 2 has 2 <ImageHere>; every prompt needs exactly one (--options)"],
         make=prompts("<Img><ImageHere></Img> a\n<Img><ImageHere><ImageHere></Img> b\n"),
     ),
@@ -509,13 +509,13 @@ ROWS = [
     Bad(
         "a record that leads out",
         [
-            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: record 0: image_id '../../etc/passwd' leads out of the picture folder; expected a file's stem (--options)"
+            "datasets.cc_sbu_align.build_info.storage: {tmp}/align/filter_cap.json: record 0: image_id '../../etc/passwd' leads out of the image folder; expected a file's stem (--options)"
         ],
         make=records({"image_id": "../../etc/passwd", "caption": "a"}),
     ),
     # data that turns out bad
     Bad(
-        "pictures that are not there",
+        "images that are not there",
         [
             "error: cc_sbu_align: 1 of the first 1 samples were unusable (1 missing_file; last: 7 no 7.jpg in {tmp}/align/image); see dataset/README_2_STAGE.md"
         ],
@@ -523,7 +523,7 @@ ROWS = [
         code=1,
     ),
     Bad(
-        "pictures that are no pictures",
+        "images that are no images",
         [
             "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file as JPEG, PNG, WEBP, GIF, BMP, TIFF); see dataset/README_2_STAGE.md"
         ],
@@ -558,7 +558,7 @@ ROWS = [
         code=1,
     ),
     Bad(
-        "a shard without pictures",
+        "a shard without images",
         [
             "error: laion: 1 of the first 1 samples had no 'jpg' + 'json' pair (first keys: json); see dataset/README_1_STAGE.md"
         ],
@@ -728,7 +728,7 @@ ROWS = [
         code=1,
     ),
     Bad(
-        "a picture size of two minds",
+        "an image size of two minds",
         [
             "error: image: [12, 3, 224, 224]; expected [B, 3, 42, 42]: the processors' image_size must be model.image_size"
         ],

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.__main__ import main
-from minigpt4.models import lean, llm_paths
+from minigpt4.models.llm import backends, lean
 
 
 @pytest.mark.slow
@@ -63,9 +63,7 @@ def test_parts(part, tmp_path, capsys):
 
 
 def test_no_speed_of_a_part_without_parity(capsys, monkeypatch):
-    monkeypatch.setattr(
-        llm_paths, "PACKED", {**llm_paths.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)}
-    )
+    monkeypatch.setattr(backends, "PACKED", {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)})
     assert main(["llm", "--size", "tiny", "--batch", "2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert "FAIL: the errors are too large" in shown and " [" not in shown
@@ -73,9 +71,7 @@ def test_no_speed_of_a_part_without_parity(capsys, monkeypatch):
 
 def test_no_speed_without_parity(capsys, monkeypatch):
     """One of our ways computes something else: `train` says so and shows no seconds."""
-    monkeypatch.setattr(
-        llm_paths, "PACKED", {**llm_paths.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)}
-    )
+    monkeypatch.setattr(backends, "PACKED", {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)})
     assert main(["train", "--size", "tiny", "--stage", "1", "--batch", "2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert "FAIL: the errors are too large" in shown and "seconds a step" not in shown

@@ -12,8 +12,8 @@ import yaml
 
 import train
 from minigpt4.common.cli import run_program
-from minigpt4.embedded import language, world
-from minigpt4.embedded.prepare import encode
+from minigpt4.quickstart import language, world
+from minigpt4.quickstart.prepare import encode
 from tests.small_release import write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ SECTIONS = sections()
 
 @pytest.fixture(scope="module")
 def rows():
-    """Ten drawn pictures: [(JPEG bytes, caption, question, answer)]."""
+    """Ten drawn images: [(JPEG bytes, caption, question, answer)]."""
     drawn = []
     for index in range(NUM_ROWS):
         scene, image, _ = world.picture("stage2", index)
@@ -120,8 +120,8 @@ def tar_files(example, home, rows):
 
 
 MAKERS = {
-    "A folder of pictures with texts": with_texts,
-    "A folder of pictures with a captions file": with_table,
+    "A folder of images with texts": with_texts,
+    "A folder of images with a captions file": with_table,
     "JSON lines": json_lines,
     "COCO captions": coco,
     "LLaVA conversations": llava,

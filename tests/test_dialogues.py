@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minigpt4.common.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.conversation.prompt import IMAGE, PromptEncoder
-from minigpt4.models.prompts import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, warn_of_cut
+from minigpt4.text.rows import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, warn_of_cut
+from minigpt4.text.segments import IMAGE, PromptEncoder
+from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from tests.golden.model import CONFIG, golden_model
 
 TURNS = [("What is it?", "A dog."), ("Which colour?", "Brown."), ("Why?", "It was born so.")]

@@ -34,4 +34,4 @@ def test_a_mistake_on_evaluates_command_line_is_one_line(tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: --images: no picture at '{tmp_path}'") and "Traceback" not in result.stderr
+    assert result.stderr.startswith(f"error: --images: no image at '{tmp_path}'") and "Traceback" not in result.stderr

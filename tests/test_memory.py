@@ -8,7 +8,8 @@ import torch
 from benchmarks import memory
 from minigpt4.common.config import Config
 from minigpt4.common.memory import OUTSIDE, MemoryCounter
-from minigpt4.models import MiniGPT4, rehearsal
+from minigpt4.models import MiniGPT4
+from minigpt4.models import memory as memory_count
 from minigpt4.runners import plan
 from tests.golden.model import golden_config, golden_model
 from tests.test_packing import TOLERANCE, TURNS, loss_and_gradient, samples
@@ -81,30 +82,30 @@ def test_what_a_step_holds(kind, device, tmp_path):
     device = torch.device(device)
     if (kind, device.type) == ("nf4", "cpu"):
         with pytest.raises(ValueError, match="nf4 answers but does not train on cpu"):
-            rehearsal.count(MiniGPT4, cfg, device, 4)
+            memory_count.count(MiniGPT4, cfg, device, 4)
         return
-    found = rehearsal.count(MiniGPT4, cfg, device, 4)
+    found = memory_count.count(MiniGPT4, cfg, device, 4)
     planned = sum(part.bytes for part in MiniGPT4.plan(cfg, device))
     assert planned <= found.weights <= planned + 600 * 512  # each tensor is rounded up, and buffers are counted
     assert found.weights < found.held < found.peak
     cfg.compile = True  # counted as if it were not
-    assert rehearsal.count(MiniGPT4, cfg, device, 4) == found
+    assert memory_count.count(MiniGPT4, cfg, device, 4) == found
     cfg.llm_checkpointing = True
-    assert rehearsal.count(MiniGPT4, cfg, device, 4).held < found.held
+    assert memory_count.count(MiniGPT4, cfg, device, 4).held < found.held
 
 
 def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
     """The same step with values: storages alive after forward, counted as without."""
     cfg = golden_config(tmp_path, max_txt_len=20)
-    counted = rehearsal.count(MiniGPT4, cfg, torch.device("cpu"), 3)
+    counted = memory_count.count(MiniGPT4, cfg, torch.device("cpu"), 3)
     model = golden_model(tmp_path, max_txt_len=20).train()
-    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
+    model.llama_tokenizer = memory_count.tokenizer_of_characters()
     batch = samples(["a" * 20] * 3)
     assert model.llm_path == "lean"  # found out with the LLM's own logits, before the step
     with MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now
-        optimizer = rehearsal._with_state([parameter for parameter in model.parameters() if parameter.requires_grad])
+        optimizer = memory_count._with_state([parameter for parameter in model.parameters() if parameter.requires_grad])
         batch |= {"image": batch["image"].clone(), "iters": 0}
         loss = model(batch)["loss"]
         held = counter.now - weights

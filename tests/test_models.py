@@ -9,8 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from minigpt4.common.registry import registry
-from minigpt4.models import MiniGPT4, base_model, language_model
-from minigpt4.models.prompts import prompt_problems
+from minigpt4.models import MiniGPT4, base_model
+from minigpt4.models.llm import language_model
+from minigpt4.text.rows import prompt_problems
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
 
 SIZE, (HIDDEN, WIDTH) = CONFIG["image_size"], CONFIG["llama_proj"]
@@ -135,7 +136,7 @@ def test_works_without_a_network_or_a_hub(tmp_path, monkeypatch):
     assert golden_model(tmp_path).llama_proj.weight.isfinite().all()
 
 
-# pictures
+# images
 
 
 def test_picture_of_another_size_is_refused(model):
@@ -192,7 +193,7 @@ def test_end_token_as_a_target_is_a_choice(tmp_path):
 def test_one_prompt_a_step_drawn_again_by_a_resumed_run(tmp_path):
     path = tmp_path / "prompts.txt"
     lines = [f"<Img><ImageHere></Img> Prompt {n}." for n in range(5)]
-    path.write_text("\n".join(["no picture here", *lines]))
+    path.write_text("\n".join(["no image here", *lines]))
     model = golden_model(tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: ")
     assert model.prompt_list == [f"###Human: {line} ###Assistant: " for line in lines]
 

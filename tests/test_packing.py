@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch._inductor.config
 
-from minigpt4.models import attention, lean, llm_paths, packing
-from minigpt4.models.prompts import IGNORED, Row, in_parts
+from minigpt4.models.llm import attention, backends, lean, packing
+from minigpt4.text.rows import IGNORED, Row, in_parts
 from tests.golden.model import CONFIG, golden_model
 
 # Relative, float32. Measured on the golden model: loss 1.4e-7, gradient 8.7e-7.
@@ -185,7 +185,7 @@ def family(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_take_the_path_that_keeps_their_logits(name):
     llm, path = family(name), FAMILIES[name][1]
-    assert llm_paths.choose(llm) == path
+    assert backends.choose(llm) == path
     usual = llm.config._attn_implementation
     lengths, start = [9, 4, 6], torch.randn(3, 16)  # all texts begin with `start`
     embeds = torch.randn(sum(lengths), 16, requires_grad=True)
@@ -197,7 +197,7 @@ def test_families_take_the_path_that_keeps_their_logits(name):
     expected = torch.autograd.grad(alone[predicting], embeds, weights)[0]
     for way in [] if path == "padded" else ["packed", path]:
         segments = attention.Segments(lengths, embeds.device, num_shared=3)
-        logits = llm_paths.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
+        logits = backends.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
         torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
         found = torch.autograd.grad(logits, embeds, weights)[0]
         assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 2.5e-7 and less
@@ -210,7 +210,7 @@ def test_another_layer_does_not_pass_for_llama(caplog):
     llm.model.layers[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
     assert lean.fits(llm)
     with caplog.at_level("INFO"):
-        assert llm_paths.choose(llm) == "packed"
+        assert backends.choose(llm) == "packed"
 
 
 # a batch in parts

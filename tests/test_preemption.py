@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.processes import children, kill_all, start_training
-from minigpt4.common.watch import LostWorkerError, StepWatch
+from minigpt4.runners.step_timeout import LostWorkerError, StepWatch
 from tests.small_release import write_shard
 
 STEPS = 30

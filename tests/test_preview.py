@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minigpt4.common.templates import LLAMA2, VICUNA_V0
 from minigpt4.models import MiniGPT4
-from minigpt4.models.prompts import IGNORED
+from minigpt4.text.rows import IGNORED
+from minigpt4.text.templates import LLAMA2, VICUNA_V0
 from tests.golden.model import CONFIG, golden_config, golden_model
 
 LONG = "Grüße aus 東京 😀, a bus and a dog in the street, again and again."

@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 
 from minigpt4.common.utils import expand_path
 from minigpt4.conversation.conversation import Chat
-from minigpt4.embedded.prepare import cache_folder
-from minigpt4.models import MiniGPT4, language_model, quantization
-from minigpt4.models.language_model import SANITY_TEXT
+from minigpt4.models import MiniGPT4
+from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.llm.language_model import SANITY_TEXT
+from minigpt4.quickstart.prepare import cache_folder
 from tests.conversation.helpers import asked
 from tests.golden.model import golden_config
 from tests.small_release import picture

@@ -22,14 +22,14 @@ SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr
 
 @pytest.fixture
 def storages(tmp_path):
-    """A source with a broken shard, a second one, and a folder with a broken picture."""
+    """A source with a broken shard, a second one, and a folder with a broken image."""
     for name, shards in (("laion", 3), ("cc_sbu", 2)):
         (tmp_path / name).mkdir()
         for number in range(shards):
             write_shard(tmp_path / name / f"{number}.tar", range(10 * number, 10 * number + 10))
     (tmp_path / "laion" / "1.tar").write_bytes(b"no tar")
     write_align_folder(tmp_path / "align", 9)
-    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no picture")
+    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no image")
     return {"laion": tmp_path / "laion/*.tar", "cc_sbu": tmp_path / "cc_sbu/*.tar", "cc_sbu_align": tmp_path / "align"}
 
 

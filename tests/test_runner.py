@@ -272,7 +272,7 @@ def test_evaluate_gives_the_mean_loss_of_the_checkpoint(tmp_path, caplog):
     assert json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1]) == losses
     assert f"Evaluation on val: loss {losses['val_loss']:.4f}" in caplog.text
     cfg.run_cfg.valid_splits = ["test"]
-    with pytest.raises(ValueError, match=r"no dataset has a split 'test' \(there are: pictures: val\)"):
+    with pytest.raises(ValueError, match=r"no dataset has a split 'test' \(there are: images: val\)"):
         run.train()
 
 
@@ -302,7 +302,7 @@ def with_datasets(cfg, **storages):
 
 def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, capsys, caplog):
     write_align_folder(tmp_path / "align", 10)
-    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no picture")
+    (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no image")
     cfg = settings(tmp_path / "out", iters_per_epoch=None, init_lr=1e-3, max_bad_fraction=0.5)
     run = runner(cfg, datasets=with_datasets(cfg, cc_sbu_align=tmp_path / "align"))
     with caplog.at_level(logging.INFO):

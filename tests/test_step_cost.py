@@ -10,7 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks import memory, workload
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.memory import without_values
-from minigpt4.models import MiniGPT4, attention, rehearsal
+from minigpt4.models import MiniGPT4
+from minigpt4.models import memory as memory_count
+from minigpt4.models.llm import attention
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.training import settings
 
@@ -22,7 +24,7 @@ def model(tmp_path_factory):
     """The real model on the meta device; in float32, as that device has no autocast."""
     model = MiniGPT4.skeleton(workload.model_config("7b-thin", tmp_path_factory.mktemp("llm")), torch.float32)
     model.to("meta").train()
-    model.llama_tokenizer = rehearsal.tokenizer_of_characters()
+    model.llama_tokenizer = memory_count.tokenizer_of_characters()
     return model
 
 
@@ -89,7 +91,7 @@ def test_a_step_waits_for_nothing(model, batch):
 
 
 def test_a_step_that_does_not_log_waits_for_nothing(tmp_path):
-    """The whole step of a GPU, from the pictures to the optimizer; the one that logs reads values, and fails here."""
+    """The whole step of a GPU, from the images to the optimizer; the one that logs reads values, and fails here."""
     model, batch = memory.setup("7b-thin", 1, 4)
     device = torch.device("cuda", 0)
     with without_values(model):

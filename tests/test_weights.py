@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models import MiniGPT4, weights
-from minigpt4.models.eva_vit import EvaVitConfig
+from minigpt4.models.vision.eva_vit import EvaVitConfig
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
 
 VIT = load_file(FOLDER / "model/eva_vit.safetensors")

@@ -29,6 +29,17 @@ SECTIONS = ("env", "model", "datasets", "run")
 _DEAD_SECTIONS = ("preprocess", "evaluation_datasets")
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something wrong with one key of a configuration, such as `datasets.laion.build_info.storage`."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
 class ConfigError(ValueError):
     """All problems found in a configuration; `problems` holds them line by line."""
 
@@ -126,7 +137,7 @@ class Config:
         for kind, where, name, section in sections:
             if not any(line.startswith(where) for line in self.report.problems):
                 for line in registry.get(kind, name).preflight(section, where):
-                    self.report.add_line(line, is_content=True)
+                    self.report.add_line(str(line), is_content=True)
 
     def _check_roots(self, user, for_training):
         for root in user:

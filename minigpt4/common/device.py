@@ -60,7 +60,7 @@ def build_scaler(model, amp, device):
 def to_device(batch, device):
     """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
 
-    This is where pictures that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
+    This is where images that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
     """
     batch = {
         key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()

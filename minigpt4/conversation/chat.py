@@ -12,7 +12,7 @@ import torch
 
 from minigpt4.conversation.generation import AnswerText, PrefixCache, Sampling, StopRule, beam_search, decode
 from minigpt4.conversation.images import open_image
-from minigpt4.conversation.prompt import Context, PromptEncoder, positions_of
+from minigpt4.text.segments import Context, PromptEncoder, positions_of
 
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 

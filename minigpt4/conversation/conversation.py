@@ -1,12 +1,12 @@
-"""The conversation that fills a template; the templates themselves stand in `minigpt4.common.templates`."""
+"""The conversation that fills a template; the templates themselves stand in `minigpt4.text.templates`."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from minigpt4.common.templates import CHATML, LLAMA2, TEMPLATES, VICUNA_V0, VICUNA_V1, Template, template_for
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
-from minigpt4.conversation.prompt import IMAGE, Text
+from minigpt4.text.segments import IMAGE, Text
+from minigpt4.text.templates import CHATML, LLAMA2, TEMPLATES, VICUNA_V0, VICUNA_V1, Template, template_for
 
 __all__ = [
     "CHATML",

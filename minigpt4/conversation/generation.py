@@ -170,8 +170,8 @@ def padded_batch(llm, contexts, reused):
 def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
     """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
 
-    `decoder`: the model's, see minigpt4/models/decoding.py. Rows keep their own positions, so that a batch gives the
-    answers of its members alone. `cache`, a PrefixCache, is for one row; it keeps what was computed also when the
+    `decoder`: the model's, see minigpt4/models/llm/decoding.py. Rows keep their own positions, so that a batch gives
+    the answers of its members alone. `cache`, a PrefixCache, is for one row; it keeps what was computed also when the
     caller closes the generator.
     """
     past, reused = cache.take(contexts[0]) if cache is not None else (None, 0)

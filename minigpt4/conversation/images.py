@@ -1,4 +1,4 @@
-"""From whatever a person uploads to an upright RGB picture."""
+"""From whatever a person uploads to an upright RGB image."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ def upright_rgb(image, max_pixels=MAX_PIXELS):
     """Return a PIL image of any mode as RGB, as a viewer shows it.
 
     The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8 bits. (Training
-    keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit pictures without EXIF.) Raises ImageError if the
-    picture is too large or broken.
+    keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit images without EXIF.) Raises ImageError if the
+    image is too large or broken.
     """
     width, height = image.size
     if width * height > max_pixels:  # known from the header, nothing is decoded yet
@@ -33,7 +33,7 @@ def upright_rgb(image, max_pixels=MAX_PIXELS):
 
 
 def open_image(source, max_pixels=MAX_PIXELS):
-    """Return the picture in `source` (a path or a PIL image) as upright RGB; raises FileNotFoundError or ImageError."""
+    """Return the image in `source` (a path or a PIL image) as upright RGB; raises FileNotFoundError or ImageError."""
     if isinstance(source, Image.Image):
         return upright_rgb(source, max_pixels)
     if not isinstance(source, (str, Path)):
@@ -44,4 +44,4 @@ def open_image(source, max_pixels=MAX_PIXELS):
         with Image.open(source, formats=FORMATS) as image:
             return upright_rgb(image, max_pixels)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image '{source}': {error}; expected a picture ({', '.join(FORMATS)})") from error
+        raise ImageError(f"image '{source}': {error}; expected an image ({', '.join(FORMATS)})") from error

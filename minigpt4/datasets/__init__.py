@@ -1,1 +1,1 @@
-"""Pictures and captions from disk, as batches."""
+"""Images and captions from disk, as batches."""

@@ -23,7 +23,7 @@ class DownloadStats(NamedTuple):
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int
-    failed_to_resize: int  # came, but are no picture that can be decoded
+    failed_to_resize: int  # came, but are no image that can be decoded
     status: Counter  # "success" or img2dataset's error message -> samples, as far as the files say
 
 
@@ -62,10 +62,10 @@ def unfinished_shards(folder):
 
 
 def describe(stats, most_common=10):
-    """Return the lines of a report: how many pictures came, what was lost and why."""
+    """Return the lines of a report: how many images came, what was lost and why."""
     share = f" ({stats.successes / stats.count:.1%})" if stats.count else ""
-    lines = [f"{stats.successes:,} of {stats.count:,} pictures{share} in {stats.shards:,} finished shards"]
-    lines += [f"  {stats.failed_to_download:>12,}  failed to download", f"  {stats.failed_to_resize:>12,}  no picture"]
+    lines = [f"{stats.successes:,} of {stats.count:,} images{share} in {stats.shards:,} finished shards"]
+    lines += [f"  {stats.failed_to_download:>12,}  failed to download", f"  {stats.failed_to_resize:>12,}  no image"]
     reasons = [(reason, number) for reason, number in stats.status.most_common() if reason != "success"]
     if reasons:
         lines.append("most frequent reasons:")

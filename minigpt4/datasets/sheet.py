@@ -1,4 +1,4 @@
-"""The contact sheet: cards of a picture and of its text, token by token. Layout first, as data; then it is painted."""
+"""The contact sheet: cards of an image and of its text, token by token. Layout first, as data; then it is painted."""
 
 import unicodedata
 from functools import cache
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 STYLES = {
     "begin": (("#fde68a", "#fde68a"), "#78350f", "start token"),
     "prompt": (("#dbeafe", "#bfdbfe"), "#1e3a8a", "prompt: read"),
-    "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the picture"),
+    "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the image"),
     "target": (("#bbf7d0", "#86efac"), "#14532d", "target: learnt"),
     "given": (("#e5e7eb", "#d1d5db"), "#374151", "read, not learnt"),
     "cut": (("#fecaca", "#fca5a5"), "#b91c1c", "cut off: neither"),
@@ -164,7 +164,7 @@ def _token(paint, x, y, text, fill, ink, is_special=False, is_struck=False):
 
 
 def _fit(picture):
-    """Return a picture in the size of the cards; pixels of small ones stay visible."""
+    """Return an image in the size of the cards; pixels of small ones stay visible."""
     small = PICTURE % picture.width == 0 and PICTURE % picture.height == 0
     return picture.resize((PICTURE, PICTURE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
 

@@ -1,6 +1,6 @@
 """MiniGPT-4: a frozen ViT and Q-Former, one trained linear layer, a frozen LLM.
 
-Shapes: B pictures, S picture size, N patches, Dv ViT width, Q queries, H Q-Former width, D LLM width, P prefix
+Shapes: B images, S image size, N patches, Dv ViT width, Q queries, H Q-Former width, D LLM width, P prefix
 positions (image slots and prompt), T text positions, L = 1 + P + T.
 """
 
@@ -18,14 +18,15 @@ from minigpt4.common.dist_utils import main_print
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
-from minigpt4.models import attention, language_model, llm_paths, packing, quantization, rehearsal, weights
+from minigpt4.models import memory, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
-from minigpt4.models.eva_vit import VIT_MODELS, build_eva_vit, compile_blocks, half_linears, load_eva_vit
+from minigpt4.models.llm import attention, backends, language_model, packing, quantization
+from minigpt4.models.llm.recompute import layers_again
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.preview import TextPreview
-from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
-from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
-from minigpt4.models.recompute import layers_again
+from minigpt4.models.vision.eva_vit import VIT_MODELS, build_eva_vit, compile_blocks, half_linears, load_eva_vit
+from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.text.preview import TextPreview
+from minigpt4.text.rows import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
 
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
@@ -127,12 +128,12 @@ class MiniGPT4(BaseModel):
     @classmethod
     def text_preview(cls, cfg):
         """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
-        return TextPreview(cfg)
+        return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model))
 
     @classmethod
     def training_memory(cls, cfg, device, batch_size, max_tokens=None):
         """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
-        return rehearsal.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+        return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
 
     @startup.phase("ViT")
     def _load_vit(self, cfg):
@@ -185,14 +186,14 @@ class MiniGPT4(BaseModel):
 
     def decoder(self):
         """Return the Decoder with which a chat runs the LLM."""
-        from minigpt4.models.decoding import Decoder
+        from minigpt4.models.llm.decoding import Decoder
 
         return Decoder(self.llama_model)
 
     # checkpoints
 
     def identity(self):
-        """Return the LLM and the text around pictures that the weights are trained for, as plain values."""
+        """Return the LLM and the text around images that the weights are trained for, as plain values."""
         text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
         return {"llm": self.llm_identity, **text}
 
@@ -232,15 +233,15 @@ class MiniGPT4(BaseModel):
 
     @cached_property
     def llm_path(self):
-        """How `forward` runs the LLM: one of llm_paths.PACKED or "padded"; found out, and said in the log, once."""
+        """How `forward` runs the LLM: one of backends.PACKED or "padded"; found out, and said in the log, once."""
         with self.maybe_autocast():
-            return llm_paths.choose(self.llama_model, self.pack_sequences, self.may_compile)
+            return backends.choose(self.llama_model, self.pack_sequences, self.may_compile)
 
     def encode_img(self, image):
-        """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised pictures [B, 3, S, S]."""
+        """Return (embeddings [B, Q, D], all-ones mask [B, Q]) of normalised images [B, 3, S, S]."""
         if not image.is_floating_point():
             raise ValueError(
-                f"image: {image.dtype}; expected normalised pictures: a loader's batch becomes that in "
+                f"image: {image.dtype}; expected normalised images: a loader's batch becomes that in "
                 "minigpt4.common.device.to_device(batch, device)"
             )
         if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
@@ -255,7 +256,7 @@ class MiniGPT4(BaseModel):
         return inputs_llama, torch.ones(inputs_llama.shape[:2], dtype=torch.long, device=inputs_llama.device)
 
     def prompt_wrap(self, img_embeds, atts_img, prompt):
-        """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the picture; all alike without one."""
+        """Return (embeddings [B, P, D], mask [B, P]) of the prompt's text around the image; all alike without one."""
         if not prompt:
             return img_embeds, atts_img
         ids = prompt_ids(prompt, self.llama_tokenizer)
@@ -313,7 +314,7 @@ class MiniGPT4(BaseModel):
         embeds = words.index_copy(0, slots, pictures.flatten(0, 1).to(words))
         segments = attention.Segments(packed.lengths, device, packed.num_shared)
         with self.maybe_autocast():
-            label_logits = llm_paths.PACKED[self.llm_path]
+            label_logits = backends.PACKED[self.llm_path]
             logits = label_logits(self.llama_model, embeds, positions, segments, predicting, self.llm_checkpointing)
         return packing.CrossEntropy.apply(logits, targets)
 
@@ -329,13 +330,13 @@ class MiniGPT4(BaseModel):
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
     def _ids(self, samples):
-        """Return [(token ids before the picture, behind it)] and what follows them, [prompts.Row]."""
+        """Return [(token ids before the image, behind it)] and what follows them, [prompts.Row]."""
         drawn = self._draw_prompt(samples) if self.prompt_list else ""
         prompts = batch_prompts(samples, drawn, self, self.llama_tokenizer)
         return [self._prefix_ids(prompt) for prompt in prompts], batch_rows(samples, self, self.llama_tokenizer)
 
     def _prefix_ids(self, prompt):
-        """Return the token ids before the picture, BOS first, and behind it."""
+        """Return the token ids before the image, BOS first, and behind it."""
         bos = self.llama_tokenizer.bos_token_id
         before, behind = prompt_ids(prompt, self.llama_tokenizer)
         return [*([] if bos is None else [bos]), *before], behind

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from minigpt4.common.config import REQUIRED
 from minigpt4.common.utils import expand_path, missing_file
 from minigpt4.models.base_model import DTYPES
-from minigpt4.models.eva_vit import VIT_MODELS
-from minigpt4.models.prompts import prompt_problems
-from minigpt4.models.quantization import KINDS
+from minigpt4.models.llm.quantization import KINDS
+from minigpt4.models.vision.eva_vit import VIT_MODELS
+from minigpt4.text.rows import prompt_problems
 
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"

@@ -1,4 +1,4 @@
-"""What turns a picture into the model's tensor and a caption into the text that is learnt.
+"""What turns an image into the model's tensor and a caption into the text that is learnt.
 
 Processors are found by name: `registry.get_processor_class("blip2_image_train").from_config(section)`.
 """

@@ -7,11 +7,11 @@ from PIL import Image, UnidentifiedImageError
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB as RGB; the largest phone pictures have about 50 million pixels
+MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB as RGB; the largest phone images have about 50 million pixels
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded, or that is larger than its limit."""
+    """An image that cannot be decoded, or that is larger than its limit."""
 
 
 def to_rgb(image):
@@ -24,9 +24,9 @@ def to_rgb(image):
 
 
 def load_rgb(source, max_pixels=MAX_PIXELS):
-    """Return the picture in `source` (a path, bytes or a binary file) as a PIL image of mode RGB.
+    """Return the image in `source` (a path, bytes or a binary file) as a PIL image of mode RGB.
 
-    The size is read from the header and checked before anything is decoded. Raises ImageError if the picture is too
+    The size is read from the header and checked before anything is decoded. Raises ImageError if the image is too
     large or broken; a path that cannot be opened raises OSError.
     """
     if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
@@ -73,6 +73,6 @@ class BaseProcessor:
         return self, None
 
     def picture(self, pixels):
-        """Return the PIL picture that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
+        """Return the PIL image that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
         levels = (pixels * 255).round().clamp(0, 255).byte()
         return Image.fromarray(levels.permute(1, 2, 0).numpy())

@@ -22,7 +22,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def resize_square(image, size):
     """Return a PIL image resized to size x size, bicubic with antialiasing: columns first, then rows.
 
-    The order is spelt out because Pillow 13 takes the rows of tall pictures first, which changes pixels by up to 14
+    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes pixels by up to 14
     of 255 levels on noise; all Pillow versions give the 2023 pixels for two calls.
     """
     columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
@@ -30,7 +30,7 @@ def resize_square(image, size):
 
 
 class EvalResize:
-    """The whole picture as a square; the aspect ratio is not kept."""
+    """The whole image as a square; the aspect ratio is not kept."""
 
     def __init__(self, size):
         self.size = size
@@ -40,7 +40,7 @@ class EvalResize:
 
 
 class RandomCropResize(transforms.RandomResizedCrop):
-    """A random part of the picture, aspect 3/4..4/3, as a square; drawn from torch's global generator."""
+    """A random part of the image, aspect 3/4..4/3, as a square; drawn from torch's global generator."""
 
     def forward(self, image):
         top, left, height, width = self.get_params(image, self.scale, self.ratio)
@@ -88,7 +88,7 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
 
     @dataclass
     class Config(BlipImageProcessor.Config):
-        min_scale: float = 0.5  # of the picture's area
+        min_scale: float = 0.5  # of the image's area
         max_scale: float = 1.0
 
     def __init__(self, image_size=224, mean=None, std=None, min_scale=0.5, max_scale=1.0):

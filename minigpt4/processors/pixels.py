@@ -1,4 +1,4 @@
-"""A picture's last step, from bytes to the float32 tensor that a model takes, where it is left to the device.
+"""An image's last step, from bytes to the float32 tensor that a model takes, where it is left to the device.
 
 A training batch then crosses the worker boundary, and the bus, in a quarter of the bytes.
 """

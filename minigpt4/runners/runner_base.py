@@ -13,12 +13,12 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
-from minigpt4.common.watch import StepWatch
 from minigpt4.runners.interruption import Interruption
 from minigpt4.runners.plan import parts_table, print_plan
 from minigpt4.runners.run_config import RunConfig, find_problems
 from minigpt4.runners.run_folder import AUTO, checkpoint_name, new_folder, newest_checkpoint, prune
 from minigpt4.runners.run_state import differences, progress, restore
+from minigpt4.runners.step_timeout import StepWatch
 
 
 @registry.register_runner("runner_base")

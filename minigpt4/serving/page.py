@@ -4,9 +4,9 @@ import asyncio
 import re
 from pathlib import Path
 
-EXAMPLES = {  # number of a held-out picture of the drawn world -> question
+EXAMPLES = {  # number of a held-out image of the drawn world -> question
     6: "Describe this image in detail.",
-    17: "What is in this picture?",
+    17: "What is in this image?",
     26: "How many objects are there?",
 }
 
@@ -28,10 +28,10 @@ async def in_thread(executor, work, stop):
 
 
 def draw_examples(folder):
-    """Return [(question, path of a picture)]; the pictures are drawn into `folder`."""
+    """Return [(question, path of an image)]; the images are drawn into `folder`."""
     from PIL import Image
 
-    from minigpt4.embedded import world
+    from minigpt4.quickstart import world
 
     folder.mkdir(parents=True, exist_ok=True)
     examples = []

@@ -1,4 +1,4 @@
-"""One person's dialogue: questions, their pictures, answers. Page and terminal show it; only this changes it."""
+"""One person's dialogue: questions, their images, answers. Page and terminal show it; only this changes it."""
 
 import threading
 from collections import deque
@@ -10,15 +10,15 @@ from minigpt4.conversation.chat import PrefixCache
 from minigpt4.conversation.images import open_image
 
 MAX_PICTURES = 8  # of one message
-MAX_PIXELS = 36_000_000  # of one picture: 103 MiB while it is decoded
+MAX_PIXELS = 36_000_000  # of one image: 103 MiB while it is decoded
 DEFAULT_QUESTION = "Describe this image in detail."
 
 
 @dataclass(eq=False)
 class Turn:
-    """A question with its pictures, and the answer as far as it is written.
+    """A question with its images, and the answer as far as it is written.
 
-    `embeds` are the pictures as the LLM sees them, kept so that asking again costs no encoding and `PrefixCache` knows
+    `embeds` are the images as the LLM sees them, kept so that asking again costs no encoding and `PrefixCache` knows
     them again; None until they are needed.
     """
 
@@ -33,11 +33,11 @@ class Turn:
             self.text = DEFAULT_QUESTION
 
     def encode(self, chat):
-        """Encode the pictures unless that is done. Raises ValueError that names the picture."""
+        """Encode the images unless that is done. Raises ValueError that names the image."""
         if self.embeds is not None:
             return
         if len(self.pictures) > MAX_PICTURES:
-            raise ValueError(f"{len(self.pictures)} pictures in one message; at most {MAX_PICTURES}")
+            raise ValueError(f"{len(self.pictures)} images in one message; at most {MAX_PICTURES}")
         embeds = []
         for path in self.pictures:  # one by one: a batch would hold all of them decoded at once
             try:

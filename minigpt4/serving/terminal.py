@@ -12,7 +12,7 @@ from minigpt4.conversation.chat import Sampling
 from minigpt4.serving.session import Session, Turn
 
 HELP = """\
-/image PATH      show a picture; the next message is about it (give several for several)
+/image PATH      show an image; the next message is about it (give several for several)
 /set NAME VALUE  e.g. temperature 0 (always the same answer), top_p, top_k, num_beams, max_new_tokens, seed
 /reset           begin anew
 /save FILE       write the dialogue as JSON
@@ -25,7 +25,7 @@ class Terminal:
 
     def __init__(self, chat, template, **settings):
         self.chat, self.template, self.settings = chat, template, settings
-        self.session, self.pictures = Session(), Turn("", (), [])  # pictures: of the next question
+        self.session, self.pictures = Session(), Turn("", (), [])  # images: of the next question
         self.commands = {
             "/image": self.show,
             "/set": self.set,
@@ -53,7 +53,7 @@ class Terminal:
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def ask(self, text):
-        """Print the answer to `text`, which is about the pictures shown since the last question, as it is written."""
+        """Print the answer to `text`, which is about the images shown since the last question, as it is written."""
         if not text and not self.pictures.pictures:
             return
         turn = Turn(text, self.pictures.pictures, self.pictures.embeds)
@@ -65,7 +65,7 @@ class Terminal:
         self.pictures = Turn("", (), [])
 
     def show(self, path):
-        """Encode a picture for the next question."""
+        """Encode an image for the next question."""
         path = str(expand_path(path)) if path else ""
         new = Turn("", (path,))
         new.encode(self.chat)
@@ -92,7 +92,7 @@ class Terminal:
         print("new dialogue")
 
     def save(self, path):
-        """Write questions, pictures and answers."""
+        """Write questions, images and answers."""
         if not path:
             raise ValueError("/save: give a file name, for example /save dialogue.json")
         turns = [{"question": t.text, "pictures": list(t.pictures), "answer": t.answer} for t in self.session.turns]

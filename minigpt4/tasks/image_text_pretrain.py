@@ -1,4 +1,4 @@
-"""Both training stages of MiniGPT-4: the caption's likelihood, given the picture."""
+"""Both training stages of MiniGPT-4: the caption's likelihood, given the image."""
 
 from minigpt4.common.registry import registry
 from minigpt4.tasks.base_task import BaseTask

@@ -11,7 +11,7 @@ import torch
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
 from minigpt4.conversation.generation import MOST_OPEN, AnswerText, padded_batch
-from minigpt4.conversation.prompt import Context
+from minigpt4.text.segments import Context
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 
 # one answer and its stream

@@ -12,7 +12,7 @@ import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION
-from minigpt4.models.decoding import CHUNK, Decoder, InPlaceLayer, StaticSteps, new_past
+from minigpt4.models.llm.decoding import CHUNK, Decoder, InPlaceLayer, StaticSteps, new_past
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 from tests.small_release import picture
 
@@ -186,7 +186,7 @@ def test_fifty_chats_leave_no_memory_behind(chat):
         conv, images, cache = CONV_VISION.copy(), [], PrefixCache()
         chat.upload_img(picture(number), conv, images)
         for turn in range(3):
-            chat.ask("what do you see in the picture? " * 3, conv)
+            chat.ask("what do you see in the image? " * 3, conv)
             stream = chat.stream_answer(conv, images, cache=cache, seed=turn, max_new_tokens=20)
             if turn == 2:
                 next(stream)

@@ -1,4 +1,4 @@
-"""Whatever is uploaded becomes an upright RGB picture, or a clear refusal that changes nothing."""
+"""Whatever is uploaded becomes an upright RGB image, or a clear refusal that changes nothing."""
 
 import io
 
@@ -61,7 +61,7 @@ def bomb(side):
 
 
 BAD = {
-    "text.png": (b"this is not a picture", "cannot identify image file"),
+    "text.png": (b"this is not an image", "cannot identify image file"),
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot identify image file"),
     "cut.png": (None, "OSError|SyntaxError|broken|truncated"),
     "bomb.png": (bomb(12000), "12000 x 12000 pixels; at most"),

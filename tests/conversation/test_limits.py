@@ -59,7 +59,7 @@ def test_overflow_leaves_out_old_text_and_never_the_image(chat, embeddings):
         if turn in (0, 3):
             conv.append_image()
             images.append(embeddings[turn])
-        chat.ask(f"question {turn}: what do you see in the picture?", conv)
+        chat.ask(f"question {turn}: what do you see in the image?", conv)
         before = conv.copy()
         with computed(chat) as passes:
             _, ids = chat.answer(conv, images, on_notice=notices.append, **GREEDY)

@@ -20,7 +20,7 @@ from minigpt4.conversation.conversation import (
     Conversation,
     template_for,
 )
-from minigpt4.conversation.prompt import IMAGE, PromptEncoder
+from minigpt4.text.segments import IMAGE, PromptEncoder
 from tests.golden import GOLDEN
 
 

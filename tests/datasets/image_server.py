@@ -1,4 +1,4 @@
-"""A web server on loopback with pictures as they are found in the wild: gone, cut off, no picture, slow, refused."""
+"""A web server on loopback with images as they are found in the wild: gone, cut off, no image, slow, refused."""
 
 import io
 import threading
@@ -26,7 +26,7 @@ def kinds(number):
 
 
 def picture(number, form):
-    """Return the bytes of a picture, each of another size and colour."""
+    """Return the bytes of an image, each of another size and colour."""
     size = (40 + number % 50, 40 + number % 31)
     pixels = np.full((size[1], size[0], 3), np.random.default_rng(number).integers(0, 256, 3), dtype=np.uint8)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Tar shards and picture folders for the tests, made by seed."""
+"""Tar shards and image folders for the tests, made by seed."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def shard(folder, name, numbers):
 
 
 def folder_dataset(folder, numbers, annotations=None, processor=None):
-    """Return a dataset of pictures `<number>.jpg` in `folder`/image, each with a caption."""
+    """Return a dataset of images `<number>.jpg` in `folder`/image, each with a caption."""
     (folder / "image").mkdir(exist_ok=True)
     for number in numbers:
         (folder / "image" / f"{number}.jpg").write_bytes(jpeg(number))
@@ -59,7 +59,7 @@ def folder_dataset(folder, numbers, annotations=None, processor=None):
 
 
 def stream(location, epochs=None, name="laion"):
-    """Return a shard dataset of 8-pixel pictures."""
+    """Return a shard dataset of 8-pixel images."""
     return WebCaptionDataset(location, Blip2ImageTrainProcessor(image_size=8), name=name, epochs=epochs)
 
 

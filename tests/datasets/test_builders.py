@@ -97,7 +97,7 @@ def test_preflight_finds_what_the_align_folder_lacks(tmp_path):
     [
         (
             {"vis_processor": {"train": None}},
-            "vis_processor.train: missing; name a picture processor, e.g. {name: blip2_image_train, image_size: 224}",
+            "vis_processor.train: missing; name an image processor, e.g. {name: blip2_image_train, image_size: 224}",
         ),
         (
             {"vis_processor": {"train": TRAIN | {"image_size": 0}}},

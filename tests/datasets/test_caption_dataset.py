@@ -1,4 +1,4 @@
-"""The map-style dataset of pictures in a folder and captions in a JSON file."""
+"""The map-style dataset of images in a folder and captions in a JSON file."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_picture_suffixes(tmp_path, suffix, kind):
 
 def test_an_unusable_picture_is_counted_and_the_next_one_stands_in(tmp_path):
     dataset = folder_dataset(tmp_path, range(4), processor=Blip2ImageEvalProcessor(image_size=8))
-    (tmp_path / "image" / "1.jpg").write_bytes(b"no picture")
+    (tmp_path / "image" / "1.jpg").write_bytes(b"no image")
     (tmp_path / "image" / "2.jpg").unlink()
     sample = dataset[1]
     assert sample["sample_id"] == "3"
@@ -66,7 +66,7 @@ def test_more_bad_pictures_than_the_limit_end_the_run(tmp_path):
 
 @pytest.mark.parametrize("image_id", ["../secret", "/etc/passwd", "a/../../secret", "", "."])
 def test_an_image_id_cannot_leave_the_folder(tmp_path, image_id):
-    with pytest.raises(ValueError, match=r"record 1: image_id '.*' leads out of the picture folder"):
+    with pytest.raises(ValueError, match=r"record 1: image_id '.*' leads out of the image folder"):
         folder_dataset(tmp_path, [0], [{"image_id": "0", "caption": "a"}, {"image_id": image_id, "caption": "b"}])
 
 

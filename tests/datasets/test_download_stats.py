@@ -28,7 +28,7 @@ def test_sums_over_shards(tmp_path):
     assert stats[:6] == (2, [], 15, 9, 6, 0)
     assert stats.status == {"success": 9, "gone": 5, "late": 1}
     report = "\n".join(describe(stats, most_common=1))
-    assert "9 of 15 pictures (60.0%) in 2 finished shards" in report and "5  gone" in report and "1  1 others" in report
+    assert "9 of 15 images (60.0%) in 2 finished shards" in report and "5  gone" in report and "1  1 others" in report
     assert storage_of(tmp_path) == f"{tmp_path}/{{00000..00001}}.tar"
 
 

@@ -1,4 +1,4 @@
-"""The one loader of pictures: modes, limits, formats."""
+"""The one loader of images: modes, limits, formats."""
 
 import io
 

@@ -22,13 +22,13 @@ from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard
 from tests.golden.model import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = "a picture of a dog that runs and of a cat that sleeps, " * 3
+LONG = "an image of a dog that runs and of a cat that sleeps, " * 3
 NO_IMAGE = {"json": b'{"caption": "text"}'}
 FAULTS = {  # reason -> members of a sample that is skipped for it
     "no_image": NO_IMAGE,
     "no_caption": {"jpg": jpeg(0)},
     "bad_caption": {"jpg": jpeg(0), "json": b'{"caption": 7}'},
-    "bad_image": {"jpg": b"no picture", **NO_IMAGE},
+    "bad_image": {"jpg": b"no image", **NO_IMAGE},
 }
 
 
@@ -252,7 +252,7 @@ def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
 def test_records_of_a_folder_are_counted_once_each(look):
     for number in (1, 2, 3):
         (look.folder / f"align/image/{number}.jpg").unlink()
-    (look.folder / "align/image/4.jpg").write_bytes(b"no picture")
+    (look.folder / "align/image/4.jpg").write_bytes(b"no image")
     told = look(2)
     assert "all 6 samples\n  usable    2 (33.3%)\n  skipped   3 missing_file (50.0%)\n" in told
     assert "  skipped   1 bad_image (16.7%)\n" in told and "(2 samples)\n" in told
@@ -321,9 +321,9 @@ def test_what_was_lost_to_dead_links_is_said(look):
     for number in range(2):
         (look.folder / f"laion/{number:05d}_stats.json").write_text(json.dumps(stats))
     laion, cc_sbu = look(1).split("\ncc_sbu\n")
-    assert "  download  8 of 20 pictures (40.0%) in 2 finished shards\n" in laion
+    assert "  download  8 of 20 images (40.0%) in 2 finished shards\n" in laion
     lines = [" ".join(line.split()) for line in laion.splitlines()]
-    assert {"10 failed to download", "2 no picture", "10 HTTP Error 404: Not Found"} < set(lines)
+    assert {"10 failed to download", "2 no image", "10 HTTP Error 404: Not Found"} < set(lines)
     assert "scanned   all 8 samples" in laion and "no statistics of img2dataset" in cc_sbu
     (look.folder / "laion/00000_stats.json").write_text("{")
     assert f"  download  {look.folder}/laion/00000_stats.json: no statistics of img2dataset (JSONDecodeError" in look(1)

@@ -142,7 +142,7 @@ def test_state_tells_where_each_workers_stream_stands(laion, num_workers):
 
 @pytest.fixture
 def mixed(tmp_path, laion):
-    """Return a maker of three datasets: one with broken shards and pictures, one smaller than a pass, one a folder."""
+    """Return a maker of three datasets: one with broken shards and images, one smaller than a pass, one a folder."""
     (tmp_path / "laion" / "0.tar").write_bytes(b"no tar at all")
     whole = (tmp_path / "laion" / "2.tar").read_bytes()
     (tmp_path / "laion" / "2.tar").write_bytes(whole[: len(whole) // 2 + 100])
@@ -163,7 +163,7 @@ def mixed(tmp_path, laion):
 @pytest.mark.parametrize("cut", [1, 7, 40])
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_resumed_equals_uninterrupted(mixed, num_workers, cut, tmp_path):
-    """Ids, pictures and counts, on both ranks; the state is read back from a file, without running code."""
+    """Ids, images and counts, on both ranks; the state is read back from a file, without running code."""
     for rank in range(2):
         settings = {"num_workers": num_workers, "seed": 3, "rank": rank, "world_size": 2, "batch_size": 3}
         whole = loader(mixed(), [2, 1, 1], **settings)

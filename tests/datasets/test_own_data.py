@@ -1,4 +1,4 @@
-"""Own pictures with captions or conversations: what is read, and the key `builder`."""
+"""Own images with captions or conversations: what is read, and the key `builder`."""
 
 import json
 from argparse import Namespace

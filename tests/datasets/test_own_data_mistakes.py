@@ -1,4 +1,4 @@
-"""Own pictures: which records are counted and skipped, which files are refused, and in which words."""
+"""Own images: which records are counted and skipped, which files are refused, and in which words."""
 
 import json
 import logging
@@ -17,11 +17,11 @@ from tests.datasets.test_own_data import LLAVA, build, pictures, preflight
 FAULTS = {
     "not JSON": ('{"image": "a.jpg", "caption": ', "bad_record", "not valid JSON (Expecting value: line 1 column 31"),
     "a list": ("[1]", "bad_record", "is list, not a mapping"),
-    "no picture": ('{"id": 1, "caption": "x"}', "no_image", "'image' is missing (keys: id, caption)"),
-    "two pictures": (
+    "no image": ('{"id": 1, "caption": "x"}', "no_image", "'image' is missing (keys: id, caption)"),
+    "two images": (
         '{"image": ["a.jpg", "b.jpg"], "caption": "x"}',
         "bad_record",
-        "image is ['a.jpg', 'b.jpg']; expected the path of one picture",
+        "image is ['a.jpg', 'b.jpg']; expected the path of one image",
     ),
     "no caption": ('{"image": "a.jpg", "captoin": "x"}', "no_caption", "'caption' is missing (keys: image, captoin)"),
     "no text": ('{"image": "a.jpg", "caption": 7}', "bad_caption", "caption is int, not text"),
@@ -54,7 +54,7 @@ FAULTS = {
     "two marks": (
         json.dumps({"image": "a.jpg", "conversations": [*LLAVA[:2], *LLAVA[:2]]}),
         "bad_record",
-        "2 <image> in the conversation; a sample has one picture",
+        "2 <image> in the conversation; a sample has one image",
     ),
 }
 
@@ -76,7 +76,7 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, name, caplog):
 
 def test_pictures_that_are_missing_or_broken_are_counted(tmp_path):
     pictures(tmp_path, "a.jpg")
-    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
     lines = [json.dumps({"image": f"{name}.jpg", "caption": "x"}) for name in "abc"]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     dataset = build("image_text_jsonl", tmp_path / "own.jsonl")
@@ -109,8 +109,8 @@ def test_an_annotation_of_coco_without_its_image_is_counted(tmp_path):
 
 # what is refused
 
-LEADS_OUT = "leads out of the picture folder '{tmp}'; give paths below it, or name a folder that holds all pictures"
-ADDRESS = "is an address; nothing is fetched while training. Download the pictures and give their paths"
+LEADS_OUT = "leads out of the image folder '{tmp}'; give paths below it, or name a folder that holds all images"
+ADDRESS = "is an address; nothing is fetched while training. Download the images and give their paths"
 REFUSED = {
     "../secret.jpg": f"'../secret.jpg' {LEADS_OUT}",
     "sub/../../x.jpg": f"'sub/../../x.jpg' {LEADS_OUT}",
@@ -126,7 +126,7 @@ REFUSED = {
 
 @pytest.fixture
 def root(tmp_path):
-    """A picture folder with links to what lies beside it."""
+    """An image folder with links to what lies beside it."""
     folder = tmp_path / "root"
     pictures(tmp_path, "secret.jpg", "beside/x.jpg", "root/a.jpg")
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -145,14 +145,14 @@ def test_paths_that_lead_elsewhere_are_refused(root, image):
 def test_a_link_met_only_while_training_ends_the_run(root):
     (root / "own.jsonl").write_text('{"image": "link.jpg", "caption": "x"}')
     dataset = build("image_text_jsonl", root / "own.jsonl")
-    with pytest.raises(DataError, match=r"^own.jsonl line 1: 'link.jpg' leads out of the picture folder"):
+    with pytest.raises(DataError, match=r"^own.jsonl line 1: 'link.jpg' leads out of the image folder"):
         next(loader([dataset]))
 
 
 def test_a_linked_text_file_is_refused(root, tmp_path):
     (tmp_path / "password.txt").write_text("secret")
     (root / "a.txt").symlink_to(tmp_path / "password.txt")
-    with pytest.raises(DataError, match=r"a\.txt' leads out of the picture folder"):
+    with pytest.raises(DataError, match=r"a\.txt' leads out of the image folder"):
         build("image_text_folder", root)[0]
 
 
@@ -195,11 +195,11 @@ COCO = 'or COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"im
 MISTAKES = [
     ("image_text_jsonl", lambda tmp: {"storage": str(tmp / "x.jsonl")}, "nothing at '{tmp}/x.jsonl'; expected the path of an annotation file"),
     ("image_text_jsonl", lambda tmp: {"storage": 7}, "7; expected the path of an annotation file"),
-    ("image_text_folder", lambda tmp: {"storage": str(tmp / "x")}, "nothing at '{tmp}/x'; expected the path of a folder of pictures"),
+    ("image_text_folder", lambda tmp: {"storage": str(tmp / "x")}, "nothing at '{tmp}/x'; expected the path of a folder of images"),
     (
         "image_text_jsonl",
         lambda tmp: {"storage": str(tmp / "x.jsonl"), "images": str(tmp / "none")},
-        "no folder at '{tmp}/none' for the pictures; set build_info.images to it",
+        "no folder at '{tmp}/none' for the images; set build_info.images to it",
     ),
     (
         "image_text_jsonl",
@@ -227,13 +227,13 @@ MISTAKES = [
     (
         "image_text_jsonl",
         written("a.jsonl", '{"image": "train/b.jpg", "caption": "x"}'),
-        "a.jsonl line 1: no file 'train/b.jpg' in the picture folder '{tmp}', nor any other of 1 that were looked for; name the folder that the paths start from (build_info.images)",
+        "a.jsonl line 1: no file 'train/b.jpg' in the image folder '{tmp}', nor any other of 1 that were looked for; name the folder that the paths start from (build_info.images)",
     ),
-    ("image_text_folder", folder(), "'{tmp}/p' has no picture; expected .jpg, .png, .jpeg, .webp files"),
+    ("image_text_folder", folder(), "'{tmp}/p' has no image; expected .jpg, .png, .jpeg, .webp files"),
     (
         "image_text_folder",
         folder("a.jpg", "b.jpg"),
-        "'{tmp}/p' has no caption for its 2 pictures; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{\"image\": path, \"caption\": text}} a line",
+        "'{tmp}/p' has no caption for its 2 images; expected a .txt file beside each (first: a.txt), or captions.jsonl with {{\"image\": path, \"caption\": text}} a line",
     ),
     ("image_text_folder", folder("a.jpg", "captions.jsonl", "metadata.jsonl"), "'{tmp}/p' has captions.jsonl and metadata.jsonl; keep one of them"),
 ]  # fmt: skip

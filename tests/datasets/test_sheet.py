@@ -1,4 +1,4 @@
-"""The contact sheet: where every token lies, then that the picture shows it."""
+"""The contact sheet: where every token lies, then that the image shows it."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Token(NamedTuple):
 
 
 WORDS = [Token(word) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet", "."] * 6]
-BEGIN = [Token("<s>", "begin", 1, True), Token("<Img>", "prompt"), Token("picture: 32 tokens", "picture", 32)]
+BEGIN = [Token("<s>", "begin", 1, True), Token("<Img>", "prompt"), Token("image: 32 tokens", "picture", 32)]
 
 
 def card(tokens, colour="red"):
@@ -108,7 +108,7 @@ def test_long_names_keep_their_end():
     assert shorten("short", 300) == "short"
 
 
-# the picture
+# the image
 
 
 def test_size_follows_from_the_cards():

@@ -1,4 +1,4 @@
-"""Pictures cross the worker boundary as bytes; what the model then gets is the float chain's, to the last bit."""
+"""Images cross the worker boundary as bytes; what the model then gets is the float chain's, to the last bit."""
 
 import json
 
@@ -112,5 +112,5 @@ def test_the_loss_and_gradient_of_a_training_step_are_the_same(tmp_path):
 def test_a_batch_that_skipped_the_device_is_refused(tmp_path):
     model, size = golden_model(tmp_path), CONFIG["image_size"]
     dataset = folder_dataset(tmp_path, range(2), processor=Blip2ImageTrainProcessor(size))
-    with pytest.raises(ValueError, match=r"^image: torch.uint8; expected normalised pictures: .*\.to_device\(batch,"):
+    with pytest.raises(ValueError, match=r"^image: torch.uint8; expected normalised images: .*\.to_device\(batch,"):
         model(next(loader([dataset], batch_size=2)))

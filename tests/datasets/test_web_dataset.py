@@ -36,7 +36,7 @@ def one_pass(dataset, num_workers=0, place=None):
 
 @pytest.fixture
 def two_shards(tmp_path):
-    """Two shards, 10 + 5 samples: one picture is corrupt, one caption is null."""
+    """Two shards, 10 + 5 samples: one image is corrupt, one caption is null."""
     first = {f"{number:06d}": pair(number) for number in range(10)}
     first["000003"]["jpg"] = first["000003"]["jpg"][:200]
     second = {f"{number:06d}": pair(number) for number in range(10, 15)}
@@ -69,7 +69,7 @@ def test_each_reason_has_its_count(tmp_path):
     write_tar(
         tmp_path / "0.tar",
         {
-            "0": {"json": b'{"caption": "no picture"}', "mp4": b"film"},
+            "0": {"json": b'{"caption": "no image"}', "mp4": b"film"},
             "1": {"jpg": jpeg(1)},
             "2": {"jpg": jpeg(2), "json": b"{"},
             "3": {"jpg": jpeg(3), "json": b'{"text": "other key"}'},
@@ -103,7 +103,7 @@ def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
         write_tar(bad, {})
     elif fault == "garbage":
         bad.write_bytes(b"<html>" * 1000)
-    elif fault == "truncated":  # in the picture of the fifth sample, whose key the good shard has, too
+    elif fault == "truncated":  # in the image of the fifth sample, whose key the good shard has, too
         shard(tmp_path, "bad", range(5))
         content = bad.read_bytes()
         bad.write_bytes(content[: content.index(b"000004.jpg") + 700])
@@ -298,7 +298,7 @@ def test_no_usable_sample_among_the_first_thousand_ends_the_run(tmp_path, num_wo
 
 
 def test_a_pass_without_a_usable_sample_ends_the_run(tmp_path):
-    location = write_tar(tmp_path / "0.tar", {"0": {"jpg": b"no picture", "txt": b"a"}, "1": {"jpg": jpeg(1)}})
+    location = write_tar(tmp_path / "0.tar", {"0": {"jpg": b"no image", "txt": b"a"}, "1": {"jpg": jpeg(1)}})
     with pytest.raises(DataError, match=r"2 of the first 2 samples were unusable \(1 no_caption, 1 bad_image; last: "):
         next(loader([stream(location)]))
     with pytest.raises(DataError, match=r"2 of the first 2 samples were unusable \(2 bad_shard; last: "):

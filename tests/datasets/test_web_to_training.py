@@ -1,4 +1,4 @@
-"""From a caption list on disk and pictures on the web to training, nothing simulated: the real img2dataset downloads.
+"""From a caption list on disk and images on the web to training, nothing simulated: the real img2dataset downloads.
 
 The server is ours, on loopback. img2dataset comes from the package registry, once, into the place where the download
 scripts keep it for the user.
@@ -66,7 +66,7 @@ def downloaded(registry, tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     with serving() as server:
         records = [
-            {"url": f"{server.address}/{kind}/{number}", "caption": f'Picture "{number}", café'}
+            {"url": f"{server.address}/{kind}/{number}", "caption": f'Image "{number}", café'}
             for number, kind in enumerate(KINDS)
         ]
         records[7] = dict(reversed(records[7].items()))  # another order of keys
@@ -120,7 +120,7 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
                     record = json.load(tar.extractfile(member))
                     assert (record["width"], record["height"]) == (IMAGE_SIZE, IMAGE_SIZE)
                     captions[record["url"].rsplit("/", 1)[1]] = record["caption"]
-    assert captions == {str(i): f'Picture "{i}", café' for i, kind in enumerate(KINDS) if kind in USABLE}
+    assert captions == {str(i): f'Image "{i}", café' for i, kind in enumerate(KINDS) if kind in USABLE}
 
     dataset = stream(shards, epochs=1)
     assert len(one_pass(dataset)) == SUCCESSES and dataset.skips.report() == {"seen": SUCCESSES}
@@ -130,7 +130,7 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
     config = write_config(shards, steps, release, tmp_path)
     look = [sys.executable, "-m", "minigpt4.datasets.inspect", "--cfg-path", config, "--scan", "all", "--num", "4"]
     told = run([*look, "--output", str(tmp_path / "sheet.png")], ROOT).stdout
-    assert f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} pictures (" in told
+    assert f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} images (" in told
     assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in told
     assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in told
     assert (tmp_path / "sheet.png").is_file()

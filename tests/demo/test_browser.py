@@ -9,7 +9,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from minigpt4.embedded import world
+from minigpt4.quickstart import world
 
 pytestmark = pytest.mark.browser
 
@@ -110,7 +110,7 @@ def pictures(tmp_path):
 
 
 def test_a_chat(visit, pictures):
-    """Upload, ask, watch it stream, stop, retry, second turn, second picture, edit, undo, clear; nothing from afar."""
+    """Upload, ask, watch it stream, stop, retry, second turn, second image, edit, undo, clear; nothing from afar."""
     person = visit()
     person.setting("Temperature", 0)
     person.setting("Repetition penalty", 1.5)
@@ -168,10 +168,10 @@ def test_two_people_at_once_do_not_mix(visit, pictures):
         person.setting("Longest answer", 60)
         person.give(path)
     for number, person in enumerate(people):
-        person.ask(f"what is picture {number}?")
+        person.ask(f"what is image {number}?")
     for number, person in enumerate(people):
         person.wait_for(lambda person=person: len(person.dialogue()) == 2)
-        assert person.wait()[0] == f"what is picture {number}?"
+        assert person.wait()[0] == f"what is image {number}?"
         assert person.page.locator("#chat .message img").count() == 1
     one, other = (person.dialogue() for person in people)
     assert one[1] != other[1]
@@ -196,7 +196,7 @@ def test_markup_in_messages_is_text_and_loads_nothing(visit):
 
 
 def test_a_refusal_is_said_and_the_message_comes_back(visit, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     person = visit()
     person.give(str(tmp_path / "bad.png"))
     person.ask("what is this?")
@@ -210,4 +210,4 @@ def test_an_example_is_answered(visit):
     person.setting("Longest answer", 5)
     person.page.locator(".example").nth(1).click()
     person.wait_for(lambda: len(person.dialogue()) == 2)
-    assert person.wait()[0] == "What is in this picture?"
+    assert person.wait()[0] == "What is in this image?"

@@ -55,7 +55,7 @@ def before(server):
     """MiB and threads of the server when the table begins."""
     for seed in range(3):  # allocator and thread pool at working size
         visitor = Visitor(server)
-        visitor.chat("a large picture", visitor.upload("a.jpg", jpeg_bytes(picture(seed, (3000, 2000)))))
+        visitor.chat("a large image", visitor.upload("a.jpg", jpeg_bytes(picture(seed, (3000, 2000)))))
     server.fill_pool()
     return server.memory_mib(), server.num_threads()
 
@@ -90,20 +90,20 @@ REFUSED = {
     "a million characters": (lambda visitor: visitor.chat("a " * 500_000), "1,000,000 characters; at most 32,768"),
     "more than the context": (lambda visitor: visitor.chat("dog " * 8_000), "shorten the question"),
     "svg": (upload("a.svg", SVG), "a.svg"),
-    "svg renamed": (upload("a.png", SVG), "expected a picture"),
-    "text renamed": (upload("a.png", b"I am text"), "expected a picture"),
+    "svg renamed": (upload("a.png", SVG), "expected an image"),
+    "text renamed": (upload("a.png", b"I am text"), "expected an image"),
     "text as it is": (upload("a.txt", b"I am text"), "Invalid file type"),
     "html": (upload("a.html", b"<script>alert(1)</script>"), "Invalid file type"),
-    "postscript renamed": (upload("a.jpg", EPS), "expected a picture"),
-    "an empty file": (upload("a.png", b""), "expected a picture"),
+    "postscript renamed": (upload("a.jpg", EPS), "expected an image"),
+    "an empty file": (upload("a.png", b""), "expected an image"),
     "half a jpeg": (upload("a.jpg", jpeg_bytes(picture(1, (640, 480)))[:3000]), "truncated"),
     "a bomb of 64 million pixels": (upload("a.png", png(8_000, 8_000)), "8000 x 8000 pixels; at most 36,000,000"),
     "a bomb of 400 million pixels": (upload("a.png", png(20_000, 20_000)), "pixels"),
     "a long thin bomb": (upload("a.png", png(1_000_000, 40)), "pixels; at most"),
     "a file of 21 MB": (upload("a.png", bytes(21 * 2**20)), "413"),
-    "nine pictures": (
+    "nine images": (
         lambda visitor: visitor.chat("these?", *[visitor.upload("a.png", png(8, 8))] * 9),
-        "9 pictures in one message; at most 8",
+        "9 images in one message; at most 8",
     ),
     "a file of the server": (claim("/etc/passwd"), "not uploaded"),
     "a relative path": (claim("../../../../etc/passwd"), "not uploaded"),

@@ -61,12 +61,12 @@ def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, pictures, tmp_path):
     session = Session()
     ask(session, chat, Turn("what is it?", tuple(pictures)))
     (tmp_path / "secret_folder").mkdir()
-    (tmp_path / "secret_folder" / "bad.png").write_text("no picture")
+    (tmp_path / "secret_folder" / "bad.png").write_text("no image")
     turns = list(session.turns)
     for turn, settings, says in [
         (Turn("x", (str(tmp_path / "secret_folder" / "bad.png"),)), {}, "image 'bad.png'"),
         (Turn("x", (str(tmp_path / "absent.png"),)), {}, "no file 'absent.png'"),
-        (Turn("x", (pictures[0],) * (MAX_PICTURES + 1)), {}, "9 pictures"),
+        (Turn("x", (pictures[0],) * (MAX_PICTURES + 1)), {}, "9 images"),
         (Turn(" "), {}, "type a question"),
         (Turn("x"), {"temperature": -1}, "temperature: -1"),
         (Turn("x"), {"max_new_tokens": 10**6}, "leaves no room"),

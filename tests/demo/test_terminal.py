@@ -31,8 +31,8 @@ def run(release, lines, *arguments, **options):
 
 
 def test_a_dialogue_from_a_pipe(release, tmp_path):
-    picture(1).save(tmp_path / "a picture.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    picture(1).save(tmp_path / "an image.png")
+    (tmp_path / "bad.png").write_text("no image")
     saved = tmp_path / "dialogue.json"
     lines = [
         "/set temperature 0",
@@ -57,7 +57,7 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     result = run(release, lines, "--gpu-id", "0", **{"run.device": "auto"})  # 2023's usual line
     assert result.returncode == 0, result.stderr
     output = result.stdout
-    assert output.index("Initializing Chat") < output.index("Initialization Finished") < output.index("a picture.png")
+    assert output.index("Initializing Chat") < output.index("Initialization Finished") < output.index("an image.png")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     says = ["image 'bad.png'", "temperature: -1", "no setting 'speed'", "'x' is no number", "unknown command '/dance'"]
     says += ["give a file name", "No such file or directory"]
@@ -66,7 +66,7 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     assert "Traceback" not in result.stderr
     dialogue = json.loads(saved.read_text())
     assert [turn["question"] for turn in dialogue["turns"]] == [lines[4], lines[6]]
-    assert dialogue["turns"][0]["pictures"] == [str(tmp_path / "a picture.png")]
+    assert dialogue["turns"][0]["pictures"] == [str(tmp_path / "an image.png")]
     assert all(turn["answer"] and turn["answer"] in output for turn in dialogue["turns"])
     assert dialogue["settings"] == {"temperature": 0, "max_new_tokens": 8}
     assert len(json.loads((tmp_path / "second.json").read_text())["turns"]) == 1

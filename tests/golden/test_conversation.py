@@ -11,8 +11,8 @@ import torch
 
 from minigpt4.conversation.conversation import CONV_VISION, Chat, Conversation, StoppingCriteriaSub, Template
 from minigpt4.conversation.generation import AnswerText, PrefixCache, Sampling, filter_logits
-from minigpt4.conversation.prompt import IMAGE
 from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.text.segments import IMAGE
 from tests.golden import GOLDEN
 from tests.golden.model import CONFIG, golden_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4.models.eva_vit import EvaVitConfig, build_eva_vit, half_linears, load_eva_vit
+from minigpt4.models.vision.eva_vit import EvaVitConfig, build_eva_vit, half_linears, load_eva_vit
 from tests.golden import GOLDEN
 from tests.golden.model import vit_fields
 

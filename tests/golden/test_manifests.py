@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from minigpt4.models import MiniGPT4, weights
-from minigpt4.models.qformer import to_release_name
+from minigpt4.models.vision.qformer import to_release_name
 from tests.golden import GOLDEN
 
 FOLDER = GOLDEN / "i_manifest"

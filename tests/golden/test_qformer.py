@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 from tests.golden import GOLDEN
 from tests.golden.model import qformer_fields
 

@@ -85,11 +85,11 @@ class BaseDatasetBuilder:
 
 
 def _processors(cfg, where):
-    """Return ({split: picture processor}, {split: caption processor}). Raises ValueError that names the key."""
+    """Return ({split: image processor}, {split: caption processor}). Raises ValueError that names the key."""
     vis, text = ({split: _processor(cfg, role, split, where) for split in SPLITS} for role in _ROLES)
     if vis["train"] is None:
         raise ValueError(
-            f"{where}.vis_processor.train: missing; name a picture processor, e.g. "
+            f"{where}.vis_processor.train: missing; name an image processor, e.g. "
             "{name: blip2_image_train, image_size: 224}"
         )
     return vis, {split: processor or BaseProcessor() for split, processor in text.items()}

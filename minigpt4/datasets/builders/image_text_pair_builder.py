@@ -53,7 +53,7 @@ class CCSBUBuilder(ShardsBuilder):
 
 @registry.register_builder("webdataset")
 class WebDatasetBuilder(ShardsBuilder):
-    """Any tar files of pictures (jpg, jpeg, png, webp) with same-named json or txt."""
+    """Any tar files of images (jpg, jpeg, png, webp) with same-named json or txt."""
 
     name = "webdataset"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/webdataset/defaults.yaml"}

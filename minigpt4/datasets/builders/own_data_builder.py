@@ -1,4 +1,4 @@
-"""Builders for own data, named by a section's key `builder`: a folder of pictures, or an annotation file."""
+"""Builders for own data, named by a section's key `builder`: a folder of images, or an annotation file."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, chec
 
 
 class OwnDataBuilder(BaseDatasetBuilder):
-    """Reads the records in `records`; a subclass says where they and the pictures are."""
+    """Reads the records in `records`; a subclass says where they and the images are."""
 
     def build_train_dataset(self, storage):
         records, folder = self.records(self.config["build_info"])
@@ -33,17 +33,17 @@ class OwnDataBuilder(BaseDatasetBuilder):
 
     @classmethod
     def records(cls, build_info):
-        """Return (Records and Faults, picture folder). Raises OSError or ValueError."""
+        """Return (Records and Faults, image folder). Raises OSError or ValueError."""
         raise NotImplementedError(f"{cls.__name__}.records")
 
 
 @registry.register_builder("image_text_folder")
 class ImageTextFolderBuilder(OwnDataBuilder):
-    """Pictures in `build_info.storage` and below, each with a .txt file beside it or a line in a captions file."""
+    """Images in `build_info.storage` and below, each with a .txt file beside it or a line in a captions file."""
 
     name = "image_text_folder"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/image_text_folder/defaults.yaml"}
-    EXPECTED = "the path of a folder of pictures"
+    EXPECTED = "the path of a folder of images"
 
     @classmethod
     def records(cls, build_info):
@@ -55,7 +55,7 @@ class ImageTextFolderBuilder(OwnDataBuilder):
 
 @dataclass
 class AnnotationsInfo(BuildInfo):
-    images: str | None = None  # folder that the pictures' paths start from; by default that of the annotation file
+    images: str | None = None  # folder that the images' paths start from; by default that of the annotation file
 
 
 @dataclass
@@ -77,5 +77,5 @@ class ImageTextJsonlBuilder(OwnDataBuilder):
         path = expand_path(build_info["storage"])
         folder = expand_path(build_info["images"]) if build_info["images"] else path.parent
         if not folder.is_dir():
-            raise ValueError(f"no folder at '{folder}' for the pictures; set build_info.images to it")
+            raise ValueError(f"no folder at '{folder}' for the images; set build_info.images to it")
         return read_records(path, folder), folder

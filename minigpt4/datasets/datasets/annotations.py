@@ -1,6 +1,6 @@
 """Annotation files of own data -> records: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
 
-A record names a picture below one folder, and a caption or a conversation about it. A file that is none of these, or
+A record names an image below one folder, and a caption or a conversation about it. A file that is none of these, or
 that leads out of the folder or into the network, is refused as a whole; a record that cannot be used becomes a Fault,
 which the dataset counts when it meets it.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
-PICTURE_MARK = "<image>"  # where LLaVA's questions have the picture; ours stands before the first question
+PICTURE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
@@ -23,9 +23,9 @@ _EXPECTED = (
 
 
 class Record(NamedTuple):
-    """One usable record. `where` names its file and line; `image` is relative to the picture folder.
+    """One usable record. `where` names its file and line; `image` is relative to the image folder.
 
-    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file beside the picture.
+    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file beside the image.
     """
 
     where: str
@@ -42,10 +42,10 @@ class Fault(NamedTuple):
 
 
 def read_records(path, folder):
-    """Return the Records and Faults of an annotation file, in its order; pictures lie below `folder`.
+    """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
 
     Raises OSError, or ValueError that names file and record: where the file is in none of the formats, where no record
-    can be used, and where a picture's path is a URL or leads out of `folder`.
+    can be used, and where an image's path is a URL or leads out of `folder`.
     """
     path, folder = Path(path), Path(folder)
     reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)
@@ -87,7 +87,7 @@ def _turns(messages):
         raise SkipSample("bad_caption", f"'conversations' has {found}; expected questions and answers in turn")
     values = [_message(message, number) for number, message in enumerate(messages)]
     if (marks := "".join(values).count(PICTURE_MARK)) > 1:
-        raise SkipSample("bad_record", f"{marks} {PICTURE_MARK} in the conversation; a sample has one picture")
+        raise SkipSample("bad_record", f"{marks} {PICTURE_MARK} in the conversation; a sample has one image")
     questions = [value.replace(PICTURE_MARK, "").strip() for value in values[::2]]
     if not all(questions) or not all(value.strip() for value in values[1::2]):
         raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
@@ -116,17 +116,17 @@ def _record(where, item, folder):
 
 
 def _picture(item, where, folder):
-    """Return the path of a record's picture relative to `folder`."""
+    """Return the path of a record's image relative to `folder`."""
     image = item.get("image", item.get("file_name"))
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
     if image is None or image == "":
         keys = ", ".join(map(str, item)) or "none"
         raise SkipSample("no_image", f"'image' is missing (keys: {keys})")
     if not isinstance(image, str) or "\0" in image:
-        raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one picture")
+        raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one image")
     if "://" in image or image.startswith("data:"):
         raise ValueError(
-            f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the pictures and give "
+            f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the images and give "
             "their paths"
         )
     if os.path.isabs(image) and Path(image).is_relative_to(folder.absolute()):
@@ -137,10 +137,10 @@ def _picture(item, where, folder):
 
 
 def outside(where, image, folder):
-    """Return the ValueError for a picture that does not lie below `folder`."""
+    """Return the ValueError for an image that does not lie below `folder`."""
     return ValueError(
-        f"{where}: '{image}' leads out of the picture folder '{folder}'; give paths below it, or name a folder that "
-        "holds all pictures"
+        f"{where}: '{image}' leads out of the image folder '{folder}'; give paths below it, or name a folder that "
+        "holds all images"
     )
 
 

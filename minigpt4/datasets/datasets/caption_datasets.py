@@ -1,4 +1,4 @@
-"""Picture-caption pairs from a folder and a JSON file: the map-style dataset behind `cc_sbu_align`."""
+"""Image-caption pairs from a folder and a JSON file: the map-style dataset behind `cc_sbu_align`."""
 
 import json
 from itertools import islice
@@ -43,7 +43,7 @@ def _checked(record, where):
     image_id = str(record["image_id"])
     path = PurePath(image_id)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{where}: image_id '{image_id}' leads out of the picture folder; expected a file's stem")
+        raise ValueError(f"{where}: image_id '{image_id}' leads out of the image folder; expected a file's stem")
     return record | {"image_id": image_id}
 
 
@@ -101,7 +101,7 @@ class CaptionDataset(MapDataset):
     Where any record has an instruction of its own, what the user says in place of a prompt that the model draws, all
     samples have "instruction", '' if none.
 
-    `image_id` numbers the distinct pictures in the order of the records.
+    `image_id` numbers the distinct images in the order of the records.
     """
 
     guide = "dataset/README_2_STAGE.md"

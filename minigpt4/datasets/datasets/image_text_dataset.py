@@ -1,4 +1,4 @@
-"""Own pictures with captions or conversations, from a folder or an annotation file."""
+"""Own images with captions or conversations, from a folder or an annotation file."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ CAPTION_FILES = tuple(f"{stem}.{kind}" for stem in ("captions", "metadata") for 
 
 
 def read_folder(folder):
-    """Return the Records and Faults of a folder and those below it: the captions file's, then pictures with a .txt.
+    """Return the Records and Faults of a folder and those below it: the captions file's, then images with a .txt.
 
-    Raises OSError, or ValueError where there is no picture, no caption, or more than one captions file.
+    Raises OSError, or ValueError where there is no image, no caption, or more than one captions file.
     """
     folder = Path(folder)
     captions = [name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -29,18 +29,18 @@ def read_folder(folder):
     }
     pictures = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and os.path.basename(f)[0] != "."]
     if not pictures:
-        raise ValueError(f"'{folder}' has no picture; expected {', '.join(IMAGE_SUFFIXES)} files")
+        raise ValueError(f"'{folder}' has no image; expected {', '.join(IMAGE_SUFFIXES)} files")
     others = [picture for picture in pictures if picture not in named]
     with_text = [picture for picture in others if _text_file(picture) in files]
     records += [Record(picture, picture, None) for picture in with_text]
     if not records:
         raise ValueError(
-            f"'{folder}' has no caption for its {len(pictures)} pictures; expected a .txt file beside each (first: "
+            f"'{folder}' has no caption for its {len(pictures)} images; expected a .txt file beside each (first: "
             f'{_text_file(pictures[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
     without = sorted(set(others) - set(with_text))
-    if captions:  # it says which pictures belong
-        logging.info("%s: %d pictures are not in %s and have no .txt file", folder, len(without), captions[0])
+    if captions:  # it says which images belong
+        logging.info("%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0])
         return records
     return records + [Fault(name, "no_caption", f"no {_text_file(name)} beside it") for name in without]
 
@@ -50,13 +50,13 @@ def _text_file(picture):
 
 
 def check_pictures(records, folder, most=100):
-    """Raise ValueError if one of some `most` pictures, evenly chosen, leads out of `folder`, or if all are missing."""
+    """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if all are missing."""
     records = [record for record in records if isinstance(record, Record)]
     chosen = records[:: max(1, len(records) // most)]
     missing = [record for record in chosen if not _inside(folder, record.image, record.where).is_file()]
     if len(missing) == len(chosen):
         raise ValueError(
-            f"{missing[0].where}: no file '{missing[0].image}' in the picture folder '{folder}', nor any other of "
+            f"{missing[0].where}: no file '{missing[0].image}' in the image folder '{folder}', nor any other of "
             f"{len(chosen)} that were looked for; name the folder that the paths start from (build_info.images)"
         )
 

@@ -1,4 +1,4 @@
-"""Picture-caption pairs from tar shards: the one pipeline behind `laion` and `cc_sbu`.
+"""Image-caption pairs from tar shards: the one pipeline behind `laion` and `cc_sbu`.
 
 One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 
@@ -7,10 +7,10 @@ One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 3. the deal: of C consumers, number c takes the shards c, c + C, ... of that order. With fewer shards than consumers
    each one walks all shards and takes every C-th sample, so that none is without data. Either way the consumers
    together meet each sample exactly once an epoch;
-4. members of a tar that share a key form one raw sample; nothing is decoded yet, and only pictures, `json` and `txt`
+4. members of a tar that share a key form one raw sample; nothing is decoded yet, and only images, `json` and `txt`
    are kept, so a pickle in a shard stays bytes that nobody looks at;
 5. a shuffle buffer drawn from (seed, epoch, consumer);
-6. decoding: picture to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
+6. decoding: image to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
 7. the processors, augmentation seeded by (seed, epoch, shard, key).
 
 Then the next epoch begins: the stream has no end unless `epochs` is given.
@@ -99,7 +99,7 @@ def read_caption(raw):
 
 
 def read_image(raw):
-    """Return the picture of a raw sample as a PIL RGB image. Raises SkipSample if there is none that can be decoded."""
+    """Return the image of a raw sample as a PIL RGB image. Raises SkipSample if there is none that can be decoded."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))

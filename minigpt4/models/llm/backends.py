@@ -10,8 +10,8 @@ import logging
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minigpt4.models import attention, lean, packing
-from minigpt4.models.quantization import FP8Linear
+from minigpt4.models.llm import attention, lean, packing
+from minigpt4.models.llm.quantization import FP8Linear
 
 PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
 _SAID = {"compiled": ", layers are lean and compiled", "lean": ", layers are lean", "packed": ""}

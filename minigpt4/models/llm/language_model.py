@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.utils import expand_path
-from minigpt4.models import quantization
+from minigpt4.models.llm import quantization
 
 # Any model that has learned English finds this far from random; see `check_reads_english`.
 SANITY_TEXT = (

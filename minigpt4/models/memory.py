@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 
 from minigpt4.common.memory import MemoryCounter, without_values
-from minigpt4.models import attention, quantization
 from minigpt4.models.base_model import resolve_compute_dtype
-from minigpt4.models.prompts import IMAGE_SLOT, read_prompts
+from minigpt4.models.llm import attention, quantization
+from minigpt4.text.rows import IMAGE_SLOT, read_prompts
 
 CHARACTERS_A_TOKEN = 4  # of an English prompt
 
@@ -43,7 +43,7 @@ def count(model_class, cfg, device, batch_size, max_tokens=None):
 
 
 def count_step(model, samples, device, loss):
-    """Return the Cost of ``loss(samples)``, backward and AdamW; the model is on the meta device, pictures are added."""
+    """Return the Cost of ``loss(samples)``, backward and AdamW; the model is on the meta device, images are added."""
     pictures = (len(samples["text_input"]), 3, model.image_size, model.image_size)
     with without_values(model), attention.as_on_gpu(device.type == "cuda"), MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])

@@ -6,7 +6,7 @@ What is kept from training, and how:
 
 * left-out pairs: the eight colour-shape pairs of LEFT_OUT_PAIRS stand in the split `left_out` only;
 * unseen compositions: a stable hash of the scene's content (not of its pixels) sends one composition in ten to the
-  evaluation splits, so no evaluation picture shares its composition with any training picture.
+  evaluation splits, so no evaluation image shares its composition with any training image.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Scene:
 
 
 def generator(split: str, index: int) -> np.random.Generator:
-    """Random numbers of picture `index` of `split`: the same on every machine."""
+    """Random numbers of image `index` of `split`: the same on every machine."""
     return np.random.default_rng([VERSION, (TRAIN_SPLITS + EVAL_SPLITS).index(split), index])
 
 
@@ -91,7 +91,7 @@ def sample_scene(split: str, rng: np.random.Generator, numbers=(1, MAX_OBJECTS))
 
 
 def picture(split: str, index: int, numbers=(1, MAX_OBJECTS), size: int = IMAGE_SIZE):
-    """Scene, RGB picture uint8 [size, size, 3] and object map uint8 [size, size] (0 background, k for object k)."""
+    """Scene, RGB image uint8 [size, size, 3] and object map uint8 [size, size] (0 background, k for object k)."""
     rng = generator(split, index)
     scene = sample_scene(split, rng, numbers)
     image = _draw_background(scene.background, rng, size)

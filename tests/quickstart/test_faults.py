@@ -11,7 +11,7 @@ from benchmarks.web_server import web_server
 from tests.test_runner import by_hand, found_by_two_ranks
 from tests.training import batches
 
-QUICK = ("a misspelt key", "one of three missing", "cut within a picture", "a pickle beside it (.pth)")
+QUICK = ("a misspelt key", "one of three missing", "cut within an image", "a pickle beside it (.pth)")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a trained model says about pictures that it has never seen, and how much of it is right."""
+"""What a trained model says about images that it has never seen, and how much of it is right."""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minigpt4.embedded import reading, world
-from minigpt4.embedded.questions import Question, draw_question
-from minigpt4.embedded.vision import QUERIES, VOCABULARY, answers
+from minigpt4.quickstart import reading, world
+from minigpt4.quickstart.questions import Question, draw_question
+from minigpt4.quickstart.vision import QUERIES, VOCABULARY, answers
 
 DESCRIBE = "Describe this image in detail."
 OBJECT_ATTRIBUTES = {"shape": "shape", "colour": "colour", "size": "size", "position": "cell"}  # their fields
@@ -19,7 +19,7 @@ ATTRIBUTES = (*OBJECT_ATTRIBUTES, "background", "count")
 
 @dataclass
 class Test:
-    """A picture of an evaluation split and one question about it."""
+    """An image of an evaluation split and one question about it."""
 
     scene: world.Scene
     image: Image.Image
@@ -27,7 +27,7 @@ class Test:
 
 
 def draw_tests(split: str, count: int) -> list[Test]:
-    """The first `count` pictures of an evaluation split; the kinds of questions take turns."""
+    """The first `count` images of an evaluation split; the kinds of questions take turns."""
     tests = []
     for index in range(count):
         scene, image, _ = world.picture(split, index)
@@ -116,7 +116,7 @@ def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
 
 
 def best_constant(tests: list[Test]) -> dict[str, float]:
-    """Accuracy per attribute of the best answer that does not depend on the picture."""
+    """Accuracy per attribute of the best answer that does not depend on the image."""
     result = {}
     for attribute, name in OBJECT_ATTRIBUTES.items():
         values = [getattr(o, name) for test in tests for o in test.scene.objects]
@@ -154,7 +154,7 @@ def query_outputs(model, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def linear_probe(chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict[str, float]]:
-    """Per set of tests, accuracy of linear classifiers on the query outputs, fitted on stage-1 pictures.
+    """Per set of tests, accuracy of linear classifiers on the query outputs, fitted on stage-1 images.
 
     It says what vision knows.
     """

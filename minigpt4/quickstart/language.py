@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minigpt4.embedded.world import CELLS, Object, Scene
+from minigpt4.quickstart.world import CELLS, Object, Scene
 
 NUMBERS = ("one", "two", "three")
 BACKGROUND_PHRASES = {

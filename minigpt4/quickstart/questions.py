@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from minigpt4.embedded.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
-from minigpt4.embedded.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
+from minigpt4.quickstart.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
+from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
 
 # Words of the evaluation's question, which no training ever shows, and those that stage 2 asks in; {} is the subject.
 _ASKED = {

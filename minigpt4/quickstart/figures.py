@@ -1,4 +1,4 @@
-"""The pictures of a quickstart: losses, accuracies beside controls, and held-out pictures with what was said."""
+"""The images of a quickstart: losses, accuracies beside controls, and held-out images with what was said."""
 
 import base64
 import io
@@ -13,8 +13,8 @@ SERIES = {  # key of report.json: (label, colour)
     "held_out": ("after stage 2", "#0969da"),
     "after_stage1": ("after stage 1", "#80ccff"),
     "untrained_projection": ("untrained llama_proj", "#8c959f"),
-    "wrong_picture": ("wrong picture", "#d4a72c"),
-    "blank_picture": ("blank picture", "#e5b8b5"),
+    "wrong_picture": ("wrong image", "#d4a72c"),
+    "blank_picture": ("blank image", "#e5b8b5"),
 }
 
 

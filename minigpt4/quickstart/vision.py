@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minigpt4.embedded import world
-from minigpt4.models.eva_vit import EvaVitConfig, build_eva_vit
-from minigpt4.models.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.vision.eva_vit import EvaVitConfig, build_eva_vit
+from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.quickstart import world
 
 RELATIONS = ("left of", "above left of", "above", "above right of")
 # Answers of each kind; the 0th, not listed here, is 'there is no such object'.
@@ -71,7 +71,7 @@ class Vision(nn.Module):
         self.query_tokens = nn.Parameter(torch.randn(1, len(QUERIES), qformer.hidden_size) * 0.02)
         for part in self.Qformer.modules():
             if isinstance(part, nn.Dropout):
-                part.p = 0.0  # the pictures never repeat, there is nothing to overfit
+                part.p = 0.0  # the images never repeat, there is nothing to overfit
         # Short sequences: plain attention trains 1.7 times faster on a CPU than the fused kernel's bf16 backward.
         self.Qformer.bert.set_attn_implementation("eager")
         for block in self.visual_encoder.blocks:
@@ -88,7 +88,7 @@ class Vision(nn.Module):
         return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(64, 1, 2, 64, 1, 32))
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None):
-        """Tokens [B, 1 + N, Dv] of all pictures [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
+        """Tokens [B, 1 + N, Dv] of all images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
         tokens = self.ln_vision(self.visual_encoder(image))
         return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
 

@@ -1,6 +1,6 @@
-"""The text of a training sample: its prompt, with one place for the picture, and what is learnt behind it.
+"""The text of a training sample: its prompt, with one place for the image, and what is learnt behind it.
 
-    BOS <prompt before> <picture> <prompt after> <answer + end symbol> [<next question> <answer + end symbol> ..]
+    BOS <prompt before> <image> <prompt after> <answer + end symbol> [<next question> <answer + end symbol> ..]
 
 Nothing here needs more than the tokenizer: prompts are lines of a file, or the sample's own, set into a template. Each
 stretch in angle brackets is tokenised by itself, so no label covers a token that is partly prompt.
@@ -12,8 +12,8 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from minigpt4.common.templates import template_for
 from minigpt4.common.utils import expand_path
+from minigpt4.text.templates import template_for
 
 IMAGE_SLOT = "<ImageHere>"
 IGNORED = -100  # label of a position without a target
@@ -67,7 +67,7 @@ def batch_rows(samples, settings, tokenizer):
 def in_parts(samples, prefixes, rows, num_queries, max_tokens):
     """Return [(part of a batch, its share of all targets)] of parts with at most `max_tokens` tokens.
 
-    `prefixes`: token ids (before, behind) each picture; `rows`: what follows them. A sample that is longer stands
+    `prefixes`: token ids (before, behind) each image; `rows`: what follows them. A sample that is longer stands
     alone; parts without a target are left out, unless the batch has none.
     """
     targets = [sum(label != IGNORED for label in row.labels) for row in rows]
@@ -150,7 +150,7 @@ def read_prompts(path, template, where="model"):
 
 
 def prompt_ids(prompt, tokenizer):
-    """Return (token ids before the picture, ids after it) of a prompt; none without a prompt.
+    """Return (token ids before the image, ids after it) of a prompt; none without a prompt.
 
     Raises ValueError if it has not exactly one image slot.
     """
@@ -163,7 +163,7 @@ def prompt_ids(prompt, tokenizer):
 
 
 def instruction_prompt(template, instruction):
-    """Return the prompt that asks `instruction` about one picture, as a chat would, set into `template`."""
+    """Return the prompt that asks `instruction` about one image, as a chat would, set into `template`."""
     return template.replace("{}", f"<Img>{IMAGE_SLOT}</Img> {instruction}")
 
 

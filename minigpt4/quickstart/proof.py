@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from minigpt4.embedded import evaluate as ev
-from minigpt4.embedded import world
+from minigpt4.quickstart import evaluate as ev
+from minigpt4.quickstart import world
 
 DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 
 
 def prove(chat, conv, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
-    """(report, answers) of `count` held-out pictures and half as many with left-out pairs; ends with stage 2 loaded.
+    """(report, answers) of `count` held-out images and half as many with left-out pairs; ends with stage 2 loaded.
 
-    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the pictures.
+    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the images.
     """
     held_out, left_out = ev.draw_tests("held_out", count), ev.draw_tests("left_out", count // 2)
     embeds, few = encode(chat, held_out), max(1, count // 4)
@@ -73,7 +73,7 @@ def load_projection(model, checkpoint: Path) -> None:
 
 
 def record(test, description: str, answer: str) -> dict:
-    """One line of answers.jsonl, with the picture as base64 JPEG."""
+    """One line of answers.jsonl, with the image as base64 JPEG."""
     buffer = io.BytesIO()
     test.image.save(buffer, "JPEG", quality=95)
     marks = ev.marks(test.scene, description)

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from minigpt4.embedded import language, world
-from minigpt4.embedded.evaluate import above_chance, best_constant, draw_tests, marks
-from minigpt4.embedded.questions import Question, questions
+from minigpt4.quickstart import language, world
+from minigpt4.quickstart.evaluate import above_chance, best_constant, draw_tests, marks
+from minigpt4.quickstart.questions import Question, questions
 
 
 def scenes(split, count):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minigpt4.embedded.prepare import prepare
+from minigpt4.quickstart.prepare import prepare
 from tests.test_runner import ROOT, torchrun
 
 # train.py as it is; what each rank was given and ended with is written down beside it.

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minigpt4.models import quantization
-from minigpt4.models.attention import attend
-from minigpt4.models.recompute import again
+from minigpt4.models.llm import quantization
+from minigpt4.models.llm.attention import attend
+from minigpt4.models.llm.recompute import again
 
 
 def linear(layer, x):

@@ -1,6 +1,6 @@
-"""The whole recipe on the embedded default: `make quickstart`, or `python -m minigpt4.embedded.quickstart`.
+"""The whole recipe on the embedded default: `make quickstart`, or `python -m minigpt4.quickstart`.
 
-Data and language model, both stages by train.py, then evaluation on pictures and colour-shape pairs never seen before.
+Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never seen before.
 Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and, of stage 2, checkpoint.pth.
 What is there is used again.
 """
@@ -31,16 +31,14 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-WEIGHTS = ROOT / "minigpt4/embedded/weights/manifest.json"
+WEIGHTS = ROOT / "minigpt4/quickstart/weights/manifest.json"
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--seed", type=int, default=42, help="of both stages (default: %(default)s)")
-    parser.add_argument(
-        "--pictures", type=int, default=200, help="held-out pictures to evaluate (default: %(default)s)"
-    )
+    parser.add_argument("--pictures", type=int, default=200, help="held-out images to evaluate (default: %(default)s)")
     parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="KEY=VALUE", help="more options for train.py, both stages"
@@ -58,7 +56,7 @@ class Quickstart:
         self.seconds = {}
 
     def run(self) -> dict:
-        from minigpt4.embedded.prepare import prepare
+        from minigpt4.quickstart.prepare import prepare
 
         self.output.mkdir(parents=True, exist_ok=True)
         self._timed("prepare", prepare, self.args.cache_root)
@@ -97,7 +95,7 @@ class Quickstart:
         return checkpoint
 
     def _fingerprint(self, stage, options) -> str:
-        from minigpt4.embedded.prepare import DATA_VERSION
+        from minigpt4.quickstart.prepare import DATA_VERSION
 
         files = (ROOT / STAGES[stage]).read_bytes() + WEIGHTS.read_bytes()
         return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
@@ -116,7 +114,7 @@ class Quickstart:
             print(f"{path} is there")
             return report
         import minigpt4
-        from minigpt4.embedded import proof
+        from minigpt4.quickstart import proof
 
         options = [*self.options, f"model.ckpt={checkpoints['stage2']}"]
         chat, conv = minigpt4.load(str(ROOT / EVALUATION), options)
@@ -129,7 +127,7 @@ class Quickstart:
 
     def write(self, report: dict, checkpoints: dict) -> dict:
         """The report with losses and seconds, as written to report.json; and the figures."""
-        from minigpt4.embedded import figures
+        from minigpt4.quickstart import figures
 
         losses = {stage: self.losses(checkpoint) for stage, checkpoint in checkpoints.items()}
         ends = {
@@ -148,7 +146,7 @@ class Quickstart:
 
     def say(self, report: dict) -> None:
         """Print the outcome and what to do next."""
-        print(f"\nThe first held-out picture, described: {report['example']['description']}\n")
+        print(f"\nThe first held-out image, described: {report['example']['description']}\n")
         for name in ("held_out", "best_constant"):
             print(f"{name:14}", {k: round(v, 2) for k, v in report[name].items()})
         print(f"{'questions':14}", {k: round(v, 2) for k, v in report["questions"].items()})
@@ -159,8 +157,8 @@ class Quickstart:
             f"""
 Results: {self.output}/report.json, accuracy.png, pictures.png, loss.png, answers.jsonl, checkpoint.pth
 Next:
-  ask about pictures     python evaluate.py --cfg-path {EVALUATION} --images FOLDER --options {options}
-  train with your own    docs/embedded.md, "Your own pictures"
+  ask about images     python evaluate.py --cfg-path {EVALUATION} --images FOLDER --options {options}
+  train with your own    docs/embedded.md, "Your own images"
   train the real model   README.md, "Train the real model\""""
         )
 

@@ -12,31 +12,31 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from minigpt4.models.attention import attend
-from minigpt4.models.prompts import IGNORED
-from minigpt4.models.recompute import layers_again
+from minigpt4.models.llm.attention import attend
+from minigpt4.models.llm.recompute import layers_again
+from minigpt4.text.rows import IGNORED
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
 
 
 class Packed(NamedTuple):
-    """A batch as lists: what to feed, where pictures go, what is predicted where. Needs no device, waits for none."""
+    """A batch as lists: what to feed, where images go, what is predicted where. Needs no device, waits for none."""
 
     num_shared: int  # leading positions that begin every row, fed once
     rows: list  # index in the batch of each row that is fed, longest first; one without a target is not
     lengths: list  # of these rows, without what they share
-    ids: list  # [T] token ids, 0 where a picture goes
+    ids: list  # [T] token ids, 0 where an image goes
     positions: list  # [T] from 0 in each row
-    slots: list  # [rows * queries] where pictures go
+    slots: list  # [rows * queries] where images go
     predicting: list  # [N] positions whose next token is a target
     targets: list  # [N]
 
 
 def pack(prefixes, rows, num_queries):
-    """Return the Packed of [(ids before the picture, ids behind it)] and what follows them, [prompts.Row].
+    """Return the Packed of [(ids before the image, ids behind it)] and what follows them, [prompts.Row].
 
     A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once: it lies
-    before the pictures, so it is the same for all. The longest row comes first: those of like length lie together.
+    before the images, so it is the same for all. The longest row comes first: those of like length lie together.
     """
     prefix_length = lambda index: sum(map(len, prefixes[index])) + num_queries  # noqa: E731
     targets = [[i for i, label in enumerate(row.labels) if label != IGNORED] for row in rows]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from minigpt4.embedded import prepare
+from minigpt4.quickstart import prepare
 
 
 @pytest.fixture(scope="session")
 def cache(release, tmp_path_factory):
-    """A cache root with a few drawn pictures and, for the LLM, the toy one."""
+    """A cache root with a few drawn images and, for the LLM, the toy one."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "SHARD_SIZE", 4)

@@ -1,4 +1,4 @@
-"""Writes the embedded default's data and fetches its language model: `python -m minigpt4.embedded.prepare`.
+"""Writes the embedded default's data and fetches its language model: `python -m minigpt4.quickstart.prepare`.
 
 Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/`, three data sets in the formats of the real ones:
 
@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from minigpt4.common.config import load_environment
 from minigpt4.common.utils import expand_path
-from minigpt4.embedded import language, world
-from minigpt4.embedded.llm import prepare_llm
-from minigpt4.embedded.questions import draw_question
+from minigpt4.quickstart import language, world
+from minigpt4.quickstart.llm import prepare_llm
+from minigpt4.quickstart.questions import draw_question
 
-DATA_VERSION = 3  # raise it when pictures or captions change: what is prepared is used again
+DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
 
@@ -39,7 +39,7 @@ def data_folder(cache: Path) -> Path:
 
 
 def encode(image) -> bytes:
-    """A picture (RGB) as JPEG bytes of img2dataset's quality."""
+    """An image (RGB) as JPEG bytes of img2dataset's quality."""
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
@@ -58,7 +58,7 @@ def write_data(folder: Path) -> Path:
 
 
 def write_shards(folder: Path, first: int, count: int, caption, progress) -> None:
-    """Stage-1 pictures `first` .. `first + count - 1` as tars with 9-digit keys."""
+    """Stage-1 images `first` .. `first + count - 1` as tars with 9-digit keys."""
     folder.mkdir(parents=True)
     for shard in range(count // SHARD_SIZE):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
@@ -74,7 +74,7 @@ def write_shards(folder: Path, first: int, count: int, caption, progress) -> Non
 
 
 def pair(key: str, index: int, caption) -> dict[str, bytes]:
-    """The three members of stage-1 picture `index` in a shard, by extension."""
+    """The three members of stage-1 image `index` in a shard, by extension."""
     scene, image, _ = world.picture("stage1", index)
     text = caption(scene, world.generator("stage1", index).spawn(1)[0])
     record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None}

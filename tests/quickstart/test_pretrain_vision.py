@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.embedded import world
-from minigpt4.embedded.pretrain_vision import Pictures, Pretraining
-from minigpt4.embedded.vision import QUERIES, Vision, answers
+from minigpt4.quickstart import world
+from minigpt4.quickstart.pretrain_vision import Pictures, Pretraining
+from minigpt4.quickstart.vision import QUERIES, Vision, answers
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "minigpt4/embedded/weights"
+WEIGHTS = ROOT / "minigpt4/quickstart/weights"
 
 
 def pretrain(output, *arguments):
     command = [
         sys.executable,
         "-m",
-        "minigpt4.embedded.pretrain_vision",
+        "minigpt4.quickstart.pretrain_vision",
         "--quick",
         "--device",
         "cpu",

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from minigpt4.embedded.language import NUMBERS
-from minigpt4.embedded.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES
+from minigpt4.quickstart.language import NUMBERS
+from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES
 
 
 def _any(words) -> str:

@@ -5,8 +5,7 @@ import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from minigpt4.models.language_model import load_tokenizer
-from minigpt4.models.prompts import IGNORED, batch_prompts, batch_rows, prompt_ids, read_prompts
+from minigpt4.text.rows import IGNORED, batch_prompts, batch_rows, prompt_ids, read_prompts
 
 BEGIN, PROMPT, PICTURE, TARGET, GIVEN, CUT = KINDS = ("begin", "prompt", "picture", "target", "given", "cut")
 
@@ -14,7 +13,7 @@ BEGIN, PROMPT, PICTURE, TARGET, GIVEN, CUT = KINDS = ("begin", "prompt", "pictur
 class Token(NamedTuple):
     """`kind`: one of KINDS; GIVEN is read behind the prompt but not learnt, CUT is neither, for lack of room.
 
-    `size`: how many positions these are: those of a picture, or ids that only together make a character.
+    `size`: how many positions these are: those of an image, or ids that only together make a character.
     `is_special`: the tokenizer knows the text as one special token, such as <s> or <|im_end|>.
     """
 
@@ -30,8 +29,8 @@ class TextPreview:
     Raises ValueError or OSError where tokenizer or prompts cannot be read.
     """
 
-    def __init__(self, cfg):
-        self.settings, self.tokenizer = cfg, load_tokenizer(cfg.llama_model)
+    def __init__(self, cfg, tokenizer):
+        self.settings, self.tokenizer = cfg, tokenizer
         self.prompts = read_prompts(cfg.prompt_path, cfg.prompt_template) if cfg.prompt_path else []
         self._special = set(self.tokenizer.all_special_ids)
         texts = {key: cfg[key] for key in ("prompt_template", "end_sym", "mask_eos_labels")}
@@ -56,7 +55,7 @@ class TextPreview:
         return [
             *self._spell([] if begin is None else [begin], [BEGIN]),
             *self._spell(before, [PROMPT] * len(before)),
-            Token(f"picture: {size} tokens", PICTURE, size),
+            Token(f"image: {size} tokens", PICTURE, size),
             *self._spell(after, [PROMPT] * len(after)),
             *self._spell(uncut.ids, kinds),
         ]

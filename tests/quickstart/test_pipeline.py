@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from minigpt4.embedded import prepare, world
+from minigpt4.quickstart import prepare, world
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["run.iters_per_epoch=3", "run.batch_size_train=2", "run.device=cpu"]

@@ -1,12 +1,12 @@
-"""Pretrains the embedded default's small EVA ViT and Q-Former on drawn pictures, without any language model.
+"""Pretrains the embedded default's small EVA ViT and Q-Former on drawn images, without any language model.
 
-    python -m minigpt4.embedded.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
+    python -m minigpt4.quickstart.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
 
 Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background, the size, colour,
 shape and cell of the k-th object in reading order, how it lies to the next one. Its output is drawn, by
 cosine, to a code of the right answer. A colour has the same code for every object, and colours share nothing with
 shapes: pairs that never occurred can be told like any other. The ViT's tokens learn beside it which object they
-look at, also in crowded pictures (four to nine objects), which hold more to learn from. Codes and token heads are
+look at, also in crowded images (four to nine objects), which hold more to learn from. Codes and token heads are
 dropped at the end; what stays is what BLIP-2 ships: ViT, ln_vision, queries, Q-Former. Written: their weights, and
 manifest.json with the results.
 """
@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from minigpt4.common.utils import file_sha256
-from minigpt4.embedded import world
-from minigpt4.embedded.vision import QUERIES, VOCABULARY, Vision, answers
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
+from minigpt4.quickstart import world
+from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision, answers
 
 # What the tokens of the ViT learn to say about the object that they look at.
 TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {k: len(VOCABULARY[k]) for k in ("shape", "colour", "size", "cell")}
@@ -41,7 +41,7 @@ SHARPNESS = 16  # of the softmax over cosines
 class Pictures(torch.utils.data.IterableDataset):
     """Batches `first` .. `last` - 1 of (image uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5]).
 
-    The last `num_crowded` pictures of each batch are crowded and have no query targets.
+    The last `num_crowded` images of each batch are crowded and have no query targets.
     """
 
     def __init__(self, split, first, last, batch_size, patch_size, num_crowded=0):
@@ -58,7 +58,7 @@ class Pictures(torch.utils.data.IterableDataset):
     def sample(self, index, crowded):
         numbers = (world.MAX_OBJECTS + 1, len(world.CELLS)) if crowded else (1, world.MAX_OBJECTS)
         scene, image, object_map = world.picture(self.split, index, numbers)
-        # as both stages' pictures are stored
+        # as both stages' images are stored
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
         targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
         return cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.array(targets), self.token_targets(scene, object_map)
@@ -111,7 +111,7 @@ class Pretraining(nn.Module):
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
         query_loss = torch.stack([F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]).mean()
-        # Outputs close to their code, whatever else is in the picture: each query becomes a word of its own, which is
+        # Outputs close to their code, whatever else is in the image: each query becomes a word of its own, which is
         # what one linear layer can teach an LLM to read in a few hundred steps.
         cosines = [x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)]
         spread = 1 - torch.cat(cosines).mean()
@@ -128,7 +128,7 @@ def normalise(image: torch.Tensor, device) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: Pretraining, split: str, count: int, device) -> dict[str, float]:
-    """Share of right answers per kind of question, about objects that are there; `exact`: of pictures right in all."""
+    """Share of right answers per kind of question, about objects that are there; `exact`: of images right in all."""
     model.eval()
     guesses, truth = [], []
     for image, targets, _ in Pictures(split, 0, count // 64, 64, model.vision.vit_config.patch_size):

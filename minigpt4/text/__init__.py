@@ -1,0 +1,1 @@
+"""Text without tensors: dialogue templates, segments of a prompt, the rows that the LLM reads, and their preview."""
