@@ -35,11 +35,11 @@ def measure(size, stage):
     rows = []
     for way in ("2023", "padded", "lean"):
         model, batch = memory.setup(size, stage, BATCHES[stage])
-        model.llm_path = "padded" if way == "2023" else way
+        model.llm_backend = "padded" if way == "2023" else way
         loss = (lambda s: baseline_2023.loss(model, s)) if way == "2023" else (lambda s: model(s)["loss"])  # noqa: B023
         found = memory.cost(model, batch, loss)
         model, batch = memory.setup(size, stage, BATCHES[stage])
-        model.llm_path = "padded" if way == "2023" else way
+        model.llm_backend = "padded" if way == "2023" else way
         with without_values(model):
             batch["image"] = torch.empty(BATCHES[stage], 3, model.image_size, model.image_size)
             executed = workload.count_flops(lambda: loss(batch).backward())  # noqa: B023

@@ -126,7 +126,7 @@ def loss_of(model, stock, way, batch):
             return baseline_2023.loss(model, batch)
         if way == "transformers":
             return blip2.loss(stock, model, batch)
-        model.llm_path = way
+        model.llm_backend = way
         return model(batch)["loss"]
 
 

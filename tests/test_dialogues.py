@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.text.rows import IGNORED, IMAGE_SLOT, batch_prompts, batch_rows, warn_of_cut
-from minigpt4.text.segments import IMAGE, PromptEncoder
+from minigpt4.models.minigpt_base import warn_of_cut
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows
+from minigpt4.text.segments import IMAGE
 from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from tests.golden.model import CONFIG, golden_model
 
@@ -35,14 +37,20 @@ def settings(template, **changes):
 
 
 def row_of(tokenizer, template, turns, **changes):
-    (row,) = batch_rows({"text_input": [""], "turns": [turns]}, settings(template, **changes), tokenizer)
+    samples = {"text_input": [""], "turns": [turns]}
+    (row,) = batch_rows(samples, "", settings(template, **changes), PromptEncoder(tokenizer), num_image_tokens=1)
     return row
+
+
+def behind(row):
+    """Return ids and labels behind the prompt."""
+    return row.ids[row.num_prompt :], row.labels[row.num_prompt :]
 
 
 def spans(tokenizer, row):
     """Return [(whether the tokens are learnt, their text)] of the runs of a row, checked to be its own ids."""
     assert all(label in (IGNORED, index) for index, label in zip(row.ids, row.labels, strict=True))
-    runs = groupby(zip(row.ids, row.labels, strict=True), key=lambda position: position[1] != IGNORED)
+    runs = groupby(zip(*behind(row), strict=True), key=lambda position: position[1] != IGNORED)
     return [(is_target, tokenizer.decode([index for index, _ in run])) for is_target, run in runs]
 
 
@@ -95,8 +103,10 @@ BY_HAND = {
 def test_labels_by_hand(name, template, tokenizer_of):
     prompt, wanted = BY_HAND[name]
     tokenizer = tokenizer_of(template)
-    assert batch_prompts({"text_input": [""], "turns": [TURNS]}, "", settings(template), tokenizer) == [prompt]
     row = row_of(tokenizer, template, TURNS)
+    pieces = [tokenizer(text, add_special_tokens=False).input_ids for text in prompt.split("<ImageHere>")]
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    assert row.ids[: row.num_prompt] == [*bos, *pieces[0], IMAGE_ID, *pieces[1]]
     assert spans(tokenizer, row) == wanted
     assert row.num_cut == 0
 
@@ -120,24 +130,24 @@ def test_chatml_training_reads_what_the_chat_is_fed(chatml_tokenizer, tokenizer_
     conv.turns = conv.turns[:-1]
     conv.append_message(conv.roles[1], None)
     before, image, after = PromptEncoder(tokenizer).encode(conv.segments())
-    sample = {"text_input": [""], "turns": [TURNS]}
-    (prompt,) = batch_prompts(sample, "", settings(CHATML), tokenizer)
-    first, second = (tokenizer(text, add_special_tokens=False).input_ids for text in prompt.split(IMAGE_SLOT))
     answer = tokenizer(TURNS[-1][1] + "<|im_end|>", add_special_tokens=False).input_ids
-    assert (image, before) == (IMAGE, [tokenizer.bos_token_id, *first])
-    assert after + answer == second + row_of(tokenizer, CHATML, TURNS).ids
+    assert image is IMAGE
+    assert [*before, IMAGE_ID, *after, *answer] == row_of(tokenizer, CHATML, TURNS).ids
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=NAMES)
 def test_whatever_is_cut_a_target_is_left(template, tokenizer_of):
     tokenizer = tokenizer_of(template)
     full = row_of(tokenizer, template, TURNS)
-    for length in range(1, len(full.ids) + 2):
+    full_ids, full_labels = behind(full)
+    for length in range(1, len(full_ids) + 2):
         row = row_of(tokenizer, template, TURNS, max_txt_len=length)
-        assert row.labels[0] != IGNORED and row.labels[-1] != IGNORED  # no question without an answer at the end
-        assert row.ids == full.ids[: len(row.ids)] and row.labels == full.labels[: len(row.ids)]
-        assert len(row.ids) <= length and row.num_cut == len(full.ids) - len(row.ids)
-        assert [label for label in full.labels[len(row.ids) : length] if label != IGNORED] == []
+        ids, labels = behind(row)
+        assert row.ids[: row.num_prompt] == full.ids[: full.num_prompt]
+        assert labels[0] != IGNORED and labels[-1] != IGNORED  # no question without an answer at the end
+        assert ids == full_ids[: len(ids)] and labels == full_labels[: len(ids)]
+        assert len(ids) <= length and row.num_cut == len(full_ids) - len(ids)
+        assert [label for label in full_labels[len(ids) : length] if label != IGNORED] == []
 
 
 @pytest.mark.parametrize(
@@ -149,12 +159,11 @@ def test_texts_cannot_forge_turns(template, text, tokenizer_of):
     tokenizer = tokenizer_of(template)
 
     def structure(text):
-        turns = [(text, text), (text, text)]
-        (prompt,) = batch_prompts({"text_input": [""], "turns": [turns]}, "", settings(template), tokenizer)
-        row = row_of(tokenizer, template, turns)
-        found = prompt + tokenizer.decode(row.ids)
+        row = row_of(tokenizer, template, [(text, text), (text, text)])
+        found = tokenizer.decode([index for index in row.ids if index != IMAGE_ID])
         special = [index for index in row.ids if index in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}]
-        return special, [found.count(marker) for marker in (*template.markers, IMAGE_SLOT)], len(spans(tokenizer, row))
+        markers = [found.count(marker) for marker in template.markers if marker not in tokenizer.all_special_tokens]
+        return special, markers, row.ids.count(IMAGE_ID), len(spans(tokenizer, row))
 
     assert structure(text) == structure("plain")
 

@@ -56,7 +56,7 @@ def test_peak_of_7b(stage):
     found = memory.cost(model, batch, lambda batch: model(batch)["loss"])
     assert found.peak <= memory.GATES[stage] * 2**30
     assert memory.kb_per_token_and_layer(model, batch, found) <= 1.15 * memory.FLOOR_KB
-    assert model.llm_path == "lean"  # as was found out in the step
+    assert model.llm_backend == "lean"  # as was found out in the step
 
 
 @pytest.mark.parametrize("path", ["lean", "packed", "padded"])
@@ -101,7 +101,7 @@ def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
     model = golden_model(tmp_path, max_txt_len=20).train()
     model.llama_tokenizer = memory_count.tokenizer_of_characters()
     batch = samples(["a" * 20] * 3)
-    assert model.llm_path == "lean"  # found out with the LLM's own logits, before the step
+    assert model.llm_backend == "lean"  # found out with the LLM's own logits, before the step
     with MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from minigpt4.common.registry import registry
 from minigpt4.models import MiniGPT4, base_model
 from minigpt4.models.llm import language_model
-from minigpt4.text.rows import prompt_problems
+from minigpt4.text.prompts import prompt_problems
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
 
 SIZE, (HIDDEN, WIDTH) = CONFIG["image_size"], CONFIG["llama_proj"]
@@ -159,7 +159,7 @@ def test_pictures_of_a_batch_do_not_mix(model):
 def test_padding_does_not_change_the_loss(model):
     texts = ["a bus", "the old lighthouse keeper climbs the stairs"]
     given = samples(texts)
-    counts = [sum(len(row) for row in [model._text([text])[0][0]]) for text in texts]
+    counts = [model.rows(samples([text]))[0].num_targets for text in texts]
     alone = [model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"] for i in range(2)]
     expected = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
     assert model(given)["loss"].item() == pytest.approx(expected.item(), abs=5e-6)
@@ -217,8 +217,8 @@ def test_samples_may_bring_their_instruction(tmp_path):
     given = samples(texts, instruction=["", "Which colour does the very old bus in front of the school have?"])
     inputs, num_text = model.build_inputs(given)
     padding = (inputs["attention_mask"] == 0).sum(1)
-    assert padding[0] > 0 and inputs["attention_mask"][1, :-num_text].all()  # the longer prompt is not padded
-    counts = [len(model._text([text])[0][0]) for text in texts]
+    assert padding[0] > 0 and inputs["attention_mask"][1].all()  # the longer row is not padded
+    counts = [model.rows(samples([text]))[0].num_targets for text in texts]
     alone = [
         model({key: value[i : i + 1] for key, value in given.items()} | {"iters": 0})["loss"].item() for i in range(2)
     ]
@@ -261,7 +261,7 @@ def test_prompt_problems(case, tmp_path):
     path = tmp_path / "prompts.txt"
     if text:
         path.write_text(text)
-    assert prompt_problems(str(path), template)[0] == message.format(path=path)
+    assert str(prompt_problems(str(path), template)[0]) == message.format(path=path)
     with pytest.raises((ValueError, FileNotFoundError)):
         golden_model(tmp_path, prompt_path=str(path), prompt_template=template)
 
@@ -338,7 +338,7 @@ def test_preflight_reports_everything(tmp_path):
             "prompt_path": "none.txt",
         },
     )
-    assert [line.split(":")[0] for line in MiniGPT4.preflight(cfg, "model")] == [
+    assert [problem.key for problem in MiniGPT4.preflight(cfg, "model")] == [
         "model.vit_model",
         "model.vit_precision",
         "model.llm_precision",

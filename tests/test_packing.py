@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch._inductor.config
 
-from minigpt4.models.llm import attention, backends, lean, packing
-from minigpt4.text.rows import IGNORED, Row, in_parts
+from minigpt4.models.llm import attention, backends, layouts, lean, row_logits
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, split_batch
 from tests.golden.model import CONFIG, golden_model
 
 # Relative, float32. Measured on the golden model: loss 1.4e-7, gradient 8.7e-7.
@@ -19,8 +19,13 @@ def samples(texts, **more):
     return {"image": torch.randn(len(texts), 3, size, size, generator=generator), "text_input": texts, **more}
 
 
+def backend_of(model):
+    model._choose_backend()
+    return model.llm_backend
+
+
 def loss_and_gradient(model, batch, path):
-    model.llm_path = path
+    model.llm_backend = path
     model.zero_grad()
     loss = model(batch | {"iters": 0})["loss"]
     loss.backward()
@@ -47,7 +52,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
         end_sym=batch.pop("end", "###"),
         max_txt_len=60,
     ).train()
-    assert model.llm_path == "lean"
+    assert backend_of(model) == "lean"
     loss, gradient = loss_and_gradient(model, batch, "padded")
     for path in ("packed", "lean"):
         found, found_gradient = loss_and_gradient(model, batch, path)
@@ -62,7 +67,7 @@ def test_compiled_by_choice(tmp_path):
         pytest.skip(f"torch.compile does not work here (Debian: apt-get install g++ python3-dev): {error}")
     batch = BATCHES["captions"]
     model = golden_model(tmp_path, compile=True).train()
-    assert model.llm_path == "compiled"  # with its logits compared to the LLM's own
+    assert backend_of(model) == "compiled"  # with its logits compared to the LLM's own
     loss, gradient = loss_and_gradient(golden_model(tmp_path).train(), batch, "lean")
     found, found_gradient = loss_and_gradient(model, batch, "compiled")
     assert found == pytest.approx(loss, rel=TOLERANCE)
@@ -79,18 +84,36 @@ def test_no_compiler_is_said(tmp_path, monkeypatch):
 
 
 def test_padding_by_choice(tmp_path):
-    assert golden_model(tmp_path, pack_sequences=False).llm_path == "padded"
+    assert backend_of(golden_model(tmp_path, pack_sequences=False)) == "padded"
+
+
+def row(prompt, ids, labels, image):
+    return Row(prompt + ids, [IGNORED] * len(prompt) + labels, len(prompt), range(image, image + 1), 0)
 
 
 def test_pack_by_hand():
-    rows = [Row([4, 6], [4, 6], 0), Row([5], [IGNORED], 0), Row([7, 8, 9], [IGNORED, 8, IGNORED], 0)]
-    packed = packing.pack([([1], [])] + [([1, 3], [2])] * 2, rows, num_queries=2)
+    rows = [
+        row([1, IMAGE_ID, IMAGE_ID], [4, 6], [4, 6], image=0),
+        row([1, 3, IMAGE_ID, IMAGE_ID, 2], [5], [IGNORED], image=1),
+        row([1, 3, IMAGE_ID, IMAGE_ID, 2], [7, 8, 9], [IGNORED, 8, IGNORED], image=2),
+    ]
+    packed = layouts.pack(rows, num_image_tokens=2)
     assert packed.rows == [2, 0]  # the longest first; the second has no target
     assert packed.num_shared == 1
-    assert packed.ids == [1, 3, 0, 0, 2, 7, 0, 0, 4]  # what both begin with, each up to what predicts 8, and 6
+    assert packed.ids == [
+        1,
+        3,
+        IMAGE_ID,
+        IMAGE_ID,
+        2,
+        7,
+        IMAGE_ID,
+        IMAGE_ID,
+        4,
+    ]  # what both begin with, each up to what predicts 8, and 6
     assert packed.lengths == [5, 3]
     assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
-    assert packed.slots == [2, 3, 6, 7]
+    assert packed.images == [2, 0]
     assert packed.predicting == [5, 7, 8]
     assert packed.targets == [8, 4, 6]
 
@@ -144,8 +167,8 @@ def test_cross_entropy_piece_by_piece(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(7, 50, generator=generator, requires_grad=True)
     targets = torch.randint(50, (7,), generator=generator)
-    monkeypatch.setattr(packing, "_rows_at_a_time", lambda logits: 3)
-    losses = packing.CrossEntropy.apply(logits, targets), torch.nn.functional.cross_entropy(logits, targets)
+    monkeypatch.setattr(row_logits, "_rows_at_a_time", lambda logits: 3)
+    losses = row_logits.CrossEntropy.apply(logits, targets), torch.nn.functional.cross_entropy(logits, targets)
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*(torch.autograd.grad(3 * loss, logits) for loss in losses))
 
@@ -221,9 +244,7 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
     options = {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "###", "max_txt_len": 60}
     model, batch = golden_model(tmp_path, **options).train(), BATCHES[name] | {"iters": 0}
     loss, gradient = loss_and_gradient(model, batch, "lean")
-    prefixes, rows = model._ids(batch)
-    queries = model.query_tokens.shape[1]
-    lengths = [len(a) + queries + len(b) + len(row.ids) for (a, b), row in zip(prefixes, rows, strict=True)]
+    lengths = [len(row.ids) for row in model.rows(batch)]
     model.zero_grad()
     parts = model.split(batch, lengths[0] + lengths[1])
     assert len(parts) > 1 and [text for part, _ in parts for text in part["text_input"]] == batch["text_input"]
@@ -235,18 +256,20 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
     assert (model.llama_proj.weight.grad - gradient).norm() <= TOLERANCE * gradient.norm()
 
 
-def test_in_parts_by_hand():
+def test_split_by_hand():
     """Of at most 8 tokens: one that is longer stands alone, one without a target is left out."""
     has, has_none = [7, 8], [IGNORED, IGNORED]
-    rows = [Row([7, 8], labels, 0) for labels in (has, has, has_none, has)] + [Row([7] * 9, [7] * 9, 0)]
+    prompt = [1, IMAGE_ID]
+    rows = [row(prompt, [7, 8], labels, number) for number, labels in enumerate((has, has, has_none, has))]
+    rows.append(row(prompt, [7] * 9, [7] * 9, 4))
     batch = {"text_input": list("abcde"), "image": torch.arange(5), "iters": 3}
-    parts = in_parts(batch, [([1], [])] * 5, rows, num_queries=1, max_tokens=8)
+    parts = split_batch(batch, rows, max_tokens=8)
     assert [(part["text_input"], part["image"].tolist(), part["iters"]) for part, _ in parts] == [
         (["a", "b"], [0, 1], 3),
         (["c", "d"], [2, 3], 3),
         (["e"], [4], 3),
     ]
     assert [share for _, share in parts] == [4 / 15, 2 / 15, 9 / 15]
-    alone = in_parts(batch, [([1], [])] * 5, rows, num_queries=1, max_tokens=4)
+    alone = split_batch(batch, rows, max_tokens=4)
     assert [part["text_input"] for part, _ in alone] == [["a"], ["b"], ["d"], ["e"]]
-    assert in_parts(batch, [([1], [])] * 5, [rows[2]] * 5, 1, max_tokens=4) == [(batch, 1)]
+    assert split_batch(batch, [rows[2]] * 5, max_tokens=4) == [(batch, 1)]

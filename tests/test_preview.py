@@ -48,7 +48,7 @@ def both(request, tmp_path_factory):
 def test_counts_and_labels_are_those_of_the_model(name, both):
     model, preview = both
     sample = SAMPLES[name]
-    if "turns" in sample and not model.prompt_template:
+    if (sample.get("turns") or sample.get("instruction")) and not model.prompt_template:
         with pytest.raises(ValueError, match=r"model.prompt_template: '' cannot tell the questions"):
             preview.tokens(sample, 0)
         return
@@ -57,10 +57,10 @@ def test_counts_and_labels_are_those_of_the_model(name, both):
     inputs, num_text = model.build_inputs({"image": picture} | {key: [value] for key, value in sample.items()})
     labels = inputs["labels"][0]
     tokens = preview.tokens(sample, 0)
-    assert sizes(tokens, "begin", "prompt", "picture", "target", "given") == inputs["attention_mask"].sum()
+    assert sizes(tokens, "begin", "prompt", "image", "target", "given") == inputs["attention_mask"].sum()
     assert sizes(tokens, "target", "given") == num_text
     assert sizes(tokens, "target") == (labels != IGNORED).sum()
-    assert sizes(tokens, "picture") == CONFIG["num_query_token"]
+    assert sizes(tokens, "image") == CONFIG["num_query_token"]
     behind = [token for token in tokens if token.kind in ("target", "given")]
     is_target = [token.kind == "target" for token in behind for _ in range(token.size)]
     assert is_target == (labels[-num_text:] != IGNORED).tolist()

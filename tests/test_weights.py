@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models import MiniGPT4, weights
-from minigpt4.models.vision.eva_vit import EvaVitConfig
+from minigpt4.models.vision.eva_vit import EvaVit
 from tests.golden.model import CONFIG, FOLDER, golden_config, golden_model
 
 VIT = load_file(FOLDER / "model/eva_vit.safetensors")
@@ -206,7 +206,7 @@ def test_sidecar_refused(case, tmp_path):
     text, reason = SIDECARS[case]
     (tmp_path / "vit.json").write_text(text)
     with pytest.raises(CheckpointError) as caught:
-        weights.dimensions(tmp_path / "vit.pth", EvaVitConfig(1, 1, 1, 1, 1), "model.vit_ckpt")
+        weights.dimensions(tmp_path / "vit.pth", EvaVit(1, 1, 1, 1, 1), "model.vit_ckpt")
     start = f"model.vit_ckpt: '{tmp_path}/vit.json', which gives the dimensions of 'vit.pth', is not usable ({reason}"
     assert str(caught.value).startswith(start)
     assert str(caught.value).endswith("whole numbers with embed_dim, depth, num_heads, mlp_dim, patch_size")

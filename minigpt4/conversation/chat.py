@@ -10,9 +10,11 @@ from dataclasses import asdict
 
 import torch
 
+from minigpt4.conversation.context import Context
 from minigpt4.conversation.generation import AnswerText, PrefixCache, Sampling, StopRule, beam_search, decode
 from minigpt4.conversation.images import open_image
-from minigpt4.text.segments import Context, PromptEncoder, positions_of
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.rows import context_ids
 
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 
@@ -117,9 +119,8 @@ class Chat:
 
     def get_context_emb(self, conv, img_list):
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
-        pieces = self.encoder.encode(conv.segments())
         images = self._images(conv, img_list)
-        context = Context(positions_of(pieces, images), images, (), 0)
+        context = Context(self._ids(conv, images), images, (), 0)
         return context.embeds(self.model.llama_model.get_input_embeddings())
 
     # parts of them
@@ -145,6 +146,10 @@ class Chat:
         self.encode_img(img_list)
         return tuple(img_list)
 
+    def _ids(self, conv, images):
+        """Return the ids of the prompt as it stands, as a tuple."""
+        return tuple(context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images]))
+
     def _context(self, conv, img_list, sampling, on_notice):
         """Return the Context of the next answer: within the length limits, oldest turns left out where need be."""
         conv = conv.without_open_answer()
@@ -159,15 +164,15 @@ class Chat:
                 f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a question in {limit} tokens"
             )
 
-        def positions(conv):
-            opened = conv.copy()
-            opened.append_message(conv.roles[1], None)
-            return positions_of(self.encoder.encode(opened.segments()), images)
+        def opened(conv):
+            conv = conv.copy()
+            conv.append_message(conv.roles[1], None)
+            return self._ids(conv, images)
 
-        prompt, num_left_out = positions(conv), 0
+        prompt, num_left_out = opened(conv), 0
         if len(prompt) > room:
-            shorter, num_left_out = conv.shortened(lambda conv: len(positions(conv)) <= room)
-            prompt = positions(shorter)
+            shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
+            prompt = opened(shorter)
         if len(prompt) >= limit:
             raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
         if num_left_out:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
-from minigpt4.text.segments import IMAGE, Text
+from minigpt4.text.segments import IMAGE, Segment, dialogue_segments, message_segments
 from minigpt4.text.templates import CHATML, LLAMA2, TEMPLATES, VICUNA_V0, VICUNA_V1, Template, template_for
 
 __all__ = [
@@ -56,7 +56,7 @@ class Conversation:
     @property
     def messages(self):
         """A list of [role, text or None], images written as `<Img><ImageHere></Img>`; for display, changes are lost."""
-        shown = [None if turn.parts is None else "".join(map(str, self._parts(turn, str))) for turn in self.turns]
+        shown = [turn.parts and "".join(map(str, message_segments(turn.parts))) for turn in self.turns]
         return [[self.roles[not turn.is_user], text] for turn, text in zip(self.turns, shown, strict=True)]
 
     @messages.setter
@@ -113,30 +113,15 @@ class Conversation:
         count = min(most, bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))))
         return self.without_oldest(count), count
 
-    def segments(self):
+    def segments(self) -> list[Segment]:
         """Return the prompt as a list of Text and IMAGE."""
-        segments = [Text(self.system, True)]
-        for turn in self.turns:
-            before, after = self.template.user if turn.is_user else self.template.assistant
-            if turn.parts is None:
-                segments.append(Text(self.template.answer, True))
-            elif turn.parts == ("",):  # an empty answer is still a closed turn
-                segments.append(Text(before.rstrip(" ") + after, True))
-            else:
-                segments += [Text(before, True), *self._parts(turn, self.template.neutralise), Text(after, True)]
-        return segments
+        clean = self.template.neutralise
+        turns = [(turn.is_user, turn.parts and message_segments(turn.parts, clean)) for turn in self.turns]
+        return dialogue_segments(self.template, turns)
 
     def get_prompt(self):
         """Return the prompt as one string, for people to read: `<ImageHere>` for a slot."""
         return "".join(map(str, self.segments()))
-
-    @staticmethod
-    def _parts(turn, clean):
-        segments = []
-        for index, part in enumerate(turn.parts):
-            segments += [Text(" ", True)] if index else []
-            segments += [Text("<Img>", True), IMAGE, Text("</Img>", True)] if part is IMAGE else [Text(clean(part))]
-        return segments
 
 
 CONV_VISION = Conversation(VICUNA_V0)  # the 2023 demo's

@@ -129,9 +129,9 @@ class PrefixCache:
         content, self._content = self._content, None
         if content is None:
             return None, 0
-        past, positions, images = content
+        past, ids, images = content
         # one position at least is computed, for its logits
-        common = min(context.common_prefix(positions, images), len(context.positions) - 1)
+        common = min(context.common_prefix(ids, images), len(context.ids) - 1)
         excess = past.get_seq_length() - common
         if not common or any(getattr(past, "is_sliding", ())):  # a sliding window has forgotten what it would need
             return None, 0
@@ -147,8 +147,8 @@ class PrefixCache:
         parts = [part for layer in past.layers for part in (layer.keys, layer.values)]
         if any(part is None for part in parts) or len({part.shape[-2] for part in parts}) > 1:
             return
-        positions = (*context.positions, *new_ids)[: past.get_seq_length()]
-        self._content = past, positions, context.images
+        ids = (*context.ids, *new_ids)[: past.get_seq_length()]
+        self._content = past, ids, context.images
 
 
 def padded_batch(llm, contexts, reused):

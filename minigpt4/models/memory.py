@@ -7,7 +7,8 @@ import torch
 from minigpt4.common.memory import MemoryCounter, without_values
 from minigpt4.models.base_model import resolve_compute_dtype
 from minigpt4.models.llm import attention, quantization
-from minigpt4.text.rows import IMAGE_SLOT, read_prompts
+from minigpt4.text.prompts import read_prompts
+from minigpt4.text.segments import IMAGE_SLOT
 
 CHARACTERS_A_TOKEN = 4  # of an English prompt
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from minigpt4.common.config import REQUIRED
+from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.utils import expand_path, missing_file
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm.quantization import KINDS
 from minigpt4.models.vision.eva_vit import VIT_MODELS
-from minigpt4.text.rows import prompt_problems
+from minigpt4.text.prompts import prompt_problems
 
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
@@ -22,7 +22,7 @@ class MiniGPT4Config:
     # vision encoder
     vit_model: str = "eva_clip_g"
     vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
-    image_size: int = 224
+    image_size: int | None = None  # None: that of the vision tower
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False  # of the ViT
     vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
@@ -66,21 +66,26 @@ _CHOICES = {
 }
 
 
-def find_problems(cfg, where):
-    """Return all that is wrong with the section, as lines that begin with the key; nothing is loaded."""
+def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
+    """Return all that is wrong with the section; nothing is loaded."""
     problems = [
-        f"{where}.{key}: '{cfg.get(key)}' is not one of {', '.join(choices)}"
+        Problem(f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(choices)}")
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices
     ]
     for key in ("image_size", "num_query_token", "max_txt_len"):
-        if cfg.get(key) < 1:
-            problems.append(f"{where}.{key}: {cfg.get(key)}; expected at least 1")
-    if not (expand_path(cfg.llama_model) / "config.json").is_file():
+        if cfg.get(key) is not None and cfg.get(key) < 1:
+            problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))
+    folder = expand_path(cfg.llama_model)
+    if not (folder / "config.json").is_file():
         problems.append(
-            f"{where}.llama_model: no transformers model in '{expand_path(cfg.llama_model)}' (config.json is not "
-            "there); give the folder with config.json, weights and tokenizer"
+            Problem(
+                f"{where}.llama_model",
+                f"no transformers model in '{folder}' (config.json is not there); give the folder with config.json, "
+                "weights and tokenizer",
+            )
         )
-    files = {key: cfg.get(key) for key in ("vit_ckpt", "q_former_model", "ckpt")}
-    problems += filter(None, [missing_file(file, f"{where}.{key}") for key, file in files.items() if file])
+    for key in ("vit_ckpt", "q_former_model", "ckpt"):
+        if cfg.get(key):
+            problems += filter(None, [missing_file(cfg.get(key), f"{where}.{key}")])
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template, where)

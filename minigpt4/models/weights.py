@@ -161,7 +161,10 @@ def dimensions(path, standard, where):
     names = [field.name for field in dataclasses.fields(standard)]
     try:
         values = json.loads(sidecar.read_text(encoding="utf-8"))
-        if not all(type(values[name]) is int and values[name] > 0 for name in names) or set(values) != set(names):
+        optional = set(getattr(standard, "OPTIONAL", ()))
+        if not all(type(value) is int and value > 0 for value in values.values()) or not (
+            set(names) - optional <= set(values) <= set(names)
+        ):
             raise ValueError("unknown or unusable fields")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minigpt4.models.vision.eva_vit import EvaVitConfig, build_eva_vit
+from minigpt4.models.vision.eva_vit import EvaVit
 from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 from minigpt4.quickstart import world
 
@@ -62,10 +62,10 @@ def answers(scene: world.Scene) -> list[int]:
 class Vision(nn.Module):
     """ViT, ln_vision, queries and Q-Former, named and computed as in MiniGPT4, without an LLM."""
 
-    def __init__(self, vit: EvaVitConfig, qformer: QFormerConfig):
+    def __init__(self, vit: EvaVit, qformer: QFormerConfig):
         super().__init__()
         self.vit_config, self.qformer_config = vit, qformer
-        self.visual_encoder = build_eva_vit(vit, world.IMAGE_SIZE, device="cpu")
+        self.visual_encoder = vit.build(world.IMAGE_SIZE, device="cpu")
         self.ln_vision = nn.LayerNorm(vit.embed_dim)
         self.Qformer = build_qformer(qformer, device="cpu")
         self.query_tokens = nn.Parameter(torch.randn(1, len(QUERIES), qformer.hidden_size) * 0.02)
@@ -80,12 +80,12 @@ class Vision(nn.Module):
     @classmethod
     def small(cls):
         """The network whose weights are committed: 6.4 M parameters."""
-        return cls(EvaVitConfig(192, 6, 6, 768, 14), QFormerConfig(256, 4, 8, 1024, 2, 192))
+        return cls(EvaVit(192, 6, 6, 768, 14, world.IMAGE_SIZE), QFormerConfig(256, 4, 8, 1024, 2, 192))
 
     @classmethod
     def tiny(cls):
         """One that trains a step in milliseconds."""
-        return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(64, 1, 2, 64, 1, 32))
+        return cls(EvaVit(32, 1, 2, 64, 14, world.IMAGE_SIZE), QFormerConfig(64, 1, 2, 64, 1, 32))
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None):
         """Tokens [B, 1 + N, Dv] of all images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
@@ -114,7 +114,7 @@ class Vision(nn.Module):
         from safetensors.torch import load_file
 
         configs = [json.loads((folder / f"{stem}.json").read_text()) for stem in ("eva_vit", "blip2")]
-        vision = cls(EvaVitConfig(**configs[0]), QFormerConfig(**configs[1]))
+        vision = cls(EvaVit(**configs[0]), QFormerConfig(**configs[1]))
         state = {f"visual_encoder.{name}": tensor for name, tensor in load_file(folder / "eva_vit.safetensors").items()}
         state |= {from_release_name(name): tensor for name, tensor in load_file(folder / "blip2.safetensors").items()}
         vision.load_state_dict({name: tensor.float() for name, tensor in state.items()})

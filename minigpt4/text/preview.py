@@ -2,12 +2,16 @@
 
 import random
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from minigpt4.text.rows import IGNORED, batch_prompts, batch_rows, prompt_ids, read_prompts
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.prompts import read_prompts
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows
 
-BEGIN, PROMPT, PICTURE, TARGET, GIVEN, CUT = KINDS = ("begin", "prompt", "picture", "target", "given", "cut")
+BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT = KINDS = ("begin", "prompt", "image", "target", "given", "cut")
 
 
 class Token(NamedTuple):
@@ -24,43 +28,55 @@ class Token(NamedTuple):
 
 
 class TextPreview:
-    """What a model of the section `model` makes of the texts of samples, by the functions that training calls.
+    """What a model of the section `model` makes of the texts of samples, by the function that training calls.
 
-    Raises ValueError or OSError where tokenizer or prompts cannot be read.
+    Raises ValueError or OSError where prompts cannot be read.
     """
 
-    def __init__(self, cfg, tokenizer):
+    def __init__(self, cfg: TextSettings, tokenizer, num_image_tokens: int):
         self.settings, self.tokenizer = cfg, tokenizer
+        self.num_image_tokens = num_image_tokens
         self.prompts = read_prompts(cfg.prompt_path, cfg.prompt_template) if cfg.prompt_path else []
-        self._special = set(self.tokenizer.all_special_ids)
+        self._encoder = PromptEncoder(tokenizer)
+        self._special = set(tokenizer.all_special_ids)
         texts = {key: cfg[key] for key in ("prompt_template", "end_sym", "mask_eos_labels")}
         self._uncut = SimpleNamespace(**texts, max_txt_len=sys.maxsize)
 
-    def lengths(self, samples):
-        """Return [(tokens behind the prompt, how many of them are cut off)] of a list of samples."""
-        rows = batch_rows(_batch(samples), self.settings, self.tokenizer)
-        return [(len(row.ids) + row.num_cut, row.num_cut) for row in rows]
+    def lengths(self, samples: Sequence[dict]) -> list[tuple[int, int]]:
+        """Return (tokens behind the prompt, how many of them are cut off) of each sample."""
+        rows = self._rows(samples, "", self.settings)
+        return [(len(row.ids) - row.num_prompt + row.num_cut, row.num_cut) for row in rows]
 
-    def tokens(self, sample, seed):
-        """Return the list of Token of one sample; its prompt, where the model draws one, is drawn by `seed`."""
-        batch = _batch([sample])
-        drawn = random.Random(seed).choice(self.prompts) if self.prompts else ""
-        (prompt,) = batch_prompts(batch, drawn, self.settings, self.tokenizer)
-        before, after = prompt_ids(prompt, self.tokenizer)
-        (row,) = batch_rows(batch, self.settings, self.tokenizer)
-        (uncut,) = batch_rows(batch, self._uncut, self.tokenizer)
-        kinds = [GIVEN if label == IGNORED else TARGET for label in row.labels] + [CUT] * row.num_cut
-        begin = self.tokenizer.bos_token_id
-        size = self.settings.num_query_token
-        return [
-            *self._spell([] if begin is None else [begin], [BEGIN]),
-            *self._spell(before, [PROMPT] * len(before)),
-            Token(f"image: {size} tokens", PICTURE, size),
-            *self._spell(after, [PROMPT] * len(after)),
-            *self._spell(uncut.ids, kinds),
-        ]
+    def tokens(self, sample: dict, seed: int | str) -> list[Token]:
+        """Return the tokens of one sample; its prompt, where the model draws one, is drawn by `seed`."""
+        prompt = random.Random(seed).choice(self.prompts) if self.prompts else ""
+        (row,) = self._rows([sample], prompt, self.settings)
+        (uncut,) = self._rows([sample], prompt, self._uncut)
+        behind = [GIVEN if label == IGNORED else TARGET for label in row.labels[row.num_prompt :]]
+        kinds = [PROMPT] * row.num_prompt + behind + [CUT] * row.num_cut
+        if self.tokenizer.bos_token_id is not None:
+            kinds[0] = BEGIN
 
-    def _spell(self, ids, kinds):
+        # stretches of one origin are spelt by themselves, as they were tokenised
+        def origin(index: int) -> tuple[bool, bool, bool]:
+            return uncut.ids[index] == IMAGE_ID, kinds[index] == BEGIN, index < row.num_prompt
+
+        tokens, size = [], self.num_image_tokens
+        for (is_image, _, _), group in groupby(range(len(uncut.ids)), key=origin):
+            places = list(group)
+            if is_image:
+                tokens += [Token(f"image: {size} tokens", IMAGE, size)] * (len(places) // size)
+            else:
+                tokens += self._spell([uncut.ids[i] for i in places], [kinds[i] for i in places])
+        return tokens
+
+    def _rows(self, samples: Sequence[dict], prompt: str, settings: TextSettings) -> list[Row]:
+        keys = {key for key in ("text_input", "turns", "instruction") if any(key in sample for sample in samples)}
+        batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
+        batch["num_images"] = [len(sample["images"]) if "images" in sample else 1 for sample in samples]
+        return batch_rows(batch, prompt, settings, self._encoder, self.num_image_tokens)
+
+    def _spell(self, ids: list[int], kinds: list[str]) -> list[Token]:
         """Return the Tokens of ids; those that are parts of a character are held together, if of one kind."""
         tokens, first, start, before = [], 0, 0, ""
         for end in range(1, len(ids) + 1):
@@ -74,9 +90,3 @@ class TextPreview:
             if is_broken:  # the limit runs through a character: what is behind it is spelt anew
                 first, before = end, ""
         return tokens
-
-
-def _batch(samples):
-    """Return the texts of samples as the loader's batches have them."""
-    keys = {key for sample in samples for key in ("text_input", "turns", "instruction") if key in sample}
-    return {key: [sample.get(key, ()) for sample in samples] for key in keys}

@@ -1,205 +1,208 @@
-"""The text of a training sample: its prompt, with one place for the image, and what is learnt behind it.
+"""Rows: what the LLM reads and learns of each sample. The only place that knows BOS, prompts, turns and cutting.
 
-    BOS <prompt before> <image> <prompt after> <answer + end symbol> [<next question> <answer + end symbol> ..]
+    BOS <prompt, with image slots> <answer + end symbol> [<next question> <answer + end symbol> ..]
 
-Nothing here needs more than the tokenizer: prompts are lines of a file, or the sample's own, set into a template. Each
-stretch in angle brackets is tokenised by itself, so no label covers a token that is partly prompt.
+Training, evaluation, preview and chat all read rows; how a batch of them lies in memory, packed or padded, is the
+matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
 """
 
-import logging
-from dataclasses import replace
-from functools import lru_cache
-from itertools import islice, pairwise
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
 
-from minigpt4.common.utils import expand_path
-from minigpt4.text.templates import template_for
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.segments import (
+    IMAGE,
+    IMAGE_SLOT,
+    Part,
+    Segment,
+    Text,
+    dialogue_segments,
+    message_segments,
+    prompt_segments,
+)
+from minigpt4.text.templates import Template, template_for
 
-IMAGE_SLOT = "<ImageHere>"
-IGNORED = -100  # label of a position without a target
+IMAGE_ID = -1  # stands in `Row.ids` in every place that a vision vector takes
+IGNORED = -100  # label of a position that is not learnt
 
 
-class Segment(NamedTuple):
-    """A stretch of text behind the prompt; `is_target`: an answer with its end symbol, which is learnt."""
+class TextSettings(Protocol):
+    """The settings that decide how text becomes rows; the section `model` and the model itself have them."""
 
-    text: str
-    is_target: bool
+    prompt_template: str
+    end_sym: str
+    max_txt_len: int
+    mask_eos_labels: bool
 
 
 class Row(NamedTuple):
-    """One sample's text behind its prompt: token ids, their labels (the id or IGNORED), how many ids were cut off."""
+    """One sample as the LLM reads it.
 
-    ids: list
-    labels: list
+    `ids`: token ids, with IMAGE_ID in every place of a vision vector. `labels`: the id where it is learnt, IGNORED
+    elsewhere. `num_prompt`: leading positions before the first answer. `images`: which of the batch's images are its
+    own, in the order of their places. `num_cut`: positions that were cut off.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    num_prompt: int
+    images: range
     num_cut: int
 
-
-def batch_prompts(samples, drawn, settings, tokenizer):
-    """Return each sample's prompt: its first question where it has turns, else its own instruction, else `drawn`."""
-    num_samples = len(samples["text_input"])
-    instructions = samples.get("instruction") or [""] * num_samples
-    turns = samples.get("turns") or [()] * num_samples
-    if any(turns):
-        clean = _dialogue_template(settings, tokenizer).neutralise
-        instructions = [clean(own[0][0]) if own else text for own, text in zip(turns, instructions, strict=True)]
-    return [instruction_prompt(settings.prompt_template, text) if text else drawn for text in instructions]
+    @property
+    def num_targets(self) -> int:
+        """The number of positions that are learnt."""
+        return sum(label != IGNORED for label in self.labels)
 
 
-def batch_rows(samples, settings, tokenizer):
-    """Return the Row of each sample of {"text_input": captions, "turns": lists of (question, answer), () if none}.
+def batch_rows(
+    samples: dict, prompt: str, settings: TextSettings, encoder: PromptEncoder, num_image_tokens: int
+) -> list[Row]:
+    """Return the Row of each sample of a batch.
 
-    `settings` has `prompt_template`, `end_sym`, `max_txt_len`, `mask_eos_labels`: the model, or its section.
-    Raises ValueError for turns without a prompt template, which alone can tell questions from answers.
+    `samples` has "text_input", a list of captions or answers, and may have, each a list of one entry a sample:
+    "num_images" (one each if absent); "instruction", a text, '' for none; "turns", (question, answer) pairs, () for
+    none. A question is a text, or a sequence of texts and IMAGE; images that no question places stand before the
+    first one. `prompt` is the one drawn for this batch, for samples without instruction and turns.
+
+    The text behind the first question is cut to `settings.max_txt_len` positions. Raises ValueError for questions
+    without a prompt template, which alone can tell them from answers, and for more or fewer slots than images.
     """
-    texts = samples["text_input"]
-    turns = samples.get("turns") or [()] * len(texts)
-    template = _dialogue_template(settings, tokenizer) if any(turns) else None
-    segments = [
-        _dialogue_segments(own, template, settings) if own else [Segment(text + settings.end_sym, True)]
-        for text, own in zip(texts, turns, strict=True)
-    ]
-    flat = [segment.text for row in segments for segment in row]
-    ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False).input_ids)
-    ignored = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
-    return [_row(zip(row, islice(ids, len(row)), strict=True), settings.max_txt_len, ignored) for row in segments]
-
-
-def in_parts(samples, prefixes, rows, num_queries, max_tokens):
-    """Return [(part of a batch, its share of all targets)] of parts with at most `max_tokens` tokens.
-
-    `prefixes`: token ids (before, behind) each image; `rows`: what follows them. A sample that is longer stands
-    alone; parts without a target are left out, unless the batch has none.
-    """
-    targets = [sum(label != IGNORED for label in row.labels) for row in rows]
-    if not any(targets):
-        return [(samples, 1)]
-    starts, held = [0], 0
-    for number, ((before, behind), row) in enumerate(zip(prefixes, rows, strict=True)):
-        length = len(before) + num_queries + len(behind) + len(row.ids)
-        if held and held + length > max_tokens:
-            starts.append(number)
-            held = 0
-        held += length
-    parts = [slice(*limits) for limits in pairwise([*starts, len(rows)])]
-    cut = lambda value, part: value if isinstance(value, (int, float)) else value[part]  # noqa: E731
+    counts = image_counts(samples)
+    segments = []
+    for number, num_images in enumerate(counts):
+        sample = {key: samples[key][number] for key in ("text_input", "instruction", "turns") if samples.get(key)}
+        segments.append(sample_segments(sample, prompt, num_images, settings, encoder))
+    starts = accumulate(counts, initial=0)
     return [
-        ({key: cut(value, part) for key, value in samples.items()}, sum(targets[part]) / sum(targets))
-        for part in parts
-        if any(targets[part])
+        _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder.tokenizer)
+        for parts, start, num_images in zip(encoder.encode_batch(segments), starts, counts, strict=False)
     ]
 
 
-@lru_cache
-def warn_of_cut(max_txt_len):
-    """Say once that conversations are longer than the limit."""
-    logging.warning(
-        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
-        "python -m minigpt4.datasets.inspect counts them all"
-    )
+def image_counts(samples: dict) -> list[int]:
+    """Return the number of images of each sample of a batch."""
+    counts = samples.get("num_images")
+    return [1] * len(samples["text_input"]) if counts is None else list(counts)
 
 
-def _row(pieces, max_txt_len, ignored):
-    """Return the Row of (Segment, its ids) pairs, cut to `max_txt_len`; a question whose answer is cut off goes too.
-
-    It begins with an answer, so what is left of it always has a target.
-    """
-    positions = [(index, segment.is_target) for segment, ids in pieces for index in ids]
-    kept = positions[:max_txt_len]
-    while kept and not kept[-1][1]:
-        kept.pop()
-    labels = [index if is_target and index not in ignored else IGNORED for index, is_target in kept]
-    return Row([index for index, _ in kept], labels, len(positions) - len(kept))
+def context_ids(segments: Sequence[Segment], encoder: PromptEncoder, image_sizes: Sequence[int]) -> list[int]:
+    """Return the ids of a dialogue that waits for its answer; the k-th image takes `image_sizes[k]` positions."""
+    sizes = iter(image_sizes)
+    ids = []
+    for piece in encoder.encode(segments):
+        ids += [IMAGE_ID] * next(sizes) if piece is IMAGE else piece
+    return ids
 
 
-def _dialogue_template(settings, tokenizer):
-    """Return the Template of a dialogue; its markers, which texts cannot forge, include special tokens and the slot."""
+def sample_segments(
+    sample: dict, prompt: str, num_images: int, settings: TextSettings, encoder: PromptEncoder
+) -> list[Segment]:
+    """Return the segments of one training sample; see `batch_rows`."""
+    turns, instruction, caption = sample.get("turns"), sample.get("instruction"), sample["text_input"]
+    if not turns and not instruction:
+        answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
+        return [*_prompt_with_images(prompt, num_images), answer]
+    # questions, in the fixed text of the model's own template
+    template = _training_template(settings)
+    turns = turns or [(instruction, Text(caption, is_structure=True))]
+    questions = _with_images([question for question, _ in turns], num_images)
+    messages = []
+    for question, (_, answer) in zip(questions, turns, strict=True):
+        messages.append((True, message_segments(question, template.neutralise)))
+        is_caption = isinstance(answer, Text)
+        messages.append((False, [answer] if is_caption else message_segments([answer], template.neutralise)))
+    return dialogue_segments(template, messages)
+
+
+def _training_template(settings: TextSettings) -> Template:
+    """Return the Template whose dialogue is `prompt_template` around each question and `end_sym` behind each answer."""
     if not settings.prompt_template:
         raise ValueError(
             "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
             "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
         )
-    special = [
-        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
-    ]
     template = template_for(settings.prompt_template, settings.end_sym)
-    return replace(template, markers=(*template.markers, *special, IMAGE_SLOT))
+    return template.for_training(settings.prompt_template, settings.end_sym)
 
 
-def _dialogue_segments(turns, template, settings):
-    """Return the Segments behind the first question; between answers stands what stands there in a chat."""
-    closing = template.assistant[1]  # begins with the end symbol, and the next prompt may begin with it again
-    opening = closing.removeprefix(settings.end_sym) + settings.prompt_template.removeprefix(closing)
-    segments = []
-    for number, (question, answer) in enumerate(turns):
-        if number:
-            segments.append(Segment(opening.replace("{}", template.neutralise(question)), False))
-        segments.append(Segment(template.neutralise(answer) + settings.end_sym, True))
-    return segments
+def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
+    """Return a drawn prompt whose one slot holds all images of the sample; without an image there is no prompt."""
+    if not num_images or not prompt:
+        return [IMAGE] * num_images
+    segments = prompt_segments(prompt)
+    if segments.count(IMAGE) != 1:
+        raise ValueError(f"prompt {prompt!r} has {segments.count(IMAGE)} {IMAGE_SLOT}; expected exactly one")
+    slot = segments.index(IMAGE)
+    return [*segments[:slot], *[IMAGE] * num_images, *segments[slot + 1 :]]
 
 
-def read_prompts(path, template, where="model"):
-    """Return the list of prompts of a file, set into `template`; lines without an image slot are dropped.
+def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> list[Sequence[Part]]:
+    """Return the parts of each question; images that no question places stand before the first one."""
+    parts = [(question,) if isinstance(question, str) else tuple(question) for question in questions]
+    num_slots = sum(question.count(IMAGE) for question in parts)
+    if not num_slots:
+        return [(*[IMAGE] * num_images, *parts[0]), *parts[1:]]
+    if num_slots != num_images:
+        raise ValueError(f"turns: {num_slots} image slots in the questions, the sample has {num_images} images")
+    return parts
 
-    Raises ValueError or FileNotFoundError if any of them could not be used.
+
+def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettings, tokenizer) -> Row:
+    """Return the Row of encoded parts, cut; a question whose answer is cut off goes too.
+
+    What is left behind the prompt begins with an answer, so it always has a target.
     """
-    problems = prompt_problems(path, template, where)
-    if problems:
-        error = ValueError if expand_path(path).is_file() else FileNotFoundError
-        raise error("\n".join(problems))
-    return [template.replace("{}", line) for _, line in _lines(path)]
+    bos = tokenizer.bos_token_id
+    unlearnt = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
+    ids = [] if bos is None else [bos]
+    labels = [IGNORED] * len(ids)
+    is_target = [False] * len(ids)
+    for content, learns in parts:
+        content = [IMAGE_ID] * num_image_tokens if content is IMAGE else content
+        ids += content
+        labels += [index if learns and index not in unlearnt else IGNORED for index in content]
+        is_target += [learns] * len(content)
+    labels[:1] = [IGNORED]  # nothing comes before it that could predict it
+    num_prompt = is_target.index(True) if any(is_target) else len(ids)
+    # cut to the limit, then back to the end of an answer
+    end = min(len(ids), num_prompt + settings.max_txt_len)
+    while end > num_prompt and not is_target[end - 1]:
+        end -= 1
+    num_kept = ids[:end].count(IMAGE_ID) // num_image_tokens if images else 0
+    return Row(ids[:end], labels[:end], num_prompt, images[:num_kept], len(ids) - end)
 
 
-def prompt_ids(prompt, tokenizer):
-    """Return (token ids before the image, ids after it) of a prompt; none without a prompt.
+def split_batch(samples: dict, rows: Sequence[Row], max_tokens: int) -> list[tuple[dict, float]]:
+    """Return [(part of a batch, its share of all targets)] of parts with at most `max_tokens` positions.
 
-    Raises ValueError if it has not exactly one image slot.
+    A sample that is longer stands alone; parts without a target are left out, unless the batch has none.
     """
-    if not prompt:
-        return [], []
-    pieces = prompt.split(IMAGE_SLOT)
-    if len(pieces) != 2:
-        raise ValueError(f"prompt {prompt!r} has {len(pieces) - 1} {IMAGE_SLOT}; expected exactly one")
-    return tuple(tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
+    total = sum(row.num_targets for row in rows)
+    if not total:
+        return [(samples, 1)]
+    starts, num_held = [0], 0
+    for number, row in enumerate(rows):
+        if num_held and num_held + len(row.ids) > max_tokens:
+            starts.append(number)
+            num_held = 0
+        num_held += len(row.ids)
+    parts = []
+    for start, stop in pairwise([*starts, len(rows)]):
+        share = sum(row.num_targets for row in rows[start:stop]) / total
+        if share:
+            parts.append((_part_of_batch(samples, start, stop), share))
+    return parts
 
 
-def instruction_prompt(template, instruction):
-    """Return the prompt that asks `instruction` about one image, as a chat would, set into `template`."""
-    return template.replace("{}", f"<Img>{IMAGE_SLOT}</Img> {instruction}")
-
-
-def prompt_problems(path, template, where="model"):
-    """Return what is wrong with prompt file and template, as lines that begin with the key; none without a file."""
-    if not path:
-        return []
-    if not expand_path(path).is_file():
-        return [f"{where}.prompt_path: no file at '{expand_path(path)}'; paths are relative to the current folder"]
-    if template.count("{}") != 1:
-        return [
-            f"{where}.prompt_template: {template!r} has {template.count('{}')} {{}}; expected exactly one, where the "
-            "prompt goes"
-        ]
-    lines = _lines(path)
-    if not lines:
-        return [f"{where}.prompt_path: no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one"]
-    return [
-        f"{where}.prompt_path: '{path}' line {number} {problem}"
-        for number, line in lines
-        if (problem := _problem(template.replace("{}", line)))
-    ]
-
-
-def _problem(prompt):
-    """Return what is wrong with one prompt, or nothing."""
-    pieces = prompt.split(IMAGE_SLOT)
-    if len(pieces) != 2:
-        return f"has {len(pieces) - 1} {IMAGE_SLOT}; every prompt needs exactly one"
-    if not all(pieces):
-        side = "before" if not pieces[0] else "after"
-        return f"has no text {side} {IMAGE_SLOT}; write some, e.g. <Img>{IMAGE_SLOT}</Img>"
-    return None
-
-
-def _lines(path):
-    """Return (number from 1, line) of the lines that have an image slot."""
-    text = expand_path(path).read_text(encoding="utf-8")
-    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if IMAGE_SLOT in line]
+def _part_of_batch(samples: dict, start: int, stop: int) -> dict:
+    counts = image_counts(samples)
+    images = slice(sum(counts[:start]), sum(counts[:stop]))
+    part = {}
+    for key, value in samples.items():
+        if isinstance(value, (int, float)):  # of the step, such as "iters"
+            part[key] = value
+        else:
+            part[key] = value[images] if key == "image" else value[start:stop]
+    return part

@@ -5,7 +5,7 @@ of a dialogue. `template_for` finds it from a model's configuration.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Source: MiniGPT-4 2023, word for word.
 VISION_SYSTEM = (
@@ -26,8 +26,26 @@ class Template:
     training: str | None = None  # `prompt_template` of the training configuration, {} for the instruction
     system: str = ""  # opens the dialogue
     markers: tuple[str, ...] = ()  # plain text that only the template may write
+    separator: str = ""  # before every question but the first
+    learns_answers: bool = False  # answers and what closes them are targets
 
-    def neutralise(self, text):
+    def for_training(self, prompt_template: str, end_sym: str) -> "Template":
+        """Return the template whose dialogue is `prompt_template` around each question, `end_sym` behind each answer.
+
+        What a chat writes between an answer and the next question stands there in training, too.
+        """
+        before, _, after = prompt_template.partition("{}")
+        closing = self.assistant[1]  # begins with the end symbol, and the next prompt may begin with it again
+        return replace(
+            self,
+            system=closing if before.startswith(closing) else "",
+            user=(before.removeprefix(closing), after),
+            assistant=("", end_sym),
+            separator=closing.removeprefix(end_sym),
+            learns_answers=True,
+        )
+
+    def neutralise(self, text: str) -> str:
         """Return `text` with every marker broken by a space (`###` -> `## #`): a message cannot forge a turn."""
         for marker in self.markers:
             if marker not in text:  # as good as always: an LLM may have hundreds of special tokens
@@ -84,7 +102,7 @@ CHATML = Template(
 TEMPLATES = (VICUNA_V0, VICUNA_V1, LLAMA2, CHATML)
 
 
-def template_for(prompt_template="", end_sym="###"):
+def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Template:
     """Return the Template of a model configuration (its `prompt_template` and `end_sym`); 2023's format if it has none.
 
     An unknown format is taken as it stands: its text before {} opens a message, the text behind {} opens the answer.

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
+from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
 from minigpt4.conversation.generation import MOST_OPEN, AnswerText, padded_batch
-from minigpt4.text.segments import Context
+from minigpt4.models.llm import layouts
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 
 # one answer and its stream
@@ -90,8 +91,11 @@ def test_a_chat_opens_as_training_does(chat, embeddings, prompt_template):
     chat.ask("Describe it.", conv)
     conv.append_message(conv.roles[1], None)
     prompt = prompt_template.format("<Img><ImageHere></Img> Describe it.")
-    trained, _ = chat.model.prompt_wrap(image, torch.ones(image.shape[:2]), prompt)
-    assert torch.equal(chat.get_context_emb(conv, [image])[:, 1:], trained)  # the first position is BOS
+    chat.model.prompt_list = [prompt]
+    (row,) = chat.model.rows({"text_input": [""]})
+    chat.model.prompt_list = []
+    trained = layouts.embed(chat.model.llama_model.get_input_embeddings(), row.ids[: row.num_prompt], image[0])
+    assert torch.equal(chat.get_context_emb(conv, [image])[0], trained)
 
 
 # batches

@@ -20,7 +20,8 @@ from minigpt4.conversation.conversation import (
     Conversation,
     template_for,
 )
-from minigpt4.text.segments import IMAGE, PromptEncoder
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.segments import IMAGE
 from tests.golden import GOLDEN
 
 

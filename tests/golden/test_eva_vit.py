@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4.models.vision.eva_vit import EvaVitConfig, build_eva_vit, half_linears, load_eva_vit
+from minigpt4.models.vision.eva_vit import EvaVit, half_linears
 from tests.golden import GOLDEN
 from tests.golden.model import vit_fields
 
 FOLDER = GOLDEN / "a_eva_vit"
 DESCRIPTION = json.loads((FOLDER / "config.json").read_text())
-DIMS = EvaVitConfig(**vit_fields(DESCRIPTION))
+DIMS = EvaVit(**vit_fields(DESCRIPTION))
 CASES = DESCRIPTION["cases"]
 ATOL = 3e-5  # float32 noise: 7.5e-6 against float64, 5.7e-6 between torch versions, of values up to 12
 
 
 def load(image_size):
-    vit = build_eva_vit(DIMS, image_size)
-    load_eva_vit(vit, FOLDER / "checkpoint.safetensors", "model.vit_ckpt")
+    vit = DIMS.build(image_size)
+    DIMS.load(vit, FOLDER / "checkpoint.safetensors", "model.vit_ckpt")
     return vit.eval()
 
 
@@ -44,7 +44,7 @@ def test_activations(case, capsys):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_names_shapes_and_types(precision):
-    vit = build_eva_vit(DIMS, DESCRIPTION["checkpoint_img_size"])
+    vit = DIMS.build(DESCRIPTION["checkpoint_img_size"])
     if precision == "fp16":
         half_linears(vit, torch.float16)
     found = {name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in vit.state_dict().items()}
@@ -53,11 +53,11 @@ def test_names_shapes_and_types(precision):
 
 
 def test_stochastic_depth_rises_linearly():
-    vit = build_eva_vit(DIMS, DESCRIPTION["checkpoint_img_size"], drop_path_rate=0.4)
+    vit = DIMS.build(DESCRIPTION["checkpoint_img_size"], drop_path_rate=0.4)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]
     assert rates == pytest.approx(np.linspace(0, 0.4, DIMS.depth))
 
 
 def test_picture_size_must_be_whole_patches():
     with pytest.raises(ValueError, match=r"^model.image_size: 225 is no multiple of the ViT's patch size 14$"):
-        build_eva_vit(DIMS, 225)
+        DIMS.build(225)

@@ -89,9 +89,12 @@ def test_forward(case, tmp_path):
     assert_close(inputs["inputs_embeds"], expected["inputs_embeds"])
     assert inputs["attention_mask"].tolist() == expected["attention_mask"].tolist()
     assert inputs["labels"].tolist() == expected["targets"].tolist()
-    ids, mask, _ = model._text(case["text_input"])
-    assert ids.tolist() == expected["text_input_ids"].tolist()
-    assert mask.tolist() == expected["text_attention_mask"].tolist()
+    texts = [row.ids[row.num_prompt :] for row in model.rows(samples)]
+    padding = [num_text - len(ids) for ids in texts]
+    pad_id = model.llama_tokenizer.pad_token_id
+    assert [ids + [pad_id] * n for ids, n in zip(texts, padding, strict=True)] == expected["text_input_ids"].tolist()
+    mask = [[1] * len(ids) + [0] * n for ids, n in zip(texts, padding, strict=True)]
+    assert mask == expected["text_attention_mask"].tolist()
 
     loss = model(samples)["loss"]
     assert loss.item() == pytest.approx(case["loss"], rel=0, abs=LOSS_ATOL)

@@ -5,59 +5,77 @@ Shapes: B images, S image size, N = (S / patch)^2 patches, D width.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from minigpt4.common.dist_utils import main_print
 from minigpt4.models import weights
+from minigpt4.models.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)
-class EvaVitConfig:
-    """Dimensions of a ViT; a weight file of other ones has them beside it, in a JSON file of the same stem."""
+class EvaVit(VisionTower):
+    """Dimensions of a ViT; a weight file of other ones has them beside it, in a JSON file of the same stem.
+
+    The network gives [B, 1 + N, D], the class token first, without a last norm. Parameters have the released file's
+    names.
+    """
 
     embed_dim: int
     depth: int
     num_heads: int
     mlp_dim: int
     patch_size: int
+    image_size: int = 224
+
+    @property
+    def width(self) -> int:
+        return self.embed_dim
+
+    def num_tokens(self, image_size: int) -> int:
+        return 1 + (image_size // self.patch_size) ** 2
+
+    def build(self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta") -> nn.Module:
+        """See VisionTower. Raises ValueError if patches do not tile the image."""
+        from timm.models.eva import Eva
+
+        if image_size % self.patch_size:
+            raise ValueError(f"model.image_size: {image_size} is no multiple of the ViT's patch size {self.patch_size}")
+        vit = Eva(
+            img_size=image_size,
+            patch_size=self.patch_size,
+            embed_dim=self.embed_dim,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=(self.mlp_dim + 0.5) / self.embed_dim,  # timm truncates the product
+            num_classes=0,
+            global_pool="",
+            use_post_transformer_norm=False,
+            use_fc_norm=False,
+            drop_path_rate=drop_path_rate,
+            device=device,
+        )
+        for block in vit.blocks:  # a constant that no file holds: real also where the rest is still meta
+            block.attn.k_bias = torch.zeros(self.embed_dim)
+        return vit
+
+    def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
+        """See VisionTower; the position embedding is resampled if need be.
+
+        Tensors of the planned type stay mapped to the file.
+        """
+        found = resize_pos_embed(weights.read_tensors(path, where), network.patch_embed.grid_size[0])
+        excess = weights.last_block_excess(self.depth)
+        weights.assign(network, weights.match(found, network.state_dict(), where, path, excess, hint=hint))
 
 
 # Source: BLIP-2; 39 of EVA-CLIP-g's 40 blocks.
-VIT_MODELS = {"eva_clip_g": EvaVitConfig(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)}
+VIT_MODELS = {"eva_clip_g": EvaVit(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)}
 
 
-def build_eva_vit(config, image_size, drop_path_rate=0.0, device="meta"):
-    """Return the network: image [B, 3, S, S] -> tokens [B, 1 + N, D], the class token first, without a last norm.
-
-    Parameters have the released file's names. On the meta device nothing is initialised: fill it with
-    `load_state_dict(..., assign=True)`. Raises ValueError if patches do not tile the image.
-    """
-    from timm.models.eva import Eva
-
-    if image_size % config.patch_size:
-        raise ValueError(f"model.image_size: {image_size} is no multiple of the ViT's patch size {config.patch_size}")
-    vit = Eva(
-        img_size=image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=(config.mlp_dim + 0.5) / config.embed_dim,  # timm truncates the product
-        num_classes=0,
-        global_pool="",
-        use_post_transformer_norm=False,
-        use_fc_norm=False,
-        drop_path_rate=drop_path_rate,
-        device=device,
-    )
-    for block in vit.blocks:  # a constant that no file holds: real also where the rest is still meta
-        block.attn.k_bias = torch.zeros(config.embed_dim)
-    return vit
-
-
-def half_linears(module, dtype):
+def half_linears(module: nn.Module, dtype: torch.dtype) -> None:
     """Give every linear and convolution of `module` the type `dtype`; norms, tokens and q/v biases keep theirs.
 
     Source: MiniGPT-4 2023. Position embeddings in float32 keep the residual stream in float32 under autocast.
@@ -67,7 +85,7 @@ def half_linears(module, dtype):
             part.to(dtype)
 
 
-def compile_blocks(vit, device):
+def compile_blocks(vit: nn.Module, device: torch.device) -> None:
     """Let torch compile the network's blocks, which are alike, when they first run on `device`.
 
     Raises ValueError where nothing can be compiled.
@@ -84,17 +102,7 @@ def compile_blocks(vit, device):
         block.compile()
 
 
-def load_eva_vit(vit, path, where, hint=""):
-    """Fill a network of `build_eva_vit` with the tensors of a file, its position embedding resampled if need be.
-
-    Tensors of the planned type stay mapped to the file. Raises CheckpointError (with `hint`) if the file does not fit.
-    """
-    found = resize_pos_embed(weights.read_tensors(path, where), vit.patch_embed.grid_size[0])
-    excess = weights.last_block_excess(len(vit.blocks))
-    weights.assign(vit, weights.match(found, vit.state_dict(), where, path, excess, hint=hint))
-
-
-def resize_pos_embed(tensors, grid):
+def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int) -> dict[str, torch.Tensor]:
     """Return `tensors` with `pos_embed` [1, 1 + N, D] resampled to grid x grid patches, the class token's kept."""
     from timm.layers import resample_abs_pos_embed
 

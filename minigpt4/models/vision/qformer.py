@@ -28,7 +28,7 @@ class QFormer(nn.Module):
     type, as in 2023.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: QFormerConfig):
         super().__init__()
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
@@ -43,13 +43,13 @@ class QFormer(nn.Module):
             )
         )
 
-    def forward(self, query_tokens, image_embeds):
+    def forward(self, query_tokens: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Return [B, Q, H] for queries [1, Q, H] and image tokens [B, N, W]."""
         queries = query_tokens.expand(image_embeds.shape[0], -1, -1)
         return self.bert(query_embeds=queries, encoder_hidden_states=image_embeds).last_hidden_state
 
 
-def build_qformer(config, device="meta"):
+def build_qformer(config: QFormerConfig, device: str = "meta") -> QFormer:
     """Return the QFormer; on the meta device nothing is initialised."""
     with torch.device(device):
         return QFormer(config)
@@ -63,12 +63,12 @@ _RENAMES = (
 )
 
 
-def to_release_name(name):
+def to_release_name(name: str) -> str:
     """Return the 2023 release's name of our tensor `name` (names of other parts are equal)."""
     return _rename(name, _RENAMES)
 
 
-def from_release_name(name):
+def from_release_name(name: str) -> str:
     """Return our name of the 2023 release's tensor `name`."""
     return _rename(name, [(new, old) for old, new in _RENAMES])
 

@@ -1,0 +1,105 @@
+"""Rows of a batch as tensors: packed, one behind the other without padding, or padded to the longest.
+
+Both layouts hold the same rows and predict the same targets. Shapes: T positions fed, N of them predict a target,
+P vision vectors, D LLM width.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
+
+
+class Packed(NamedTuple):
+    """A batch as lists: what to feed and what is predicted where. Needs no device, waits for none."""
+
+    num_shared: int  # leading positions that begin every row, fed once
+    rows: list[int]  # index in the batch of each row that is fed, longest first; one without a target is not
+    lengths: list[int]  # of these rows, without what they share
+    ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
+    positions: list[int]  # [T] from 0 in each row
+    images: list[int]  # index in the batch of each image that is fed, in the order of its place
+    predicting: list[int]  # [N] positions whose next token is a target
+    targets: list[int]  # [N]
+
+
+class Padded(NamedTuple):
+    """A batch as lists of equal length, padded on the right; `images` as in Packed, of all rows."""
+
+    ids: list[list[int]]  # [B][L]
+    mask: list[list[int]]  # [B][L] 1 where a row has a position
+    labels: list[list[int]]  # [B][L]
+    images: list[int]
+
+
+def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> Packed:
+    """Return the rows one behind the other.
+
+    A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once, unless
+    `may_share` is False: it is text that predicts nothing, so for a frozen LLM it is a constant. The longest row comes
+    first: those of like length lie together.
+    """
+    targets = [[place for place, label in enumerate(row.labels) if label != IGNORED] for row in rows]
+    fed = [number for number, places in enumerate(targets) if places]
+    fed.sort(key=lambda number: targets[number][-1], reverse=True)
+    shared = []
+    if may_share:
+        beginnings = [rows[number].ids[: targets[number][0] - 1] for number in fed]
+        shared = list(itertools.takewhile(_is_same_text, zip(*beginnings, strict=False)))
+        shared = [column[0] for column in shared]
+    packed = Packed(len(shared), fed, [], list(shared), list(range(len(shared))), [], [], [])
+    for number in fed:
+        row, places = rows[number], targets[number]
+        start = len(packed.ids) - len(shared)  # of the row, had it all its positions
+        ids = row.ids[: places[-1]]
+        packed.lengths.append(len(ids) - len(shared))
+        packed.ids.extend(ids[len(shared) :])
+        packed.positions.extend(range(len(shared), len(ids)))
+        packed.images.extend(row.images[: ids.count(IMAGE_ID) // num_image_tokens])
+        packed.predicting.extend(start + place - 1 for place in places)
+        packed.targets.extend(row.labels[place] for place in places)
+    return packed
+
+
+def _is_same_text(column: tuple[int, ...]) -> bool:
+    return len(set(column)) == 1 and column[0] != IMAGE_ID
+
+
+def pad(rows: Sequence[Row], pad_id: int) -> Padded:
+    """Return the rows padded to the longest."""
+    longest = max(len(row.ids) for row in rows)
+    padded = Padded([], [], [], [])
+    for row in rows:
+        room = longest - len(row.ids)
+        padded.ids.append(row.ids + [pad_id] * room)
+        padded.mask.append([1] * len(row.ids) + [0] * room)
+        padded.labels.append(row.labels + [IGNORED] * room)
+        padded.images.extend(row.images)
+    return padded
+
+
+def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | None) -> torch.Tensor:
+    """Return [T, D]: the embeddings of token ids [T], with `vectors` [P, D] in the places of IMAGE_ID, in order.
+
+    Waits for no device.
+    """
+    device = embedding.weight.device
+    places = [place for place, index in enumerate(ids) if index == IMAGE_ID]
+    words = embedding(send([max(index, 0) for index in ids], device))
+    return words if vectors is None else words.index_copy(0, send(places, device), vectors.to(words))
+
+
+def select_images(images: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """Return the vectors [P, D] of images [B, Q, D] in another order, some left out."""
+    if list(order) != list(range(len(images))):
+        images = images.index_select(0, send(order, images.device))
+    return images.flatten(0, 1)
+
+
+def send(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return integers as an int64 tensor on `device`, without waiting for it."""
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

@@ -1,0 +1,303 @@
+"""What every MiniGPT has: a frozen LLM, the projection into its embedding space, rows, loss, names of checkpoints.
+
+A subclass adds the vision side: parts made in its constructor, `load_vision`, `encode_images`.
+
+Shapes: B samples, N images of the batch, S image size, Q vision vectors an image, H their width before the projection,
+D LLM width, L positions of a row, T targets.
+"""
+
+import itertools
+import logging
+import random
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.config import Problem
+from minigpt4.common.dist_utils import main_print
+from minigpt4.common.startup import startup
+from minigpt4.common.utils import cached_path, expand_path, resolve_file
+from minigpt4.models import memory, weights
+from minigpt4.models.base_model import BaseModel, Part, resolve_compute_dtype
+from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.preview import TextPreview
+from minigpt4.text.prompts import read_prompts
+from minigpt4.text.rows import Row, batch_rows, split_batch
+
+# What an LLM of a certain width usually is, for messages.
+_LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
+
+
+class MiniGPTBase(BaseModel):
+    """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
+
+    Config = MiniGPT4Config
+
+    def __init__(self, cfg: MiniGPT4Config, compute_dtype: torch.dtype):
+        """Take the settings; a subclass makes the vision parts on the meta device: shapes, types, what is frozen."""
+        super().__init__()
+        self.compute_dtype = compute_dtype
+        self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
+        self.mask_eos_labels = cfg.mask_eos_labels
+        self.pack_sequences, self.llm_checkpointing = cfg.pack_sequences, cfg.llm_checkpointing
+        self.may_compile = cfg.compile
+        self.prompt_list, self.prompt_template = [], cfg.prompt_template
+        self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
+        self._llm_trained = False  # when llm_backend was chosen
+        self._num_forwards = itertools.count()
+
+    # the vision side, a subclass's
+
+    @property
+    def num_image_tokens(self) -> int:
+        """The number of vectors that an image becomes, Q."""
+        raise NotImplementedError(f"{type(self).__name__}.num_image_tokens")
+
+    @classmethod
+    def image_tokens(cls, cfg: MiniGPT4Config) -> int:
+        """Return what `num_image_tokens` will be for a `model` section; nothing is loaded."""
+        raise NotImplementedError(f"{cls.__name__}.image_tokens")
+
+    @property
+    def vision_width(self) -> int:
+        """The width of those vectors before the projection, H."""
+        raise NotImplementedError(f"{type(self).__name__}.vision_width")
+
+    def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
+        """Fill the vision parts from their files; they will compute on `device`."""
+        raise NotImplementedError(f"{type(self).__name__}.load_vision")
+
+    def encode_images(self, image: torch.Tensor) -> torch.Tensor:
+        """Return vectors [N, Q, D] of normalised images [N, 3, S, S]; N may be 0."""
+        raise NotImplementedError(f"{type(self).__name__}.encode_images")
+
+    @staticmethod
+    def release_name(name: str) -> str:
+        """Return what the release's checkpoints call our parameter `name`."""
+        return name
+
+    # building
+
+    @classmethod
+    def from_config(cls, cfg: MiniGPT4Config, device: torch.device | str | None = None) -> "MiniGPTBase":
+        """Return the model of a checked `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
+
+        Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
+        """
+        with startup.phase("imports"):  # each is otherwise imported where it is first needed
+            import timm.models.eva  # noqa: F401
+            from transformers import AutoModelForCausalLM, Blip2QFormerModel  # noqa: F401
+        meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
+        model.load_vision(cfg, meant_for)
+        model.to(device or "cpu")
+        is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
+        # quantised weights are packed for the device that computes with them
+        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"))
+        if cfg.prompt_path:
+            model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
+            main_print(f"Load {len(model.prompt_list)} training prompts")
+            main_print(f"Prompt Example \n{model.prompt_list[0]}")
+        if cfg.ckpt:
+            main_print(f"Load BLIP2-LLM Checkpoint: {cfg.ckpt}")
+            path = resolve_file(cfg.ckpt, "model.ckpt")
+            needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
+            model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
+            weights.compare_llm(path, "model.ckpt", model.llm_identity)
+        return model.eval()
+
+    @startup.phase("LLM")
+    def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
+        """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
+        main_print("Loading LLAMA")
+        self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, kind, cfg.device_8bit)
+        if cfg.check_llm:
+            language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
+        self._attach(llm, device)
+        self.llm_identity = language_model.identity(cfg.llama_model, llm)
+        main_print("Loading LLAMA Done")
+
+    def _attach(self, llm: nn.Module, device: torch.device | str) -> None:
+        self.llama_model = llm
+        self.freeze("llama_model")
+        self.llama_proj = nn.Linear(self.vision_width, language_model.embedding_width(llm), device=device)
+
+    @classmethod
+    def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
+        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
+        return [*files, expand_path(cfg.llama_model)]
+
+    @classmethod
+    def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:
+        """Return the problems of the section; nothing is loaded."""
+        return find_problems(cfg, where)
+
+    @classmethod
+    def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "MiniGPTBase":
+        """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
+        model = cls(cfg, compute_dtype)
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        model._attach(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
+        return model
+
+    @classmethod
+    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str) -> list[Part]:
+        """Return the parts that `from_config` would build on `device`; reads no weights."""
+        device = torch.device(device)
+        quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
+        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
+        return [part._replace(device=str(device)) for part in model.parts()]
+
+    @classmethod
+    def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
+        """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
+        return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg))
+
+    @classmethod
+    def training_memory(
+        cls, cfg: MiniGPT4Config, device: torch.device | str, batch_size: int, max_tokens: int | None = None
+    ) -> int:
+        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
+        return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+
+    def decoder(self):
+        """Return the Decoder with which a chat runs the LLM."""
+        from minigpt4.models.llm.decoding import Decoder
+
+        return Decoder(self.llama_model)
+
+    # checkpoints
+
+    def identity(self) -> dict:
+        """Return the LLM and the text around images that the weights are trained for, as plain values."""
+        text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
+        return {"llm": self.llm_identity, **text}
+
+    def _release_parameters(self) -> dict[str, nn.Parameter]:
+        return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
+
+    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone."""
+        return {name: tensor.detach() for name, tensor in self._release_parameters().items() if tensor.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable(
+        self, state: dict, where: str, needed: list[str] | None = None, path: Path | str = "checkpoint"
+    ) -> None:
+        """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
+
+        Other parameters of the model that are there are taken too: another run may have trained them.
+        Raises CheckpointError.
+        """
+        own = self._release_parameters()
+        needed = self.trainable_state_dict() if needed is None else needed
+        self._check_width(state, where, path)
+        expected = {name: own[name] for name in needed}
+        found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own)
+        weights.check_finite(found, where, path)
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+
+    def _check_width(self, state: dict, where: str, path: Path | str) -> None:
+        found, own = state.get("llama_proj.weight"), self.llama_proj.weight
+        if found is not None and found.ndim == 2 and found.shape[0] != own.shape[0]:
+            theirs, ours = found.shape[0], own.shape[0]
+            raise CheckpointError(
+                f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
+                f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
+            )
+
+    # forward: images, rows, loss
+
+    def forward(self, samples: dict) -> dict:
+        """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": T}.
+
+        `samples` has "image", the images [N, 3, S, S] of all samples in order, and the texts that
+        `text.rows.batch_rows` describes. Raises ValueError for a batch without a target. Waits for no device.
+        """
+        images = self.encode_images(samples["image"])  # [N, Q, D]
+        rows = self.rows(samples)
+        if not any(row.num_targets for row in rows):
+            raise self._no_target(rows)
+        self._choose_backend()
+        with self.maybe_autocast():
+            if self.llm_backend == "padded":
+                pad_id = self.llama_tokenizer.pad_token_id
+                logits, targets = row_logits.padded(self.llama_model, rows, images, pad_id, self.llm_checkpointing)
+            else:
+                packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
+                label_logits = backends.PACKED[self.llm_backend]
+                logits = row_logits.packed(self.llama_model, packed, images, label_logits, self.llm_checkpointing)
+                targets = packed.targets
+        loss = row_logits.CrossEntropy.apply(logits, layouts.send(targets, logits.device))
+        return {"loss": loss, "num_targets": len(targets)}
+
+    def rows(self, samples: dict) -> list[Row]:
+        """Return what the LLM reads of each sample of a batch."""
+        prompt = self._draw_prompt(samples) if self.prompt_list else ""
+        rows = batch_rows(samples, prompt, self, self._encoder, self.num_image_tokens)
+        turns = samples.get("turns") or [()] * len(rows)
+        if any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
+            warn_of_cut(self.max_txt_len)
+        return rows
+
+    def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
+        """Return [(part of a batch, its share of the targets)]: samples in a row, of `max_tokens` tokens at most.
+
+        A sample with more is a part of its own. The parts' losses times their shares add up to the batch's loss.
+        """
+        return split_batch(samples, self.rows(samples), max_tokens)
+
+    def build_inputs(self, samples: dict) -> tuple[dict[str, torch.Tensor], int]:
+        """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]} of a padded batch.
+
+        And the most positions that a row has behind its prompt. Labels are the token ids of captions and answers,
+        IGNORED elsewhere. Raises ValueError if there are none.
+        """
+        rows = self.rows(samples)
+        if not any(row.num_targets for row in rows):
+            raise self._no_target(rows)
+        images = self.encode_images(samples["image"])
+        inputs = row_logits.padded_inputs(self.llama_model, rows, images, self.llama_tokenizer.pad_token_id)
+        return inputs, max(len(row.ids) - row.num_prompt for row in rows)
+
+    def _choose_backend(self) -> None:
+        """Set how the LLM is run, once, and anew when its weights begin or cease to train; the log says which way."""
+        trains = any(parameter.requires_grad for parameter in self.llama_model.parameters())
+        if self.llm_backend is None or trains != self._llm_trained:
+            self._llm_trained = trains
+            with self.maybe_autocast():
+                self.llm_backend = backends.choose(self.llama_model, self.pack_sequences, self.may_compile)
+
+    def _no_target(self, rows: list[Row]) -> ValueError:
+        has_text = any(len(row.ids) > row.num_prompt for row in rows)
+        advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if has_text else ""
+        return ValueError(
+            f"batch has no target token: all {len(rows)} captions are empty after truncation "
+            f"(model.max_txt_len={self.max_txt_len}){advice}"
+        )
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.llama_tokenizer)
+
+    def _draw_prompt(self, samples: dict) -> str:
+        """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""
+        step = samples.get("iters", next(self._num_forwards))
+        return random.Random(f"{torch.initial_seed()} {step}").choice(self.prompt_list)
+
+
+@lru_cache
+def warn_of_cut(max_txt_len: int) -> None:
+    """Say once that conversations are longer than the limit."""
+    logging.warning(
+        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
+        "python -m minigpt4.datasets.inspect counts them all"
+    )

@@ -1,0 +1,50 @@
+"""The prompt file of `model.prompt_path`: lines with one `<ImageHere>` each, set into `model.prompt_template`."""
+
+from minigpt4.common.config import Problem
+from minigpt4.common.utils import expand_path
+from minigpt4.text.segments import IMAGE_SLOT
+
+
+def read_prompts(path: str, template: str, where: str = "model") -> list[str]:
+    """Return the prompts of a file, set into `template`; lines without an image slot are dropped.
+
+    Raises ValueError or FileNotFoundError if any of them could not be used.
+    """
+    if problems := prompt_problems(path, template, where):
+        error = ValueError if expand_path(path).is_file() else FileNotFoundError
+        raise error("\n".join(map(str, problems)))
+    return [template.replace("{}", line) for _, line in _lines(path)]
+
+
+def prompt_problems(path: str, template: str, where: str = "model") -> list[Problem]:
+    """Return what is wrong with prompt file and template; nothing without a file."""
+    key = f"{where}.prompt_path"
+    if not path:
+        return []
+    if not expand_path(path).is_file():
+        return [Problem(key, f"no file at '{expand_path(path)}'; paths are relative to the current folder")]
+    if (count := template.count("{}")) != 1:
+        expected = "expected exactly one, where the prompt goes"
+        return [Problem(f"{where}.prompt_template", f"{template!r} has {count} {{}}; {expected}")]
+    lines = _lines(path)
+    if not lines:
+        return [Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")]
+    found = [(number, _problem(template.replace("{}", line))) for number, line in lines]
+    return [Problem(key, f"'{path}' line {number} {problem}") for number, problem in found if problem]
+
+
+def _problem(prompt: str) -> str | None:
+    """Return what is wrong with one prompt, or nothing."""
+    pieces = prompt.split(IMAGE_SLOT)
+    if len(pieces) != 2:
+        return f"has {len(pieces) - 1} {IMAGE_SLOT}; every prompt needs exactly one"
+    if not all(pieces):
+        side = "before" if not pieces[0] else "after"
+        return f"has no text {side} {IMAGE_SLOT}; write some, e.g. <Img>{IMAGE_SLOT}</Img>"
+    return None
+
+
+def _lines(path: str) -> list[tuple[int, str]]:
+    """Return (number from 1, line) of the lines that have an image slot."""
+    text = expand_path(path).read_text(encoding="utf-8")
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if IMAGE_SLOT in line]
