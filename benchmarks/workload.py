@@ -129,13 +129,10 @@ def useful_flops(model, samples):
     """
     import torch
 
-    from minigpt4.text.rows import IGNORED, batch_rows
-
     llm = model.llama_model.config
-    num_prefix = model.query_tokens.shape[1] + 1 + sum((model.prompt_list and PROMPT_TOKENS[2]) or ())
-    rows = batch_rows(samples, model, model.llama_tokenizer)
-    lengths = [num_prefix + len(row.ids) - 1 for row in rows]  # the last token predicts nothing
-    num_targets = sum(label != IGNORED for row in rows for label in row.labels)
+    rows = model.rows(samples)
+    lengths = [len(row.ids) - 1 for row in rows]  # the last token predicts nothing
+    num_targets = sum(row.num_targets for row in rows)
     layers = sum(p.numel() for p in model.llama_model.model.layers.parameters() if p.ndim == 2)
     head_dim = model.llama_model.model.layers[0].self_attn.head_dim
     pairs = sum(length * (length + 1) // 2 for length in lengths)

@@ -226,14 +226,14 @@ class MiniGPTBase(BaseModel):
         rows = self.rows(samples)
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
-        self._choose_backend()
+        backend = self.choose_backend()
         with self.maybe_autocast():
-            if self.llm_backend == "padded":
+            if backend == "padded":
                 pad_id = self.llama_tokenizer.pad_token_id
                 logits, targets = row_logits.padded(self.llama_model, rows, images, pad_id, self.llm_checkpointing)
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
-                label_logits = backends.PACKED[self.llm_backend]
+                label_logits = backends.PACKED[backend]
                 logits = row_logits.packed(self.llama_model, packed, images, label_logits, self.llm_checkpointing)
                 targets = packed.targets
         loss = row_logits.CrossEntropy.apply(logits, layouts.send(targets, logits.device))
@@ -268,13 +268,17 @@ class MiniGPTBase(BaseModel):
         inputs = row_logits.padded_inputs(self.llama_model, rows, images, self.llama_tokenizer.pad_token_id)
         return inputs, max(len(row.ids) - row.num_prompt for row in rows)
 
-    def _choose_backend(self) -> None:
-        """Set how the LLM is run, once, and anew when its weights begin or cease to train; the log says which way."""
+    def choose_backend(self) -> str:
+        """Return how training runs the LLM, one of backends.PACKED or "padded".
+
+        It is found out once, and anew when weights of the LLM begin or cease to train; the log says which it is.
+        """
         trains = any(parameter.requires_grad for parameter in self.llama_model.parameters())
         if self.llm_backend is None or trains != self._llm_trained:
             self._llm_trained = trains
             with self.maybe_autocast():
                 self.llm_backend = backends.choose(self.llama_model, self.pack_sequences, self.may_compile)
+        return self.llm_backend
 
     def _no_target(self, rows: list[Row]) -> ValueError:
         has_text = any(len(row.ids) > row.num_prompt for row in rows)

@@ -158,17 +158,17 @@ def dimensions(path, standard, where):
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return standard
-    names = [field.name for field in dataclasses.fields(standard)]
+    names = {field.name for field in dataclasses.fields(standard)}
+    optional = getattr(standard, "OPTIONAL", ())
+    needed = [field.name for field in dataclasses.fields(standard) if field.name not in optional]
     try:
         values = json.loads(sidecar.read_text(encoding="utf-8"))
-        optional = set(getattr(standard, "OPTIONAL", ()))
-        if not all(type(value) is int and value > 0 for value in values.values()) or not (
-            set(names) - optional <= set(values) <= set(names)
-        ):
+        is_usable = all(type(values[name]) is int and values[name] > 0 for name in (*needed, *values))
+        if not is_usable or not names.issuperset(values):
             raise ValueError("unknown or unusable fields")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{where}: '{sidecar}', which gives the dimensions of '{path.name}', is not usable ({error}); expected a "
-            f"JSON object of whole numbers with {', '.join(names)}"
+            f"JSON object of whole numbers with {', '.join(needed)}"
         ) from None
     return type(standard)(**values)

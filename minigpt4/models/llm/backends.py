@@ -41,6 +41,8 @@ def choose(llm, may_pack=True, may_compile=False):
 
 def _obstacle(llm, path):
     """Return why the LLM cannot take a path, None if it can."""
+    if path != "packed" and any(parameter.requires_grad for parameter in llm.parameters()):
+        return "weights of the LLM train"  # the layers there give no gradient to their weights
     if path != "packed" and not lean.fits(llm):
         return "other layers than LLaMA's"
     weight = llm.get_input_embeddings().weight

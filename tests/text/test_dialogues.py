@@ -201,7 +201,7 @@ def test_a_batch_may_mix_turns_instructions_and_captions(model):
     counts = [(model.build_inputs(sample)[0]["labels"] != IGNORED).sum().item() for sample in alone]
     losses = [model(sample)["loss"].item() for sample in alone]
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    # float32 noise of a padded batch beside single rows: 1e-6 in tests/test_models.py
+    # float32 noise of a padded batch beside single rows: 1e-6 in tests/models/test_mini_gpt4.py
     assert model(samples)["loss"].item() == pytest.approx(expected, abs=5e-6)
 
 

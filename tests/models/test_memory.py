@@ -12,7 +12,7 @@ from minigpt4.models import MiniGPT4
 from minigpt4.models import memory as memory_count
 from minigpt4.runners import plan
 from tests.golden.model import golden_config, golden_model
-from tests.test_packing import TOLERANCE, TURNS, loss_and_gradient, samples
+from tests.models.test_packing import TOLERANCE, TURNS, loss_and_gradient, samples
 
 
 def test_counter_by_hand():
@@ -101,7 +101,7 @@ def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
     model = golden_model(tmp_path, max_txt_len=20).train()
     model.llama_tokenizer = memory_count.tokenizer_of_characters()
     batch = samples(["a" * 20] * 3)
-    assert model.llm_backend == "lean"  # found out with the LLM's own logits, before the step
+    assert model.choose_backend() == "lean"  # found out with the LLM's own logits, before the step
     with MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now

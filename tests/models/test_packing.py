@@ -19,11 +19,6 @@ def samples(texts, **more):
     return {"image": torch.randn(len(texts), 3, size, size, generator=generator), "text_input": texts, **more}
 
 
-def backend_of(model):
-    model._choose_backend()
-    return model.llm_backend
-
-
 def loss_and_gradient(model, batch, path):
     model.llm_backend = path
     model.zero_grad()
@@ -52,7 +47,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
         end_sym=batch.pop("end", "###"),
         max_txt_len=60,
     ).train()
-    assert backend_of(model) == "lean"
+    assert model.choose_backend() == "lean"
     loss, gradient = loss_and_gradient(model, batch, "padded")
     for path in ("packed", "lean"):
         found, found_gradient = loss_and_gradient(model, batch, path)
@@ -67,7 +62,7 @@ def test_compiled_by_choice(tmp_path):
         pytest.skip(f"torch.compile does not work here (Debian: apt-get install g++ python3-dev): {error}")
     batch = BATCHES["captions"]
     model = golden_model(tmp_path, compile=True).train()
-    assert backend_of(model) == "compiled"  # with its logits compared to the LLM's own
+    assert model.choose_backend() == "compiled"  # with its logits compared to the LLM's own
     loss, gradient = loss_and_gradient(golden_model(tmp_path).train(), batch, "lean")
     found, found_gradient = loss_and_gradient(model, batch, "compiled")
     assert found == pytest.approx(loss, rel=TOLERANCE)
@@ -84,7 +79,7 @@ def test_no_compiler_is_said(tmp_path, monkeypatch):
 
 
 def test_padding_by_choice(tmp_path):
-    assert backend_of(golden_model(tmp_path, pack_sequences=False)) == "padded"
+    assert golden_model(tmp_path, pack_sequences=False).choose_backend() == "padded"
 
 
 def row(prompt, ids, labels, image):

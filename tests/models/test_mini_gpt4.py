@@ -215,7 +215,7 @@ def test_samples_may_bring_their_instruction(tmp_path):
     model = golden_model(tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: ")
     texts = ["a bus", "red"]
     given = samples(texts, instruction=["", "Which colour does the very old bus in front of the school have?"])
-    inputs, num_text = model.build_inputs(given)
+    inputs, _ = model.build_inputs(given)
     padding = (inputs["attention_mask"] == 0).sum(1)
     assert padding[0] > 0 and inputs["attention_mask"][1].all()  # the longer row is not padded
     counts = [model.rows(samples([text]))[0].num_targets for text in texts]
@@ -338,7 +338,7 @@ def test_preflight_reports_everything(tmp_path):
             "prompt_path": "none.txt",
         },
     )
-    assert [problem.key for problem in MiniGPT4.preflight(cfg, "model")] == [
+    assert [str(problem).split(":")[0] for problem in MiniGPT4.preflight(cfg, "model")] == [
         "model.vit_model",
         "model.vit_precision",
         "model.llm_precision",
