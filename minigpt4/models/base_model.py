@@ -1,10 +1,13 @@
 """What every model here has: a device, one place to freeze, one autocast decision, a table of its parts."""
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from minigpt4.common.image_format import ImageFormat
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
 WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}  # weights in one element of a tensor of 4-bit weights
@@ -29,7 +32,7 @@ class BaseModel(nn.Module):
     frozen = ()  # names of the parts that never train
 
     @classmethod
-    def text_preview(cls, cfg):
+    def text_preview(cls, cfg: Any) -> Any:
         """Return what shows the texts of samples as this model would read them, without weights.
 
         It has `prompts`, `lengths(samples)` and `tokens(sample, seed)`, as preview.TextPreview.
@@ -37,49 +40,54 @@ class BaseModel(nn.Module):
         raise NotImplementedError(f"{cls.__name__}.text_preview")
 
     @classmethod
-    def weight_files(cls, cfg):
+    def weight_files(cls, cfg: Any) -> list[Path]:
         """Return the files and folders that `from_config` will read, in that order."""
         return []
 
-    def split(self, samples, max_tokens):
+    @classmethod
+    def image_format(cls, cfg: Any) -> ImageFormat | None:
+        """Return the pixels that a model of this section takes; None leaves it to the processors."""
+        return None
+
+    def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
         """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.split")
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """The device of the first parameter."""
         return next(self.parameters()).device
 
-    def freeze(self, *names):
+    def freeze(self, *names: str) -> None:
         """Freeze the named parts and parameters, for good: `train()` leaves them in evaluation mode."""
         self.frozen = (*self.frozen, *names)
         for name in names:
             getattr(self, name).requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "BaseModel":
         super().train(mode)
         for name in self.frozen:
             if isinstance(part := getattr(self, name), nn.Module):
                 part.eval()
         return self
 
-    def maybe_autocast(self):
+    def maybe_autocast(self) -> AbstractContextManager:
         """Return the context in which this model computes: autocast to `compute_dtype`, or none for float32."""
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
-    def identity(self):
+    def identity(self) -> dict:
         """Return what the trained weights belong to, as plain values: a checkpoint carries it."""
         return {}
 
-    def parts(self):
-        """Return a list of Part, in the order of construction."""
+    def parts(self) -> list[Part]:
+        """Return the parts in the order of construction."""
         return [_row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]]
 
 
-def _row(name, part):
+def _row(name: str, part: nn.Module | nn.Parameter) -> Part:
     parameters = list(part.parameters()) if isinstance(part, nn.Module) else [part]
 
     def texts(values):
@@ -98,7 +106,7 @@ def _row(name, part):
     )
 
 
-def resolve_compute_dtype(precision, device):
+def resolve_compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the torch.dtype of `auto | fp16 | bf16 | fp32` on `device`.
 
     auto: float16 on a GPU; on a CPU bfloat16 where the processor has instructions for it, else float32.

@@ -11,6 +11,7 @@ import logging
 import random
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.preview import TextPreview
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.rows import Row, batch_rows, split_batch
+
+if TYPE_CHECKING:  # imports transformers
+    from minigpt4.models.llm.decoding import Decoder
 
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
@@ -167,7 +171,7 @@ class MiniGPTBase(BaseModel):
         """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
         return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
 
-    def decoder(self):
+    def decoder(self) -> "Decoder":
         """Return the Decoder with which a chat runs the LLM."""
         from minigpt4.models.llm.decoding import Decoder
 

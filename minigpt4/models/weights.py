@@ -8,11 +8,18 @@ import dataclasses
 import json
 import logging
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError, load_pickle
 from minigpt4.common.utils import check_not_html
+
+Tensors = dict[str, torch.Tensor]
+Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
 
 # What files may hold in excess: (pattern of the whole name, why it is not used).
 VIT_EXCESS = (
@@ -33,12 +40,12 @@ CHECKPOINT_EXCESS = (
 )
 
 
-def last_block_excess(depth):
+def last_block_excess(depth: int) -> tuple:
     """Return VIT_EXCESS and the block that follows the `depth` used ones (Source: BLIP-2 takes the penultimate)."""
     return ((rf"blocks\.{depth}\..+", "last block (the one before it is used)"), *VIT_EXCESS)
 
 
-def read_tensors(path, where, root=None):
+def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, torch.Tensor]:
     """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
 
     `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
@@ -71,7 +78,7 @@ def _read_safetensors(path, where):
         ) from None
 
 
-def compare_llm(path, where, own):
+def compare_llm(path: Path, where: str, own: dict) -> None:
     """Warn where a checkpoint says that it was trained with another LLM than `own`, of `language_model.identity`."""
     saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
     theirs = saved.get("progress", {}).get("identity", {}).get("llm")
@@ -86,7 +93,15 @@ def compare_llm(path, where, own):
         )
 
 
-def match(found, expected, where, path, excess=(), optional=None, hint=""):
+def match(
+    found: Tensors,
+    expected: Tensors,
+    where: str,
+    path: Path | str,
+    excess: Sequence[tuple[str, str]] = (),
+    optional: Tensors | None = None,
+    hint: str = "",
+) -> Tensors:
     """Return {name: tensor} of `found` for all names of `expected`, and those of `optional` that are there.
 
     `expected`, `optional`: {name: tensor of the wanted shape}. `excess`: (pattern, reason) of what may be left over.
@@ -105,7 +120,7 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
         ),
     ]
     left_over = [name for name in found if name not in known]
-    reasons = {name: next((why for p, why in excess if re.fullmatch(p, name)), None) for name in left_over}
+    reasons = {name: _reason(name, excess) for name in left_over}
     wrong.append(_listed("unknown", [f"{n} {list(found[n].shape)}" for n, why in reasons.items() if why is None]))
     if any(wrong):
         advice = _advice(found) or hint
@@ -117,7 +132,12 @@ def match(found, expected, where, path, excess=(), optional=None, hint=""):
     return {name: found[name] for name in known if name in found}
 
 
-def check_finite(found, where, path):
+def _reason(name: str, excess: Sequence[tuple[str, str]]) -> str | None:
+    """Return why a tensor may be left over, None if it may not."""
+    return next((reason for pattern, reason in excess if re.fullmatch(pattern, name)), None)
+
+
+def check_finite(found: Tensors, where: str, path: Path | str) -> None:
     """Raise CheckpointError that names the tensors of `found` with numbers that are nan or infinite, if any."""
     bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if bad:
@@ -127,7 +147,7 @@ def check_finite(found, where, path):
         )
 
 
-def assign(module, found):
+def assign(module: nn.Module, found: Tensors) -> None:
     """Put tensors in the place of the module's own, in the type of those; equal types are not copied."""
     own = module.state_dict()
     named = {name: tensor.to(own[name].dtype) for name, tensor in found.items()}
@@ -150,7 +170,7 @@ def _advice(found):
     return None
 
 
-def dimensions(path, standard, where):
+def dimensions(path: Path, standard: Dimensions, where: str) -> Dimensions:
     """Return the dimensions of a weight file: those of the JSON file beside it, of the same stem, else `standard`.
 
     Raises CheckpointError for a sidecar with unknown or missing fields.

@@ -2,9 +2,9 @@
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
@@ -47,16 +47,22 @@ class PromptEncoder:
         segments.
         """
         rows = [list(self._pieces(segments)) for segments in batch]
-        ids_of = self._tokenize({piece.content for piece in _chain(rows) if isinstance(piece.content, str)})
-        return [[(_ids(piece.content, ids_of), piece.is_target) for piece in row] for row in rows]
+        # each text once, all in one call: prompts come again and again
+        ids_of = self._tokenize({piece.content for piece in chain.from_iterable(rows)})
+        result = []
+        for row in rows:
+            result.append([(ids_of.get(content, content), is_target) for content, is_target in row])
+        return result
 
-    def _tokenize(self, texts: set[str]) -> dict[str, list[int]]:
-        texts = sorted(texts)
-        if not texts:
-            return {}
-        with self._lock:
-            ids = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-        return dict(zip(texts, ids, strict=True))
+    def _tokenize(self, contents: set[str | int | ImageSlot]) -> dict[str | int, list[int]]:
+        """Return the token ids of texts and of special tokens."""
+        ids_of = {content: [content] for content in contents if isinstance(content, int)}
+        texts = [content for content in contents if isinstance(content, str)]
+        if texts:
+            with self._lock:
+                encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            ids_of.update(zip(texts, encoded.input_ids, strict=True))
+        return ids_of
 
     def _pieces(self, segments: Sequence[Segment]) -> Iterator[Piece]:
         """Yield the segments' pieces; neighbouring stretches of text with and without target stay apart."""
@@ -102,14 +108,3 @@ class PromptEncoder:
         # longest first, so that a token that begins like another one is found; no special tokens: match nothing
         names = sorted(self.special_ids, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else "((?!))")
-
-
-def _chain(rows: Iterable[Iterable[Piece]]) -> Iterator[Piece]:
-    for row in rows:
-        yield from row
-
-
-def _ids(content: str | int | ImageSlot, ids_of: dict[str, list[int]]) -> list[int] | ImageSlot:
-    if content is IMAGE:
-        return IMAGE
-    return ids_of[content] if isinstance(content, str) else [content]

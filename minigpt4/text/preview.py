@@ -11,11 +11,17 @@ from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows
 
-BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT = KINDS = ("begin", "prompt", "image", "target", "given", "cut")
+# kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
+BEGIN = "begin"
+PROMPT = "prompt"
+IMAGE = "image"
+TARGET = "target"
+GIVEN = "given"
+CUT = "cut"
 
 
 class Token(NamedTuple):
-    """`kind`: one of KINDS; GIVEN is read behind the prompt but not learnt, CUT is neither, for lack of room.
+    """`kind`: one of the kinds above.
 
     `size`: how many positions these are: those of an image, or ids that only together make a character.
     `is_special`: the tokenizer knows the text as one special token, such as <s> or <|im_end|>.
@@ -71,14 +77,17 @@ class TextPreview:
         return tokens
 
     def _rows(self, samples: Sequence[dict], prompt: str, settings: TextSettings) -> list[Row]:
-        keys = {key for key in ("text_input", "turns", "instruction") if any(key in sample for sample in samples)}
-        batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
+        batch = {}
+        for key in ("text_input", "turns", "instruction"):
+            if any(key in sample for sample in samples):
+                batch[key] = [sample.get(key, ()) for sample in samples]
         batch["num_images"] = [len(sample["images"]) if "images" in sample else 1 for sample in samples]
         return batch_rows(batch, prompt, settings, self._encoder, self.num_image_tokens)
 
     def _spell(self, ids: list[int], kinds: list[str]) -> list[Token]:
         """Return the Tokens of ids; those that are parts of a character are held together, if of one kind."""
-        tokens, first, start, before = [], 0, 0, ""
+        tokens, before = [], ""
+        first = start = 0
         for end in range(1, len(ids) + 1):
             text = self.tokenizer.decode(ids[first:end], clean_up_tokenization_spaces=False)
             is_broken = text.endswith("\N{REPLACEMENT CHARACTER}")

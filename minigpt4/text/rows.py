@@ -100,7 +100,8 @@ def sample_segments(
     sample: dict, prompt: str, num_images: int, settings: TextSettings, encoder: PromptEncoder
 ) -> list[Segment]:
     """Return the segments of one training sample; see `batch_rows`."""
-    turns, instruction, caption = sample.get("turns"), sample.get("instruction"), sample["text_input"]
+    turns, caption = sample.get("turns"), sample["text_input"]
+    instruction = sample.get("instruction")
     if not turns and not instruction:
         answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
         return [*_prompt_with_images(prompt, num_images), answer]

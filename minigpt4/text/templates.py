@@ -34,7 +34,7 @@ class Template:
 
         What a chat writes between an answer and the next question stands there in training, too.
         """
-        before, _, after = prompt_template.partition("{}")
+        before, after = prompt_template.split("{}", 1)
         closing = self.assistant[1]  # begins with the end symbol, and the next prompt may begin with it again
         return replace(
             self,
@@ -112,9 +112,9 @@ def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Temp
     for template in TEMPLATES:
         if template.training.strip() == prompt_template.strip():
             return template
-    before, slot, after = prompt_template.partition("{}")
-    if not slot:
+    if "{}" not in prompt_template:
         raise ValueError(f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one")
+    before, after = prompt_template.split("{}", 1)
     stop = (end_sym,) if end_sym.strip() else ("\n",)
     markers = tuple(marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1)
     return Template(("user", "assistant"), (before, ""), (after, end_sym), after, stop, prompt_template, "", markers)
