@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
@@ -32,9 +31,6 @@ from minigpt4.text.rows import Row, batch_rows, split_batch
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
-
-# What an LLM of a certain width usually is, for messages.
-_LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 
 
 class MiniGPTBase(BaseModel):
@@ -202,21 +198,12 @@ class MiniGPTBase(BaseModel):
         """
         own = self._release_parameters()
         needed = self.trainable_state_dict() if needed is None else needed
-        self._check_width(state, where, path)
+        weights.check_width(state, self.llama_proj.weight, where, path)
         expected = {name: own[name] for name in needed}
         found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own)
         weights.check_finite(found, where, path)
         for name, tensor in found.items():
             own[name].copy_(tensor)
-
-    def _check_width(self, state: dict, where: str, path: Path | str) -> None:
-        found, own = state.get("llama_proj.weight"), self.llama_proj.weight
-        if found is not None and found.ndim == 2 and found.shape[0] != own.shape[0]:
-            theirs, ours = found.shape[0], own.shape[0]
-            raise CheckpointError(
-                f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
-                f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
-            )
 
     # forward: images, rows, loss
 

@@ -40,6 +40,10 @@ CHECKPOINT_EXCESS = (
 )
 
 
+# What an LLM of a certain width usually is, for messages.
+_LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
+
+
 def last_block_excess(depth: int) -> tuple:
     """Return VIT_EXCESS and the block that follows the `depth` used ones (Source: BLIP-2 takes the penultimate)."""
     return ((rf"blocks\.{depth}\..+", "last block (the one before it is used)"), *VIT_EXCESS)
@@ -135,6 +139,17 @@ def match(
 def _reason(name: str, excess: Sequence[tuple[str, str]]) -> str | None:
     """Return why a tensor may be left over, None if it may not."""
     return next((reason for pattern, reason in excess if re.fullmatch(pattern, name)), None)
+
+
+def check_width(state: Tensors, own: torch.Tensor, where: str, path: Path | str) -> None:
+    """Raise CheckpointError if a checkpoint's llama_proj is of an LLM of another width than `own`."""
+    found = state.get("llama_proj.weight")
+    if found is not None and found.ndim == 2 and len(found) != len(own):
+        theirs, ours = len(found), len(own)
+        raise CheckpointError(
+            f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
+            f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
+        )
 
 
 def check_finite(found: Tensors, where: str, path: Path | str) -> None:
