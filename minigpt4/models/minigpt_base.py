@@ -9,7 +9,7 @@ D LLM width, L positions of a row, T targets.
 import itertools
 import logging
 import random
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class MiniGPTBase(BaseModel):
         self.prompt_list, self.prompt_template = [], cfg.prompt_template
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
         self._llm_trained = False  # when llm_backend was chosen
-        self._num_forwards = itertools.count()
+        self._num_forwards, self._encoder = itertools.count(), None
 
     # the vision side, a subclass's
 
@@ -233,7 +233,7 @@ class MiniGPTBase(BaseModel):
     def rows(self, samples: dict) -> list[Row]:
         """Return what the LLM reads of each sample of a batch."""
         prompt = self._draw_prompt(samples) if self.prompt_list else ""
-        rows = batch_rows(samples, prompt, self, self._encoder, self.num_image_tokens)
+        rows = batch_rows(samples, prompt, self, self.encoder, self.num_image_tokens)
         turns = samples.get("turns") or [()] * len(rows)
         if any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
             warn_of_cut(self.max_txt_len)
@@ -279,9 +279,12 @@ class MiniGPTBase(BaseModel):
             f"(model.max_txt_len={self.max_txt_len}){advice}"
         )
 
-    @cached_property
-    def _encoder(self) -> PromptEncoder:
-        return PromptEncoder(self.llama_tokenizer)
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of `llama_tokenizer`, whichever that is."""
+        if self._encoder is None or self._encoder.tokenizer is not self.llama_tokenizer:
+            self._encoder = PromptEncoder(self.llama_tokenizer)
+        return self._encoder
 
     def _draw_prompt(self, samples: dict) -> str:
         """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
 
+_switching = threading.Lock()  # `split_special_tokens` is a switch on the tokenizer, which all threads share
+
+
 class Piece(NamedTuple):
     """What is encoded in one go: a stretch of text, the id of a special token, or IMAGE."""
 
@@ -22,7 +25,6 @@ class PromptEncoder:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self._lock = threading.Lock()  # `split_special_tokens` is a switch on the tokenizer that all threads share
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
@@ -59,7 +61,7 @@ class PromptEncoder:
         ids_of = {content: [content] for content in contents if isinstance(content, int)}
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
-            with self._lock:
+            with _switching:
                 encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of
