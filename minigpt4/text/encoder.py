@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
-
 _switching = threading.Lock()  # `split_special_tokens` is a switch on the tokenizer, which all threads share
 
 
