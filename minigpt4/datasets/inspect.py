@@ -237,7 +237,7 @@ def sheet(scans, preview, cfg, args):
         cards = []
         for sample, _ in found.shown:
             tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
-            picture = found.dataset.vis_processor.picture(sample["image"])
+            picture = found.dataset.vis_processor.to_image(sample["image"])
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", picture, tokens))
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"

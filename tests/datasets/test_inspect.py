@@ -218,11 +218,11 @@ def test_the_picture_is_the_one_that_the_model_sees(processor):
     process = processor(image_size=16, **({"min_scale": 1.0} if processor is Blip2ImageTrainProcessor else {}))
     torch.manual_seed(0)
     pixels = process(image)
-    shown = process.picture(pixels)
+    shown = process.to_image(pixels)
     torch.manual_seed(0)
     geometry, *_ = process.transform.transforms
     assert shown.tobytes() == geometry(image).tobytes()
-    assert BaseProcessor().picture(torch.full((3, 2, 2), 0.5)).getpixel((0, 0)) == (128, 128, 128)
+    assert BaseProcessor().to_image(torch.full((3, 2, 2), 0.5)).getpixel((0, 0)) == (128, 128, 128)
 
 
 # faults

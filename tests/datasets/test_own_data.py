@@ -37,7 +37,7 @@ def build(builder, storage, name="own", **build_info):
 def preflight(builder, storage, **build_info):
     cfg = section(builder, str(storage))
     cfg.build_info.update(build_info)
-    return registry.get_builder_class(builder).preflight(cfg, "datasets.own")
+    return list(map(str, registry.get_builder_class(builder).preflight(cfg, "datasets.own")))
 
 
 def texts(records):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.annotations import Fault, read_records
 from minigpt4.datasets.datasets.base_dataset import DataError
@@ -248,4 +249,4 @@ def test_what_is_said_of_wrong_data(tmp_path, builder, make, message):
     cfg.build_info.update(info)
     (problem,) = registry.get_builder_class(builder).preflight(cfg, "datasets.own")
     wanted = message.replace("{tmp}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
-    assert problem == f"datasets.own.build_info.storage: {wanted}"
+    assert problem == Problem("datasets.own.build_info.storage", wanted)

@@ -4,7 +4,10 @@ And `webdataset`: anybody's tar shards.
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
@@ -12,7 +15,7 @@ from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_ann
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 
 
-def missing_shards(shards):
+def missing_shards(shards: Sequence[str]) -> list[str]:
     """Return those of a list of shards that are local and not there."""
     return [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
 
@@ -20,22 +23,22 @@ def missing_shards(shards):
 class ShardsBuilder(BaseDatasetBuilder):
     """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like /data/laion/{00000..10488}.tar."""
 
-    def build_train_dataset(self, storage):
+    def build_train_dataset(self, storage: Any) -> WebCaptionDataset:
         return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
 
     @classmethod
-    def storage_problems(cls, storage, where):
+    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
+        storage, key = info["storage"], f"{where}.storage"
         try:
             shards = expand_shards(storage)
         except ValueError as error:
-            return [f"{where}: {error}"]
+            return [Problem(key, str(error))]
         missing = missing_shards(shards)
-        if not shards:
-            return [f"{where}: no file matches '{storage}'"]
-        if len(missing) == len(shards):
-            return [f"{where}: no file matches '{storage}' (first missing: {missing[0]})"]
+        first = f" (first missing: {missing[0]})" if missing else ""
+        if len(missing) == len(shards):  # also of none
+            return [Problem(key, f"no file matches '{storage}'{first}")]
         if missing:
-            return [f"{where}: {len(missing)} of {len(shards)} shards are missing (first missing: {missing[0]})"]
+            return [Problem(key, f"{len(missing)} of {len(shards)} shards are missing{first}")]
         return []
 
 
@@ -70,7 +73,7 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
     name = "cc_sbu_align"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/align.yaml"}
 
-    def build_train_dataset(self, storage):
+    def build_train_dataset(self, storage: str) -> CaptionDataset:
         folder = expand_path(storage)
         return CaptionDataset(
             self.vis_processors["train"],
@@ -80,21 +83,22 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
         )
 
     @classmethod
-    def storage_problems(cls, storage, where):
+    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
+        storage, key = info["storage"], f"{where}.storage"
         if not isinstance(storage, str):
-            return [f"{where}: {storage!r}; expected the path of a folder"]
+            return [Problem(key, f"{storage!r}; expected the path of a folder")]
         folder = expand_path(storage)
         if not folder.is_dir():
-            return [f"{where}: no folder at '{folder}'; expected one with filter_cap.json and image/"]
+            return [Problem(key, f"no folder at '{folder}'; expected one with filter_cap.json and image/")]
         problems = []
         if not (folder / "filter_cap.json").is_file():
-            problems.append(f"{where}: '{folder}' has no filter_cap.json")
+            problems.append(Problem(key, f"'{folder}' has no filter_cap.json"))
         if not (folder / "image").is_dir():
-            problems.append(f"{where}: '{folder}' has no folder image/")
+            problems.append(Problem(key, f"'{folder}' has no folder image/"))
         if problems:
             return problems
         try:
             read_annotations(folder / "filter_cap.json")
         except ValueError as error:
-            return [f"{where}: {error}"]
+            return [Problem(key, str(error))]
         return []
