@@ -181,10 +181,10 @@ class Place:
 class BaseDataset:
     """Processors, a name, the mixing ratio and the place in the run: what a loader asks of a dataset.
 
-    A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and `__getitem__(index)`, where a
-    training index is (epoch, i); with `IterableDataset` it has `__iter__` without end, which reads this worker's share
-    (`worker_place`, `place`), begins behind `start[worker]`, and says under "stream" where each sample stands. Both have
-    `listing`, and `one_pass` for `inspect`; both count what they read in `skips`.
+    A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and `__getitem__(index)`, where
+    a training index is (epoch, i). With `IterableDataset` it has `__iter__` without end, which reads this worker's
+    share (`worker_place`, `place`), begins behind `start[worker]`, and says under "stream" where each sample stands.
+    Both have `listing`, and `one_pass` for `inspect`; both count what they read in `skips`.
 
     A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such tensors, empty for text
     alone; and what is learnt: "text_input" (a caption or answer), with "instruction" where a question of its own takes

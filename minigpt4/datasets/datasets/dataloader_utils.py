@@ -7,7 +7,7 @@ gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023; t
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,7 +50,7 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     batch = {}
     if any("images" in sample for sample in samples):
         groups = [sample["images"] if "images" in sample else [sample["image"]] for sample in samples]
-        images = sum(groups, start=[])
+        images = list(chain.from_iterable(groups))
         batch["num_images"] = list(map(len, groups))
     else:
         images = [sample["image"] for sample in samples]

@@ -192,7 +192,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                     yield raw
 
     def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
-        """Yield this split's raw samples of one tar; one that is missing, empty or cut off is counted and ends there."""
+        """Yield this split's raw samples of a tar; one that is missing, empty or cut off is counted and ends."""
         found = False
         try:
             with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
