@@ -43,9 +43,9 @@ class BaseTask:
 
     def build_train_loader(self, datasets, run_cfg, seed=None):
         """Return an endless iterator of this rank's training batches; a resumed run draws data anew, not again."""
-        from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+        from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
-        return build_train_loader(
+        return TrainLoader(
             [splits["train"] for splits in datasets.values() if "train" in splits],
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
-from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
 from minigpt4.processors import Blip2ImageTrainProcessor
 
@@ -65,7 +65,7 @@ def stream(location, epochs=None, name="laion"):
 
 def loader(datasets, ratios=None, **settings):
     """Return a TrainLoader of small batches."""
-    return build_train_loader(datasets, ratios, **{"batch_size": 4, **settings})
+    return TrainLoader(datasets, ratios, **{"batch_size": 4, **settings})
 
 
 def ids(batches):

@@ -9,13 +9,14 @@ import csv
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
-PICTURE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
+IMAGE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
@@ -41,7 +42,7 @@ class Fault(NamedTuple):
     detail: str
 
 
-def read_records(path, folder):
+def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
 
     Raises OSError, or ValueError that names file and record: where the file is in none of the formats, where no record
@@ -62,7 +63,7 @@ def read_records(path, folder):
     return records
 
 
-def read_text(record):
+def read_text(record: dict) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a record, or its turns as a tuple of (question, answer).
 
     An "instruction" beside a caption makes a conversation of one turn. Raises SkipSample.
@@ -81,20 +82,20 @@ def read_text(record):
     return ((instruction, caption),) if instruction.strip() else caption
 
 
-def _turns(messages):
+def _turns(messages: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         found = f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
         raise SkipSample("bad_caption", f"'conversations' has {found}; expected questions and answers in turn")
     values = [_message(message, number) for number, message in enumerate(messages)]
-    if (marks := "".join(values).count(PICTURE_MARK)) > 1:
-        raise SkipSample("bad_record", f"{marks} {PICTURE_MARK} in the conversation; a sample has one image")
-    questions = [value.replace(PICTURE_MARK, "").strip() for value in values[::2]]
+    if (marks := "".join(values).count(IMAGE_MARK)) > 1:
+        raise SkipSample("bad_record", f"{marks} {IMAGE_MARK} in the conversation; a sample has one image")
+    questions = [value.replace(IMAGE_MARK, "").strip() for value in values[::2]]
     if not all(questions) or not all(value.strip() for value in values[1::2]):
         raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
     return tuple(zip(questions, values[1::2], strict=True))
 
 
-def _message(message, number):
+def _message(message: Any, number: int) -> str:
     who, value = (message.get(key) for key in ("from", "value")) if isinstance(message, dict) else (None, None)
     if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
         expected = ("human", "gpt")[number % 2]
@@ -105,17 +106,17 @@ def _message(message, number):
     return value
 
 
-def _record(where, item, folder):
+def _record(where: str, item: Any, folder: Path) -> Record | Fault:
     """Return the Record or Fault of one decoded item. Raises ValueError for a path that is refused."""
     try:
         if not isinstance(item, dict):
             raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
-        return Record(where, _picture(item, where, folder), read_text(item))
+        return Record(where, _image_path(item, where, folder), read_text(item))
     except SkipSample as skipped:
         return Fault(where, skipped.reason, skipped.detail)
 
 
-def _picture(item, where, folder):
+def _image_path(item: dict, where: str, folder: Path) -> str:
     """Return the path of a record's image relative to `folder`."""
     image = item.get("image", item.get("file_name"))
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
@@ -136,7 +137,7 @@ def _picture(item, where, folder):
     return os.path.normpath(image)
 
 
-def outside(where, image, folder):
+def outside(where: str, image: str, folder: Path) -> ValueError:
     """Return the ValueError for an image that does not lie below `folder`."""
     return ValueError(
         f"{where}: '{image}' leads out of the image folder '{folder}'; give paths below it, or name a folder that "
@@ -147,7 +148,7 @@ def outside(where, image, folder):
 # readers: file -> (where, decoded item) or Fault
 
 
-def _lines(file, path):
+def _lines(file: TextIO, path: Path) -> Iterator:
     for number, line in enumerate(file, 1):
         where = f"{path.name} line {number}"
         if line.strip():
@@ -157,14 +158,14 @@ def _lines(file, path):
                 yield Fault(where, "bad_record", f"not valid JSON ({error})")
 
 
-def _table(file, path):
+def _table(file: TextIO, path: Path) -> Iterator:
     rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     for row in rows:  # a row of too few fields has None in the others, one of too many has them under None
         fields = {key: value for key, value in row.items() if key is not None and value is not None}
         yield f"{path.name} line {rows.line_num}", fields
 
 
-def _json(file, path):
+def _json(file: TextIO, path: Path) -> Iterable:
     try:
         content = json.load(file)
     except (ValueError, RecursionError) as error:
@@ -182,7 +183,7 @@ def _json(file, path):
     )
 
 
-def _coco(images, annotations, path):
+def _coco(images: list, annotations: list, path: Path) -> Iterator:
     known = (image for image in images if isinstance(image, dict) and isinstance(image.get("id"), (str, int)))
     names = {image["id"]: image.get("file_name") for image in known}
     for number, annotation in enumerate(annotations):

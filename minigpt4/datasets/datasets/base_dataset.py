@@ -72,27 +72,12 @@ class SkipCounter:
     The counts lie in shared memory, one row a worker, so that workers need no lock and the main process sees all.
     """
 
-    def __init__(
-        self,
-        name: str,
-        num_workers: int = 0,
-        max_bad_fraction: float = 0.05,
-        guide: str = "dataset/README_1_STAGE.md",
-    ):
+    def __init__(self, name: str, num_workers: int, max_bad_fraction: float, guide: str):
         self.name, self.max_bad_fraction, self.guide = name, max_bad_fraction, guide
         # columns: usable, one a reason, held out
         self.counts = torch.zeros(max(1, num_workers), 2 + len(REASONS), dtype=torch.int64).share_memory_()
         self.first = self.last = None
-        self._is_counting = True
-
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Within the block nothing is counted: what is read was counted before."""
-        self._is_counting = False
-        try:
-            yield
-        finally:
-            self._is_counting = True
+        self.is_counting = True  # not while what is read was counted before
 
     def row(self) -> list[int]:
         """Return this worker's counts: usable, one number a reason, held out."""
@@ -108,12 +93,11 @@ class SkipCounter:
 
     def held_out(self) -> None:
         """Count one sample that belongs to the validation split; it is neither usable here nor bad."""
-        if self._is_counting:
-            self.counts[worker_place()[0], -1] += 1
+        self.counts[worker_place()[0], -1] += self.is_counting
 
     def skip(self, reason: str, where: str, detail: str) -> None:
         """Count one unusable sample. Raises DataError once this worker's budget is spent."""
-        if not self._is_counting:
+        if not self.is_counting:
             return
         row = self.counts[worker_place()[0]]
         row[1 + REASONS.index(reason)] += 1
@@ -152,11 +136,9 @@ class SkipCounter:
         "held_out" is there where some were left to the validation split; "seen" does not contain them. `rows`: the
         workers' counts at some earlier time, as `row()` gave them; by default those of now.
         """
-        total = self.counts.sum(0)
-        if rows is not None:
-            total = torch.zeros_like(total)
-            for row in rows:
-                total[: len(row)] += torch.tensor(row)
+        total = torch.zeros_like(self.counts[0])
+        for row in self.counts.tolist() if rows is None else rows:
+            total[: len(row)] += torch.tensor(row)
         held_out = {"held_out": int(total[-1])} if total[-1] else {}
         return {"seen": int(total[:-1].sum()), **_by_reason(total), **held_out}
 
@@ -222,6 +204,24 @@ class BaseDataset:
             return True
         share = int.from_bytes(_digest(identity).digest(), "little") / 2**64
         return (share < self.val_fraction) == self.is_val
+
+    def usable(self, record: Any, epoch: int) -> dict | None:
+        """Return the sample of a record, or None where it is skipped and counted."""
+        try:
+            sample = self.load(record, epoch)
+        except SkipSample as skipped:
+            self.skips.skip(skipped.reason, self.label_of(record), skipped.detail)
+            return None
+        self.skips.usable()
+        return sample
+
+    def load(self, record: Any, epoch: int) -> dict:
+        """Return the sample of a record. Raises SkipSample if it cannot be used."""
+        raise NotImplementedError(f"{type(self).__name__}.load")
+
+    def label_of(self, record: Any) -> str:
+        """Return what messages call a record."""
+        raise NotImplementedError(f"{type(self).__name__}.label_of")
 
     def listing(self) -> list:
         """Return what there is to read, as a list: the records, here, or the names of the shards."""

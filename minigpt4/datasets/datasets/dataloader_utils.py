@@ -4,9 +4,11 @@ Each dataset has a DataLoader of its own. Every step one of them is drawn by `sa
 gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023; there the draw was not seeded.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, count
 from types import TracebackType
 from typing import Any, Self
@@ -56,29 +58,25 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
         images = [sample["image"] for sample in samples]
     # in a worker the stack is written to shared memory at once
     batch["image"] = default_collate(images) if images else torch.empty(0, 3, 0, 0)
-    keys = dict.fromkeys(key for sample in samples for key in sample)
-    for key in (key for key in keys if key not in ("image", "images")):
-        batch[key] = [sample.get(key, ()) for sample in samples]
+    for key in dict.fromkeys(chain.from_iterable(samples)):
+        if key not in ("image", "images"):
+            batch[key] = [sample.get(key, ()) for sample in samples]
     # a batch never mixes datasets: one "normalise" is that of all
-    if normalise := next(filter(None, batch.pop("normalise", ())), None):
-        batch |= {"normalise": normalise} if images else {}
+    normalise = next(filter(None, batch.pop("normalise", ())), None)
+    if normalise and images:
+        batch["normalise"] = normalise
     if "image_id" in batch:
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
 
 
-class _Collate:
-    """Collates samples of a dataset, and notes how far this worker has come: "progress" (worker, position, counts).
+def _collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, Any]:
+    """Return a batch that notes how far this worker has come: "progress" (worker, position, counts).
 
     The position is that of a stream, None for map-style data; the counts are `SkipCounter.row()`.
     """
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
-        positions = [sample.pop("stream", None) for sample in samples]
-        return collate(samples) | {"progress": (worker_place()[0], positions[-1], self.dataset.skips.row())}
+    positions = [sample.pop("stream", None) for sample in samples]
+    return collate(samples) | {"progress": (worker_place()[0], positions[-1], dataset.skips.row())}
 
 
 def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndarray:
@@ -99,52 +97,35 @@ def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndar
     return np.array(ratios, dtype=np.float64) / sum(ratios)
 
 
-def build_train_loader(
-    datasets: Sequence,
-    ratios: Sequence | None = None,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    max_bad_fraction: float = 0.05,
-    prefetch_factor: int = 2,
-) -> "TrainLoader":
-    """Return a TrainLoader, the endless iterator of one rank's batches.
-
-    `num_workers` processes a dataset, 0 for none. `batch_size` holds where a dataset has none of its own.
-    `max_bad_fraction` is the share of unusable samples at which the run stops with a DataError.
-    """
-    place = Place(seed, rank, world_size)
-    return TrainLoader(datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor)
-
-
 class TrainLoader:
     """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
 
-    `state()` tells how far the batches handed out reach, not what workers have fetched ahead; `resume(state)` continues
-    exactly behind them, with the same settings.
+    `num_workers` processes a dataset, 0 for none; `batch_size` holds where a dataset has none of its own. A share of
+    more than `max_bad_fraction` unusable samples ends the run with a DataError. `state()` tells how far the batches
+    handed out reach, not what workers have fetched ahead; `resume(state)` continues exactly behind them.
     """
 
     def __init__(
         self,
         datasets: Sequence,
-        ratios: Sequence | None,
-        place: Place,
+        ratios: Sequence | None = None,
+        *,
         batch_size: int,
-        num_workers: int,
-        max_bad_fraction: float,
-        prefetch_factor: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_bad_fraction: float = 0.05,
+        prefetch_factor: int = 2,
     ):
         self.datasets = list(datasets)
         self.ratios = mixing_ratios(self.datasets, ratios)
-        self._place = place
+        self._place = Place(seed, rank, world_size)
         self._progress = {dataset.name: {"batches": 0, "workers": {}} for dataset in self.datasets}
-        self._rng = np.random.default_rng([place.seed, place.rank])
+        self._rng = np.random.default_rng([seed, rank])
         self._iterators, self._loaders = {}, []
         for dataset in self.datasets:
-            dataset.bind(place, num_workers, max_bad_fraction)
+            dataset.bind(self._place, num_workers, max_bad_fraction)
             dataset.leaves_normalising = True
             self._loaders.append(self._loader(dataset, batch_size, num_workers, prefetch_factor))
 
@@ -157,7 +138,7 @@ class TrainLoader:
             num_workers=num_workers,  # they live as long as the one endless iteration
             prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_Collate(dataset),
+            collate_fn=partial(_collate_with_progress, dataset),
             worker_init_fn=_outlive_the_trainer,
             generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
         )
@@ -183,9 +164,7 @@ class TrainLoader:
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as plain containers."""
-        progress = {}
-        for name, each in self._progress.items():
-            progress[name] = each | {"workers": dict(each["workers"])}
+        progress = copy.deepcopy(self._progress)
         return {"seed": self._place.seed, "mixing": self._rng.bit_generator.state, "progress": progress}
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -205,8 +184,8 @@ class TrainLoader:
         """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
         if any(isinstance(dataset, IterableDataset) for dataset in self.datasets):
             return None
-        cards = [loader.batch_size * self._place.world_size for loader in self._loaders]
-        return sum(-(-len(dataset) // each) for dataset, each in zip(self.datasets, cards, strict=True))
+        ranks, pairs = self._place.world_size, zip(self.datasets, self._loaders, strict=True)
+        return sum(-(-len(dataset) // (loader.batch_size * ranks)) for dataset, loader in pairs)
 
     def skip_report(self) -> dict[str, dict[str, int]]:
         """Return {dataset: its `SkipCounter.report()`} of the batches handed out."""
@@ -257,9 +236,9 @@ def _readable(error: DataError) -> DataError:
 def _outlive_the_trainer(worker: int) -> None:
     """Keep a worker alive and silent whatever becomes of its trainer.
 
-    It has a process group of its own, because torchrun sends SIGTERM to the whole group of the trainer, which then
-    saves. And a trainer that is killed while it takes a batch breaks a connection of the thread that hands batches
-    over; that thread would print a traceback, though all that is to be said is said by the ranks that are left.
+    torchrun sends SIGTERM to the trainer's whole process group, and the trainer then saves: so it has one of its own.
+    A trainer killed while it takes a batch breaks a connection of the thread that hands batches over, whose traceback
+    would say nothing that the ranks that are left do not say.
     """
     os.setpgrp()
     sys.excepthook = _say_unless_the_trainer_is_gone

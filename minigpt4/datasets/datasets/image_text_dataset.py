@@ -113,7 +113,7 @@ class ImageTextDataset(BaseDataset, Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: index {index} of {len(self)} records")
         for step in range(1 if self.is_val else len(self)):
-            if sample := self._usable(self.annotation[(index + step) % len(self)], epoch):
+            if sample := self.usable(self.annotation[(index + step) % len(self)], epoch):
                 return sample
         if not self.is_val:
             raise self.skips.nothing_usable()
@@ -122,21 +122,10 @@ class ImageTextDataset(BaseDataset, Dataset):
     def one_pass(self) -> Iterator[dict]:
         """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
         for _, index in islice(EndlessSampler(len(self), self.place), len(self)):
-            if sample := self._usable(self.annotation[index], epoch=0):
+            if sample := self.usable(self.annotation[index], epoch=0):
                 yield sample
 
-    def _usable(self, record: Any, epoch: int) -> dict | None:
-        """Return the sample of a record, or None where it is skipped and counted."""
-        try:
-            sample = self.load(record, epoch)
-        except SkipSample as skipped:
-            self.skips.skip(skipped.reason, self.label_of(record), skipped.detail)
-            return None
-        self.skips.usable()
-        return sample
-
     def load(self, record: Any, epoch: int) -> dict:
-        """Return the sample of a record. Raises SkipSample if it cannot be used."""
         if isinstance(record, Fault):
             raise SkipSample(record.reason, record.detail)
         path = _inside(self.vis_root, record.image, record.where)
@@ -144,7 +133,6 @@ class ImageTextDataset(BaseDataset, Dataset):
         return self.sample(path, record.image, text, epoch, record.where)
 
     def label_of(self, record: Any) -> str:
-        """Return what messages and sample ids call a record."""
         return record.where
 
     def image_of(self, record: Any) -> str:

@@ -156,10 +156,11 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         for epoch in count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs):
             fruitful = already_drawn > 0
             raw_samples = enumerate(self._raw_samples(epoch, *consumer), start=1)
-            with self.skips.uncounted():
-                deque(islice(raw_samples, already_drawn), maxlen=0)
+            self.skips.is_counting = False
+            deque(islice(raw_samples, already_drawn), maxlen=0)
+            self.skips.is_counting = True
             for drawn, raw in raw_samples:
-                if sample := self._usable(raw, epoch):
+                if sample := self.usable(raw, epoch):
                     fruitful = True
                     yield sample | {"stream": (epoch, drawn)}
             already_drawn = 0
@@ -169,7 +170,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
     def one_pass(self) -> Iterator[dict]:
         """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
         for raw in self._raw_samples(0, 0, 1):
-            if sample := self._usable(raw, epoch=0):
+            if sample := self.usable(raw, epoch=0):
                 yield sample
 
     def _raw_samples(self, epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
@@ -211,27 +212,20 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
                 self.skips.skip("bad_shard", name, detail.replace(shard, name))
 
-    def _usable(self, raw: RawSample, epoch: int) -> dict | None:
-        """Return a raw sample decoded and processed, or None where it is skipped and counted."""
-        try:
-            sample = self._decode(raw, epoch)
-        except SkipSample as skipped:
-            self.skips.skip(skipped.reason, f"{raw.shard} {raw.key}", skipped.detail)
-            return None
-        self.skips.usable()
-        return sample
-
-    def _decode(self, raw: RawSample, epoch: int) -> dict:
+    def load(self, raw: RawSample, epoch: int) -> dict:
         image, caption = read_image(raw), read_caption(raw)
         sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
         return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
+
+    def label_of(self, raw: RawSample) -> str:
+        return f"{raw.shard} {raw.key}"
 
     def _find_a_usable_sample(self) -> None:
         """Raise DataError if no shard holds one: else this consumer was unlucky, and its next epoch is dealt anew."""
         for shard in self.shards:
             for raw in self._read(shard, counted=False):
                 try:
-                    self._decode(raw, epoch=0)
+                    self.load(raw, epoch=0)
                     return
                 except SkipSample:
                     continue
