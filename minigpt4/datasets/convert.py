@@ -1,8 +1,9 @@
 """BLIP's caption lists as the TSV that img2dataset reads, in memory that does not grow with the list.
 
-In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys of the first one,
-then a line for each, its values in the order of that header; tabs between, CRLF at the end, quotes only where needed,
-UTF-8. For objects with equal keys in equal order these are the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
+In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys
+of the first one, then a line for each, its values in the order of that header; tabs between, CRLF
+at the end, quotes only where needed, UTF-8. For objects with equal keys in equal order these are
+the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
 """
 
 import argparse
@@ -61,10 +62,10 @@ def convert(
 ) -> Report:
     """Write `target` from `source` and return the Report.
 
-    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the order of the list
-    (the list is then read twice). `one_line` turns line breaks inside values into spaces. `target` is there whole or
-    not at all. Raises ValueError if the list is no JSON array, holds no usable record, or if more than
-    `max_bad_fraction` of its records cannot be used.
+    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the
+    order of the list (the list is then read twice). `one_line` turns line breaks inside values into
+    spaces. `target` is there whole or not at all. Raises ValueError if the list is no JSON array,
+    holds no usable record, or if more than `max_bad_fraction` of its records cannot be used.
     """
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")

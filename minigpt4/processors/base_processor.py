@@ -21,8 +21,8 @@ class ImageError(ValueError):
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return a PIL image as RGB, whatever its mode.
 
-    Alpha is dropped, not blended, 16-bit values are clipped, and the EXIF orientation is left alone.
-    Source: MiniGPT-4 2023 (`image.convert("RGB")`).
+    Alpha is dropped, not blended, 16-bit values are clipped, and the EXIF orientation is left
+    alone. Source: MiniGPT-4 2023 (`image.convert("RGB")`).
     """
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -30,8 +30,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def load_rgb(source: str | os.PathLike | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the image in `source` (a path, bytes or a binary file) as a PIL image of mode RGB.
 
-    The size is read from the header and checked before anything is decoded. Raises ImageError if the image is too
-    large or broken; a path that cannot be opened raises OSError.
+    The size is read from the header and checked before anything is decoded. Raises ImageError if
+    the image is too large or broken; a path that cannot be opened raises OSError.
     """
     if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:

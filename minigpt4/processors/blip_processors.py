@@ -1,7 +1,7 @@
 """The BLIP-2 processors that MiniGPT-4 trains and chats with; bit-identical to the 2023 release.
 
-torchvision's first transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std, which rounds
-differently in the last bit, and is 8 % slower on PIL input.
+torchvision's first transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std,
+which rounds differently in the last bit, and is 8 % slower on PIL input.
 """
 
 import re
@@ -23,8 +23,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def resize_square(image: Image.Image, size: int) -> Image.Image:
     """Return a PIL image resized to size x size, bicubic with antialiasing: columns first, then rows.
 
-    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes pixels by up to 14
-    of 255 levels on noise; all Pillow versions give the 2023 pixels for two calls.
+    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes
+    pixels by up to 14 of 255 levels on noise; all Pillow versions give the 2023 pixels for two
+    calls.
     """
     columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
     return columns.resize((size, size), Image.Resampling.BICUBIC)

@@ -1,7 +1,8 @@
 """Images cross from worker to device as bytes: a quarter of the memory of float32, and the same numbers in the end.
 
-`halves` splits a processor: the dataset applies the first half in the worker (`BaseDataset.prepare`), `collate` puts
-the second one into the batch under "normalise", and `to_device` applies it on the device.
+`halves` splits a processor: the dataset applies the first half in the worker
+(`BaseDataset.prepare`), `collate` puts the second one into the batch under "normalise", and
+`to_device` applies it on the device.
 """
 
 import functools
@@ -21,7 +22,8 @@ from minigpt4.processors.blip_processors import BlipImageProcessor
 class Halves(NamedTuple):
     """`last(first(image))` equals the processor's own result; `last` is None where nothing is left to the device.
 
-    Otherwise `first` gives uint8 [S, S, 3], and `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3].
+    Otherwise `first` gives uint8 [S, S, 3], and `last` makes float32 [..., 3, S, S] of uint8 [...,
+    S, S, 3].
     """
 
     first: Callable
@@ -48,8 +50,9 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 class Normalise:
     """Turns uint8 [..., H, W, 3] into float32 [..., 3, H, W] on its device: (x / 255 - mean) / std.
 
-    A byte has 256 values, so this is a table, computed on the CPU and looked up on the device. Every device thus
-    gives the numbers of torchvision's ToTensor and Normalize to the last bit; CUDA alone would multiply by 1 / 255.
+    A byte has 256 values, so this is a table, computed on the CPU and looked up on the device.
+    Every device thus gives the numbers of torchvision's ToTensor and Normalize to the last bit;
+    CUDA alone would multiply by 1 / 255.
     """
 
     mean: tuple[float, ...]

@@ -44,8 +44,8 @@ class DatasetConfig:
 class BaseDatasetBuilder:
     """`build_datasets()` returns the splits of one section `datasets.<name>`.
 
-    A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and `data_problems` for what
-    can be said before anything is read.
+    A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and
+    `data_problems` for what can be said before anything is read.
     """
 
     Config = DatasetConfig
@@ -133,8 +133,8 @@ def _val_info(cfg: Mapping) -> dict | None:
 def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
     """Return ({split: image processor}, {split: caption processor}). Raises ValueError that names the key.
 
-    Where a validation split is asked for, "eval" is there without a section of its own: the image as a plain square of
-    training's size, mean and std; the captions as in training.
+    Where a validation split is asked for, "eval" is there without a section of its own: the image
+    as a plain square of training's size, mean and std; the captions as in training.
     """
     vis = {split: _processor(cfg, "vis_processor", split, where) for split in SPLITS}
     text = {split: _processor(cfg, "text_processor", split, where) for split in SPLITS}

@@ -1,8 +1,8 @@
 """Annotation files of own data -> records: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
 
-A record names an image below one folder, and a caption or a conversation about it. A file that is none of these, or
-that leads out of the folder or into the network, is refused as a whole; a record that cannot be used becomes a Fault,
-which the dataset counts when it meets it.
+A record names an image below one folder, and a caption or a conversation about it. A file that is
+none of these, or that leads out of the folder or into the network, is refused as a whole; a record
+that cannot be used becomes a Fault, which the dataset counts when it meets it.
 """
 
 import csv
@@ -26,7 +26,8 @@ _EXPECTED = (
 class Record(NamedTuple):
     """One usable record. `where` names its file and line; `image` is relative to the image folder.
 
-    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file beside the image.
+    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file
+    beside the image.
     """
 
     where: str
@@ -45,8 +46,9 @@ class Fault(NamedTuple):
 def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
 
-    Raises OSError, or ValueError that names file and record: where the file is in none of the formats, where no record
-    can be used, and where an image's path is a URL or leads out of `folder`.
+    Raises OSError, or ValueError that names file and record: where the file is in none of the
+    formats, where no record can be used, and where an image's path is a URL or leads out of
+    `folder`.
     """
     path, folder = Path(path), Path(folder)
     reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)

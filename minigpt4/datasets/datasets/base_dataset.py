@@ -1,7 +1,8 @@
 """What every dataset shares: its place in the run, its counts of skipped samples, its seeded augmentation.
 
-A sample that cannot be used is skipped and counted by reason, without waiting and without ending the run, until the
-budget is spent: then the run stops with a DataError that says what is wrong with the data.
+A sample that cannot be used is skipped and counted by reason, without waiting and without ending
+the run, until the budget is spent: then the run stops with a DataError that says what is wrong with
+the data.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ class SkipSample(Exception):
 def worker_place() -> tuple[int, int]:
     """Return (index of this DataLoader worker, number of workers); (0, 1) in the main process.
 
-    A DataLoader asks its workers in turn, beginning with the first. One that resumes begins with the worker whose turn
-    it was: indices are counted from the dataset's `first_worker`.
+    A DataLoader asks its workers in turn, beginning with the first. One that resumes begins with
+    the worker whose turn it was: indices are counted from the dataset's `first_worker`.
     """
     info = get_worker_info()
     if not info:
@@ -54,8 +55,9 @@ def _digest(text: str) -> "hashlib._Hash":
 def seeded_by(*identity: object) -> Iterator[None]:
     """Within the block torch's CPU generator is seeded by `identity`; afterwards its state is as it was before.
 
-    A sample's augmentation then depends on what it is, not on which worker met it or what came before. The CUDA
-    generators are left alone: `torch.manual_seed` would reset the model's dropout for each sample.
+    A sample's augmentation then depends on what it is, not on which worker met it or what came
+    before. The CUDA generators are left alone: `torch.manual_seed` would reset the model's dropout
+    for each sample.
     """
     seed = int.from_bytes(_digest("/".join(map(str, identity))).digest(), "little") >> 1
     state = torch.get_rng_state()
@@ -69,7 +71,8 @@ def seeded_by(*identity: object) -> Iterator[None]:
 class SkipCounter:
     """Usable, skipped and held-out samples of one dataset on one rank, and the budget.
 
-    The counts lie in shared memory, one row a worker, so that workers need no lock and the main process sees all.
+    The counts lie in shared memory, one row a worker, so that workers need no lock and the main
+    process sees all.
     """
 
     def __init__(self, name: str, num_workers: int, max_bad_fraction: float, guide: str):
@@ -133,8 +136,9 @@ class SkipCounter:
     def report(self, rows: Sequence[Sequence[int]] | None = None) -> dict[str, int]:
         """Return {"seen": samples met, reason: how many were skipped for it, ..}, summed over workers.
 
-        "held_out" is there where some were left to the validation split; "seen" does not contain them. `rows`: the
-        workers' counts at some earlier time, as `row()` gave them; by default those of now.
+        "held_out" is there where some were left to the validation split; "seen" does not contain
+        them. `rows`: the workers' counts at some earlier time, as `row()` gave them; by default
+        those of now.
         """
         total = torch.zeros_like(self.counts[0])
         for row in self.counts.tolist() if rows is None else rows:
@@ -163,14 +167,16 @@ class Place:
 class BaseDataset:
     """Processors, a name, the mixing ratio and the place in the run: what a loader asks of a dataset.
 
-    A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and `__getitem__(index)`, where
-    a training index is (epoch, i). With `IterableDataset` it has `__iter__` without end, which reads this worker's
-    share (`worker_place`, `place`), begins behind `start[worker]`, and says under "stream" where each sample stands.
-    Both have `listing`, and `one_pass` for `inspect`; both count what they read in `skips`.
+    A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and
+    `__getitem__(index)`, where a training index is (epoch, i). With `IterableDataset` it has
+    `__iter__` without end, which reads this worker's share (`worker_place`, `place`), begins behind
+    `start[worker]`, and says under "stream" where each sample stands. Both have `listing`, and
+    `one_pass` for `inspect`; both count what they read in `skips`.
 
-    A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such tensors, empty for text
-    alone; and what is learnt: "text_input" (a caption or answer), with "instruction" where a question of its own takes
-    the drawn prompt's place, or "turns", a tuple of (question, answer). `prepare` makes the part behind the id.
+    A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such
+    tensors, empty for text alone; and what is learnt: "text_input" (a caption or answer), with
+    "instruction" where a question of its own takes the drawn prompt's place, or "turns", a tuple of
+    (question, answer). `prepare` makes the part behind the id.
     """
 
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
@@ -193,8 +199,8 @@ class BaseDataset:
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         """Make this the training or the validation split; once, before anything is read.
 
-        Validation reads each usable sample once, in an order that never changes. With `val_fraction` each side keeps
-        what `holds` says is its own.
+        Validation reads each usable sample once, in an order that never changes. With
+        `val_fraction` each side keeps what `holds` says is its own.
         """
         self.is_val, self.val_fraction = is_val, val_fraction
 
@@ -235,12 +241,14 @@ class BaseDataset:
     def prepare(self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object) -> dict:
         """Return {"image": [3, S, S], "text_input": str}; augmentation is seeded by the run and `identity`.
 
-        `image` may be a list of images, which are then in the sample as the list "images". `text` is a caption, or the
-        (question, answer) pairs of a conversation: these are in the sample as "turns", and the first answer takes the
-        caption's place. Captions and answers go through the text processor.
+        `image` may be a list of images, which are then in the sample as the list "images". `text`
+        is a caption, or the (question, answer) pairs of a conversation: these are in the sample as
+        "turns", and the first answer takes the caption's place. Captions and answers go through the
+        text processor.
 
-        With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and "normalise" turns it,
-        or a batch of them, into what the processor would have given (see `processors.pixels`).
+        With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and
+        "normalise" turns it, or a batch of them, into what the processor would have given (see
+        `processors.pixels`).
         """
         process, normalise = halves(self.vis_processor) if self.leaves_normalising else (self.vis_processor, None)
         with seeded_by(self.place.seed, *identity):

@@ -46,8 +46,8 @@ def _checked(record: Any, where: str) -> dict:
 class CaptionDataset(ImageTextDataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i of `read_annotations`.
 
-    `image_id` numbers the distinct images in the order of the records. Where any record has an instruction of its own,
-    all samples have "instruction", '' if none.
+    `image_id` numbers the distinct images in the order of the records. Where any record has an
+    instruction of its own, all samples have "instruction", '' if none.
     """
 
     guide = "dataset/README_2_STAGE.md"

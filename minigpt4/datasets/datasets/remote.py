@@ -19,8 +19,8 @@ _CLOSED_BY_US = 23  # curl's exit code when nobody reads on: a tar ends before i
 def open_url(url: str) -> Iterator[BinaryIO]:
     """Give a binary stream of what is behind `url`.
 
-    Raises OSError with curl's words, on opening or, for a transfer that was cut, on closing: they go before an error
-    of who reads, which is then only a consequence.
+    Raises OSError with curl's words, on opening or, for a transfer that was cut, on closing: they
+    go before an error of who reads, which is then only a consequence.
     """
     for wait in (*WAITS_S, None):
         with Popen([*_CURL, url], stdout=PIPE, stderr=PIPE) as curl:

@@ -13,12 +13,13 @@ One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 6. decoding: image to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
 7. the processors, augmentation seeded by (seed, epoch, shard, key).
 
-Then the next epoch begins: the stream has no end unless `epochs` is given. A validation split is one pass in the
-order of the shards, without 2 and 5; with `val_fraction` step 4 takes the samples whose key is of this split.
+Then the next epoch begins: the stream has no end unless `epochs` is given. A validation split is
+one pass in the order of the shards, without 2 and 5; with `val_fraction` step 4 takes the samples
+whose key is of this split.
 
-A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries it under "stream".
-Set `start[worker]` to such a position and the stream goes on right behind it: the epoch's shards are read again up to
-there, and nothing of that is decoded or counted.
+A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries
+it under "stream". Set `start[worker]` to such a position and the stream goes on right behind it:
+the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
 import glob
@@ -61,7 +62,8 @@ class RawSample(NamedTuple):
 def expand_shards(location: str | Iterable[str]) -> list[str]:
     """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
 
-    Globs that match nothing are left out. Raises ValueError for any other address than a path or an http(s) URL.
+    Globs that match nothing are left out. Raises ValueError for any other address than a path or an
+    http(s) URL.
     """
     shards = []
     for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
@@ -83,7 +85,8 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
 
-    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is no text.
+    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is
+    no text.
     """
     try:
         record = json.loads(raw.members["json"]) if "json" in raw.members else {}
