@@ -70,9 +70,8 @@ def convert(
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()
-    if sample_seed is None:
-        rows = islice(usable_rows(source, report, "converting", one_line), limit)
-    else:
+    rows = islice(usable_rows(source, report, "converting", one_line), limit)
+    if sample_seed is not None:
         total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
         rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
     with written_whole(target) as file:
@@ -122,9 +121,8 @@ def problem_of(record: Any) -> str | None:
     """Return why a record cannot become a row, or None."""
     if type(record) is not dict:
         return f"not an object but {type(record).__name__}"
-    for name in REQUIRED:
-        if name not in record:
-            return f"no '{name}'"
+    if lacking := [name for name in REQUIRED if name not in record]:
+        return f"no '{lacking[0]}'"
     if type(record["url"]) is not str or not record["url"].strip():
         return "'url' is empty or no text"
     if type(record["caption"]) is not str and record["caption"] is not None:

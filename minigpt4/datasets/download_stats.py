@@ -46,7 +46,7 @@ def read_download_stats(folder: str | Path) -> DownloadStats:
                 "the download again: it then does this shard anew"
             ) from error
         shards += 1
-    return DownloadStats(shards, unfinished_shards(folder), *(totals[name] for name in COUNTS), status)
+    return DownloadStats(shards, unfinished_shards(folder), *map(totals.__getitem__, COUNTS), status)
 
 
 def finished_shards(folder: str | Path) -> list[str]:

@@ -34,6 +34,7 @@ UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.s
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m minigpt4.datasets.inspect",
         description="Look at the data of a training configuration as the model gets it: a contact sheet (HTML) and a "
@@ -43,13 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)")
     help_text = "the sheet (default: <the YAML's name>_inspect.html)"
     parser.add_argument("--output", type=Path, metavar="HTML", help=help_text)
-    parser.add_argument(
-        "--scan",
-        type=lambda text: None if text == "all" else _between(1)(text),
-        default=SCAN,
-        metavar="N|all",
-        help=f"samples of each dataset that the table counts, in training's order (default: {SCAN})",
-    )
+    help_text = f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
+    parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=help_text)
     args = parser.parse_args(argv)
     args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.html")
     if args.output.suffix.lower() not in (".html", ".htm"):
@@ -64,6 +60,10 @@ def _between(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else _between(1)(text)
 
 
 @dataclass
@@ -98,8 +98,8 @@ def inspect(args: argparse.Namespace) -> int:
     if not args.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
     preview = registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
-    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg).values()
-    datasets = [of_dataset["train"] for of_dataset in splits if "train" in of_dataset]
+    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg)
+    datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
     scans = []
     for number, dataset in enumerate(datasets):
         share = args.num // len(datasets) + (number < args.num % len(datasets))
@@ -173,16 +173,12 @@ def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: in
             progress.update(dataset.skips.report()["seen"] - progress.n)
     if not found.lengths:
         found.error = found.error or str(dataset.skips.nothing_usable())
-    _make_room(found.shown, cut, num_cut_shown)
+    # texts that are cut take the place of the last ones that are not, until enough are shown
+    whole = [index for index, (_, num_cut) in enumerate(found.shown) if not num_cut]
+    num_needed = max(0, num_cut_shown - (len(found.shown) - len(whole)))
+    for index, item in zip(reversed(whole), cut[:num_needed], strict=False):
+        found.shown[index] = item
     return found
-
-
-def _make_room(shown: list, cut: list, wanted: int) -> None:
-    """Put some texts that are cut in the place of the last ones that are not, until `wanted` of them are shown."""
-    there = sum(num_cut > 0 for _, num_cut in shown)
-    whole = [index for index, (_, num_cut) in enumerate(shown) if not num_cut]
-    for index, item in zip(reversed(whole), cut[: max(0, wanted - there)], strict=False):
-        shown[index] = item
 
 
 def table(found: Scan, cfg: Config) -> list[str]:
@@ -192,10 +188,8 @@ def table(found: Scan, cfg: Config) -> list[str]:
         rows += _shard_rows(found)
     counts = dataset.skips.report()
     seen, held_out = counts.pop("seen"), counts.pop("held_out", 0)
-    if found.is_whole:
-        rows.append(("scanned", f"all {seen:,} samples"))
-    else:
-        rows.append(("scanned", f"the first {seen:,} samples in training's order (--scan all for the rest)"))
+    first = f"the first {seen:,} samples in training's order (--scan all for the rest)"
+    rows.append(("scanned", f"all {seen:,} samples" if found.is_whole else first))
     bad = sum(counts.values())
     rows.append(("usable", f"{seen - bad:,}{_share(seen - bad, seen)}"))
     rows += [("skipped", f"{number:,} {reason}{_share(number, seen)}") for reason, number in counts.items()]
@@ -250,12 +244,11 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
         groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
-    prompts = (
-        f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own" if preview.prompts else "none"
-    )
-    notes = [
-        f"at most {model.max_txt_len} tokens of text (max_txt_len)   end_sym {model.end_sym!r}   prompt: {prompts}"
-    ]
+    prompts = "none"
+    if preview.prompts:
+        prompts = f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own"
+    limit = f"at most {model.max_txt_len} tokens of text (max_txt_len)"
+    notes = [f"{limit}   end_sym {model.end_sym!r}   prompt: {prompts}"]
     if model.prompt_template:
         notes.append(f"prompt_template {model.prompt_template!r}")
     title = f"What the model sees and learns: {Path(args.cfg_path).name}"

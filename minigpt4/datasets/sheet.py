@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from minigpt4.text.preview import KINDS, Token
+from minigpt4.text.preview import CUT, KINDS, TARGET, Token
 
 # what the legend says of each kind, and its hue and saturation
 _LEGEND = (("start token", "48 90%"), ("prompt: read", "214 90%"), ("the image", "262 80%"))
@@ -37,11 +37,11 @@ class Card(NamedTuple):
 
 def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
     """Return the HTML text: title, notes, legend, and for each (heading, cards) a grid of cards."""
-    style, legend, parts = _STYLE, [], []
+    style, parts = _STYLE, []
+    legend = ['<span class="special">framed: a special token</span>']
     for kind, (words, hue) in zip(KINDS, _LEGEND, strict=True):
         style += f".{kind}{{background:hsl({hue} var(--back));color:hsl({hue} var(--ink))}}\n"
         legend.append(f'<span class="{kind}">{words}</span>')
-    legend.append('<span class="special">framed: a special token</span>')
     for heading, cards in groups:
         parts.append(f'<h2>{visible(heading)}</h2>\n<div class="cards">\n{"".join(map(_figure, cards))}</div>')
     lines = "\n".join(f"<p>{visible(note)}</p>" for note in notes)
@@ -86,6 +86,6 @@ def summary(tokens: Sequence[Token]) -> tuple[str, str]:
     sizes = dict.fromkeys(KINDS, 0)
     for token in tokens:
         sizes[token.kind] += token.size
-    *_, target, _, cut = sizes.values()
-    words = f"{cut} token{'s' if cut > 1 else ''} cut off" if cut else ""
-    return f"{sum(sizes.values()) - cut} tokens read, {target} of them learnt", words
+    num_cut = sizes[CUT]
+    cut = f"{num_cut} token{'s' if num_cut > 1 else ''} cut off" if num_cut else ""
+    return f"{sum(sizes.values()) - num_cut} tokens read, {sizes[TARGET]} of them learnt", cut

@@ -7,10 +7,12 @@ which rounds differently in the last bit, and is 8 % slower on PIL input.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import functional
 
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor, to_rgb
@@ -31,22 +33,12 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
     return columns.resize((size, size), Image.Resampling.BICUBIC)
 
 
-class EvalResize:
-    """The whole image as a square; the aspect ratio is not kept."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return resize_square(image, self.size)
-
-
 class RandomCropResize(transforms.RandomResizedCrop):
     """A random part of the image, aspect 3/4..4/3, as a square; drawn from torch's global generator."""
 
     def forward(self, image: Image.Image) -> Image.Image:
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
-        return resize_square(image.crop((left, top, left + width, top + height)), self.size[0])
+        part = functional.crop(image, *self.get_params(image, self.scale, self.ratio))
+        return resize_square(part, self.size[0])
 
 
 class BlipImageProcessor(BaseProcessor):
@@ -104,7 +96,7 @@ class Blip2ImageEvalProcessor(BlipImageProcessor):
     """Resize to a square, bicubic; the aspect ratio is not kept."""
 
     def __init__(self, image_size: int = 224, mean: Sequence | None = None, std: Sequence | None = None):
-        super().__init__(EvalResize(image_size), image_size, mean, std)
+        super().__init__(partial(resize_square, size=image_size), image_size, mean, std)
 
 
 @registry.register_processor("blip_caption")

@@ -8,7 +8,6 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,26 +18,19 @@ from minigpt4.processors.base_processor import to_rgb
 from minigpt4.processors.blip_processors import BlipImageProcessor
 
 
-class Halves(NamedTuple):
-    """`last(first(image))` equals the processor's own result; `last` is None where nothing is left to the device.
+def halves(process: Callable) -> tuple[Callable, Callable | None]:
+    """Return (first, last) with `last(first(image))` equal to `process(image)`.
 
-    Otherwise `first` gives uint8 [S, S, 3], and `last` makes float32 [..., 3, S, S] of uint8 [...,
-    S, S, 3].
+    `first` gives uint8 [S, S, 3], and `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3]. A
+    processor whose chain or call is a user's own stays whole: `last` is None.
     """
-
-    first: Callable
-    last: Callable | None
-
-
-def halves(process: Callable) -> Halves:
-    """Return the Halves of a processor; one whose chain or call is a user's own stays whole."""
     is_ours = isinstance(process, BlipImageProcessor)
     if is_ours and type(process).__call__ is BlipImageProcessor.__call__:
         match process.transform.transforms:
             case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
                 first = transforms.Compose([to_rgb, *geometry, to_pixels])
-                return Halves(first, Normalise(tuple(map(float, mean)), tuple(map(float, std))))
-    return Halves(process, None)
+                return first, Normalise(tuple(map(float, mean)), tuple(map(float, std)))
+    return process, None
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

@@ -50,6 +50,7 @@ class BaseDatasetBuilder:
 
     Config = DatasetConfig
     DATASET_CONFIG_DICT: dict[str, str] = {}  # type -> YAML file inside the package
+    EXPECTED = ""  # what `storage` names, where it must be a path
     name: str | None = None  # the registered name
 
     def __init__(self, cfg: Mapping, name: str | None = None):
@@ -105,8 +106,7 @@ class BaseDatasetBuilder:
         try:
             _processors(cfg, where)
         except ValueError as error:
-            key, _, message = str(error).partition(": ")
-            problems.append(Problem(key, message))
+            problems.append(Problem(*str(error).split(": ", 1)))
         # numbers
         for key, unit in (("sample_ratio", "a number"), ("batch_size", "an integer")):
             if cfg.get(key) is not None and not cfg[key] > 0:
@@ -121,7 +121,22 @@ class BaseDatasetBuilder:
     @classmethod
     def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
         """Return what is wrong with the data that `info`, the mapping at the key `where`, names."""
+        storage, key = info["storage"], f"{where}.storage"
+        if cls.EXPECTED and not isinstance(storage, str):
+            return [Problem(key, f"{storage!r}; expected {cls.EXPECTED}")]
+        try:
+            cls.check_data(info)
+        except FileNotFoundError as error:
+            return [Problem(key, f"nothing at '{error.filename}'; expected {cls.EXPECTED}")]
+        except OSError as error:
+            return [Problem(key, str(error))]
+        except ValueError as error:
+            return [Problem(key, str(message)) for message in error.args]
         return []
+
+    @classmethod
+    def check_data(cls, info: Mapping) -> None:
+        """Raise OSError, or ValueError of one or more messages, where the data cannot be there."""
 
 
 def _val_info(cfg: Mapping) -> dict | None:
@@ -148,15 +163,14 @@ def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
             if not isinstance(train, BlipImageProcessor):
                 raise ValueError(f"{key}.eval: missing; val needs it where train is a {type(train).__name__}")
             vis["eval"] = Blip2ImageEvalProcessor(train.image_size, train.mean, train.std)
-    return vis, {split: processor or BaseProcessor() for split, processor in text.items()}
+    unchanged = BaseProcessor()
+    return vis, {"train": text["train"] or unchanged, "eval": text["eval"] or unchanged}
 
 
 def _processor(cfg: Mapping, role: str, split: str, where: str) -> Any:
     section = (cfg.get(role) or {}).get(split)
     if not section:
         return None
-    if not section.get("name"):
-        raise ValueError(f"{where}.{role}.{split}.name: missing; known: {', '.join(registry.names('processor'))}")
     try:
         return registry.get_processor_class(section["name"]).from_config(section)
     except ValueError as error:

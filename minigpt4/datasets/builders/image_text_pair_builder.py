@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
@@ -27,19 +26,14 @@ class ShardsBuilder(BaseDatasetBuilder):
         return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
 
     @classmethod
-    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
-        storage, key = info["storage"], f"{where}.storage"
-        try:
-            shards = expand_shards(storage)
-        except ValueError as error:
-            return [Problem(key, str(error))]
+    def check_data(cls, info: Mapping) -> None:
+        shards = expand_shards(info["storage"])
         missing = missing_shards(shards)
         first = f" (first missing: {missing[0]})" if missing else ""
         if len(missing) == len(shards):  # also of none
-            return [Problem(key, f"no file matches '{storage}'{first}")]
+            raise ValueError(f"no file matches '{info['storage']}'{first}")
         if missing:
-            return [Problem(key, f"{len(missing)} of {len(shards)} shards are missing{first}")]
-        return []
+            raise ValueError(f"{len(missing)} of {len(shards)} shards are missing{first}")
 
 
 @registry.register_builder("laion")
@@ -73,6 +67,7 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
 
     name = "cc_sbu_align"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/align.yaml"}
+    EXPECTED = "the path of a folder"
 
     def build_train_dataset(self, storage: str) -> CaptionDataset:
         folder = expand_path(storage)
@@ -84,22 +79,15 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
         )
 
     @classmethod
-    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
-        storage, key = info["storage"], f"{where}.storage"
-        if not isinstance(storage, str):
-            return [Problem(key, f"{storage!r}; expected the path of a folder")]
-        folder = expand_path(storage)
+    def check_data(cls, info: Mapping) -> None:
+        folder = expand_path(info["storage"])
         if not folder.is_dir():
-            return [Problem(key, f"no folder at '{folder}'; expected one with filter_cap.json and image/")]
+            raise ValueError(f"no folder at '{folder}'; expected one with filter_cap.json and image/")
         problems = []
         if not (folder / "filter_cap.json").is_file():
-            problems.append(Problem(key, f"'{folder}' has no filter_cap.json"))
+            problems.append(f"'{folder}' has no filter_cap.json")
         if not (folder / "image").is_dir():
-            problems.append(Problem(key, f"'{folder}' has no folder image/"))
+            problems.append(f"'{folder}' has no folder image/")
         if problems:
-            return problems
-        try:
-            read_annotations(folder / "filter_cap.json")
-        except ValueError as error:
-            return [Problem(key, str(error))]
-        return []
+            raise ValueError(*problems)
+        read_annotations(folder / "filter_cap.json")

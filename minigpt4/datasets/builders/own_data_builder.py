@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, BuildInfo, DatasetConfig
@@ -15,25 +14,14 @@ from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, chec
 class OwnDataBuilder(BaseDatasetBuilder):
     """Reads the records in `records`; a subclass says where they and the images are."""
 
-    EXPECTED: str  # what `build_info.storage` names
-
     def build_train_dataset(self, storage: str) -> ImageTextDataset:
         records, folder = self.records(self.config["build_info"])
         vis, text = self.vis_processors["train"], self.text_processors["train"]
         return ImageTextDataset(records, folder, vis, text, self.name)
 
     @classmethod
-    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
-        storage, key = info["storage"], f"{where}.storage"
-        if not isinstance(storage, str):
-            return [Problem(key, f"{storage!r}; expected {cls.EXPECTED}")]
-        try:
-            check_images(*cls.records(info))
-        except FileNotFoundError as error:
-            return [Problem(key, f"nothing at '{error.filename}'; expected {cls.EXPECTED}")]
-        except (OSError, ValueError) as error:
-            return [Problem(key, str(error))]
-        return []
+    def check_data(cls, info: Mapping) -> None:
+        check_images(*cls.records(info))
 
     @classmethod
     def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:

@@ -92,19 +92,20 @@ def _turns(messages: Any) -> tuple[tuple[str, str], ...]:
     if (marks := "".join(values).count(IMAGE_MARK)) > 1:
         raise SkipSample("bad_record", f"{marks} {IMAGE_MARK} in the conversation; a sample has one image")
     questions = [value.replace(IMAGE_MARK, "").strip() for value in values[::2]]
-    if not all(questions) or not all(value.strip() for value in values[1::2]):
+    if not all(questions) or not all(map(str.strip, values[1::2])):
         raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
     return tuple(zip(questions, values[1::2], strict=True))
 
 
 def _message(message: Any, number: int) -> str:
-    who, value = (message.get(key) for key in ("from", "value")) if isinstance(message, dict) else (None, None)
+    who, value = None, None
+    if isinstance(message, dict):
+        who, value = message.get("from"), message.get("value")
     if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
         expected = ("human", "gpt")[number % 2]
         found = json.dumps(message, ensure_ascii=False)[:60]
-        raise SkipSample(
-            "bad_caption", f'message {number} is {found}; expected {{"from": "{expected}", "value": text}}'
-        )
+        wanted = f'{{"from": "{expected}", "value": text}}'
+        raise SkipSample("bad_caption", f"message {number} is {found}; expected {wanted}")
     return value
 
 
@@ -162,8 +163,9 @@ def _lines(file: TextIO, path: Path) -> Iterator:
 
 def _table(file: TextIO, path: Path) -> Iterator:
     rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    for row in rows:  # a row of too few fields has None in the others, one of too many has them under None
-        fields = {key: value for key, value in row.items() if key is not None and value is not None}
+    for row in rows:
+        # a row of too few fields has None in the others, one of too many has them under None
+        fields = {key: value for key, value in row.items() if None not in (key, value)}
         yield f"{path.name} line {rows.line_num}", fields
 
 
@@ -175,7 +177,7 @@ def _json(file: TextIO, path: Path) -> Iterable:
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
     if isinstance(content, list):
         return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
-    tables = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else [None]
+    tables = [content.get("images"), content.get("annotations")] if isinstance(content, dict) else [None]
     if all(isinstance(table, list) for table in tables):
         return _coco(*tables, path)
     found = f"a mapping with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else type(content).__name__
@@ -186,8 +188,10 @@ def _json(file: TextIO, path: Path) -> Iterable:
 
 
 def _coco(images: list, annotations: list, path: Path) -> Iterator:
-    known = (image for image in images if isinstance(image, dict) and isinstance(image.get("id"), (str, int)))
-    names = {image["id"]: image.get("file_name") for image in known}
+    names = {}
+    for image in images:
+        if isinstance(image, dict) and isinstance(image.get("id"), (str, int)):
+            names[image["id"]] = image.get("file_name")
     for number, annotation in enumerate(annotations):
         where = f"{path.name} annotation {number}"
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), (str, int)):

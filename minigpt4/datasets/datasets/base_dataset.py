@@ -76,7 +76,8 @@ class SkipCounter:
     """
 
     def __init__(self, name: str, num_workers: int, max_bad_fraction: float, guide: str):
-        self.name, self.max_bad_fraction, self.guide = name, max_bad_fraction, guide
+        self.name, self.guide = name, guide
+        self.max_bad_fraction = max_bad_fraction
         # columns: usable, one a reason, held out
         self.counts = torch.zeros(max(1, num_workers), 2 + len(REASONS), dtype=torch.int64).share_memory_()
         self.first = self.last = None
@@ -111,11 +112,9 @@ class SkipCounter:
             logging.warning(message, self.name, where, reason, detail)
         # the budget
         seen, usable = int(row[:-1].sum()), int(row[0])
-        if seen < PROBATION:
-            return
-        if not usable:
+        if seen >= PROBATION and not usable:
             raise self.nothing_usable(row)
-        if seen - usable > self.max_bad_fraction * seen:
+        if seen >= PROBATION and seen - usable > self.max_bad_fraction * seen:
             raise DataError(
                 f"{self.name}: {1 - usable / seen:.1%} of {seen} samples were unusable (limit "
                 f"{self.max_bad_fraction:.0%}, run.max_bad_fraction): {_breakdown(row)}; last: {self.last}"

@@ -132,21 +132,19 @@ class TrainLoader:
         for dataset in self.datasets:
             dataset.bind(self._place, num_workers, max_bad_fraction)
             dataset.leaves_normalising = True
-            self._loaders.append(self._loader(dataset, batch_size, num_workers, prefetch_factor))
-
-    def _loader(self, dataset: Any, batch_size: int, num_workers: int, prefetch_factor: int) -> DataLoader:
-        is_stream = isinstance(dataset, IterableDataset)
-        return DataLoader(
-            dataset,
-            batch_size=dataset.batch_size or batch_size,
-            sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
-            num_workers=num_workers,  # they live as long as the one endless iteration
-            prefetch_factor=prefetch_factor if num_workers else None,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=partial(_collate_with_progress, dataset),
-            worker_init_fn=_outlive_the_trainer,
-            generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
-        )
+            is_stream = isinstance(dataset, IterableDataset)
+            loader = DataLoader(
+                dataset,
+                batch_size=dataset.batch_size or batch_size,
+                sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
+                num_workers=num_workers,  # they live as long as the one endless iteration
+                prefetch_factor=prefetch_factor if num_workers else None,
+                pin_memory=torch.cuda.is_available(),
+                collate_fn=partial(_collate_with_progress, dataset),
+                worker_init_fn=_outlive_the_trainer,
+                generator=torch.Generator().manual_seed(seed),  # else it draws from the model's
+            )
+            self._loaders.append(loader)
 
     def __iter__(self) -> Self:
         return self
@@ -194,11 +192,11 @@ class TrainLoader:
 
     def skip_report(self) -> dict[str, dict[str, int]]:
         """Return {dataset: its `SkipCounter.report()`} of the batches handed out."""
-        found = {}
+        report = {}
         for dataset in self.datasets:
             workers = self._progress[dataset.name]["workers"].values()
-            found[dataset.name] = dataset.skips.report([row for _, row in workers])
-        return found
+            report[dataset.name] = dataset.skips.report([row for _, row in workers])
+        return report
 
     def close(self) -> None:
         """Stop the workers."""

@@ -201,7 +201,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         try:
             with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
                 members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
-                for group in group_by_keys(members, handler=_keep_first):
+                # of members with the same name the first one is kept
+                for group in group_by_keys(members, handler=lambda error: True):
                     found = True
                     if self.holds(group["__key__"]):
                         yield _raw_sample(shard, group)
@@ -233,11 +234,6 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 except SkipSample:
                     continue
         raise self.skips.nothing_usable()
-
-
-def _keep_first(error: Exception) -> bool:
-    """Go on after a member whose name was there before: the first one is kept (webdataset's handler protocol)."""
-    return True
 
 
 def _file_name(shard: str) -> str:
