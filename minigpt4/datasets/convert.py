@@ -53,8 +53,8 @@ class Report:
 
 
 def convert(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     limit: int | None = None,
     sample_seed: int | None = None,
     one_line: bool = False,
@@ -67,6 +67,7 @@ def convert(
     spaces. `target` is there whole or not at all. Raises ValueError if the list is no JSON array,
     holds no usable record, or if more than `max_bad_fraction` of its records cannot be used.
     """
+    source, target = Path(source), Path(target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()

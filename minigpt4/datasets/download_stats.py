@@ -5,6 +5,8 @@
 This file needs nothing but Python, so that the environment of img2dataset can run it too.
 """
 
+from __future__ import annotations  # for an old Python of that environment
+
 import argparse
 import json
 import sys
@@ -77,7 +79,7 @@ def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
             f"  {sum(number for _, number in reasons[most_common:]):>12,}  {len(reasons) - most_common} others"
         )
     if stats.unfinished:
-        lines.append(f"{len(stats.unfinished):,} unfinished, start again to go on: {', '.join(stats.unfinished[:5])}")
+        lines.append(f"{len(stats.unfinished):,} unfinished, start again to resume: {', '.join(stats.unfinished[:5])}")
     return lines
 
 

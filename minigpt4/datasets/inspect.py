@@ -28,7 +28,7 @@ from minigpt4.datasets.download_stats import describe, read_download_stats
 SCAN = 2000  # samples of each dataset, some seconds
 SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the first samples have none
 MOST_CARDS = 400
-# A look needs neither weights nor a device, and goes on where some shards are missing.
+# A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
 UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.storage")
 

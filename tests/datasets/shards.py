@@ -1,6 +1,7 @@
 """Tar shards and image folders for the tests, made by seed."""
 
 import io
+import itertools
 import json
 import tarfile
 
@@ -70,4 +71,4 @@ def loader(datasets, ratios=None, **settings):
 
 def ids(batches):
     """Return the sample ids of batches in their order."""
-    return [sample_id for batch in batches for sample_id in batch["sample_id"]]
+    return list(itertools.chain.from_iterable(batch["sample_id"] for batch in batches))

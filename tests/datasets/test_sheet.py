@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from minigpt4.datasets.sheet import Card, page, summary, visible
-from minigpt4.text.preview import KINDS, Token
+from minigpt4.text.preview import BEGIN, CUT, GIVEN, KINDS, PICTURE, PROMPT, TARGET, Token
 
 WORDS = [Token(word, "target", 1) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet"] * 6]
-BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT = KINDS
-HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", IMAGE, 32)]
+HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", PICTURE, 32)]
 
 
 def card(tokens, colour="red", size=(56, 56)):
@@ -29,7 +28,9 @@ class Reader(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.spans, self.images, self.edges, self.all_text = [], [], [], [], ""
+        self.open, self.spans = [], []
+        self.images, self.edges = [], []
+        self.all_text = ""
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):

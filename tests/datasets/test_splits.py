@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from operator import itemgetter
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def evaluated(dataset, rank=0, world_size=1, num_workers=0, seed=0):
 
 
 def captions(batches):
-    return [text for batch in batches for text in batch["text_input"]]
+    return list(itertools.chain.from_iterable(batch["text_input"] for batch in batches))
 
 
 def trained(dataset, number):
@@ -110,7 +111,7 @@ def test_all_records_of_an_image_are_on_one_side(tmp_path):
     records = [{"image_id": str(number % 10), "caption": f"{number}"} for number in range(30)]
     folder_dataset(tmp_path, range(10), records)
     splits = build("cc_sbu_align", str(tmp_path), val_fraction=FRACTION)
-    sides = [{record["image_id"] for record in splits[name].annotation} for name in ("train", "val")]
+    sides = [set(map(itemgetter("image_id"), splits[name].annotation)) for name in ("train", "val")]
     assert all(sides) and not sides[0] & sides[1]
     assert [len(splits[name]) for name in ("train", "val")] == [3 * len(side) for side in sides]
 

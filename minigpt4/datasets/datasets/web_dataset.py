@@ -18,7 +18,7 @@ one pass in the order of the shards, without 2 and 5; with `val_fraction` step 4
 whose key is of this split.
 
 A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries
-it under "stream". Set `start[worker]` to such a position and the stream goes on right behind it:
+it under "stream". Set `start[worker]` to such a position and the stream resumes right behind it:
 the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
@@ -133,7 +133,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         if not self.shards:
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
         self.epochs = epochs
-        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream goes on
+        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream resumes
         super().__init__(vis_processor, text_processor, name)
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
