@@ -3,8 +3,7 @@
     python -m minigpt4.datasets.inspect --cfg-path train_configs/embedded_stage1_pretrain.yaml
 
 Datasets are built as training builds them and read in the order of its first epoch. Prompts and
-target tokens come from the class of `model.arch`, through `text_preview`, which loads the tokenizer
-alone: no weights, no GPU.
+target tokens come from the class of `model.arch`, through `text_preview`: no weights, no GPU.
 """
 
 import argparse

@@ -61,8 +61,7 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
     """A folder with `filter_cap.json` and `image/<image_id>.jpg` (or .png, .jpeg, .webp).
 
     Captions are learnt as they stand: a `text_processor` in the section is not applied, for the
-    long descriptions of stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023, whose
-    YAML names one all the same.
+    long descriptions of stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023.
     """
 
     name = "cc_sbu_align"

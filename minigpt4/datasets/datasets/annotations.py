@@ -26,8 +26,7 @@ _EXPECTED = (
 class Record(NamedTuple):
     """One usable record. `where` names its file and line; `image` is relative to the image folder.
 
-    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file
-    beside the image.
+    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file.
     """
 
     where: str
@@ -47,8 +46,7 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
 
     Raises OSError, or ValueError that names file and record: where the file is in none of the
-    formats, where no record can be used, and where an image's path is a URL or leads out of
-    `folder`.
+    formats, where no record can be used, and where a path is a URL or leads out of `folder`.
     """
     path, folder = Path(path), Path(folder)
     reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)

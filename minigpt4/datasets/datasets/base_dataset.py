@@ -1,8 +1,7 @@
 """What every dataset shares: its place in the run, its counts of skipped samples, its seeded augmentation.
 
 A sample that cannot be used is skipped and counted by reason, without waiting and without ending
-the run, until the budget is spent: then the run stops with a DataError that says what is wrong with
-the data.
+the run, until the budget is spent: then the run stops with a DataError that says what is wrong.
 """
 
 import hashlib
@@ -56,8 +55,7 @@ def seeded_by(*identity: object) -> Iterator[None]:
     """Within the block torch's CPU generator is seeded by `identity`; afterwards its state is as it was before.
 
     A sample's augmentation then depends on what it is, not on which worker met it or what came
-    before. The CUDA generators are left alone: `torch.manual_seed` would reset the model's dropout
-    for each sample.
+    before. The CUDA generators are left alone: `torch.manual_seed` would reset the model's dropout.
     """
     seed = int.from_bytes(_digest("/".join(map(str, identity))).digest(), "little") >> 1
     state = torch.get_rng_state()
@@ -71,8 +69,7 @@ def seeded_by(*identity: object) -> Iterator[None]:
 class SkipCounter:
     """Usable, skipped and held-out samples of one dataset on one rank, and the budget.
 
-    The counts lie in shared memory, one row a worker, so that workers need no lock and the main
-    process sees all.
+    The counts lie in shared memory, one row a worker: no lock, and the main process sees all.
     """
 
     def __init__(self, name: str, num_workers: int, max_bad_fraction: float, guide: str):
@@ -136,8 +133,7 @@ class SkipCounter:
         """Return {"seen": samples met, reason: how many were skipped for it, ..}, summed over workers.
 
         "held_out" is there where some were left to the validation split; "seen" does not contain
-        them. `rows`: the workers' counts at some earlier time, as `row()` gave them; by default
-        those of now.
+        them. `rows`: the workers' counts at some earlier time, as `row()` gave them.
         """
         total = torch.zeros_like(self.counts[0])
         for row in self.counts.tolist() if rows is None else rows:
@@ -170,7 +166,8 @@ class BaseDataset:
     `__getitem__(index)`, where a training index is (epoch, i). With `IterableDataset` it has
     `__iter__` without end, which reads this worker's share (`worker_place`, `place`), begins behind
     `start[worker]`, and says under "stream" where each sample stands. Both have `listing`, and
-    `one_pass` for `inspect`; both count what they read in `skips`.
+    `one_pass` for `inspect`; both count what they read in `skips`. For records in a list subclass
+    `ImageTextDataset`, which needs no more than `load`, `label_of` and `image_of`.
 
     A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such
     tensors, empty for text alone; and what is learnt: "text_input" (a caption or answer), with
@@ -242,12 +239,10 @@ class BaseDataset:
 
         `image` may be a list of images, which are then in the sample as the list "images". `text`
         is a caption, or the (question, answer) pairs of a conversation: these are in the sample as
-        "turns", and the first answer takes the caption's place. Captions and answers go through the
-        text processor.
+        "turns", and the first answer takes the caption's place. The text processor makes the texts.
 
         With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and
-        "normalise" turns it, or a batch of them, into what the processor would have given (see
-        `processors.pixels`).
+        "normalise" turns it, or a batch of them, into what the processor would have given.
         """
         process, normalise = halves(self.vis_processor) if self.leaves_normalising else (self.vis_processor, None)
         with seeded_by(self.place.seed, *identity):

@@ -1,8 +1,7 @@
 """From datasets to one endless stream of batches, and to one pass over a validation split.
 
 Each dataset has a DataLoader of its own. Every step one of them is drawn by `sample_ratio` (115 :
-14 in stage 1) and gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023;
-there the draw was not seeded.
+14 in stage 1) and gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023.
 """
 
 import copy
@@ -25,8 +24,7 @@ class EndlessSampler(Sampler):
     """Yields (epoch, index) without end: one permutation a (seed, epoch), dealt card by card to the ranks.
 
     Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or
-    padded and a set smaller than a batch simply comes round again. `start` is the number of cards
-    that this rank has already had.
+    padded and a set smaller than a batch simply comes round again. `start`: cards already had.
     """
 
     def __init__(self, size: int, place: Place, start: int = 0):
@@ -49,8 +47,7 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     "image" is [B, 3, S, S]. Where a sample has "images" it is those of all samples in their order,
     [N, 3, S, S] ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
     integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
-    tensor [B]; all else is a list of length B, with () for what only other samples have, such as
-    the turns of a conversation.
+    tensor [B]; all else is a list of length B, with () for what only other samples have.
     """
     batch = {}
     if any("images" in sample for sample in samples):
@@ -85,8 +82,7 @@ def _collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, A
 def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndarray:
     """Return the probability of each dataset: its share of `ratios`, by default of the datasets' `sample_ratio`.
 
-    Without any ratio all are equally likely. Raises ValueError if some datasets have one and others
-    not.
+    Without any ratio all are equally likely. Raises ValueError if only some have one.
     """
     ratios = [dataset.sample_ratio for dataset in datasets] if ratios is None else list(ratios)
     if set(ratios) == {None}:
@@ -206,8 +202,7 @@ class TrainLoader:
 class EvalLoader(DataLoader):
     """One rank's share of a validation split, batch by batch; all ranks together give each usable sample once.
 
-    A map-style split is dealt by index, so batches are the same for any number of workers; a stream
-    deals itself.
+    A map-style split is dealt by index, so batches are the same for any number of workers.
     """
 
     def __init__(self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad_fraction: float):
@@ -242,8 +237,7 @@ def _outlive_the_trainer(worker: int) -> None:
 
     torchrun sends SIGTERM to the trainer's whole process group, and the trainer then saves: so it
     has one of its own. A trainer killed while it takes a batch breaks a connection of the thread
-    that hands batches over, whose traceback would say nothing that the ranks that are left do not
-    say.
+    that hands batches over, whose traceback says nothing new.
     """
     os.setpgrp()
     sys.excepthook = _say_unless_the_trainer_is_gone

@@ -23,8 +23,7 @@ CAPTION_FILES += tuple(name.replace("captions", "metadata") for name in CAPTION_
 def read_folder(folder: str | Path) -> list[Record | Fault]:
     """Return the records of a folder and those below it: the captions file's, then images with a .txt.
 
-    Raises OSError, or ValueError where there is no image, no caption, or more than one captions
-    file.
+    Raises OSError, or ValueError where there is no image, no caption, or two captions files.
     """
     folder = Path(folder)
     captions = [name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -85,8 +84,7 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     `annotation` holds Records and Faults; the Faults are counted when they are met. An index may
     also be a pair (epoch, i); the epoch only seeds the augmentation. Where record i cannot be used
-    it is counted, and the next usable one is returned, or None in validation. A subclass reads
-    records of another form.
+    it is counted, and the next usable one is returned, or None in validation.
     """
 
     guide = "docs/custom_data.md"

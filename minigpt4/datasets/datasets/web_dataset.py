@@ -62,8 +62,7 @@ class RawSample(NamedTuple):
 def expand_shards(location: str | Iterable[str]) -> list[str]:
     """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
 
-    Globs that match nothing are left out. Raises ValueError for any other address than a path or an
-    http(s) URL.
+    Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
     """
     shards = []
     for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
@@ -85,8 +84,7 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
 
-    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is
-    no text.
+    `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
     """
     try:
         record = json.loads(raw.members["json"]) if "json" in raw.members else {}
