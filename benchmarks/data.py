@@ -165,12 +165,12 @@ def loader_2023(shards, batch_size, seeded=False):
 
 def loader_ours(shards, batch_size):
     """Return the loader of a training run with one worker."""
-    from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+    from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
     from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
     from minigpt4.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor
 
     dataset = WebCaptionDataset(shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1)
-    return build_train_loader([dataset], batch_size=batch_size, num_workers=1)
+    return TrainLoader([dataset], batch_size=batch_size, num_workers=1)
 
 
 def _require_equal(shards, batch_size, pictures):

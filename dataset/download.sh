@@ -1,5 +1,5 @@
 #!/bin/sh
-# The pictures of a URL list as tar shards, by img2dataset in an environment of its own: it needs webdataset < 0.3.
+# The images of a URL list as tar shards, by img2dataset in an environment of its own: it needs webdataset < 0.3.
 # Arguments: the name of the calling script, its URL list, its output folder, then what the user gave.
 set -eu
 
@@ -15,9 +15,9 @@ help() {
     cat <<END
 usage: sh $caller [URL_LIST [OUTPUT_FOLDER]] [--OPTION VALUE ...]
 
-Downloads the pictures of URL_LIST (default $url_list, from the convert script)
+Downloads the images of URL_LIST (default $url_list, from the convert script)
 into OUTPUT_FOLDER (default $output) as NNNNN.tar with NNNNN_stats.json, and says
-at the end what was lost. Start it again to go on where it stopped.
+at the end what was lost. Start it again to resume where it stopped.
 
 Every option of img2dataset $version is taken; these are the defaults:
   --processes_count 16        processes that download and resize; about one a core

@@ -1,8 +1,9 @@
 """BLIP's caption lists as the TSV that img2dataset reads, in memory that does not grow with the list.
 
-In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys of the first one,
-then a line for each, its values in the order of that header; tabs between, CRLF at the end, quotes only where needed,
-UTF-8. For objects with equal keys in equal order these are the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
+In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys
+of the first one, then a line for each, its values in the order of that header; tabs between, CRLF
+at the end, quotes only where needed, UTF-8. For objects with equal keys in equal order these are
+the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
 """
 
 import argparse
@@ -11,10 +12,13 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
 import ijson
 from tqdm import tqdm
@@ -26,39 +30,49 @@ MAX_BAD_FRACTION = 0.05
 LINE_BREAK = "line break in a value"
 
 
+@dataclass
 class Report:
     """Counts of one conversion; `left_out` and `remarks` map a reason to how often, `first` to its first record."""
 
-    def __init__(self):
-        self.read, self.written, self.columns = 0, 0, None
-        self.left_out, self.remarks, self.first = Counter(), Counter(), {}
+    read: int = 0
+    written: int = 0
+    columns: list[str] | None = None
+    left_out: Counter = field(default_factory=Counter)
+    remarks: Counter = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
 
-    def count(self, counter, reason):
+    def count(self, counter: Counter, reason: str) -> None:
+        """Count a reason, in `left_out` or `remarks`, for the record that was read last."""
         counter[reason] += 1
         self.first.setdefault(reason, self.read)
 
-    def bad_fraction(self):
-        return self.left_out.total() / max(self.read, 1)
+    def lines(self, counter: Counter) -> list[str]:
+        """Return a line a reason, the most frequent first."""
+        form = "{:>12,}  {} (first: record {:,})".format
+        return [form(number, text, self.first[text]) for text, number in counter.most_common()]
 
-    def lines(self, counter):
-        return [f"{number:>12,}  {text} (first: record {self.first[text]:,})" for text, number in counter.most_common()]
 
-
-def convert(source, target, limit=None, sample_seed=None, one_line=False, max_bad_fraction=MAX_BAD_FRACTION):
+def convert(
+    source: str | Path,
+    target: str | Path,
+    limit: int | None = None,
+    sample_seed: int | None = None,
+    one_line: bool = False,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+) -> Report:
     """Write `target` from `source` and return the Report.
 
-    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the order of the list
-    (the list is then read twice). `one_line` turns line breaks inside values into spaces. `target` is there whole or
-    not at all. Raises ValueError if the list is no JSON array, holds no usable record, or if more than
-    `max_bad_fraction` of its records cannot be used.
+    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the
+    order of the list (the list is then read twice). `one_line` turns line breaks inside values into
+    spaces. `target` is there whole or not at all. Raises ValueError if the list is no JSON array,
+    holds no usable record, or if more than `max_bad_fraction` of its records cannot be used.
     """
     source, target = Path(source), Path(target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()
-    if sample_seed is None:
-        rows = islice(usable_rows(source, report, "converting", one_line), limit)
-    else:
+    rows = islice(usable_rows(source, report, "converting", one_line), limit)
+    if sample_seed is not None:
         total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
         rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
     with written_whole(target) as file:
@@ -72,19 +86,19 @@ def convert(source, target, limit=None, sample_seed=None, one_line=False, max_ba
     return report
 
 
-def _check(report, source, max_bad_fraction):
-    problem = None
-    if not report.written:
-        problem = f"none of {report.read:,} records can be used"
-    elif report.bad_fraction() > max_bad_fraction:
-        share = f"{report.bad_fraction():.1%} of {report.read:,} records"
+def _check(report: Report, source: Path, max_bad_fraction: float) -> None:
+    bad_fraction = report.left_out.total() / max(report.read, 1)
+    if report.written and bad_fraction <= max_bad_fraction:
+        return
+    problem = f"none of {report.read:,} records can be used"
+    if report.written:
+        share = f"{bad_fraction:.1%} of {report.read:,} records"
         problem = f"{share} cannot be used (limit {max_bad_fraction:.1%}, --max-bad-fraction)"
-    if problem:
-        raise ValueError("\n".join([f"'{source}': {problem}; nothing was written", *report.lines(report.left_out)]))
+    raise ValueError("\n".join([f"'{source}': {problem}; nothing was written", *report.lines(report.left_out)]))
 
 
-def usable_rows(source, report, title, one_line=False):
-    """Yield the values of each usable record in the order of `report.columns`; the first record sets the columns."""
+def usable_rows(source: Path, report: Report, title: str, one_line: bool = False) -> Iterator[list]:
+    """Yield the values of each usable record in the order of `report.columns`, which the first record sets."""
     for record in json_array(source, title):
         report.read += 1
         if problem := problem_of(record):
@@ -104,13 +118,12 @@ def usable_rows(source, report, title, one_line=False):
         yield values
 
 
-def problem_of(record):
+def problem_of(record: Any) -> str | None:
     """Return why a record cannot become a row, or None."""
     if type(record) is not dict:
         return f"not an object but {type(record).__name__}"
-    for name in REQUIRED:
-        if name not in record:
-            return f"no '{name}'"
+    if lacking := [name for name in REQUIRED if name not in record]:
+        return f"no '{lacking[0]}'"
     if type(record["url"]) is not str or not record["url"].strip():
         return "'url' is empty or no text"
     if type(record["caption"]) is not str and record["caption"] is not None:
@@ -121,7 +134,7 @@ def problem_of(record):
     return None
 
 
-def _aligned(record, report):
+def _aligned(record: dict, report: Report) -> list:
     for name in record.keys() - set(report.columns):
         report.count(report.remarks, f"'{name}' is no column of the first record: left out")
     for name in set(report.columns) - record.keys():
@@ -129,8 +142,8 @@ def _aligned(record, report):
     return [record.get(name) for name in report.columns]
 
 
-def json_array(path, title):
-    """Yield the elements of the JSON array in a file, one at a time, with a progress bar of bytes on a terminal."""
+def json_array(path: Path, title: str) -> Iterator[Any]:
+    """Yield the elements of the JSON array in a file one at a time; a terminal gets a progress bar of bytes."""
     with open(path, "rb") as file:
         head = file.read(64).lstrip()[:1]
         if head != b"[":
@@ -144,17 +157,15 @@ def json_array(path, title):
                     number += 1
                     yield element
             except ijson.JSONError as error:
+                said = error.args[0]
+                said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
                 raise ValueError(
                     f"'{path}' is no valid JSON behind record {number:,} (before byte {file.tell():,} of {size:,}): "
-                    f"{_text(error.args[0]).splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
+                    f"{said.splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
                 ) from error
 
 
-def _text(message):
-    return message.decode(errors="replace") if isinstance(message, bytes) else str(message)
-
-
-def sample(rows, total, wanted, seed):
+def sample(rows: Iterable[list], total: int, wanted: int, seed: int) -> Iterator[list]:
     """Yield `wanted` of `total` rows, each subset equally likely, in their order (selection sampling)."""
     rng = random.Random(seed)
     for left, row in zip(range(total, 0, -1), rows, strict=False):
@@ -166,8 +177,8 @@ def sample(rows, total, wanted, seed):
 
 
 @contextmanager
-def written_whole(path):
-    """Context of a text file that takes the name `path` at the end, and vanishes if an error or Ctrl-C comes first."""
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """Context of a text file that takes the name `path` at the end, and vanishes if an error comes first."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "w", encoding="utf-8", newline="") as file:
@@ -179,7 +190,7 @@ def written_whole(path):
         partial.unlink(missing_ok=True)
 
 
-def main(stem, argv=None):
+def main(stem: str, argv: Sequence[str] | None = None) -> int:
     """Return the exit code of the command line whose default files are `stem`.json and `stem`.tsv, here."""
     parser = argparse.ArgumentParser(description="Convert a JSON list of captions and URLs to the TSV of img2dataset.")
     add = parser.add_argument
@@ -188,26 +199,21 @@ def main(stem, argv=None):
     add("--limit", type=_positive, metavar="N", help="only N records: the first, or with --sample-seed any")
     add("--sample-seed", type=int, metavar="SEED", help="draw the N records at random; equal seeds, equal records")
     add("--one-line", action="store_true", help="line breaks inside captions become spaces (2023 kept them)")
-    add(
-        "--max-bad-fraction",
-        type=float,
-        default=MAX_BAD_FRACTION,
-        metavar="F",
-        help="if more records than this cannot be used, write nothing and fail (default: %(default)s)",
-    )
+    limit_help = "if more records than this cannot be used, write nothing and fail (default: %(default)s)"
+    add("--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, metavar="F", help=limit_help)
     args = parser.parse_args(argv)
     if args.sample_seed is not None and args.limit is None:
         parser.error("--sample-seed draws from the list; say how many by --limit N")
     return run_program(_convert_and_report, args)
 
 
-def _positive(text):
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}'; expected a whole number above 0")
     return int(text)
 
 
-def _convert_and_report(args):
+def _convert_and_report(args: argparse.Namespace) -> None:
     if not args.input.is_file():
         raise FileNotFoundError(f"--input: no file at '{args.input}'; dataset/README_1_STAGE.md says where it is from")
     output = args.output or args.input.with_suffix(".tsv")

@@ -5,10 +5,13 @@
 This file needs nothing but Python, so that the environment of img2dataset can run it too.
 """
 
+from __future__ import annotations  # for an old Python of that environment
+
 import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ class DownloadStats(NamedTuple):
     """Sums over the shards of a folder: count = successes + failed_to_download + failed_to_resize."""
 
     shards: int  # shards with a stats file, that is: finished
-    unfinished: list  # names of the others, as far as a tar or a gap shows them: img2dataset, started again, does them
+    unfinished: list[str]  # names of the others, as far as a tar or a gap shows them: to be downloaded again
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int
@@ -27,12 +30,13 @@ class DownloadStats(NamedTuple):
     status: Counter  # "success" or img2dataset's error message -> samples, as far as the files say
 
 
-def read_download_stats(folder):
+def read_download_stats(folder: str | Path) -> DownloadStats:
     """Return the DownloadStats of all `*_stats.json` in a folder; without any, every number is 0.
 
     Raises ValueError naming the file if one is not what img2dataset writes.
     """
-    totals, status, shards = Counter(), Counter(), 0
+    totals, status = Counter(), Counter()
+    shards = 0
     for path in sorted(Path(folder).glob("*_stats.json")):
         try:
             stats = json.loads(path.read_text(encoding="utf-8"))
@@ -44,15 +48,15 @@ def read_download_stats(folder):
                 "the download again: it then does this shard anew"
             ) from error
         shards += 1
-    return DownloadStats(shards, unfinished_shards(folder), *(totals[name] for name in COUNTS), status)
+    return DownloadStats(shards, unfinished_shards(folder), *map(totals.__getitem__, COUNTS), status)
 
 
-def finished_shards(folder):
+def finished_shards(folder: str | Path) -> list[str]:
     """Return the sorted names, like "00000", of the shards that have a stats file."""
     return sorted(path.name.removesuffix("_stats.json") for path in Path(folder).glob("*_stats.json"))
 
 
-def unfinished_shards(folder):
+def unfinished_shards(folder: str | Path) -> list[str]:
     """Return the sorted names of shards with a tar but no stats file, and of gaps in the numbers of finished ones."""
     finished = finished_shards(folder)
     begun = {path.stem for path in Path(folder).glob("*.tar")}
@@ -61,7 +65,7 @@ def unfinished_shards(folder):
     return sorted(begun - set(finished))
 
 
-def describe(stats, most_common=10):
+def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
     """Return the lines of a report: how many images came, what was lost and why."""
     share = f" ({stats.successes / stats.count:.1%})" if stats.count else ""
     lines = [f"{stats.successes:,} of {stats.count:,} images{share} in {stats.shards:,} finished shards"]
@@ -75,11 +79,11 @@ def describe(stats, most_common=10):
             f"  {sum(number for _, number in reasons[most_common:]):>12,}  {len(reasons) - most_common} others"
         )
     if stats.unfinished:
-        lines.append(f"{len(stats.unfinished):,} unfinished, start again to go on: {', '.join(stats.unfinished[:5])}")
+        lines.append(f"{len(stats.unfinished):,} unfinished, start again to resume: {', '.join(stats.unfinished[:5])}")
     return lines
 
 
-def storage_of(folder):
+def storage_of(folder: str | Path) -> str | None:
     """Return the `storage` value (of a dataset's YAML) that names the shards of a folder, or None without shards."""
     names, path = finished_shards(folder), Path(folder).resolve()
     if unfinished_shards(folder):
@@ -89,7 +93,8 @@ def storage_of(folder):
     return f"{path}/{names[0]}.tar" if names else None
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code: 1 where nothing came."""
     parser = argparse.ArgumentParser(description="Print what img2dataset got and what it lost.")
     parser.add_argument("folder", type=Path, help="the output folder of img2dataset")
     folder = parser.parse_args(argv).folder

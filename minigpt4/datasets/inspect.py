@@ -2,8 +2,8 @@
 
     python -m minigpt4.datasets.inspect --cfg-path train_configs/embedded_stage1_pretrain.yaml
 
-Datasets are built as training builds them and read in the order of its first epoch. Prompts and target tokens come
-from the class of `model.arch`, through `text_preview`, which loads the tokenizer alone: no weights, no GPU.
+Datasets are built as training builds them and read in the order of its first epoch. Prompts and
+target tokens come from the class of `model.arch`, through `text_preview`: no weights, no GPU.
 """
 
 import argparse
@@ -11,8 +11,10 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,34 +27,33 @@ from minigpt4.datasets.download_stats import describe, read_download_stats
 SCAN = 2000  # samples of each dataset, some seconds
 SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the first samples have none
 MOST_CARDS = 400
-# A look needs neither weights nor a device, and goes on where some shards are missing.
+# A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
 UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.storage")
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m minigpt4.datasets.inspect",
-        description="Look at the data of a training configuration as the model gets it: a contact sheet (PNG) and a "
+        description="Look at the data of a training configuration as the model gets it: a contact sheet (HTML) and a "
         "table of counts for each dataset. Loads the tokenizer alone: no weights, no GPU.",
     )
     add_config_arguments(parser)
     parser.add_argument("--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)")
-    parser.add_argument("--output", type=Path, metavar="PNG", help="the sheet (default: <the YAML's name>_inspect.png)")
-    parser.add_argument(
-        "--scan",
-        type=lambda text: None if text == "all" else _between(1)(text),
-        default=SCAN,
-        metavar="N|all",
-        help=f"samples of each dataset that the table counts, in training's order (default: {SCAN})",
-    )
+    help_text = "the sheet (default: <the YAML's name>_inspect.html)"
+    parser.add_argument("--output", type=Path, metavar="HTML", help=help_text)
+    help_text = f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
+    parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=help_text)
     args = parser.parse_args(argv)
-    args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.png")
+    args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.html")
+    if args.output.suffix.lower() not in (".html", ".htm"):
+        parser.error(f"--output: '{args.output}'; the sheet is an HTML page, give a name that ends in .html")
     return args
 
 
-def _between(least, most=sys.maxsize):
-    def integer(text):
+def _between(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    def integer(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
         return int(text)
@@ -60,11 +61,15 @@ def _between(least, most=sys.maxsize):
     return integer
 
 
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else _between(1)(text)
+
+
 @dataclass
 class Scan:
     """What was found in one dataset; `lengths` counts texts by their tokens, `shown` are samples for the sheet."""
 
-    dataset: object
+    dataset: Any
     missing: list = field(default_factory=list)  # shards
     is_whole: bool = False
     error: str = ""  # why the pass over the data ended early
@@ -73,7 +78,7 @@ class Scan:
     num_cut: int = 0
     shown: list = field(default_factory=list)
 
-    def percentile(self, percent):
+    def percentile(self, percent: float) -> int:
         """Return the least length that `percent` % of the texts do not exceed."""
         rest = self.lengths.total() * percent / 100
         for length in sorted(self.lengths):
@@ -83,7 +88,7 @@ class Scan:
         raise ValueError("no text was scanned")
 
 
-def inspect(args):
+def inspect(args: argparse.Namespace) -> int:
     """Write the sheet and print the tables; return 1 where training could not use the data, else 0.
 
     Raises ConfigError, with every problem, unless the data can be looked at.
@@ -92,26 +97,24 @@ def inspect(args):
     if not args.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
     preview = registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
-    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg).values()
-    datasets = [of_dataset["train"] for of_dataset in splits if "train" in of_dataset]
+    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg)
+    datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
     scans = []
     for number, dataset in enumerate(datasets):
         share = args.num // len(datasets) + (number < args.num % len(datasets))
         scans.append(scan(dataset, preview, cfg.run_cfg.seed, args.scan, share))
         print("\n".join(table(scans[-1], cfg)), end="\n\n")
     if any(found.shown for found in scans):
-        from minigpt4.datasets.sheet import draw
+        from minigpt4.datasets.sheet import page
 
-        image = draw(*sheet(scans, preview, cfg, args))
-        with open(args.output, "wb") as file:
-            image.save(file, "PNG", optimize=True)
+        args.output.write_text(page(*sheet(scans, preview, cfg, args)), encoding="utf-8")
         print(f"sheet: {args.output} ({sum(len(found.shown) for found in scans)} samples)")
     if unopened := cfg.report.unopened.values():
         print("\n  ".join(["train.py would not start yet:", *unopened]))
     return int(any(found.error or found.missing for found in scans))
 
 
-def read_config(args):
+def read_config(args: argparse.Namespace) -> Config:
     """Return the checked Config; raises ConfigError also for data of which nothing is there."""
     cfg = Config(args, for_training=True, unopened=UNOPENED)
     for warning in cfg.report.warnings:
@@ -122,7 +125,7 @@ def read_config(args):
     return cfg
 
 
-def _has_some_shards(cfg, name):
+def _has_some_shards(cfg: Config, name: str) -> bool:
     from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder, missing_shards
     from minigpt4.datasets.datasets.web_dataset import expand_shards
 
@@ -136,7 +139,7 @@ def _has_some_shards(cfg, name):
     return len(missing_shards(shards)) < len(shards)
 
 
-def scan(dataset, preview, seed, limit, num_shown):
+def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: int) -> Scan:
     """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
     from minigpt4.datasets.builders.image_text_pair_builder import missing_shards
     from minigpt4.datasets.datasets.base_dataset import DataError, Place
@@ -145,7 +148,8 @@ def scan(dataset, preview, seed, limit, num_shown):
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
     if missing := set(found.missing):
         dataset.shards = [shard for shard in dataset.shards if shard not in missing]
-    cut, num_cut_shown, samples = [], -(-num_shown // SHARE_CUT), dataset.one_pass()
+    samples, cut = dataset.one_pass(), []
+    num_cut_shown = -(-num_shown // SHARE_CUT)
     with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None) as progress:
         while limit is None or dataset.skips.report()["seen"] < limit:
             start = time.perf_counter()
@@ -168,32 +172,28 @@ def scan(dataset, preview, seed, limit, num_shown):
             progress.update(dataset.skips.report()["seen"] - progress.n)
     if not found.lengths:
         found.error = found.error or str(dataset.skips.nothing_usable())
-    _make_room(found.shown, cut, num_cut_shown)
+    # texts that are cut take the place of the last ones that are not, until enough are shown
+    whole = [index for index, (_, num_cut) in enumerate(found.shown) if not num_cut]
+    num_needed = max(0, num_cut_shown - (len(found.shown) - len(whole)))
+    for index, item in zip(reversed(whole), cut[:num_needed], strict=False):
+        found.shown[index] = item
     return found
 
 
-def _make_room(shown, cut, wanted):
-    """Put some texts that are cut in the place of the last ones that are not, until `wanted` of them are shown."""
-    there = sum(num_cut > 0 for _, num_cut in shown)
-    whole = [index for index, (_, num_cut) in enumerate(shown) if not num_cut]
-    for index, item in zip(reversed(whole), cut[: max(0, wanted - there)], strict=False):
-        shown[index] = item
-
-
-def table(found, cfg):
+def table(found: Scan, cfg: Config) -> list[str]:
     """Return the lines that say what was found in one dataset."""
     dataset, rows = found.dataset, []
     if hasattr(dataset, "shards"):
         rows += _shard_rows(found)
     counts = dataset.skips.report()
-    seen = counts.pop("seen")
-    if found.is_whole:
-        rows.append(("scanned", f"all {seen:,} samples"))
-    else:
-        rows.append(("scanned", f"the first {seen:,} samples in training's order (--scan all for the rest)"))
+    seen, held_out = counts.pop("seen"), counts.pop("held_out", 0)
+    first = f"the first {seen:,} samples in training's order (--scan all for the rest)"
+    rows.append(("scanned", f"all {seen:,} samples" if found.is_whole else first))
     bad = sum(counts.values())
     rows.append(("usable", f"{seen - bad:,}{_share(seen - bad, seen)}"))
     rows += [("skipped", f"{number:,} {reason}{_share(number, seen)}") for reason, number in counts.items()]
+    if held_out:
+        rows.append(("held out", f"{held_out:,} for the validation split (val_fraction)"))
     if bad > cfg.run_cfg.max_bad_fraction * seen:
         limit = f"run.max_bad_fraction={cfg.run_cfg.max_bad_fraction:g}"
         rows.append(("", f"too many: training stops above {limit}, judged from a worker's thousandth sample on"))
@@ -208,11 +208,11 @@ def table(found, cfg):
     return [dataset.name, *(f"  {name:<10}{text}" for name, text in rows)]
 
 
-def _share(number, total):
+def _share(number: int, total: int) -> str:
     return f" ({number / total:.1%})" if total else ""
 
 
-def _shard_rows(found):
+def _shard_rows(found: Scan) -> list[tuple[str, str]]:
     """Return the rows about tars, and about the downloads whose statistics lie beside them."""
     shards = [*found.dataset.shards, *found.missing]
     missing = f", {len(found.missing):,} missing (first: {found.missing[0]})" if found.missing else ", 0 missing"
@@ -228,7 +228,7 @@ def _shard_rows(found):
     return rows
 
 
-def sheet(scans, preview, cfg, args):
+def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Namespace) -> tuple[str, list, list]:
     """Return (title, notes, [(heading, cards)]): all that the sheet shows."""
     from minigpt4.datasets.sheet import Card
 
@@ -237,17 +237,17 @@ def sheet(scans, preview, cfg, args):
         cards = []
         for sample, _ in found.shown:
             tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
-            picture = found.dataset.vis_processor.picture(sample["image"])
-            cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", picture, tokens))
+            pixels = sample["images"] if "images" in sample else [sample["image"]]
+            images = list(map(found.dataset.vis_processor.to_image, pixels))
+            cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
         groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
-    prompts = (
-        f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own" if preview.prompts else "none"
-    )
-    notes = [
-        f"at most {model.max_txt_len} tokens of text (max_txt_len)   end_sym {model.end_sym!r}   prompt: {prompts}"
-    ]
+    prompts = "none"
+    if preview.prompts:
+        prompts = f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own"
+    limit = f"at most {model.max_txt_len} tokens of text (max_txt_len)"
+    notes = [f"{limit}   end_sym {model.end_sym!r}   prompt: {prompts}"]
     if model.prompt_template:
         notes.append(f"prompt_template {model.prompt_template!r}")
     title = f"What the model sees and learns: {Path(args.cfg_path).name}"

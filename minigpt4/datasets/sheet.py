@@ -1,252 +1,91 @@
-"""The contact sheet: cards of an image and of its text, token by token. Layout first, as data; then it is painted."""
+"""The contact sheet as one HTML page that needs nothing else: images, and their texts token by token."""
 
+import base64
+import io
 import unicodedata
-from functools import cache
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-# kind of token -> (two shades that alternate, ink, what the legend says)
-STYLES = {
-    "begin": (("#fde68a", "#fde68a"), "#78350f", "start token"),
-    "prompt": (("#dbeafe", "#bfdbfe"), "#1e3a8a", "prompt: read"),
-    "picture": (("#7c3aed", "#7c3aed"), "#ffffff", "the image"),
-    "target": (("#bbf7d0", "#86efac"), "#14532d", "target: learnt"),
-    "given": (("#e5e7eb", "#d1d5db"), "#374151", "read, not learnt"),
-    "cut": (("#fecaca", "#fca5a5"), "#b91c1c", "cut off: neither"),
-}
-CARD, GAP, PICTURE, SIZE, LINE = 620, 14, 224, 15, 23  # pixels
-TEXT = CARD - PICTURE - 3 * GAP  # width of a card's text
-NEW_LINE = "↵"
-SHOWN_AS = {"\t": "⇥", "\r": "␍"}
+from minigpt4.text.preview import CUT, KINDS, TARGET, Token
+
+# what the legend says of each kind, and its hue and saturation
+_LEGEND = (("start token", "48 90%"), ("prompt: read", "214 90%"), ("the image", "262 80%"))
+_LEGEND += (("target: learnt", "140 60%"), ("read, not learnt", "220 10%"), ("cut off: neither", "0 90%"))
+_STYLE = """:root{color-scheme:light dark;--back:86%;--ink:22%}
+@media(prefers-color-scheme:dark){:root{--back:24%;--ink:88%}}
+body{font:15px/1.6 system-ui,sans-serif;margin:1rem;overflow-wrap:anywhere}h1{font-size:1.3rem}h2{font-size:1.1rem}
+.cards{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,34rem),1fr))}
+figure{border:1px solid #8886;border-radius:.5rem;margin:0;padding:.7rem}figure.is-cut{border:2px solid #ef4444}
+p{margin:.3rem 0}figure p{clear:both;font-size:.85em}img{float:left;width:14rem;margin:0 .7rem .3rem 0}
+img.small{image-rendering:pixelated}@media(max-width:30rem){img{float:none;display:block}}
+.text{white-space:pre-wrap}.text span:nth-child(even){filter:brightness(93%)}span{border-radius:2px;padding:1px 0}
+.special{outline:1px solid}.cut{text-decoration:line-through}b{color:#dc2626}
+i::before{content:"↵";font-style:normal;opacity:.6}.text span:empty::before{content:"∅"}
+"""
 
 
 class Card(NamedTuple):
-    """One sample; `tokens` have text, kind (a key of STYLES), size (positions) and is_special."""
+    """One sample: its id, the images in the order in which they are read, and the Tokens of its text."""
 
     sample_id: str
-    picture: Image.Image
-    tokens: list
+    images: Sequence[Image.Image]
+    tokens: Sequence[Token]
 
 
-class Box(NamedTuple):
-    """A token, or a part of one that goes on in the next line, at its place in pixels."""
-
-    x: float
-    y: float
-    width: float
-    text: str
-    token: int  # its number
-
-
-def draw(title, notes, groups):
-    """Return the sheet as a PIL image: title, legend, and for each (heading, cards) a grid of cards."""
-    num_cards = sum(len(cards) for _, cards in groups)
-    columns = 1 if num_cards == 1 else 2 if num_cards <= 8 else 3
-    width = max(2, columns) * (CARD + GAP) + GAP
-    head = GAP + 32 + LINE * len(notes) + LINE + GAP
-    boxes = [[lay_out(card.tokens) for card in cards] for _, cards in groups]
-    rows = [  # heights of the rows of cards of each group
-        [max(map(card_height, laid[at : at + columns])) for at in range(0, len(laid), columns)] for laid in boxes
-    ]
-    height = head + sum(36 + sum(heights) + GAP * len(heights) for heights in rows)
-    image = Image.new("RGB", (width, height), "#f8fafc")
-    paint = ImageDraw.Draw(image)
-    _head(paint, title, notes, width)
-    y = head
-    for (heading, cards), laid, heights in zip(groups, boxes, rows, strict=True):
-        write(paint, (GAP, y + 4), visible(heading), "#0f172a", 18)
-        y += 36
-        for number, (card, of_card) in enumerate(zip(cards, laid, strict=True)):
-            row, column = divmod(number, columns)
-            top = y + sum(heights[:row]) + GAP * row
-            _card(image, card, of_card, GAP + column * (CARD + GAP), top, heights[row])
-        y += sum(heights) + GAP * len(heights)
-    return image
+def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
+    """Return the HTML text: title, notes, legend, and for each (heading, cards) a grid of cards."""
+    style, parts = _STYLE, []
+    legend = ['<span class="special">framed: a special token</span>']
+    for kind, (words, hue) in zip(KINDS, _LEGEND, strict=True):
+        style += f".{kind}{{background:hsl({hue} var(--back));color:hsl({hue} var(--ink))}}\n"
+        legend.append(f'<span class="{kind}">{words}</span>')
+    for heading, cards in groups:
+        parts.append(f'<h2>{visible(heading)}</h2>\n<div class="cards">\n{"".join(map(_figure, cards))}</div>')
+    lines = "\n".join(f"<p>{visible(note)}</p>" for note in notes)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
+        f"<title>{visible(title)}</title>\n<style>{style}</style>\n<h1>{visible(title)}</h1>\n{lines}\n"
+        f"<p>{' '.join(legend)}</p>\n" + "\n".join(parts) + "\n</html>\n"
+    )
 
 
-def lay_out(tokens, width=TEXT):
-    """Return the Boxes of tokens in lines of `width` pixels; words stay whole where a line can hold them."""
-    boxes, x, y = [], 0.0, 0
-    for word in _words(tokens):
-        length = sum(measure(text) for text, _ in word)
-        if x and x + length > width:
-            x, y = (-measure(" ") if word[0][0].startswith(" ") else 0.0), y + LINE  # the space hangs over
-        for text, number in word:
-            for part in _parts(text, width):
-                if x and x + measure(part) > width:
-                    x, y = 0.0, y + LINE
-                boxes.append(Box(x, y, measure(part), part, number))
-                x += boxes[-1].width
-            if text.endswith(NEW_LINE):
-                x, y = 0.0, y + LINE
-    return boxes
-
-
-def _words(tokens):
-    """Yield lists of (text as it is shown, number of its token): up to the next space, line or kind of token."""
-    word, kind = [], None
-    for number, token in enumerate(tokens):
-        lines = visible(token.text).split("\n")
-        pieces = [line + NEW_LINE for line in lines[:-1]] + ([lines[-1]] if lines[-1] or len(lines) == 1 else [])
-        for piece in pieces:
-            is_new = piece[:1].isspace() or (token.kind, token.is_special) != kind
-            if word and (is_new or word[-1][0].endswith(NEW_LINE)):
-                yield word
-                word = []
-            word, kind = [*word, (piece, number)], (token.kind, token.is_special)
-    yield word
-
-
-def _parts(text, width):
-    """Yield a text in parts that fit into `width` pixels."""
-    while measure(text) > width:
-        fits = next(end for end in range(len(text) - 1, 0, -1) if end == 1 or measure(text[:end]) <= width)
-        yield text[:fits]
-        text = text[fits:]
-    yield text
-
-
-def summary(tokens):
-    """Return (what is read and learnt, what is cut or '') of a card, in numbers."""
-    sizes = {kind: sum(token.size for token in tokens if token.kind == kind) for kind in STYLES}
-    cut = f"{sizes['cut']} token{'s' if sizes['cut'] > 1 else ''} cut off" if sizes["cut"] else ""
-    return f"{sum(sizes.values()) - sizes['cut']} tokens read, {sizes['target']} of them learnt", cut
-
-
-def card_height(boxes):
-    """Return the height in pixels of a card whose text has these Boxes."""
-    return max(PICTURE, boxes[-1].y + LINE) + 2 * GAP + 2 * LINE
-
-
-# painting
-
-
-def _head(paint, title, notes, width):
-    write(paint, (GAP, GAP), visible(title), "#0f172a", 22)
-    for number, note in enumerate(notes):
-        write(paint, (GAP, GAP + 32 + LINE * number), shorten(visible(note), width - 2 * GAP), "#475569")
-    x, y = GAP, GAP + 32 + LINE * len(notes)
-    for shades, ink, label in STYLES.values():
-        x += _token(paint, x, y, label, shades[0], ink) + 10
-    x += _token(paint, x, y, "framed: a special token", "#ffffff", "#0f172a", is_special=True) + 10
-    write(paint, (x, y), "shades alternate from token to token", "#475569")
-
-
-def _card(image, card, boxes, x, y, height):
-    paint = ImageDraw.Draw(image)
+def _figure(card: Card) -> str:
     read, cut = summary(card.tokens)
-    edge = ("#ef4444", 2) if cut else ("#cbd5e1", 1)
-    paint.rounded_rectangle((x, y, x + CARD - 1, y + height - 1), 8, "#ffffff", *edge)
-    image.paste(_fit(card.picture), (x + GAP, y + GAP + LINE))
-    write(paint, (x + GAP, y + 8), shorten(visible(card.sample_id), CARD - 2 * GAP), "#475569", 13)
-    left, top = x + PICTURE + 2 * GAP, y + GAP + LINE
-    for box in boxes:
-        token = card.tokens[box.token]
-        shades, ink, _ = STYLES[token.kind]
-        place = (left + box.x, top + box.y, box.text, shades[box.token % 2], ink)
-        _token(paint, *place, is_special=token.is_special, is_struck=token.kind == "cut")
-    bottom = y + height - LINE - 4
-    write(paint, (x + GAP, bottom), read, "#475569", 13)
-    write(paint, (x + GAP * 2 + measure(read, 13), bottom), cut, "#b91c1c", 13)
-
-
-def _token(paint, x, y, text, fill, ink, is_special=False, is_struck=False):
-    """Paint one box and return its width."""
-    width = measure(text)
-    paint.rectangle((x, y, x + width - 1, y + LINE - 4), fill, ink if is_special else None)
-    write(paint, (x, y), text, ink)
-    if is_struck:
-        paint.line((x, y + LINE // 2 - 1, x + width - 1, y + LINE // 2 - 1), ink)
-    return width
-
-
-def _fit(picture):
-    """Return an image in the size of the cards; pixels of small ones stay visible."""
-    small = PICTURE % picture.width == 0 and PICTURE % picture.height == 0
-    return picture.resize((PICTURE, PICTURE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
-
-
-# text in whatever script
-
-
-def visible(text):
-    """Return a text with everything but line breaks as something that can be seen; what no font has as [U+..]."""
-    return "".join(
-        char if char == "\n" else SHOWN_AS.get(char, char if _can_be_seen(char) else f"[U+{ord(char):04X}]")
-        for char in text
+    spans = []
+    for token in card.tokens:
+        kind = f"{token.kind} special" if token.is_special else token.kind
+        spans.append(f'<span class="{kind}">{visible(token.text)}</span>')
+    return (
+        f"<figure{' class=is-cut' if cut else ''}><p>{visible(card.sample_id)}</p>{''.join(map(_img, card.images))}"
+        f'<div class="text">{"".join(spans)}</div><p>{read} <b>{cut}</b></p></figure>\n'
     )
 
 
-def _can_be_seen(char):
-    return char == " " or (
-        unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and _font_with(char)
-    )
+def _img(image: Image.Image) -> str:
+    """Return an image element that holds its data; the pixels of small ones stay visible."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kind = ' class="small"' if image.width < 224 else ""
+    return f'<img{kind} alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def shorten(text, width):
-    """Return the end of a text that fits into `width` pixels."""
-    if measure(text) <= width:
-        return text
-    return "…" + next(text[start:] for start in range(len(text)) if measure("…" + text[start:]) <= width)
+def visible(text: str) -> str:
+    """Return a text as HTML in which every character can be seen; line breaks get a sign that is not copied."""
+    shown = []
+    for char in text:
+        is_hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        shown.append({"\n": "<i></i>\n", "\t": "⇥"}.get(char, f"[U+{ord(char):04X}]" if is_hidden else escape(char)))
+    return "".join(shown)
 
 
-@cache
-def measure(text, size=SIZE):
-    """Return the width of a text in pixels; an empty one still is a place."""
-    return sum(font.getlength(part) for part, font in _runs(text, size)) if text else 4
-
-
-def write(paint, place, text, ink, size=SIZE):
-    x, y = place
-    for part, font in _runs(text, size):
-        paint.text((x, y + size), part, ink, font, anchor="ls")
-        x += font.getlength(part)
-
-
-def _runs(text, size):
-    """Return [(part of a text, the font that has its characters)]."""
-    by_font = groupby(text, lambda char: _font_with(char) or _sans())
-    return [("".join(part), _font(path, size)) for path, part in by_font]
-
-
-@cache
-def _font(path, size):
-    return ImageFont.truetype(path, size)
-
-
-@cache
-def _sans():
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
-
-
-@cache
-def _characters(path):
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(FT2Font(path).get_charmap())
-
-
-@cache
-def _system_fonts():
-    from matplotlib.font_manager import findSystemFonts
-
-    return sorted(findSystemFonts())
-
-
-@cache
-def _font_with(char):
-    """Return the path of a font that has a character: DejaVu Sans, else any of the system's; None if there is none."""
-    if ord(char) in _characters(_sans()):
-        return _sans()
-    for path in _system_fonts():
-        try:
-            if ord(char) in _characters(path) and _font(path, SIZE).getlength(char):
-                return path
-        except (OSError, RuntimeError):  # bitmap fonts have no size 15
-            continue
-    return None
+def summary(tokens: Sequence[Token]) -> tuple[str, str]:
+    """Return (what is read and learnt, what is cut or '') of a card, in numbers."""
+    sizes = dict.fromkeys(KINDS, 0)
+    for token in tokens:
+        sizes[token.kind] += token.size
+    num_cut = sizes[CUT]
+    cut = f"{num_cut} token{'s' if num_cut > 1 else ''} cut off" if num_cut else ""
+    return f"{sum(sizes.values()) - num_cut} tokens read, {sizes[TARGET]} of them learnt", cut

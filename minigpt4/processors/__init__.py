@@ -1,6 +1,7 @@
 """What turns an image into the model's tensor and a caption into the text that is learnt.
 
-Processors are found by name: `registry.get_processor_class("blip2_image_train").from_config(section)`.
+Processors are found by name:
+`registry.get_processor_class("blip2_image_train").from_config(section)`.
 """
 
 from minigpt4.processors.base_processor import BaseProcessor, ImageError, load_rgb, to_rgb

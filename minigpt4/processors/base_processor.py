@@ -2,7 +2,11 @@
 
 import dataclasses
 import io
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Self
 
+import torch
 from PIL import Image, UnidentifiedImageError
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
@@ -14,20 +18,20 @@ class ImageError(ValueError):
     """An image that cannot be decoded, or that is larger than its limit."""
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return a PIL image as RGB, whatever its mode.
 
-    Alpha is dropped, not blended, 16-bit values are clipped, and the EXIF orientation is left alone.
-    Source: MiniGPT-4 2023 (`image.convert("RGB")`).
+    Alpha is dropped, not blended, 16-bit values are clipped, and the EXIF orientation is left
+    alone. Source: MiniGPT-4 2023 (`image.convert("RGB")`).
     """
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def load_rgb(source, max_pixels=MAX_PIXELS):
+def load_rgb(source: str | os.PathLike | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the image in `source` (a path, bytes or a binary file) as a PIL image of mode RGB.
 
-    The size is read from the header and checked before anything is decoded. Raises ImageError if the image is too
-    large or broken; a path that cannot be opened raises OSError.
+    The size is read from the header and checked before anything is decoded. Raises ImageError if
+    the image is too large or broken; a path that cannot be opened raises OSError.
     """
     if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
@@ -55,24 +59,16 @@ class BaseProcessor:
         pass
 
     @classmethod
-    def from_config(cls, cfg=None):
-        """Return a processor built from a configuration section or a dict; absent keys take the class's defaults."""
+    def from_config(cls, cfg: Mapping | None = None) -> Self:
+        """Return a processor built from a section or a dict; absent keys take the class's defaults."""
         cfg = cfg or {}
         given = {field.name: cfg.get(field.name) for field in dataclasses.fields(cls.Config)}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
-    def __call__(self, item):
+    def __call__(self, item: Any) -> Any:
         return item
 
-    def halves(self):
-        """Return (first, last): what a loader's worker does and what is left to the device, None if nothing is.
-
-        `first` then gives uint8 [S, S, 3], `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3] on any device,
-        and `last(first(item))` equals `self(item)`.
-        """
-        return self, None
-
-    def picture(self, pixels):
-        """Return the PIL image that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
+    def to_image(self, pixels: torch.Tensor) -> Image.Image:
+        """Return the image that a tensor of this processor shows: float [3, S, S], here of values in 0..1."""
         levels = (pixels * 255).round().clamp(0, 255).byte()
         return Image.fromarray(levels.permute(1, 2, 0).numpy())

@@ -1,50 +1,43 @@
 """The BLIP-2 processors that MiniGPT-4 trains and chats with; bit-identical to the 2023 release.
 
-torchvision's first transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std, which rounds
-differently in the last bit, and is 8 % slower on PIL input.
+torchvision's first transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std,
+which rounds differently in the last bit, and is 8 % slower on PIL input.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import functional
 
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor, to_rgb
-from minigpt4.processors.pixels import Normalise, to_pixels
 
 # Source: CLIP's mean and standard deviation of RGB, of which EVA-CLIP and BLIP-2 make use.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def resize_square(image, size):
+def resize_square(image: Image.Image, size: int) -> Image.Image:
     """Return a PIL image resized to size x size, bicubic with antialiasing: columns first, then rows.
 
-    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes pixels by up to 14
-    of 255 levels on noise; all Pillow versions give the 2023 pixels for two calls.
+    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes
+    pixels by up to 14 of 255 levels on noise; two calls give the 2023 pixels everywhere.
     """
     columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
     return columns.resize((size, size), Image.Resampling.BICUBIC)
 
 
-class EvalResize:
-    """The whole image as a square; the aspect ratio is not kept."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __call__(self, image):
-        return resize_square(image, self.size)
-
-
 class RandomCropResize(transforms.RandomResizedCrop):
     """A random part of the image, aspect 3/4..4/3, as a square; drawn from torch's global generator."""
 
-    def forward(self, image):
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
-        return resize_square(image.crop((left, top, left + width, top + height)), self.size[0])
+    def forward(self, image: Image.Image) -> Image.Image:
+        part = functional.crop(image, *self.get_params(image, self.scale, self.ratio))
+        return resize_square(part, self.size[0])
 
 
 class BlipImageProcessor(BaseProcessor):
@@ -56,30 +49,23 @@ class BlipImageProcessor(BaseProcessor):
         mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
         std: list[float] | None = None
 
-    def __init__(self, geometry, image_size, mean, std):
+    def __init__(self, geometry: Callable, image_size: int, mean: Sequence | None, std: Sequence | None):
         if image_size < 1:
             raise ValueError(f"image_size: {image_size}; expected at least 1 pixel")
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean {mean}, std {std}: expected three numbers each (R, G, B), std above 0")
-        self.image_size, self.mean, self.std = image_size, mean, std
+        self.image_size = image_size
+        self.mean, self.std = mean, std
+        # pixels.halves takes this chain apart
         self.transform = transforms.Compose([geometry, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.transform(to_rgb(image))
 
-    def halves(self):
-        if type(self).__call__ is not BlipImageProcessor.__call__:
-            return super().halves()
-        match self.transform.transforms:
-            case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
-                first = transforms.Compose([to_rgb, *geometry, to_pixels])
-                return first, Normalise(tuple(map(float, mean)), tuple(map(float, std)))
-        return super().halves()
-
-    def picture(self, pixels):
+    def to_image(self, pixels: torch.Tensor) -> Image.Image:
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return super().picture(pixels * std + mean)
+        return super().to_image(pixels * std + mean)
 
 
 @registry.register_processor("blip2_image_train")
@@ -91,7 +77,14 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
         min_scale: float = 0.5  # of the image's area
         max_scale: float = 1.0
 
-    def __init__(self, image_size=224, mean=None, std=None, min_scale=0.5, max_scale=1.0):
+    def __init__(
+        self,
+        image_size: int = 224,
+        mean: Sequence | None = None,
+        std: Sequence | None = None,
+        min_scale: float = 0.5,
+        max_scale: float = 1.0,
+    ):
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"min_scale {min_scale}, max_scale {max_scale}: expected 0 < min_scale <= max_scale")
         super().__init__(RandomCropResize(image_size, scale=(min_scale, max_scale)), image_size, mean, std)
@@ -101,8 +94,8 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
 class Blip2ImageEvalProcessor(BlipImageProcessor):
     """Resize to a square, bicubic; the aspect ratio is not kept."""
 
-    def __init__(self, image_size=224, mean=None, std=None):
-        super().__init__(EvalResize(image_size), image_size, mean, std)
+    def __init__(self, image_size: int = 224, mean: Sequence | None = None, std: Sequence | None = None):
+        super().__init__(partial(resize_square, size=image_size), image_size, mean, std)
 
 
 @registry.register_processor("blip_caption")
@@ -114,12 +107,12 @@ class BlipCaptionProcessor(BaseProcessor):
         prompt: str = ""
         max_words: int = 50
 
-    def __init__(self, prompt="", max_words=50):
+    def __init__(self, prompt: str = "", max_words: int = 50):
         if max_words < 1:
             raise ValueError(f"max_words: {max_words}; expected at least 1")
         self.prompt, self.max_words = prompt, max_words
 
-    def __call__(self, caption):
+    def __call__(self, caption: str) -> str:
         text = re.sub(r'[.!"()*#:;~]', " ", caption.lower())
         text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
         return self.prompt + " ".join(text.split(" ")[: self.max_words])

@@ -23,7 +23,7 @@ _FREE_KEYS = (
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|dist_backend|world_size|rank|gpu)",
-    r"env\..+|datasets\.\w+\.build_info\..+",
+    r"env\..+|datasets\.\w+\.(build_info|val)\..+",
     r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
 

@@ -292,6 +292,7 @@ class RunnerBase:
         """Print how many samples of each dataset were skipped, by reason, on all ranks."""
         for name, counts in getattr(self.train_loader, "skip_report", dict)().items():
             total = sum(map(Counter, dist_utils.gather_from_ranks(counts)), Counter())
-            met = total.pop("seen", 0)
+            met, held_out = total.pop("seen", 0), total.pop("held_out", 0)
             reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
-            main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}")
+            held = f"; {held_out} left to val" if held_out else ""
+            main_print(f"{name}: {total.total()} of {met} samples skipped{f' ({reasons})' if reasons else ''}{held}")

@@ -1,7 +1,6 @@
 """What a run does with models and datasets: build them, train an epoch, evaluate. The training step is here."""
 
 import torch
-from torch.utils.data import DataLoader, Subset
 
 from minigpt4.common.device import resolve_device, set_precision, to_device
 from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
@@ -44,9 +43,9 @@ class BaseTask:
 
     def build_train_loader(self, datasets, run_cfg, seed=None):
         """Return an endless iterator of this rank's training batches; a resumed run draws data anew, not again."""
-        from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+        from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
-        return build_train_loader(
+        return TrainLoader(
             [splits["train"] for splits in datasets.values() if "train" in splits],
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,
@@ -61,31 +60,22 @@ class BaseTask:
 
         Raises ValueError if no dataset has such a split, or if it is empty or has no end.
         """
+        from minigpt4.datasets.datasets.base_dataset import Place
+        from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
+
         where, loaders = "run.valid_splits, run.test_splits", {}
+        place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
         for split in splits:
             found = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
             if not found:
                 there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
-            if any(not hasattr(dataset, "__len__") or len(dataset) == 0 for dataset in found):
+            sizes = [len(d) if hasattr(d, "__len__") else getattr(d, "epochs", None) for d in found]
+            if not all(sizes):
                 raise ValueError(f"{where}: '{split}' is empty or a stream without an end; it needs map-style data")
-            loaders[split] = [self._eval_loader(dataset, run_cfg) for dataset in found]
+            settings = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction)
+            loaders[split] = [EvalLoader(dataset, place, *settings) for dataset in found]
         return loaders
-
-    def _eval_loader(self, dataset, run_cfg):
-        from minigpt4.datasets.datasets.base_dataset import Place
-        from minigpt4.datasets.datasets.dataloader_utils import collate
-
-        place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
-        dataset.bind(place, run_cfg.num_workers, run_cfg.max_bad_fraction)
-        dataset.leaves_normalising = True
-        return DataLoader(
-            Subset(dataset, range(run_cfg.rank, len(dataset), run_cfg.world_size)),
-            batch_size=run_cfg.batch_size_eval,
-            num_workers=run_cfg.num_workers,
-            collate_fn=collate,
-            generator=torch.Generator().manual_seed(run_cfg.seed),
-        )
 
     def train_step(self, model, samples):
         """Return the loss of one batch, a scalar tensor."""
@@ -174,4 +164,6 @@ class BaseTask:
             loss_sum += self.train_step(model, to_device(samples, device)).item() * size
             count += size
         loss_sum, count = sum_over_ranks([loss_sum, count], device)
+        if not count:
+            raise ValueError("run.valid_splits, run.test_splits: no sample of the split could be used, see above")
         return loss_sum / count

@@ -19,13 +19,13 @@ USABLE = {"jpeg", "png", "slow"}
 def kinds(number):
     """Return `number` kinds of URL: JPEG and PNG in turn, the FAULTS spread over them."""
     result = [("jpeg", "png")[place % 2] for place in range(number)]
-    faults = [kind for kind, count in FAULTS.items() for _ in range(count)]
+    faults = list(Counter(FAULTS).elements())
     for place, fault in zip(range(0, number, number // len(faults)), faults, strict=False):
         result[place] = fault
     return result
 
 
-def picture(number, form):
+def drawn(number, form):
     """Return the bytes of an image, each of another size and colour."""
     size = (40 + number % 50, 40 + number % 31)
     pixels = np.full((size[1], size[0], 3), np.random.default_rng(number).integers(0, 256, 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         _, kind, number = self.path.split("/")
         if kind == "gone":
             return self.send_error(404)
-        body = b"<html>moved</html>" if kind == "page" else picture(int(number), "PNG" if kind == "png" else "JPEG")
+        body = b"<html>moved</html>" if kind == "page" else drawn(int(number), "PNG" if kind == "png" else "JPEG")
         time.sleep({"slow": SLOW_S, "stuck": STUCK_S}.get(kind, 0))
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

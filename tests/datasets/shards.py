@@ -1,6 +1,7 @@
 """Tar shards and image folders for the tests, made by seed."""
 
 import io
+import itertools
 import json
 import tarfile
 
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
-from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
+from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
 from minigpt4.processors import Blip2ImageTrainProcessor
 
@@ -65,9 +66,9 @@ def stream(location, epochs=None, name="laion"):
 
 def loader(datasets, ratios=None, **settings):
     """Return a TrainLoader of small batches."""
-    return build_train_loader(datasets, ratios, **{"batch_size": 4, **settings})
+    return TrainLoader(datasets, ratios, **{"batch_size": 4, **settings})
 
 
 def ids(batches):
     """Return the sample ids of batches in their order."""
-    return [sample_id for batch in batches for sample_id in batch["sample_id"]]
+    return list(itertools.chain.from_iterable(batch["sample_id"] for batch in batches))

@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.processors import BlipCaptionProcessor
 from tests.datasets.shards import folder_dataset, shard
@@ -18,7 +19,9 @@ def section(name, storage, **more):
 
 
 def preflight(name, storage, **more):
-    return registry.get_builder_class(name).preflight(section(name, storage, **more), f"datasets.{name}")
+    """Return the lines that a user reads of a section's problems."""
+    cls = registry.get_builder_class(name)
+    return list(map(str, cls.preflight(section(name, storage, **more), f"datasets.{name}")))
 
 
 @pytest.mark.parametrize("name", ["laion", "cc_sbu"])
@@ -125,6 +128,8 @@ def test_preflight_finds_wrong_settings(tmp_path, settings, message):
     if "vis_processor" in settings and settings["vis_processor"]["train"] is None:
         cfg = section("laion", location)
         cfg.vis_processor.train = None
-        assert registry.get_builder_class("laion").preflight(cfg, "datasets.laion") == [f"datasets.laion.{message}"]
+        (problem,) = registry.get_builder_class("laion").preflight(cfg, "datasets.laion")
+        key, _, words = message.partition(": ")
+        assert problem == Problem(f"datasets.laion.{key}", words)
     else:
         assert preflight("laion", location, **settings) == [f"datasets.laion.{message}"]

@@ -10,7 +10,7 @@ from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.datasets.shards import folder_dataset, loader
 
 
-def test_a_record_gives_picture_raw_caption_and_running_number(tmp_path):
+def test_a_record_gives_image_raw_caption_and_running_number(tmp_path):
     dataset = folder_dataset(tmp_path, [7, 3])
     assert len(dataset) == 2
     sample = dataset[1]
@@ -28,14 +28,14 @@ def test_duplicate_annotations_share_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "PNG"), ("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_picture_suffixes(tmp_path, suffix, kind):
+def test_image_suffixes(tmp_path, suffix, kind):
     dataset = folder_dataset(tmp_path, [0])
     (tmp_path / "image" / "0.jpg").unlink()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "image" / f"0.{suffix}", kind)
     assert dataset[0]["image"].shape == (3, 8, 8)
 
 
-def test_an_unusable_picture_is_counted_and_the_next_one_stands_in(tmp_path):
+def test_an_unusable_image_is_counted_and_the_next_one_stands_in(tmp_path):
     dataset = folder_dataset(tmp_path, range(4), processor=Blip2ImageEvalProcessor(image_size=8))
     (tmp_path / "image" / "1.jpg").write_bytes(b"no image")
     (tmp_path / "image" / "2.jpg").unlink()
@@ -47,7 +47,7 @@ def test_an_unusable_picture_is_counted_and_the_next_one_stands_in(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_usable_picture_at_all_ends_the_run(tmp_path, num_workers):
+def test_no_usable_image_at_all_ends_the_run(tmp_path, num_workers):
     dataset = folder_dataset(tmp_path, range(3))
     for number in range(3):
         (tmp_path / "image" / f"{number}.jpg").unlink()
@@ -55,7 +55,7 @@ def test_no_usable_picture_at_all_ends_the_run(tmp_path, num_workers):
         next(loader([dataset], num_workers=num_workers))
 
 
-def test_more_bad_pictures_than_the_limit_end_the_run(tmp_path):
+def test_more_bad_images_than_the_limit_end_the_run(tmp_path):
     dataset = folder_dataset(tmp_path, range(10))
     (tmp_path / "image" / "4.jpg").write_bytes(b"broken")
     batches = loader([dataset], batch_size=10, max_bad_fraction=0.08)

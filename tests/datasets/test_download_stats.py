@@ -39,7 +39,7 @@ def test_begun_and_missing_shards_are_named(tmp_path, capsys):
     assert read_download_stats(tmp_path).unfinished == ["00001", "00002", "00004"]
     assert storage_of(tmp_path) == f"{tmp_path}/*.tar"
     assert main([str(tmp_path)]) == 0
-    assert "3 unfinished, start again to go on: 00001, 00002, 00004" in capsys.readouterr().out
+    assert "3 unfinished, start again to resume: 00001, 00002, 00004" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"count": 1}', '{"count": "x"}', "\x00"])

@@ -21,7 +21,7 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     result = load_rgb(encoded(image, kind))
     assert (result.mode, result.size) == ("RGB", (5, 4))
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(encoded(image, kind))
     assert np.array_equal(np.asarray(load_rgb(path)), np.asarray(result))
     with open(path, "rb") as file:
@@ -57,7 +57,7 @@ def test_size_is_judged_by_the_header_before_anything_is_decoded():
     ],
     ids=["empty", "text", "cut"],
 )
-def test_what_is_no_picture_is_an_image_error(content):
+def test_what_is_no_image_is_an_image_error(content):
     with pytest.raises(ImageError):
         load_rgb(content)
 

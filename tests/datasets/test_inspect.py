@@ -1,6 +1,7 @@
 """`python -m minigpt4.datasets.inspect` on both embedded stages, and on data with every kind of fault."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.device import to_device
 from minigpt4.datasets import inspect
 from minigpt4.datasets.datasets.base_dataset import REASONS
-from minigpt4.datasets.sheet import CARD, GAP, summary
+from minigpt4.datasets.sheet import summary
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.golden.model import FOLDER
@@ -36,7 +37,8 @@ class Look:
     """Runs the program in this process; `data` are the folders with what the embedded stages read."""
 
     def __init__(self, folder, capsys):
-        self.folder, self.capsys, self.output = folder, capsys, folder / "sheet.png"
+        self.folder, self.capsys = folder, capsys
+        self.output = folder / "sheet.html"
         for name in ("laion", "cc_sbu"):
             (folder / name).mkdir()
             for number in range(2):
@@ -73,10 +75,14 @@ def look(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """Return the list in which every sheet's (title, notes, groups) is noted on its way to the real `draw`."""
+    """Return the list in which every sheet's (title, notes, groups) is noted on its way to the real `page`."""
     seen, real = [], inspect.sheet
     monkeypatch.setattr(inspect, "sheet", lambda *args: seen.append(real(*args)) or seen[-1])
     return seen
+
+
+def text_of(tokens):
+    return [token.text for token in tokens]
 
 
 def text(card, *kinds):
@@ -100,8 +106,8 @@ def test_stage_1(look, sheets):
         assert {text(card, "target") for card in cards} == expected
         assert all(text(card, "prompt", "given", "cut") == "" for card in cards)
         assert {card.sample_id.split("/")[0] for card in cards} == {name}
-    with Image.open(look.output) as image:
-        assert image.format == "PNG" and image.width == 3 * (CARD + GAP) + GAP
+    html = look.output.read_text(encoding="utf-8")
+    assert html.startswith("<!DOCTYPE html>") and html.count("<figure>") == html.count("<img ") == 16
 
 
 def test_stage_2(look, sheets):
@@ -126,8 +132,8 @@ def test_a_wrong_prompt_is_visible(look, sheets):
     look(2, "model.prompt_template=<s>[INST] {} [/INST]", "model.end_sym=</s>", more=["--num", "1"])
     assert wrong != look.output.read_bytes()
     cards = [groups[0][1][0] for _, _, groups in sheets]
-    special = [[t.text for t in card.tokens if t.is_special and t.kind != "begin"] for card in cards]
-    assert special == [[], ["<s>", "</s>"]]
+    special = [filter(lambda token: token.is_special and token.kind != "begin", card.tokens) for card in cards]
+    assert [text_of(tokens) for tokens in special] == [[], ["<s>", "</s>"]]
 
 
 def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
@@ -212,17 +218,17 @@ def test_the_scan_is_bounded(look, tmp_path):
 
 
 @pytest.mark.parametrize("processor", [Blip2ImageEvalProcessor, Blip2ImageTrainProcessor])
-def test_the_picture_is_the_one_that_the_model_sees(processor):
+def test_the_image_is_the_one_that_the_model_sees(processor):
     image = Image.effect_noise((16, 16), 90).convert("RGB")
     image.putpixel((0, 0), (255, 0, 1))
     process = processor(image_size=16, **({"min_scale": 1.0} if processor is Blip2ImageTrainProcessor else {}))
     torch.manual_seed(0)
     pixels = process(image)
-    shown = process.picture(pixels)
+    shown = process.to_image(pixels)
     torch.manual_seed(0)
     geometry, *_ = process.transform.transforms
     assert shown.tobytes() == geometry(image).tobytes()
-    assert BaseProcessor().picture(torch.full((3, 2, 2), 0.5)).getpixel((0, 0)) == (128, 128, 128)
+    assert BaseProcessor().to_image(torch.full((3, 2, 2), 0.5)).getpixel((0, 0)) == (128, 128, 128)
 
 
 # faults
@@ -348,12 +354,24 @@ def test_numbers_out_of_range_are_refused(arguments, capsys):
     assert f"'{arguments[1]}' is no whole number from 1" in capsys.readouterr().err
 
 
+def test_another_kind_of_sheet_is_refused_in_words(capsys):
+    with pytest.raises(SystemExit):
+        inspect.parse_args(["--cfg-path", "a.yaml", "--output", "a.png"])
+    assert "--output: 'a.png'; the sheet is an HTML page, give a name that ends in .html" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_said(look):
+    told = look(1, "datasets.laion.val_fraction=0.5")
+    found = re.search(r"laion\n.*all (\d) samples\n  usable    (\d) .*\n  held out  (\d) for the validation", told)
+    assert found[1] == found[2] == str(8 - int(found[3])) and 0 < int(found[3]) < 8
+
+
 def test_the_sheet_is_named_after_the_configuration():
-    assert inspect.parse_args(["--cfg-path", "configs/my.yaml"]).output == Path("my_inspect.png")
+    assert inspect.parse_args(["--cfg-path", "configs/my.yaml"]).output == Path("my_inspect.html")
     assert inspect.parse_args(["--cfg-path", "configs/my.yaml", "--scan", "all"]).scan is None
 
 
 def test_an_output_folder_that_is_absent_is_said_before_the_scan(look):
-    look.output = look.folder / "absent/sheet.png"
+    look.output = look.folder / "absent/sheet.html"
     told = look(1, expect=1)
     assert told.startswith("error: --output: no folder '") and "scanned" not in told

@@ -21,7 +21,7 @@ LLAVA = [
 ]
 
 
-def pictures(folder, *names):
+def write_images(folder, *names):
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def build(builder, storage, name="own", **build_info):
 def preflight(builder, storage, **build_info):
     cfg = section(builder, str(storage))
     cfg.build_info.update(build_info)
-    return registry.get_builder_class(builder).preflight(cfg, "datasets.own")
+    return list(map(str, registry.get_builder_class(builder).preflight(cfg, "datasets.own")))
 
 
 def texts(records):
@@ -62,7 +62,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_formats_say_the_same(tmp_path, name):
-    pictures(tmp_path, "a.jpg", "sub/b.png")
+    write_images(tmp_path, "a.jpg", "sub/b.png")
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     assert texts(read_records(tmp_path / name, tmp_path)) == [("a.jpg", "A dog."), ("sub/b.png", "Ein Hund.")]
     assert preflight("image_text_jsonl", tmp_path / name) == []
@@ -75,7 +75,7 @@ def test_the_formats_say_the_same(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["llava.json", "llava.jsonl"])
 def test_conversations(tmp_path, name):
-    pictures(tmp_path / "images", "a.jpg")
+    write_images(tmp_path / "images", "a.jpg")
     record = {"id": "1", "image": "a.jpg", "conversations": LLAVA}
     (tmp_path / name).write_text(json.dumps(record if name.endswith("l") else [record]))
     dataset = build("image_text_jsonl", tmp_path / name, images=str(tmp_path / "images"))
@@ -88,7 +88,7 @@ def test_an_instruction_is_a_conversation_of_one_turn(tmp_path):
 
 
 def test_answers_go_through_the_text_processor_and_questions_do_not(tmp_path):
-    pictures(tmp_path, "a.jpg")
+    write_images(tmp_path, "a.jpg")
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.jpg", "conversations": LLAVA}))
     cfg = section("image_text_jsonl", str(tmp_path / "a.jsonl"), text_processor={"train": {"name": "blip_caption"}})
     dataset = registry.get_builder_class("image_text_jsonl")(cfg).build_datasets()["train"]
@@ -96,7 +96,7 @@ def test_answers_go_through_the_text_processor_and_questions_do_not(tmp_path):
 
 
 def test_a_folder_with_texts(tmp_path):
-    pictures(tmp_path, "b.JPG", "a.webp", "deep/er/a.jpeg", ".hidden.jpg", "without.png")
+    write_images(tmp_path, "b.JPG", "a.webp", "deep/er/a.jpeg", ".hidden.jpg", "without.png")
     for name, text in {"b": "Bee.\n", "a": "\ufeffA dog.", "deep/er/a": "Deeper."}.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
     assert preflight("image_text_folder", tmp_path) == []
@@ -108,7 +108,7 @@ def test_a_folder_with_texts(tmp_path):
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl"])
 def test_a_captions_file_goes_before_the_texts(tmp_path, name):
-    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     (tmp_path / name).write_text('{"file_name": "a.jpg", "text": "From the file."}')
     (tmp_path / "a.txt").write_text("From the text.")
     (tmp_path / "b.txt").write_text("Bee.")
@@ -143,7 +143,7 @@ def test_tar_files(tmp_path):
 
 
 def test_a_batch_holds_one_dataset_and_maybe_both_kinds_of_samples(tmp_path):
-    pictures(tmp_path, "a.jpg")
+    write_images(tmp_path, "a.jpg")
     records = [{"image": "a.jpg", "conversations": LLAVA}, {"image": "a.jpg", "caption": "Just a dog."}]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, records)))
     own = build("image_text_jsonl", tmp_path / "own.jsonl")

@@ -5,12 +5,13 @@ import logging
 
 import pytest
 
+from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.annotations import Fault, read_records
 from minigpt4.datasets.datasets.base_dataset import DataError
 from tests.datasets.shards import loader
 from tests.datasets.test_builders import section
-from tests.datasets.test_own_data import LLAVA, build, pictures, preflight
+from tests.datasets.test_own_data import LLAVA, build, preflight, write_images
 
 # what is counted
 
@@ -62,7 +63,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_record_that_cannot_be_used_is_counted(tmp_path, name, caplog):
     line, reason, detail = FAULTS[name]
-    pictures(tmp_path, "a.jpg")
+    write_images(tmp_path, "a.jpg")
     (tmp_path / "own.jsonl").write_text('{"image": "a.jpg", "caption": "Fine."}\n' + line)
     _, fault = read_records(tmp_path / "own.jsonl", tmp_path)
     assert (fault.where, fault.reason) == ("own.jsonl line 2", reason)
@@ -74,8 +75,8 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, name, caplog):
     assert dataset.skips.report() == {"seen": 3, reason: 1}
 
 
-def test_pictures_that_are_missing_or_broken_are_counted(tmp_path):
-    pictures(tmp_path, "a.jpg")
+def test_images_that_are_missing_or_broken_are_counted(tmp_path):
+    write_images(tmp_path, "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"no image")
     lines = [json.dumps({"image": f"{name}.jpg", "caption": "x"}) for name in "abc"]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
@@ -86,7 +87,7 @@ def test_pictures_that_are_missing_or_broken_are_counted(tmp_path):
 
 @pytest.mark.parametrize(("content", "detail"), [(b" \n", "a.txt is empty"), (b"\xff", "a.txt: 'utf-8' codec can't")])
 def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
-    pictures(tmp_path, "a.jpg", "b.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "a.txt").write_bytes(content)
     (tmp_path / "b.txt").write_text("Bee.")
     dataset = build("image_text_folder", tmp_path)
@@ -128,7 +129,7 @@ REFUSED = {
 def root(tmp_path):
     """An image folder with links to what lies beside it."""
     folder = tmp_path / "root"
-    pictures(tmp_path, "secret.jpg", "beside/x.jpg", "root/a.jpg")
+    write_images(tmp_path, "secret.jpg", "beside/x.jpg", "root/a.jpg")
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "linked").symlink_to(tmp_path / "beside")
     return folder
@@ -168,7 +169,7 @@ def test_links_and_absolute_paths_inside_are_fine(root, tmp_path):
 
 def written(name, content):
     def make(tmp):
-        pictures(tmp, "a.jpg")
+        write_images(tmp, "a.jpg")
         (tmp / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return {"storage": str(tmp / name)}
 
@@ -177,7 +178,7 @@ def written(name, content):
 
 def folder(*names):
     def make(tmp):
-        pictures(tmp / "p", *[name for name in names if not name.endswith("l")])
+        write_images(tmp / "p", *[name for name in names if not name.endswith("l")])
         for name in names:
             if name.endswith("l"):
                 (tmp / "p" / name).write_text('{"image": "a.jpg", "caption": "x"}')
@@ -248,4 +249,4 @@ def test_what_is_said_of_wrong_data(tmp_path, builder, make, message):
     cfg.build_info.update(info)
     (problem,) = registry.get_builder_class(builder).preflight(cfg, "datasets.own")
     wanted = message.replace("{tmp}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
-    assert problem == f"datasets.own.build_info.storage: {wanted}"
+    assert problem == Problem("datasets.own.build_info.storage", wanted)

@@ -1,165 +1,146 @@
-"""The contact sheet: where every token lies, then that the image shows it."""
+"""The contact sheet: a page whose spans are the tokens, in order, with what they are."""
 
-from itertools import pairwise
-from typing import NamedTuple
+import base64
+import io
+import re
+from html.parser import HTMLParser
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image
 
-from minigpt4.datasets.sheet import (
-    CARD,
-    GAP,
-    LINE,
-    PICTURE,
-    STYLES,
-    TEXT,
-    Card,
-    card_height,
-    draw,
-    lay_out,
-    measure,
-    shorten,
-    summary,
-    visible,
-)
+from minigpt4.datasets.sheet import Card, page, summary, visible
+from minigpt4.text.preview import BEGIN, CUT, GIVEN, KINDS, PICTURE, PROMPT, TARGET, Token
+
+WORDS = [Token(word, "target", 1) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet"] * 6]
+HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", PICTURE, 32)]
 
 
-class Token(NamedTuple):
-    text: str
-    kind: str = "target"
-    size: int = 1
-    is_special: bool = False
-
-
-WORDS = [Token(word) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet", "."] * 6]
-BEGIN = [Token("<s>", "begin", 1, True), Token("<Img>", "prompt"), Token("image: 32 tokens", "picture", 32)]
-
-
-def card(tokens, colour="red"):
-    return Card("laion/00000.tar/000000001", Image.new("RGB", (56, 56), colour), tokens)
+def card(tokens, colour="red", size=(56, 56)):
+    return Card("laion/00000.tar/000000001", [Image.new("RGB", size, colour)], tokens)
 
 
 def sheet(*cards):
-    return draw("title", ["note"], [("laion: 2 samples", list(cards))])
+    return page("title", ["note"], [("laion: 2 samples", list(cards))])
 
 
-# layout
+class Reader(HTMLParser):
+    """What a browser makes of a page: `spans` (text, classes) of each card, `images`, and open elements at the end."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.spans = [], []
+        self.images, self.edges = [], []
+        self.all_text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "figure":
+            self.spans.append([])
+            self.edges.append(attrs.get("class"))
+        elif tag == "img":
+            self.images.append(attrs)
+        elif tag == "span" and self.spans:
+            self.spans[-1].append(["", set(attrs["class"].split())])
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.all_text += data
+        if "span" in self.open and self.spans:
+            self.spans[-1][-1][0] += data
 
 
-def test_every_token_is_there_in_order_and_within_the_card():
-    boxes = lay_out(BEGIN + WORDS)
-    assert [box.token for box in boxes] == list(range(len(BEGIN + WORDS)))
-    assert [box.text for box in boxes] == [token.text for token in BEGIN + WORDS]
-    assert all(-measure(" ") <= box.x and box.x + box.width <= TEXT for box in boxes)
-    lines = sorted({box.y for box in boxes})
-    assert lines == [LINE * number for number in range(len(lines))] and len(lines) > 3
-    for y in lines:
-        row = [box for box in boxes if box.y == y]
-        assert all(left.x + left.width == pytest.approx(right.x) for left, right in pairwise(row))
+def image_of(attrs):
+    assert attrs["src"].startswith("data:image/png;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
 
 
-def test_words_are_not_broken_but_between_lines_of_their_own():
-    boxes = lay_out(WORDS)
-    for left, right in pairwise(boxes):
-        assert left.y == right.y or right.text.startswith(" ")
+def test_every_token_is_there_in_order_within_its_card():
+    found = Reader(sheet(card(HEAD + WORDS), card(WORDS)))
+    assert found.open == [] and len(found.spans) == 2
+    assert [text for text, _ in found.spans[0]] == [token.text for token in HEAD + WORDS]
+    assert [text for text, _ in found.spans[1]] == [token.text for token in WORDS]
+    for (_, classes), token in zip(found.spans[0], HEAD + WORDS, strict=True):
+        assert classes == {token.kind} | ({"special"} if token.is_special else set())
 
 
-def test_what_no_line_can_hold_goes_on_in_the_next():
-    boxes = lay_out([Token("a" * 200)])
-    assert "".join(box.text for box in boxes) == "a" * 200 and len(boxes) > 2
-    assert all(box.x + box.width <= TEXT for box in boxes) and {box.token for box in boxes} == {0}
+@pytest.mark.parametrize("change", [{"kind": GIVEN}, {"kind": PROMPT}, {"is_special": True}])
+def test_a_token_that_is_another_is_seen_at_its_place(change):
+    tokens, number = HEAD + WORDS, len(HEAD) + 20
+    other = [*tokens[:number], tokens[number]._replace(**change), *tokens[number + 1 :]]
+    before, after = (Reader(sheet(card(of_card))).spans[0] for of_card in (tokens, other))
+    assert [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [number]
 
 
-def test_line_breaks_are_seen_and_break_the_line():
-    boxes = lay_out([Token("one\n"), Token("two"), Token("\n\n"), Token("three")])
-    assert [(box.text, box.y // LINE, box.token) for box in boxes] == [
-        ("one↵", 0, 0),
-        ("two", 1, 1),
-        ("↵", 1, 2),
-        ("↵", 2, 2),
-        ("three", 3, 3),
-    ]
+def test_kinds_look_different_and_the_legend_names_them():
+    html = sheet(card(WORDS))
+    colours = [re.findall(rf"\.{kind}{{background:(.*?);color:(.*?)}}", html) for kind in KINDS]
+    assert all(len(found) == 1 for found in colours) and len(set(map(tuple, colours))) == len(KINDS)
+    legend = ["start token", "prompt: read", "the image", "target: learnt", "read, not learnt", "cut off: neither"]
+    for kind, words in zip(KINDS, legend, strict=True):
+        assert f'<span class="{kind}">{words}</span>' in html
+    assert '<span class="special">framed: a special token</span>' in html
+    assert ".special{outline:1px solid}" in html and ".cut{text-decoration:line-through}" in html
 
 
-def test_a_token_without_text_has_a_place():
-    assert [box.width > 0 for box in lay_out([Token(""), Token("a")])] == [True, True]
+def test_text_can_be_copied_as_it_is():
+    """Line breaks are seen by a sign that is no part of the text."""
+    tokens = [Token("one\n", TARGET, 1), Token("<b>&two", TARGET, 1), Token("\n\n", TARGET, 1), Token("", TARGET, 1)]
+    html = sheet(card(tokens))
+    assert [text for text, _ in Reader(html).spans[0]] == ["one\n", "<b>&two", "\n\n", ""]
+    assert html.count("<i></i>\n") == 3 and 'i::before{content:"↵"' in html
+    assert 'span:empty::before{content:"∅"}' in html  # a token without text has a place
+    assert ".text{white-space:pre-wrap}" in html
+
+
+def test_the_page_needs_nothing_else():
+    html = sheet(card(HEAD))
+    assert "<script" not in html and not re.search(r"https?:|url\(|@import|<link", html)
+    assert "prefers-color-scheme:dark" in html and 'name="viewport"' in html
+    assert '<meta charset="utf-8">' in html and "<title>title</title>" in html and "<p>note</p>" in html
 
 
 def test_the_summary_counts_positions():
-    tokens = [*BEGIN, Token("a"), Token("b", "given", 2), Token("c", "cut", 3)]
+    tokens = [*HEAD, Token("a", TARGET, 1), Token("b", GIVEN, 2), Token("c", CUT, 3)]
     assert summary(tokens) == ("37 tokens read, 1 of them learnt", "3 tokens cut off")
     assert summary(tokens[:-1]) == ("37 tokens read, 1 of them learnt", "")
 
 
-# text in whatever script
-
-
-def test_nothing_is_invisible_or_an_empty_box():
-    assert visible("Grüße, мир ❤") == "Grüße, мир ❤"
-    assert visible("a\tb\u200dc\x00") == "a⇥b[U+200D]c[U+0000]"
-    assert visible("two\nlines") == "two\nlines"
+def test_nothing_is_invisible():
+    assert visible("Grüße, мир ❤ 漢") == "Grüße, мир ❤ 漢"
+    assert visible("a\tb\u200dc\x00\ud800") == "a⇥b[U+200D]c[U+0000][U+D800]"
+    assert visible("two\nlines") == "two<i></i>\nlines"
     assert visible("\U000e0041\u0378") == "[U+E0041][U+0378]"  # a tag, and a code point that is no character
-    assert visible("漢") in ("漢", "[U+6F22]")  # as the fonts of the machine are
+    sheet(card([Token("\ud800", TARGET, 1)])).encode()
 
 
-def test_long_names_keep_their_end():
-    short = shorten("a/very/long/folder" * 9 + "/00003.tar/000030050", 300)
-    assert short.startswith("…") and short.endswith("00003.tar/000030050") and measure(short) <= 300
-    assert shorten("short", 300) == "short"
+def test_names_are_whole_and_cannot_be_markup():
+    name = "a/very/long/folder" * 9 + "/<script>.tar/000030050"
+    html = page("<t>", ["<n>"], [("<h>", [card(WORDS)._replace(sample_id=name)])])
+    assert name in Reader(html).all_text and "<script>" not in html
+    assert {"<t>", "<n>", "<h>"} < set(Reader(html).all_text.replace("\n", " ").split())
+    assert "overflow-wrap:anywhere" in html
 
 
-# the image
+def test_what_is_cut_is_struck_and_so_is_the_edge_of_its_card_red():
+    cut = [token._replace(kind=CUT) if number > 50 else token for number, token in enumerate(HEAD + WORDS)]
+    for tokens, is_cut in ((HEAD + WORDS, False), (cut, True)):
+        html = sheet(card(tokens), card(WORDS))
+        found = Reader(html)
+        assert any(CUT in classes for _, classes in found.spans[0]) == is_cut
+        assert found.edges == ["is-cut" if is_cut else None, None]
+    assert "figure.is-cut{border:2px solid #ef4444}" in html and "12 tokens cut off" in found.all_text
 
 
-def test_size_follows_from_the_cards():
-    small, large = card(BEGIN + WORDS[:4]), card(BEGIN + WORDS * 4)
-    assert card_height(lay_out(small.tokens)) == PICTURE + 2 * GAP + 2 * LINE
-    tall = card_height(lay_out(large.tokens))
-    assert tall > 400
-    one, two, three, nine = (sheet(*cards) for cards in ([small], [small, large], [small, large, small], [small] * 9))
-    assert one.width == two.width == three.width == 2 * (CARD + GAP) + GAP
-    assert nine.width == 3 * (CARD + GAP) + GAP
-    assert two.height - one.height == tall - card_height(lay_out(small.tokens))
-    assert three.height - two.height == card_height(lay_out(small.tokens)) + GAP
-
-
-def text_of(image, tokens):
-    """Return the part of a sheet that has the text of its first card, whose tokens these are."""
-    left, top = GAP + PICTURE + 2 * GAP, image.height - GAP - card_height(lay_out(tokens)) + GAP + LINE
-    return image.crop((left, top, left + TEXT, image.height - 2 * GAP - 2 * LINE))
-
-
-@pytest.mark.parametrize("change", [{"kind": "given"}, {"kind": "prompt"}, {"is_special": True}])
-def test_a_token_that_is_another_is_seen_at_its_place(change):
-    tokens, number = BEGIN + WORDS, len(BEGIN) + 20
-    other = [*tokens[:number], tokens[number]._replace(**change), *tokens[number + 1 :]]
-    before, after = (text_of(sheet(card(of_card)), tokens) for of_card in (tokens, other))
-    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
-    box = lay_out(tokens)[number]
-    # letters and boxes begin at whole pixels
-    assert box.x - 1 <= left < right <= box.x + box.width + 1 and box.y <= top < bottom <= box.y + LINE
-
-
-def test_what_is_cut_is_red_and_so_is_the_edge_of_its_card():
-    red = [tuple(bytes.fromhex(shade[1:])) for shade in STYLES["cut"][0]]
-    cut = [token._replace(kind="cut") if number > 50 else token for number, token in enumerate(BEGIN + WORDS)]
-    for tokens, is_cut in ((BEGIN + WORDS, False), (cut, True)):
-        image = sheet(card(tokens), card(WORDS))
-        colours = {colour for _, colour in text_of(image, tokens).getcolors(1 << 24)}
-        assert (red[0] in colours, red[1] in colours) == (is_cut, is_cut)
-        edge = image.getpixel((GAP, image.height - GAP - 100))
-        assert (edge == (0xEF, 0x44, 0x44)) == is_cut
-
-
-def test_small_pictures_keep_their_pixels():
-    picture = Image.new("RGB", (2, 2), "blue")
-    picture.putpixel((0, 0), (255, 255, 0))
-    image = sheet(Card("a", picture, BEGIN))
-    x, y = GAP + GAP, image.height - GAP - card_height(lay_out(BEGIN)) + GAP + LINE
-    shown = image.crop((x, y, x + PICTURE, y + PICTURE))
-    half = PICTURE // 2
-    assert [shown.getpixel(at) for at in ((half - 1, half - 1), (half, half - 1), (half - 1, half))] == [
-        (255, 255, 0),
-        (0, 0, 255),
-        (0, 0, 255),
-    ]
+def test_small_images_keep_their_pixels():
+    image = Image.new("RGB", (2, 2), "blue")
+    image.putpixel((0, 0), (255, 255, 0))
+    html = sheet(Card("a", [image, Image.new("RGB", (224, 224), "red")], HEAD))
+    small, large = Reader(html).images
+    assert (small.get("class"), large.get("class")) == ("small", None)
+    assert "img.small{image-rendering:pixelated}" in html
+    assert image_of(small).tobytes() == image.tobytes() and image_of(large).size == (224, 224)

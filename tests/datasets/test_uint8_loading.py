@@ -12,13 +12,13 @@ from minigpt4.common.device import to_device
 from minigpt4.datasets.datasets.base_dataset import Place, seeded_by
 from minigpt4.processors import Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, load_rgb
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
-from minigpt4.processors.pixels import Normalise
+from minigpt4.processors.pixels import Normalise, halves
 from tests.datasets.shards import folder_dataset, loader, shard, stream
 from tests.golden import GOLDEN
 from tests.golden.model import CONFIG, golden_model
 
 CPU = torch.device("cpu")
-PICTURES = [entry["file"] for entry in json.loads((GOLDEN / "f_image/meta.json").read_text(encoding="utf-8"))["images"]]
+IMAGES = [entry["file"] for entry in json.loads((GOLDEN / "f_image/meta.json").read_text(encoding="utf-8"))["images"]]
 ODD = ((0.1, 0.7, 0.9), (0.03, 1.7, 0.333))
 
 
@@ -31,15 +31,15 @@ def test_every_byte_of_every_channel_becomes_torchvisions_number(mean, std):
     assert result.dtype == torch.float32 and result.is_contiguous()
 
 
-@pytest.mark.parametrize("file", PICTURES)
+@pytest.mark.parametrize("file", IMAGES)
 def test_the_halves_together_are_the_whole(file):
-    picture = load_rgb(GOLDEN / "f_image" / file)
+    image = load_rgb(GOLDEN / "f_image" / file)
     for process in (Blip2ImageTrainProcessor(56), Blip2ImageEvalProcessor(56, *ODD)):
-        first, last = process.halves()
+        first, last = halves(process)
         with seeded_by(0):
-            expected = process(picture)
+            expected = process(image)
         with seeded_by(0):
-            pixels = first(picture)
+            pixels = first(image)
         assert torch.equal(last(pixels), expected)
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (56, 56, 3))
 

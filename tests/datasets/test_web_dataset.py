@@ -267,7 +267,7 @@ def test_going_on_reads_in_proportion_and_decodes_nothing(tmp_path):
 
 
 def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(eight_shards):
-    def pictures(num_workers):
+    def images(num_workers):
         dataset = stream(eight_shards, epochs=1)
         dataset.bind(Place(5), num_workers)
         batches = DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate)
@@ -276,7 +276,7 @@ def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(ei
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    alone, shared = pictures(0), pictures(2)
+    alone, shared = images(0), images(2)
     torch.manual_seed(0)
     next(iter(stream(eight_shards)))
     assert torch.equal(torch.rand(3), expected)

@@ -1,11 +1,15 @@
-"""What the builders share: the keys of their section, and the processors that it names."""
+"""What the builders share: the keys of their section, its processors, and its splits."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt4.common.config import REQUIRED
+from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.registry import registry
-from minigpt4.processors import BaseProcessor
+from minigpt4.datasets.datasets.base_dataset import BaseDataset
+from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
+from minigpt4.processors.blip_processors import BlipImageProcessor
 
 SPLITS = ("train", "eval")
 
@@ -27,8 +31,10 @@ class SplitProcessors:
 class DatasetConfig:
     builder: str | None = None  # registered name of the builder; the section's own name if absent
     type: str = "default"  # which of the builder's YAML files is overlaid
-    data_type: str = "images"
+    data_type: str = "images"  # of 2023's files; nothing depends on it
     build_info: BuildInfo = field(default_factory=BuildInfo)
+    val: BuildInfo | None = None  # a validation split from files of its own
+    val_fraction: float | None = None  # or from this share of build_info's images
     vis_processor: SplitProcessors = field(default_factory=SplitProcessors)
     text_processor: SplitProcessors = field(default_factory=SplitProcessors)
     sample_ratio: float | None = None  # share of the batches, relative to the other datasets
@@ -36,74 +42,135 @@ class DatasetConfig:
 
 
 class BaseDatasetBuilder:
-    """`build_datasets()` returns {"train": dataset} for one section `datasets.<name>`."""
+    """`build_datasets()` returns the splits of one section `datasets.<name>`.
+
+    A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and
+    `data_problems` for what can be said before anything is read.
+    """
 
     Config = DatasetConfig
-    DATASET_CONFIG_DICT = {}  # type -> YAML file inside the package
-    name = None  # the registered name
+    DATASET_CONFIG_DICT: dict[str, str] = {}  # type -> YAML file inside the package
+    EXPECTED = ""  # what `storage` names, where it must be a path
+    name: str | None = None  # the registered name
 
-    def __init__(self, cfg, name=None):
+    def __init__(self, cfg: Mapping, name: str | None = None):
         """`name` is that of the section, and then of the dataset; by default the builder's own."""
         self.config = cfg
         self.name = name or self.name
         self.vis_processors, self.text_processors = {}, {}
 
-    def build_datasets(self):
-        """Return {"train": dataset}, with its name, mixing ratio and batch size. Raises ValueError or OSError."""
+    def build_datasets(self) -> dict[str, BaseDataset]:
+        """Return {"train": dataset}, and "val" where the section asks for it. Raises ValueError or OSError."""
         self.build_processors()
-        dataset = self.build_train_dataset(self.config["build_info"]["storage"])
-        dataset.sample_ratio = self.config.get("sample_ratio")
-        dataset.batch_size = self.config.get("batch_size")
-        return {"train": dataset}
+        train = self.build_train_dataset(self.config["build_info"]["storage"])
+        train.sample_ratio = self.config.get("sample_ratio")
+        train.batch_size = self.config.get("batch_size")
+        splits, fraction = {"train": train}, self.config.get("val_fraction")
+        if self.config.get("val") or fraction:
+            splits["val"] = self.build_val_dataset()
+            splits["val"].set_split(True, fraction)
+        if fraction:
+            train.set_split(False, fraction)
+        for split, dataset in splits.items():
+            if fraction and hasattr(dataset, "__len__") and not len(dataset):
+                expected = "change it, or name files of its own by val"
+                raise ValueError(
+                    f"datasets.{self.name}.val_fraction: {fraction} leaves nothing for {split}; {expected}"
+                )
+        return splits
 
-    def build_processors(self):
+    def build_train_dataset(self, storage: Any) -> BaseDataset:
+        """Return the dataset that lies at `storage`, with the processors of "train"."""
+        raise NotImplementedError(f"{type(self).__name__}.build_train_dataset")
+
+    def build_val_dataset(self) -> BaseDataset:
+        """Return what the builder makes of the section's `val`, or of the training data, without augmentation."""
+        builder = copy.copy(self)
+        builder.name = f"{self.name} val"
+        builder.config = {**self.config, "build_info": _val_info(self.config) or self.config["build_info"]}
+        builder.vis_processors = {"train": self.vis_processors["eval"]}
+        builder.text_processors = {"train": self.text_processors["eval"]}
+        return builder.build_train_dataset(builder.config["build_info"]["storage"])
+
+    def build_processors(self) -> None:
         """Fill `vis_processors` and `text_processors`, both {split: processor}, from the section."""
         where = f"datasets.{self.name}"
         self.vis_processors, self.text_processors = _processors(self.config, where)
 
-    def build_train_dataset(self, storage):
-        """Return the dataset that lies at `storage`."""
-        raise NotImplementedError(f"{type(self).__name__}.build_train_dataset")
-
     @classmethod
-    def preflight(cls, cfg, where):
-        """Return the problems of the section as lines `full key: problem`; opens no data."""
-        problems = cls.storage_problems(cfg["build_info"]["storage"], f"{where}.build_info.storage")
+    def preflight(cls, cfg: Mapping, where: str) -> list[Problem]:
+        """Return the problems of the section `where`; reads no more of the data than it must."""
+        problems = cls.data_problems(cfg["build_info"], f"{where}.build_info")
+        if cfg.get("val"):
+            problems += cls.data_problems(_val_info(cfg), f"{where}.val")
         try:
             _processors(cfg, where)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(Problem(*str(error).split(": ", 1)))
+        # numbers
         for key, unit in (("sample_ratio", "a number"), ("batch_size", "an integer")):
             if cfg.get(key) is not None and not cfg[key] > 0:
-                problems.append(f"{where}.{key}: {cfg[key]}; expected {unit} above 0")
+                problems.append(Problem(f"{where}.{key}", f"{cfg[key]}; expected {unit} above 0"))
+        fraction = cfg.get("val_fraction")
+        if fraction is not None and not 0 < fraction < 1:
+            problems.append(Problem(f"{where}.val_fraction", f"{fraction}; expected a number between 0 and 1"))
+        if fraction is not None and cfg.get("val"):
+            problems.append(Problem(f"{where}.val_fraction", f"{fraction}, and {where}.val is there; give one of them"))
         return problems
 
     @classmethod
-    def storage_problems(cls, storage, where):
-        """Return what is wrong with the data's path, as lines that begin with the key `where`."""
+    def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
+        """Return what is wrong with the data that `info`, the mapping at the key `where`, names."""
+        storage, key = info["storage"], f"{where}.storage"
+        if cls.EXPECTED and not isinstance(storage, str):
+            return [Problem(key, f"{storage!r}; expected {cls.EXPECTED}")]
+        try:
+            cls.check_data(info)
+        except FileNotFoundError as error:
+            return [Problem(key, f"nothing at '{error.filename}'; expected {cls.EXPECTED}")]
+        except OSError as error:
+            return [Problem(key, str(error))]
+        except ValueError as error:
+            return [Problem(key, str(message)) for message in error.args]
         return []
 
-
-def _processors(cfg, where):
-    """Return ({split: image processor}, {split: caption processor}). Raises ValueError that names the key."""
-    vis, text = ({split: _processor(cfg, role, split, where) for split in SPLITS} for role in _ROLES)
-    if vis["train"] is None:
-        raise ValueError(
-            f"{where}.vis_processor.train: missing; name an image processor, e.g. "
-            "{name: blip2_image_train, image_size: 224}"
-        )
-    return vis, {split: processor or BaseProcessor() for split, processor in text.items()}
+    @classmethod
+    def check_data(cls, info: Mapping) -> None:
+        """Raise OSError, or ValueError of one or more messages, where the data cannot be there."""
 
 
-_ROLES = ("vis_processor", "text_processor")
+def _val_info(cfg: Mapping) -> dict | None:
+    """Return what `val` names; what it leaves out, such as the folder of images, is as in `build_info`."""
+    val = cfg.get("val")
+    return val and {**cfg["build_info"], **{key: value for key, value in val.items() if value is not None}}
 
 
-def _processor(cfg, role, split, where):
+def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
+    """Return ({split: image processor}, {split: caption processor}). Raises ValueError that names the key.
+
+    Where a validation split is asked for, "eval" is there without a section of its own: the image
+    as a plain square of training's size, mean and std; the captions as in training.
+    """
+    vis = {split: _processor(cfg, "vis_processor", split, where) for split in SPLITS}
+    text = {split: _processor(cfg, "text_processor", split, where) for split in SPLITS}
+    train, key = vis["train"], f"{where}.vis_processor"
+    if train is None:
+        example = "name an image processor, e.g. {name: blip2_image_train, image_size: 224}"
+        raise ValueError(f"{key}.train: missing; {example}")
+    if cfg.get("val") or cfg.get("val_fraction"):
+        text["eval"] = text["eval"] or text["train"]
+        if vis["eval"] is None:
+            if not isinstance(train, BlipImageProcessor):
+                raise ValueError(f"{key}.eval: missing; val needs it where train is a {type(train).__name__}")
+            vis["eval"] = Blip2ImageEvalProcessor(train.image_size, train.mean, train.std)
+    unchanged = BaseProcessor()
+    return vis, {"train": text["train"] or unchanged, "eval": text["eval"] or unchanged}
+
+
+def _processor(cfg: Mapping, role: str, split: str, where: str) -> Any:
     section = (cfg.get(role) or {}).get(split)
     if not section:
         return None
-    if not section.get("name"):
-        raise ValueError(f"{where}.{role}.{split}.name: missing; known: {', '.join(registry.list_processors())}")
     try:
         return registry.get_processor_class(section["name"]).from_config(section)
     except ValueError as error:

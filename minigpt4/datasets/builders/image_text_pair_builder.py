@@ -4,6 +4,8 @@ And `webdataset`: anybody's tar shards.
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path, is_url
@@ -12,7 +14,7 @@ from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_ann
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 
 
-def missing_shards(shards):
+def missing_shards(shards: Sequence[str]) -> list[str]:
     """Return those of a list of shards that are local and not there."""
     return [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
 
@@ -20,23 +22,18 @@ def missing_shards(shards):
 class ShardsBuilder(BaseDatasetBuilder):
     """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like /data/laion/{00000..10488}.tar."""
 
-    def build_train_dataset(self, storage):
+    def build_train_dataset(self, storage: Any) -> WebCaptionDataset:
         return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
 
     @classmethod
-    def storage_problems(cls, storage, where):
-        try:
-            shards = expand_shards(storage)
-        except ValueError as error:
-            return [f"{where}: {error}"]
+    def check_data(cls, info: Mapping) -> None:
+        shards = expand_shards(info["storage"])
         missing = missing_shards(shards)
-        if not shards:
-            return [f"{where}: no file matches '{storage}'"]
-        if len(missing) == len(shards):
-            return [f"{where}: no file matches '{storage}' (first missing: {missing[0]})"]
+        first = f" (first missing: {missing[0]})" if missing else ""
+        if len(missing) == len(shards):  # also of none
+            raise ValueError(f"no file matches '{info['storage']}'{first}")
         if missing:
-            return [f"{where}: {len(missing)} of {len(shards)} shards are missing (first missing: {missing[0]})"]
-        return []
+            raise ValueError(f"{len(missing)} of {len(shards)} shards are missing{first}")
 
 
 @registry.register_builder("laion")
@@ -63,14 +60,15 @@ class WebDatasetBuilder(ShardsBuilder):
 class CCSBUAlignBuilder(BaseDatasetBuilder):
     """A folder with `filter_cap.json` and `image/<image_id>.jpg` (or .png, .jpeg, .webp).
 
-    Captions are learnt as they stand: a `text_processor` in the section is not applied, for the long descriptions of
-    stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023, whose YAML names one all the same.
+    Captions are learnt as they stand: a `text_processor` in the section is not applied, for the
+    long descriptions of stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023.
     """
 
     name = "cc_sbu_align"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/align.yaml"}
+    EXPECTED = "the path of a folder"
 
-    def build_train_dataset(self, storage):
+    def build_train_dataset(self, storage: str) -> CaptionDataset:
         folder = expand_path(storage)
         return CaptionDataset(
             self.vis_processors["train"],
@@ -80,21 +78,15 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
         )
 
     @classmethod
-    def storage_problems(cls, storage, where):
-        if not isinstance(storage, str):
-            return [f"{where}: {storage!r}; expected the path of a folder"]
-        folder = expand_path(storage)
+    def check_data(cls, info: Mapping) -> None:
+        folder = expand_path(info["storage"])
         if not folder.is_dir():
-            return [f"{where}: no folder at '{folder}'; expected one with filter_cap.json and image/"]
+            raise ValueError(f"no folder at '{folder}'; expected one with filter_cap.json and image/")
         problems = []
         if not (folder / "filter_cap.json").is_file():
-            problems.append(f"{where}: '{folder}' has no filter_cap.json")
+            problems.append(f"'{folder}' has no filter_cap.json")
         if not (folder / "image").is_dir():
-            problems.append(f"{where}: '{folder}' has no folder image/")
+            problems.append(f"'{folder}' has no folder image/")
         if problems:
-            return problems
-        try:
-            read_annotations(folder / "filter_cap.json")
-        except ValueError as error:
-            return [f"{where}: {error}"]
-        return []
+            raise ValueError(*problems)
+        read_annotations(folder / "filter_cap.json")

@@ -1,39 +1,31 @@
 """Builders for own data, named by a section's key `builder`: a folder of images, or an annotation file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, BuildInfo, DatasetConfig
-from minigpt4.datasets.datasets.annotations import read_records
-from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_pictures, read_folder
+from minigpt4.datasets.datasets.annotations import Fault, Record, read_records
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_images, read_folder
 
 
 class OwnDataBuilder(BaseDatasetBuilder):
     """Reads the records in `records`; a subclass says where they and the images are."""
 
-    def build_train_dataset(self, storage):
+    def build_train_dataset(self, storage: str) -> ImageTextDataset:
         records, folder = self.records(self.config["build_info"])
         vis, text = self.vis_processors["train"], self.text_processors["train"]
         return ImageTextDataset(records, folder, vis, text, self.name)
 
     @classmethod
-    def preflight(cls, cfg, where):
-        problems = super().preflight(cfg, where)
-        key = f"{where}.build_info.storage"
-        if not isinstance(cfg["build_info"]["storage"], str):
-            return [*problems, f"{key}: {cfg['build_info']['storage']!r}; expected {cls.EXPECTED}"]
-        try:
-            check_pictures(*cls.records(cfg["build_info"]))
-        except FileNotFoundError as error:
-            problems.append(f"{key}: nothing at '{error.filename}'; expected {cls.EXPECTED}")
-        except (OSError, ValueError) as error:
-            problems.append(f"{key}: {error}")
-        return problems
+    def check_data(cls, info: Mapping) -> None:
+        check_images(*cls.records(info))
 
     @classmethod
-    def records(cls, build_info):
-        """Return (Records and Faults, image folder). Raises OSError or ValueError."""
+    def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:
+        """Return (records, image folder) of a section's `build_info` or `val`. Raises OSError or ValueError."""
         raise NotImplementedError(f"{cls.__name__}.records")
 
 
@@ -46,8 +38,8 @@ class ImageTextFolderBuilder(OwnDataBuilder):
     EXPECTED = "the path of a folder of images"
 
     @classmethod
-    def records(cls, build_info):
-        folder = expand_path(build_info["storage"])
+    def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:
+        folder = expand_path(info["storage"])
         if not folder.is_dir():
             raise FileNotFoundError(2, "no folder", str(folder))
         return read_folder(folder), folder
@@ -61,6 +53,7 @@ class AnnotationsInfo(BuildInfo):
 @dataclass
 class AnnotationsConfig(DatasetConfig):
     build_info: AnnotationsInfo = field(default_factory=AnnotationsInfo)
+    val: AnnotationsInfo | None = None
 
 
 @registry.register_builder("image_text_jsonl")
@@ -73,9 +66,9 @@ class ImageTextJsonlBuilder(OwnDataBuilder):
     EXPECTED = "the path of an annotation file"
 
     @classmethod
-    def records(cls, build_info):
-        path = expand_path(build_info["storage"])
-        folder = expand_path(build_info["images"]) if build_info["images"] else path.parent
+    def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:
+        path = expand_path(info["storage"])
+        folder = expand_path(info["images"]) if info["images"] else path.parent
         if not folder.is_dir():
             raise ValueError(f"no folder at '{folder}' for the images; set build_info.images to it")
         return read_records(path, folder), folder

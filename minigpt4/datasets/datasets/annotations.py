@@ -1,21 +1,22 @@
 """Annotation files of own data -> records: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
 
-A record names an image below one folder, and a caption or a conversation about it. A file that is none of these, or
-that leads out of the folder or into the network, is refused as a whole; a record that cannot be used becomes a Fault,
-which the dataset counts when it meets it.
+A record names an image below one folder, and a caption or a conversation about it. A file that is
+none of these, or that leads out of the folder or into the network, is refused as a whole; a record
+that cannot be used becomes a Fault, which the dataset counts when it meets it.
 """
 
 import csv
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
-PICTURE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
+IMAGE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
@@ -25,7 +26,7 @@ _EXPECTED = (
 class Record(NamedTuple):
     """One usable record. `where` names its file and line; `image` is relative to the image folder.
 
-    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file beside the image.
+    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file.
     """
 
     where: str
@@ -41,11 +42,11 @@ class Fault(NamedTuple):
     detail: str
 
 
-def read_records(path, folder):
+def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
 
-    Raises OSError, or ValueError that names file and record: where the file is in none of the formats, where no record
-    can be used, and where an image's path is a URL or leads out of `folder`.
+    Raises OSError, or ValueError that names file and record: where the file is in none of the
+    formats, where no record can be used, and where a path is a URL or leads out of `folder`.
     """
     path, folder = Path(path), Path(folder)
     reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)
@@ -62,7 +63,7 @@ def read_records(path, folder):
     return records
 
 
-def read_text(record):
+def read_text(record: dict) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a record, or its turns as a tuple of (question, answer).
 
     An "instruction" beside a caption makes a conversation of one turn. Raises SkipSample.
@@ -81,41 +82,42 @@ def read_text(record):
     return ((instruction, caption),) if instruction.strip() else caption
 
 
-def _turns(messages):
+def _turns(messages: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         found = f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
         raise SkipSample("bad_caption", f"'conversations' has {found}; expected questions and answers in turn")
     values = [_message(message, number) for number, message in enumerate(messages)]
-    if (marks := "".join(values).count(PICTURE_MARK)) > 1:
-        raise SkipSample("bad_record", f"{marks} {PICTURE_MARK} in the conversation; a sample has one image")
-    questions = [value.replace(PICTURE_MARK, "").strip() for value in values[::2]]
-    if not all(questions) or not all(value.strip() for value in values[1::2]):
+    if (marks := "".join(values).count(IMAGE_MARK)) > 1:
+        raise SkipSample("bad_record", f"{marks} {IMAGE_MARK} in the conversation; a sample has one image")
+    questions = [value.replace(IMAGE_MARK, "").strip() for value in values[::2]]
+    if not all(questions) or not all(map(str.strip, values[1::2])):
         raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
     return tuple(zip(questions, values[1::2], strict=True))
 
 
-def _message(message, number):
-    who, value = (message.get(key) for key in ("from", "value")) if isinstance(message, dict) else (None, None)
+def _message(message: Any, number: int) -> str:
+    who, value = None, None
+    if isinstance(message, dict):
+        who, value = message.get("from"), message.get("value")
     if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
         expected = ("human", "gpt")[number % 2]
         found = json.dumps(message, ensure_ascii=False)[:60]
-        raise SkipSample(
-            "bad_caption", f'message {number} is {found}; expected {{"from": "{expected}", "value": text}}'
-        )
+        wanted = f'{{"from": "{expected}", "value": text}}'
+        raise SkipSample("bad_caption", f"message {number} is {found}; expected {wanted}")
     return value
 
 
-def _record(where, item, folder):
+def _record(where: str, item: Any, folder: Path) -> Record | Fault:
     """Return the Record or Fault of one decoded item. Raises ValueError for a path that is refused."""
     try:
         if not isinstance(item, dict):
             raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
-        return Record(where, _picture(item, where, folder), read_text(item))
+        return Record(where, _image_path(item, where, folder), read_text(item))
     except SkipSample as skipped:
         return Fault(where, skipped.reason, skipped.detail)
 
 
-def _picture(item, where, folder):
+def _image_path(item: dict, where: str, folder: Path) -> str:
     """Return the path of a record's image relative to `folder`."""
     image = item.get("image", item.get("file_name"))
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
@@ -136,7 +138,7 @@ def _picture(item, where, folder):
     return os.path.normpath(image)
 
 
-def outside(where, image, folder):
+def outside(where: str, image: str, folder: Path) -> ValueError:
     """Return the ValueError for an image that does not lie below `folder`."""
     return ValueError(
         f"{where}: '{image}' leads out of the image folder '{folder}'; give paths below it, or name a folder that "
@@ -147,7 +149,7 @@ def outside(where, image, folder):
 # readers: file -> (where, decoded item) or Fault
 
 
-def _lines(file, path):
+def _lines(file: TextIO, path: Path) -> Iterator:
     for number, line in enumerate(file, 1):
         where = f"{path.name} line {number}"
         if line.strip():
@@ -157,14 +159,15 @@ def _lines(file, path):
                 yield Fault(where, "bad_record", f"not valid JSON ({error})")
 
 
-def _table(file, path):
+def _table(file: TextIO, path: Path) -> Iterator:
     rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    for row in rows:  # a row of too few fields has None in the others, one of too many has them under None
-        fields = {key: value for key, value in row.items() if key is not None and value is not None}
+    for row in rows:
+        # a row of too few fields has None in the others, one of too many has them under None
+        fields = {key: value for key, value in row.items() if None not in (key, value)}
         yield f"{path.name} line {rows.line_num}", fields
 
 
-def _json(file, path):
+def _json(file: TextIO, path: Path) -> Iterable:
     try:
         content = json.load(file)
     except (ValueError, RecursionError) as error:
@@ -172,7 +175,7 @@ def _json(file, path):
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
     if isinstance(content, list):
         return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
-    tables = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else [None]
+    tables = [content.get("images"), content.get("annotations")] if isinstance(content, dict) else [None]
     if all(isinstance(table, list) for table in tables):
         return _coco(*tables, path)
     found = f"a mapping with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else type(content).__name__
@@ -182,9 +185,11 @@ def _json(file, path):
     )
 
 
-def _coco(images, annotations, path):
-    known = (image for image in images if isinstance(image, dict) and isinstance(image.get("id"), (str, int)))
-    names = {image["id"]: image.get("file_name") for image in known}
+def _coco(images: list, annotations: list, path: Path) -> Iterator:
+    names = {}
+    for image in images:
+        if isinstance(image, dict) and isinstance(image.get("id"), (str, int)):
+            names[image["id"]] = image.get("file_name")
     for number, annotation in enumerate(annotations):
         where = f"{path.name} annotation {number}"
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), (str, int)):

@@ -1,16 +1,21 @@
-"""From datasets to one endless stream of batches.
+"""From datasets to one endless stream of batches, and to one pass over a validation split.
 
-Each dataset has a DataLoader of its own. Every step one of them is drawn by `sample_ratio` (115 : 14 in stage 1) and
-gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023; there the draw was not seeded.
+Each dataset has a DataLoader of its own. Every step one of them is drawn by `sample_ratio` (115 :
+14 in stage 1) and gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023.
 """
 
+import copy
 import os
 import sys
-from itertools import count
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, count
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, default_collate
 
 from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_place
 
@@ -18,194 +23,226 @@ from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_pla
 class EndlessSampler(Sampler):
     """Yields (epoch, index) without end: one permutation a (seed, epoch), dealt card by card to the ranks.
 
-    Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or padded and a set
-    smaller than a batch simply comes round again. `start` is the number of cards that this rank has already had.
+    Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or
+    padded and a set smaller than a batch simply comes round again. `start`: cards already had.
     """
 
-    def __init__(self, size, place, start=0):
-        self.size, self.place, self.start = size, place, start
+    def __init__(self, size: int, place: Place, start: int = 0):
+        self.size, self.place = size, place
+        self.start = start
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         current, order = None, None
         for turn in count(self.start):
             epoch, card = divmod(turn * self.place.world_size + self.place.rank, self.size)
             if epoch != current:
-                current, order = epoch, np.random.default_rng([self.place.seed, epoch]).permutation(self.size)
+                rng = np.random.default_rng([self.place.seed, epoch])
+                current, order = epoch, rng.permutation(self.size)
             yield epoch, int(order[card])
 
 
-def collate(samples):
-    """Return a batch: tensors stacked, integers as one int64 tensor, "normalise" of one, everything else as a list.
+def collate(samples: Sequence[dict]) -> dict[str, Any]:
+    """Return the batch of some samples (see BaseDataset).
 
-    What only some samples have, such as the turns of a conversation, is () for the others.
+    "image" is [B, 3, S, S]. Where a sample has "images" it is those of all samples in their order,
+    [N, 3, S, S] ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
+    integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
+    tensor [B]; all else is a list of length B, with () for what only other samples have.
     """
-    keys = dict.fromkeys(key for sample in samples for key in sample)
-    batch = {key: [sample.get(key, ()) for sample in samples] for key in keys}
-    batch["image"] = default_collate(batch["image"])  # in a worker: written to shared memory at once
-    if "normalise" in batch:
-        batch["normalise"] = batch["normalise"][0]  # a batch never mixes datasets
+    batch = {}
+    if any("images" in sample for sample in samples):
+        groups = [sample["images"] if "images" in sample else [sample["image"]] for sample in samples]
+        images = list(chain.from_iterable(groups))
+        batch["num_images"] = list(map(len, groups))
+    else:
+        images = [sample["image"] for sample in samples]
+    # in a worker the stack is written to shared memory at once
+    batch["image"] = default_collate(images) if images else torch.empty(0, 3, 0, 0)
+    for key in dict.fromkeys(chain.from_iterable(samples)):
+        if key not in ("image", "images"):
+            batch[key] = [sample.get(key, ()) for sample in samples]
+    # a batch never mixes datasets: one "normalise" is that of all
+    normalise = next(filter(None, batch.pop("normalise", ())), None)
+    if normalise and images:
+        batch["normalise"] = normalise
     if "image_id" in batch:
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
 
 
-class _Collate:
-    """Collates samples of a dataset, and notes how far this worker has come: "progress" (worker, position, counts).
+def _collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, Any]:
+    """Return a batch that notes how far this worker has come: "progress" (worker, position, counts).
 
-    The position is that of a stream, None for map-style data; the counts are of usable and skipped samples so far.
+    The position is that of a stream, None for map-style data; the counts are `SkipCounter.row()`.
     """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __call__(self, samples):
-        positions = [sample.pop("stream", None) for sample in samples]
-        return collate(samples) | {"progress": (worker_place()[0], positions[-1], self.dataset.skips.row())}
+    positions = [sample.pop("stream", None) for sample in samples]
+    return collate(samples) | {"progress": (worker_place()[0], positions[-1], dataset.skips.row())}
 
 
-def mixing_ratios(datasets, ratios=None):
+def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndarray:
     """Return the probability of each dataset: its share of `ratios`, by default of the datasets' `sample_ratio`.
 
-    Without any ratio all are equally likely. Raises ValueError if some datasets have one and others not.
+    Without any ratio all are equally likely. Raises ValueError if only some have one.
     """
     ratios = [dataset.sample_ratio for dataset in datasets] if ratios is None else list(ratios)
-    if all(ratio is None for ratio in ratios):
+    if set(ratios) == {None}:
         ratios = [1.0] * len(ratios)
     for dataset, ratio in zip(datasets, ratios, strict=True):
         if ratio is None or not ratio > 0:
+            here = ", ".join(f"{each.name} {its}" for each, its in zip(datasets, ratios, strict=True))
             raise ValueError(
                 f"datasets.{dataset.name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
-                f"(here: {', '.join(f'{d.name} {r}' for d, r in zip(datasets, ratios, strict=True))})"
+                f"(here: {here})"
             )
     return np.array(ratios, dtype=np.float64) / sum(ratios)
-
-
-def build_train_loader(
-    datasets,
-    ratios=None,
-    *,
-    batch_size,
-    num_workers=0,
-    seed=0,
-    rank=0,
-    world_size=1,
-    max_bad_fraction=0.05,
-    prefetch_factor=2,
-):
-    """Return a TrainLoader, the endless iterator of one rank's batches.
-
-    `num_workers` processes a dataset, 0 for none. `batch_size` holds where a dataset has none of its own.
-    `max_bad_fraction` is the share of unusable samples at which the run stops with a DataError.
-    """
-    place = Place(seed, rank, world_size)
-    return TrainLoader(datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor)
 
 
 class TrainLoader:
     """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
 
-    `state()` tells how far the batches handed out reach, not what workers have fetched ahead; `resume(state)` goes on
-    right behind them, with the same settings, exactly.
+    `num_workers` processes a dataset, 0 for none; `batch_size` holds where a dataset has none of
+    its own. A share of more than `max_bad_fraction` unusable samples ends the run with a DataError.
+    `state()` tells how far the batches handed out reach, not what workers have fetched ahead;
+    `resume(state)` continues exactly behind them.
     """
 
-    def __init__(self, datasets, ratios, place, batch_size, num_workers, max_bad_fraction, prefetch_factor):
+    def __init__(
+        self,
+        datasets: Sequence,
+        ratios: Sequence | None = None,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_bad_fraction: float = 0.05,
+        prefetch_factor: int = 2,
+    ):
         self.datasets = list(datasets)
         self.ratios = mixing_ratios(self.datasets, ratios)
-        self._place = place
+        self._place = Place(seed, rank, world_size)
         self._progress = {dataset.name: {"batches": 0, "workers": {}} for dataset in self.datasets}
-        self._rng = np.random.default_rng([place.seed, place.rank])
-        self._iterators = {}
-        self._loaders = []
+        self._rng = np.random.default_rng([seed, rank])
+        self._iterators, self._loaders = {}, []
         for dataset in self.datasets:
-            dataset.bind(place, num_workers, max_bad_fraction)
+            dataset.bind(self._place, num_workers, max_bad_fraction)
             dataset.leaves_normalising = True
-            self._loaders.append(self._loader(dataset, batch_size, num_workers, prefetch_factor))
+            is_stream = isinstance(dataset, IterableDataset)
+            loader = DataLoader(
+                dataset,
+                batch_size=dataset.batch_size or batch_size,
+                sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
+                num_workers=num_workers,  # they live as long as the one endless iteration
+                prefetch_factor=prefetch_factor if num_workers else None,
+                pin_memory=torch.cuda.is_available(),
+                collate_fn=partial(_collate_with_progress, dataset),
+                worker_init_fn=_outlive_the_trainer,
+                generator=torch.Generator().manual_seed(seed),  # else it draws from the model's
+            )
+            self._loaders.append(loader)
 
-    def _loader(self, dataset, batch_size, num_workers, prefetch_factor):
-        is_stream = isinstance(dataset, IterableDataset)
-        return DataLoader(
-            dataset,
-            batch_size=dataset.batch_size or batch_size,
-            sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
-            num_workers=num_workers,  # they live as long as the one endless iteration
-            prefetch_factor=prefetch_factor if num_workers else None,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_Collate(dataset),
-            worker_init_fn=_outlive_the_trainer,
-            generator=torch.Generator().manual_seed(self._place.seed),  # else it draws from the model's generator
-        )
-
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> dict[str, Any]:
         source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
         try:
             if source not in self._iterators:
                 self._iterators[source] = iter(self._loaders[source])
             batch = next(self._iterators[source])
         except DataError as error:
-            message = str(error).rpartition("DataError: ")[2].strip()  # a worker's whole traceback stands before it
             error.__traceback__ = None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
             self.close()
-            raise DataError(message) from None
+            raise _readable(error) from None
         name = self.datasets[source].name
         worker, *reached = batch.pop("progress")
         self._progress[name]["batches"] += 1
         self._progress[name]["workers"][worker] = reached
         return batch | {"sample_id": [f"{name}/{sample_id}" for sample_id in batch["sample_id"]]}
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as plain containers."""
-        return {
-            "seed": self._place.seed,
-            "mixing": self._rng.bit_generator.state,
-            "progress": {
-                name: progress | {"workers": {**progress["workers"]}} for name, progress in self._progress.items()
-            },
-        }
+        progress = copy.deepcopy(self._progress)
+        return {"seed": self._place.seed, "mixing": self._rng.bit_generator.state, "progress": progress}
 
-    def resume(self, state):
-        """Go on behind the last batch of a loader of the same settings whose `state()` this was; before the first."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue behind the last batch of a loader of the same settings whose `state()` this was."""
         self._rng.bit_generator.state = state["mixing"]
         for dataset, loader in zip(self.datasets, self._loaders, strict=True):
             self._progress[dataset.name] = progress = state["progress"][dataset.name]
             dataset.first_worker = progress["batches"] % max(1, loader.num_workers)
             for worker, (_, counts) in progress["workers"].items():
-                dataset.skips.counts[worker] = torch.tensor(counts)
+                dataset.skips.restore(worker, counts)
             if isinstance(dataset, IterableDataset):
                 dataset.start = {worker: position for worker, (position, _) in progress["workers"].items()}
             else:
                 loader.sampler.start = progress["batches"] * loader.batch_size
 
-    def epoch_length(self):
+    def epoch_length(self) -> int | None:
         """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
         if any(isinstance(dataset, IterableDataset) for dataset in self.datasets):
             return None
-        cards = [loader.batch_size * self._place.world_size for loader in self._loaders]
-        return sum(-(-len(dataset) // each) for dataset, each in zip(self.datasets, cards, strict=True))
+        ranks, pairs = self._place.world_size, zip(self.datasets, self._loaders, strict=True)
+        return sum(-(-len(dataset) // (loader.batch_size * ranks)) for dataset, loader in pairs)
 
-    def skip_report(self):
-        """Return {dataset: {"seen": samples met, reason: how many were skipped for it}} of the batches handed out."""
-        counts = {name: [row for _, row in each["workers"].values()] for name, each in self._progress.items()}
-        return {dataset.name: dataset.skips.report(counts[dataset.name]) for dataset in self.datasets}
+    def skip_report(self) -> dict[str, dict[str, int]]:
+        """Return {dataset: its `SkipCounter.report()`} of the batches handed out."""
+        report = {}
+        for dataset in self.datasets:
+            workers = self._progress[dataset.name]["workers"].values()
+            report[dataset.name] = dataset.skips.report([row for _, row in workers])
+        return report
 
-    def close(self):
+    def close(self) -> None:
         """Stop the workers."""
         self._iterators.clear()
 
 
-def _outlive_the_trainer(worker):
+class EvalLoader(DataLoader):
+    """One rank's share of a validation split, batch by batch; all ranks together give each usable sample once.
+
+    A map-style split is dealt by index, so batches are the same for any number of workers.
+    """
+
+    def __init__(self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad_fraction: float):
+        dataset.bind(place, num_workers, max_bad_fraction)
+        dataset.leaves_normalising = True
+        if not isinstance(dataset, IterableDataset):
+            dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
+        generator = torch.Generator().manual_seed(place.seed)
+        settings = {"num_workers": num_workers, "collate_fn": _collate_usable, "generator": generator}
+        super().__init__(dataset, batch_size, **settings)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from filter(None, super().__iter__())
+        except DataError as error:
+            raise _readable(error) from None
+
+
+def _collate_usable(samples: Sequence[dict | None]) -> dict[str, Any]:
+    """Return the batch of those samples that could be used; {} without any."""
+    samples = [sample for sample in samples if sample is not None]
+    return collate(samples) if samples else {}
+
+
+def _readable(error: DataError) -> DataError:
+    """Return a DataError without the worker's whole traceback that stands before its message."""
+    return DataError(str(error).rpartition("DataError: ")[2].strip())
+
+
+def _outlive_the_trainer(worker: int) -> None:
     """Keep a worker alive and silent whatever becomes of its trainer.
 
-    It has a process group of its own, because torchrun sends SIGTERM to the whole group of the trainer, which then
-    saves. And a trainer that is killed while it takes a batch breaks a connection of the thread that hands batches
-    over; that thread would print a traceback, though all that is to be said is said by the ranks that are left.
+    torchrun sends SIGTERM to the trainer's whole process group, and the trainer then saves: so it
+    has one of its own. A trainer killed while it takes a batch breaks a connection of the thread
+    that hands batches over, whose traceback says nothing new.
     """
     os.setpgrp()
     sys.excepthook = _say_unless_the_trainer_is_gone
 
 
-def _say_unless_the_trainer_is_gone(kind, error, traceback):
+def _say_unless_the_trainer_is_gone(kind: type, error: BaseException, traceback: TracebackType | None) -> None:
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)

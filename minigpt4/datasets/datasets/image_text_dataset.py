@@ -1,22 +1,29 @@
-"""Own images with captions or conversations, from a folder or an annotation file."""
+"""Images with captions or conversations, record by record: own data, and the base of `cc_sbu_align`."""
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
 
 from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records
-from minigpt4.datasets.datasets.base_dataset import DataError, SkipSample
-from minigpt4.datasets.datasets.caption_datasets import IMAGE_SUFFIXES, MapDataset
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, SkipSample
+from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
 from minigpt4.processors import ImageError, load_rgb
 
+IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 # Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".
-CAPTION_FILES = tuple(f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("jsonl", "json", "csv", "tsv"))
+CAPTION_FILES = tuple(f"captions.{kind}" for kind in ("jsonl", "json", "csv", "tsv"))
+CAPTION_FILES += tuple(name.replace("captions", "metadata") for name in CAPTION_FILES)
 
 
-def read_folder(folder):
-    """Return the Records and Faults of a folder and those below it: the captions file's, then images with a .txt.
+def read_folder(folder: str | Path) -> list[Record | Fault]:
+    """Return the records of a folder and those below it: the captions file's, then images with a .txt.
 
-    Raises OSError, or ValueError where there is no image, no caption, or more than one captions file.
+    Raises OSError, or ValueError where there is no image, no caption, or two captions files.
     """
     folder = Path(folder)
     captions = [name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -24,32 +31,35 @@ def read_folder(folder):
         raise ValueError(f"'{folder}' has {' and '.join(captions)}; keep one of them")
     records = read_records(folder / captions[0], folder) if captions else []
     named = {record.image for record in records if isinstance(record, Record)}
-    files = {
-        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
-    }
-    pictures = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and os.path.basename(f)[0] != "."]
-    if not pictures:
+    # images, and whether each has a text beside it
+    files = set()
+    for place, _, names in os.walk(folder):
+        files.update(os.path.relpath(os.path.join(place, name), folder) for name in names)
+    images = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and os.path.basename(f)[0] != "."]
+    if not images:
         raise ValueError(f"'{folder}' has no image; expected {', '.join(IMAGE_SUFFIXES)} files")
-    others = [picture for picture in pictures if picture not in named]
-    with_text = [picture for picture in others if _text_file(picture) in files]
-    records += [Record(picture, picture, None) for picture in with_text]
+    without = []
+    for image in images:
+        if image not in named and _text_file(image) in files:
+            records.append(Record(image, image, None))
+        elif image not in named:
+            without.append(image)
     if not records:
         raise ValueError(
-            f"'{folder}' has no caption for its {len(pictures)} images; expected a .txt file beside each (first: "
-            f'{_text_file(pictures[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
+            f"'{folder}' has no caption for its {len(images)} images; expected a .txt file beside each (first: "
+            f'{_text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
-    without = sorted(set(others) - set(with_text))
     if captions:  # it says which images belong
         logging.info("%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0])
         return records
     return records + [Fault(name, "no_caption", f"no {_text_file(name)} beside it") for name in without]
 
 
-def _text_file(picture):
-    return os.path.splitext(picture)[0] + ".txt"
+def _text_file(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"
 
 
-def check_pictures(records, folder, most=100):
+def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
     """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if all are missing."""
     records = [record for record in records if isinstance(record, Record)]
     chosen = records[:: max(1, len(records) // most)]
@@ -61,7 +71,7 @@ def check_pictures(records, folder, most=100):
         )
 
 
-def _inside(folder, name, where):
+def _inside(folder: Path, name: str, where: str) -> Path:
     """Return the path of a file below `folder`. Raises DataError where a link leads out of it."""
     path, root = (Path(folder) / name).resolve(), Path(folder).resolve()
     if not path.is_relative_to(root):
@@ -69,38 +79,77 @@ def _inside(folder, name, where):
     return path
 
 
-class ImageTextDataset(MapDataset):
+class ImageTextDataset(BaseDataset, Dataset):
     """`dataset[i]` -> {"image", "text_input", "sample_id"} of record i, and "turns" where it has a conversation.
 
-    `records` are Records and Faults; the Faults are counted when they are met.
+    `annotation` holds Records and Faults; the Faults are counted when they are met. An index may
+    also be a pair (epoch, i); the epoch only seeds the augmentation. Where record i cannot be used
+    it is counted, and the next usable one is returned, or None in validation.
     """
 
     guide = "docs/custom_data.md"
 
-    def __init__(self, records, vis_root, vis_processor, text_processor=None, name="own"):
-        self.vis_root = Path(vis_root)
-        super().__init__(records, vis_processor, text_processor, name)
-        faults = [record for record in records if isinstance(record, Fault)]
+    def __init__(
+        self, annotation: list, vis_root: str | Path, vis_processor: Any, text_processor: Any = None, name: str = "own"
+    ):
+        self.annotation, self.vis_root = annotation, Path(vis_root)
+        super().__init__(vis_processor, text_processor, name)
+        faults = [record for record in annotation if isinstance(record, Fault)]
         if faults:
             logging.warning(
-                f"{name}: {len(faults)} of {len(records)} records cannot be used; first: {faults[0].where}: "
+                f"{name}: {len(faults)} of {len(annotation)} records cannot be used; first: {faults[0].where}: "
                 f"{faults[0].reason} ({faults[0].detail})"
             )
 
-    def _load(self, record, epoch):
+    def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
+        super().set_split(is_val, val_fraction)
+        self.annotation = [record for record in self.annotation if self.holds(self.image_of(record))]
+
+    def __len__(self) -> int:
+        return len(self.annotation)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict | None:
+        epoch, index = index if isinstance(index, tuple) else (0, index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: index {index} of {len(self)} records")
+        for step in range(1 if self.is_val else len(self)):
+            if sample := self.usable(self.annotation[(index + step) % len(self)], epoch):
+                return sample
+        if not self.is_val:
+            raise self.skips.nothing_usable()
+        return None
+
+    def one_pass(self) -> Iterator[dict]:
+        """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
+        for _, index in islice(EndlessSampler(len(self), self.place), len(self)):
+            if sample := self.usable(self.annotation[index], epoch=0):
+                yield sample
+
+    def load(self, record: Any, epoch: int) -> dict:
         if isinstance(record, Fault):
             raise SkipSample(record.reason, record.detail)
         path = _inside(self.vis_root, record.image, record.where)
         text = self._text_beside(record) if record.text is None else record.text
+        return self.sample(path, record.image, text, epoch, record.where)
+
+    def label_of(self, record: Any) -> str:
+        return record.where
+
+    def image_of(self, record: Any) -> str:
+        """Return what names a record's image: all records of one image are in one split."""
+        return record.where if isinstance(record, Fault) else record.image
+
+    def sample(self, path: Path, image: str, text: Any, epoch: int, label: str) -> dict:
+        """Return the sample of an image file, called `image`, and its text. Raises SkipSample."""
         try:
-            image = load_rgb(path)
+            pixels = load_rgb(path)
         except FileNotFoundError as error:
-            raise SkipSample("missing_file", f"no {record.image} in {self.vis_root}") from error
+            raise SkipSample("missing_file", f"no {image} in {self.vis_root}") from error
         except (ImageError, OSError) as error:
             raise SkipSample("bad_image", str(error)) from error
-        return self.prepare(image, text, epoch, record.where) | {"sample_id": record.where}
+        return self.prepare(pixels, text, epoch, label) | {"sample_id": label}
 
-    def _text_beside(self, record):
+    def _text_beside(self, record: Record) -> str:
         name = _text_file(record.image)
         try:
             caption = _inside(self.vis_root, name, record.where).read_text(encoding="utf-8-sig").strip()
@@ -109,6 +158,3 @@ class ImageTextDataset(MapDataset):
         if not caption:
             raise SkipSample("bad_caption", f"{name} is empty")
         return caption
-
-    def _label(self, record):
-        return record.where

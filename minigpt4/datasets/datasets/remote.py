@@ -2,8 +2,10 @@
 
 import re
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import PIPE, Popen
+from typing import BinaryIO
 
 STALL_S = 30  # without a byte: the transfer is given up
 WAITS_S = (1, 3, 9)  # before it is tried again, where not one byte has come
@@ -14,11 +16,11 @@ _CLOSED_BY_US = 23  # curl's exit code when nobody reads on: a tar ends before i
 
 
 @contextmanager
-def open_url(url):
+def open_url(url: str) -> Iterator[BinaryIO]:
     """Give a binary stream of what is behind `url`.
 
-    Raises OSError with curl's words, on opening or, for a transfer that was cut, on closing: they go before an error
-    of who reads, which is then only a consequence.
+    Raises OSError with curl's words, on opening or, for a transfer that was cut, on closing: they
+    go before an error of who reads, which is then only a consequence.
     """
     for wait in (*WAITS_S, None):
         with Popen([*_CURL, url], stdout=PIPE, stderr=PIPE) as curl:

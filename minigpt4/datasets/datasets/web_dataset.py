@@ -13,11 +13,13 @@ One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 6. decoding: image to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
 7. the processors, augmentation seeded by (seed, epoch, shard, key).
 
-Then the next epoch begins: the stream has no end unless `epochs` is given.
+Then the next epoch begins: the stream has no end unless `epochs` is given. A validation split is
+one pass in the order of the shards, without 2 and 5; with `val_fraction` step 4 takes the samples
+whose key is of this split.
 
-A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries it under "stream".
-Set `start[worker]` to such a position and the stream goes on right behind it: the epoch's shards are read again up to
-there, and nothing of that is decoded or counted.
+A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries
+it under "stream". Set `start[worker]` to such a position and the stream resumes right behind it:
+the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
 import glob
@@ -25,11 +27,13 @@ import json
 import logging
 import random
 from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import IterableDataset
 from webdataset.filters import shuffle
 from webdataset.shardlists import expand_urls
@@ -37,7 +41,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from minigpt4.common.utils import expand_path, is_url, without_secrets
 from minigpt4.datasets.datasets.annotations import read_text
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample, worker_place
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
 from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.processors import ImageError, load_rgb
 
@@ -55,10 +59,10 @@ class RawSample(NamedTuple):
     extensions: tuple
 
 
-def expand_shards(location):
+def expand_shards(location: str | Iterable[str]) -> list[str]:
     """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
 
-    Globs that match nothing are left out. Raises ValueError for any other address than a path or an http(s) URL.
+    Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
     """
     shards = []
     for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
@@ -77,10 +81,10 @@ def expand_shards(location):
     return shards
 
 
-def read_caption(raw):
+def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
 
-    `json` goes before `txt` where it has either. Raises SkipSample if there is none, or one that is no text.
+    `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
     """
     try:
         record = json.loads(raw.members["json"]) if "json" in raw.members else {}
@@ -98,8 +102,8 @@ def read_caption(raw):
     raise SkipSample("no_caption", ", ".join(raw.extensions))
 
 
-def read_image(raw):
-    """Return the image of a raw sample as a PIL RGB image. Raises SkipSample if there is none that can be decoded."""
+def read_image(raw: RawSample) -> Image.Image:
+    """Return the image of a raw sample as RGB. Raises SkipSample if there is none that can be decoded."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))
@@ -115,15 +119,22 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
     Samples with a conversation have "turns" too.
     """
 
-    def __init__(self, location, vis_processor, text_processor=None, name="webdataset", epochs=None):
+    def __init__(
+        self,
+        location: str | Iterable[str],
+        vis_processor: Any,
+        text_processor: Any = None,
+        name: str = "webdataset",
+        epochs: int | None = None,
+    ):
         self.shards = expand_shards(location)
         if not self.shards:
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
         self.epochs = epochs
-        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream goes on
+        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream resumes
         super().__init__(vis_processor, text_processor, name)
 
-    def bind(self, place, num_workers=0, max_bad_fraction=0.05):
+    def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
         workers = max(1, num_workers)
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
@@ -132,39 +143,46 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 f"worker walks all shards and takes one sample in {place.world_size * workers}"
             )
 
-    def listing(self):
+    def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
+        super().set_split(is_val, val_fraction)
+        self.epochs = 1 if is_val else self.epochs
+
+    def listing(self) -> list[str]:
         return [_file_name(shard) for shard in self.shards]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict]:
         worker, num_workers = worker_place()
         consumer = (self.place.rank * num_workers + worker, self.place.world_size * num_workers)
         first_epoch, already_drawn = self.start.get(worker, (0, 0))
         for epoch in count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs):
             fruitful = already_drawn > 0
             raw_samples = enumerate(self._raw_samples(epoch, *consumer), start=1)
-            with self.skips.uncounted():
-                deque(islice(raw_samples, already_drawn), maxlen=0)
+            self.skips.is_counting = False
+            deque(islice(raw_samples, already_drawn), maxlen=0)
+            self.skips.is_counting = True
             for drawn, raw in raw_samples:
-                if sample := self._usable(raw, epoch):
+                if sample := self.usable(raw, epoch):
                     fruitful = True
                     yield sample | {"stream": (epoch, drawn)}
             already_drawn = 0
             if not fruitful:
                 self._find_a_usable_sample()
 
-    def one_pass(self):
+    def one_pass(self) -> Iterator[dict]:
         """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
         for raw in self._raw_samples(0, 0, 1):
-            if sample := self._usable(raw, epoch=0):
+            if sample := self.usable(raw, epoch=0):
                 yield sample
 
-    def _raw_samples(self, epoch, consumer, consumers):
+    def _raw_samples(self, epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
+        if self.is_val:
+            return self._deal(self.shards, epoch, consumer, consumers)
         order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
         dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
         rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
         return shuffle(SHUFFLE_BUFFER, initial=100, rng=rng)(dealt)
 
-    def _deal(self, shards, epoch, consumer, consumers):
+    def _deal(self, shards: list[str], epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
         if len(shards) >= consumers:
             for shard in shards[consumer::consumers]:
                 yield from self._read(shard)
@@ -175,15 +193,19 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 if number % consumers == consumer:
                     yield raw
 
-    def _read(self, shard, counted=True):
-        """Yield the raw samples of one tar; one that is missing, empty or cut off is counted and ends there."""
+    def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
+        """Yield this split's raw samples of a tar; one that is missing, empty or cut off is counted and ends."""
         found = False
         try:
             with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
                 members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
-                for group in group_by_keys(members, handler=_keep_first):
+                # of members with the same name the first one is kept
+                for group in group_by_keys(members, handler=lambda error: True):
                     found = True
-                    yield _raw_sample(shard, group)
+                    if self.holds(group["__key__"]):
+                        yield _raw_sample(shard, group)
+                    elif counted and not self.is_val:
+                        self.skips.held_out()
             if not found:
                 raise ValueError("the shard is empty")
         except Exception as error:  # tar, gzip, curl and the file system raise almost anything
@@ -192,43 +214,31 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
                 self.skips.skip("bad_shard", name, detail.replace(shard, name))
 
-    def _usable(self, raw, epoch):
-        """Return a raw sample decoded and processed, or None where it is skipped and counted."""
-        try:
-            sample = self._decode(raw, epoch)
-        except SkipSample as skipped:
-            self.skips.skip(skipped.reason, f"{raw.shard} {raw.key}", skipped.detail)
-            return None
-        self.skips.usable()
-        return sample
-
-    def _decode(self, raw, epoch):
+    def load(self, raw: RawSample, epoch: int) -> dict:
         image, caption = read_image(raw), read_caption(raw)
         sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
         return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
 
-    def _find_a_usable_sample(self):
+    def label_of(self, raw: RawSample) -> str:
+        return f"{raw.shard} {raw.key}"
+
+    def _find_a_usable_sample(self) -> None:
         """Raise DataError if no shard holds one: else this consumer was unlucky, and its next epoch is dealt anew."""
         for shard in self.shards:
             for raw in self._read(shard, counted=False):
                 try:
-                    self._decode(raw, epoch=0)
+                    self.load(raw, epoch=0)
                     return
                 except SkipSample:
                     continue
         raise self.skips.nothing_usable()
 
 
-def _keep_first(error):
-    """Go on after a member whose name was there before: the first one is kept (webdataset's handler protocol)."""
-    return True
-
-
-def _file_name(shard):
+def _file_name(shard: str) -> str:
     return without_secrets(shard).rsplit("/", 1)[-1]
 
 
-def _raw_sample(shard, group):
+def _raw_sample(shard: str, group: dict) -> RawSample:
     members = {name: data for name, data in group.items() if not name.startswith("__")}
     known = {name: data for name, data in members.items() if name in IMAGE_EXTENSIONS + CAPTION_EXTENSIONS}
     return RawSample(_file_name(shard), group["__key__"], known, tuple(sorted(members)))
