@@ -111,6 +111,9 @@ class MiniGPT4(MiniGPTBase):
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [N, Q, D] of normalised images [N, 3, S, S]; N may be 0."""
+        if not len(image):  # vision kernels refuse it; the projection still gets its gradient, of zeros
+            with self.maybe_autocast():
+                return self.llama_proj(self.query_tokens.expand(0, -1, -1))
         if not image.is_floating_point():
             raise ValueError(
                 f"image: {image.dtype}; expected normalised images: a loader's batch becomes that in "
@@ -122,8 +125,6 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            if not len(image):  # vision kernels refuse it; the projection still gets its gradient, of zeros
-                return self.llama_proj(self.query_tokens.expand(0, -1, -1))
             image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [N, 1 + patches, Dv]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [N, Q, H]
             return self.llama_proj(queries)  # [N, Q, D]

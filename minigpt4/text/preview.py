@@ -18,6 +18,7 @@ IMAGE = "image"
 TARGET = "target"
 GIVEN = "given"
 CUT = "cut"
+KINDS = (BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT)
 
 
 class Token(NamedTuple):

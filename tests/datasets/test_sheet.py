@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from minigpt4.datasets.sheet import Card, page, summary, visible
-from minigpt4.text.preview import BEGIN, CUT, GIVEN, KINDS, PICTURE, PROMPT, TARGET, Token
+from minigpt4.text.preview import BEGIN, CUT, GIVEN, IMAGE, KINDS, PROMPT, TARGET, Token
 
 WORDS = [Token(word, "target", 1) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet"] * 6]
-HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", PICTURE, 32)]
+HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", IMAGE, 32)]
 
 
 def card(tokens, colour="red", size=(56, 56)):
