@@ -1,10 +1,13 @@
 """What every model here has: a device, one place to freeze, one autocast decision, a table of its parts."""
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from minigpt4.common.config import REQUIRED
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
 WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}  # weights in one element of a tensor of 4-bit weights
@@ -21,12 +24,37 @@ class Part(NamedTuple):
     device: str
 
 
+class ImageFormat(NamedTuple):
+    """The images that a vision tower takes: `size` pixels square, normalised by `mean` and `std` of R, G, B."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 class BaseModel(nn.Module):
     """A model with frozen parts that computes in `compute_dtype`."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file inside the package
+    @dataclass
+    class Config:
+        """The keys of the section `model`, with their defaults; a subclass adds its own."""
+
+        arch: str = REQUIRED
+        model_type: str | None = None
+
+    PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file, its path absolute or from the package's folder
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
+
+    @classmethod
+    def image_format(cls, cfg: Any) -> ImageFormat | None:
+        """Return what the vision tower of a checked `model` section takes; None: a model without images."""
+        return None
+
+    @classmethod
+    def preflight(cls, cfg: Any, where: str) -> list[Any]:
+        """Return what is wrong with the files that the section `where` names, as Problems; nothing is loaded."""
+        return []
 
     @classmethod
     def text_preview(cls, cfg):

@@ -23,7 +23,14 @@ from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.llm import attention, backends, language_model, packing, quantization
 from minigpt4.models.llm.recompute import layers_again
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
-from minigpt4.models.vision.eva_vit import VIT_MODELS, build_eva_vit, compile_blocks, half_linears, load_eva_vit
+from minigpt4.models.vision.eva_vit import (
+    IMAGE_FORMAT,
+    VIT_MODELS,
+    build_eva_vit,
+    compile_blocks,
+    half_linears,
+    load_eva_vit,
+)
 from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 from minigpt4.text.preview import TextPreview
 from minigpt4.text.rows import IGNORED, batch_prompts, batch_rows, in_parts, prompt_ids, read_prompts, warn_of_cut
@@ -103,6 +110,10 @@ class MiniGPT4(BaseModel):
     def weight_files(cls, cfg):
         files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
         return [*files, expand_path(cfg.llama_model)]
+
+    @classmethod
+    def image_format(cls, cfg):
+        return IMAGE_FORMAT if cfg.image_size is None else IMAGE_FORMAT._replace(size=cfg.image_size)
 
     @classmethod
     def preflight(cls, cfg, where="model"):

@@ -22,7 +22,7 @@ class MiniGPT4Config:
     # vision encoder
     vit_model: str = "eva_clip_g"
     vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
-    image_size: int = 224
+    image_size: int | None = None  # pixels; None: the vision tower's own
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False  # of the ViT
     vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
@@ -74,7 +74,7 @@ def find_problems(cfg, where):
         if cfg.get(key) not in choices
     ]
     for key in ("image_size", "num_query_token", "max_txt_len"):
-        if cfg.get(key) < 1:
+        if cfg.get(key) is not None and cfg.get(key) < 1:
             problems.append(f"{where}.{key}: {cfg.get(key)}; expected at least 1")
     if not (expand_path(cfg.llama_model) / "config.json").is_file():
         problems.append(

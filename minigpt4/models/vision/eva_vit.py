@@ -11,6 +11,7 @@ from torch import nn
 
 from minigpt4.common.dist_utils import main_print
 from minigpt4.models import weights
+from minigpt4.models.base_model import ImageFormat
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class EvaVitConfig:
 
 # Source: BLIP-2; 39 of EVA-CLIP-g's 40 blocks.
 VIT_MODELS = {"eva_clip_g": EvaVitConfig(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)}
+# Source: CLIP.
+IMAGE_FORMAT = ImageFormat(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def build_eva_vit(config, image_size, drop_path_rate=0.0, device="meta"):
