@@ -119,6 +119,11 @@ def tar_files(example, home, rows):
         write_tar(home / f"shards/{shard:05d}.tar", members)
 
 
+def with_own_code(example, home, rows):
+    (home / "my_code.py").write_text(example)
+    with_texts(SECTIONS["A folder of images with texts"][0], home, rows)
+
+
 MAKERS = {
     "A folder of images with texts": with_texts,
     "A folder of images with a captions file": with_table,
@@ -126,6 +131,7 @@ MAKERS = {
     "COCO captions": coco,
     "LLaVA conversations": llava,
     "Tar files": tar_files,
+    "Code of your own": with_own_code,
 }
 
 
@@ -135,7 +141,7 @@ def test_each_section_is_trained_below_and_is_short():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_documented_section_trains(name, release, rows, tmp_path, monkeypatch, capsys):
+def test_the_documented_section_trains(name, release, rows, tmp_path, monkeypatch, capsys, own_code):
     example, section = SECTIONS[name]
     monkeypatch.setenv("HOME", str(tmp_path))
     MAKERS[name](example, tmp_path, rows)

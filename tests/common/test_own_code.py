@@ -15,21 +15,9 @@ import torch
 from minigpt4.common.config import Config, ConfigError, Problem
 from minigpt4.common.config_report import Report
 from minigpt4.common.own_code import import_modules
-from minigpt4.common.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch):
-    """Take back what a test puts on sys.path, imports and registers."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(registry, "_classes", {kind: dict(known) for kind, known in registry._classes.items()})
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("own_"):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("own_code")
 
 
 def problems_of(names, *folders):
