@@ -24,6 +24,8 @@ def release(tmp_path_factory):
 def own_code(monkeypatch):
     """Take back what a test puts on sys.path, imports (my_.., own_..) and registers."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for kind in registry._classes:
+        registry.names(kind)  # imports what is shipped, so that it stays registered
     monkeypatch.setattr(registry, "_classes", {kind: dict(known) for kind, known in registry._classes.items()})
     before = set(sys.modules)
     yield

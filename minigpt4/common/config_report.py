@@ -60,14 +60,13 @@ class Report:
 
     def locate(self, path: str | Path) -> None:
         """Note the line of every key of a YAML file."""
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        self._locate(root, "", Path(path).name)
-
-    def _locate(self, node: yaml.Node | None, where: str, file: str) -> None:
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            path = f"{where}.{key.value}".lstrip(".")
-            self.places[path] = f"{file} line {key.start_mark.line + 1}"
-            self._locate(value, path, file)
+        file = Path(path)
+        nodes = [("", yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
+        while nodes:
+            where, node = nodes.pop()
+            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+                self.places[f"{where}{key.value}"] = f"{file.name} line {key.start_mark.line + 1}"
+                nodes.append((f"{where}{key.value}.", value))
 
     def add(self, key: str, message: str, is_content: bool = False) -> None:
         """Add a problem; `is_content`: nothing is wrong with the value itself, but with what it names."""

@@ -32,7 +32,7 @@ def load_yaml(path: str | Path) -> DictConfig:
         reason = f"'{path}' is not UTF-8 text; give a YAML file"
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else f": {_first_line(error)}"
+        place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
         reason = f"'{path}' is not valid YAML{place}; look at brackets, quotes, indentation"
     raise ConfigError([Problem("--cfg-path", reason)])
 
@@ -56,7 +56,7 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
             value = _option_value(text)
             OmegaConf.update(user, key, value, merge=isinstance(value, dict), force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
-            report.add("--options", f"cannot set '{key}': {_first_line(error)}")
+            report.add("--options", f"cannot set '{key}': {str(error).splitlines()[0]}")
 
 
 def _option_value(text: str) -> Any:
@@ -114,9 +114,4 @@ def hide_secrets(node: Any) -> Any:
         return {key: hide_secrets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [hide_secrets(value) for value in node]
-    is_address = isinstance(node, str) and node.startswith("http") and "${" not in node
-    return without_secrets(node) if is_address else node
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return without_secrets(node) if isinstance(node, str) and "${" not in node else node

@@ -9,23 +9,26 @@ from typing import Any
 
 from minigpt4.common.config_report import Report, is_in
 
-_EXAMPLE = "imports: [my_package.my_module]"
+_NOT_OWN = (
+    "<frozen",
+    str(Path(importlib.__file__).parent),
+    str(Path(__file__).parent),
+)  # files that are not the user's
 
 
 def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[str]:
-    """Import the modules of the list `names`; return the names, those that cannot be imported are reported.
+    """Import the modules of the list `names` (or of one name) and return it; what cannot be imported is reported.
 
     `folders` are searched, in their order, after all that Python finds anyway, so that a file in one of them never
     takes the place of an installed package. They stay on sys.path for what the modules import later.
     """
-    if not isinstance(names, list):
-        report.add("imports", f"{names!r} is not a list of modules; write {_EXAMPLE}")
-        return []
+    names = names if isinstance(names, list) else [names]
     places = [str(folder) for folder in folders]
-    sys.path += [place for place in places if place not in sys.path]
+    sys.path += [place for place in places if names and place not in sys.path]
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-            report.add("imports", f"{name!r} is no module's name; write {_EXAMPLE}, without / and .py")
+            example = "imports: [my_package.my_module]"
+            report.add("imports", f"{name!r} is no module's name; write {example}, without / and .py")
             continue
         try:
             importlib.import_module(name)
@@ -43,11 +46,7 @@ def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:
             "file or into the current folder"
         )
     # the innermost line of the user's code; a SyntaxError has none, but names file and line itself
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_OWN)]
     at = f", at {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
     what = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"'{name}' fails when it is imported: {what}{at}; mend it, or take it out of the list"
-
-
-def _is_machinery(file: str) -> bool:
-    return "importlib" in file or Path(file).is_relative_to(Path(__file__).parent)

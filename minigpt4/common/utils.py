@@ -56,8 +56,7 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
     Raises FileNotFoundError if a path leads nowhere, ValueError if a download is a web page or has another hash,
     OSError if the download failed.
     """
-    problem = missing_file(path_or_url, where)
-    if problem:
+    if problem := missing_file(path_or_url, where):
         raise FileNotFoundError(str(problem))
     path = cached_path(path_or_url)
     if not path.is_file():

@@ -34,11 +34,12 @@ def test_the_folders_are_searched_in_their_order_behind_what_is_installed(tmp_pa
         (tmp_path / name / "yaml.py").write_text("raise RuntimeError('not this one')")
     (tmp_path / "second/own_other.py").write_text("import yaml\nplace = 'other'")
     before = list(sys.path)
+    assert problems_of([], tmp_path) == [] and sys.path == before
     folders = [tmp_path / "first", tmp_path / "second"]
     assert problems_of(["own_package.code", "own_other"], *folders) == []
     assert sys.modules["own_package.code"].place == "first" and sys.modules["own_other"].place == "other"
     assert sys.path == [*before, *map(str, folders)]
-    assert problems_of(["own_other"], *folders) == [] and sys.path == [*before, *map(str, folders)]
+    assert problems_of("own_other", *folders) == [] and sys.path == [*before, *map(str, folders)]
 
 
 BROKEN = {
@@ -75,7 +76,8 @@ def test_a_module_that_fails_says_why_and_where(file, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("own_x", "'own_x' is not a list of modules; write imports: [my_package.my_module]"),
+        (None, "None is no module's name; write imports: [my_package.my_module], without / and .py"),
+        ({"a": 1}, "{'a': 1} is no module's name; write imports: [my_package.my_module], without / and .py"),
         ([3], "3 is no module's name; write imports: [my_package.my_module], without / and .py"),
         (["a/own_x"], "'a/own_x' is no module's name; write imports: [my_package.my_module], without / and .py"),
         ([".own_x"], "'.own_x' is no module's name; write imports: [my_package.my_module], without / and .py"),
