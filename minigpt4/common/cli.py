@@ -1,4 +1,4 @@
-"""What the programs share: a user's mistake ends in a message and an exit code, a bug in a traceback."""
+"""What the programs share: a user's mistake ends in a message, a bug in a traceback."""
 
 import sys
 import traceback
@@ -21,11 +21,11 @@ _OWN_CODE = Path(__file__).resolve().parents[1]
 
 
 def run_program(program: Callable[..., int | None], *args: Any) -> int:
-    """Return the exit code of ``program(*args)``: 0, 2 for a configuration that was refused, 1 for another mistake.
+    """Return the exit code of `program(*args)`: 0; 2: configuration refused; 1: another mistake.
 
     A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM).
 
-    Errors that this package or the program's own file raises are messages written for the user and are printed as
+    Errors that this package or the program's own file raises are messages for the user, printed as
     such. An error that comes out of a library is unexpected, and keeps its traceback.
     """
     try:

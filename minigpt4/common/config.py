@@ -1,15 +1,15 @@
-"""YAML files and `--options` -> one typed, checked `Config`. The only place that merges and checks configurations.
+"""YAML files and `--options` -> one typed, checked `Config`; nothing else merges or checks them.
 
-Precedence, weakest first: the defaults of the registered class (its dataclass `Config`), the YAML shipped for its
-type, the user's YAML, `--options`. Every problem of all sections is collected and reported at once, with the full
-key, the line of the user's file, and what was expected. Values stay unresolved in what is printed and saved, so that
-`${oc.env:TOKEN}` never ends up in a log or a checkpoint.
+Precedence, weakest first: the defaults of the registered class (its dataclass `Config`), the YAML
+shipped for its type, the user's YAML, `--options`. The problems of all sections are reported at
+once. What is printed and saved is unresolved, so that no log or checkpoint holds the value of
+`${oc.env:TOKEN}`.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.config_report import ConfigError, Problem, Report
+from minigpt4.common.config_report import ConfigError, Report
+from minigpt4.common.config_report import Problem as Problem  # for users
 from minigpt4.common.config_values import SECTIONS, apply_options, hide_secrets, load_yaml, typed
 from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
-
-__all__ = ["PACKAGE_DIR", "REQUIRED", "Config", "ConfigError", "Problem", "add_config_arguments", "load_environment"]
 
 REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
 PLACEHOLDER = "/path/to/"
@@ -30,7 +29,7 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 _DEAD_SECTIONS = ("preprocess", "evaluation_datasets")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: ArgumentParser) -> None:
     """Give an argparse parser the two options that every program shares."""
     parser.add_argument("--cfg-path", required=True, metavar="YAML", help="configuration file")
     parser.add_argument(
@@ -44,9 +43,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass
 class EnvConfig:
-    """Settings of the machine. `cache_root`: everything downloaded or prepared goes below this folder."""
+    """Settings of the machine."""
 
-    cache_root: str = REQUIRED
+    cache_root: str = REQUIRED  # everything downloaded or prepared goes below this folder
 
 
 def load_environment() -> DictConfig:
@@ -55,18 +54,18 @@ def load_environment() -> DictConfig:
 
 
 class Config:
-    """A checked configuration: `model_cfg`, `datasets_cfg`, `run_cfg`, `env_cfg` are typed OmegaConf sections.
+    """A checked configuration; `model_cfg`, `datasets_cfg`, `run_cfg`, `env_cfg` are its typed sections.
 
-    `args` has `cfg_path` and `options` (as `add_config_arguments` parses them). With `for_training` the sections
-    that training needs must be there, and their files, folders, shards and devices too. Nothing heavy is loaded.
-    Raises ConfigError with every problem found. What a key of the patterns `unopened` names need not be there: the
-    program does not open it, and finds what is wrong with it in `report.unopened`.
+    `args` has `cfg_path` and `options` (see `add_config_arguments`). With `for_training` all sections
+    must be there, and their files, folders, shards and devices too. Nothing heavy is loaded. Raises
+    ConfigError with every problem found. What is wrong with what the keys of the patterns `unopened`
+    name goes to `report.unopened` instead: the program does not open it.
 
-    `image_settings` is what the model's vision tower wants of images, `{"image_size", "mean", "std"}`, empty for a
-    model without images; each image processor of `datasets` takes from it what its section leaves out.
+    `image_settings`: the `image_size`, `mean` and `std` that the model's vision tower takes, {} without
+    one. The image processors of `datasets` get from it what their sections leave out.
     """
 
-    def __init__(self, args: argparse.Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
+    def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
         self.report = Report(unopened)
         # the user's file, with the options over it
         user = load_yaml(args.cfg_path)
@@ -82,10 +81,9 @@ class Config:
         self.config.env = typed(env, EnvConfig, "env", self.report)
         self.config.model = self._model(user.get("model") or OmegaConf.create())
         self.image_settings = self._image_settings()
-        self.config.datasets = {
-            name: self._dataset(name, section or OmegaConf.create())
-            for name, section in (user.get("datasets") or {}).items()
-        }
+        self.config.datasets = {}
+        for name, section in (user.get("datasets") or {}).items():
+            self.config.datasets[name] = self._dataset(name, section or OmegaConf.create())
         self.config.run = self._run(user.get("run") or OmegaConf.create())
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
@@ -102,12 +100,12 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return the merged configuration as plain containers to be shown and saved.
 
-        Interpolations are unresolved; addresses that have none are without user, password and query.
+        Interpolations are unresolved; other addresses are without user, password and query.
         """
         return hide_secrets(OmegaConf.to_container(self.config, resolve=False))
 
     def pretty_print(self, log: Callable[..., None] = logging.info) -> None:
-        """Log the sections, unresolved, in the 2023 layout; warn of keys that do nothing any more."""
+        """Log the sections, unresolved, in 2023's layout; warn of keys that do nothing any more."""
         for warning in self.report.warnings:
             logging.warning(warning)
         plain = self.to_dict()
@@ -120,7 +118,7 @@ class Config:
         log("\n======  Model Attributes  ======\n%s", json.dumps(plain["model"], indent=4, sort_keys=True))
 
     def _preflight(self, for_training: bool) -> None:
-        """Let the classes of the sections that read well look for files, folders, shards and devices."""
+        """Let the classes of sections without problems look for files, shards and devices."""
         sections = [("model", "model", self.model_cfg.get("arch"), self.model_cfg)]
         if for_training:
             for name, cfg in self.datasets_cfg.items():
@@ -154,12 +152,12 @@ class Config:
         return typed(OmegaConf.merge(shipped.get("model") or {}, user), cls.Config, "model", self.report)
 
     def _image_settings(self) -> dict[str, Any]:
-        """Return what the model wants of images, and set its own `image_size` where it is left to the vision tower."""
+        """Return the images that the model takes; set `model.image_size` to the tower's if unset."""
         if not self.report.is_clean("model"):
             return {}
         try:
             image_format = registry.get("model", self.model_cfg.arch).image_format(self.model_cfg)
-        except OmegaConfBaseException:  # a value is unset or leads nowhere: _check_values says which
+        except OmegaConfBaseException:  # _check_values says which value leads nowhere
             return {}
         except (ValueError, OSError) as error:
             self.report.add_found([str(error)], "model")
@@ -168,10 +166,11 @@ class Config:
             return {}
         if self.model_cfg.get("image_size", 0) is None:
             self.model_cfg.image_size = image_format.size
-        return {"image_size": image_format.size, "mean": list(image_format.mean), "std": list(image_format.std)}
+        mean, std = list(image_format.mean), list(image_format.std)
+        return {"image_size": image_format.size, "mean": mean, "std": std}
 
     def _dataset(self, section: str, user: DictConfig) -> DictConfig:
-        """Return the typed section; its key `builder` names the class, without it the section's own name does."""
+        """Return the typed section of the builder that its key `builder`, or else its name, names."""
         where = f"datasets.{section}"
         name, kind = user.get("builder") or section, user.get("type", "default")
         hint = "" if "builder" in user else f"; a section of any other name needs the key {where}.builder"
@@ -188,7 +187,7 @@ class Config:
         return config
 
     def _processor(self, settings: DictConfig, where: str, defaults: Mapping[str, Any]) -> DictConfig:
-        """Return a processor's typed section; what it leaves out of `defaults` and its class knows is filled in."""
+        """Return a processor's typed section, with those `defaults` that its class knows filled in."""
         given = OmegaConf.to_container(settings)
         name = given.pop("name", None)
         if not name:
@@ -201,8 +200,9 @@ class Config:
         filled = {key: value for key, value in defaults.items() if key in known and given.get(key) is None}
         size, wanted = given.get("image_size"), defaults.get("image_size")
         if isinstance(size, int) and wanted not in (None, size):
-            message = f"{size}, but the model takes images of {wanted} pixels; remove the line, or make it agree with"
-            self.report.add(f"{where}.image_size", f"{message} model.image_size")
+            message = f"{size}, but the model takes images of {wanted} pixels; "
+            message += "remove the line, or make it agree with model.image_size"
+            self.report.add(f"{where}.image_size", message)
         config = typed(OmegaConf.create(given | filled), cls.Config, where, self.report)
         return OmegaConf.merge({"name": name}, OmegaConf.to_container(config))
 
@@ -221,7 +221,7 @@ class Config:
             return None
 
     def _shipped(self, files: Mapping[str, str] | None, kind: str, where: str, what: str) -> DictConfig | None:
-        """Return the YAML file of a class for `kind`, an empty one where the class has none; None if it is unknown."""
+        """Return the YAML that a class ships for `kind`, empty without any; None: unknown."""
         if not files:
             return None if files is None else OmegaConf.create()
         if kind in files:
@@ -230,7 +230,7 @@ class Config:
         return None
 
     def _check_values(self, node: DictConfig, where: str) -> None:
-        """Report unset keys, the placeholder paths of the shipped files, and interpolations that lead nowhere."""
+        """Report unset keys, placeholder paths, and interpolations that lead nowhere."""
         for key in node:
             path = f"{where}.{key}"
             if OmegaConf.is_missing(node, key):

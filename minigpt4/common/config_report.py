@@ -25,18 +25,18 @@ class Problem:
 
     @classmethod
     def parse(cls, text: object, section: str) -> "Problem":
-        """Return the Problem of a text `key: message`; without a key of `section` it is one of `section` itself."""
+        """Return the Problem of a text `key: message`; `section` is the key where none is named."""
         key, *message = str(text).split(": ", 1)
         return cls(key, *message) if message and is_in(key, section) else cls(section, str(text))
 
 
 def is_in(key: str, section: str) -> bool:
-    """Return whether a full key is `section` or lies below it: `run.seed` is in `run`, `running.seed` is not."""
+    """Return whether a full key is `section` or below: run.seed is in run, running.seed is not."""
     return f"{key}.".startswith(f"{section}.")
 
 
 class ConfigError(ValueError):
-    """All problems found in a configuration: `problems`, a list of Problem. Its text has one on each line."""
+    """All that is wrong with a configuration, as `problems`, a list of Problem."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -47,8 +47,8 @@ class ConfigError(ValueError):
 class Report:
     """Collects `problems` (a list of Problem) and `warnings` (of text).
 
-    Problems with what a value names (a missing file) go to `unopened` {key: its first Problem} instead, where one of
-    the patterns `unopened` fits the key.
+    Where one of the patterns `unopened` fits the key, problems with what its value names (a missing
+    file) go to `unopened` {key: first Problem} instead.
     """
 
     def __init__(self, unopened: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ class Report:
                 nodes.append((f"{where}{key.value}.", value))
 
     def add(self, key: str, message: str, is_content: bool = False) -> None:
-        """Add a problem; `is_content`: nothing is wrong with the value itself, but with what it names."""
+        """Add a problem; `is_content`: one with what the value names, not with the value."""
         problem = Problem(key, message, self.places.get(key, ""))
         if is_content and any(fnmatch(key, pattern) for pattern in self._patterns):
             self.unopened.setdefault(key, problem)
@@ -77,7 +77,7 @@ class Report:
             self.problems.append(problem)
 
     def add_found(self, problems: Iterable[Problem | str], section: str) -> None:
-        """Add what a class found in its section: Problems, or texts `key: message` of a class of the user's own."""
+        """Add what a class found in its section: Problems, or texts `key: message`."""
         for found in problems:
             problem = found if isinstance(found, Problem) else Problem.parse(found, section)
             self.add(problem.key, problem.message, is_content=True)

@@ -18,7 +18,7 @@ SECTIONS = ("env", "model", "datasets", "run")
 
 
 def load_yaml(path: str | Path) -> DictConfig:
-    """Return a YAML file as a DictConfig. Raises ConfigError if it is absent, no YAML, or no mapping."""
+    """Return a YAML file. Raises ConfigError if it is absent, no YAML, or no mapping."""
     try:
         loaded = OmegaConf.load(path)
         if isinstance(loaded, DictConfig):
@@ -38,7 +38,7 @@ def load_yaml(path: str | Path) -> DictConfig:
 
 
 def apply_options(user: DictConfig, options: Sequence[str] | None, report: Report) -> None:
-    """Overlay `--options`, given as `key=value` items or as `key value` pairs, on the user's configuration."""
+    """Overlay `--options`, items `key=value` or pairs `key value`, on the user's configuration."""
     options = list(options or ())
     # the first item says which of the two spellings it is
     if options and "=" in options[0]:
@@ -60,14 +60,14 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
 
 
 def _option_value(text: str) -> Any:
-    """Return the value of an option as YAML reads it, except that an unquoted `#` is text, never a comment."""
+    """Return the value of an option as YAML reads it, but an unquoted `#` begins no comment."""
     if "#" in text and not text.startswith(("'", '"', "[", "{")):
         return text
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
 
 
 def typed(section: DictConfig, schema: type, where: str, report: Report) -> DictConfig:
-    """Return `section` as a structured config of the dataclass `schema`; keys that do not fit are reported."""
+    """Return `section` as a structured config of a dataclass; keys that do not fit are reported."""
     config = OmegaConf.structured(schema)
     hints = typing.get_type_hints(schema)
     dead = getattr(schema, "DEAD_KEYS", {})
@@ -109,7 +109,7 @@ def _describe(hint: Any) -> str:
 
 
 def hide_secrets(node: Any) -> Any:
-    """Return plain containers whose addresses have no user, password and query; one with `${..}` stays as it is."""
+    """Return containers whose addresses lack user, password and query; `${..}` stays as it is."""
     if isinstance(node, dict):
         return {key: hide_secrets(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""The key `imports` of a configuration: modules of the user's own, whose classes register themselves by name."""
+"""The key `imports` of a configuration: the user's own modules, whose classes register themselves."""
 
 import importlib
 import sys
@@ -7,20 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config_report import Report, is_in
+from minigpt4.common.config_report import Report
 
 _NOT_OWN = (
     "<frozen",
     str(Path(importlib.__file__).parent),
     str(Path(__file__).parent),
-)  # files that are not the user's
+)  # no user's files
 
 
 def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[str]:
-    """Import the modules of the list `names` (or of one name) and return it; what cannot be imported is reported.
+    """Import the modules of the list `names` (or of one name) and return it; report what fails.
 
-    `folders` are searched, in their order, after all that Python finds anyway, so that a file in one of them never
-    takes the place of an installed package. They stay on sys.path for what the modules import later.
+    `folders` are searched, in their order, after all that Python finds anyway: no file in one of them
+    hides an installed package. They stay on sys.path, for what the modules import later.
     """
     names = names if isinstance(names, list) else [names]
     places = [str(folder) for folder in folders]
@@ -32,21 +32,19 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
             continue
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # whatever the user's code does when it is imported
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             report.add("imports", _reason(name, error, places))
     return names
 
 
 def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:
     """Return why a module could not be imported, and what to do."""
-    if isinstance(error, ModuleNotFoundError) and error.name and is_in(name, error.name):
+    what = f"'{name}' cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+    # the lines of the user's code on the way to the error; a module that is not there has none
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.startswith(_NOT_OWN)]
+    if isinstance(error, ModuleNotFoundError) and not frames:
         looked = " and ".join(f"'{place}'" for place in places)
-        return (
-            f"no module '{error.name}' among what is installed or in {looked}; install it, or put it beside the YAML "
-            "file or into the current folder"
-        )
-    # the innermost line of the user's code; a SyntaxError has none, but names file and line itself
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_OWN)]
+        return f"{what}; install it, or put it into the folder of the YAML file or the current one ({looked})"
     at = f", at {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"'{name}' fails when it is imported: {what}{at}; mend it, or take it out of the list"
+    return f"{what}{at}; correct it, or take it out of the list"

@@ -1,8 +1,7 @@
 """Names in YAML files -> classes. Nothing else is stored here.
 
-`@registry.register_model("mini_gpt4")` beside a class files it, `registry.get_model_class("mini_gpt4")` finds it from
-anywhere: the first look-up of a kind imports the package in which that kind lives (`_HOMES`), whose `__init__` names
-every class it offers.
+`@registry.register_model("mini_gpt4")` beside a class files it, `registry.get_model_class("mini_gpt4")`
+finds it: the first look-up of a kind imports its home (`_HOMES`), whose `__init__` names every class.
 """
 
 import importlib
@@ -38,7 +37,7 @@ class Registry:
         self._classes: dict[str, dict[str, type]] = {kind: {} for kind in _HOMES}
 
     def register(self, kind: str, name: str) -> Callable[[type], type]:
-        """Return a decorator that files a class under `name`; a second class under a taken name is refused."""
+        """Return a decorator that files a class under `name`; a taken name is refused."""
 
         def decorate(cls: type) -> type:
             holder = self._classes[kind].setdefault(name, cls)

@@ -9,7 +9,7 @@ from minigpt4.common.config_report import Problem
 
 
 def expand_path(path: str | Path) -> Path:
-    """Return `path` as a Path with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD."""
+    """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD."""
     return Path(os.path.expandvars(str(path))).expanduser()
 
 
@@ -19,7 +19,7 @@ def is_url(path: str | Path) -> bool:
 
 
 def without_secrets(path_or_url: str | Path) -> str:
-    """Return a path, or an address without what may be secret in it (user, password, query), to be shown."""
+    """Return a path, or an address without user, password and query, to be shown."""
     address = urlparse(str(path_or_url))
     if not is_url(path_or_url) or not (address.query or "@" in address.netloc):
         return str(path_or_url)
@@ -36,7 +36,7 @@ def cached_path(path_or_url: str | Path) -> Path:
 
 
 def missing_file(path_or_url: str | Path, where: str) -> Problem | None:
-    """Return the Problem of key `where` if a local path is no file, else None (a URL may be downloaded)."""
+    """Return the Problem of key `where` if a local path is no file, else None; URLs are not tried."""
     path = cached_path(path_or_url)
     if is_url(path_or_url) or path.is_file():
         return None
@@ -48,13 +48,11 @@ def missing_file(path_or_url: str | Path, where: str) -> Problem | None:
 
 
 def resolve_file(path_or_url: str | Path, where: str) -> Path:
-    """Return the local path of a file named by path or URL, downloading it once per machine if need be.
+    """Return the local path of a file named by path or URL, downloaded once per machine.
 
-    A URL may end in ``#sha256=<hex>``; the downloaded file is then kept only if it has that hash. `where` is the
-    configuration key that messages name.
-
-    Raises FileNotFoundError if a path leads nowhere, ValueError if a download is a web page or has another hash,
-    OSError if the download failed.
+    A URL may end in `#sha256=<hex>`: the download is then kept only if it has that hash. `where` is
+    the configuration key that messages name. Raises FileNotFoundError if a path leads nowhere,
+    ValueError if a download is a web page or has another hash, OSError if the download failed.
     """
     if problem := missing_file(path_or_url, where):
         raise FileNotFoundError(str(problem))
@@ -65,7 +63,7 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
 
 
 def check_not_html(path: str | Path, where: str) -> None:
-    """Raise ValueError if the file at `path` is a web page, as a failed download or a dead link leaves behind."""
+    """Raise ValueError if the file at `path` is a web page, as a dead link leaves behind."""
     with open(path, "rb") as file:
         head = file.read(256).lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
@@ -79,7 +77,7 @@ def _download(url: str, path: Path, where: str) -> None:
     from iopath.common.file_io import file_lock
 
     address, fragment = urldefrag(url)
-    with file_lock(str(path)):  # the ranks of one machine share the file: one downloads, the others find it there
+    with file_lock(str(path)):  # of all ranks of a machine one downloads
         if path.is_file():
             return
         fresh = Path(f"{path}.partial")

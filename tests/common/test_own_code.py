@@ -68,8 +68,8 @@ def test_a_module_that_fails_says_why_and_where(file, tmp_path):
     (tmp_path / file).write_text(text)
     name = file.removesuffix(".py")
     (message,) = problems_of([name], tmp_path)
-    assert message.startswith(f"'{name}' fails when it is imported: {reason}")
-    assert message.endswith("; mend it, or take it out of the list")
+    assert message.startswith(f"'{name}' cannot be imported: {reason}")
+    assert message.endswith("; correct it, or take it out of the list")
     assert line is None or f", at {tmp_path / file} line {line};" in message
 
 
@@ -88,12 +88,11 @@ def test_what_is_no_list_of_names(names, message):
 
 
 def test_a_module_that_is_not_there(tmp_path):
-    looked = f"among what is installed or in '{tmp_path}' and '/x'; "
-    looked += "install it, or put it beside the YAML file or into the current folder"
-    folders = (tmp_path, Path("/x"))
-    assert problems_of(["own_absent.code"], *folders) == [f"no module 'own_absent' {looked}"]
+    todo = f"install it, or put it into the folder of the YAML file or the current one ('{tmp_path}' and '/x')"
     (tmp_path / "own_here").mkdir()
-    assert problems_of(["own_here.code"], *folders) == [f"no module 'own_here.code' {looked}"]
+    for name, missing in (("own_absent.code", "own_absent"), ("own_here.code", "own_here.code")):
+        reason = f"ModuleNotFoundError: No module named '{missing}'"
+        assert problems_of([name], tmp_path, Path("/x")) == [f"'{name}' cannot be imported: {reason}; {todo}"]
 
 
 def test_problems_of_imports_stand_in_the_one_report(tmp_path):
@@ -102,7 +101,9 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Config(Namespace(cfg_path=path, options=["run.task=own_task"]))
     imports, arch, task, seed = caught.value.problems
-    assert (imports.key, imports.place) == ("imports", "c.yaml line 1") and "no module 'own_absent'" in str(imports)
+    assert (imports.key, imports.place) == ("imports", "c.yaml line 1") and "No module named 'own_absent'" in str(
+        imports
+    )
     assert arch == Problem(
         "model.arch",
         "unknown model architecture 'own_model'; known: mini_gpt4. Add one in minigpt4/models/__init__.py, or in a "
