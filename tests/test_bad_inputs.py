@@ -40,7 +40,7 @@ def options_of(**pairs):
 JPEG = jpeg_bytes(picture(1))
 
 
-def break_pictures(folder):
+def break_images(folder):
     for path in (folder / "image").iterdir():
         path.write_bytes(b"no image")
 
@@ -534,7 +534,7 @@ ROWS = [
         [
             "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file as JPEG, PNG, WEBP, GIF, BMP, TIFF); see dataset/README_2_STAGE.md"
         ],
-        make=align(break_pictures),
+        make=align(break_images),
         code=1,
     ),
     Bad(

@@ -51,9 +51,9 @@ def with_texts(example, home, rows):
     names = re.findall(r"(my_pictures/\S+\.(?:jpg|png))\s+(my_pictures/\S+\.txt): ", example)
     assert len(names) == 2
     for index, (jpeg, caption, *_) in enumerate(rows):
-        picture, text = (home / name.replace(".", f"{index}.") for name in names[index % 2])
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(jpeg)
+        image, text = (home / name.replace(".", f"{index}.") for name in names[index % 2])
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(jpeg)
         text.write_text(caption)
 
 

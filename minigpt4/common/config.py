@@ -198,13 +198,14 @@ class Config:
             return settings
         known = [field.name for field in dataclasses.fields(cls.Config)]
         filled = {key: value for key, value in defaults.items() if key in known and given.get(key) is None}
-        size, wanted = given.get("image_size"), defaults.get("image_size")
-        if isinstance(size, int) and wanted not in (None, size):
+        config = OmegaConf.to_container(typed(OmegaConf.create(given | filled), cls.Config, where, self.report))
+        # an interpolation, still text here, is taken at its word
+        size, wanted = config.get("image_size"), defaults.get("image_size")
+        if isinstance(size, int) and wanted not in (None, size) and self.report.is_clean(where):
             message = f"{size}, but the model takes images of {wanted} pixels; "
             message += "remove the line, or make it agree with model.image_size"
             self.report.add(f"{where}.image_size", message)
-        config = typed(OmegaConf.create(given | filled), cls.Config, where, self.report)
-        return OmegaConf.merge({"name": name}, OmegaConf.to_container(config))
+        return OmegaConf.merge({"name": name}, config)
 
     def _run(self, user: DictConfig) -> DictConfig:
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):

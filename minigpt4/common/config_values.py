@@ -114,4 +114,5 @@ def hide_secrets(node: Any) -> Any:
         return {key: hide_secrets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [hide_secrets(value) for value in node]
-    return without_secrets(node) if isinstance(node, str) and "${" not in node else node
+    is_address = isinstance(node, str) and node.startswith("http") and "${" not in node
+    return without_secrets(node) if is_address else node

@@ -144,6 +144,9 @@ def test_a_size_that_is_not_the_models_is_a_problem(read):
     expected = "datasets.a.vis_processor.train.image_size: 112, but the model takes images of 224 pixels; "
     expected += "remove the line, or make it agree with model.image_size (c.yaml line 3)"
     assert problems_of(read, section) == [expected]
+    assert problems_of(read, section.replace("112", "big")) == [
+        "datasets.a.vis_processor.train.image_size: 'big' (str) is not an integer (c.yaml line 3)"
+    ]
     # with a model section that cannot be read nobody knows the model's size
     assert problems_of(read, section, "model.max_txt_len=x") == [
         "model.max_txt_len: 'x' (str) is not an integer (--options)"
