@@ -40,4 +40,4 @@ def _picture_processor(cfg, registry):
         named = section.vis_processor.eval or section.vis_processor.train
         if named:
             return registry.get_processor_class(named["name"]).from_config(named)
-    return registry.get_processor_class("blip2_image_eval").from_config({"image_size": cfg.model_cfg.image_size})
+    return registry.get_processor_class("blip2_image_eval").from_config(cfg.image_settings)

@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import os
+import sys
 
 # Before torch is imported, here and in the programs that tests start: the models are tiny, and on a busy machine
 # threads that spin while they wait make them many times slower.
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from minigpt4.common.registry import registry
 from tests.small_release import write_small_release
 
 
@@ -16,6 +18,20 @@ from tests.small_release import write_small_release
 def release(tmp_path_factory):
     """Small files of the released layout, written once; tests that damage a file do it in a copy."""
     return write_small_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def own_code(monkeypatch):
+    """Take back what a test puts on sys.path, imports (my_.., own_..) and registers."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for kind in registry._classes:
+        registry.names(kind)  # imports what is shipped, so that it stays registered
+    monkeypatch.setattr(registry, "_classes", {kind: dict(known) for kind, known in registry._classes.items()})
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("my_", "own_")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

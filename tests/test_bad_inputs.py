@@ -40,7 +40,7 @@ def options_of(**pairs):
 JPEG = jpeg_bytes(picture(1))
 
 
-def break_pictures(folder):
+def break_images(folder):
     for path in (folder / "image").iterdir():
         path.write_bytes(b"no image")
 
@@ -196,7 +196,7 @@ ROWS = [
     Bad("a folder", ["--cfg-path: 'train_configs' is a folder; give a YAML file"], yaml="train_configs"),
     Bad(
         "not YAML",
-        ["--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 26; look at brackets, quotes, indentation"],
+        ["--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 25; look at brackets, quotes, indentation"],
         text=("run:\n", "run: [\n"),
     ),
     Bad(
@@ -239,7 +239,7 @@ ROWS = [
     ),
     Bad(
         "a number that is a word",
-        ["run.init_lr: 'fast' (str) is not a float or null (config.yaml line 27)"],
+        ["run.init_lr: 'fast' (str) is not a float or null (config.yaml line 26)"],
         text=("init_lr: 3e-5", "init_lr: fast"),
     ),
     Bad(
@@ -264,7 +264,7 @@ ROWS = [
     Bad(
         "unknown architecture",
         [
-            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py (--options)"
+            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["model.arch=minigpt5"],
     ),
@@ -276,7 +276,7 @@ ROWS = [
     Bad(
         "unknown builder of own data",
         [
-            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py (--options)"
+            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["datasets.cc_sbu_align.builder=image_text_json"],
     ),
@@ -323,14 +323,14 @@ ROWS = [
     Bad(
         "unknown dataset",
         [
-            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
+            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module]; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
         ],
         text=("cc_sbu_align:", "cc_sbu_alignn:"),
     ),
     Bad(
         "unknown processor",
         [
-            "datasets.cc_sbu_align.vis_processor.train.name: unknown processor 'blip3_image_train'; known: blip2_image_eval, blip2_image_train, blip_caption. Did you mean 'blip2_image_train'? Add one in minigpt4/processors/__init__.py (--options)"
+            "datasets.cc_sbu_align.vis_processor.train.name: unknown processor 'blip3_image_train'; known: blip2_image_eval, blip2_image_train, blip_caption. Did you mean 'blip2_image_train'? Add one in minigpt4/processors/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["datasets.cc_sbu_align.vis_processor.train.name=blip3_image_train"],
     ),
@@ -342,21 +342,21 @@ ROWS = [
     Bad(
         "unknown task",
         [
-            "run.task: unknown task 'image_text_pretrian'; known: image_text_pretrain. Did you mean 'image_text_pretrain'? Add one in minigpt4/tasks/__init__.py (--options)"
+            "run.task: unknown task 'image_text_pretrian'; known: image_text_pretrain. Did you mean 'image_text_pretrain'? Add one in minigpt4/tasks/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["run.task=image_text_pretrian"],
     ),
     Bad(
         "unknown runner",
         [
-            "run.runner: unknown runner 'runner_iter'; known: runner_base. Did you mean 'runner_base'? Add one in minigpt4/runners/__init__.py (--options)"
+            "run.runner: unknown runner 'runner_iter'; known: runner_base. Did you mean 'runner_base'? Add one in minigpt4/runners/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["run.runner=runner_iter"],
     ),
     Bad(
         "unknown schedule",
         [
-            "run.lr_sched: unknown learning-rate schedule 'cosine'; known: linear_warmup_cosine_lr, linear_warmup_step_lr. Add one in minigpt4/common/optims.py (--options)"
+            "run.lr_sched: unknown learning-rate schedule 'cosine'; known: linear_warmup_cosine_lr, linear_warmup_step_lr. Add one in minigpt4/common/optims.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
         ],
         ["run.lr_sched=cosine"],
     ),
@@ -410,6 +410,13 @@ ROWS = [
         "a folder as checkpoint",
         ["model.ckpt: no file at '{tmp}' (found a folder); give the path of the file or its URL (--options)"],
         ["model.ckpt={tmp}"],
+    ),
+    Bad(
+        "weights in the folder's old place",
+        [
+            "model.vit_ckpt: no file at 'minigpt4/embedded/weights/eva_vit.safetensors' (found nothing); the folder minigpt4/embedded is now minigpt4/quickstart (--options)"
+        ],
+        ["model.vit_ckpt=minigpt4/embedded/weights/eva_vit.safetensors"],
     ),
     Bad(
         "no checkpoint to resume",
@@ -527,7 +534,7 @@ ROWS = [
         [
             "error: cc_sbu_align: 3 of the first 3 samples were unusable (3 bad_image; last: 1 UnidentifiedImageError: cannot identify image file as JPEG, PNG, WEBP, GIF, BMP, TIFF); see dataset/README_2_STAGE.md"
         ],
-        make=align(break_pictures),
+        make=align(break_images),
         code=1,
     ),
     Bad(
@@ -730,10 +737,10 @@ ROWS = [
     Bad(
         "an image size of two minds",
         [
-            "error: image: [12, 3, 224, 224]; expected [B, 3, 42, 42]: the processors' image_size must be model.image_size"
+            "datasets.cc_sbu_align.vis_processor.train.image_size: 224, but the model takes images of 42 pixels; remove the line, or make it agree with model.image_size (config.yaml line 18)"
         ],
         ["model.image_size=42"],
-        code=1,
+        text=('"blip2_image_train"', '"blip2_image_train"\n        image_size: 224'),
     ),
 ]
 

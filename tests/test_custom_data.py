@@ -51,9 +51,9 @@ def with_texts(example, home, rows):
     names = re.findall(r"(my_pictures/\S+\.(?:jpg|png))\s+(my_pictures/\S+\.txt): ", example)
     assert len(names) == 2
     for index, (jpeg, caption, *_) in enumerate(rows):
-        picture, text = (home / name.replace(".", f"{index}.") for name in names[index % 2])
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(jpeg)
+        image, text = (home / name.replace(".", f"{index}.") for name in names[index % 2])
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(jpeg)
         text.write_text(caption)
 
 
@@ -119,6 +119,11 @@ def tar_files(example, home, rows):
         write_tar(home / f"shards/{shard:05d}.tar", members)
 
 
+def with_own_code(example, home, rows):
+    (home / "my_code.py").write_text(example)
+    with_texts(SECTIONS["A folder of images with texts"][0], home, rows)
+
+
 MAKERS = {
     "A folder of images with texts": with_texts,
     "A folder of images with a captions file": with_table,
@@ -126,6 +131,7 @@ MAKERS = {
     "COCO captions": coco,
     "LLaVA conversations": llava,
     "Tar files": tar_files,
+    "Code of your own": with_own_code,
 }
 
 
@@ -166,7 +172,7 @@ def run(release, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_documented_section_trains(name, rows, tmp_path, run, capsys):
+def test_the_documented_section_trains(name, rows, tmp_path, run, capsys, own_code):
     example, section = SECTIONS[name]
     MAKERS[name](example, tmp_path, rows)
     folder = run(yaml.safe_load(section))

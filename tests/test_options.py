@@ -3,14 +3,15 @@
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt4.common.config import _apply_options, _Report
+from minigpt4.common.config_report import Report
+from minigpt4.common.config_values import apply_options
 
 
 def applied(*options, user=None):
     user = OmegaConf.create(user or {"run": {"max_epoch": 4}})
-    report = _Report()
-    _apply_options(user, options, report)
-    return OmegaConf.to_container(user), report.problems
+    report = Report()
+    apply_options(user, options, report)
+    return OmegaConf.to_container(user), [str(problem) for problem in report.problems]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.registry import registry
+from minigpt4.runners.run_state import differences
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
 from tests.training import runner, settings, tiny_model
@@ -191,6 +192,18 @@ def test_moved_data_and_more_epochs_are_no_other_settings(tmp_path, storages, cu
     other.train()
     assert other.output_dir == cut_run.output_dir
     assert list(steps_of(other)) == list(range(21))
+
+
+def test_what_the_vision_tower_gives_by_now_is_no_other_setting(cut_run):
+    saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
+    ours = cut_run.config.to_dict() | {"imports": ["own.code"]}
+    ours["datasets"]["laion"]["vis_processor"]["train"]["mean"] = [0.5, 0.5, 0.5]
+    cut_run.config.to_dict = lambda: ours
+    assert differences(saved["progress"], saved["config"], cut_run) == []
+    saved["config"]["datasets"]["laion"]["vis_processor"]["train"]["mean"] = [0.4, 0.4, 0.4]
+    assert differences(saved["progress"], saved["config"], cut_run) == [
+        "datasets.laion.vis_processor.train.mean: [0.5, 0.5, 0.5], the checkpoint has [0.4, 0.4, 0.4]"
+    ]
 
 
 def test_a_checkpoint_of_the_five_keys_of_2023_is_gone_on_with_after_its_epoch(tmp_path, storages, cut_run):

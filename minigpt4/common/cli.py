@@ -1,16 +1,18 @@
-"""What the programs share: a user's mistake ends in a message and an exit code, a bug in a traceback."""
+"""What the programs share: a user's mistake ends in a message, a bug in a traceback."""
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from minigpt4.common.config import ConfigError
+from minigpt4.common.config_report import ConfigError
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the program in good order; the message says what was saved."""
 
-    def __init__(self, message, exit_code):
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -18,12 +20,12 @@ class Interrupted(KeyboardInterrupt):
 _OWN_CODE = Path(__file__).resolve().parents[1]
 
 
-def run_program(program, *args):
-    """Return the exit code of ``program(*args)``: 0, 2 for a configuration that was refused, 1 for another mistake.
+def run_program(program: Callable[..., int | None], *args: Any) -> int:
+    """Return the exit code of `program(*args)`: 0; 2: configuration refused; 1: another mistake.
 
     A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM).
 
-    Errors that this package or the program's own file raises are messages written for the user and are printed as
+    Errors that this package or the program's own file raises are messages for the user, printed as
     such. An error that comes out of a library is unexpected, and keeps its traceback.
     """
     try:
@@ -41,6 +43,6 @@ def run_program(program, *args):
         return getattr(error, "exit_code", 130)
 
 
-def _raised_by_us(error, program):
+def _raised_by_us(error: Exception, program: Callable) -> bool:
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     return origin.is_relative_to(_OWN_CODE) or origin == Path(program.__code__.co_filename).resolve()

@@ -1,20 +1,13 @@
 """Names in YAML files -> classes. Nothing else is stored here.
 
-A class is registered by a decorator beside it::
-
-    @registry.register_model("mini_gpt4")
-    class MiniGPT4(BaseModel): ...
-
-and found again by name, from anywhere, without an import for its side effects::
-
-    registry.get_model_class("mini_gpt4")
-
-The first look-up of a kind imports the package in which that kind lives (``_HOMES``), whose ``__init__`` names
-every class it offers.
+`@registry.register_model("mini_gpt4")` beside a class files it, `registry.get_model_class("mini_gpt4")`
+finds it: the first look-up of a kind imports its home (`_HOMES`), whose `__init__` names every class.
 """
 
 import importlib
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partialmethod
 
 from minigpt4.common.startup import startup
 
@@ -22,7 +15,7 @@ from minigpt4.common.startup import startup
 class RegistryError(KeyError):
     """An unknown or doubly registered name; the message says what is known and where to add one."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.args[0]
 
 
@@ -40,13 +33,13 @@ _HOMES = {
 class Registry:
     """One table a kind; ``register_<kind>(name)`` decorates, ``get_<kind>_class(name)`` finds."""
 
-    def __init__(self):
-        self._classes = {kind: {} for kind in _HOMES}
+    def __init__(self) -> None:
+        self._classes: dict[str, dict[str, type]] = {kind: {} for kind in _HOMES}
 
-    def register(self, kind, name):
-        """Return a decorator that files a class under `name`; a second class under a taken name is refused."""
+    def register(self, kind: str, name: str) -> Callable[[type], type]:
+        """Return a decorator that files a class under `name`; a taken name is refused."""
 
-        def decorate(cls):
+        def decorate(cls: type) -> type:
             holder = self._classes[kind].setdefault(name, cls)
             if holder is not cls:
                 raise RegistryError(
@@ -57,7 +50,7 @@ class Registry:
 
         return decorate
 
-    def get(self, kind, name):
+    def get(self, kind: str, name: str) -> type:
         """Return the class filed under `name`. Raises RegistryError that lists every known name."""
         home, label = _HOMES[kind]
         with startup.phase("imports"):
@@ -66,71 +59,33 @@ class Registry:
         if name not in known:
             close = get_close_matches(str(name), known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
+            file = home.replace(".", "/") + (".py" if kind == "lr_scheduler" else "/__init__.py")
             raise RegistryError(
-                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} "
-                f"Add one in {home.replace('.', '/')}{'.py' if kind == 'lr_scheduler' else '/__init__.py'}"
+                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} Add one in {file}, or in a module "
+                "of your own that the configuration names under imports: [my_package.my_module]"
             )
         return known[name]
 
-    def names(self, kind):
+    def names(self, kind: str) -> list[str]:
         """Return the sorted names registered under `kind`."""
         importlib.import_module(_HOMES[kind][0])
         return sorted(self._classes[kind])
 
     # The names that users' code calls (2023 release).
-    def register_model(self, name):
-        return self.register("model", name)
-
-    def register_builder(self, name):
-        return self.register("builder", name)
-
-    def register_processor(self, name):
-        return self.register("processor", name)
-
-    def register_task(self, name):
-        return self.register("task", name)
-
-    def register_runner(self, name):
-        return self.register("runner", name)
-
-    def register_lr_scheduler(self, name):
-        return self.register("lr_scheduler", name)
-
-    def get_model_class(self, name):
-        return self.get("model", name)
-
-    def get_builder_class(self, name):
-        return self.get("builder", name)
-
-    def get_processor_class(self, name):
-        return self.get("processor", name)
-
-    def get_task_class(self, name):
-        return self.get("task", name)
-
-    def get_runner_class(self, name):
-        return self.get("runner", name)
-
-    def get_lr_scheduler_class(self, name):
-        return self.get("lr_scheduler", name)
-
-    def list_models(self):
-        return self.names("model")
-
-    def list_datasets(self):
-        return self.names("builder")
-
-    def list_processors(self):
-        return self.names("processor")
-
-    def list_tasks(self):
-        return self.names("task")
-
-    def list_runners(self):
-        return self.names("runner")
-
-    def list_lr_schedulers(self):
-        return self.names("lr_scheduler")
+    register_model = partialmethod(register, "model")
+    register_builder = partialmethod(register, "builder")
+    register_processor = partialmethod(register, "processor")
+    register_task = partialmethod(register, "task")
+    register_runner = partialmethod(register, "runner")
+    register_lr_scheduler = partialmethod(register, "lr_scheduler")
+    get_model_class = partialmethod(get, "model")
+    get_builder_class = partialmethod(get, "builder")
+    get_processor_class = partialmethod(get, "processor")
+    get_task_class = partialmethod(get, "task")
+    get_runner_class = partialmethod(get, "runner")
+    get_lr_scheduler_class = partialmethod(get, "lr_scheduler")
+    list_models = partialmethod(names, "model")
+    list_processors = partialmethod(names, "processor")
 
 
 registry = Registry()

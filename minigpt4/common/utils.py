@@ -3,71 +3,67 @@
 import hashlib
 import os
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import urldefrag, urlparse
 
-_SHA256 = "sha256="
+from minigpt4.common.config_report import Problem
 
 
-def expand_path(path):
-    """Return `path` as a Path with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD."""
+def expand_path(path: str | Path) -> Path:
+    """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD."""
     return Path(os.path.expandvars(str(path))).expanduser()
 
 
-def is_url(path):
+def is_url(path: str | Path) -> bool:
     """Return whether `path` is an http(s) address."""
     return urlparse(str(path)).scheme in ("http", "https")
 
 
-def without_secrets(path_or_url):
-    """Return a path, or an address without what may be secret in it (user, password, query), to be shown."""
+def without_secrets(path_or_url: str | Path) -> str:
+    """Return a path, or an address without user, password and query, to be shown."""
     address = urlparse(str(path_or_url))
     if not is_url(path_or_url) or not (address.query or "@" in address.netloc):
         return str(path_or_url)
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 
-def torch_hub_checkpoints():
-    """Return the folder in which torch.hub, and so the 2023 release, keeps downloaded checkpoints."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return expand_path(os.environ.get("TORCH_HOME", f"{cache}/torch")) / "hub" / "checkpoints"
-
-
-def cached_path(path_or_url):
+def cached_path(path_or_url: str | Path) -> Path:
     """Return where a file is, or would be once downloaded, without touching the network."""
     if not is_url(path_or_url):
         return expand_path(path_or_url)
-    return torch_hub_checkpoints() / Path(urlparse(path_or_url).path).name
+    # where torch.hub, and so the 2023 release, keeps what it downloads
+    cache = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
+    return expand_path(cache) / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
 
 
-def missing_file(path_or_url, where):
-    """Return a problem line if `path_or_url` is a local path that is no file, else None (a URL may be downloaded)."""
+def missing_file(path_or_url: str | Path, where: str) -> Problem | None:
+    """Return the Problem of key `where` if a local path is no file, else None; URLs are not tried."""
     path = cached_path(path_or_url)
     if is_url(path_or_url) or path.is_file():
         return None
     found = "a folder" if path.is_dir() else "nothing"
-    return f"{where}: no file at '{path}' (found {found}); give the path of the file or its URL"
+    hint = "give the path of the file or its URL"
+    if "minigpt4/embedded/" in path.as_posix():
+        hint = "the folder minigpt4/embedded is now minigpt4/quickstart"
+    return Problem(where, f"no file at '{path}' (found {found}); {hint}")
 
 
-def resolve_file(path_or_url, where):
-    """Return the local path of a file named by path or URL, downloading it once per machine if need be.
+def resolve_file(path_or_url: str | Path, where: str) -> Path:
+    """Return the local path of a file named by path or URL, downloaded once per machine.
 
-    A URL may end in ``#sha256=<hex>``; the downloaded file is then kept only if it has that hash. `where` is the
-    configuration key that messages name.
-
-    Raises FileNotFoundError if a path leads nowhere, ValueError if a download is a web page or has another hash,
-    OSError if the download failed.
+    A URL may end in `#sha256=<hex>`: the download is then kept only if it has that hash. `where` is
+    the configuration key that messages name. Raises FileNotFoundError if a path leads nowhere,
+    ValueError if a download is a web page or has another hash, OSError if the download failed.
     """
-    problem = missing_file(path_or_url, where)
-    if problem:
-        raise FileNotFoundError(problem)
+    if problem := missing_file(path_or_url, where):
+        raise FileNotFoundError(str(problem))
     path = cached_path(path_or_url)
     if not path.is_file():
         _download(path_or_url, path, where)
     return path
 
 
-def check_not_html(path, where):
-    """Raise ValueError if the file at `path` is a web page, as a failed download or a dead link leaves behind."""
+def check_not_html(path: str | Path, where: str) -> None:
+    """Raise ValueError if the file at `path` is a web page, as a dead link leaves behind."""
     with open(path, "rb") as file:
         head = file.read(256).lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
@@ -76,20 +72,23 @@ def check_not_html(path, where):
         )
 
 
-def _download(url, path, where):
+def _download(url: str, path: Path, where: str) -> None:
     from iopath.common.download import download
     from iopath.common.file_io import file_lock
 
-    address, _, fragment = url.partition("#")
-    with file_lock(str(path)):  # the ranks of one machine share the file: one downloads, the others find it there
+    address, fragment = urldefrag(url)
+    with file_lock(str(path)):  # of all ranks of a machine one downloads
         if path.is_file():
             return
         fresh = Path(f"{path}.partial")
         try:
             download(address, str(path.parent), filename=fresh.name)
             check_not_html(fresh, where)
-            if fragment.startswith(_SHA256):
-                _check_sha256(fresh, fragment[len(_SHA256) :], where)
+            expected = fragment.removeprefix("sha256=")
+            if expected != fragment and (found := file_sha256(fresh)) != expected.lower():
+                raise ValueError(
+                    f"{where}: the downloaded file has sha256 {found}, expected {expected}; it was not kept"
+                )
             os.replace(fresh, path)
         except OSError as error:
             raise OSError(
@@ -100,16 +99,10 @@ def _download(url, path, where):
             fresh.unlink(missing_ok=True)
 
 
-def file_sha256(path):
+def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file as hexadecimal text."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _check_sha256(path, expected, where):
-    found = file_sha256(path)
-    if found != expected.lower():
-        raise ValueError(f"{where}: the downloaded file has sha256 {found}, expected {expected}; it was not kept")

@@ -110,7 +110,7 @@ def inspect(args: argparse.Namespace) -> int:
         args.output.write_text(page(*sheet(scans, preview, cfg, args)), encoding="utf-8")
         print(f"sheet: {args.output} ({sum(len(found.shown) for found in scans)} samples)")
     if unopened := cfg.report.unopened.values():
-        print("\n  ".join(["train.py would not start yet:", *unopened]))
+        print("\n  ".join(["train.py would not start yet:", *map(str, unopened)]))
     return int(any(found.error or found.missing for found in scans))
 
 

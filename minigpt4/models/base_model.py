@@ -1,12 +1,14 @@
 """What every model here has: a device, one place to freeze, one autocast decision, a table of its parts."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.image_format import ImageFormat
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
@@ -27,7 +29,14 @@ class Part(NamedTuple):
 class BaseModel(nn.Module):
     """A model with frozen parts that computes in `compute_dtype`."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file inside the package
+    @dataclass
+    class Config:
+        """The keys of the section `model`, with their defaults; a subclass adds its own."""
+
+        arch: str = REQUIRED
+        model_type: str | None = None
+
+    PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file, its path absolute or from the package's folder
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
 
@@ -42,6 +51,11 @@ class BaseModel(nn.Module):
     @classmethod
     def weight_files(cls, cfg: Any) -> list[Path]:
         """Return the files and folders that `from_config` will read, in that order."""
+        return []
+
+    @classmethod
+    def preflight(cls, cfg: Any, where: str) -> list[Problem]:
+        """Return what is wrong with the section `where` and the files that it names; nothing is loaded."""
         return []
 
     @classmethod

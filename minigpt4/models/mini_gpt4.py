@@ -56,7 +56,9 @@ class MiniGPT4(MiniGPTBase):
         return weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
 
     @classmethod
-    def image_format(cls, cfg: MiniGPT4Config) -> ImageFormat:
+    def image_format(cls, cfg: MiniGPT4Config) -> ImageFormat | None:
+        if cfg.vit_model not in VIT_MODELS:  # reported by preflight
+            return None
         tower = cls.tower(cfg)
         return ImageFormat(cfg.image_size or tower.image_size, tower.mean, tower.std)
 

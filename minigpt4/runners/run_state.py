@@ -23,9 +23,11 @@ _FREE_KEYS = (
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|dist_backend|world_size|rank|gpu)",
-    r"env\..+|datasets\.\w+\.(build_info|val)\..+",
+    r"imports|env\..+|datasets\.\w+\.(build_info|val)\..+",
     r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
+# Settings that checkpoints of before lack; they are now taken from the vision tower, whose files did not change.
+_FILLED_KEYS = r"datasets\.\w+\.vis_processor\.\w+\.(mean|std)"
 
 
 def progress(run, epoch, step, metrics_state, stats=None):
@@ -58,6 +60,7 @@ def differences(saved, config, run):
     lines = []
     for key in theirs | ours:
         is_new = key not in theirs and key.startswith("run.")  # a key that the program did not know then
+        is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
         if theirs.get(key) != ours.get(key) and not is_new and not any(re.fullmatch(free, key) for free in _FREE_KEYS):
             lines.append(f"{key}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
     return lines

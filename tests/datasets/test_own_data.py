@@ -174,7 +174,7 @@ def problems_of(tmp_path, text):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError) as error:
         config(tmp_path, text)
-    return [line for line in error.value.problems if line.startswith("datasets")]
+    return [str(problem) for problem in error.value.problems if problem.key.startswith("datasets")]
 
 
 def test_any_section_may_name_its_builder(tmp_path):
@@ -193,13 +193,15 @@ def test_any_section_may_name_its_builder(tmp_path):
 
 
 KNOWN = "known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset."
+ADD_ONE = "Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names "
+ADD_ONE += "under imports: [my_package.my_module]"
 WRONG_NAMES = {
     "  pets: {builder: image_text_foldr}\n": (
         f"datasets.pets.builder: unknown dataset builder 'image_text_foldr'; {KNOWN} Did you mean 'image_text_folder'? "
-        "Add one in minigpt4/datasets/builders/__init__.py (c.yaml line 3)"
+        f"{ADD_ONE} (c.yaml line 3)"
     ),
     "  pets: {build_info: {storage: x}}\n": (
-        f"datasets.pets: unknown dataset builder 'pets'; {KNOWN} Add one in minigpt4/datasets/builders/__init__.py; "
+        f"datasets.pets: unknown dataset builder 'pets'; {KNOWN} {ADD_ONE}; "
         "a section of any other name needs the key datasets.pets.builder (c.yaml line 3)"
     ),
     "  pets: {builder: image_text_folder, build_info: {storage: x, images: y}}\n": (

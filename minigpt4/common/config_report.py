@@ -1,0 +1,94 @@
+"""What is wrong with a configuration: one Problem a key, and where the user set that key."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something wrong with one key of a configuration, such as `datasets.laion.build_info.storage`.
+
+    `place`, which Config fills in, is where the key was set: "--options" or "config.yaml line 3".
+    """
+
+    key: str
+    message: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" + (f" ({self.place})" if self.place else "")
+
+    @classmethod
+    def parse(cls, text: object, section: str) -> "Problem":
+        """Return the Problem of a text `key: message`; `section` is the key where none is named."""
+        key, *message = str(text).split(": ", 1)
+        return cls(key, *message) if message and is_in(key, section) else cls(section, str(text))
+
+
+def is_in(key: str, section: str) -> bool:
+    """Return whether a full key is `section` or below: run.seed is in run, running.seed is not."""
+    return f"{key}.".startswith(f"{section}.")
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, as `problems`, a list of Problem."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        super().__init__("\n  ".join([f"{count} in the configuration:", *map(str, self.problems)]))
+
+
+class Report:
+    """Collects `problems` (a list of Problem) and `warnings` (of text).
+
+    Where one of the patterns `unopened` fits the key, problems with what its value names (a missing
+    file) go to `unopened` {key: first Problem} instead.
+    """
+
+    def __init__(self, unopened: Sequence[str] = ()) -> None:
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.unopened: dict[str, Problem] = {}
+        self.places: dict[str, str] = {}  # full key -> where the user set it
+        self._patterns = unopened
+
+    def locate(self, path: str | Path) -> None:
+        """Note the line of every key of a YAML file."""
+        file = Path(path)
+        nodes = [("", yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
+        while nodes:
+            where, node = nodes.pop()
+            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+                self.places[f"{where}{key.value}"] = f"{file.name} line {key.start_mark.line + 1}"
+                nodes.append((f"{where}{key.value}.", value))
+
+    def add(self, key: str, message: str, is_content: bool = False) -> None:
+        """Add a problem; `is_content`: one with what the value names, not with the value."""
+        problem = Problem(key, message, self.places.get(key, ""))
+        if is_content and any(fnmatch(key, pattern) for pattern in self._patterns):
+            self.unopened.setdefault(key, problem)
+        else:
+            self.problems.append(problem)
+
+    def add_found(self, problems: Iterable[Problem | str], section: str) -> None:
+        """Add what a class found in its section: Problems, or texts `key: message`."""
+        for found in problems:
+            problem = found if isinstance(found, Problem) else Problem.parse(found, section)
+            self.add(problem.key, problem.message, is_content=True)
+
+    def unknown(self, key: str, what: str, known: Iterable[object], guess: str | None = None) -> None:
+        """Add the problem that `what`, by default the last part of `key`, is not one of `known`."""
+        names = sorted(map(str, known))
+        close = get_close_matches(guess or key.rsplit(".", 1)[-1], names, n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}"
+        self.add(key, f"unknown {what}. {hint}")
+
+    def is_clean(self, section: str) -> bool:
+        """Return whether no problem lies in `section`."""
+        return not any(is_in(problem.key, section) for problem in self.problems)

@@ -1,0 +1,50 @@
+"""The key `imports` of a configuration: the user's own modules, whose classes register themselves."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.config_report import Report
+
+_NOT_OWN = (
+    "<frozen",
+    str(Path(importlib.__file__).parent),
+    str(Path(__file__).parent),
+)  # no user's files
+
+
+def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[str]:
+    """Import the modules of the list `names` (or of one name) and return it; report what fails.
+
+    `folders` are searched, in their order, after all that Python finds anyway: no file in one of them
+    hides an installed package. They stay on sys.path, for what the modules import later.
+    """
+    names = names if isinstance(names, list) else [names]
+    places = [str(folder) for folder in folders]
+    sys.path += [place for place in places if names and place not in sys.path]
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            example = "imports: [my_package.my_module]"
+            report.add("imports", f"{name!r} is no module's name; write {example}, without / and .py")
+            continue
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            report.add("imports", _reason(name, error, places))
+    return names
+
+
+def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:
+    """Return why a module could not be imported, and what to do."""
+    what = f"'{name}' cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+    # the lines of the user's code on the way to the error; a module that is not there has none
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if not frame.filename.startswith(_NOT_OWN)]
+    if isinstance(error, ModuleNotFoundError) and not frames:
+        looked = " and ".join(f"'{place}'" for place in places)
+        return f"{what}; install it, or put it into the folder of the YAML file or the current one ({looked})"
+    at = f", at {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
+    return f"{what}{at}; correct it, or take it out of the list"

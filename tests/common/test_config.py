@@ -1,0 +1,158 @@
+"""Config: problems by key, sections that do not hide each other, image sizes that follow the model."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.config import Config, ConfigError, Problem
+from minigpt4.common.config_report import is_in
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import missing_file
+from minigpt4.datasets.builders import LaionBuilder
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
+
+RUN = "run: {lr_sched: linear_warmup_cosine_lr, init_lr: 1e-3, min_lr: 0, weight_decay: 0, max_epoch: 1, device: cpu, "
+RUN += "batch_size_train: 2, num_workers: 0, iters_per_epoch: 1, output_dir: out}\n"
+TRAIN = "vis_processor: {train: {name: blip2_image_train}}"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Return a function that reads a YAML text, with a section `model` whose files are there."""
+    for name in ("config.json", "vit.pth", "blip2.pth"):
+        (tmp_path / name).write_text("{}")
+    model = f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna, llama_model: {tmp_path}, "
+    model += f"vit_ckpt: {tmp_path}/vit.pth, q_former_model: {tmp_path}/blip2.pth}}\n"
+
+    def read(text, *options, for_training=False):
+        path = tmp_path / "c.yaml"
+        path.write_text(model + text)
+        return Config(Namespace(cfg_path=path, options=list(options)), for_training)
+
+    return read
+
+
+def problems_of(read, *arguments, **settings):
+    with pytest.raises(ConfigError) as caught:
+        read(*arguments, **settings)
+    return [str(problem) for problem in caught.value.problems]
+
+
+# problems
+
+
+def test_a_typo_in_one_section_hides_nothing_of_another(read):
+    sections = f"  laion: {{build_info: {{storage: /none/0.tar}}, {TRAIN}}}\n"
+    sections += f"  laion_extra: {{builder: laion, build_info: {{storag: /x, storage: /none/1.tar}}, {TRAIN}}}\n"
+    assert problems_of(read, f"{RUN}datasets:\n{sections}", for_training=True) == [
+        "datasets.laion_extra.build_info.storag: unknown key. Did you mean 'storage'? (c.yaml line 5)",
+        "datasets.laion.build_info.storage: no file matches '/none/0.tar' (first missing: /none/0.tar) (c.yaml line 4)",
+    ]
+
+
+def test_problems_are_objects_with_key_message_and_place(read):
+    with pytest.raises(ConfigError) as caught:
+        read("run:\n  sede: 3\n", "model.max_txt_len=x")
+    assert caught.value.problems == [
+        Problem("model.max_txt_len", "'x' (str) is not an integer", "--options"),
+        Problem("run.sede", "unknown key. Did you mean 'seed'?", "c.yaml line 3"),
+    ]
+    assert str(caught.value).splitlines() == [
+        "2 problems in the configuration:",
+        "  model.max_txt_len: 'x' (str) is not an integer (--options)",
+        "  run.sede: unknown key. Did you mean 'seed'? (c.yaml line 3)",
+    ]
+
+
+def test_keys_are_compared_part_by_part():
+    assert is_in("run", "run") and is_in("run.seed", "run") and is_in("datasets.a.type", "datasets.a")
+    assert not is_in("running.seed", "run") and not is_in("datasets.ab", "datasets.a") and not is_in("run", "run.seed")
+
+
+class SaysItInWords(LaionBuilder):
+    """A builder of a user, written for strings; it has no YAML file of its own name."""
+
+    @classmethod
+    def preflight(cls, cfg, where):
+        return [f"{where}.build_info.storage: too large: 3 TB", "the disk is full: wait"]
+
+
+def test_what_a_class_of_the_users_own_says_in_strings_is_filed_by_key(read, monkeypatch):
+    monkeypatch.setitem(registry._classes["builder"], "says_it_in_words", SaysItInWords)
+    section = f"datasets: {{says_it_in_words: {{build_info: {{storage: /x}}, {TRAIN}}}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        read(RUN + section, "datasets.says_it_in_words.build_info.storage=/y", for_training=True)
+    assert caught.value.problems == [
+        Problem("datasets.says_it_in_words.build_info.storage", "too large: 3 TB", "--options"),
+        Problem("datasets.says_it_in_words", "the disk is full: wait", "c.yaml line 3"),
+    ]
+
+
+def test_a_path_into_the_folder_that_was_renamed_says_its_new_name():
+    found = missing_file("minigpt4/embedded/weights/eva_vit.safetensors", "model.vit_ckpt")
+    assert found == Problem(
+        "model.vit_ckpt",
+        "no file at 'minigpt4/embedded/weights/eva_vit.safetensors' (found nothing); "
+        "the folder minigpt4/embedded is now minigpt4/quickstart",
+    )
+    assert missing_file("minigpt4/quickstart/weights/none", "x").message.endswith(
+        "give the path of the file or its URL"
+    )
+    assert missing_file(__file__, "x") is None and missing_file("https://example.org/x.pth", "x") is None
+
+
+def test_no_shipped_file_names_the_old_folder():
+    root = Path(__file__).resolve().parents[2]
+    files = [*root.glob("minigpt4/configs/**/*.yaml"), *root.glob("*_configs/*.yaml")]
+    assert len(files) > 10
+    assert not [file for file in files if "minigpt4/embedded" in file.read_text()]
+
+
+# images as the model takes them
+
+EXTRA = "  a: {builder: laion, vis_processor: {train: {name: blip2_image_train%s}, eval: {name: blip2_image_eval}}}\n"
+
+
+def settings_of(cfg, name="a"):
+    return {split: dict(cfg.datasets_cfg[name].vis_processor[split]) for split in ("train", "eval")}
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [([], 224), (["model.image_size=42"], 42), (["model.image_size=null"], 224)]
+)
+def test_image_processors_take_size_mean_and_std_from_the_model(read, options, size):
+    cfg = read("datasets:\n" + EXTRA % "", *options)
+    assert cfg.model_cfg.image_size == size
+    assert cfg.image_settings == {"image_size": size, "mean": list(CLIP_MEAN), "std": list(CLIP_STD)}
+    for settings in settings_of(cfg).values():
+        assert {key: settings[key] for key in cfg.image_settings} == cfg.image_settings
+        processor = registry.get_processor_class(settings["name"]).from_config(settings)
+        assert (processor.image_size, processor.mean, processor.std) == (size, list(CLIP_MEAN), list(CLIP_STD))
+
+
+def test_what_a_section_says_itself_stays(read):
+    cfg = read("datasets:\n" + EXTRA % ", image_size: 42, mean: [0.5, 0.5, 0.5]", "model.image_size=42")
+    train = settings_of(cfg)["train"]
+    assert train["image_size"] == 42 and train["mean"] == [0.5] * 3 and train["std"] == list(CLIP_STD)
+    cfg = read("datasets:\n" + EXTRA % ", image_size: '${model.image_size}'", "model.image_size=42")
+    assert settings_of(cfg)["train"]["image_size"] == 42
+
+
+def test_a_size_that_is_not_the_models_is_a_problem(read):
+    section = "datasets:\n" + EXTRA % ", image_size: 112"
+    expected = "datasets.a.vis_processor.train.image_size: 112, but the model takes images of 224 pixels; "
+    expected += "remove the line, or make it agree with model.image_size (c.yaml line 3)"
+    assert problems_of(read, section) == [expected]
+    assert problems_of(read, section.replace("112", "big")) == [
+        "datasets.a.vis_processor.train.image_size: 'big' (str) is not an integer (c.yaml line 3)"
+    ]
+    # with a model section that cannot be read nobody knows the model's size
+    assert problems_of(read, section, "model.max_txt_len=x") == [
+        "model.max_txt_len: 'x' (str) is not an integer (--options)"
+    ]
+
+
+def test_texts_have_no_image_size(read):
+    cfg = read("datasets: {laion: {text_processor: {train: {name: blip_caption}}}}\n")
+    assert dict(cfg.datasets_cfg.laion.text_processor.train) == {"name": "blip_caption", "prompt": "", "max_words": 50}
