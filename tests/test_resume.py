@@ -156,7 +156,7 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages
     with pytest.raises(CheckpointError) as caught:
         other.train()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot go on exactly:")
+    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot be resumed exactly:")
     assert [line.split(": ")[0].strip() for line in lines[1:-1]] == [
         "run.init_lr",
         "run.num_workers",

@@ -71,6 +71,7 @@ def settings(output_dir, **changes):
         "num_workers": 0,
         "output_dir": str(output_dir),
         "device": "cpu",
+        "read_ahead": False,  # there are no weight files
         **changes,
     }
     run_cfg = OmegaConf.merge(OmegaConf.structured(RunnerBase.Config), run)

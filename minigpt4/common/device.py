@@ -1,21 +1,35 @@
 """What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
 
+import copy
 import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
+
+from minigpt4.common.config import Problem
 
 AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}  # run.amp_dtype -> model.llm_precision
 
 
-def resolve_device(name, local_rank=None, where="run.device"):
+class DeviceError(ValueError):
+    """A device that is not there; `problem` names the key that asks for it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.problem = Problem(key, message)
+        super().__init__(str(self.problem))
+
+
+def resolve_device(name: str, local_rank: int | None = None, where: str = "run.device") -> torch.device:
     """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`.
 
-    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is then that GPU.
-    Raises ValueError if the device is not there.
+    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is
+    then that GPU. `where`: the key that messages name. Raises DeviceError if the device is not there.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -25,54 +39,66 @@ def resolve_device(name, local_rank=None, where="run.device"):
     except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"{where}: '{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps")
+        raise DeviceError(where, f"'{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps")
     if device.type == "mps" and not has_mps:
-        raise ValueError(f"{where}: 'mps' but torch sees no Apple GPU; use --options {where}=cpu")
+        raise DeviceError(where, f"'mps' but torch sees no Apple GPU; use --options {where}=cpu")
     return _cuda_device(device, local_rank, where) if device.type == "cuda" else device
 
 
-def _cuda_device(device, local_rank, where):
+def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> torch.device:
     if not torch.cuda.is_available():
-        raise ValueError(f"{where}: '{device}' but torch sees no GPU; use --options {where}=cpu")
+        raise DeviceError(where, f"'{device}' but torch sees no GPU; use --options {where}=cpu")
     if device.index is not None and local_rank is not None:
-        raise ValueError(f"{where}: '{device}' names one GPU for all processes; use 'cuda', each then takes its own")
+        message = f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own"
+        raise DeviceError(where, message)
     index = device.index if device.index is not None else local_rank or 0
     if index >= torch.cuda.device_count():
-        raise ValueError(
-            f"{where}: GPU {index} is asked for but torch sees {torch.cuda.device_count()}; start at most one process "
-            "per GPU, or name another GPU"
+        raise DeviceError(
+            where,
+            f"GPU {index} is asked for but torch sees {torch.cuda.device_count()}; "
+            "start at most one process per GPU, or name another GPU",
         )
     return torch.device("cuda", index)
 
 
-def set_precision(model_cfg, run_cfg):
-    """Write into the `model` section the `llm_precision` that the run asks for, unless the user chose one there."""
-    if model_cfg.get("llm_precision") == "auto":
-        model_cfg.llm_precision = AMP_DTYPES[run_cfg.amp_dtype] if run_cfg.amp else "fp32"
+def run_precision(precision: str, amp: bool, amp_dtype: str) -> str:
+    """Return `model.llm_precision` of a run: "auto" becomes what `run.amp` and `run.amp_dtype` say."""
+    if precision != "auto":
+        return precision
+    return AMP_DTYPES[amp_dtype] if amp else "fp32"
 
 
-def build_scaler(model, amp, device):
-    """Return a GradScaler, at work only where gradients need it: a run with `amp` that computes in float16 on CUDA."""
+def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
+    """Return a copy of the `model` section whose `llm_precision`, if it has one, is that of the run."""
+    model_cfg = copy.deepcopy(model_cfg)
+    if "llm_precision" in model_cfg:
+        precision = model_cfg.llm_precision
+        model_cfg.llm_precision = run_precision(precision, run_cfg.amp, run_cfg.amp_dtype)
+    return model_cfg
+
+
+def build_scaler(model: torch.nn.Module, amp: bool, device: torch.device) -> torch.amp.GradScaler:
+    """Return a GradScaler, at work only for a run with `amp` that computes in float16 on CUDA."""
     is_needed = amp and device.type == "cuda" and model.compute_dtype == torch.float16
     return torch.amp.GradScaler(device.type, enabled=is_needed)
 
 
-def to_device(batch, device):
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
 
-    This is where images that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
+    Images that a loader left in uint8 become what the model takes here: "normalise" is applied to "image".
     """
-    batch = {
-        key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
-    }
-    if normalise := batch.pop("normalise", None):
-        batch["image"] = normalise(batch["image"])
-    return batch
+    moved = {}
+    for key, value in batch.items():
+        moved[key] = value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+    if normalise := moved.pop("normalise", None):
+        moved["image"] = normalise(moved["image"])
+    return moved
 
 
 @contextmanager
-def explained_out_of_memory(run_cfg):
-    """Within the block a full GPU or a full machine is a MemoryError that says which settings help."""
+def explained_out_of_memory(run_cfg: DictConfig) -> Iterator[None]:
+    """Within the block, running out of memory is a MemoryError that says which settings help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -84,21 +110,23 @@ def explained_out_of_memory(run_cfg):
         else:
             raise
         raise MemoryError(
-            f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with a larger "
-            f"run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
-            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts (model.max_txt_len), "
-            "and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts the memory of each"
+            f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with "
+            f"a larger run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
+            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts "
+            "(model.max_txt_len), and, where the ViT trains, model.use_grad_checkpoint=True; "
+            "train.py --dry-run counts the memory of each"
         ) from error
 
 
-def peak_memory_mib(device):
-    """Return the most memory held so far, in MiB: of CUDA's allocator, elsewhere of the process."""
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory held so far, in MiB: by CUDA's allocator, elsewhere by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    units_per_mib = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mib
 
 
-def total_memory_bytes(device):
+def total_memory_bytes(device: torch.device) -> int:
     """Return the size of the device's memory; on the CPU that of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib.util
+import math
 from dataclasses import dataclass, field
 
-from minigpt4.common.device import AMP_DTYPES, resolve_device
+from minigpt4.common.config import Problem
+from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
 from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import missing_file
@@ -79,7 +81,7 @@ class RunConfig:
     save_every_iters: int | None = None  # a checkpoint within the epoch after so many steps; None: at its end only
     keep_last_k: int = 2  # of those; the ones at the end of an epoch are all kept
     resume_ckpt_path: str | None = None  # path, URL, or auto: the newest checkpoint below output_dir, if there is one
-    resume_mode: str = "exact"  # exact: refuse other settings | restart: weights and schedule go on, data begins anew
+    resume_mode: str = "exact"  # exact: refuse other settings | restart: weights and schedule only, data begins anew
     evaluate: bool = False
     log_freq: int = 50
     tensorboard: bool = False
@@ -90,59 +92,73 @@ class RunConfig:
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group
     step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
-    world_size: int = 1  # written at start, as are the next three; read under SLURM
-    rank: int = 0
-    gpu: int | None = None
-    dist_backend: str | None = None
+    world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",
         "max_iters": "set run.max_epoch and run.iters_per_epoch",
         "iters_per_inner_epoch": "set run.iters_per_epoch",
+        "rank": "the launcher says it; code asks minigpt4.common.dist_utils.get_rank()",
+        "gpu": "the launcher says it; code asks minigpt4.common.dist_utils.launched_processes(run_cfg).local_rank",
+        "dist_backend": "it is nccl on CUDA, else gloo",
     }
 
 
-def find_problems(cfg, where):
-    """Return all that is wrong with a `run` section, as lines that begin with the key; nothing is loaded."""
+def find_problems(cfg: RunConfig, where: str) -> list[Problem | str]:
+    """Return all that is wrong with a `run` section, whose key is `where`; nothing is loaded."""
     problems = _missing(cfg, where) + _out_of_range(cfg, where) + launch_problems(cfg, where)
+
+    def add(key: str, message: str) -> None:
+        problems.append(Problem(f"{where}.{key}", message))
+
+    # the machine
     try:
-        device = resolve_device(cfg.device, launched_processes(cfg)[2], f"{where}.device")
+        device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
         if cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda":
-            problems.append(f"{where}.amp_dtype: float16 trains on CUDA only, the device is {device}; use auto")
-    except ValueError as error:
-        problems.append(str(error))
+            add("amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
+    except DeviceError as error:
+        problems.append(error.problem)
+    if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        add("tensorboard", "True needs the package tensorboard; pip install tensorboard")
+
+    # keys that need each other, or a file
     if cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None:
-        problems.append(f"{where}.lr_decay_rate: missing; linear_warmup_step_lr needs it")
+        add("lr_decay_rate", "missing; linear_warmup_step_lr needs it")
     if "train" not in cfg.train_splits and not cfg.evaluate:
-        problems.append(f"{where}.train_splits: {list(cfg.train_splits)} has no 'train', the split that is trained on")
+        add("train_splits", f"{list(cfg.train_splits)} has no 'train', the split that is trained on")
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
-    if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        problems.append(f"{where}.tensorboard: True needs the package tensorboard; pip install tensorboard")
     return problems
 
 
-def _missing(cfg, where):
+def _missing(cfg: RunConfig, where: str) -> list[Problem]:
     evaluated = [*cfg.valid_splits, *cfg.test_splits]
-    needed = ["output_dir", "num_workers"] if cfg.evaluate else list(REQUIRED_FOR_TRAINING)
-    lines = [f"{where}.{key}: missing; it has no default" for key in needed if cfg[key] is None]
+    problems = []
+    for key in ("output_dir", "num_workers") if cfg.evaluate else REQUIRED_FOR_TRAINING:
+        if cfg[key] is None:
+            problems.append(Problem(f"{where}.{key}", "missing; it has no default"))
     if evaluated and cfg.batch_size_eval is None:
-        lines.append(f"{where}.batch_size_eval: missing; the splits {', '.join(evaluated)} need it")
+        message = f"missing; the splits {', '.join(evaluated)} need it"
+        problems.append(Problem(f"{where}.batch_size_eval", message))
     if cfg.evaluate and not evaluated:
-        lines.append(f"{where}.evaluate: True, but {where}.valid_splits and {where}.test_splits are empty; name one")
-    return lines
+        message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
+        problems.append(Problem(f"{where}.evaluate", message))
+    return problems
 
 
-def _out_of_range(cfg, where):
-    lines = []
-    for key in (entry.name for entry in dataclasses.fields(RunConfig)):
-        value = cfg[key]
+def _out_of_range(cfg: RunConfig, where: str) -> list[Problem]:
+    problems = []
+    for entry in dataclasses.fields(RunConfig):
+        key, value = entry.name, cfg[entry.name]
         if value is None:
             continue
-        if key in _AT_LEAST and not _AT_LEAST[key] <= value <= _AT_MOST.get(key, float("inf")):
-            limit = f"between {_AT_LEAST[key]} and {_AT_MOST[key]}" if key in _AT_MOST else f"at least {_AT_LEAST[key]}"
-            lines.append(f"{where}.{key}: {value} is out of range; it must be {limit}")
+        least, most = _AT_LEAST.get(key, -math.inf), _AT_MOST.get(key, math.inf)
+        if key in _AT_LEAST and not least <= value <= most:
+            limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
+            message = f"{value} is out of range; it must be {limit}"
+            problems.append(Problem(f"{where}.{key}", message))
         if key in _CHOICES and value not in _CHOICES[key]:
-            lines.append(f"{where}.{key}: '{value}' is not one of {', '.join(_CHOICES[key])}")
-    return lines
+            message = f"'{value}' is not one of {', '.join(_CHOICES[key])}"
+            problems.append(Problem(f"{where}.{key}", message))
+    return problems

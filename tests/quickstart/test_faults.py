@@ -66,7 +66,7 @@ def steep(module, args, result):  # the value is as it was; its gradient, 1 / (2
     calls.append(1)
     return result + (result * 0).abs().sqrt() if rank == 0 and len(calls) == 4 else result
 
-with RunnerBase.session(cfg):
+with RunnerBase.launched(cfg):
     halves = [{"image": b["image"].chunk(2)[rank], "text_input": ["a"] * 2} for b in batches(number=6)]
     if rank == 1:
         halves[1]["image"] = halves[1]["image"] * float("nan")
