@@ -11,6 +11,7 @@ A checkpoint is a dict of five keys (Source: 2023 release):
 A sixth, `progress`, which other programs may ignore, is what an exact resume needs: runners/run_state.py.
 """
 
+import itertools
 import logging
 import os
 import pickle
@@ -64,14 +65,12 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f" ({culprit[1]})" if culprit else ""
-        raise CheckpointError(
-            f"{where}: '{path}' holds more than tensors and plain values{found}, and was not opened, "
-            f"for such a file can run code. {hint}"
-        ) from None
+        culprit = f" ({culprit[1]})" if culprit else ""
+        found = f"holds more than tensors and plain values{culprit}, and was not opened, for such a file can run code"
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        found = f"'{path}' is damaged or no file of torch ({_reason(error)})"
-        raise CheckpointError(f"{where}: {found}. {hint}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        found = f"is damaged or no file of torch ({reason})"
+    raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 
 
 def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
@@ -87,16 +86,13 @@ def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) ->
     if zipfile.is_zipfile(path):  # torch does not look at the checksums
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
-                found = f"'{path}' is damaged ({damaged} has another checksum)"
-                raise CheckpointError(f"{where}: {found}. {hint}")
-    is_dict = isinstance(state, dict)
-    missing = [key for key in KEYS if not is_dict or key not in state]
-    if missing:
-        found = ", ".join(sorted(map(str, state))[:8]) if is_dict else type(state).__name__
+                raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+    keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+    if missing := [key for key in KEYS if not isinstance(state, dict) or key not in state]:
+        found = ", ".join(keys[:8])
         raise CheckpointError(
-            f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training "
-            f"run is resumed from a checkpoint with {', '.join(KEYS)}. To start a new run from its "
-            "weights, set model.ckpt instead"
+            f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
+            f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
         )
     return state if whole else {key: state[key] for key in KEYS}, path
 
@@ -106,31 +102,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
 
     Raises CheckpointError if `saved` is of other parameters.
     """
-    # the optimizer's own form
-    own = optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    own_sizes = [len(group["params"]) for group in own]
+    own, groups = optimizer.state_dict()["param_groups"], saved.get("param_groups", [])
+    own_sizes, sizes = ([len(group["params"]) for group in each] for each in (own, groups))
+    parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
     own_shapes = dict(enumerate(tuple(parameter.shape) for parameter in parameters))
-    # must be that of the checkpoint
-    groups, states = saved.get("param_groups", []), saved.get("state", {})
-    sizes = [len(group["params"]) for group in groups]
-    shapes = {index: tuple(state["exp_avg"].shape) for index, state in states.items()}
+    shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
     if sizes != own_sizes or not shapes.items() <= own_shapes.items():
         raise CheckpointError(
             f"{where}: the optimizer state is of other parameters: groups of {sizes} with shapes "
-            f"{list(shapes.values())}, this run trains groups of {own_sizes} with shapes "
-            f"{list(own_shapes.values())}. Freeze the same parts as the run that wrote it, or start "
-            "a new run from its weights with model.ckpt"
+            f"{list(shapes.values())}, this run trains groups of {own_sizes} with shapes {list(own_shapes.values())}. "
+            "Freeze the same parts as the run that wrote it, or start a new run from its weights with model.ckpt"
         )
     for old, new in zip(groups, own, strict=True):
         if old.get("weight_decay") != new["weight_decay"]:
-            message = "run.weight_decay: %s from here on, the checkpoint had %s"
-            logging.warning(message, new["weight_decay"], old["weight_decay"])
+            change = new["weight_decay"], old["weight_decay"]
+            logging.warning("run.weight_decay: %s from here on, the checkpoint had %s", *change)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,10 +26,10 @@ class DeviceError(ValueError):
 
 
 def resolve_device(name: str, local_rank: int | None = None, where: str = "run.device") -> torch.device:
-    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`.
+    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`; the key `where` is named by messages.
 
-    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is
-    then that GPU. `where`: the key that messages name. Raises DeviceError if the device is not there.
+    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is then that GPU.
+    Raises DeviceError if the device is not there.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -49,38 +49,26 @@ def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> to
     if not torch.cuda.is_available():
         raise DeviceError(where, f"'{device}' but torch sees no GPU; use --options {where}=cpu")
     if device.index is not None and local_rank is not None:
-        message = f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own"
-        raise DeviceError(where, message)
+        raise DeviceError(where, f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own")
     index = device.index if device.index is not None else local_rank or 0
-    if index >= torch.cuda.device_count():
-        raise DeviceError(
-            where,
-            f"GPU {index} is asked for but torch sees {torch.cuda.device_count()}; "
-            "start at most one process per GPU, or name another GPU",
-        )
+    if index >= (count := torch.cuda.device_count()):
+        hint = "start at most one process per GPU, or name another GPU"
+        raise DeviceError(where, f"GPU {index} is asked for but torch sees {count}; {hint}")
     return torch.device("cuda", index)
 
 
 def run_precision(precision: str, amp: bool, amp_dtype: str) -> str:
     """Return `model.llm_precision` of a run: "auto" becomes what `run.amp` and `run.amp_dtype` say."""
-    if precision != "auto":
-        return precision
-    return AMP_DTYPES[amp_dtype] if amp else "fp32"
+    of_run = AMP_DTYPES[amp_dtype] if amp else "fp32"
+    return of_run if precision == "auto" else precision
 
 
 def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
     """Return a copy of the `model` section whose `llm_precision`, if it has one, is that of the run."""
     model_cfg = copy.deepcopy(model_cfg)
     if "llm_precision" in model_cfg:
-        precision = model_cfg.llm_precision
-        model_cfg.llm_precision = run_precision(precision, run_cfg.amp, run_cfg.amp_dtype)
+        model_cfg.llm_precision = run_precision(model_cfg.llm_precision, run_cfg.amp, run_cfg.amp_dtype)
     return model_cfg
-
-
-def build_scaler(model: torch.nn.Module, amp: bool, device: torch.device) -> torch.amp.GradScaler:
-    """Return a GradScaler, at work only for a run with `amp` that computes in float16 on CUDA."""
-    is_needed = amp and device.type == "cuda" and model.compute_dtype == torch.float16
-    return torch.amp.GradScaler(device.type, enabled=is_needed)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -110,11 +98,10 @@ def explained_out_of_memory(run_cfg: DictConfig) -> Iterator[None]:
         else:
             raise
         raise MemoryError(
-            f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with "
-            f"a larger run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
-            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts "
-            "(model.max_txt_len), and, where the ViT trains, model.use_grad_checkpoint=True; "
-            "train.py --dry-run counts the memory of each"
+            f"{full}. What helps: a smaller run.batch_size_train (now {run_cfg.batch_size_train}) with a larger "
+            f"run.accum_grad_iters (now {run_cfg.accum_grad_iters}), the LLM in 8 or 4 bits "
+            "(model.llm_quantization=int8 or nf4), model.llm_checkpointing=True, shorter texts (model.max_txt_len), "
+            "and, where the ViT trains, model.use_grad_checkpoint=True; train.py --dry-run counts the memory of each"
         ) from error
 
 
@@ -122,8 +109,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the most memory held so far, in MiB: by CUDA's allocator, elsewhere by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    units_per_mib = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mib
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def total_memory_bytes(device: torch.device) -> int:

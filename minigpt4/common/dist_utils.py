@@ -53,16 +53,13 @@ class Launch(NamedTuple):
 def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
     """Return how torchrun, or SLURM's srun, started this process.
 
-    Under srun the local rank is the rank modulo the number of GPUs, and a `run.world_size` above 1
-    takes precedence over the number of SLURM tasks.
+    Under srun the local rank is the rank modulo the number of GPUs; a `run.world_size` above 1 goes before SLURM's.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
-        local_rank = int(environ.get("LOCAL_RANK", 0))
-        return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), local_rank)
+        return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0)))
     if "SLURM_PROCID" in environ:
-        rank, world_size = int(environ["SLURM_PROCID"]), int(environ.get("SLURM_NTASKS", 1))
-        if run_cfg.world_size > 1:
-            world_size = run_cfg.world_size
+        world_size = run_cfg.world_size if run_cfg.world_size > 1 else int(environ.get("SLURM_NTASKS", 1))
+        rank = int(environ["SLURM_PROCID"])
         if world_size > 1:
             return Launch(rank, world_size, rank % max(torch.cuda.device_count(), 1))
     return Launch()
@@ -77,29 +74,26 @@ def launch_problems(run_cfg: DictConfig, where: str, environ: Mapping[str, str] 
     """Return what is wrong between the `run` section and the way this process was started."""
     launch, problems = launched_processes(run_cfg, environ), []
     if launch.world_size > 1 and not run_cfg.distributed:
-        message = f"False, but {launch.world_size} processes were started; start one "
-        message += f"(python train.py ...) or use --options {where}.distributed=True"
+        started = f"{launch.world_size} processes were started; start one (python train.py ...)"
+        message = f"False, but {started} or use --options {where}.distributed=True"
         problems.append(Problem(f"{where}.distributed", message))
-    if launch.local_rank is not None and run_cfg.dist_url == "env://":
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
-        if missing:
-            message = f"env:// needs {' and '.join(missing)} in the environment; set them, or give "
-            problems.append(Problem(f"{where}.dist_url", message + "tcp://<host>:<port>"))
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if launch.local_rank is not None and run_cfg.dist_url == "env://" and missing:
+        message = f"env:// needs {' and '.join(missing)} in the environment; set them, or give tcp://<host>:<port>"
+        problems.append(Problem(f"{where}.dist_url", message))
     return problems
 
 
 def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     """Join the process group, nccl on CUDA, else gloo, if this process is one of several.
 
-    A rank that waits for another longer than `dist_timeout_s` ends with an error.
-    Raises ValueError if the device is not there, or the start and the `run` section do not fit each
-    other; OSError if the other ranks do not come.
+    A rank that waits for another longer than `dist_timeout_s` ends with an error. Raises ValueError if the device is
+    not there, or the start and the `run` section do not fit each other; OSError if the other ranks do not come.
     """
     if problems := launch_problems(run_cfg, "run"):
         raise ValueError("\n".join(map(str, problems)))
     launch, device = launched_processes(run_cfg), run_device(run_cfg)
-    is_on_gpu = device.type == "cuda"
-    if is_on_gpu:
+    if is_on_gpu := device.type == "cuda":
         torch.cuda.set_device(device)
     if launch.local_rank is None or not run_cfg.distributed:
         print("Not using distributed mode", flush=True)
@@ -109,8 +103,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     timeout = timedelta(seconds=run_cfg.dist_timeout_s)
     try:
         store, *_ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
-        # torchrun keeps its store over restarts: without a prefix of its own, a restarted rank would
-        # look for the addresses of ranks that are gone
+        # torchrun keeps its store over restarts: without a prefix, a restarted rank looks for ranks that are gone
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "nccl" if is_on_gpu else "gloo",
@@ -122,8 +115,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        message = f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})"
-        raise OSError(message) from error
+        raise OSError(f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})") from error
     return launch
 
 

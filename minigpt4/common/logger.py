@@ -41,7 +41,7 @@ def batch_size(batch: dict[str, Any]) -> int:
 
 
 class RunLog:
-    """The text files of a run: `log.txt`, `metrics.jsonl`, and TensorBoard's with `tensorboard`. Rank 0 writes.
+    """The text files of a run, written by rank 0: `log.txt`, `metrics.jsonl`, with `tensorboard` its own too.
 
     A full disk or a lost folder costs lines and one warning, never the training.
     """
@@ -131,16 +131,15 @@ class MetricLogger:
         self._data_times.append(time.perf_counter() - start)
 
     def state(self) -> dict[str, Any]:
-        """Return what `resume` needs before the next step; reads and writes what was not due yet.
+        """Return what `resume` needs before the next step; after the last one, that is the next epoch's first.
 
-        After the last step of an epoch that is the next one's first. Raises NonFiniteLossError.
+        Reads and writes what was not due yet. Raises NonFiniteLossError.
         """
         self._read()
         self._write()
-        is_over = self.index == self.num_steps
-        losses, lr_sum = ([], 0.0) if is_over else (list(self.losses), self.lr_sum)
-        counts = {"samples_seen": self.samples_seen, "skipped": self.skipped}
-        return {"losses": losses, "lr_sum": lr_sum, **counts, "in_a_row": self._in_a_row}
+        is_over, counts = self.index == self.num_steps, {"samples_seen": self.samples_seen, "skipped": self.skipped}
+        of_epoch = {"losses": [], "lr_sum": 0.0} if is_over else {"losses": list(self.losses), "lr_sum": self.lr_sum}
+        return {**of_epoch, **counts, "in_a_row": self._in_a_row}
 
     def resume(self, index: int, state: dict[str, Any]) -> None:
         """Begin at step `index` of the epoch instead of 0, with the `state()` of the run that came so far.
@@ -149,8 +148,7 @@ class MetricLogger:
         """
         self.index = self._first_index = index
         self.losses, self.lr_sum = list(state["losses"]), state["lr_sum"]
-        self._num_unknown = index - len(self.losses)
-        self.samples_seen = state["samples_seen"]
+        self._num_unknown, self.samples_seen = index - len(self.losses), state["samples_seen"]
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
     def add(self, loss: torch.Tensor, lr: float, batch: dict[str, Any]) -> None:
@@ -159,13 +157,11 @@ class MetricLogger:
         self.lr_sum += lr
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
         step = self.epoch * self.num_steps + self.index
-        record = {"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen}
-        self._unwritten.append(record)
+        self._unwritten.append({"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen})
 
     def updated(self, is_skipped: torch.Tensor) -> None:
         """Take whether the optimizer's step was skipped on all ranks; after its last batch's `add`."""
-        step = self.epoch * self.num_steps + self.index
-        self._unread_updates.append((step, is_skipped))
+        self._unread_updates.append((self.epoch * self.num_steps + self.index, is_skipped))
 
     def check(self) -> None:
         """Read the losses and skipped updates that are due.
@@ -183,9 +179,11 @@ class MetricLogger:
         first = self.epoch * self.num_steps + self._num_unknown + len(self.losses)
         for step, value in enumerate(values, start=first):
             if not math.isfinite(value):
-                _, sample_ids = self._unread[step - first]
-                complaints.append(self._complaint(step, value, sample_ids))
-                logging.warning("%s", complaints[-1])
+                _, ids = self._unread[step - first]
+                samples = f" (samples {', '.join(map(str, ids))})" if ids else ""
+                complaint = f"step {step}: loss is {value} on rank {get_rank()}{samples}; optimizer not stepped"
+                logging.warning("%s", complaint)
+                complaints.append(complaint)
         self.losses += values
         self._unread.clear()
         self._judge_updates(complaints)
@@ -195,10 +193,9 @@ class MetricLogger:
         flags = [is_skipped for _, is_skipped in self._unread_updates]
         flags = torch.stack(flags).tolist() if flags else []
         for (step, _), is_skipped in zip(self._unread_updates, flags, strict=True):
+            self.skipped, self._in_a_row = self.skipped + is_skipped, (self._in_a_row + 1) * is_skipped
             if not is_skipped:
-                self._in_a_row = 0
                 continue
-            self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
             counted = f"{self._in_a_row} in a row"
             main_print(f"step {step}: update skipped on all ranks, {counted}, {self.skipped} so far")
             if self._in_a_row >= self.max_skipped:
@@ -211,15 +208,13 @@ class MetricLogger:
 
     def end_step(self) -> None:
         """Close the iteration: note its time, and print and write what is due."""
-        now = time.perf_counter()
-        self._times.append(now - self._step_start)
-        self._step_start = now
+        before, self._step_start = self._step_start, time.perf_counter()
+        self._times.append(self._step_start - before)
         self._unwritten[-1] |= {"seconds": self._times[-1], "data_seconds": self._data_times[-1]}
         if not self._unread:
-            lr = self._unwritten[-1]["lr"]
-            self._write()
             if self._is_due():
-                main_print(self._progress(lr))
+                main_print(self._progress(self._unwritten[-1]["lr"]))
+            self._write()
         self.index += 1
 
     def _write(self) -> None:
@@ -227,16 +222,15 @@ class MetricLogger:
         memory = round(peak_memory_mib(self.device))
         losses = self.losses[len(self.losses) - len(self._unwritten) :]
         for record, loss in zip(self._unwritten, losses, strict=True):
-            loss = loss if math.isfinite(loss) else None  # JSON knows no nan
-            record |= {"loss": loss, "memory_mib": memory}
+            record |= {"loss": loss if math.isfinite(loss) else None, "memory_mib": memory}  # JSON knows no nan
         self.run_log.steps(self._unwritten)
         self._unwritten.clear()
 
     def end_epoch(self) -> dict[str, float]:
         """Print the epoch's total; return {"lr", "loss"}, means over its iterations and all ranks."""
         seconds = time.perf_counter() - self._start
-        per_step = f"{seconds / max(self.index - self._first_index, 1):.4f} s / it"
-        total = f"Total time: {whole_seconds(seconds)} ({per_step})"
+        per_step = seconds / max(self.index - self._first_index, 1)
+        total = f"Total time: {whole_seconds(seconds)} ({per_step:.4f} s / it)"
         main_print(f"Train: data epoch: [{self.epoch}] {total}")
         finite = [loss for loss in self.losses if math.isfinite(loss)]
         lr_sum, num_lr = sum_over_ranks([self.lr_sum, len(self.losses)], self.device)
@@ -262,7 +256,3 @@ class MetricLogger:
         if self.device.type == "cuda":
             fields.append(f"max mem: {peak_memory_mib(self.device):.0f}")
         return "  ".join(fields)
-
-    def _complaint(self, step: int, value: float, sample_ids: list[str] | None) -> str:
-        samples = f" (samples {', '.join(map(str, sample_ids))})" if sample_ids else ""
-        return f"step {step}: loss is {value} on rank {get_rank()}{samples}; optimizer not stepped"

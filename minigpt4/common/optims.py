@@ -1,7 +1,6 @@
-"""The learning rate of every step as a pure function, the two registered schedules, and the AdamW groups.
+"""The learning rate of every step, by the two registered schedules, and the AdamW groups.
 
-Clock: `epoch` and `step` count from 0, `step` is the index inside its epoch, and every micro-step counts, also where
-gradients are accumulated.
+`epoch` and `step` count from 0, `step` inside its epoch, and every batch is a step, also where gradients accumulate.
 """
 
 import math
@@ -14,16 +13,6 @@ from minigpt4.common.registry import registry
 
 WARMUP_CLOCKS = ("epoch", "global")
 _NO_DECAY = ("bias", "ln", "bn")  # anywhere in a parameter's name
-
-
-def linear_warmup(index: int, warmup_steps: int, start_lr: float, init_lr: float) -> float:
-    """Return the lr of warm-up step `index`: a line from `start_lr`, capped at `init_lr`."""
-    return min(init_lr, start_lr + (init_lr - start_lr) * index / max(warmup_steps, 1))
-
-
-def half_cosine(done: int, total: int, init_lr: float, min_lr: float) -> float:
-    """Return the lr after `done` of `total` steps of a cosine from `init_lr` to `min_lr`."""
-    return min_lr + 0.5 * (init_lr - min_lr) * (1 + math.cos(math.pi * done / total))
 
 
 class LRSchedule:
@@ -53,8 +42,10 @@ class LRSchedule:
         return lr
 
     def _warmup(self, epoch: int, step: int) -> float:
+        """Return the lr of a warm-up step: a line from `warmup_lr`, capped at `init_lr`."""
         index = epoch * self.iters_per_epoch + step if self.is_global else step
-        return linear_warmup(index, self.warmup_steps, self.warmup_start_lr, self.init_lr)
+        rise = (self.init_lr - self.warmup_start_lr) * index / max(self.warmup_steps, 1)
+        return min(self.init_lr, self.warmup_start_lr + rise)
 
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
@@ -70,7 +61,8 @@ class LinearWarmupCosineLRScheduler(LRSchedule):
         if done < self.warmup_steps:
             return self._warmup(epoch, step)
         skipped = self.warmup_steps if self.is_global else 0
-        return half_cosine(done - skipped, total - skipped, self.init_lr, self.min_lr)
+        cosine = math.cos(math.pi * (done - skipped) / (total - skipped))
+        return self.min_lr + 0.5 * (self.init_lr - self.min_lr) * (1 + cosine)
 
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")

@@ -50,8 +50,7 @@ class Startup:
             self._charge()
             self._is_over = True
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-            total = sum(self.seconds.values())
-            logging.info("Start-up: %.1f s to the end of the first step (%s)", total, parts)
+            logging.info("Start-up: %.1f s to the end of the first step (%s)", sum(self.seconds.values()), parts)
 
     def _charge(self) -> None:
         if self._is_over:
@@ -66,10 +65,9 @@ startup = Startup()  # of this process
 
 
 def read_ahead(paths: Iterable[Path]) -> threading.Thread:
-    """Return a thread that reads files into the page cache, for whoever maps them later.
+    """Return a thread that reads `files_of(paths)` into the page cache, as far as they are not there.
 
-    A folder stands for the weight files in it. What is in memory already is not read. Reading leaves
-    Python to other threads, so it costs them nothing.
+    Reading leaves Python to other threads, so it costs them nothing.
     """
     thread = threading.Thread(target=_read_files, args=(list(paths),), name="read-ahead", daemon=True)
     thread.start()
@@ -80,8 +78,8 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
     """Return the files of `paths`; for a folder those of weights in it."""
     files = []
     for path in map(expand_path, paths):
-        is_folder = path.is_dir()
-        files += (sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))) if is_folder else [path]
+        in_folder = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        files += in_folder if path.is_dir() else [path]
     return files
 
 

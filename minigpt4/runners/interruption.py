@@ -28,8 +28,7 @@ class Interruption:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within the block signals are noted instead of ending the process."""
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._note) for number in signals}
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
@@ -44,13 +43,12 @@ class Interruption:
     def agreed(self, ranks_interrupted: torch.Tensor) -> bool:
         """Return whether to end. `ranks_interrupted`: how many ranks had a signal, equal on all of them.
 
-        On a GPU that of the step before is looked at: waiting for this one would cost every step.
+        On a GPU this step's number is copied and the previous one is looked at: waiting would cost every step.
         """
         if ranks_interrupted.device.type != "cuda":
             return ranks_interrupted.item() > 0
         if get_world_size() == 1:
             return self.signal is not None
-        # start copying this step's number, then wait for the previous one's
         previous, event = self._pending or (None, None)
         host = torch.empty((), pin_memory=True)
         host.copy_(ranks_interrupted, non_blocking=True)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from minigpt4.common.config import Config
-from minigpt4.common.device import build_scaler, to_device
+from minigpt4.common.device import to_device
 from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, run_device
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.optims import build_optimizer
@@ -26,7 +26,8 @@ class TrainingLoop:
         self.optimizer = self.scaler = None  # to evaluate, none is needed
         if not self.run_cfg.evaluate:
             self.optimizer = build_optimizer(self.model, self.run_cfg, self.device)
-            self.scaler = build_scaler(self.model, self.run_cfg.amp, self.device)
+            is_half = self.run_cfg.amp and self.device.type == "cuda" and model.compute_dtype == torch.float16
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self.interruption, self.step_timeout = Interruption(), StepTimeout(self.run_cfg.step_timeout_s)
         # known once the data is open: endless batches of this rank, how many make an epoch, the schedule
         self.train_loader = self.iters_per_epoch = self.lr_scheduler = None

@@ -17,8 +17,8 @@ from minigpt4.runners.run_config import RunConfig
 def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
-    Nothing is loaded: the model is built without weights. `gpu_memory_gib`: plan for a GPU of that
-    size, here or not. Return 0, or 1 if a training step does not fit.
+    Nothing is loaded: the model is built without weights. `gpu_memory_gib`: plan for a GPU of that size, here or not.
+    Return 0, or 1 if a training step does not fit.
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
@@ -35,8 +35,7 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
         f"{launched_processes(run).world_size} process(es) x {run.batch_size_train} samples a step; "
         f"output below {expand_path(run.output_dir)}"
     )
-    weights = sum(part.bytes for part in parts)
-    return _print_memory(cfg, device, available, weights)
+    return _print_memory(cfg, device, available, sum(part.bytes for part in parts))
 
 
 def _print_memory(cfg: Config, device: torch.device, available: float, weights: int) -> int:
@@ -55,8 +54,8 @@ def _print_memory(cfg: Config, device: torch.device, available: float, weights: 
     for options in _remedies(cfg, device, limit):
         needed = _needed(cfg, device, **options)
         verdict = "fits" if needed <= limit else "does not fit"
-        listed = " ".join(f"{key}={value}" for key, value in options.items())
-        print(f"  {size_text(needed):>9}  {verdict:<12}  --options {listed}")
+        options = " ".join(f"{key}={value}" for key, value in options.items())
+        print(f"  {size_text(needed):>9}  {verdict:<12}  --options {options}")
     return 1
 
 
@@ -73,18 +72,14 @@ def _needed(cfg: Config, device: torch.device, **options: Any) -> int:
 
 def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[str, Any]]:
     """Yield settings that save memory: each for itself, the largest batch that fits, at last all together."""
-    # of the model
-    run, model_cfg = cfg.run_cfg, cfg.model_cfg
-    together = {}
-    if not model_cfg.llm_checkpointing:
-        yield {"model.llm_checkpointing": True}
-        together["model.llm_checkpointing"] = True
-    if model_cfg.llm_quantization == "none" and not model_cfg.low_resource:
-        for kind in ("int8", "nf4") if device.type == "cuda" else ("int8",):
-            yield {"model.llm_quantization": kind}
-            together["model.llm_quantization"] = kind
-
-    # of the batch
+    run, model_cfg, together = cfg.run_cfg, cfg.model_cfg, {}
+    kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
+    is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
+    settings = [("llm_checkpointing", True)] * (not model_cfg.llm_checkpointing)
+    settings += [("llm_quantization", kind) for kind in kinds] * (not is_quantised)
+    for key, value in settings:
+        yield {f"model.{key}": value}
+        together[f"model.{key}"] = value
     batch_size = run.batch_size_train
     while batch_size > 1:
         batch_size = -(-batch_size // 2)
@@ -106,14 +101,10 @@ def _smaller(run: RunConfig, batch_size: int) -> dict[str, int]:
 def parts_table(parts: list[Any]) -> str:
     """Return a table of a model's parts (`BaseModel.parts()`) as text."""
     rows = [("part", "parameters", "trainable", "dtype", "device")]
-    for part in parts:
-        rows.append((part.name, f"{part.parameters:,}", f"{part.trainable:,}", part.dtype, part.device))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *numbers, dtype, device in rows:
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:3], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells, dtype.ljust(widths[3]), device]))
-    return "\n".join(lines)
+    rows += [(part.name, f"{part.parameters:,}", f"{part.trainable:,}", part.dtype, part.device) for part in parts]
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = f"{{:<{sizes[0]}}}  {{:>{sizes[1]}}}  {{:>{sizes[2]}}}  {{:<{sizes[3]}}}  {{}}"
+    return "\n".join(line.format(*row) for row in rows)
 
 
 def size_text(size_bytes: float) -> str:

@@ -4,8 +4,7 @@ import logging
 from collections import Counter
 from typing import Any
 
-from minigpt4.common import dist_utils
-from minigpt4.common.dist_utils import main_print
+from minigpt4.common.dist_utils import gather_from_ranks, main_print
 from minigpt4.common.logger import whole_seconds
 from minigpt4.runners.plan import parts_table
 
@@ -14,18 +13,16 @@ def introduce(run: Any) -> None:
     """Say what `run`, a runner, trains on what: the lines of the 2023 release, and a table."""
     train = [splits["train"] for splits in run.datasets.values() if "train" in splits]
     if len(train) > 1:
-        ratios = [dataset.sample_ratio for dataset in train]
         mix = ", ".join(f"{dataset.name} {dataset.sample_ratio or 1:g}" for dataset in train)
-        mix = mix if any(ratios) else "equal ratios"
-        logging.info("Each batch is of one dataset, drawn by %s", mix)
+        is_mixed = any(dataset.sample_ratio for dataset in train)
+        logging.info("Each batch is of one dataset, drawn by %s", mix if is_mixed else "equal ratios")
     for dataset in train:
         if hasattr(dataset, "__len__"):
             logging.info("Loaded %d records for train split from the dataset.", len(dataset))
     for name, parameter in run.model.named_parameters():
         if parameter.requires_grad:
             main_print(name)
-    number = sum(parameter.numel() for parameter in run.trainable)
-    main_print(f"number of trainable parameters: {number}")
+    main_print(f"number of trainable parameters: {sum(parameter.numel() for parameter in run.trainable)}")
     main_print(parts_table(run.model.parts()))
     if not run.run_cfg.valid_splits:
         logging.info("No validation splits found.")
@@ -44,8 +41,8 @@ def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
 def print_skipped(loader: Any) -> None:
     """Print how many samples of each dataset were skipped, by reason, on all ranks."""
     for name, counts in getattr(loader, "skip_report", dict)().items():
-        total = sum(map(Counter, dist_utils.gather_from_ranks(counts)), Counter())
-        met = total.pop("seen", 0)
+        total = sum(map(Counter, gather_from_ranks(counts)), Counter())
+        met, held_out = total.pop("seen", 0), total.pop("held_out", 0)
         reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
-        reasons = f" ({reasons})" if reasons else ""
-        main_print(f"{name}: {total.total()} of {met} samples skipped{reasons}")
+        rest = (f" ({reasons})" if reasons else "") + (f"; {held_out} left to val" if held_out else "")
+        main_print(f"{name}: {total.total()} of {met} samples skipped{rest}")

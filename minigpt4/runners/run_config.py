@@ -1,6 +1,5 @@
 """Every key of the `run` section with its default, and what can be wrong with a section before anything is built."""
 
-import dataclasses
 import importlib.util
 import math
 from dataclasses import dataclass, field
@@ -12,32 +11,19 @@ from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import missing_file
 from minigpt4.runners.run_folder import AUTO
 
-ACCUM_REDUCTIONS = ("mean", "sum")
-RESUME_MODES = ("exact", "restart")
-REQUIRED_FOR_TRAINING = (
-    "lr_sched",
-    "init_lr",
-    "min_lr",
-    "weight_decay",
-    "max_epoch",
-    "batch_size_train",
-    "num_workers",
-    "output_dir",
-)
-_AT_LEAST = {
-    **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
-    **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size", "save_every_iters"), 1),
-    **dict.fromkeys(("step_timeout_s", "max_skipped_updates", "max_tokens_per_batch"), 1),
-    "keep_last_k": 2,  # the newest may turn out to be damaged
-    **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
-    **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
-}
+_FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
+_FOR_EVALUATION = "num_workers output_dir"
+_FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
+_FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch"
+_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction"
+_AT_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
+_AT_LEAST["keep_last_k"] = 2  # the newest may turn out to be damaged
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
 _CHOICES = {
     "amp_dtype": tuple(AMP_DTYPES),
-    "accum_reduction": ACCUM_REDUCTIONS,
+    "accum_reduction": ("mean", "sum"),
     "warmup_clock": WARMUP_CLOCKS,
-    "resume_mode": RESUME_MODES,
+    "resume_mode": ("exact", "restart"),
 }
 
 
@@ -105,60 +91,48 @@ class RunConfig:
     }
 
 
-def find_problems(cfg: RunConfig, where: str) -> list[Problem | str]:
+def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
     """Return all that is wrong with a `run` section, whose key is `where`; nothing is loaded."""
-    problems = _missing(cfg, where) + _out_of_range(cfg, where) + launch_problems(cfg, where)
+    problems = launch_problems(cfg, where)
 
-    def add(key: str, message: str) -> None:
-        problems.append(Problem(f"{where}.{key}", message))
+    def check(is_wrong: bool, key: str, message: str) -> None:
+        if is_wrong:
+            problems.append(Problem(f"{where}.{key}", message))
+
+    # each key for itself
+    for key in (_FOR_EVALUATION if cfg.evaluate else _FOR_TRAINING).split():
+        check(cfg[key] is None, key, "missing; it has no default")
+    for key, least in _AT_LEAST.items():
+        value, most = cfg[key], _AT_MOST.get(key, math.inf)
+        limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
+        is_wrong = value is not None and not least <= value <= most
+        check(is_wrong, key, f"{value} is out of range; it must be {limit}")
+    for key, choices in _CHOICES.items():
+        check(cfg[key] not in choices, key, f"'{cfg[key]}' is not one of {', '.join(choices)}")
+
+    # keys that need each other
+    splits = [*cfg.valid_splits, *cfg.test_splits]
+    needs_size = bool(splits) and cfg.batch_size_eval is None
+    check(needs_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
+    has_none = cfg.evaluate and not splits
+    message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
+    check(has_none, "evaluate", message)
+    needs_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
+    check(needs_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
+    has_no_train = "train" not in cfg.train_splits and not cfg.evaluate
+    message = f"{list(cfg.train_splits)} has no 'train', the split that is trained on"
+    check(has_no_train, "train_splits", message)
 
     # the machine
     try:
         device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
-        if cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda":
-            add("amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
+        is_wrong = cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda"
+        message = f"float16 trains on CUDA only, the device is {device}; use auto"
+        check(is_wrong, "amp_dtype", message)
     except DeviceError as error:
         problems.append(error.problem)
-    if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        add("tensorboard", "True needs the package tensorboard; pip install tensorboard")
-
-    # keys that need each other, or a file
-    if cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None:
-        add("lr_decay_rate", "missing; linear_warmup_step_lr needs it")
-    if "train" not in cfg.train_splits and not cfg.evaluate:
-        add("train_splits", f"{list(cfg.train_splits)} has no 'train', the split that is trained on")
+    lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None
+    check(lacks_board, "tensorboard", "True needs the package tensorboard; pip install tensorboard")
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
-    return problems
-
-
-def _missing(cfg: RunConfig, where: str) -> list[Problem]:
-    evaluated = [*cfg.valid_splits, *cfg.test_splits]
-    problems = []
-    for key in ("output_dir", "num_workers") if cfg.evaluate else REQUIRED_FOR_TRAINING:
-        if cfg[key] is None:
-            problems.append(Problem(f"{where}.{key}", "missing; it has no default"))
-    if evaluated and cfg.batch_size_eval is None:
-        message = f"missing; the splits {', '.join(evaluated)} need it"
-        problems.append(Problem(f"{where}.batch_size_eval", message))
-    if cfg.evaluate and not evaluated:
-        message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
-        problems.append(Problem(f"{where}.evaluate", message))
-    return problems
-
-
-def _out_of_range(cfg: RunConfig, where: str) -> list[Problem]:
-    problems = []
-    for entry in dataclasses.fields(RunConfig):
-        key, value = entry.name, cfg[entry.name]
-        if value is None:
-            continue
-        least, most = _AT_LEAST.get(key, -math.inf), _AT_MOST.get(key, math.inf)
-        if key in _AT_LEAST and not least <= value <= most:
-            limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
-            message = f"{value} is out of range; it must be {limit}"
-            problems.append(Problem(f"{where}.{key}", message))
-        if key in _CHOICES and value not in _CHOICES[key]:
-            message = f"'{value}' is not one of {', '.join(_CHOICES[key])}"
-            problems.append(Problem(f"{where}.{key}", message))
     return problems

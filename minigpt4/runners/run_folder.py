@@ -17,10 +17,7 @@ _NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
 
 
 def new_folder(root: str | Path, name: str) -> Path:
-    """Return a folder below `root` that did not exist before, with `result/` in it.
-
-    Raises OSError if it cannot be made.
-    """
+    """Return a folder below `root` that did not exist before, with `result/` in it. Raises OSError."""
     for number in range(1, 10_000):
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")
         try:
@@ -30,8 +27,8 @@ def new_folder(root: str | Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            message = f"cannot make a folder in '{root}' ({error}); choose another place"
-            raise OSError(f"run.output_dir: {message}") from error
+            what = f"cannot make a folder in '{root}' ({error})"
+            raise OSError(f"run.output_dir: {what}; choose another place") from error
     raise OSError(f"run.output_dir: '{root}' is full of runs named {name}")
 
 

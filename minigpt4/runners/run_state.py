@@ -20,9 +20,11 @@ _FREE_KEYS = (
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them at the start of a run
-    r"env\..+|datasets\.\w+\.build_info\..+",
+    r"imports|env\..+|datasets\.\w+\.(build_info|val)\..+",
     r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
+# Settings that older checkpoints lack; they are now taken from the vision tower, whose files did not change.
+_FILLED_KEYS = r"datasets\.\w+\.vis_processor\.\w+\.(mean|std)"
 
 
 class Position(NamedTuple):
@@ -38,12 +40,14 @@ class Progress:
 
     position: Position
     setup: dict[str, Any]  # what must be the same for an exact resume, beside the configuration
-    # for each rank {"rng": random generators, "data": place in the data, "metrics": `MetricLogger.state()`,
-    # "gradients": those that no update took yet}
-    ranks: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]  # for each its "rng", "data", "metrics", and "gradients" that no update took
     identity: dict[str, Any]  # the LLM and the template that the weights are for: `BaseModel.identity()`
     stats: dict[str, float] | None  # at the end of an epoch its means, for a line that log.txt may lack
     config: dict[str, Any]
+
+    mine = property(lambda self: self.ranks[get_rank()])
+    samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # by all ranks
+    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))  # None: the loader did not say
 
     @classmethod
     def of_run(cls, run: Any, position: Position, metrics: dict, stats: dict | None) -> "Progress":
@@ -67,20 +71,10 @@ class Progress:
         return cls(**saved | {"position": Position(**saved["position"])}, config=state["config"])
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what a checkpoint has under `progress`, as plain containers."""
+        """Return what a checkpoint has under `progress`, plain containers."""
         plain = {**vars(self), "position": self.position._asdict()}
         del plain["config"]
         return plain
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples that all ranks have trained on."""
-        return self.ranks[0]["metrics"]["samples_seen"]
-
-    @property
-    def data_seed(self) -> int | None:
-        """The seed by which the data was drawn, None if the loader did not say."""
-        return (self.ranks[0]["data"] or {}).get("seed")
 
     def differences(self, run: Any) -> list[str]:
         """Return what keeps `run` from resuming here exactly, as lines that begin with the key."""
@@ -89,25 +83,20 @@ class Progress:
         lines = []
         for key in theirs | ours:
             is_new = key not in theirs and key.startswith("run.")  # a key that the program did not know then
+            is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
             is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
             if theirs.get(key) != ours.get(key) and not is_free:
                 lines.append(f"{key}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
         return lines
 
-    def resume_data(self, loader: Any) -> None:
-        """Let the train loader of this rank continue where it was."""
-        if data := self.ranks[get_rank()]["data"]:
-            loader.resume(data)
-
     def restore(self, run: Any) -> dict[str, Any]:
         """Put this rank's random generators and gradients back; return the state of its metrics."""
-        mine = self.ranks[get_rank()]
-        gradients = mine["gradients"] or [None] * len(run.trainable)
+        gradients = self.mine["gradients"] or [None] * len(run.trainable)
         for parameter, gradient in zip(run.trainable, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        if mine["rng"]:
-            _set_rng_state(mine["rng"], run.device)
-        return mine["metrics"]
+        if self.mine["rng"]:
+            _set_rng_state(self.mine["rng"], run.device)
+        return self.mine["metrics"]
 
 
 @contextmanager

@@ -227,7 +227,8 @@ class RunnerBase(TrainingLoop):
                 "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
                 "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
             )
-        self.resumed.resume_data(self.train_loader)
+        if data := self.resumed.mine["data"]:
+            self.train_loader.resume(data)
 
     def _open_output(self) -> None:
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""

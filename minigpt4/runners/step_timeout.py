@@ -25,9 +25,8 @@ class LostWorkerError(OSError):
 class StepTimeout:
     """Ends the run if a rank keeps the others waiting for more than `timeout_s` seconds.
 
-    Each rank notes in the process group's store at which step it arrived, before it waits for the others;
-    a thread looks who is missing. Contract: within `watching`, `arrived` before every collective of the
-    training step, as often on all ranks.
+    Each rank notes in the process group's store at which step it arrived, before it waits for the others; a thread
+    looks who is missing. Contract: within `watching`, `arrived` before every collective of the training step.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -36,10 +35,9 @@ class StepTimeout:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block late ranks end the run, and the errors that torch raises for lost ones say who.
+        """Within the block late ranks end the run, and what torch raises for lost processes says who is lost.
 
-        A collective's error is a LostRankError. The error that torch raises, wherever the program is,
-        when a worker of a DataLoader dies is a LostWorkerError.
+        A collective's error is a LostRankError; that of a DataLoader whose worker died is a LostWorkerError.
         """
         is_over = threading.Event()
         self._count, self._since = 0, time.monotonic()
@@ -59,9 +57,8 @@ class StepTimeout:
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
             late, reason = self.late_ranks(), re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]
-            missing = f"rank {_listed(late)} did not come to step {self._count}" if late else "an error"
-            message = f"rank {get_rank()} lost the other ranks: {missing} ({reason})"
-            raise LostRankError(message) from error
+            missing = f"rank {late} did not come to step {self._count}" if late else "an error"
+            raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
         finally:
             is_over.set()
 
@@ -71,26 +68,21 @@ class StepTimeout:
         if self._store is not None:
             self._store.set(str(get_rank()), str(self._count))
 
-    def late_ranks(self) -> list[int]:
-        """Return the ranks that have not arrived where this one is; none if the store does not answer."""
-        has = self._store.check
+    def late_ranks(self) -> str:
+        """Return the ranks that have not arrived where this one is, listed; "" if the store does not answer."""
+        has, keys = self._store.check, map(str, range(get_world_size()))
         try:
-            keys = [str(rank) for rank in range(get_world_size())]
-            return [int(key) for key in keys if not has([key]) or int(self._store.get(key)) < self._count]
+            return ", ".join(key for key in keys if not has([key]) or int(self._store.get(key)) < self._count)
         except RuntimeError:
-            return []
+            return ""
 
     def _watch(self, is_over: threading.Event) -> None:
         while not is_over.wait(min(5, self.timeout_s / 4)):
             waited = time.monotonic() - self._since
             if waited > self.timeout_s and (late := self.late_ranks()):
                 logging.critical(
-                    f"rank {get_rank()} waits for rank {_listed(late)} since {waited:.0f} s (run.step_timeout_s); it "
+                    f"rank {get_rank()} waits for rank {late} since {waited:.0f} s (run.step_timeout_s); it "
                     f"did not come to step {self._count} of this process. Ending the run; resume with --resume auto"
                 )
                 sys.stderr.flush()
                 os._exit(1)
-
-
-def _listed(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks))
