@@ -84,6 +84,6 @@ def tiny_model(**kwargs):
     return TinyModel(**kwargs)
 
 
-def runner(cfg, model=None, datasets=None):
-    """Return the real runner and task around a model."""
-    return RunnerBase(cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {})
+def runner(cfg, model=None, datasets=None, kind=RunnerBase):
+    """Return the real runner, or one of another `kind`, and task around a model."""
+    return kind(cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {})

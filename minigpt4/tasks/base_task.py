@@ -131,5 +131,5 @@ class BaseTask:
             loss_sum, count = loss_sum + loss * num_items, count + num_items
         loss_sum, count = sum_over_ranks([loss_sum, count], device)
         if not count:
-            raise ValueError("run.valid_splits, run.test_splits: there is not one usable sample to evaluate on")
+            raise ValueError("run.valid_splits, run.test_splits: no sample of the split could be used, see above")
         return loss_sum / count
