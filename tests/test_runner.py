@@ -529,7 +529,8 @@ with RunnerBase.launched(cfg):
         found["buffer"].append(model.visual_encoder.scale.item())
         found["output_dir"].append(str(run.output_dir))
     launch, after = dist_utils.launched_processes(cfg.run_cfg)._asdict(), OmegaConf.to_container(cfg.run_cfg)
-    found["run"] = launch | {"dist_backend": torch.distributed.get_backend(), "distributed": dist_utils.is_distributed()}
+    launch |= {"dist_backend": torch.distributed.get_backend(), "distributed": dist_utils.is_distributed()}
+    found["run"] = launch
     found["is_config_untouched"] = after == before
     json.dump(found, open(f"{root}/found_{rank}.json", "w"))
 print("left", dist_utils.is_distributed())

@@ -8,7 +8,7 @@ A checkpoint is a dict of five keys (Source: 2023 release):
     scaler     the GradScaler's state dict, or None
     epoch      the last finished epoch, counted from 0 (-1 within the first)
 
-A sixth, `progress`, which other programs may ignore, is what an exact resume needs: runners/run_state.py.
+A sixth, `progress`, is what an exact resume needs: runners/run_state.py.
 """
 
 import itertools
@@ -32,9 +32,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
-    """Return whether `state` was written to `path`; if not, a warning says why and an older file there is intact.
+    """Return whether `state` was written to `path`; if not, a warning says why, an older file stays.
 
-    The file is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
+    It is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -46,8 +46,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
         _sync_folder(path.parent)
         return True
     except (OSError, RuntimeError) as error:  # torch raises the latter on top of the former
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = str(reason).splitlines()[0]
+        reason = str(error.__context__ if isinstance(error.__context__, OSError) else error).splitlines()[0]
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, reason)
         return False
     finally:
@@ -55,9 +54,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
 
 
 def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
-    """Return what a .pth file holds, its tensors on the CPU; with `mmap` they are mapped, not yet read.
+    """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
 
-    Raises CheckpointError, ending in `hint`, if the file is damaged or would run code; ValueError for a web page.
+    Raises CheckpointError, ending in `hint`, if it is damaged or would run code; ValueError for HTML.
     """
     check_not_html(path, where)
     mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped
@@ -74,11 +73,10 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
 
 
 def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
-    """Return (state, path) of a training checkpoint, its tensors on the CPU. `where`: the key that names it.
+    """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
 
-    `state` has the five keys; with `whole` all that the file holds.
-
-    Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
+    `state` has the five keys; with `whole` all that the file holds. Raises FileNotFoundError if there is
+    none, CheckpointError if it is not one, is damaged, or would run code.
     """
     path = resolve_file(path_or_url, where)
     hint = f"Use another checkpoint; it has the keys {', '.join(KEYS)}"

@@ -26,9 +26,9 @@ class DeviceError(ValueError):
 
 
 def resolve_device(name: str, local_rank: int | None = None, where: str = "run.device") -> torch.device:
-    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`; the key `where` is named by messages.
+    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`, the value of the key `where`.
 
-    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is then that GPU.
+    `local_rank`: index of this process on its machine, None if it is alone; "cuda" is that GPU.
     Raises DeviceError if the device is not there.
     """
     has_mps = torch.backends.mps.is_available()
@@ -58,13 +58,13 @@ def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> to
 
 
 def run_precision(precision: str, amp: bool, amp_dtype: str) -> str:
-    """Return `model.llm_precision` of a run: "auto" becomes what `run.amp` and `run.amp_dtype` say."""
+    """Return `model.llm_precision` of a run: "auto" is what `run.amp` and `run.amp_dtype` say."""
     of_run = AMP_DTYPES[amp_dtype] if amp else "fp32"
     return of_run if precision == "auto" else precision
 
 
 def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
-    """Return a copy of the `model` section whose `llm_precision`, if it has one, is that of the run."""
+    """Return a copy of the `model` section whose `llm_precision`, if any, is the run's."""
     model_cfg = copy.deepcopy(model_cfg)
     if "llm_precision" in model_cfg:
         model_cfg.llm_precision = run_precision(model_cfg.llm_precision, run_cfg.amp, run_cfg.amp_dtype)
@@ -74,7 +74,7 @@ def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
 
-    Images that a loader left in uint8 become what the model takes here: "normalise" is applied to "image".
+    Images that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
     """
     moved = {}
     for key, value in batch.items():

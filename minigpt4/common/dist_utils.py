@@ -1,8 +1,8 @@
 """Several processes as one run: who am I, what do all know, one mean of all gradients. Works alone, too.
 
-Gradients are averaged by a plain all-reduce once per optimizer step, not by DistributedDataParallel: the projection's
-gradient is the last result of a backward pass, so there is nothing to overlap, and neither the frozen gigabytes nor
-any buffer are ever looked at or sent.
+Gradients are averaged by one all-reduce an optimizer step, not by DistributedDataParallel: the gradient of
+the projection is the last result of a backward pass, so there is nothing to overlap, and nothing frozen and
+no buffer is ever looked at or sent.
 """
 
 import os
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
 def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
     """Return how torchrun, or SLURM's srun, started this process.
 
-    Under srun the local rank is the rank modulo the number of GPUs; a `run.world_size` above 1 goes before SLURM's.
+    Under srun the local rank is the rank modulo the GPUs; a `run.world_size` above 1 goes before SLURM's.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0)))
@@ -87,8 +87,8 @@ def launch_problems(run_cfg: DictConfig, where: str, environ: Mapping[str, str] 
 def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     """Join the process group, nccl on CUDA, else gloo, if this process is one of several.
 
-    A rank that waits for another longer than `dist_timeout_s` ends with an error. Raises ValueError if the device is
-    not there, or the start and the `run` section do not fit each other; OSError if the other ranks do not come.
+    A rank that waits for another longer than `dist_timeout_s` ends with an error. Raises ValueError if the
+    device is not there or the start does not fit the `run` section, OSError if other ranks do not come.
     """
     if problems := launch_problems(run_cfg, "run"):
         raise ValueError("\n".join(map(str, problems)))
@@ -103,7 +103,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     timeout = timedelta(seconds=run_cfg.dist_timeout_s)
     try:
         store, *_ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
-        # torchrun keeps its store over restarts: without a prefix, a restarted rank looks for ranks that are gone
+        # torchrun keeps its store over restarts: without a prefix, a rank would look for those of before
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "nccl" if is_on_gpu else "gloo",
@@ -122,7 +122,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
 def leave_process_group(after_error: bool = False) -> None:
     """Leave the process group, if any; without it a process can abort on its way out.
 
-    After an error NCCL's is left standing: its goodbye would wait for the other ranks, and these wait for us.
+    After an error NCCL's is left standing: to leave it, it would wait for ranks that wait for us.
     """
     if is_distributed() and not (after_error and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
@@ -135,14 +135,14 @@ def barrier() -> None:
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a seed that depends on all of `numbers` (0 or more each), and is not that of their sum."""
+    """Return a seed that depends on each of `numbers` (0 or more), not on their sum."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's generators from (seed, rank, epoch): no two ranks share one.
+    """Seed Python's, NumPy's and torch's generators by (seed, rank, epoch), shared by no two ranks.
 
-    Seeded at every epoch, what a run draws in an epoch does not depend on where it was resumed.
+    So what a run draws in an epoch does not depend on where it was resumed.
     """
     streams = np.random.SeedSequence([seed, rank, epoch]).generate_state(3)
     random.seed(int(streams[0]))
@@ -183,9 +183,9 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter], sums: torch.Tensor | None = None) -> None:
-    """Replace the gradients of `parameters` by their means over all ranks; a missing one counts as zero.
+    """Replace the gradients of `parameters` by their means over all ranks; a missing one is zero.
 
-    `sums`, a tensor, is replaced by its sum over all ranks on the way. Raises RuntimeError if a rank is gone.
+    `sums`, a tensor, is replaced by its sum over all ranks. Raises RuntimeError if a rank is gone.
     """
     if get_world_size() == 1:
         return

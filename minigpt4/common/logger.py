@@ -1,4 +1,4 @@
-"""What a run says and writes: log lines of the 2023 shapes, `log.txt`, `metrics.jsonl`, optional TensorBoard."""
+"""What a run says and writes: lines of the 2023 shapes, `log.txt`, `metrics.jsonl`, TensorBoard."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ _TIMER_WINDOW = 20  # iterations that `time` and `data` are means of
 
 
 class NonFiniteLossError(ValueError):
-    """Losses or gradients that are nan or infinite, again and again; the message names step, rank and samples."""
+    """Losses or gradients that are not finite, again and again; the message says where."""
 
 
 def setup_logger() -> None:
@@ -36,12 +36,12 @@ def whole_seconds(seconds: float) -> str:
 
 
 def batch_size(batch: dict[str, Any]) -> int:
-    """Return the number of samples of a batch: each of its values has one entry, or row, a sample."""
+    """Return the number of samples of a batch: each of its values has one entry a sample."""
     return len(next(iter(batch.values())))
 
 
 class RunLog:
-    """The text files of a run, written by rank 0: `log.txt`, `metrics.jsonl`, with `tensorboard` its own too.
+    """The text files of a run, written by rank 0, and TensorBoard's.
 
     A full disk or a lost folder costs lines and one warning, never the training.
     """
@@ -117,7 +117,7 @@ class MetricLogger:
         self.epoch, self.num_steps, self.log_freq, self.device = epoch, num_steps, log_freq, device
         self.run_log, self.samples_seen, self.max_skipped = run_log, samples_seen, max_skipped
         self.losses, self.lr_sum, self.index = [], 0.0, 0  # of the epoch so far; the step to be made
-        self._first_index = self._num_unknown = 0  # where this process began; steps before without a known loss
+        self._first_index = self._num_unknown = 0  # where this process began; steps of unknown loss
         self.skipped = self._in_a_row = 0
         self._unread, self._unwritten, self._unread_updates = [], [], []  # until a line is due
         self._times, self._data_times = deque(maxlen=_TIMER_WINDOW), deque(maxlen=_TIMER_WINDOW)
@@ -131,18 +131,19 @@ class MetricLogger:
         self._data_times.append(time.perf_counter() - start)
 
     def state(self) -> dict[str, Any]:
-        """Return what `resume` needs before the next step; after the last one, that is the next epoch's first.
+        """Return what `resume` needs before the next step, be it the next epoch's first.
 
         Reads and writes what was not due yet. Raises NonFiniteLossError.
         """
         self._read()
         self._write()
-        is_over, counts = self.index == self.num_steps, {"samples_seen": self.samples_seen, "skipped": self.skipped}
-        of_epoch = {"losses": [], "lr_sum": 0.0} if is_over else {"losses": list(self.losses), "lr_sum": self.lr_sum}
-        return {**of_epoch, **counts, "in_a_row": self._in_a_row}
+        is_over = self.index == self.num_steps
+        losses, lr_sum = ([], 0.0) if is_over else (list(self.losses), self.lr_sum)
+        counts = {"samples_seen": self.samples_seen, "skipped": self.skipped}
+        return {"losses": losses, "lr_sum": lr_sum, **counts, "in_a_row": self._in_a_row}
 
     def resume(self, index: int, state: dict[str, Any]) -> None:
-        """Begin at step `index` of the epoch instead of 0, with the `state()` of the run that came so far.
+        """Begin at step `index` of the epoch, with the `state()` of the run that came so far.
 
         Fewer losses than steps, as after other settings, are those of the end of `index` steps.
         """
@@ -152,7 +153,7 @@ class MetricLogger:
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
     def add(self, loss: torch.Tensor, lr: float, batch: dict[str, Any]) -> None:
-        """Take the loss (a scalar tensor, any device) and lr of the current iteration, and its batch."""
+        """Take the loss (a scalar tensor, any device) and lr of the current step, and its batch."""
         self.samples_seen += batch_size(batch) * get_world_size()
         self.lr_sum += lr
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
@@ -160,13 +161,13 @@ class MetricLogger:
         self._unwritten.append({"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen})
 
     def updated(self, is_skipped: torch.Tensor) -> None:
-        """Take whether the optimizer's step was skipped on all ranks; after its last batch's `add`."""
+        """Take whether the update was skipped on all ranks; after its last batch's `add`."""
         self._unread_updates.append((self.epoch * self.num_steps + self.index, is_skipped))
 
     def check(self) -> None:
         """Read the losses and skipped updates that are due.
 
-        Raises NonFiniteLossError, on all ranks at the same step, after `max_skipped` skipped updates in a row.
+        Raises NonFiniteLossError, on all ranks at the same step, after `max_skipped` of them in a row.
         """
         if self._is_due() or self.device.type == "cpu":
             self._read()
@@ -227,7 +228,7 @@ class MetricLogger:
         self._unwritten.clear()
 
     def end_epoch(self) -> dict[str, float]:
-        """Print the epoch's total; return {"lr", "loss"}, means over its iterations and all ranks."""
+        """Print the epoch's total; return {"lr", "loss"}, means over its steps and all ranks."""
         seconds = time.perf_counter() - self._start
         per_step = seconds / max(self.index - self._first_index, 1)
         total = f"Total time: {whole_seconds(seconds)} ({per_step:.4f} s / it)"

@@ -1,6 +1,6 @@
 """The learning rate of every step, by the two registered schedules, and the AdamW groups.
 
-`epoch` and `step` count from 0, `step` inside its epoch, and every batch is a step, also where gradients accumulate.
+`epoch` and `step` count from 0, `step` inside its epoch; every batch is a step, also with accumulation.
 """
 
 import math
@@ -18,9 +18,8 @@ _NO_DECAY = ("bias", "ln", "bn")  # anywhere in a parameter's name
 class LRSchedule:
     """A schedule over `iters_per_epoch` steps an epoch, from the `run` section.
 
-    `warmup_lr` below 0 means that warm-up starts at `init_lr`. `warmup_clock` says what warm-up
-    counts: "epoch", the index inside the epoch (Source: 2023 release; a warm-up longer than an epoch
-    starts anew in each), or "global", the steps since the start of training.
+    `warmup_lr` below 0 means that warm-up starts at `init_lr`. `warmup_clock` says what warm-up counts: "epoch", the
+    steps of the epoch (Source: 2023 release; a longer warm-up starts anew in each), or "global", those of training.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_cfg: DictConfig, iters_per_epoch: int) -> None:
@@ -35,7 +34,7 @@ class LRSchedule:
         raise NotImplementedError
 
     def step(self, cur_epoch: int, cur_step: int) -> float:
-        """Set the lr of all parameter groups to that of the step about to be made, and return it."""
+        """Set the lr of all parameter groups to that of the step to be made, and return it."""
         lr = self.lr(cur_epoch, cur_step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -83,7 +82,7 @@ def weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dic
     """Return AdamW's two groups of trainable parameters: decayed, then not decayed.
 
     Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups
-    are there even if empty: all checkpoints' optimizer states have one form. Source: 2023 release.
+    are there even if empty, so that all checkpoints have one form. Source: 2023 release.
     """
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():

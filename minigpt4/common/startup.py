@@ -1,19 +1,16 @@
-"""Where the time goes from process start to the end of the first training step; weight files read ahead.
+"""Where the time goes until the first training step is done; weight files read ahead.
 
 Loads no torch: it is imported first, so that what follows is counted.
 """
 
+import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt4.common.utils import expand_path
-
-_BLOCK = 2**24  # bytes read at once
 
 
 class Startup:
@@ -33,7 +30,7 @@ class Startup:
         self._charge()
         self._open[-1] = name
 
-    @contextmanager
+    @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as a phase of its own."""
         self._charge()
@@ -65,10 +62,7 @@ startup = Startup()  # of this process
 
 
 def read_ahead(paths: Iterable[Path]) -> threading.Thread:
-    """Return a thread that reads `files_of(paths)` into the page cache, as far as they are not there.
-
-    Reading leaves Python to other threads, so it costs them nothing.
-    """
+    """Return a thread that reads `files_of(paths)` into the page cache, Python left to others."""
     thread = threading.Thread(target=_read_files, args=(list(paths),), name="read-ahead", daemon=True)
     thread.start()
     return thread
@@ -84,21 +78,8 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read_files(paths: list[Path]) -> None:
-    buffer, probe = bytearray(_BLOCK), bytearray(1)
+    block = bytearray(2**24)
     for path in files_of(paths):
-        try:
-            with open(path, "rb", buffering=0) as file:
-                for start in range(0, os.fstat(file.fileno()).st_size, _BLOCK):
-                    if not _is_cached(file.fileno(), probe, start):
-                        file.seek(start)
-                        file.readinto(buffer)
-        except OSError:  # who needs the file says what is wrong with it
-            continue
-
-
-def _is_cached(descriptor: int, probe: bytearray, offset: int) -> bool:
-    """Return whether a byte of a file is in memory; False where the system cannot say."""
-    try:
-        return os.preadv(descriptor, [probe], offset, os.RWF_NOWAIT) == 1
-    except (AttributeError, OSError):  # the latter: it would have to wait for the disk
-        return False
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # its user complains
+            while file.readinto(block):
+                pass

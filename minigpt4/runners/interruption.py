@@ -41,9 +41,9 @@ class Interruption:
         logging.warning("%s: saving after this step, then ending", self.signal.name)
 
     def agreed(self, ranks_interrupted: torch.Tensor) -> bool:
-        """Return whether to end. `ranks_interrupted`: how many ranks had a signal, equal on all of them.
+        """Return whether to end. `ranks_interrupted`: how many ranks had a signal, known to all.
 
-        On a GPU this step's number is copied and the previous one is looked at: waiting would cost every step.
+        On a GPU the number of the step before is looked at: waiting for this one costs every step.
         """
         if ranks_interrupted.device.type != "cuda":
             return ranks_interrupted.item() > 0
@@ -60,7 +60,7 @@ class Interruption:
         return previous.item() > 0
 
     def ended(self, path: Path | None, epoch: int, step: int) -> Interrupted:
-        """Return the exception that ends the program, after `path` was saved before step (epoch, step)."""
+        """Return the exception that ends the program, after `path` was saved."""
         name = self.signal.name if self.signal else "a signal to another rank"
         where = f"saved {path}" if path else "nothing could be saved, see above"
         if self.signal:

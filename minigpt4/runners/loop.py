@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
@@ -29,15 +30,15 @@ class TrainingLoop:
             is_half = self.run_cfg.amp and self.device.type == "cuda" and model.compute_dtype == torch.float16
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self.interruption, self.step_timeout = Interruption(), StepTimeout(self.run_cfg.step_timeout_s)
-        # known once the data is open: endless batches of this rank, how many make an epoch, the schedule
+        # known once the data is open: endless batches of this rank, the length of an epoch, the lr
         self.train_loader = self.iters_per_epoch = self.lr_scheduler = None
 
     def train_epoch(self, epoch: int, metrics: MetricLogger) -> dict[str, float]:
-        """Train from step `metrics.index` to the end of the epoch; return {"lr", "loss"}, means over all ranks.
+        """Train from step `metrics.index` on; return the epoch's {"lr", "loss"}, means over all ranks.
 
-        An update takes the gradients of `accum_grad_iters` batches: their mean, where the last one of an epoch
-        may be of fewer; or, with `accum_reduction: sum`, their sum, where what an epoch leaves over goes into
-        the first update of the next (Source: 2023 release). Raises NonFiniteLossError.
+        An update takes the gradients of `accum_grad_iters` batches: their mean, the last one of an epoch
+        that of what is left; or, with `accum_reduction: sum`, their sum, what is left going into the first
+        update of the next (Source: 2023 release). Raises NonFiniteLossError.
         """
         num_steps, accum = self.iters_per_epoch, self.run_cfg.accum_grad_iters
         is_mean, limit = self.run_cfg.accum_reduction == "mean", self.run_cfg.max_tokens_per_batch
@@ -51,7 +52,7 @@ class TrainingLoop:
                 batch = to_device(next(self.train_loader), self.device)
             batch |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": step}
 
-            # gradient, added to those since the last update; a batch of too many tokens is computed in parts,
+            # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own
             window = min(accum, num_steps - step + step % accum) if is_mean else 1
             loss = 0
@@ -78,7 +79,7 @@ class TrainingLoop:
         return metrics.end_epoch()
 
     def update(self, num_bad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step the optimizer with the ranks' mean gradient, unless a loss or gradient is not finite.
+        """Step the optimizer with the ranks' mean gradient, unless that or a loss is not finite.
 
         Return (whether it was skipped, how many ranks want to end the run), equal on all ranks.
         """
@@ -91,10 +92,10 @@ class TrainingLoop:
         limit, is_scaling = self.run_cfg.max_grad_norm, self.scaler.is_enabled()
         if limit is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, float("inf") if limit is None else limit)
+        norm = clip_grad_norm_(self.trainable, float("inf") if limit is None else limit)
 
-        # A scaler that is enabled looks for infinities itself, and meets some while it looks for its scale.
-        # On CUDA the fused step does nothing where `found_inf` is set: no need to wait for the number.
+        # A scaler that is enabled looks for infinities itself, and meets some while it finds its scale.
+        # On CUDA the fused step does nothing where `found_inf` is set: no need to wait for it.
         is_skipped = (flags[0] > 0) | (~norm.isfinite() & (not is_scaling))
         if is_scaling or self.device.type == "cuda":
             if not is_scaling:

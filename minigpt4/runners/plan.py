@@ -1,4 +1,4 @@
-"""What `train.py --dry-run` says: configuration, parts, memory of a step, and what helps where it does not fit."""
+"""What `train.py --dry-run` says: configuration, parts, memory of a step, and what would save some."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +17,13 @@ from minigpt4.runners.run_config import RunConfig
 def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
-    Nothing is loaded: the model is built without weights. `gpu_memory_gib`: plan for a GPU of that size, here or not.
+    Nothing is loaded: the model has no weights. `gpu_memory_gib`: plan for a GPU of that size, here or not.
     Return 0, or 1 if a training step does not fit.
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
     device = run_device(run) if gpu_memory_gib is None else torch.device("cuda", 0)
     available = total_memory_bytes(device) if gpu_memory_gib is None else gpu_memory_gib * 2**30
-
     parts = registry.get_model_class(model_cfg.arch).plan(model_cfg, device)
     print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
     if run.evaluate:
@@ -39,7 +38,7 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
 
 
 def _print_memory(cfg: Config, device: torch.device, available: float, weights: int) -> int:
-    """Print what a step holds beside what the device has; return 0 if it fits, else print what helps and return 1."""
+    """Print what a step holds and the device has; return 0 if it fits, else print what helps and return 1."""
     outside = OUTSIDE if device.type == "cuda" else 0
     limit, needed = available - outside, _needed(cfg, device)
     beside = f"; {size_text(outside)} for CUDA itself, assumed" if outside else ""
@@ -71,15 +70,15 @@ def _needed(cfg: Config, device: torch.device, **options: Any) -> int:
 
 
 def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[str, Any]]:
-    """Yield settings that save memory: each for itself, the largest batch that fits, at last all together."""
+    """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
     run, model_cfg, together = cfg.run_cfg, cfg.model_cfg, {}
     kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
     is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
-    settings = [("llm_checkpointing", True)] * (not model_cfg.llm_checkpointing)
-    settings += [("llm_quantization", kind) for kind in kinds] * (not is_quantised)
-    for key, value in settings:
-        yield {f"model.{key}": value}
-        together[f"model.{key}"] = value
+    settings = [{"model.llm_checkpointing": True}] * (not model_cfg.llm_checkpointing)
+    settings += [{"model.llm_quantization": kind} for kind in kinds] * (not is_quantised)
+    for setting in settings:
+        yield setting
+        together |= setting
     batch_size = run.batch_size_train
     while batch_size > 1:
         batch_size = -(-batch_size // 2)
@@ -93,7 +92,7 @@ def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[
 
 
 def _smaller(run: RunConfig, batch_size: int) -> dict[str, int]:
-    """Return the settings of a smaller batch, with as many samples an optimizer step as before, or a few more."""
+    """Return the settings of a smaller batch, with no fewer samples an optimizer step than before."""
     accum = run.accum_grad_iters * -(-run.batch_size_train // batch_size)
     return {"run.batch_size_train": batch_size, "run.accum_grad_iters": accum}
 

@@ -1,4 +1,4 @@
-"""Every key of the `run` section with its default, and what can be wrong with a section before anything is built."""
+"""Every key of the `run` section with its default, and what can be wrong with its values."""
 
 import importlib.util
 import math
@@ -29,7 +29,7 @@ _CHOICES = {
 
 @dataclass
 class RunConfig:
-    """The `run` section. None: has no default, and is needed by training or where the comment says so."""
+    """The `run` section. None: no default; needed by training or where the comment says so."""
 
     task: str = "image_text_pretrain"
     runner: str = "runner_base"
@@ -46,7 +46,7 @@ class RunConfig:
     accum_grad_iters: int = 1
     accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
     max_grad_norm: float | None = None  # None: no clipping
-    max_skipped_updates: int = 5  # in a row, for losses or gradients that are not finite; then the run ends
+    max_skipped_updates: int = 5  # in a row, for numbers that are not finite; then the run ends
     amp: bool = False
     amp_dtype: str = "auto"  # auto (float16 on CUDA) | float16 | bfloat16
     # length
@@ -54,7 +54,7 @@ class RunConfig:
     iters_per_epoch: int | None = None  # None: one pass over map-style data
     # data
     batch_size_train: int | None = None  # per process
-    max_tokens_per_batch: int | None = None  # in the LLM at once: a larger batch is computed in parts; None: as it is
+    max_tokens_per_batch: int | None = None  # in the LLM at once: larger batches go in parts
     batch_size_eval: int | None = None  # needed by valid_splits and test_splits
     num_workers: int | None = None  # per dataset and process
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -64,16 +64,16 @@ class RunConfig:
     # run
     seed: int = 42
     output_dir: str | None = None
-    save_every_iters: int | None = None  # a checkpoint within the epoch after so many steps; None: at its end only
+    save_every_iters: int | None = None  # also save after so many steps of an epoch
     keep_last_k: int = 2  # of those; the ones at the end of an epoch are all kept
-    resume_ckpt_path: str | None = None  # path, URL, or auto: the newest checkpoint below output_dir, if there is one
-    resume_mode: str = "exact"  # exact: refuse other settings | restart: weights and schedule only, data begins anew
+    resume_ckpt_path: str | None = None  # path, URL, or auto: the newest below output_dir, if any
+    resume_mode: str = "exact"  # exact: no other settings | restart: weights and schedule, data anew
     evaluate: bool = False
     log_freq: int = 50
     tensorboard: bool = False
     # machine
     device: str = "auto"
-    read_ahead: bool = True  # weight files go to memory while libraries load; False where they fill the memory
+    read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group
@@ -112,23 +112,20 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
 
     # keys that need each other
     splits = [*cfg.valid_splits, *cfg.test_splits]
-    needs_size = bool(splits) and cfg.batch_size_eval is None
-    check(needs_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
-    has_none = cfg.evaluate and not splits
+    lacks_size, lacks_train = cfg.batch_size_eval is None, "train" not in cfg.train_splits
+    check(bool(splits) and lacks_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
     message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
-    check(has_none, "evaluate", message)
-    needs_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
-    check(needs_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
-    has_no_train = "train" not in cfg.train_splits and not cfg.evaluate
+    check(cfg.evaluate and not splits, "evaluate", message)
+    lacks_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
+    check(lacks_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
     message = f"{list(cfg.train_splits)} has no 'train', the split that is trained on"
-    check(has_no_train, "train_splits", message)
+    check(lacks_train and not cfg.evaluate, "train_splits", message)
 
     # the machine
     try:
         device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
         is_wrong = cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda"
-        message = f"float16 trains on CUDA only, the device is {device}; use auto"
-        check(is_wrong, "amp_dtype", message)
+        check(is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
     except DeviceError as error:
         problems.append(error.problem)
     lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None

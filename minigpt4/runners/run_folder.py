@@ -12,12 +12,12 @@ from pathlib import Path
 
 from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, remove
 
-AUTO = "auto"  # run.resume_ckpt_path: the newest checkpoint below run.output_dir that can be read, if there is any
+AUTO = "auto"  # run.resume_ckpt_path: the newest readable checkpoint below run.output_dir, if any
 _NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
 
 
 def new_folder(root: str | Path, name: str) -> Path:
-    """Return a folder below `root` that did not exist before, with `result/` in it. Raises OSError."""
+    """Return a new folder below `root`, with `result/` in it. Raises OSError."""
     for number in range(1, 10_000):
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")
         try:
@@ -42,14 +42,14 @@ def checkpoints(folder: str | Path) -> list[Path]:
     reached = {}
     for path in Path(folder).glob("checkpoint_*.pth"):
         if match := _NAME.fullmatch(path.name):
-            reached[path] = int(match[1]), int(match[2] or 2**62)  # an epoch's end is behind all its steps
+            reached[path] = int(match[1]), int(match[2] or 2**62)  # an epoch's end comes last
     return sorted(reached, key=reached.get, reverse=True)
 
 
 def newest_checkpoint(root: str | Path) -> Path | None:
-    """Return the checkpoint from which the latest run below `root` resumes, None if there is none at all.
+    """Return the checkpoint from which the latest run below `root` resumes, None if there is none.
 
-    One that cannot be read is passed over, with a warning. Raises CheckpointError if that is true of all.
+    One that cannot be read is passed over, with a warning. Raises CheckpointError if none can.
     """
     runs = [found for folder in Path(root).glob("*/") if (found := checkpoints(folder))]
     runs.sort(key=lambda found: max(path.stat().st_mtime_ns for path in found), reverse=True)

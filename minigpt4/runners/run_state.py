@@ -1,4 +1,4 @@
-"""What a run is at a step, as plain values: saved, compared and restored, so that a resumed run is bit-exact."""
+"""What a run is at a step: saved, compared and restored, so that a resumed run is bit-exact."""
 
 import random
 import re
@@ -13,17 +13,17 @@ import torch
 from minigpt4.common.device import run_precision
 from minigpt4.common.dist_utils import gather_from_ranks, get_rank, get_world_size
 
-# Settings that may change without changing a number of the training, or that `setup` compares by content.
+# Settings that change no number of the training, or that `setup` compares by content.
 _FREE_KEYS = (
     r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
-    r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them at the start of a run
+    r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.\w+\.(build_info|val)\..+",
     r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
-# Settings that older checkpoints lack; they are now taken from the vision tower, whose files did not change.
+# Settings that older checkpoints lack; they are now taken from the vision tower, as it always was.
 _FILLED_KEYS = r"datasets\.\w+\.vis_processor\.\w+\.(mean|std)"
 
 
@@ -36,25 +36,25 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; without `config` it is under `progress` in a checkpoint, absent from other programs'."""
+    """How far a run is; what is under `progress` in a checkpoint, and the `config` beside it."""
 
     position: Position
     setup: dict[str, Any]  # what must be the same for an exact resume, beside the configuration
-    ranks: list[dict[str, Any]]  # for each its "rng", "data", "metrics", and "gradients" that no update took
-    identity: dict[str, Any]  # the LLM and the template that the weights are for: `BaseModel.identity()`
-    stats: dict[str, float] | None  # at the end of an epoch its means, for a line that log.txt may lack
+    ranks: list[dict[str, Any]]  # each one's "rng", "data", "metrics", and "gradients" not yet used
+    identity: dict[str, Any]  # what the weights are for: `BaseModel.identity()`
+    stats: dict[str, float] | None  # means of an epoch at its end, for log.txt
     config: dict[str, Any]
 
     mine = property(lambda self: self.ranks[get_rank()])
     samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # by all ranks
-    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))  # None: the loader did not say
+    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))  # of the loader
 
     @classmethod
     def of_run(cls, run: Any, position: Position, metrics: dict, stats: dict | None) -> "Progress":
         """Return the progress of the runner `run` before a step. Called by all ranks."""
         gradients = [parameter.grad for parameter in run.trainable]
         mine = {
-            "rng": _rng_state(run.device) if position.step else None,  # every epoch begins with seeds of its own
+            "rng": _rng_state(run.device) if position.step else None,  # an epoch begins with own seeds
             "data": run.train_loader.state() if hasattr(run.train_loader, "state") else None,
             "metrics": metrics,
             "gradients": None if all(gradient is None for gradient in gradients) else gradients,
@@ -82,7 +82,7 @@ class Progress:
         ours = _compared(run.config.to_dict(), _setup(run), run.model.identity())
         lines = []
         for key in theirs | ours:
-            is_new = key not in theirs and key.startswith("run.")  # a key that the program did not know then
+            is_new = key not in theirs and key.startswith("run.")  # unknown to the program then
             is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
             is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
             if theirs.get(key) != ours.get(key) and not is_free:
@@ -101,7 +101,7 @@ class Progress:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Within the block random numbers may be drawn and seeds set; afterwards it is as if nothing had been."""
+    """Keep random numbers drawn and seeds set within the block from having an effect behind it."""
     state = _rng_state(device)
     try:
         yield
@@ -138,9 +138,9 @@ def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
-    """Return {full key: value} of all that is compared; `model.llm_precision` as the run resolves it."""
+    """Return {full key: value} of all that is compared, precision as the run resolves it."""
     flat = _flat(config) | _flat(setup) | _flat({"model": identity})
-    if precision := flat.get("model.llm_precision"):  # some programs saved "auto", others what it meant
+    if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
         flat["model.llm_precision"] = run_precision(precision, flat["run.amp"], flat["run.amp_dtype"])
     return flat
 

@@ -1,4 +1,4 @@
-"""A run from start to end: processes, device, optimizer, epochs, checkpoints, resume, evaluation."""
+"""A run from start to end: processes, data, epochs, checkpoints, resume, evaluation."""
 
 import logging
 import time
@@ -30,11 +30,10 @@ Batches = Iterator[dict[str, Any]]
 
 @registry.register_runner("runner_base")
 class RunnerBase(TrainingLoop):
-    """Trains, or with `run.evaluate` evaluates, `model` on `datasets` ({name: {split: dataset}}) by `task`.
+    """Trains or evaluates `model` on `datasets` ({name: {split: dataset}}) by `task`.
 
-    `job_id` names the folder below `run.output_dir`, by default the time at which training starts; one that is
-    taken gets a number. After the constructor the model, the same on every rank, is on the device. For another
-    loop register a subclass with its own `train_epoch`, and name it by `run.runner`.
+    `job_id` names the folder below `run.output_dir`, by default the time of the start; one that is taken
+    gets a number. For another loop register a subclass with its own `train_epoch` as `run.runner`.
     """
 
     Config = RunConfig
@@ -42,7 +41,7 @@ class RunnerBase(TrainingLoop):
     def __init__(self, cfg: WholeConfig, task: Any, model: Any, datasets: dict, job_id: str | None = None) -> None:
         super().__init__(cfg, task, model)
         self.config, self.datasets, self.job_id = cfg, datasets, job_id
-        # where training begins, and the checkpoint that says so; `resumed`: its Progress, for an exact resume
+        # where training begins, the checkpoint that says so, and its Progress for an exact resume
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
         # open while the run trains or evaluates
@@ -59,7 +58,7 @@ class RunnerBase(TrainingLoop):
     @staticmethod
     @contextmanager
     def launched(cfg: WholeConfig) -> Iterator[str | None]:
-        """Start this process's part of the run and end it: process group, log, seeds, files read ahead.
+        """Start this process's part of the run and end it: group, log, seeds, files read ahead.
 
         Gives None, or what the runner shall take as its `job_id`. All ranks draw the same numbers until
         training starts, so that new weights are the same everywhere.
@@ -69,7 +68,7 @@ class RunnerBase(TrainingLoop):
             dist_utils.setup_seeds(cfg.run_cfg.seed)
             setup_logger()
             cfg.pretty_print()
-            if cfg.run_cfg.read_ahead and not launch.local_rank:  # one process of a machine reads for all
+            if cfg.run_cfg.read_ahead and not launch.local_rank:  # one process reads for all
                 read_ahead(registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg))
             with explained_out_of_memory(cfg.run_cfg):
                 yield None
@@ -79,11 +78,10 @@ class RunnerBase(TrainingLoop):
         dist_utils.leave_process_group()
 
     def train(self, loader: Batches | None = None) -> dict[str, float] | None:
-        """Train from the first or the resumed step to the last; a checkpoint and a line in `log.txt` after each epoch.
+        """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
 
-        `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; None builds it from the datasets.
-        With `run.evaluate` return the losses instead. Raises ValueError or OSError for what only now turns out to
-        be wrong: checkpoint, data, disk, a loss of nan.
+        `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; by default the datasets'.
+        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, a loss of nan.
         """
         if self.run_cfg.resume_ckpt_path:
             self._load()
@@ -132,7 +130,7 @@ class RunnerBase(TrainingLoop):
             raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
 
     def after_step(self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor) -> None:
-        """Save if it is time to; end the run if a rank was told to. The end of an epoch is saved elsewhere."""
+        """Save if it is time to, within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
         if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
@@ -149,7 +147,7 @@ class RunnerBase(TrainingLoop):
             self.log.epoch(stats | self._split_losses(self.eval_loaders))
 
     def _nothing_left(self, loader: Batches | None) -> None:
-        if self.output_dir:  # the run ended after its last checkpoint, but perhaps before its last words
+        if self.output_dir:  # it may have ended before its last words
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
             self._end_epoch(self.resumed.stats)
@@ -160,7 +158,7 @@ class RunnerBase(TrainingLoop):
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Return {split: mean loss} of `valid_splits` and `test_splits`, logged and written to `log.txt`."""
+        """Return {split: mean loss} of `valid_splits` and `test_splits`; `log.txt` gets them too."""
         begin = time.time()
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
@@ -171,18 +169,17 @@ class RunnerBase(TrainingLoop):
         return losses
 
     def _split_losses(self, loaders: dict[str, list[Any]]) -> dict[str, float]:
-        """Return {"<split>_loss": mean loss} of {split: loaders}, logged; no random number of training is used up."""
+        """Return {"<split>_loss": mean loss} of {split: loaders}; training's random state stays."""
         losses = {}
         with random_state_kept(self.device):
             for split, of_split in loaders.items():
-                dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank())  # the same at every evaluation
-                loss = self.task.evaluation(self.model, of_split, self.device)
-                losses[f"{split}_loss"] = loss
+                dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank())  # always the same
+                losses[f"{split}_loss"] = loss = self.task.evaluation(self.model, of_split, self.device)
                 logging.info("Evaluation on %s: loss %.4f", split, loss)
         return losses
 
     def _load(self) -> None:
-        """Load weights, optimizer, scaler and position of `run.resume_ckpt_path`; to evaluate, only weights."""
+        """Load what is needed of `run.resume_ckpt_path`; to evaluate, only the weights."""
         where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
         if is_auto := path == AUTO:
             root = expand_path(self.run_cfg.output_dir)
@@ -208,13 +205,11 @@ class RunnerBase(TrainingLoop):
                 self.output_dir = self.resumed_from.parent
 
     def _open_data(self, loader: Batches | None) -> None:
-        """Set the train loader, which continues where the resumed run was, and the length of an epoch."""
-        # a resume that is not exact does not know which data came before: it draws with another seed
-        seed = self.run_cfg.seed
-        if self.resumed:
-            seed = seed if self.resumed.data_seed is None else self.resumed.data_seed
-        elif self.start != (0, 0):
-            seed = derived_seed(seed, *filter(None, self.start))
+        """Set the train loader, resumed where the run was, and the length of an epoch."""
+        seed = self.resumed.data_seed if self.resumed else None
+        if seed is None:  # a resume that is not exact draws other data than came before
+            seed = self.run_cfg.seed
+            seed = seed if self.start == (0, 0) else derived_seed(seed, *filter(None, self.start))
         self.train_loader = loader or self.task.build_train_loader(self.datasets, self.run_cfg, seed)
         self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         if not self.resumed:
@@ -233,23 +228,22 @@ class RunnerBase(TrainingLoop):
     def _open_output(self) -> None:
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
         if not self.output_dir:
-            root = expand_path(self.run_cfg.output_dir)
-            name = self.job_id or time.strftime("%Y%m%d%H%M")
+            root, name = expand_path(self.run_cfg.output_dir), self.job_id or time.strftime("%Y%m%d%H%M")
             self.output_dir = from_main(lambda: new_folder(root, name))
         self.job_id = self.output_dir.name
         self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
         self.log.config(self.config.to_dict())
 
     def _save(self, position: Position, metrics: MetricLogger, stats: dict[str, float] | None = None) -> bool:
-        """Write a checkpoint of the run before step `position` from rank 0; return whether it is there."""
+        """Write a checkpoint before step `position` from rank 0; return whether it is there."""
         epoch, step = position
         self._saved_step = step
         progress = Progress.of_run(self, position, metrics.state(), stats)  # from all ranks
         if not dist_utils.is_main_process():
             return True
-        path = self.output_dir / (checkpoint_name(epoch, step) if step else checkpoint_name(epoch - 1))
-        place = f"{epoch}, step {step}" if step else f"{epoch - 1}"
-        logging.info("Saving checkpoint at epoch %s to %s.", place, path)
+        done = (epoch, step) if step else (epoch - 1,)
+        path = self.output_dir / checkpoint_name(*done)
+        logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
         state = {
             "model": self.model.trainable_state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -258,8 +252,7 @@ class RunnerBase(TrainingLoop):
             "epoch": epoch - 1,
             "progress": progress.to_plain(),
         }
-        is_saved = save_checkpoint(path, state)
-        if is_saved:
+        if is_saved := save_checkpoint(path, state):
             self.last_checkpoint = path
             prune(self.output_dir, self.run_cfg.keep_last_k)
         return is_saved

@@ -1,4 +1,4 @@
-"""Ranks that wait for each other know for whom: a late or lost one is named and ends the run, which would hang."""
+"""Ranks that wait for each other know for whom: a late or lost one is named and ends the run."""
 
 import logging
 import os
@@ -25,8 +25,8 @@ class LostWorkerError(OSError):
 class StepTimeout:
     """Ends the run if a rank keeps the others waiting for more than `timeout_s` seconds.
 
-    Each rank notes in the process group's store at which step it arrived, before it waits for the others; a thread
-    looks who is missing. Contract: within `watching`, `arrived` before every collective of the training step.
+    Each rank notes in the process group's store at which step it arrived; a thread looks who is missing.
+    Contract: within `watching`, `arrived` before every collective of the training step.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -35,9 +35,9 @@ class StepTimeout:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block late ranks end the run, and what torch raises for lost processes says who is lost.
+        """Within the block late ranks end the run, and torch's errors say which process is lost.
 
-        A collective's error is a LostRankError; that of a DataLoader whose worker died is a LostWorkerError.
+        Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
         """
         is_over = threading.Event()
         self._count, self._since = 0, time.monotonic()
@@ -69,10 +69,10 @@ class StepTimeout:
             self._store.set(str(get_rank()), str(self._count))
 
     def late_ranks(self) -> str:
-        """Return the ranks that have not arrived where this one is, listed; "" if the store does not answer."""
-        has, keys = self._store.check, map(str, range(get_world_size()))
+        """Return a list of the ranks that are behind this one; "" if the store does not answer."""
+        store, keys = self._store, map(str, range(get_world_size()))
         try:
-            return ", ".join(key for key in keys if not has([key]) or int(self._store.get(key)) < self._count)
+            return ", ".join(key for key in keys if not store.check([key]) or int(store.get(key)) < self._count)
         except RuntimeError:
             return ""
 

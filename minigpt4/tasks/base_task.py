@@ -1,4 +1,4 @@
-"""What differs between tasks: which model and datasets, the loss of a batch, evaluation. The loop is the runner's."""
+"""What differs between tasks: model, datasets, the loss of a batch, evaluation. The loop is the runner's."""
 
 from itertools import chain
 from typing import Any
@@ -22,9 +22,9 @@ class BaseTask:
         super().__init_subclass__(**kwargs)
         if "train_epoch" in vars(cls) or "_train_inner_loop" in vars(cls):
             raise ValueError(
-                f"{cls.__module__}.{cls.__qualname__} has a training loop of its own, which a task's class does not "
-                "decide any more: for another loss override train_step(model, samples); for another loop register a "
-                "subclass of minigpt4.runners.RunnerBase with its own train_epoch(epoch, metrics), and set run.runner"
+                f"{cls.__module__}.{cls.__qualname__} has a training loop of its own, which is the runner's now: for "
+                "another loss override train_step(model, samples); for another loop register a subclass of "
+                "minigpt4.runners.RunnerBase with its own train_epoch(epoch, metrics), and set run.runner"
             )
 
     @classmethod
@@ -33,9 +33,10 @@ class BaseTask:
         return cls()
 
     def build_model(self, cfg: Config) -> torch.nn.Module:
-        """Return the model of the `model` section, on the run's device and in the run's precision."""
+        """Return the model of the `model` section on the run's device, in its precision."""
         model_cfg = in_run_precision(cfg.model_cfg, cfg.run_cfg)
-        return registry.get_model_class(model_cfg.arch).from_config(model_cfg, device=run_device(cfg.run_cfg))
+        cls = registry.get_model_class(model_cfg.arch)
+        return cls.from_config(model_cfg, device=run_device(cfg.run_cfg))
 
     def build_datasets(self, cfg: Config) -> Datasets:
         """Return {dataset name: {split: dataset}} of the `datasets` section.
@@ -56,7 +57,7 @@ class BaseTask:
         return datasets
 
     def build_train_loader(self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None) -> Any:
-        """Return an endless iterator of this rank's training batches. `seed`: by which data is drawn, `run.seed`."""
+        """Return an endless iterator of this rank's training batches, drawn by `seed`, else `run.seed`."""
         from minigpt4.datasets.datasets.dataloader_utils import build_train_loader
 
         return build_train_loader(
@@ -70,10 +71,7 @@ class BaseTask:
         )
 
     def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}.
-
-        Raises ValueError if no dataset has such a split, or if it is empty or has no end.
-        """
+        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
         where, loaders = "run.valid_splits, run.test_splits", {}
         for split in splits:
             of_split = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
@@ -84,7 +82,7 @@ class BaseTask:
         return loaders
 
     def _eval_loader(self, dataset: Any, run_cfg: DictConfig, what: str) -> DataLoader:
-        """Return the loader of one pass; an iterable dataset with `epochs` = 1 deals itself to ranks and workers."""
+        """Return the loader of one pass; an iterable dataset with `epochs` = 1 deals itself."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import collate
 
@@ -109,8 +107,8 @@ class BaseTask:
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
         """Return (loss of one batch, how many items it is the mean of).
 
-        Items are the target tokens where the model counts them ("num_targets"), else the samples; and the samples
-        where a task has a `train_step` of its own, whose loss this then is.
+        Items are target tokens where the model counts them ("num_targets"), else samples; and samples where
+        a task has a `train_step` of its own, whose loss this then is.
         """
         if type(self).train_step is not BaseTask.train_step:
             return self.train_step(model, samples).item(), batch_size(samples)
@@ -119,10 +117,9 @@ class BaseTask:
 
     @torch.no_grad()
     def evaluation(self, model: torch.nn.Module, loaders: list[DataLoader], device: torch.device) -> float:
-        """Return the mean loss per item (see `valid_step`) of all batches of `loaders`, over all ranks.
+        """Return the mean loss per item (see `valid_step`) of all batches, over all ranks.
 
-        A batch has its number as "iters": what the model draws for it is the same at every evaluation.
-        Raises ValueError if there is not one item.
+        A batch has its number as "iters": the model draws the same at every evaluation. Raises ValueError.
         """
         model.eval()
         loss_sum, count = 0.0, 0

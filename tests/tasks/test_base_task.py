@@ -102,7 +102,7 @@ def test_two_ranks_evaluate_each_sample_once(tmp_path):
 
 
 def test_a_split_without_a_usable_sample_is_an_error():
-    with pytest.raises(ValueError, match="^run.valid_splits, run.test_splits: no sample of the split could be used"):
+    with pytest.raises(ValueError, match=r"no sample of the split could be used, see above$"):
         ImageTextPretrainTask().evaluation(TinyModel(), [[]], torch.device("cpu"))
 
 
