@@ -1,14 +1,9 @@
 """Checkpoints of a run: written whole or not at all, read without running any code that is in them.
 
-A checkpoint is a dict of five keys (Source: 2023 release):
-
-    model      the trainable tensors by name
-    optimizer  AdamW's state dict
-    config     the unresolved configuration as plain containers
-    scaler     the GradScaler's state dict, or None
-    epoch      the last finished epoch, counted from 0 (-1 within the first)
-
-A sixth, `progress`, is what an exact resume needs: runners/run_state.py.
+A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`,
+AdamW's state dict; `config`, the unresolved configuration; `scaler`, the GradScaler's state dict or None; `epoch`,
+the last finished one, counted from 0 (-1 within the first). A sixth, `progress`, is what an exact resume needs:
+runners/run_state.py.
 """
 
 import itertools
@@ -43,7 +38,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
         return True
     except (OSError, RuntimeError) as error:  # torch raises the latter on top of the former
         reason = str(error.__context__ if isinstance(error.__context__, OSError) else error).splitlines()[0]
@@ -101,7 +100,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
     Raises CheckpointError if `saved` is of other parameters.
     """
     own, groups = optimizer.state_dict()["param_groups"], saved.get("param_groups", [])
-    own_sizes, sizes = ([len(group["params"]) for group in each] for each in (own, groups))
+    own_sizes = [len(group["params"]) for group in own]
+    sizes = [len(group["params"]) for group in groups]
     parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
     own_shapes = dict(enumerate(tuple(parameter.shape) for parameter in parameters))
     shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
@@ -116,14 +116,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
             change = new["weight_decay"], old["weight_decay"]
             logging.warning("run.weight_decay: %s from here on, the checkpoint had %s", *change)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

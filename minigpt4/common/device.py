@@ -72,10 +72,7 @@ def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
-
-    Images that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
-    """
+    """Return `batch` with its tensors on `device`, and "normalise" applied to images left in uint8."""
     moved = {}
     for key, value in batch.items():
         moved[key] = value.to(device, non_blocking=True) if torch.is_tensor(value) else value

@@ -98,7 +98,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     if launch.local_rank is None or not run_cfg.distributed:
         print("Not using distributed mode", flush=True)
         return launch
-    rank, world_size, _ = launch
+    rank, world_size = launch[:2]
     print(f"| distributed init (rank {rank}, world {world_size}): {run_cfg.dist_url}", flush=True)
     timeout = timedelta(seconds=run_cfg.dist_timeout_s)
     try:
@@ -140,10 +140,7 @@ def derived_seed(*numbers: int) -> int:
 
 
 def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's generators by (seed, rank, epoch), shared by no two ranks.
-
-    So what a run draws in an epoch does not depend on where it was resumed.
-    """
+    """Seed Python's, NumPy's and torch's generators by (seed, rank, epoch): no two share one."""
     streams = np.random.SeedSequence([seed, rank, epoch]).generate_state(3)
     random.seed(int(streams[0]))
     np.random.seed(int(streams[1]))
@@ -192,9 +189,8 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], sums: torch.Tens
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    # one message a step for all gradients, and a small one for `sums`, on their way together
     gradients = [parameter.grad for parameter in parameters]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
+    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message a step
     messages = [together] if sums is None else [together, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()

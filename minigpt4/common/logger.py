@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
-        self.folder, self._has_warned, self._board = folder, False, None
+        self.folder, self._has_warned = folder, False
+        self._board = None
         if tensorboard and is_main_process():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -95,6 +97,7 @@ class RunLog:
             self._has_warned = True
 
 
+@dataclass
 class MetricLogger:
     """Losses, times and progress of one epoch of `num_steps` iterations.
 
@@ -104,22 +107,20 @@ class MetricLogger:
     `samples_seen` counts over all ranks and epochs: the caller hands it on.
     """
 
-    def __init__(
-        self,
-        epoch: int,
-        num_steps: int,
-        log_freq: int,
-        device: torch.device,
-        run_log: RunLog,
-        samples_seen: int = 0,
-        max_skipped: int = 1,
-    ) -> None:
-        self.epoch, self.num_steps, self.log_freq, self.device = epoch, num_steps, log_freq, device
-        self.run_log, self.samples_seen, self.max_skipped = run_log, samples_seen, max_skipped
-        self.losses, self.lr_sum, self.index = [], 0.0, 0  # of the epoch so far; the step to be made
-        self._first_index = self._num_unknown = 0  # where this process began; steps of unknown loss
+    epoch: int
+    num_steps: int
+    log_freq: int
+    device: torch.device
+    run_log: RunLog | None
+    samples_seen: int = 0
+    max_skipped: int = 1
+
+    def __post_init__(self) -> None:
+        self.losses, self.lr_sum = [], 0.0  # of the epoch so far
+        self.index = self._first_index = self._num_unknown = 0  # to be made; first of this process; of unknown loss
         self.skipped = self._in_a_row = 0
-        self._unread, self._unwritten, self._unread_updates = [], [], []  # until a line is due
+        self._unread, self._unread_updates = [], []  # until a line is due
+        self._unwritten = []
         self._times, self._data_times = deque(maxlen=_TIMER_WINDOW), deque(maxlen=_TIMER_WINDOW)
         self._start = self._step_start = time.perf_counter()
 
@@ -131,10 +132,7 @@ class MetricLogger:
         self._data_times.append(time.perf_counter() - start)
 
     def state(self) -> dict[str, Any]:
-        """Return what `resume` needs before the next step, be it the next epoch's first.
-
-        Reads and writes what was not due yet. Raises NonFiniteLossError.
-        """
+        """Return what `resume` needs before the next step, be it the next epoch's. Raises NonFiniteLossError."""
         self._read()
         self._write()
         is_over = self.index == self.num_steps
@@ -165,10 +163,7 @@ class MetricLogger:
         self._unread_updates.append((self.epoch * self.num_steps + self.index, is_skipped))
 
     def check(self) -> None:
-        """Read the losses and skipped updates that are due.
-
-        Raises NonFiniteLossError, on all ranks at the same step, after `max_skipped` of them in a row.
-        """
+        """Read what is due. Raises NonFiniteLossError, after the same step on all ranks."""
         if self._is_due() or self.device.type == "cpu":
             self._read()
 

@@ -21,7 +21,8 @@ class Startup:
 
     def __init__(self) -> None:
         self.seconds, self.cpu_seconds = {}, {}
-        self._open, self._last, self._is_over = ["imports"], (0.0, 0.0), False
+        self._open, self._is_over = ["imports"], False
+        self._last = 0.0, 0.0  # when something was charged: by the wall clock, by the processor's
         # No clock says when an interpreter started. Until here it has computed and hardly waited.
         self._wall_at_start = time.perf_counter() - time.process_time()
 

@@ -17,8 +17,7 @@ from minigpt4.common.dist_utils import get_world_size
 class Interruption:
     """Notes a signal; `agreed` tells every rank after the same step that one of them got one.
 
-    A second signal works as if this were not here. DataLoader workers outlive the signal, see
-    dataloader_utils: the batch that is being waited for still comes.
+    A second one works as if this were not here. DataLoader workers outlive it: see dataloader_utils.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,7 @@
 """What `train.py --dry-run` says: configuration, parts, memory of a step, and what would save some."""
 
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,14 +73,12 @@ def _needed(cfg: Config, device: torch.device, **options: Any) -> int:
 
 def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[str, Any]]:
     """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
-    run, model_cfg, together = cfg.run_cfg, cfg.model_cfg, {}
+    run, model_cfg = cfg.run_cfg, cfg.model_cfg
     kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
     is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
     settings = [{"model.llm_checkpointing": True}] * (not model_cfg.llm_checkpointing)
     settings += [{"model.llm_quantization": kind} for kind in kinds] * (not is_quantised)
-    for setting in settings:
-        yield setting
-        together |= setting
+    yield from settings
     batch_size = run.batch_size_train
     while batch_size > 1:
         batch_size = -(-batch_size // 2)
@@ -86,7 +86,8 @@ def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[
         if batch_size == 1 or _needed(cfg, device, **options) <= limit:
             yield options
             break
-    if together:
+    if settings:
+        together = functools.reduce(operator.or_, settings)
         yield together
         yield together | _smaller(run, 1)
 

@@ -27,8 +27,8 @@ def new_folder(root: str | Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            what = f"cannot make a folder in '{root}' ({error})"
-            raise OSError(f"run.output_dir: {what}; choose another place") from error
+            message = f"cannot make a folder in '{root}' ({error}); choose another place"
+            raise OSError(f"run.output_dir: {message}") from error
     raise OSError(f"run.output_dir: '{root}' is full of runs named {name}")
 
 

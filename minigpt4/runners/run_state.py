@@ -120,10 +120,10 @@ def _setup(run: Any) -> dict[str, Any]:
 
 
 def _rng_state(device: torch.device) -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    state = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (state[0], state[1].tolist(), *state[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }

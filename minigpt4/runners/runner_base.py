@@ -40,13 +40,14 @@ class RunnerBase(TrainingLoop):
 
     def __init__(self, cfg: WholeConfig, task: Any, model: Any, datasets: dict, job_id: str | None = None) -> None:
         super().__init__(cfg, task, model)
-        self.config, self.datasets, self.job_id = cfg, datasets, job_id
+        self.config, self.datasets = cfg, datasets
+        self.job_id, self.eval_loaders = job_id, {}
         # where training begins, the checkpoint that says so, and its Progress for an exact resume
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
-        # open while the run trains or evaluates
-        self.eval_loaders, self.output_dir, self.log = {}, None, None
-        self.last_checkpoint, self._saved_step, self._is_ending = None, 0, False
+        # what it writes, once it trains or evaluates
+        self.output_dir = self.log = self.last_checkpoint = None
+        self._saved_step, self._is_ending = 0, False
 
     @classmethod
     def preflight(cls, cfg: RunConfig, where: str) -> list[Problem | str]:
@@ -58,10 +59,9 @@ class RunnerBase(TrainingLoop):
     @staticmethod
     @contextmanager
     def launched(cfg: WholeConfig) -> Iterator[str | None]:
-        """Start this process's part of the run and end it: group, log, seeds, files read ahead.
+        """Start and end this process's part of the run: group, log, seeds, files read ahead.
 
-        Gives None, or what the runner shall take as its `job_id`. All ranks draw the same numbers until
-        training starts, so that new weights are the same everywhere.
+        Gives None, or the runner's `job_id`. Until training all ranks draw the same, e.g. new weights.
         """
         launch = dist_utils.init_distributed_mode(cfg.run_cfg)
         try:

@@ -105,10 +105,9 @@ class BaseTask:
         return model(samples)["loss"]
 
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
-        """Return (loss of one batch, how many items it is the mean of).
+        """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.
 
-        Items are target tokens where the model counts them ("num_targets"), else samples; and samples where
-        a task has a `train_step` of its own, whose loss this then is.
+        They are samples where it does not, or where a task has a `train_step` of its own, whose loss this is.
         """
         if type(self).train_step is not BaseTask.train_step:
             return self.train_step(model, samples).item(), batch_size(samples)
@@ -117,13 +116,10 @@ class BaseTask:
 
     @torch.no_grad()
     def evaluation(self, model: torch.nn.Module, loaders: list[DataLoader], device: torch.device) -> float:
-        """Return the mean loss per item (see `valid_step`) of all batches, over all ranks.
-
-        A batch has its number as "iters": the model draws the same at every evaluation. Raises ValueError.
-        """
+        """Return the mean loss per item (see `valid_step`) over all ranks. Raises ValueError for no item."""
         model.eval()
         loss_sum, count = 0.0, 0
-        for index, samples in enumerate(chain.from_iterable(loaders)):
+        for index, samples in enumerate(chain.from_iterable(loaders)):  # what it draws is the same every time
             loss, num_items = self.valid_step(model, to_device(samples, device) | {"iters": index})
             loss_sum, count = loss_sum + loss * num_items, count + num_items
         loss_sum, count = sum_over_ranks([loss_sum, count], device)
