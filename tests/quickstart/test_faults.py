@@ -8,8 +8,7 @@ import torch
 from benchmarks.fault_rows import ROWS
 from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
 from benchmarks.web_server import web_server
-from tests.test_runner import by_hand, found_by_two_ranks
-from tests.training import batches
+from tests.training import batches, by_hand, found_by_two_ranks
 
 QUICK = ("a misspelt key", "one of three missing", "cut within an image", "a pickle beside it (.pth)")
 

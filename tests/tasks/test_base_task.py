@@ -6,8 +6,7 @@ from torch.utils.data import Dataset
 
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import BaseTask, ImageTextPretrainTask
-from tests.test_runner import found_by_two_ranks
-from tests.training import TinyModel, batches, runner, settings
+from tests.training import TinyModel, batches, found_by_two_ranks, runner, settings
 
 WORDS = (1, 5, 2, 9, 3)  # target tokens of the samples
 

@@ -5,7 +5,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +16,8 @@ from minigpt4.common.registry import registry
 from minigpt4.runners.run_state import Progress
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.test_runner import Images
-from tests.training import TinyModel, batches, runner, settings, tiny_model
+from tests.training import ROOT, Images, TinyModel, batches, runner, settings, tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr": 1e-3, "resume_ckpt_path": "auto"}
 
 
@@ -136,6 +133,10 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
     whole = validated(tmp_path / "whole", storages, valid_splits=["val"], batch_size_eval=2)
     whole.train()
     assert all(torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True))
+    before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
+    whole._split_losses(whole.eval_loaders)  # what the model draws there is drawn for nobody else
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
     lines = [json.loads(line) for line in epoch_lines(whole)]
     assert len({line.pop("val_loss") for line in lines}) == 2 and lines == list(map(json.loads, epoch_lines(plain)))
     for cut in (5, 4, 30):
