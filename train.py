@@ -10,7 +10,7 @@ import sys
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, add_config_arguments
 from minigpt4.common.registry import registry
-from minigpt4.common.startup import read_ahead, startup
+from minigpt4.common.startup import startup
 
 
 def parse_args(argv=None):
@@ -24,8 +24,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--resume",
         metavar="auto|PATH",
-        help="go on from a checkpoint; auto: the newest good one below run.output_dir, or from the beginning if there "
-        "is none, so that the same command starts a run and goes on with it (sets run.resume_ckpt_path)",
+        help="resume from a checkpoint; auto: the newest good one below run.output_dir, or from the beginning if there "
+        "is none, so that the same command starts a run and resumes it (sets run.resume_ckpt_path)",
     )
     parser.add_argument(
         "--dry-run",
@@ -59,9 +59,7 @@ def train(args):
         return runner_class.print_plan(cfg, args.gpu_memory)
     task = registry.get_task_class(cfg.run_cfg.task)()
     startup.begin("processes")
-    with runner_class.session(cfg) as job_id:
-        if cfg.run_cfg.read_ahead and not cfg.run_cfg.gpu:  # one process of a machine reads for all
-            read_ahead(registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg))
+    with runner_class.launched(cfg) as job_id:
         startup.begin("datasets")
         datasets = task.build_datasets(cfg)
         startup.begin("model")

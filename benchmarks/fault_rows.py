@@ -304,7 +304,7 @@ def _checkpoints():
         ("other shards", r"listing\.datasets\.laion: .*, the checkpoint has .*", {"make": other_shards}),
         ("other settings", r"run\.init_lr: 0\.5, the checkpoint has 0\.02", {"make": rate}),
     ):
-        also = ("is of a run with other settings and cannot go on exactly",)
+        also = ("is of a run with other settings and cannot be resumed exactly",)
         yield Row(group, f"resume with {name}", rf"  {line}", 1, also=also, **({"make": resumed()} | changes))
 
 

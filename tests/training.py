@@ -1,16 +1,25 @@
 """A small real model, fixed batches and settings, for tests of what trains it."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from itertools import cycle, islice
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.utils.data import Dataset
 
 from minigpt4.models import BaseModel
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask
 
+ROOT = Path(__file__).resolve().parents[1]
 NUM_BATCHES, WIDTH = 5, 6
 
 
@@ -71,6 +80,7 @@ def settings(output_dir, **changes):
         "num_workers": 0,
         "output_dir": str(output_dir),
         "device": "cpu",
+        "read_ahead": False,  # there are no weight files
         **changes,
     }
     run_cfg = OmegaConf.merge(OmegaConf.structured(RunnerBase.Config), run)
@@ -83,6 +93,78 @@ def tiny_model(**kwargs):
     return TinyModel(**kwargs)
 
 
-def runner(cfg, model=None, datasets=None):
-    """Return the real runner and task around a model."""
-    return RunnerBase(cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {})
+def runner(cfg, model=None, datasets=None, kind=RunnerBase):
+    """Return the real runner, or one of another `kind`, and task around a model."""
+    return kind(cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {})
+
+
+def trained(tmp_path, fixed=None, model=None, start=0, **changes):
+    """Return the runner of a finished run on fixed batches."""
+    run = runner(settings(tmp_path, **changes), model)
+    run.train(endless(fixed or batches(), start))
+    return run
+
+
+def weights(run):
+    """Return all that trains, as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in run.trainable])
+
+
+def by_hand(groups, lr):
+    """Return the weights after one AdamW step for each group of batches, of the mean of their losses."""
+    model = tiny_model()
+    decay = [{"params": [model.llama_proj.weight], "weight_decay": 0.05}]
+    optimizer = torch.optim.AdamW([*decay, {"params": [model.llama_proj.bias], "weight_decay": 0.0}], lr=lr)
+    for divisor, group in groups:
+        optimizer.zero_grad()
+        (sum(model(batch)["loss"] for batch in group) / divisor).backward()
+        optimizer.step()
+    return torch.cat([model.llama_proj.weight.detach().flatten(), model.llama_proj.bias.detach()])
+
+
+class Images(Dataset):
+    """Five samples with a name, as datasets of the package are."""
+
+    name, sample_ratio = "images", None
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "text_input": "a"}
+
+    def bind(self, place, num_workers=0, max_bad_fraction=0.05):
+        self.place = place
+
+
+def torchrun(script, *args, timeout=60):
+    """Run a script on two ranks; its processes end with the test, also if they hang."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    process = subprocess.Popen(
+        [*command, *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"two ranks did not end within {timeout} s:\n{output}")
+    return process.returncode, output
+
+
+def found_by_two_ranks(source, folder):
+    """Return what each rank of the script `source` wrote to found_<rank>.json in `folder`, and what both said."""
+    script = folder / "two_ranks.py"
+    script.write_text(source)
+    code, output = torchrun(script, folder)
+    assert code == 0, output
+    return *(json.loads((folder / f"found_{rank}.json").read_text()) for rank in range(2)), output

@@ -1,16 +1,19 @@
 """Checkpoints of a run: written whole or not at all, read without running any code that is in them.
 
-A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`, AdamW's
-state dict; `config`, the unresolved configuration as plain containers; `scaler`, the GradScaler's state dict or None;
-`epoch`, the last finished epoch, counted from 0 (-1 within the first). A sixth, `progress`, which others may ignore, is
-what the runner needs to go on exactly: see runners/run_state.py.
+A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`,
+AdamW's state dict; `config`, the unresolved configuration; `scaler`, the GradScaler's state dict or None; `epoch`,
+the last finished one, counted from 0 (-1 within the first). A sixth, `progress`, is what an exact resume needs:
+runners/run_state.py.
 """
 
+import itertools
 import logging
 import os
 import pickle
 import re
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,10 +26,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says what was found and what to do."""
 
 
-def save_checkpoint(path, state):
-    """Return whether `state` was written to `path`; if not, a warning says why and an older file there is intact.
+def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
+    """Return whether `state` was written to `path`; if not, a warning says why, an older file stays.
 
-    The file is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
+    It is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -35,51 +38,55 @@ def save_checkpoint(path, state):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
         return True
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as either, the latter on top of the former
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        logging.warning("checkpoint not saved to %s (%s); training goes on", path, str(reason).splitlines()[0])
+    except (OSError, RuntimeError) as error:  # torch raises the latter on top of the former
+        reason = str(error.__context__ if isinstance(error.__context__, OSError) else error).splitlines()[0]
+        logging.warning("checkpoint not saved to %s (%s); training goes on", path, reason)
         return False
     finally:
         remove(partial)
 
 
-def load_pickle(path, where, hint, mmap=False):
-    """Return what a .pth file holds, its tensors on the CPU; with `mmap` mapped into memory and not yet read.
+def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
+    """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
 
-    Raises CheckpointError, ending in `hint`, if the file is damaged or would run code; ValueError for a web page.
+    Raises CheckpointError, ending in `hint`, if it is damaged or would run code; ValueError for HTML.
     """
     check_not_html(path, where)
-    try:  # only zip archives, what torch writes since 1.6, can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f" ({culprit[1]})" if culprit else ""
-        raise CheckpointError(
-            f"{where}: '{path}' holds more than tensors and plain values{found}, and was not opened, for such a file "
-            f"can run code. {hint}"
-        ) from None
+        culprit = f" ({culprit[1]})" if culprit else ""
+        found = f"holds more than tensors and plain values{culprit}, and was not opened, for such a file can run code"
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{where}: '{path}' is damaged or no file of torch ({_reason(error)}). {hint}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        found = f"is damaged or no file of torch ({reason})"
+    raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 
 
-def load_checkpoint(path_or_url, where, whole=False):
-    """Return (state, path) of a training checkpoint, its tensors on the CPU. `where` is the key that names it.
+def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
+    """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
 
-    `state` has the five keys; with `whole` all that the file holds.
-
-    Raises FileNotFoundError if there is none, CheckpointError if it is not one, is damaged, or would run code.
+    `state` has the five keys; with `whole` all that the file holds. Raises FileNotFoundError if there is
+    none, CheckpointError if it is not one, is damaged, or would run code.
     """
-    path, hint = resolve_file(path_or_url, where), f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
+    path = resolve_file(path_or_url, where)
+    hint = f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
     state = load_pickle(path, where, hint)
     if zipfile.is_zipfile(path):  # torch does not look at the checksums
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
-    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
-    if missing:
-        found = ", ".join(sorted(map(str, state))[:8]) if isinstance(state, dict) else type(state).__name__
+    keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+    if missing := [key for key in KEYS if not isinstance(state, dict) or key not in state]:
+        found = ", ".join(keys[:8])
         raise CheckpointError(
             f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
             f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
@@ -87,18 +94,18 @@ def load_checkpoint(path_or_url, where, whole=False):
     return state if whole else {key: state[key] for key in KEYS}, path
 
 
-def load_optimizer(optimizer, saved, where):
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str) -> None:
     """Restore AdamW's moments; learning rate, decay, betas stay those of the configuration.
 
     Raises CheckpointError if `saved` is of other parameters.
     """
-    own = optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    groups = saved.get("param_groups", [])
-    sizes, own_sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in own]
+    own, groups = optimizer.state_dict()["param_groups"], saved.get("param_groups", [])
+    own_sizes = [len(group["params"]) for group in own]
+    sizes = [len(group["params"]) for group in groups]
+    parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    own_shapes = dict(enumerate(tuple(parameter.shape) for parameter in parameters))
     shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
-    own_shapes = {index: tuple(parameter.shape) for index, parameter in enumerate(parameters)}
-    if sizes != own_sizes or any(shape != own_shapes.get(index) for index, shape in shapes.items()):
+    if sizes != own_sizes or not shapes.items() <= own_shapes.items():
         raise CheckpointError(
             f"{where}: the optimizer state is of other parameters: groups of {sizes} with shapes "
             f"{list(shapes.values())}, this run trains groups of {own_sizes} with shapes {list(own_shapes.values())}. "
@@ -106,25 +113,13 @@ def load_optimizer(optimizer, saved, where):
         )
     for old, new in zip(groups, own, strict=True):
         if old.get("weight_decay") != new["weight_decay"]:
-            logging.warning(
-                "run.weight_decay: %s from here on, the checkpoint had %s", new["weight_decay"], old["weight_decay"]
-            )
+            change = new["weight_decay"], old["weight_decay"]
+            logging.warning("run.weight_decay: %s from here on, the checkpoint had %s", *change)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
 
 
-def _reason(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path):
+def remove(path: Path) -> None:
+    """Delete a file that may be there; what cannot be deleted is a warning."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

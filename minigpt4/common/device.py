@@ -1,21 +1,35 @@
 """What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
 
+import copy
 import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
+
+from minigpt4.common.config import Problem
 
 AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}  # run.amp_dtype -> model.llm_precision
 
 
-def resolve_device(name, local_rank=None, where="run.device"):
-    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`.
+class DeviceError(ValueError):
+    """A device that is not there; `problem` names the key that asks for it."""
 
-    `local_rank`: index of this process among those of one machine, None if it is alone; "cuda" is then that GPU.
-    Raises ValueError if the device is not there.
+    def __init__(self, key: str, message: str) -> None:
+        self.problem = Problem(key, message)
+        super().__init__(str(self.problem))
+
+
+def resolve_device(name: str, local_rank: int | None = None, where: str = "run.device") -> torch.device:
+    """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`, the value of the key `where`.
+
+    `local_rank`: index of this process on its machine, None if it is alone; "cuda" is that GPU.
+    Raises DeviceError if the device is not there.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -25,54 +39,51 @@ def resolve_device(name, local_rank=None, where="run.device"):
     except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"{where}: '{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps")
+        raise DeviceError(where, f"'{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps")
     if device.type == "mps" and not has_mps:
-        raise ValueError(f"{where}: 'mps' but torch sees no Apple GPU; use --options {where}=cpu")
+        raise DeviceError(where, f"'mps' but torch sees no Apple GPU; use --options {where}=cpu")
     return _cuda_device(device, local_rank, where) if device.type == "cuda" else device
 
 
-def _cuda_device(device, local_rank, where):
+def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> torch.device:
     if not torch.cuda.is_available():
-        raise ValueError(f"{where}: '{device}' but torch sees no GPU; use --options {where}=cpu")
+        raise DeviceError(where, f"'{device}' but torch sees no GPU; use --options {where}=cpu")
     if device.index is not None and local_rank is not None:
-        raise ValueError(f"{where}: '{device}' names one GPU for all processes; use 'cuda', each then takes its own")
+        raise DeviceError(where, f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own")
     index = device.index if device.index is not None else local_rank or 0
-    if index >= torch.cuda.device_count():
-        raise ValueError(
-            f"{where}: GPU {index} is asked for but torch sees {torch.cuda.device_count()}; start at most one process "
-            "per GPU, or name another GPU"
-        )
+    if index >= (count := torch.cuda.device_count()):
+        hint = "start at most one process per GPU, or name another GPU"
+        raise DeviceError(where, f"GPU {index} is asked for but torch sees {count}; {hint}")
     return torch.device("cuda", index)
 
 
-def set_precision(model_cfg, run_cfg):
-    """Write into the `model` section the `llm_precision` that the run asks for, unless the user chose one there."""
-    if model_cfg.get("llm_precision") == "auto":
-        model_cfg.llm_precision = AMP_DTYPES[run_cfg.amp_dtype] if run_cfg.amp else "fp32"
+def run_precision(precision: str, amp: bool, amp_dtype: str) -> str:
+    """Return `model.llm_precision` of a run: "auto" is what `run.amp` and `run.amp_dtype` say."""
+    of_run = AMP_DTYPES[amp_dtype] if amp else "fp32"
+    return of_run if precision == "auto" else precision
 
 
-def build_scaler(model, amp, device):
-    """Return a GradScaler, at work only where gradients need it: a run with `amp` that computes in float16 on CUDA."""
-    is_needed = amp and device.type == "cuda" and model.compute_dtype == torch.float16
-    return torch.amp.GradScaler(device.type, enabled=is_needed)
+def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
+    """Return a copy of the `model` section whose `llm_precision`, if any, is the run's."""
+    model_cfg = copy.deepcopy(model_cfg)
+    if "llm_precision" in model_cfg:
+        model_cfg.llm_precision = run_precision(model_cfg.llm_precision, run_cfg.amp, run_cfg.amp_dtype)
+    return model_cfg
 
 
-def to_device(batch, device):
-    """Return `batch` with its tensors on `device`; copies from pinned memory do not block.
-
-    This is where images that a loader left in uint8 become what the model takes: "normalise" is applied to "image".
-    """
-    batch = {
-        key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
-    }
-    if normalise := batch.pop("normalise", None):
-        batch["image"] = normalise(batch["image"])
-    return batch
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return `batch` with its tensors on `device`, and "normalise" applied to images left in uint8."""
+    moved = {}
+    for key, value in batch.items():
+        moved[key] = value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+    if normalise := moved.pop("normalise", None):
+        moved["image"] = normalise(moved["image"])
+    return moved
 
 
 @contextmanager
-def explained_out_of_memory(run_cfg):
-    """Within the block a full GPU or a full machine is a MemoryError that says which settings help."""
+def explained_out_of_memory(run_cfg: DictConfig) -> Iterator[None]:
+    """Within the block, running out of memory is a MemoryError that says which settings help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -91,14 +102,14 @@ def explained_out_of_memory(run_cfg):
         ) from error
 
 
-def peak_memory_mib(device):
-    """Return the most memory held so far, in MiB: of CUDA's allocator, elsewhere of the process."""
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory held so far, in MiB: by CUDA's allocator, elsewhere by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def total_memory_bytes(device):
+def total_memory_bytes(device: torch.device) -> int:
     """Return the size of the device's memory; on the CPU that of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -1,58 +1,50 @@
-"""The learning rate of every step as a pure function, the two registered schedules, and the AdamW groups.
+"""The learning rate of every step, by the two registered schedules, and the AdamW groups.
 
-Clock: `epoch` and `step` count from 0, `step` is the index inside its epoch, and every micro-step counts, also where
-gradients are accumulated.
+`epoch` and `step` count from 0, `step` inside its epoch; every batch is a step, also with accumulation.
 """
 
 import math
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from minigpt4.common.registry import registry
 
 WARMUP_CLOCKS = ("epoch", "global")
-_NO_DECAY = ("bias", "ln", "bn")
-
-
-def linear_warmup(index, warmup_steps, start_lr, init_lr):
-    """Return the lr of warm-up step `index`: a line from `start_lr`, capped at `init_lr`."""
-    return min(init_lr, start_lr + (init_lr - start_lr) * index / max(warmup_steps, 1))
-
-
-def half_cosine(done, total, init_lr, min_lr):
-    """Return the lr after `done` of `total` steps of a cosine from `init_lr` to `min_lr`."""
-    return min_lr + 0.5 * (init_lr - min_lr) * (1 + math.cos(math.pi * done / total))
+_NO_DECAY = ("bias", "ln", "bn")  # anywhere in a parameter's name
 
 
 class LRSchedule:
     """A schedule over `iters_per_epoch` steps an epoch, from the `run` section.
 
     `warmup_lr` below 0 means that warm-up starts at `init_lr`. `warmup_clock` says what warm-up counts: "epoch", the
-    index inside the epoch (Source: 2023 release; a warm-up longer than an epoch starts anew in each), or "global",
-    the steps since the start of training.
+    steps of the epoch (Source: 2023 release; a longer warm-up starts anew in each), or "global", those of training.
     """
 
-    def __init__(self, optimizer, run_cfg, iters_per_epoch):
+    def __init__(self, optimizer: torch.optim.Optimizer, run_cfg: DictConfig, iters_per_epoch: int) -> None:
         self.optimizer, self.iters_per_epoch = optimizer, iters_per_epoch
         self.init_lr, self.min_lr = run_cfg.init_lr, run_cfg.min_lr
         self.warmup_start_lr = run_cfg.warmup_lr if run_cfg.warmup_lr >= 0 else run_cfg.init_lr
         self.warmup_steps, self.max_epoch = run_cfg.warmup_steps, run_cfg.max_epoch
         self.is_global, self.decay_rate = run_cfg.warmup_clock == "global", run_cfg.lr_decay_rate
 
-    def lr(self, epoch, step):
+    def lr(self, epoch: int, step: int) -> float:
         """Return the lr of one step."""
         raise NotImplementedError
 
-    def step(self, cur_epoch, cur_step):
-        """Set the lr of all parameter groups to that of the step about to be made, and return it."""
+    def step(self, cur_epoch: int, cur_step: int) -> float:
+        """Set the lr of all parameter groups to that of the step to be made, and return it."""
         lr = self.lr(cur_epoch, cur_step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
-    def _warmup(self, epoch, step):
+    def _warmup(self, epoch: int, step: int) -> float:
+        """Return the lr of a warm-up step: a line from `warmup_lr`, capped at `init_lr`."""
         index = epoch * self.iters_per_epoch + step if self.is_global else step
-        return linear_warmup(index, self.warmup_steps, self.warmup_start_lr, self.init_lr)
+        rise = (self.init_lr - self.warmup_start_lr) * index / max(self.warmup_steps, 1)
+        return min(self.init_lr, self.warmup_start_lr + rise)
 
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
@@ -63,12 +55,13 @@ class LinearWarmupCosineLRScheduler(LRSchedule):
     published logs); with the "global" clock it starts at `init_lr` there.
     """
 
-    def lr(self, epoch, step):
+    def lr(self, epoch: int, step: int) -> float:
         done, total = epoch * self.iters_per_epoch + step, self.max_epoch * self.iters_per_epoch
         if done < self.warmup_steps:
             return self._warmup(epoch, step)
         skipped = self.warmup_steps if self.is_global else 0
-        return half_cosine(done - skipped, total - skipped, self.init_lr, self.min_lr)
+        cosine = math.cos(math.pi * (done - skipped) / (total - skipped))
+        return self.min_lr + 0.5 * (self.init_lr - self.min_lr) * (1 + cosine)
 
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
@@ -78,18 +71,18 @@ class LinearWarmupStepLRScheduler(LRSchedule):
     With the "epoch" clock all of epoch 0 is warm-up, and no other.
     """
 
-    def lr(self, epoch, step):
-        is_warmup = epoch * self.iters_per_epoch + step < self.warmup_steps if self.is_global else epoch == 0
-        if is_warmup:
+    def lr(self, epoch: int, step: int) -> float:
+        done = epoch * self.iters_per_epoch + step
+        if done < self.warmup_steps if self.is_global else epoch == 0:
             return self._warmup(epoch, step)
         return max(self.min_lr, self.init_lr * self.decay_rate**epoch)
 
 
-def weight_decay_groups(model, weight_decay):
+def weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's two groups of trainable parameters: decayed, then not decayed.
 
-    Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups are there even
-    if empty, so that the optimizer states of all checkpoints have one form. Source: 2023 release.
+    Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups
+    are there even if empty, so that all checkpoints have one form. Source: 2023 release.
     """
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
@@ -99,7 +92,7 @@ def weight_decay_groups(model, weight_decay):
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
-def build_optimizer(model, run_cfg, device):
+def build_optimizer(model: torch.nn.Module, run_cfg: DictConfig, device: torch.device) -> torch.optim.AdamW:
     """Return AdamW over the model's trainable parameters, in its fused form on CUDA."""
     return torch.optim.AdamW(
         weight_decay_groups(model, run_cfg.weight_decay),

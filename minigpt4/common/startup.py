@@ -1,38 +1,38 @@
-"""Where the time goes from the start of the process to the end of the first training step, and files read ahead.
+"""Where the time goes until the first training step is done; weight files read ahead.
 
 Loads no torch: it is imported first, so that what follows is counted.
 """
 
+import contextlib
 import logging
-import os
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from minigpt4.common.utils import expand_path
 
-_BLOCK = 2**24  # bytes read at once
-
 
 class Startup:
-    """Seconds of each phase, in the order in which they began: `seconds[name]`, and `cpu_seconds` of the process.
+    """Seconds of each phase, in the order in which they began: `seconds[name]`, and `cpu_seconds`.
 
     A phase inside another counts for itself alone, so that all of them together are the whole.
     """
 
-    def __init__(self):
-        self._last = 0.0, 0.0
-        self.seconds, self.cpu_seconds, self._open, self.is_over = {}, {}, ["imports"], False
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds = {}, {}
+        self._open, self._is_over = ["imports"], False
+        self._last = 0.0, 0.0  # when something was charged: by the wall clock, by the processor's
         # No clock says when an interpreter started. Until here it has computed and hardly waited.
         self._wall_at_start = time.perf_counter() - time.process_time()
 
-    def begin(self, name):
+    def begin(self, name: str) -> None:
         """End the current phase and begin another."""
         self._charge()
         self._open[-1] = name
 
-    @contextmanager
-    def phase(self, name):
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
         """Count the block as a phase of its own."""
         self._charge()
         self._open.append(name)
@@ -42,16 +42,16 @@ class Startup:
             self._charge()
             self._open.pop()
 
-    def finish(self):
-        """End the last phase and say in the log how long each one took; later calls do nothing."""
-        if not self.is_over:
+    def finish(self) -> None:
+        """End the last phase and log how long each one took; later calls do nothing."""
+        if not self._is_over:
             self._charge()
-            self.is_over = True
+            self._is_over = True
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
             logging.info("Start-up: %.1f s to the end of the first step (%s)", sum(self.seconds.values()), parts)
 
-    def _charge(self):
-        if self.is_over:
+    def _charge(self) -> None:
+        if self._is_over:
             return
         now = time.perf_counter() - self._wall_at_start, time.process_time()
         for table, new, old in zip((self.seconds, self.cpu_seconds), now, self._last, strict=True):
@@ -62,42 +62,25 @@ class Startup:
 startup = Startup()  # of this process
 
 
-def read_ahead(paths):
-    """Return a thread that reads files into the page cache, for whoever maps them later; what is there is not read.
-
-    A folder stands for the weight files in it. Reading leaves Python to others, so it costs them nothing.
-    """
+def read_ahead(paths: Iterable[Path]) -> threading.Thread:
+    """Return a thread that reads `files_of(paths)` into the page cache, Python left to others."""
     thread = threading.Thread(target=_read_files, args=(list(paths),), name="read-ahead", daemon=True)
     thread.start()
     return thread
 
 
-def files_of(paths):
+def files_of(paths: Iterable[Path]) -> list[Path]:
     """Return the files of `paths`; for a folder those of weights in it."""
-    inside = lambda path: sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))  # noqa: E731
-    return [file for path in map(expand_path, paths) for file in (inside(path) if path.is_dir() else [path])]
+    files = []
+    for path in map(expand_path, paths):
+        in_folder = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        files += in_folder if path.is_dir() else [path]
+    return files
 
 
-def _read_files(paths):
-    for file in files_of(paths):
-        try:
-            _read_file(file)
-        except OSError:  # who needs the file says what is wrong with it
-            continue
-
-
-def _read_file(path):
-    buffer, probe = bytearray(_BLOCK), bytearray(1)
-    with open(path, "rb", buffering=0) as file:
-        for start in range(0, os.fstat(file.fileno()).st_size, _BLOCK):
-            if not _is_cached(file.fileno(), probe, start):
-                file.seek(start)
-                file.readinto(buffer)
-
-
-def _is_cached(descriptor, probe, offset):
-    """Return whether a byte of a file is in memory; False where the system cannot say."""
-    try:
-        return os.preadv(descriptor, [probe], offset, os.RWF_NOWAIT) == 1
-    except (AttributeError, OSError):  # the latter: it would have to wait for the disk
-        return False
+def _read_files(paths: list[Path]) -> None:
+    block = bytearray(2**24)
+    for path in files_of(paths):
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # its user complains
+            while file.readinto(block):
+                pass

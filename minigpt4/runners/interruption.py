@@ -3,7 +3,10 @@
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -14,15 +17,15 @@ from minigpt4.common.dist_utils import get_world_size
 class Interruption:
     """Notes a signal; `agreed` tells every rank after the same step that one of them got one.
 
-    A second signal works as if this were not here. Workers outlive the signal, see dataloader_utils: the batch that is
-    being waited for still comes.
+    A second one works as if this were not here. DataLoader workers outlive it: see dataloader_utils.
     """
 
-    def __init__(self):
-        self.signal, self._time, self._pending = None, None, None
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._time, self._pending = 0.0, None
 
     @contextmanager
-    def listening(self):
+    def listening(self) -> Iterator[None]:
         """Within the block signals are noted instead of ending the process."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -31,23 +34,23 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal, self._time = signal.Signals(number), time.monotonic()
         signal.signal(number, signal.SIG_DFL)
         logging.warning("%s: saving after this step, then ending", self.signal.name)
 
-    def agreed(self, ranks_asked):
-        """Return whether to end. `ranks_asked`: how many ranks had a signal, a tensor that is equal on all of them.
+    def agreed(self, ranks_interrupted: torch.Tensor) -> bool:
+        """Return whether to end. `ranks_interrupted`: how many ranks had a signal, known to all.
 
-        On a GPU that of the step before is looked at: waiting for this one would cost every step.
+        On a GPU the number of the step before is looked at: waiting for this one costs every step.
         """
-        if ranks_asked.device.type != "cuda":
-            return ranks_asked.item() > 0
+        if ranks_interrupted.device.type != "cuda":
+            return ranks_interrupted.item() > 0
         if get_world_size() == 1:
             return self.signal is not None
         previous, event = self._pending or (None, None)
         host = torch.empty((), pin_memory=True)
-        host.copy_(ranks_asked, non_blocking=True)
+        host.copy_(ranks_interrupted, non_blocking=True)
         self._pending = host, torch.cuda.Event()
         self._pending[1].record()
         if previous is None:
@@ -55,10 +58,11 @@ class Interruption:
         event.synchronize()
         return previous.item() > 0
 
-    def ended(self, path, epoch, step):
-        """Return the exception that ends the program, after `path` was saved before step (epoch, step)."""
+    def ended(self, path: Path | None, epoch: int, step: int) -> Interrupted:
+        """Return the exception that ends the program, after `path` was saved."""
         name = self.signal.name if self.signal else "a signal to another rank"
-        seconds = f", {time.monotonic() - self._time:.2f} s after the signal" if self.signal else ""
         where = f"saved {path}" if path else "nothing could be saved, see above"
-        message = f"ended by {name} before epoch {epoch}, step {step}: {where}{seconds}; go on with --resume auto"
+        if self.signal:
+            where += f", {time.monotonic() - self._time:.2f} s after the signal"
+        message = f"ended by {name} before epoch {epoch}, step {step}: {where}; resume with --resume auto"
         return Interrupted(message, 128 + (self.signal or signal.SIGTERM))

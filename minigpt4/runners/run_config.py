@@ -1,47 +1,35 @@
-"""Every key of the `run` section with its default, and what can be wrong with a section before anything is built."""
+"""Every key of the `run` section with its default, and what can be wrong with its values."""
 
-import dataclasses
 import importlib.util
+import math
 from dataclasses import dataclass, field
 
-from minigpt4.common.device import AMP_DTYPES, resolve_device
+from minigpt4.common.config import Problem
+from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
 from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import missing_file
 from minigpt4.runners.run_folder import AUTO
 
-ACCUM_REDUCTIONS = ("mean", "sum")
-RESUME_MODES = ("exact", "restart")
-REQUIRED_FOR_TRAINING = (
-    "lr_sched",
-    "init_lr",
-    "min_lr",
-    "weight_decay",
-    "max_epoch",
-    "batch_size_train",
-    "num_workers",
-    "output_dir",
-)
-_AT_LEAST = {
-    **dict.fromkeys(("max_epoch", "iters_per_epoch", "batch_size_train", "batch_size_eval", "accum_grad_iters"), 1),
-    **dict.fromkeys(("log_freq", "dist_timeout_s", "world_size", "save_every_iters"), 1),
-    **dict.fromkeys(("step_timeout_s", "max_skipped_updates", "max_tokens_per_batch"), 1),
-    "keep_last_k": 2,  # the newest may turn out to be damaged
-    **dict.fromkeys(("num_workers", "seed", "warmup_steps", "init_lr", "min_lr", "weight_decay", "max_grad_norm"), 0),
-    **dict.fromkeys(("beta2", "max_bad_fraction"), 0),
-}
+_FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
+_FOR_EVALUATION = "num_workers output_dir"
+_FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
+_FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch"
+_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction"
+_AT_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
+_AT_LEAST["keep_last_k"] = 2  # the newest may turn out to be damaged
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
 _CHOICES = {
     "amp_dtype": tuple(AMP_DTYPES),
-    "accum_reduction": ACCUM_REDUCTIONS,
+    "accum_reduction": ("mean", "sum"),
     "warmup_clock": WARMUP_CLOCKS,
-    "resume_mode": RESUME_MODES,
+    "resume_mode": ("exact", "restart"),
 }
 
 
 @dataclass
 class RunConfig:
-    """The `run` section. None: has no default, and is needed by training or where the comment says so."""
+    """The `run` section. None: no default; needed by training or where the comment says so."""
 
     task: str = "image_text_pretrain"
     runner: str = "runner_base"
@@ -58,7 +46,7 @@ class RunConfig:
     accum_grad_iters: int = 1
     accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
     max_grad_norm: float | None = None  # None: no clipping
-    max_skipped_updates: int = 5  # in a row, for losses or gradients that are not finite; then the run ends
+    max_skipped_updates: int = 5  # in a row, for numbers that are not finite; then the run ends
     amp: bool = False
     amp_dtype: str = "auto"  # auto (float16 on CUDA) | float16 | bfloat16
     # length
@@ -66,7 +54,7 @@ class RunConfig:
     iters_per_epoch: int | None = None  # None: one pass over map-style data
     # data
     batch_size_train: int | None = None  # per process
-    max_tokens_per_batch: int | None = None  # in the LLM at once: a larger batch is computed in parts; None: as it is
+    max_tokens_per_batch: int | None = None  # in the LLM at once: larger batches go in parts
     batch_size_eval: int | None = None  # needed by valid_splits and test_splits
     num_workers: int | None = None  # per dataset and process
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -76,73 +64,72 @@ class RunConfig:
     # run
     seed: int = 42
     output_dir: str | None = None
-    save_every_iters: int | None = None  # a checkpoint within the epoch after so many steps; None: at its end only
+    save_every_iters: int | None = None  # also save after so many steps of an epoch
     keep_last_k: int = 2  # of those; the ones at the end of an epoch are all kept
-    resume_ckpt_path: str | None = None  # path, URL, or auto: the newest checkpoint below output_dir, if there is one
-    resume_mode: str = "exact"  # exact: refuse other settings | restart: weights and schedule go on, data begins anew
+    resume_ckpt_path: str | None = None  # path, URL, or auto: the newest below output_dir, if any
+    resume_mode: str = "exact"  # exact: no other settings | restart: weights and schedule, data anew
     evaluate: bool = False
     log_freq: int = 50
     tensorboard: bool = False
     # machine
     device: str = "auto"
-    read_ahead: bool = True  # weight files go to memory while libraries load; False where they fill the memory
+    read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group
     step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
-    world_size: int = 1  # written at start, as are the next three; read under SLURM
-    rank: int = 0
-    gpu: int | None = None
-    dist_backend: str | None = None
+    world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",
         "max_iters": "set run.max_epoch and run.iters_per_epoch",
         "iters_per_inner_epoch": "set run.iters_per_epoch",
+        "rank": "the launcher says it; code asks minigpt4.common.dist_utils.get_rank()",
+        "gpu": "the launcher says it; code asks minigpt4.common.dist_utils.launched_processes(run_cfg).local_rank",
+        "dist_backend": "it is nccl on CUDA, else gloo",
     }
 
 
-def find_problems(cfg, where):
-    """Return all that is wrong with a `run` section, as lines that begin with the key; nothing is loaded."""
-    problems = _missing(cfg, where) + _out_of_range(cfg, where) + launch_problems(cfg, where)
+def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
+    """Return all that is wrong with a `run` section, whose key is `where`; nothing is loaded."""
+    problems = launch_problems(cfg, where)
+
+    def check(is_wrong: bool, key: str, message: str) -> None:
+        if is_wrong:
+            problems.append(Problem(f"{where}.{key}", message))
+
+    # each key for itself
+    for key in (_FOR_EVALUATION if cfg.evaluate else _FOR_TRAINING).split():
+        check(cfg[key] is None, key, "missing; it has no default")
+    for key, least in _AT_LEAST.items():
+        value, most = cfg[key], _AT_MOST.get(key, math.inf)
+        limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
+        is_wrong = value is not None and not least <= value <= most
+        check(is_wrong, key, f"{value} is out of range; it must be {limit}")
+    for key, choices in _CHOICES.items():
+        check(cfg[key] not in choices, key, f"'{cfg[key]}' is not one of {', '.join(choices)}")
+
+    # keys that need each other
+    splits = [*cfg.valid_splits, *cfg.test_splits]
+    lacks_size, lacks_train = cfg.batch_size_eval is None, "train" not in cfg.train_splits
+    check(bool(splits) and lacks_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
+    message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
+    check(cfg.evaluate and not splits, "evaluate", message)
+    lacks_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
+    check(lacks_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
+    message = f"{list(cfg.train_splits)} has no 'train', the split that is trained on"
+    check(lacks_train and not cfg.evaluate, "train_splits", message)
+
+    # the machine
     try:
-        device = resolve_device(cfg.device, launched_processes(cfg)[2], f"{where}.device")
-        if cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda":
-            problems.append(f"{where}.amp_dtype: float16 trains on CUDA only, the device is {device}; use auto")
-    except ValueError as error:
-        problems.append(str(error))
-    if cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None:
-        problems.append(f"{where}.lr_decay_rate: missing; linear_warmup_step_lr needs it")
-    if "train" not in cfg.train_splits and not cfg.evaluate:
-        problems.append(f"{where}.train_splits: {list(cfg.train_splits)} has no 'train', the split that is trained on")
+        device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
+        is_wrong = cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda"
+        check(is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
+    except DeviceError as error:
+        problems.append(error.problem)
+    lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None
+    check(lacks_board, "tensorboard", "True needs the package tensorboard; pip install tensorboard")
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
-    if cfg.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        problems.append(f"{where}.tensorboard: True needs the package tensorboard; pip install tensorboard")
     return problems
-
-
-def _missing(cfg, where):
-    evaluated = [*cfg.valid_splits, *cfg.test_splits]
-    needed = ["output_dir", "num_workers"] if cfg.evaluate else list(REQUIRED_FOR_TRAINING)
-    lines = [f"{where}.{key}: missing; it has no default" for key in needed if cfg[key] is None]
-    if evaluated and cfg.batch_size_eval is None:
-        lines.append(f"{where}.batch_size_eval: missing; the splits {', '.join(evaluated)} need it")
-    if cfg.evaluate and not evaluated:
-        lines.append(f"{where}.evaluate: True, but {where}.valid_splits and {where}.test_splits are empty; name one")
-    return lines
-
-
-def _out_of_range(cfg, where):
-    lines = []
-    for key in (entry.name for entry in dataclasses.fields(RunConfig)):
-        value = cfg[key]
-        if value is None:
-            continue
-        if key in _AT_LEAST and not _AT_LEAST[key] <= value <= _AT_MOST.get(key, float("inf")):
-            limit = f"between {_AT_LEAST[key]} and {_AT_MOST[key]}" if key in _AT_MOST else f"at least {_AT_LEAST[key]}"
-            lines.append(f"{where}.{key}: {value} is out of range; it must be {limit}")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            lines.append(f"{where}.{key}: '{value}' is not one of {', '.join(_CHOICES[key])}")
-    return lines

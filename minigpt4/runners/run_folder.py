@@ -5,19 +5,21 @@
                       log.txt, metrics.jsonl, result/
 """
 
+import itertools
 import logging
 import re
 from pathlib import Path
 
 from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, remove
 
-AUTO = "auto"  # run.resume_ckpt_path: the newest checkpoint below run.output_dir that can be read, if there is any
+AUTO = "auto"  # run.resume_ckpt_path: the newest readable checkpoint below run.output_dir, if any
 _NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
 
 
-def new_folder(root, name):
-    """Return a folder below `root` that did not exist before, with `result/` in it."""
-    for folder in (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)):
+def new_folder(root: str | Path, name: str) -> Path:
+    """Return a new folder below `root`, with `result/` in it. Raises OSError."""
+    for number in range(1, 10_000):
+        folder = Path(root) / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
             (folder / "result").mkdir()
@@ -25,32 +27,33 @@ def new_folder(root, name):
         except FileExistsError:
             continue
         except OSError as error:
-            raise OSError(
-                f"run.output_dir: cannot make a folder in '{root}' ({error}); choose another place"
-            ) from error
+            message = f"cannot make a folder in '{root}' ({error}); choose another place"
+            raise OSError(f"run.output_dir: {message}") from error
     raise OSError(f"run.output_dir: '{root}' is full of runs named {name}")
 
 
-def checkpoint_name(epoch, step=None):
+def checkpoint_name(epoch: int, step: int | None = None) -> str:
     """Return the file name of the checkpoint at the end of `epoch`, or after `step` steps of it."""
     return f"checkpoint_{epoch}.pth" if step is None else f"checkpoint_{epoch}_iter_{step}.pth"
 
 
-def checkpoints(folder):
+def checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints of a run, the furthest first."""
-    found = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint_*.pth")}
-    reached = {path: (int(match[1]), int(match[2] or 2**62)) for path, match in found.items() if match}
+    reached = {}
+    for path in Path(folder).glob("checkpoint_*.pth"):
+        if match := _NAME.fullmatch(path.name):
+            reached[path] = int(match[1]), int(match[2] or 2**62)  # an epoch's end comes last
     return sorted(reached, key=reached.get, reverse=True)
 
 
-def newest_checkpoint(root):
-    """Return the checkpoint with which the latest run below `root` goes on, None if there is none at all.
+def newest_checkpoint(root: str | Path) -> Path | None:
+    """Return the checkpoint from which the latest run below `root` resumes, None if there is none.
 
-    One that cannot be read is passed over, with a warning. Raises CheckpointError if that is true of all.
+    One that cannot be read is passed over, with a warning. Raises CheckpointError if none can.
     """
     runs = [found for folder in Path(root).glob("*/") if (found := checkpoints(folder))]
     runs.sort(key=lambda found: max(path.stat().st_mtime_ns for path in found), reverse=True)
-    tried = [path for found in runs for path in found]
+    tried = list(itertools.chain.from_iterable(runs))
     for path in tried:
         try:
             load_checkpoint(path, "run.resume_ckpt_path")
@@ -60,13 +63,13 @@ def newest_checkpoint(root):
             return path
     if tried:
         raise CheckpointError(
-            f"run.resume_ckpt_path: none of the {len(tried)} checkpoints below '{root}' can be read, see above; to "
-            "start from the beginning, choose another run.output_dir"
+            f"run.resume_ckpt_path: none of the {len(tried)} checkpoints below '{root}' can be read, "
+            "see above; to start from the beginning, choose another run.output_dir"
         )
     return None
 
 
-def prune(folder, keep):
+def prune(folder: str | Path, keep: int) -> None:
     """Remove all but the furthest `keep` checkpoints that were written within an epoch."""
     within_epochs = [path for path in checkpoints(folder) if _NAME.fullmatch(path.name)[2]]
     for path in within_epochs[keep:]:

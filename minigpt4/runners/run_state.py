@@ -1,82 +1,115 @@
-"""What a run is at a step, as plain values: saved, compared and restored, so that what follows is the same bit by bit.
-
-Under `progress` in a checkpoint, absent from those of other programs:
-
-    position   {"epoch", "step"}: the next step to be made, counted from 0
-    setup      what must be the same for the run to go on exactly, beside the configuration
-    ranks      one dict a rank: random generators, place in the data, losses of the epoch, gradients not yet stepped
-    identity   the LLM and the template that the weights were trained for (`BaseModel.identity`)
-    stats      at the end of an epoch: its means, for a line of log.txt that may not have been written any more
-"""
+"""What a run is at a step: saved, compared and restored, so that a resumed run is bit-exact."""
 
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from minigpt4.common.device import run_precision
 from minigpt4.common.dist_utils import gather_from_ranks, get_rank, get_world_size
 
-# Settings that may change without changing a number of the training, or that `setup` compares by content.
+# Settings that change no number of the training, or that `setup` compares by content.
 _FREE_KEYS = (
     r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
-    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|dist_backend|world_size|rank|gpu)",
+    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
+    r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.\w+\.(build_info|val)\..+",
     r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
-# Settings that checkpoints of before lack; they are now taken from the vision tower, whose files did not change.
+# Settings that older checkpoints lack; they are now taken from the vision tower, as it always was.
 _FILLED_KEYS = r"datasets\.\w+\.vis_processor\.\w+\.(mean|std)"
 
 
-def progress(run, epoch, step, metrics_state, stats=None):
-    """Return what a checkpoint holds of `run` before step (epoch, step), on every rank. Called by all ranks."""
-    gradients = [parameter.grad for parameter in run.trainable]
-    mine = {
-        "rng": _rng_state(run.device) if step else None,  # every epoch begins with seeds of its own
-        "data": run.train_loader.state() if hasattr(run.train_loader, "state") else None,
-        "metrics": metrics_state,
-        "gradients": None if all(gradient is None for gradient in gradients) else gradients,
-    }
-    return {
-        "position": {"epoch": epoch, "step": step},
-        "setup": _setup(run),
-        "ranks": gather_from_ranks(mine),
-        "identity": run.model.identity(),
-        "stats": stats,
-    }
+class Position(NamedTuple):
+    """The next step to be made, counted from 0."""
+
+    epoch: int
+    step: int
 
 
-def differences(saved, config, run):
-    """Return what keeps `run` from going on exactly where a checkpoint stands, as lines that begin with the key.
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; what is under `progress` in a checkpoint, and the `config` beside it."""
 
-    `saved`, `config`: what the checkpoint has under `progress` and `config`.
-    """
-    theirs, ours = _flat(config), _flat(run.config.to_dict())
-    theirs, ours = theirs | _flat(saved["setup"]), ours | _flat(_setup(run))
-    theirs |= _flat({"model": saved["identity"]})
-    ours |= _flat({"model": run.model.identity()})
-    lines = []
-    for key in theirs | ours:
-        is_new = key not in theirs and key.startswith("run.")  # a key that the program did not know then
-        is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
-        if theirs.get(key) != ours.get(key) and not is_new and not any(re.fullmatch(free, key) for free in _FREE_KEYS):
-            lines.append(f"{key}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
-    return lines
+    position: Position
+    setup: dict[str, Any]  # what must be the same for an exact resume, beside the configuration
+    ranks: list[dict[str, Any]]  # each one's "rng", "data", "metrics", and "gradients" not yet used
+    identity: dict[str, Any]  # what the weights are for: `BaseModel.identity()`
+    stats: dict[str, float] | None  # means of an epoch at its end, for log.txt
+    config: dict[str, Any]
+
+    mine = property(lambda self: self.ranks[get_rank()])
+    samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # by all ranks
+    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))  # of the loader
+
+    @classmethod
+    def of_run(cls, run: Any, position: Position, metrics: dict, stats: dict | None) -> "Progress":
+        """Return the progress of the runner `run` before a step. Called by all ranks."""
+        gradients = [parameter.grad for parameter in run.trainable]
+        mine = {
+            "rng": _rng_state(run.device) if position.step else None,  # an epoch begins with own seeds
+            "data": run.train_loader.state() if hasattr(run.train_loader, "state") else None,
+            "metrics": metrics,
+            "gradients": None if all(gradient is None for gradient in gradients) else gradients,
+        }
+        identity, config = run.model.identity(), run.config.to_dict()
+        return cls(position, _setup(run), gather_from_ranks(mine), identity, stats, config)
+
+    @classmethod
+    def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
+        """Return what a checkpoint says, None if it is of another program."""
+        if "progress" not in state:
+            return None
+        saved = state["progress"]
+        return cls(**saved | {"position": Position(**saved["position"])}, config=state["config"])
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what a checkpoint has under `progress`, plain containers."""
+        plain = {**vars(self), "position": self.position._asdict()}
+        del plain["config"]
+        return plain
+
+    def differences(self, run: Any) -> list[str]:
+        """Return what keeps `run` from resuming here exactly, as lines that begin with the key."""
+        theirs = _compared(self.config, self.setup, self.identity)
+        ours = _compared(run.config.to_dict(), _setup(run), run.model.identity())
+        lines = []
+        for key in theirs | ours:
+            is_new = key not in theirs and key.startswith("run.")  # unknown to the program then
+            is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
+            is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
+            if theirs.get(key) != ours.get(key) and not is_free:
+                lines.append(f"{key}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
+        return lines
+
+    def restore(self, run: Any) -> dict[str, Any]:
+        """Put this rank's random generators and gradients back; return the state of its metrics."""
+        gradients = self.mine["gradients"] or [None] * len(run.trainable)
+        for parameter, gradient in zip(run.trainable, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        if self.mine["rng"]:
+            _set_rng_state(self.mine["rng"], run.device)
+        return self.mine["metrics"]
 
 
-def restore(run, saved):
-    """Put random generators and gradients of this rank back to where `saved` has them; return the metrics' state."""
-    mine = saved["ranks"][get_rank()]
-    for parameter, gradient in zip(run.trainable, mine["gradients"] or (), strict=bool(mine["gradients"])):
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
-    if mine["rng"]:
-        _set_rng_state(mine["rng"], run.device)
-    return mine["metrics"]
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Keep random numbers drawn and seeds set within the block from having an effect behind it."""
+    state = _rng_state(device)
+    try:
+        yield
+    finally:
+        _set_rng_state(state, device)
 
 
-def _setup(run):
+def _setup(run: Any) -> dict[str, Any]:
     train = [splits["train"] for splits in run.datasets.values() if "train" in splits]
     return {
         "world size": get_world_size(),
@@ -86,17 +119,17 @@ def _setup(run):
     }
 
 
-def _rng_state(device):
-    kind, keys, *rest = np.random.get_state()
+def _rng_state(device: torch.device) -> dict[str, Any]:
+    state = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (state[0], state[1].tolist(), *state[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def _set_rng_state(state, device):
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -104,8 +137,19 @@ def _set_rng_state(state, device):
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _flat(tree, where=""):
+def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
+    """Return {full key: value} of all that is compared, precision as the run resolves it."""
+    flat = _flat(config) | _flat(setup) | _flat({"model": identity})
+    if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
+        flat["model.llm_precision"] = run_precision(precision, flat["run.amp"], flat["run.amp_dtype"])
+    return flat
+
+
+def _flat(tree: Any, where: str = "") -> dict[str, Any]:
     """Return {full key: value} of the leaves of nested dicts."""
     if not isinstance(tree, dict):
         return {where: tree}
-    return {key: leaf for name, node in tree.items() for key, leaf in _flat(node, f"{where}.{name}".strip(".")).items()}
+    flat = {}
+    for name, node in tree.items():
+        flat |= _flat(node, f"{where}.{name}".strip("."))
+    return flat

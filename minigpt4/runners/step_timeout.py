@@ -1,4 +1,4 @@
-"""Ranks that wait for each other know for whom: a late or lost one is named and ends the run, instead of hanging it."""
+"""Ranks that wait for each other know for whom: a late or lost one is named and ends the run."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -21,44 +22,29 @@ class LostWorkerError(OSError):
     """A process that reads data for this one is gone."""
 
 
-class StepWatch:
-    """Each rank notes in the process group's store at which step it arrived, before it waits for the others.
+class StepTimeout:
+    """Ends the run if a rank keeps the others waiting for more than `timeout_s` seconds.
 
-    A thread looks after `timeout_s` without a step who is missing. Contract: `arrived` before every collective of the
-    training step, as often on all ranks.
+    Each rank notes in the process group's store at which step it arrived; a thread looks who is missing.
+    Contract: within `watching`, `arrived` before every collective of the training step.
     """
 
-    def __init__(self, timeout_s):
-        self.timeout_s, self._count, self._since = timeout_s, 0, time.monotonic()
-        self._is_over = threading.Event()
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s, self._count = timeout_s, 0
+        self._since, self._store = time.monotonic(), None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the block late ranks end the run, and torch's errors say which process is lost.
+
+        Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
+        """
+        is_over = threading.Event()
+        self._count, self._since = 0, time.monotonic()
         if get_world_size() > 1:
             self._store = dist.PrefixStore("steps", dist.distributed_c10d._get_default_store())
             self._store.set(str(get_rank()), "0")
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def arrived(self):
-        """Note that this rank is about to wait for the others."""
-        self._count, self._since = self._count + 1, time.monotonic()
-        if get_world_size() > 1:
-            self._store.set(str(get_rank()), str(self._count))
-
-    def close(self):
-        self._is_over.set()
-
-    def late_ranks(self):
-        """Return the ranks that have not arrived where this one is; none if the store does not answer."""
-        try:
-            keys = [str(rank) for rank in range(get_world_size())]
-            return [int(key) for key in keys if not self._store.check([key]) or int(self._store.get(key)) < self._count]
-        except RuntimeError:
-            return []
-
-    @contextmanager
-    def explaining(self):
-        """Within the block the error of a collective is a LostRankError that says who is missing, if that is known.
-
-        The error that torch raises, wherever the program is, when a DataLoader's worker dies is a LostWorkerError.
-        """
+            threading.Thread(target=self._watch, args=(is_over,), daemon=True).start()
         try:
             yield
         except RuntimeError as error:
@@ -66,24 +52,37 @@ class StepWatch:
             if reason.startswith("DataLoader worker"):
                 raise LostWorkerError(
                     f"rank {get_rank()} lost a process that reads data: {reason.rstrip('. ')}. If nobody killed it, "
-                    "the machine's memory is full: lower run.num_workers. Go on with --resume auto"
+                    "the machine's memory is full: lower run.num_workers. Resume with --resume auto"
                 ) from None
             if not isinstance(error, dist.DistError) and "gloo" not in reason:
                 raise
             late, reason = self.late_ranks(), re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]
-            missing = f"rank {', '.join(map(str, late))} did not come to step {self._count}" if late else "an error"
+            missing = f"rank {late} did not come to step {self._count}" if late else "an error"
             raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
+        finally:
+            is_over.set()
 
-    def _watch(self):
-        while not self._is_over.wait(min(5, self.timeout_s / 4)):
-            if time.monotonic() - self._since > self.timeout_s and (late := self.late_ranks()):
+    def arrived(self) -> None:
+        """Note that this rank is about to wait for the others."""
+        self._count, self._since = self._count + 1, time.monotonic()
+        if self._store is not None:
+            self._store.set(str(get_rank()), str(self._count))
+
+    def late_ranks(self) -> str:
+        """Return a list of the ranks that are behind this one; "" if the store does not answer."""
+        store, keys = self._store, map(str, range(get_world_size()))
+        try:
+            return ", ".join(key for key in keys if not store.check([key]) or int(store.get(key)) < self._count)
+        except RuntimeError:
+            return ""
+
+    def _watch(self, is_over: threading.Event) -> None:
+        while not is_over.wait(min(5, self.timeout_s / 4)):
+            waited = time.monotonic() - self._since
+            if waited > self.timeout_s and (late := self.late_ranks()):
                 logging.critical(
-                    "rank %d waits for rank %s since %.0f s (run.step_timeout_s); it did not come to step %d of this "
-                    "process. Ending the run; go on with --resume auto",
-                    get_rank(),
-                    ", ".join(map(str, late)),
-                    time.monotonic() - self._since,
-                    self._count,
+                    f"rank {get_rank()} waits for rank {late} since {waited:.0f} s (run.step_timeout_s); it "
+                    f"did not come to step {self._count} of this process. Ending the run; resume with --resume auto"
                 )
                 sys.stderr.flush()
                 os._exit(1)

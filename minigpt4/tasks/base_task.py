@@ -1,39 +1,53 @@
-"""What a run does with models and datasets: build them, train an epoch, evaluate. The training step is here."""
+"""What differs between tasks: model, datasets, the loss of a batch, evaluation. The loop is the runner's."""
+
+from itertools import chain
+from typing import Any
 
 import torch
 
-from minigpt4.common.device import resolve_device, set_precision, to_device
-from minigpt4.common.dist_utils import average_gradients, sum_over_ranks
+from minigpt4.common.config import Config, DictConfig
+from minigpt4.common.device import in_run_precision, to_device
+from minigpt4.common.dist_utils import get_rank, get_world_size, run_device, sum_over_ranks
+from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
-from minigpt4.common.startup import startup
+
+Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
 class BaseTask:
     """Builds by name through the registry and trains with the loss that the model gives."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "train_epoch" in vars(cls) or "_train_inner_loop" in vars(cls):
+            raise ValueError(
+                f"{cls.__module__}.{cls.__qualname__} has a training loop of its own, which is the runner's now: for "
+                "another loss override train_step(model, samples); for another loop register a subclass of "
+                "minigpt4.runners.RunnerBase with its own train_epoch(epoch, metrics), and set run.runner"
+            )
+
     @classmethod
-    def setup_task(cls, cfg):
+    def setup_task(cls, cfg: Config) -> "BaseTask":
         """Return the task; a subclass may read its settings from `cfg.run_cfg` here."""
         return cls()
 
-    def build_model(self, cfg):
-        """Return the model of the `model` section, on the run's device and in the run's precision."""
-        set_precision(cfg.model_cfg, cfg.run_cfg)
-        device = resolve_device(cfg.run_cfg.device, cfg.run_cfg.gpu)
-        return registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg, device=device)
+    def build_model(self, cfg: Config) -> torch.nn.Module:
+        """Return the model of the `model` section on the run's device, in its precision."""
+        model_cfg = in_run_precision(cfg.model_cfg, cfg.run_cfg)
+        cls = registry.get_model_class(model_cfg.arch)
+        return cls.from_config(model_cfg, device=run_device(cfg.run_cfg))
 
-    def build_datasets(self, cfg):
+    def build_datasets(self, cfg: Config) -> Datasets:
         """Return {dataset name: {split: dataset}} of the `datasets` section.
 
         Raises ValueError if the length of an epoch cannot be known: streams have no end.
         """
-        datasets = {}
+        datasets, streams = {}, []
         for name, section in cfg.datasets_cfg.items():
             builder = registry.get_builder_class(section.get("builder") or name)
             datasets[name] = builder(section, name).build_datasets()
-        streams = [
-            name for name, splits in datasets.items() if "train" in splits and not hasattr(splits["train"], "__len__")
-        ]
+            if "train" in datasets[name] and not hasattr(datasets[name]["train"], "__len__"):
+                streams.append(name)
         if streams and cfg.run_cfg.iters_per_epoch is None and not cfg.run_cfg.evaluate:
             raise ValueError(
                 f"run.iters_per_epoch: missing, and shards have no end ({', '.join(streams)}); say how many steps make "
@@ -41,8 +55,8 @@ class BaseTask:
             )
         return datasets
 
-    def build_train_loader(self, datasets, run_cfg, seed=None):
-        """Return an endless iterator of this rank's training batches; a resumed run draws data anew, not again."""
+    def build_train_loader(self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None) -> Any:
+        """Return an endless iterator of this rank's training batches, drawn by `seed`, else `run.seed`."""
         from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
         return TrainLoader(
@@ -50,119 +64,53 @@ class BaseTask:
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,
             seed=run_cfg.seed if seed is None else seed,
-            rank=run_cfg.rank,
-            world_size=run_cfg.world_size,
+            rank=get_rank(),
+            world_size=get_world_size(),
             max_bad_fraction=run_cfg.max_bad_fraction,
         )
 
-    def build_eval_loaders(self, datasets, run_cfg, splits):
-        """Return {split: [loader of this rank's share, one a dataset]}.
-
-        Raises ValueError if no dataset has such a split, or if it is empty or has no end.
-        """
+    def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
+        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
         where, loaders = "run.valid_splits, run.test_splits", {}
-        place = Place(run_cfg.seed, run_cfg.rank, run_cfg.world_size)
+        place = Place(run_cfg.seed, get_rank(), get_world_size())
         for split in splits:
-            found = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
-            if not found:
+            of_split = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
+            if not of_split:
                 there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
-            sizes = [len(d) if hasattr(d, "__len__") else getattr(d, "epochs", None) for d in found]
+            # an iterable dataset with `epochs` ends by itself
+            sizes = [len(each) if hasattr(each, "__len__") else getattr(each, "epochs", None) for each in of_split]
             if not all(sizes):
                 raise ValueError(f"{where}: '{split}' is empty or a stream without an end; it needs map-style data")
-            settings = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction)
-            loaders[split] = [EvalLoader(dataset, place, *settings) for dataset in found]
+            options = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction)
+            loaders[split] = [EvalLoader(dataset, place, *options) for dataset in of_split]
         return loaders
 
-    def train_step(self, model, samples):
+    def train_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> torch.Tensor:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
 
-    def train_epoch(self, run, epoch, metrics):
-        """Train from step `metrics.index` to the end of the epoch; return {"lr", "loss"}, its means over all ranks.
+    def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
+        """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.
 
-        `run` is the runner: model, loader, optimizer, lr_scheduler, scaler, device and settings. Its `after_step` is
-        called wherever no gradient waits for the optimizer; `metrics` is the epoch's MetricLogger.
-
-        One optimizer step takes the gradients of `accum_grad_iters` batches: their mean, where the last one of an
-        epoch may be of fewer batches; or, with `accum_reduction: sum`, their sum, where what an epoch leaves over
-        goes into the first step of the next (Source: 2023 release).
-
-        Raises NonFiniteLossError.
+        They are samples where it does not, or where a task has a `train_step` of its own, whose loss this is.
         """
-        cfg, num_steps, accum = run.run_cfg, run.iters_per_epoch, run.run_cfg.accum_grad_iters
-        is_mean = cfg.accum_reduction == "mean"
-        run.model.train()
-        is_bad = torch.zeros((), device=run.device)  # a loss that is not finite since the last optimizer step
-        startup.begin("first step")
-        for i in range(metrics.index, num_steps):
-            lr = run.lr_scheduler.step(cur_epoch=epoch, cur_step=i)
-            with metrics.fetching(), startup.phase("first batch"):
-                samples = to_device(next(run.train_loader), run.device)
-            samples |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": i}
-            loss = self.add_gradient(run, samples, min(accum, num_steps - i + i % accum) if is_mean else 1)
-            metrics.add(loss, lr, samples)
-            is_bad += ~loss.detach().isfinite()
-            is_step = (i + 1) % accum == 0 or (is_mean and i + 1 == num_steps)
-            if is_step:
-                is_skipped, ranks_interrupted = self.update(run, is_bad)
-                metrics.updated(is_skipped)
-                is_bad.zero_()
-            metrics.check()  # the only place that waits for the device
-            metrics.end_step()
-            startup.finish()
-            if is_step:
-                run.after_step(epoch, metrics, ranks_interrupted)
-        return metrics.end_epoch()
-
-    def add_gradient(self, run, samples, window):
-        """Add the gradient of a batch's loss, divided by `window`, to the parameters'; return the loss.
-
-        With `max_tokens_per_batch` a larger batch is computed in parts, whose losses add up to the same mean.
-        """
-        limit, total = run.run_cfg.max_tokens_per_batch, 0
-        for part, share in [(samples, 1)] if limit is None else run.model.split(samples, limit):
-            loss = self.train_step(run.model, part) * share
-            run.scaler.scale(loss / window).backward()
-            total = total + loss.detach()
-        return total
-
-    def update(self, run, is_bad):
-        """Make one optimizer step with the ranks' mean gradient, or none where a loss or gradient is not finite.
-
-        Return (whether it was skipped, how many ranks want to end the run), tensors that are equal on all ranks.
-        """
-        flags = torch.stack([is_bad, is_bad.new_full((), run.interruption.signal is not None)])
-        run.watch.arrived()
-        average_gradients(run.trainable, flags)
-        limit = run.run_cfg.max_grad_norm
-        if limit is not None:
-            run.scaler.unscale_(run.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(run.trainable, float("inf") if limit is None else limit)
-        # A GradScaler that is at work looks for infinities itself, and meets some while it looks for its scale.
-        is_skipped = (flags[0] > 0) | (~norm.isfinite() & (not run.scaler.is_enabled()))
-        if run.scaler.is_enabled() or run.device.type == "cuda":
-            if not run.scaler.is_enabled():
-                run.optimizer.found_inf = is_skipped.float()  # the fused step then does nothing: no need to wait
-            run.scaler.step(run.optimizer)
-        elif not is_skipped:
-            run.optimizer.step()
-        run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
-        return is_skipped, flags[1]
+        if type(self).train_step is not BaseTask.train_step:
+            return self.train_step(model, samples).item(), batch_size(samples)
+        outputs = model(samples)
+        return outputs["loss"].item(), int(outputs.get("num_targets", batch_size(samples)))
 
     @torch.no_grad()
-    def evaluation(self, model, loaders, device):
-        """Return the mean loss per sample of the batches of all `loaders`, over all ranks."""
+    def evaluation(self, model: torch.nn.Module, loaders: list, device: torch.device) -> float:
+        """Return the mean loss per item (see `valid_step`) over all ranks. Raises ValueError for no item."""
         model.eval()
         loss_sum, count = 0.0, 0
-        for samples in (batch for loader in loaders for batch in loader):
-            size = len(next(iter(samples.values())))
-            loss_sum += self.train_step(model, to_device(samples, device)).item() * size
-            count += size
+        for index, samples in enumerate(chain.from_iterable(loaders)):  # what it draws is the same every time
+            loss, num_items = self.valid_step(model, to_device(samples, device) | {"iters": index})
+            loss_sum, count = loss_sum + loss * num_items, count + num_items
         loss_sum, count = sum_over_ranks([loss_sum, count], device)
         if not count:
             raise ValueError("run.valid_splits, run.test_splits: no sample of the split could be used, see above")

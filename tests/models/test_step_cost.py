@@ -1,5 +1,6 @@
 """What a training step costs at the widths of 7B, counted on tensors without values: no clock, no GPU."""
 
+from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from minigpt4.common.memory import without_values
 from minigpt4.models import MiniGPT4
 from minigpt4.models import memory as memory_count
 from minigpt4.models.llm import attention
+from minigpt4.runners import loop
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.training import settings
 
@@ -90,34 +92,21 @@ def test_a_step_waits_for_nothing(model, batch):
     assert model.llama_proj.weight.grad.shape == model.llama_proj.weight.shape
 
 
-def test_a_step_that_does_not_log_waits_for_nothing(tmp_path):
+def test_a_step_that_does_not_log_waits_for_nothing(tmp_path, monkeypatch):
     """The whole step of a GPU, from the images to the optimizer; the one that logs reads values, and fails here."""
     model, batch = memory.setup("7b-thin", 1, 4)
-    device = torch.device("cuda", 0)
+    done = []
+    monkeypatch.setattr(loop, "to_device", lambda batch, device: batch)  # there is no GPU to go to
     with without_values(model):
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        run = SimpleNamespace(
-            model=model,
-            device=device,
-            run_cfg=settings(tmp_path).run_cfg,
-            trainable=trainable,
-            optimizer=torch.optim.AdamW(trainable, fused=True),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            interruption=SimpleNamespace(signal=None),
-            watch=SimpleNamespace(arrived=lambda: None),
-        )
-        task, metrics = ImageTextPretrainTask(), MetricLogger(0, 10, 5, device, run_log=None)
-        batch |= {"image": torch.empty(4, 3, model.image_size, model.image_size), "iters": 0}
-        with metrics.fetching():
-            pass
-        loss = task.add_gradient(run, batch, 1)
-        metrics.add(loss, 0.1, batch)
-        is_skipped, _ = task.update(run, torch.zeros(()))
-        metrics.updated(is_skipped)
+        run = loop.TrainingLoop(settings(tmp_path), ImageTextPretrainTask(), model)
+        run.device, run.optimizer = torch.device("cuda", 0), torch.optim.AdamW(run.trainable, fused=True)
+        run.iters_per_epoch, run.lr_scheduler = 10, SimpleNamespace(step=lambda cur_epoch, cur_step: 0.1)
+        batch |= {"image": torch.empty(4, 3, model.image_size, model.image_size)}
+        run.train_loader = repeat(batch)
+        run.after_step = lambda epoch, metrics, ranks_interrupted: done.append(metrics.index)
+        metrics = MetricLogger(0, 10, 5, run.device, run_log=None)
         metrics.index = 1  # the first step of an epoch logs
-        metrics.check()
-        metrics.end_step()
-        assert run.optimizer.state[trainable[0]]["exp_avg"].shape == trainable[0].shape
-        metrics.index = 5
         with pytest.raises(DataDependentOutputException):
-            metrics.check()
+            run.train_epoch(0, metrics)
+        assert done == [2, 3, 4, 5] and metrics.index == 5
+        assert run.optimizer.state[run.trainable[0]]["exp_avg"].shape == run.trainable[0].shape

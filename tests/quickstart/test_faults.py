@@ -8,8 +8,7 @@ import torch
 from benchmarks.fault_rows import ROWS
 from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
 from benchmarks.web_server import web_server
-from tests.test_runner import by_hand, found_by_two_ranks
-from tests.training import batches
+from tests.training import batches, by_hand, found_by_two_ranks
 
 QUICK = ("a misspelt key", "one of three missing", "cut within an image", "a pickle beside it (.pth)")
 
@@ -66,7 +65,7 @@ def steep(module, args, result):  # the value is as it was; its gradient, 1 / (2
     calls.append(1)
     return result + (result * 0).abs().sqrt() if rank == 0 and len(calls) == 4 else result
 
-with RunnerBase.session(cfg):
+with RunnerBase.launched(cfg):
     halves = [{"image": b["image"].chunk(2)[rank], "text_input": ["a"] * 2} for b in batches(number=6)]
     if rank == 1:
         halves[1]["image"] = halves[1]["image"] * float("nan")

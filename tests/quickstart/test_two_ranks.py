@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minigpt4.quickstart.prepare import prepare
-from tests.test_runner import ROOT, torchrun
+from tests.training import ROOT, torchrun
 
 # train.py as it is; what each rank was given and ended with is written down beside it.
 PROBE = """

@@ -12,7 +12,7 @@ from minigpt4.common.config import Config
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FROZEN = ("visual_encoder", "ln_vision", "Qformer", "llama_model")
 
 

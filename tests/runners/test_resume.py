@@ -1,23 +1,23 @@
 """A run that was cut anywhere goes on as if it had not been; what would make it another run is refused."""
 
 import json
+import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.registry import registry
-from minigpt4.runners.run_state import differences
+from minigpt4.runners.run_state import Progress
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import runner, settings, tiny_model
+from tests.training import ROOT, Images, TinyModel, batches, runner, settings, tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr": 1e-3, "resume_ckpt_path": "auto"}
 
 
@@ -34,8 +34,8 @@ def storages(tmp_path):
     return {"laion": tmp_path / "laion/*.tar", "cc_sbu": tmp_path / "cc_sbu/*.tar", "cc_sbu_align": tmp_path / "align"}
 
 
-def new_runner(output, storages, **changes):
-    """Return a runner with dropout on real datasets."""
+def new_runner(output, storages, model=None, **changes):
+    """Return a runner on real datasets; by default around a model with dropout."""
     cfg = settings(output, **{**SHORT, **changes})
     cfg.datasets_cfg = OmegaConf.create()
     for name, storage in storages.items():
@@ -47,7 +47,7 @@ def new_runner(output, storages, **changes):
         "run": OmegaConf.to_container(cfg.run_cfg),
         "datasets": OmegaConf.to_container(cfg.datasets_cfg),
     }
-    return runner(cfg, tiny_model(dropout=0.5), ImageTextPretrainTask().build_datasets(cfg))
+    return runner(cfg, model or tiny_model(dropout=0.5), ImageTextPretrainTask().build_datasets(cfg))
 
 
 class Cut(Exception):
@@ -109,6 +109,65 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path, storages, change
     assert (run.output_dir / "metrics.jsonl").read_text().count("\n") > 14  # some steps were made again
 
 
+class DrawsInEvaluation(TinyModel):
+    """Takes random numbers from every generator where it does not train."""
+
+    def forward(self, samples):
+        outputs = super().forward(samples)
+        if not self.training:
+            outputs["loss"] = outputs["loss"] + torch.rand(()) + np.random.rand() + random.random()
+        return outputs
+
+
+def validated(output, storages, **changes):
+    """Return a runner whose model draws, also where it is validated on four samples."""
+    torch.manual_seed(0)
+    run = new_runner(output, storages, DrawsInEvaluation(dropout=0.5), **changes)
+    run.datasets["held_out"] = {"val": Images(batches(4, 1, seed=1)[0]["image"].unflatten(1, (1, 1, -1)))}
+    return run
+
+
+def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, storages):
+    plain = validated(tmp_path / "plain", storages)
+    plain.train()
+    whole = validated(tmp_path / "whole", storages, valid_splits=["val"], batch_size_eval=2)
+    whole.train()
+    assert all(torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True))
+    before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
+    whole._split_losses(whole.eval_loaders)  # what the model draws there is drawn for nobody else
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
+    lines = [json.loads(line) for line in epoch_lines(whole)]
+    assert len({line.pop("val_loss") for line in lines}) == 2 and lines == list(map(json.loads, epoch_lines(plain)))
+    for cut in (5, 4, 30):
+        run = validated(tmp_path / "cut", storages, valid_splits=["val"], batch_size_eval=2)
+        run.train() if cut == 30 else cut_at(run, cut)
+    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True))
+    assert epoch_lines(run) == epoch_lines(whole)
+
+
+def test_a_checkpoint_that_holds_the_resolved_precision_resumes_exactly(cut_run):
+    """Programs before saved what `auto` meant in a run; `auto` is what the file of the user says."""
+    saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
+    ours = cut_run.config.to_dict() | {"model": {"llm_precision": "auto"}}
+    cut_run.config.to_dict = lambda: ours
+    for theirs, differs in (("fp32", False), ("auto", False), ("bf16", True)):
+        saved["config"]["model"] = {"llm_precision": theirs}
+        saved["config"]["run"] |= {"rank": 0, "gpu": None, "dist_backend": "gloo"}
+        lines = Progress.of_checkpoint(saved).differences(cut_run)
+        assert lines == ["model.llm_precision: 'fp32', the checkpoint has 'bf16'"] * differs
+
+
+def test_progress_is_read_and_written_in_one_form(cut_run):
+    saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
+    assert list(saved["progress"]) == ["position", "setup", "ranks", "identity", "stats"]
+    assert list(saved["progress"]["ranks"][0]) == ["rng", "data", "metrics", "gradients"]
+    progress = Progress.of_checkpoint(saved)
+    assert progress.to_plain() == saved["progress"] and progress.samples_seen == 16
+    del saved["progress"]
+    assert Progress.of_checkpoint(saved) is None
+
+
 def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(tmp_path, storages):
     run = new_runner(tmp_path, storages)
     run.train()
@@ -157,7 +216,7 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages
     with pytest.raises(CheckpointError) as caught:
         other.train()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot go on exactly:")
+    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot be resumed exactly:")
     assert [line.split(": ")[0].strip() for line in lines[1:-1]] == [
         "run.init_lr",
         "run.num_workers",
@@ -199,9 +258,9 @@ def test_what_the_vision_tower_gives_by_now_is_no_other_setting(cut_run):
     ours = cut_run.config.to_dict() | {"imports": ["own.code"]}
     ours["datasets"]["laion"]["vis_processor"]["train"]["mean"] = [0.5, 0.5, 0.5]
     cut_run.config.to_dict = lambda: ours
-    assert differences(saved["progress"], saved["config"], cut_run) == []
+    assert Progress.of_checkpoint(saved).differences(cut_run) == []
     saved["config"]["datasets"]["laion"]["vis_processor"]["train"]["mean"] = [0.4, 0.4, 0.4]
-    assert differences(saved["progress"], saved["config"], cut_run) == [
+    assert Progress.of_checkpoint(saved).differences(cut_run) == [
         "datasets.laion.vis_processor.train.mean: [0.5, 0.5, 0.5], the checkpoint has [0.4, 0.4, 0.4]"
     ]
 

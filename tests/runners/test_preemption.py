@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.processes import children, kill_all, start_training
-from minigpt4.runners.step_timeout import LostWorkerError, StepWatch
+from minigpt4.runners.step_timeout import LostWorkerError, StepTimeout
 from tests.small_release import write_shard
 
 STEPS = 30
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_explained():
     workers = iter(DataLoader(range(1000), num_workers=1, generator=torch.Generator()))
     next(workers)
     words = r"lost a process that reads data: .*lower run\.num_workers"
-    with pytest.raises(LostWorkerError, match=words), StepWatch(timeout_s=300).explaining():
+    with pytest.raises(LostWorkerError, match=words), StepTimeout(timeout_s=300).watching():
         os.kill(workers._workers[0].pid, signal.SIGKILL)
         deque(workers, maxlen=0)
 

@@ -1,0 +1,143 @@
+"""The training step on a small real model: accumulation, clipping, numbers that are not finite, full memory."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from minigpt4.common.logger import NonFiniteLossError
+from minigpt4.runners import RunnerBase
+from tests.training import batches, by_hand, endless, runner, settings, tiny_model, trained, weights
+
+
+def digest(module):
+    content = b"".join(name.encode() + value.numpy().tobytes() for name, value in module.state_dict().items())
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_accumulation_equals_the_large_batch(tmp_path):
+    data = torch.cat([batch["image"] for batch in batches(8, 6)])
+    flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1}  # one lr, for the schedule counts micro-steps
+    found = []
+    for accum in (1, 2, 4):
+        fixed = [{"image": images, "text_input": [""] * len(images)} for images in data.split(8 // accum)]
+        changes = {"iters_per_epoch": 6 * accum, "accum_grad_iters": accum}
+        found.append(weights(trained(tmp_path, fixed, **flat, **changes)))
+    found.append(weights(trained(tmp_path, fixed, **flat, **changes, max_tokens_per_batch=1)))
+    moved = (found[0] - weights(runner(settings(tmp_path)))).abs().max()
+    assert moved > 0.1
+    for other in found[1:]:  # float32 sums in another order: 1e-7 each, over 6 steps
+        assert (found[0] - other).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_what_an_epoch_leaves_over(tmp_path, reduction):
+    """mean: the rest of an epoch is stepped with its own mean; sum: it goes into the next epoch's first step."""
+    fixed = batches(scale=0.01)  # small gradients, so that AdamW's epsilon makes sum and mean differ
+    changes = {"warmup_lr": 0.05, "min_lr": 0.05, "iters_per_epoch": 3, "accum_grad_iters": 2}
+    run = trained(tmp_path, fixed, accum_reduction=reduction, **changes)
+    a, b, c, d, e = fixed
+    mean = [(2, [a, b]), (1, [c]), (2, [d, e]), (1, [a])]
+    total = [(1, [a, b]), (1, [c, d, e])]
+    expected = by_hand(mean if reduction == "mean" else total, lr=0.05)
+    assert (weights(run) - expected).abs().max() < 1e-6
+    assert (weights(run) - by_hand(total if reduction == "mean" else mean, lr=0.05)).abs().max() > 1e-3
+
+
+def test_clipping_bounds_the_gradient_that_adamw_sees(tmp_path):
+    one_step = {"max_epoch": 1, "iters_per_epoch": 1, "beta2": 0.9}
+    free, clipped = trained(tmp_path, **one_step), trained(tmp_path, max_grad_norm=0.01, **one_step)
+
+    def gradient_norm(run):  # the first moment after one step is 0.1 of the gradient
+        moments = [state["exp_avg"] for state in run.optimizer.state.values()]
+        return 10 * torch.cat([moment.flatten() for moment in moments]).norm()
+
+    assert gradient_norm(free) > 0.1
+    assert gradient_norm(clipped) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_only_the_projection_changes(tmp_path):
+    model = tiny_model()
+    before = digest(model.visual_encoder), digest(model.llama_proj)
+    trained(tmp_path, model=model)
+    assert digest(model.visual_encoder) == before[0]
+    assert digest(model.llama_proj) != before[1]
+
+
+def with_nan(fixed, index=3):
+    """Return batches of which one has a loss of nan."""
+    bad = {"image": fixed[index]["image"] * float("nan"), "text_input": ["a"], "sample_id": ["00017.tar/000123"]}
+    return [*fixed[:index], bad, *fixed[index + 1 :]]
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_loss_of_nan_costs_one_update(tmp_path, accum, caplog, capsys):
+    changes = {"max_epoch": 1, "iters_per_epoch": 6, "accum_grad_iters": accum, "warmup_lr": 0.05, "min_lr": 0.05}
+    run = trained(tmp_path, with_nan(batches(number=6)), **changes)
+    a, b, c, _, e, f = batches(number=6)
+    groups = [(1, [a]), (1, [b]), (1, [c]), (1, [e]), (1, [f])] if accum == 1 else [(2, [a, b]), (2, [e, f])]
+    assert (weights(run) - by_hand(groups, lr=0.05)).abs().max() < 1e-6
+    assert "step 3: loss is nan on rank 0 (samples 00017.tar/000123); optimizer not stepped" in caplog.text
+    assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
+    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [step["loss"] is None for step in steps] == [False, False, False, True, False, False]
+    log = json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1])
+    assert log["train_loss"] == pytest.approx(sum(step["loss"] or 0 for step in steps) / 5, rel=1e-12)
+
+
+def test_a_gradient_that_is_not_finite_costs_one_update(tmp_path, capsys):
+    """The loss is finite; its gradient, 1 / (2 sqrt 0), is not."""
+    model, calls = tiny_model(), []
+
+    class Root(torch.nn.Module):
+        def forward(self, x):
+            calls.append(1)
+            return x + (x * 0).abs().sqrt() if len(calls) == 4 else x
+
+    model.dropout = torch.nn.Identity()
+    model.llama_proj.register_forward_hook(lambda module, args, result: Root()(result))
+    run = trained(tmp_path, model=model)
+    assert torch.isfinite(weights(run)).all()
+    assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
+
+
+def test_losses_of_nan_in_a_row_end_the_run_before_the_weights_are_touched(tmp_path):
+    fixed = with_nan(batches())
+    run = runner(settings(tmp_path, max_skipped_updates=1))
+    message = r"step 3: loss is nan on rank 0 \(samples 00017.tar/000123\); optimizer not stepped; 1 in a row"
+    with pytest.raises(NonFiniteLossError, match=message):
+        run.train(endless(fixed))
+    assert torch.isfinite(weights(run)).all()
+    assert not list(run.output_dir.glob("*.pth"))
+
+
+def too_large_for_the_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def too_large_for_the_machine():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "allocate, begins",
+    [
+        (too_large_for_the_gpu, "the GPU is full (CUDA out of memory)"),
+        (too_large_for_the_machine, f"the memory of the machine is full (tried to allocate {2**60} bytes)"),
+    ],
+)
+def test_full_memory_is_explained_with_the_settings_that_help(tmp_path, allocate, begins):
+    cfg = settings(tmp_path, batch_size_train=64)
+    cfg.pretty_print = lambda: None
+    with pytest.raises(MemoryError) as caught, RunnerBase.launched(cfg):
+        allocate()
+    message = str(caught.value)
+    assert message.startswith(begins) and "run.batch_size_train (now 64)" in message
+    for key in (
+        "run.accum_grad_iters",
+        "model.llm_quantization=int8",
+        "model.max_txt_len",
+        "model.use_grad_checkpoint",
+    ):
+        assert key in message
