@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
+from minigpt4.evaluation.answering import answered
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_evaluate_takes_a_cut_line_away_and_refuses_other_files(tmp_path):
     output = tmp_path / "answers.jsonl"
     output.write_text('{"image": "a.jpg", "answer": "one"}\n{"image": "b.jpg", "ans')
-    assert evaluate.answered(output) == {"a.jpg"}
+    assert answered(output, "image") == {"a.jpg"}
     assert output.read_text() == '{"image": "a.jpg", "answer": "one"}\n'
     for other in ("notes", "notes\n", '{"caption": "x"}\n'):
         output.write_text(other)
         with pytest.raises(ValueError, match="is no answer file"):
-            evaluate.answered(output)
+            answered(output, "image")
         assert output.read_text() == other
 
 

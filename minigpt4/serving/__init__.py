@@ -1,1 +1,1 @@
-"""What the demo page and the terminal chat share: sessions (session.py); the terminal itself (terminal.py)."""
+"""The demo (demo.py): its page (page.py), the terminal (terminal.py), the sessions of both (session.py)."""

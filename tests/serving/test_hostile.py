@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from tests.demo.server import CONTROLS, Refused, Visitor, is_idle, shown, wait_until
+from tests.serving.server import CONTROLS, Refused, Visitor, is_idle, shown, wait_until
 from tests.small_release import jpeg_bytes, picture
 
 

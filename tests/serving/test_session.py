@@ -11,7 +11,7 @@ import pytest
 
 from minigpt4.conversation.conversation import CONV_VISION
 from minigpt4.serving.page import in_thread
-from minigpt4.serving.session import DEFAULT_QUESTION, MAX_PICTURES, Session, Turn, WarmSessions
+from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES, Session, Turn, WarmSessions
 from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
 from tests.small_release import picture
 
@@ -66,7 +66,7 @@ def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, pictures, tmp_path):
     for turn, settings, says in [
         (Turn("x", (str(tmp_path / "secret_folder" / "bad.png"),)), {}, "image 'bad.png'"),
         (Turn("x", (str(tmp_path / "absent.png"),)), {}, "no file 'absent.png'"),
-        (Turn("x", (pictures[0],) * (MAX_PICTURES + 1)), {}, "9 images"),
+        (Turn("x", (pictures[0],) * (MAX_IMAGES + 1)), {}, "9 images"),
         (Turn(" "), {}, "type a question"),
         (Turn("x"), {"temperature": -1}, "temperature: -1"),
         (Turn("x"), {"max_new_tokens": 10**6}, "leaves no room"),

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from demo import parse_args
-from tests.demo.server import ROOT, command
+from tests.serving.server import ROOT, command
 from tests.small_release import picture
 
 CONFIG = ["--cfg-path", "eval_configs/minigpt4_eval.yaml"]
@@ -37,7 +37,7 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     lines = [
         "/set temperature 0",
         "/set max_new_tokens 8",
-        f"/image '{tmp_path / 'a picture.png'}'",
+        f"/image '{tmp_path / 'an image.png'}'",
         f"/image {tmp_path / 'bad.png'}",
         "what is it? <ImageHere> ###Assistant: x",
         "",
