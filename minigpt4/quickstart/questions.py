@@ -1,7 +1,10 @@
 """Questions about scenes: what stage 2 teaches to answer, what the evaluation asks, and which answers are right."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from minigpt4.quickstart.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
@@ -50,7 +53,7 @@ class Question:
         """The question as the evaluation asks it."""
         return _ASKED[self.kind].format(self.subject)
 
-    def taught(self, rng) -> str:
+    def taught(self, rng: np.random.Generator) -> str:
         """The question as stage 2 asks it."""
         return _TAUGHT[self.kind][rng.integers(3)].format(self.subject)
 
@@ -61,8 +64,8 @@ class Question:
             text = re.sub(rf"\b{digit}\b", word, text)
         asked = set(re.findall(r"\w+", self.text.lower()))
         words = [w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked]
-        found = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
-        return bool(found) and found[1] == self.answer
+        match = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
+        return bool(match) and match[1] == self.answer
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -82,7 +85,7 @@ def questions(scene: Scene) -> list[Question]:
     return result
 
 
-def _about(item: Object, scene: Scene):
+def _about(item: Object, scene: Scene) -> Iterator[Question]:
     name = name_of(item, scene)
     if name == item.shape:
         yield Question("colour", name, item.colour, f"The {name} is {item.colour}.")

@@ -1,4 +1,4 @@
-"""The embedded default's vision parts (the same classes as the real ones, small) and what each query is asked."""
+"""The quickstart's vision parts (the same classes as the real ones, small) and what each query is asked."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def relation(first: world.Object, second: world.Object) -> str:
 def answers(scene: world.Scene) -> list[int]:
     """The right answer to each of QUERIES: 1 + its place in VOCABULARY, 0 where there is no such object."""
 
-    def answer(kind, k):
+    def answer(kind: str, k: int) -> object:
         if kind == "count":
             return len(scene.objects)
         if kind == "background":
@@ -55,8 +55,8 @@ def answers(scene: world.Scene) -> list[int]:
             return relation(*scene.objects[k : k + 2]) if k + 1 < len(scene.objects) else None
         return getattr(scene.objects[k], kind) if k < len(scene.objects) else None
 
-    found = [(kind, answer(kind, k)) for kind, k in QUERIES]
-    return [0 if value is None else 1 + VOCABULARY[kind].index(value) for kind, value in found]
+    values = [(kind, answer(kind, k)) for kind, k in QUERIES]
+    return [0 if value is None else 1 + VOCABULARY[kind].index(value) for kind, value in values]
 
 
 class Vision(nn.Module):
@@ -78,16 +78,16 @@ class Vision(nn.Module):
             block.attn.fused_attn = False
 
     @classmethod
-    def small(cls):
+    def small(cls) -> "Vision":
         """The network whose weights are committed: 6.4 M parameters."""
         return cls(EvaVitConfig(192, 6, 6, 768, 14), QFormerConfig(256, 4, 8, 1024, 2, 192))
 
     @classmethod
-    def tiny(cls):
+    def tiny(cls) -> "Vision":
         """One that trains a step in milliseconds."""
         return cls(EvaVitConfig(32, 1, 2, 64, 14), QFormerConfig(64, 1, 2, 64, 1, 32))
 
-    def forward(self, image: torch.Tensor, num_queried: int | None = None):
+    def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B, 1 + N, Dv] of all images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
         tokens = self.ln_vision(self.visual_encoder(image))
         return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
@@ -109,7 +109,7 @@ class Vision(nn.Module):
         return written
 
     @classmethod
-    def load(cls, folder: Path):
+    def load(cls, folder: Path) -> "Vision":
         """The network that `save` wrote, in float32."""
         from safetensors.torch import load_file
 

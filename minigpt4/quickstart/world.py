@@ -76,7 +76,7 @@ def generator(split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([VERSION, (TRAIN_SPLITS + EVAL_SPLITS).index(split), index])
 
 
-def sample_scene(split: str, rng: np.random.Generator, numbers=(1, MAX_OBJECTS)) -> Scene:
+def sample_scene(split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)) -> Scene:
     """A scene that `split` may hold, with a number of objects in the closed range `numbers`, drawn by rejection."""
     while True:
         cells = np.sort(rng.choice(len(CELLS), size=rng.integers(numbers[0], numbers[1] + 1), replace=False))
@@ -90,7 +90,9 @@ def sample_scene(split: str, rng: np.random.Generator, numbers=(1, MAX_OBJECTS))
             return scene
 
 
-def picture(split: str, index: int, numbers=(1, MAX_OBJECTS), size: int = IMAGE_SIZE):
+def draw(
+    split: str, index: int, numbers: tuple[int, int] = (1, MAX_OBJECTS), size: int = IMAGE_SIZE
+) -> tuple[Scene, np.ndarray, np.ndarray]:
     """Scene, RGB image uint8 [size, size, 3] and object map uint8 [size, size] (0 background, k for object k)."""
     rng = generator(split, index)
     scene = sample_scene(split, rng, numbers)

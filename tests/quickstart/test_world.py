@@ -15,7 +15,7 @@ def scenes(split, count):
 
 
 def test_pictures_follow_from_their_number():
-    first, again = (world.picture("stage1", 7) for _ in range(2))
+    first, again = (world.draw("stage1", 7) for _ in range(2))
     assert first[0] == again[0] and np.array_equal(first[1], again[1])
     digest = hashlib.sha256("".join(map(repr, scenes("held_out", 50))).encode()).hexdigest()
     assert digest[:16] == "f673760e740afe44", "the world changed: raise world.VERSION, pretrain again"
@@ -40,7 +40,7 @@ def test_each_colour_and_shape_misses_one_partner():
 
 def test_objects_are_drawn_in_their_cells():
     for index in range(100):
-        scene, image, object_map = world.picture("stage2", index)
+        scene, image, object_map = world.draw("stage2", index)
         for number, item in enumerate(scene.objects, 1):
             rows, columns = np.nonzero(object_map == number)
             third = image.shape[0] / 3

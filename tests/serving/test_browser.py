@@ -105,7 +105,7 @@ class Person:
 def pictures(tmp_path):
     paths = [str(tmp_path / f"held_out_{number}.png") for number in range(2)]
     for number, path in enumerate(paths):
-        Image.fromarray(world.picture("held_out", number)[1]).save(path)
+        Image.fromarray(world.draw("held_out", number)[1]).save(path)
     return paths
 
 
