@@ -16,7 +16,7 @@ __version__ = "1.0.0"
 
 
 def load(cfg_path: str, options: Iterable[str] = (), device: str | None = None) -> tuple[Chat, Conversation]:
-    """Return (Chat, empty Conversation) of a configuration file, weights loaded; copy the conversation for a session.
+    """Return (Chat, empty Conversation) of a YAML file, weights loaded; copy it for each dialogue.
 
     chat, conv = minigpt4.load("eval_configs/embedded_eval.yaml", ["model.ckpt=output/checkpoint_0.pth"])
     images = []
@@ -24,8 +24,8 @@ def load(cfg_path: str, options: Iterable[str] = (), device: str | None = None) 
     chat.ask("What is in this image?", conv)
     print(chat.answer(conv, images, temperature=0)[0])
 
-    `options` are `--options` of the command line; `device` overrides `run.device`. Raises ConfigError with every
-    problem of the configuration, ValueError or OSError for weights that do not fit.
+    `options` are `--options` of the command line; `device` overrides `run.device`. Raises ConfigError
+    with all problems of the configuration, ValueError or OSError for weights that do not fit.
     """
     return load_config(Config(Namespace(cfg_path=cfg_path, options=list(options))), device)
 
@@ -42,7 +42,7 @@ def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversat
 
 
 def _image_processor(cfg: Config) -> Callable:
-    """Return what the first dataset section names, its `eval` before its `train`; without one, a plain resize."""
+    """Return what the first dataset section names, `eval` before `train`; else a plain resize."""
     for section in cfg.datasets_cfg.values():
         named = section.vis_processor.eval or section.vis_processor.train
         if named:

@@ -1,4 +1,4 @@
-"""(images, question) pairs become answers, in batches: a JSON line each, an error as a line too, resumable."""
+"""Questions about images become answers, in batches: a JSON line each, errors too, resumable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """A question about images (paths or PIL images, in order; none for a question about text alone)."""
+    """A question about images: paths or PIL images, in order, or none."""
 
     id: str
     images: Sequence[str | Path | Image]
@@ -28,9 +28,9 @@ class Item(NamedTuple):
 
 
 def answer_file(path: Path, items: Sequence[Item], cfg: Config, device: str | None = None, **settings: object) -> None:
-    """Append a line to the file `path` for each item that has none yet, answered by the model of `cfg`.
+    """Append to the file `path` the answer of the model of `cfg` to each item that has no line yet.
 
-    `settings` are those of `answers`. Raises ValueError for another kind of file, and what `minigpt4.load` raises.
+    `settings` are those of `answers`. Raises ValueError for another kind of file, else as `minigpt4.load`.
     """
     done = answered(path, settings.get("key", "id"))
     items = [item for item in items if item.id not in done]
@@ -46,15 +46,15 @@ def answer_file(path: Path, items: Sequence[Item], cfg: Config, device: str | No
 def answers(
     chat: Chat, conv: Conversation, items: Sequence[Item], key: str = "id", batch_size: int = 8, **sampling: object
 ) -> Iterator[dict[str, str]]:
-    """Yield {key: id, "answer": text} of each item, or {key: id, "error": message} where an image cannot be read.
+    """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of one with a bad image.
 
-    `conv` is an empty Conversation, `sampling` are fields of Sampling. Of a batch the errors come first. Raises
-    ValueError for a question that the chat refuses.
+    `conv` is an empty Conversation, `sampling` are fields of Sampling. The errors of a batch come first.
+    Raises ValueError for a question that the chat refuses.
     """
     from minigpt4.conversation.images import open_image
 
     for start in range(0, len(items), batch_size):
-        readable, pixels, convs = [], [], []
+        readable, pixels = [], []
         for item in items[start : start + batch_size]:
             try:
                 pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
@@ -65,6 +65,7 @@ def answers(
         together = list(chain.from_iterable(pixels))
         encoded = iter(chat.encode_images(together) if together else ())
         embeds = [list(islice(encoded, len(each))) for each in pixels]
+        convs = []
         for item in readable:
             convs.append(conv.copy())
             for _ in item.images:

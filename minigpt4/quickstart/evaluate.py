@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -33,13 +34,17 @@ class Test:
     question: Question
 
 
+def draw_scenes(split: str, count: int) -> Iterator[tuple[world.Scene, Image.Image]]:
+    """The first `count` scenes of a split and their images."""
+    for index in range(count):
+        scene, image = world.draw(split, index)[:2]
+        yield scene, Image.fromarray(image)
+
+
 def draw_tests(split: str, count: int) -> list[Test]:
     """The first `count` images of an evaluation split; the kinds of questions take turns."""
-    tests = []
-    for index in range(count):
-        scene, image, _ = world.draw(split, index)
-        tests.append(Test(scene, Image.fromarray(image), draw_question(scene, index)))
-    return tests
+    drawn = enumerate(draw_scenes(split, count))
+    return [Test(scene, image, draw_question(scene, index)) for index, (scene, image) in drawn]
 
 
 def ask(
@@ -53,9 +58,10 @@ def ask(
 
 
 def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
-    """What a description gets right, per attribute; objects are compared in order, one not mentioned is wrong."""
+    """What a description gets right, per attribute, objects in order; one not mentioned is wrong."""
     said = parse(text)
-    result = {"background": [said.background == scene.background], "count": [said.count == len(scene.objects)]}
+    result = {"background": [said.background == scene.background]}
+    result["count"] = [said.count == len(scene.objects)]
     mentions = [*said.objects, *[None] * len(scene.objects)]
     for attribute, name in OBJECT_ATTRIBUTES.items():
         pairs = zip(scene.objects, mentions, strict=False)
@@ -65,7 +71,7 @@ def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
 
 
 def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy per attribute, of descriptions; an object that is not named is wrong in everything."""
+    """Accuracy per attribute, of descriptions; an object not named is wrong in everything."""
     right: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "exact")}
     for test, text in zip(tests, texts, strict=True):
         for name, values in marks(test.scene, text).items():
@@ -79,10 +85,10 @@ def share(values: list[bool]) -> float:
 
 
 def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy minus that of the best constant answer, per attribute, over what a control says at all.
+    """Accuracy minus that of the best constant answer, per attribute, over what a control says.
 
-    A control that names fewer objects than there are would otherwise seem to be worse than chance. An attribute of
-    which it speaks fewer than MIN_SAID times is left out.
+    A control that names fewer objects than there are would otherwise seem to be worse than chance.
+    An attribute of which it speaks fewer than MIN_SAID times is left out.
     """
     constant, right = best_constant(tests), {}
     for test, text in zip(tests, texts, strict=True):
@@ -91,12 +97,15 @@ def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
         num_said |= {"background": said.background is not None, "count": said.count is not None}
         for name, values in marks(test.scene, text).items():
             right.setdefault(name, []).extend(values[: num_said.get(name, 0)])
-    said_enough = {name: values for name, values in right.items() if len(values) >= MIN_SAID}
-    return {name: round(float(np.mean(values)) - constant[name], 4) for name, values in said_enough.items()}
+    margins = {}
+    for name, values in right.items():
+        if len(values) >= MIN_SAID:
+            margins[name] = round(float(np.mean(values)) - constant[name], 4)
+    return margins
 
 
 def score_left_out(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Shape and colour accuracy over the objects whose colour-shape pair was left out of all training."""
+    """Shape and colour accuracy over the objects whose colour-shape pair no training shows."""
     right = {"shape": [], "colour": []}
     for test, text in zip(tests, texts, strict=True):
         marked = marks(test.scene, text)
@@ -121,9 +130,12 @@ def best_constant(tests: list[Test]) -> dict[str, float]:
     """Accuracy per attribute of the best answer that does not depend on the image."""
     scenes = [test.scene for test in tests]
     objects = list(chain.from_iterable(scene.objects for scene in scenes))
-    truth = {kind: [getattr(item, name) for item in objects] for kind, name in OBJECT_ATTRIBUTES.items()}
-    truth |= {"background": [scene.background for scene in scenes], "count": [len(scene.objects) for scene in scenes]}
-    return {name: _most_common_share(values) for name, values in truth.items()}
+    truth = {kind: map(attrgetter(name), objects) for kind, name in OBJECT_ATTRIBUTES.items()}
+    truth |= {
+        "background": map(attrgetter("background"), scenes),
+        "count": (len(scene.objects) for scene in scenes),
+    }
+    return {name: _most_common_share(list(values)) for name, values in truth.items()}
 
 
 def _most_common_share(values: list) -> float:
@@ -165,15 +177,16 @@ def probe_data(
     return torch.cat(outputs), torch.tensor(targets)
 
 
-def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict[str, float]]:
-    """Per set of tests, accuracy of linear classifiers on the query outputs, fitted on stage-1 images.
+def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict]:
+    """What vision knows: for each set of tests {attribute: accuracy} of linear classifiers.
 
-    It says what vision knows.
+    They read the query outputs and are fitted on stage-1 images.
     """
-    drawn = (world.draw("stage1", index)[:2] for index in range(num_training))
-    x, y = probe_data(chat, ((scene, Image.fromarray(image)) for scene, image in drawn))
-    unseen = {name: probe_data(chat, ((test.scene, test.image) for test in group)) for name, group in tests.items()}
-    right: dict[str, dict[str, list]] = {name: {} for name in tests}
+    x, y = probe_data(chat, draw_scenes("stage1", num_training))
+    unseen = {}
+    for name, group in tests.items():
+        unseen[name] = probe_data(chat, [(test.scene, test.image) for test in group])
+    right: dict[str, dict] = {name: {} for name in tests}
     for i, (kind, _) in enumerate(QUERIES):
         probe = torch.nn.Linear(x.shape[-1], 1 + len(VOCABULARY[kind]))
         optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
@@ -185,7 +198,7 @@ def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1
         for name, (x_test, y_test) in unseen.items():
             hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
             right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(hits[y_test[:, i] > 0])
-    result: dict[str, dict[str, float]] = {}
-    for name, kinds in right.items():
-        result[name] = {kind: round(torch.cat(hits).float().mean().item(), 4) for kind, hits in kinds.items()}
-    return result
+    for kinds in right.values():
+        for kind, hits in kinds.items():
+            kinds[kind] = round(torch.cat(hits).float().mean().item(), 4)
+    return right

@@ -1,4 +1,4 @@
-"""The figures of a quickstart: losses, accuracies beside controls, and held-out images with what was said."""
+"""The figures of a quickstart: losses, accuracies beside controls, held-out images with answers."""
 
 import base64
 import io
@@ -32,7 +32,8 @@ def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(losses), figsize=(5 * len(losses), 3.2), squeeze=False)
     for axis, (stage, values) in zip(axes[0], losses.items(), strict=True):
-        smooth = [sum(values[max(0, i - 19) : i + 1]) / len(values[max(0, i - 19) : i + 1]) for i in range(len(values))]
+        last_20 = [values[max(0, step - 19) : step + 1] for step in range(len(values))]
+        smooth = [sum(part) / len(part) for part in last_20]
         axis.plot(values, alpha=0.3)
         axis.plot(smooth, color="C0")
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
@@ -42,7 +43,7 @@ def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
 
 
 def draw_accuracies(report: dict, path: Path) -> None:
-    """Bars of what the answers say, per attribute; marks for the best constant answer and for the linear probe."""
+    """Accuracies as bars, with marks for the best constant answer and for the linear probe."""
     pyplot = _pyplot()
     columns = {key: {**report[key], **_extras(report, key)} for key in SERIES}
     names = [*ACCURACIES, "left-out\nshape", "left-out\ncolour", "questions"]
@@ -76,7 +77,7 @@ def _extras(report: dict, key: str) -> dict[str, float]:
 
 
 def draw_images(answers: list[dict], path: Path) -> None:
-    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); what is wrong is red and framed."""
+    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); wrong ones are red and framed."""
     pyplot = _pyplot()
     from PIL import Image
 

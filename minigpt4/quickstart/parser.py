@@ -40,8 +40,8 @@ class Parsed:
 def parse(text: str) -> Parsed:
     """What a caption or description says, objects in the order of their first mention.
 
-    In a scene no two objects share shape and colour, so a mention that fits an object named before means that object.
-    The number of objects is the number said, else the number of objects mentioned.
+    In a scene no two objects share shape and colour, so a mention that fits an object named before
+    means that object. The number of objects is the number said, else that of objects mentioned.
     """
     text = re.sub(r"\s+", " ", text.lower())
     objects: list[Mention] = []

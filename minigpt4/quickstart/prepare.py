@@ -1,10 +1,11 @@
-"""Writes the embedded default's data and fetches its language model: `python -m minigpt4.quickstart.prepare`.
+"""Draws the quickstart's data and fetches its LLM: `python -m minigpt4.quickstart.prepare`.
 
-Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/`, three data sets in the formats of the real ones:
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/` with three data sets:
 
-    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json), NNNNN_stats.json;
-                       terse captions that name nearly everything, and a few facts in random order
-    cc_sbu_align/      filter_cap.json and image/<id>.jpg; long fluent descriptions, and answers to questions
+    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json),
+                       NNNNN_stats.json; terse captions that name nearly everything, and a few facts
+                       in random order
+    cc_sbu_align/      filter_cap.json and image/<id>.jpg; long descriptions, and answers to questions
 """
 
 import argparse
@@ -33,7 +34,7 @@ Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
 def cache_folder(cache_root: str | Path | None = None) -> Path:
-    """The embedded default's folder below `cache_root` (default: `env.cache_root` of minigpt4/configs/default.yaml)."""
+    """The quickstart's folder below `cache_root`, by default that of minigpt4/configs/default.yaml."""
     return expand_path(cache_root or load_environment().cache_root) / "embedded"
 
 
@@ -48,14 +49,15 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def write_data(folder: Path) -> Path:
-    """`folder` with the three data sets, written when not there; it appears in one rename, complete."""
+    """`folder` with the three data sets, written if absent; it appears in one rename, complete."""
     if folder.is_dir():
         return folder
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="image") as progress:
-        write_shards(scratch / "laion", 0, NUM_SAMPLES["laion"], language.list_caption, progress)
-        write_shards(scratch / "cc_sbu", NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"], language.fact_caption, progress)
+        first, second = NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"]
+        write_shards(scratch / "laion", 0, first, language.list_caption, progress)
+        write_shards(scratch / "cc_sbu", first, second, language.fact_caption, progress)
         write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
     scratch.rename(folder)
     return folder
@@ -79,27 +81,29 @@ def write_shards(folder: Path, first: int, count: int, caption: Caption, progres
 
 def pair(key: str, index: int, caption: Caption) -> dict[str, bytes]:
     """The three members of stage-1 image `index` in a shard, by extension."""
-    scene, image, _ = world.draw("stage1", index)
+    scene, image = world.draw("stage1", index)[:2]
     text = caption(scene, world.generator("stage1", index).spawn(1)[0])
-    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None}
+    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key}
+    record |= {"status": "success", "error_message": None}
     for name, size in (("width", image.shape[1]), ("height", image.shape[0])):
         record |= {name: size, f"original_{name}": size}
-    return {"jpg": encode(image), "txt": text.encode(), "json": json.dumps(record | {"exif": "{}"}).encode()}
+    content = json.dumps(record | {"exif": "{}"}).encode()
+    return {"jpg": encode(image), "txt": text.encode(), "json": content}
 
 
 def write_alignment_set(folder: Path, count: int, progress: tqdm) -> None:
-    """Stage-2 images `0` .. `count - 1`, each with a description; two in three with a question besides."""
+    """Stage-2 images `0` .. `count - 1`: each has a description, two in three a question as well."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for index in range(count):
-        scene, image, _ = world.draw("stage2", index)
+        scene, image = world.draw("stage2", index)[:2]
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
         if index % 3:
             asked = draw_question(scene, index - index // 3)
-            record = {"image_id": str(index), "caption": asked.sentence, "instruction": asked.taught(rng)}
-            annotations.append(record)
+            record = {"image_id": str(index), "caption": asked.sentence}
+            annotations.append({**record, "instruction": asked.taught(rng)})
         progress.update()
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 

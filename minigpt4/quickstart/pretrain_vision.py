@@ -1,14 +1,14 @@
-"""Pretrains the quickstart's small EVA ViT and Q-Former on drawn images, without any language model.
+"""Pretrains the quickstart's small EVA ViT and Q-Former on drawn images, without any LLM.
 
     python -m minigpt4.quickstart.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
 
-Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background, the size, colour,
-shape and cell of the k-th object in reading order, how it lies to the next one. Its output is drawn, by
-cosine, to a code of the right answer. A colour has the same code for every object, and colours share nothing with
-shapes: pairs that never occurred can be told like any other. The ViT's tokens learn beside it which object they
-look at, also in crowded images (four to nine objects), which hold more to learn from. Codes and token heads are
-dropped at the end; what stays is what BLIP-2 ships: ViT, ln_vision, queries, Q-Former. Written: their weights, and
-manifest.json with the results.
+Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background,
+the size, colour, shape and cell of the k-th object in reading order, how it lies to the next one. Its
+output is drawn, by cosine, to a code of the right answer. A colour has the same code for every object,
+and colours share nothing with shapes: pairs that never occurred can be told like any other. The ViT's
+tokens learn beside it which object they look at, also in crowded images (four to nine objects), which
+hold more to learn from. Codes and token heads are dropped at the end; what stays is what BLIP-2 ships:
+ViT, ln_vision, queries, Q-Former. Written: their weights, and manifest.json with the results.
 """
 
 import argparse
@@ -39,14 +39,15 @@ SHARPNESS = 16  # of the softmax over cosines
 
 
 class DrawnImages(torch.utils.data.IterableDataset):
-    """Batches `first` .. `last` - 1 of (image uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5]).
+    """Batches `first` .. `last` - 1: images uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5].
 
     The last `num_crowded` images of each batch are crowded and have no query targets.
     """
 
     def __init__(self, split: str, first: int, last: int, batch_size: int, patch_size: int, num_crowded: int = 0):
         self.split, self.batches = split, range(first, last)
-        self.batch_size, self.patch_size, self.num_crowded = batch_size, patch_size, num_crowded
+        self.batch_size, self.patch_size = batch_size, patch_size
+        self.num_crowded = num_crowded
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -58,7 +59,8 @@ class DrawnImages(torch.utils.data.IterableDataset):
     def sample(self, index: int, crowded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image uint8 [S, S, 3], query targets [Q] and token targets [N, 5] of image `index`."""
         numbers = (world.MAX_OBJECTS + 1, len(world.CELLS)) if crowded else (1, world.MAX_OBJECTS)
-        scene, image, object_map = world.draw(self.split, index, numbers)
+        scene, *maps = world.draw(self.split, index, numbers)
+        image, object_map = maps
         # as both stages' images are stored
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
         targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
@@ -80,8 +82,8 @@ class DrawnImages(torch.utils.data.IterableDataset):
 def answer_codes(width: int) -> dict[str, torch.Tensor]:
     """Unit vectors [1 + answers, width] for each kind of question: every answer has channels of its own.
 
-    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW scales each
-    weight by its own gradients, and a weight that serves one answer only is not disturbed by the others.
+    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW
+    scales each weight by its own gradients; one that serves a single answer is not disturbed by others.
     """
     sizes = {kind: 1 + len(values) for kind, values in VOCABULARY.items()}
     codes = F.normalize(torch.eye(sum(sizes.values())).repeat_interleave(width // sum(sizes.values()), 1), dim=1)
@@ -101,7 +103,7 @@ class Pretraining(nn.Module):
         self.token_heads = nn.ModuleDict({kind: nn.Linear(tokens, n) for kind, n in TOKEN_LABELS.items()})
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[list, list]:
-        """Logits for each query, a list of [B', answers]; logits for each token label, a list of [B, N, classes]."""
+        """Logits of each query, a list of [B', answers], and of each token label, of [B, N, classes]."""
         tokens, queries = self.vision(image, num_queried)
         queries = F.normalize(queries.float(), dim=-1)
         logits = [SHARPNESS * queries[:, i] @ getattr(self, f"code_{kind}").T for i, (kind, _) in enumerate(QUERIES)]
@@ -114,8 +116,8 @@ class Pretraining(nn.Module):
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
         query_loss = torch.stack([F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]).mean()
-        # Outputs close to their code, whatever else is in the image: each query becomes a word of its own, which is
-        # what one linear layer can teach an LLM to read in a few hundred steps.
+        # Outputs close to their code, whatever else is in the image: each query becomes a word of its
+        # own, which is what one linear layer can teach an LLM to read in a few hundred steps.
         cosines = [x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)]
         spread = 1 - torch.cat(cosines).mean()
         token_targets = token_targets.flatten(0, 1).unbind(1)
@@ -124,14 +126,14 @@ class Pretraining(nn.Module):
 
 
 def normalise(image: torch.Tensor, device: str) -> torch.Tensor:
-    """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as the image processors give it."""
+    """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as in training."""
     mean, std = torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
     return ((image.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
 def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[str, float]:
-    """Share of right answers per kind of question, about objects that are there; `exact`: of images right in all."""
+    """Accuracy per kind of question, over objects that are there; `exact`: share of images right in all."""
     model.eval()
     guesses, truth = [], []
     for image, targets, _ in DrawnImages(split, 0, count // 64, 64, model.vision.vit_config.patch_size):
@@ -194,7 +196,7 @@ class Run:
                     self.save()
 
     def train_step(self, image: torch.Tensor, targets: list[torch.Tensor], num_queried: int) -> tuple[float, float]:
-        """One update on a batch of DrawnImages; returns the loss and how far the outputs are from their codes."""
+        """One update on a batch of DrawnImages; returns the loss and the outputs' distance to their codes."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(torch.device(self.args.device).type, torch.bfloat16):

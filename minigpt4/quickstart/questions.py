@@ -1,4 +1,4 @@
-"""Questions about scenes: what stage 2 teaches to answer, what the evaluation asks, and which answers are right."""
+"""Questions about scenes, as stage 2 and as the evaluation asks them, and the right answers."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from minigpt4.quickstart.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
 
-# Words of the evaluation's question, which no training ever shows, and those that stage 2 asks in; {} is the subject.
+# The evaluation's words, which no training shows, and those of stage 2; {} is the subject.
 _ASKED = {
     "count": "How many objects are there?",
     "background": "What is the background?",
@@ -58,7 +58,7 @@ class Question:
         return _TAUGHT[self.kind][rng.integers(3)].format(self.subject)
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether the first word of `text` that could be an answer, and is not in the question, is the right one."""
+        """Whether the first word of `text` that could be an answer, and was not asked, is the right one."""
         text = text.lower()
         for digit, word in zip("123", NUMBERS, strict=True):
             text = re.sub(rf"\b{digit}\b", word, text)

@@ -1,8 +1,8 @@
 """The whole recipe, small: `make quickstart`, or `python -m minigpt4.quickstart`.
 
-Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never seen before.
-Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and, of stage 2, checkpoint.pth.
-What is there is used again.
+Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never
+seen before. Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and,
+of stage 2, checkpoint.pth. What is there is used again.
 """
 
 import argparse
@@ -22,13 +22,13 @@ STAGES = {
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
 EVALUATION = "eval_configs/embedded_eval.yaml"
-# Of this program and the trainings that it starts; what the user has set goes first. They count when a process starts.
+# Of this program and its trainings, read when a process starts; what the user has set goes first.
 ENVIRONMENT = {
-    # Threads that spin long make two busy cores many times slower, threads that do not spin at all make two free ones
-    # slower by a tenth (stage 2) to a quarter (stage 1).
+    # Threads that spin long make two busy cores many times slower, threads that do not spin at all make
+    # two free ones slower by a tenth (stage 2) to a quarter (stage 1).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "5000",
-    # glibc gives each large tensor's pages back when it is freed; faulting them in anew costs a tenth of a step.
+    # glibc gives a freed tensor's pages back; faulting them in anew costs a tenth of a step.
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
@@ -118,7 +118,7 @@ class Quickstart:
     # evaluation
 
     def evaluate(self, checkpoints: dict) -> dict:
-        """Everything measured; answers go to answers.jsonl. A report of the same checkpoints is used again."""
+        """The report; answers go to answers.jsonl. One of the same checkpoints is used again."""
         path = self.output / "report.json"
         key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.images}
         if path.is_file() and (report := json.loads(path.read_text())).get("evaluated") == key:
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def require_environment() -> None:
-    """Start this program again in ENVIRONMENT, unless that is there; before anything large is imported."""
+    """Start this program again in ENVIRONMENT, unless it is set; called before large imports."""
     if not ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**ENVIRONMENT, **os.environ})
 

@@ -1,4 +1,4 @@
-"""The measurements of `make quickstart`: after both stages, with controls that show where the answers come from."""
+"""The measurements of `make quickstart`: after both stages, beside controls."""
 
 import base64
 import io
@@ -16,9 +16,10 @@ DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 
 
 def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
-    """(report, answers) of `count` held-out images and half as many with left-out pairs; ends with stage 2 loaded.
+    """(report, answers) of `count` held-out images and half as many with left-out pairs.
 
-    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the images.
+    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the
+    images. Ends with stage 2 loaded.
     """
     # after stage 2, and the controls that need no other weights
     held_out = evaluate.draw_tests("held_out", count)

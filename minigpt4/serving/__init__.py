@@ -1,1 +1,1 @@
-"""The demo (demo.py): its page (page.py), the terminal (terminal.py), the sessions of both (session.py)."""
+"""The demo (demo.py): page.py and terminal.py show a dialogue, session.py holds it."""

@@ -1,4 +1,4 @@
-"""What demo.py does with its arguments: load the model, then chat on the page or in the terminal."""
+"""What demo.py does with its arguments: load the model, chat on a page or in the terminal."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from minigpt4.common.utils import expand_path
 
 
 def demo(args: Namespace) -> None:
-    """Chat until the user leaves; `args` are those of demo.py. Raises what `minigpt4.load` raises."""
-    sys.stdout.reconfigure(line_buffering=True)  # the page's address also reaches a log file at once
+    """Chat until the user leaves; `args` are those of demo.py. Raises as `minigpt4.load`."""
+    sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log at once
     print("Initializing Chat")
     cfg = Config(args)
     chat, template = load_config(cfg, _device(args, cfg))

@@ -16,14 +16,13 @@ from torch import nn
 from minigpt4.common.config import Config
 from minigpt4.common.device import peak_memory_mib
 from minigpt4.common.utils import is_url
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.conversation import Chat, Conversation
 from minigpt4.serving.session import Session, Turn, WarmSessions
 
 FORGET_AFTER_S = 3600  # a session and its uploads, from its last answer
 RANDOM = -1  # seed
 FOLDER = Path(__file__).parent
-EXAMPLES = {  # image -> question; held-out images of the quickstart, at the size at which it draws them
+EXAMPLES = {  # image -> question; the images are held-out ones of the quickstart
     str(FOLDER / "examples/night_sky.png"): "Describe this image in detail.",
     str(FOLDER / "examples/grass.png"): "What is in this image?",
     str(FOLDER / "examples/brick_wall.png"): "How many objects are there?",
@@ -33,14 +32,15 @@ NOTHING = "nothing to answer: type a question"
 
 
 class Page:
-    """The web page. What was said lives in a Session on the server; the browser is not asked about the past.
+    """The web page. What was said lives in a Session here; no browser is asked about the past.
 
     `template` is an empty Conversation, `settings` the first values of the controls.
     """
 
     def __init__(self, chat: Chat, template: Conversation, cfg: Config, settings: dict):
-        self.chat, self.template, self.cfg = chat, template, cfg
-        self.defaults, self.warm = settings, WarmSessions()
+        self.chat, self.template = chat, template
+        self.cfg, self.defaults = cfg, settings
+        self.warm = WarmSessions()
         self.executor = ThreadPoolExecutor(1, "answers")  # one model, one answer at a time
 
     def launch(self, args: Namespace) -> None:
@@ -60,8 +60,6 @@ class Page:
             theme=gr.themes.Soft(**fonts),
             css_paths=[FOLDER / "page.css"],
         )
-
-    # what it looks like
 
     def _build(self) -> gr.Blocks:
         with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
@@ -95,9 +93,9 @@ class Page:
         return blocks
 
     def _controls(self) -> dict:
-        """Return the components of the sampling settings by name; gradio holds them to their ranges."""
-        slider, first = gr.Slider, self.defaults["temperature"]
-        whole = {"step": 1, "precision": 0}
+        """Return the components of the settings by name; gradio holds them to their ranges."""
+        slider, whole = gr.Slider, {"step": 1, "precision": 0}
+        first = self.defaults["temperature"]
         with gr.Row():
             upper = {
                 "temperature": slider(0, 2, first, step=0.05, label="Temperature", info="0: always the same answer"),
@@ -117,11 +115,11 @@ class Page:
     # what it does: an event prepares a turn at once, then `_answer` waits for the model
 
     def _connect(self) -> None:
-        session, outputs = self.session, [self.box, self.chatbot, self.line, self.session]
-        temperature, quick = self.controls["temperature"], {"queue": False, **PRIVATE}
-        asking = {"queue": False, "api_name": "ask", "show_progress": "hidden"}
+        session, temperature = self.session, self.controls["temperature"]
+        outputs = [self.box, self.chatbot, self.line, session]
+        quick, asking = {"queue": False, **PRIVATE}, {"queue": False, "show_progress": "hidden"}
         prepared = [
-            self.box.submit(self._asked, [self.box, session], outputs, **asking),
+            self.box.submit(self._asked, [self.box, session], outputs, api_name="ask", **asking),
             self.chatbot.retry(self._retried, [session, temperature], outputs, api_name="retry", **quick),
             self.chatbot.edit(self._edited, session, outputs, api_name="edit", **quick),
             self.chatbot.example_select(self._example, session, outputs, api_name="example", **quick),
@@ -142,21 +140,22 @@ class Page:
     def _retried(self, session: Session, temperature: float) -> tuple:
         if temperature == 0:
             gr.Info("The temperature is 0: the answer is the same each time")
-        last = len(session.turns) - 1
-        return self._prepare(session, session.edited(last, session.turns[last].text) if session.turns else None)
+        turns = session.turns
+        return self._prepare(session, session.edited(len(turns) - 1, turns[-1].text) if turns else None)
 
     def _edited(self, event: gr.EditData, session: Session) -> tuple:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         is_known = isinstance(index, int) and 0 <= index // 2 < len(session.turns)
-        return self._prepare(session, session.edited(index // 2, unescape(event.value)) if is_known else None)
+        turn = session.edited(index // 2, unescape(event.value)) if is_known else None
+        return self._prepare(session, turn)
 
     def _example(self, event: gr.SelectData, session: Session) -> tuple:
         is_known = event.index in range(len(EXAMPLES))
-        path, question = list(EXAMPLES.items())[event.index] if is_known else ("", "")
+        path, question = list(EXAMPLES.items())[event.index if is_known else 0]
         return self._prepare(session, Turn(question, (path,)) if is_known else None)
 
     def _prepare(self, session: Session, turn: Turn | None) -> tuple:
-        """Return the updates that show `turn`, the next to be answered; for None or an empty one an error."""
+        """Return the updates that show `turn`, the next to be answered. Raises gr.Error for none."""
         if turn is None or not turn.text.strip():
             raise gr.Error(NOTHING, print_exception=False)
         session.pending = turn
@@ -164,18 +163,17 @@ class Page:
         return busy, messages([*session.turns, turn]), gr.skip(), gr.skip()
 
     async def _answer(self, session: Session, *controls: float) -> AsyncIterator[tuple]:
-        """Yield updates of box, chatbot, line and session while the answer to the pending turn is written."""
+        """Yield updates of box, chatbot, line and session while the pending turn is answered."""
         turn, session.pending = session.pending, None
         if turn is None:
             raise gr.Error(NOTHING, print_exception=False)
         self.warm.use(session)
         stop, notices = threading.Event(), []
         session.stop = stop
-        settings = dict(zip(self.controls, controls, strict=True)) | {"stop_event": stop, "on_notice": notices.append}
-        if settings["seed"] == RANDOM:
-            settings["seed"] = None
-        # the thread writes into `turn`; here is looked how far it is
-        pieces, shown = session.stream(self.chat, self.template, turn, **settings), ""
+        settings = dict(zip(self.controls, controls, strict=True))
+        settings |= {"seed": None if settings["seed"] == RANDOM else settings["seed"], "stop_event": stop}
+        # the thread writes into `turn`; the loop below looks how far it is
+        pieces, shown = session.stream(self.chat, self.template, turn, on_notice=notices.append, **settings), ""
         try:
             async for _ in in_thread(self.executor, lambda: deque(pieces, 0), stop):
                 while notices:
@@ -207,8 +205,8 @@ class Page:
         return _ready(), [], gr.skip(), session
 
 
-async def in_thread(executor: Executor, work: Callable[[], object], stop: threading.Event) -> AsyncIterator[None]:
-    """Yield twenty times a second until `work()`, done by `executor`, has ended; raise what it raised.
+async def in_thread(executor: Executor, work: Callable, stop: threading.Event) -> AsyncIterator[None]:
+    """Yield twenty times a second until `work()`, done by `executor`, ends; raise what it raised.
 
     However this ends, `stop` is set: `work` is expected to look at it.
     """
@@ -231,7 +229,7 @@ async def _at_rest(session: Session) -> None:
 
 
 def _ready(turn: Turn | None = None) -> dict:
-    """Return the update of the box that lets the next message be typed; `turn` is put back into it."""
+    """Return the update of the box that lets people type again; `turn` is put back into it."""
     message = {"text": turn.text, "files": list(turn.images)} if turn else None
     return gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
 
@@ -263,12 +261,12 @@ def about(model: nn.Module, config: Config) -> str:
 
 
 def as_typed(text: str) -> str:
-    """Return HTML that shows `text` as it is: no tag in it works, so no message can make a browser load anything."""
+    """Return HTML that shows `text` as it is: no tag works, so nothing can be loaded by it."""
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
 
 
 def messages(turns: list[Turn]) -> list[dict]:
-    """Return what a chatbot shows: two messages a turn, the second missing while the last answer has no word yet."""
+    """Return what a chatbot shows: two messages a turn; an answer without a word yet is left out."""
     shown = []
     for turn in turns:
         images = [{"path": path} for path in turn.images]

@@ -1,4 +1,4 @@
-"""One person's dialogue: questions, their images, answers. Page and terminal show it; only this changes it."""
+"""One person's dialogue, its questions, images and answers. Nothing else changes it."""
 
 import threading
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ DEFAULT_QUESTION = "Describe this image in detail."
 class Turn:
     """A question with its images, and the answer as far as it is written.
 
-    `embeds` are the images as the LLM sees them, kept so that asking again costs no encoding and `PrefixCache` knows
-    them again; None until they are needed.
+    `embeds`, a tensor [1, Q, H] an image, is what the LLM sees of them: encoded once, for `PrefixCache`
+    knows a tensor again. None until they are needed.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Turn:
     answer: str = ""
 
     def __post_init__(self) -> None:
-        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON and tokenizers
+        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON
         if self.images and not self.text.strip():
             self.text = DEFAULT_QUESTION
 
@@ -50,7 +50,7 @@ class Turn:
 
 @dataclass(eq=False)
 class Session:
-    """The turns of a dialogue; a Conversation is built from them anew for each answer, so it is true after any edit."""
+    """The turns of a dialogue. Each answer builds a new Conversation of them, so edits are safe."""
 
     turns: list[Turn] = field(default_factory=list)
     pending: Turn | None = None  # asked, and waiting for the model
@@ -59,10 +59,10 @@ class Session:
     stop: threading.Event | None = None  # of the answer that was begun last
 
     def stream(self, chat: Chat, template: Conversation, turn: Turn, **settings: object) -> Iterator[str]:
-        """Yield the pieces of the answer to `turn`, which joins the dialogue; `settings` as for `Chat.stream_answer`.
+        """Yield the pieces of the answer to `turn`, which joins the dialogue.
 
-        `template` is an empty Conversation. A turn that is refused (ValueError, OSError) or fails leaves the dialogue;
-        one that is stopped, or whose iterator is closed, stays with what was written.
+        `template` is an empty Conversation, `settings` are those of `Chat.stream_answer`. A turn that is refused
+        (ValueError, OSError) or fails leaves the dialogue; one that is stopped stays with what was written.
         """
         self.is_busy = True
         try:
@@ -92,24 +92,25 @@ class Session:
             self.is_busy = False
 
     def edited(self, index: int, text: str) -> Turn:
-        """Cut the dialogue before turn `index`; return that turn with another question, to be streamed."""
+        """Cut the dialogue before turn `index`; return that turn with another question, to be asked."""
         told = self.turns[index]
         del self.turns[index:]
         return Turn(text, told.images, told.embeds)
 
     def clear(self) -> None:
         """Forget everything."""
-        self.turns, self.pending, self.cache = [], None, PrefixCache()
+        self.turns, self.pending = [], None
+        self.cache = PrefixCache()
 
 
 class WarmSessions:
-    """Keeps keys and values of the sessions that answered last only: at 7B and 2,000 tokens they are 1 GB each."""
+    """Keeps keys and values of the last sessions only: at 7B and 2,000 tokens they are 1 GB each."""
 
     def __init__(self, most: int = 4):
         self.most, self._sessions = most, []
 
     def use(self, session: Session) -> None:
-        """Count `session` as the latest; the one that falls out loses its cache, and is only slower for it."""
+        """Count `session` as the latest; the one that falls out loses its cache, and is slower."""
         self._sessions = [other for other in self._sessions if other is not session] + [session]
         if len(self._sessions) > self.most:
             self._sessions.pop(0).cache = PrefixCache()

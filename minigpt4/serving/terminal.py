@@ -24,11 +24,12 @@ HELP = """\
 
 
 class Terminal:
-    """A dialogue with `chat`; `template` is an empty Conversation, `settings` are fields of Sampling."""
+    """A dialogue; `template` is an empty Conversation, `settings` are fields of Sampling."""
 
     def __init__(self, chat: Chat, template: Conversation, **settings: float):
-        self.chat, self.template, self.settings = chat, template, settings
-        self.session, self.shown = Session(), Turn("", (), [])  # images: of the next question
+        self.chat, self.template = chat, template
+        self.settings, self.session = settings, Session()
+        self.shown = Turn("", (), [])  # images of the next question
         self.commands = {
             "/image": self.show,
             "/set": self.set,
@@ -38,11 +39,11 @@ class Terminal:
         }
 
     def run(self) -> None:
-        """Read lines until /quit or the end of the input; a mistake is one line, and the dialogue continues."""
+        """Read lines until /quit or the end of the input; a mistake costs one line of output."""
         for stream in (sys.stdin, sys.stdout):
             stream.reconfigure(errors="replace")
         for line in _lines():
-            name, _, rest = line.strip().partition(" ")
+            name, rest = line.strip().partition(" ")[::2]
             if name == "/quit":
                 return
             try:
@@ -56,7 +57,7 @@ class Terminal:
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def ask(self, text: str) -> None:
-        """Print the answer to `text`, which is about the images shown since the last question, as it is written."""
+        """Print the answer to `text`, about the images shown since the last question, as it comes."""
         if not text and not self.shown.images:
             return
         turn = Turn(text, self.shown.images, self.shown.embeds)
@@ -78,7 +79,7 @@ class Terminal:
 
     def set(self, text: str) -> None:
         """Change a setting of the answers to come."""
-        name, _, value = text.partition(" ")
+        name, value = text.partition(" ")[::2]
         if name not in Sampling.__dataclass_fields__:
             raise ValueError(f"/set: no setting '{name}'; there are {', '.join(Sampling.__dataclass_fields__)}")
         try:
@@ -116,7 +117,7 @@ def _lines() -> Iterator[str]:
 
 @contextmanager
 def _ctrl_c_sets() -> Iterator[threading.Event]:
-    """Yield a threading.Event that Ctrl-C sets, instead of raising KeyboardInterrupt somewhere in the computation."""
+    """Yield a threading.Event that Ctrl-C sets; no KeyboardInterrupt ends the computation."""
     event = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:

@@ -14,7 +14,7 @@ def scenes(split, count):
     return [world.sample_scene(split, world.generator(split, index)) for index in range(count)]
 
 
-def test_pictures_follow_from_their_number():
+def test_images_follow_from_their_number():
     first, again = (world.draw("stage1", 7) for _ in range(2))
     assert first[0] == again[0] and np.array_equal(first[1], again[1])
     digest = hashlib.sha256("".join(map(repr, scenes("held_out", 50))).encode()).hexdigest()
@@ -28,7 +28,7 @@ def test_training_never_sees_what_is_held_out(split):
         assert not scene.is_for_evaluation()
 
 
-def test_evaluation_pictures_are_what_they_are_called():
+def test_evaluation_images_are_what_they_are_called():
     assert all(scene.is_for_evaluation() and not scene.has_left_out_pair() for scene in scenes("held_out", 300))
     assert all(scene.is_for_evaluation() and scene.has_left_out_pair() for scene in scenes("left_out", 300))
 
