@@ -40,7 +40,8 @@ def test_a_mistake_on_evaluates_command_line_is_one_line(tmp_path):
     assert result.stderr.startswith(f"error: --images: no image at '{tmp_path}'") and "Traceback" not in result.stderr
 
 
-def test_each_image_gets_a_line_once_and_an_error_is_a_line(release, tmp_path, capsys):
+def test_each_image_gets_a_line_once_and_an_error_is_a_line(release, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     folder, output = tmp_path / "images", tmp_path / "new_folder" / "answers.jsonl"
     folder.mkdir()
     for seed in range(3):
