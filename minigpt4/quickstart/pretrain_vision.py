@@ -32,7 +32,8 @@ from minigpt4.quickstart import world
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision, answers
 
 # What the tokens of the ViT learn to say about the object that they look at.
-TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {k: len(VOCABULARY[k]) for k in ("shape", "colour", "size", "cell")}
+TOKEN_KINDS = ("shape", "colour", "size", "cell")
+TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {kind: len(VOCABULARY[kind]) for kind in TOKEN_KINDS}
 NOTHING = -100  # no target
 CHECK_EVERY = 500  # steps
 SHARPNESS = 16  # of the softmax over cosines
@@ -64,7 +65,8 @@ class DrawnImages(torch.utils.data.IterableDataset):
         # as both stages' images are stored
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
         targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
-        return cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.array(targets), self.token_targets(scene, object_map)
+        stored = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        return stored, np.array(targets), self.token_targets(scene, object_map)
 
     def token_targets(self, scene: world.Scene, object_map: np.ndarray) -> np.ndarray:
         """[N, 5]: TOKEN_LABELS of the object that covers a fifth of the patch or more."""
@@ -74,7 +76,7 @@ class DrawnImages(torch.utils.data.IterableDataset):
         number = np.where(cover.max(1) > 0.2, cover.argmax(1) + 1, 0)
         rows = [[0] + [NOTHING] * (len(TOKEN_LABELS) - 1)]
         for k, item in enumerate(scene.objects, 1):
-            labels = [VOCABULARY[kind].index(getattr(item, kind)) for kind in TOKEN_LABELS if kind != "object"]
+            labels = [VOCABULARY[kind].index(getattr(item, kind)) for kind in TOKEN_KINDS]
             rows.append([k if len(scene.objects) <= world.MAX_OBJECTS else NOTHING, *labels])
         return np.array(rows)[number]
 
@@ -86,7 +88,8 @@ def answer_codes(width: int) -> dict[str, torch.Tensor]:
     scales each weight by its own gradients; one that serves a single answer is not disturbed by others.
     """
     sizes = {kind: 1 + len(values) for kind, values in VOCABULARY.items()}
-    codes = F.normalize(torch.eye(sum(sizes.values())).repeat_interleave(width // sum(sizes.values()), 1), dim=1)
+    number = sum(sizes.values())
+    codes = F.normalize(torch.eye(number).repeat_interleave(width // number, 1), dim=1)
     codes = F.pad(codes, (0, width - codes.shape[1]))
     return dict(zip(sizes, codes.split(list(sizes.values())), strict=True))
 
@@ -106,7 +109,9 @@ class Pretraining(nn.Module):
         """Logits of each query, a list of [B', answers], and of each token label, of [B, N, classes]."""
         tokens, queries = self.vision(image, num_queried)
         queries = F.normalize(queries.float(), dim=-1)
-        logits = [SHARPNESS * queries[:, i] @ getattr(self, f"code_{kind}").T for i, (kind, _) in enumerate(QUERIES)]
+        logits = []
+        for number, (kind, _) in enumerate(QUERIES):
+            logits.append(SHARPNESS * queries[:, number] @ getattr(self, f"code_{kind}").T)
         return logits, [head(tokens[:, 1:]).float() for head in self.token_heads.values()]
 
     def loss(
