@@ -41,7 +41,7 @@ def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count:
     load_projection(chat.model, checkpoints["stage2"])
 
     controls = {"wrong_picture": wrong_texts, "blank_picture": blank_texts, "untrained_projection": untrained_texts}
-    pairs = zip(first_texts[:5], texts[:5], strict=True)
+    pairs = zip(first_texts[:5], texts, strict=False)
     report = {
         "pictures": {
             "held_out": count,
