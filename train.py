@@ -13,7 +13,8 @@ from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line as `train` takes it; --resume becomes one of the --options."""
     parser = argparse.ArgumentParser(
         description="Train llama_proj, the linear layer between a frozen vision encoder and a frozen LLM.",
         epilog="Two stages: train_configs/minigpt4_stage1_pretrain.yaml, then minigpt4_stage2_finetune.yaml with "
@@ -46,26 +47,19 @@ def parse_args(argv=None):
     return args
 
 
-def train(args):
-    """Build everything that the configuration names and train it."""
+def train(args: argparse.Namespace) -> int:
+    """Return the exit code of the run, or of its plan; torch is imported only for a configuration that can be read."""
     startup.begin("configuration")
     if args.gpu_memory is not None:
         if not args.dry_run:
             raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
         args.options = [*(args.options or []), "run.device=auto"]
     cfg = Config(args, for_training=True)
-    runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
-        return runner_class.print_plan(cfg, args.gpu_memory)
-    task = registry.get_task_class(cfg.run_cfg.task)()
-    startup.begin("processes")
-    with runner_class.launched(cfg) as job_id:
-        startup.begin("datasets")
-        datasets = task.build_datasets(cfg)
-        startup.begin("model")
-        model = task.build_model(cfg)
-        startup.begin("optimizer")
-        runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id).train()
+        return registry.get_runner_class(cfg.run_cfg.runner).print_plan(cfg, args.gpu_memory)
+    from minigpt4.runners import training
+
+    training.train(cfg)
     return 0
 
 

@@ -1,10 +1,22 @@
 """MiniGPT-4: one linear layer between a frozen vision encoder and a frozen language model."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from minigpt4.common.config import Config
+from minigpt4.common.registry import registry
+
+if TYPE_CHECKING:
+    from minigpt4.conversation.conversation import Chat, Conversation
+
 __version__ = "1.0.0"
 
 
-def load(cfg_path, options=(), device=None):
-    """Return (Chat, empty Conversation) of a configuration file, weights loaded; copy the conversation for a session.
+def load(cfg_path: str, options: Iterable[str] = (), device: str | None = None) -> tuple[Chat, Conversation]:
+    """Return (Chat, empty Conversation) of a YAML file, weights loaded; copy it for each dialogue.
 
     chat, conv = minigpt4.load("eval_configs/embedded_eval.yaml", ["model.ckpt=output/checkpoint_0.pth"])
     images = []
@@ -12,30 +24,25 @@ def load(cfg_path, options=(), device=None):
     chat.ask("What is in this image?", conv)
     print(chat.answer(conv, images, temperature=0)[0])
 
-    `options` are `--options` of the command line; `device` overrides `run.device`. Raises ConfigError with every
-    problem of the configuration, ValueError or OSError for weights that do not fit.
+    `options` are `--options` of the command line; `device` overrides `run.device`. Raises ConfigError
+    with all problems of the configuration, ValueError or OSError for weights that do not fit.
     """
-    from argparse import Namespace
-
-    from minigpt4.common.config import Config
-
     return load_config(Config(Namespace(cfg_path=cfg_path, options=list(options))), device)
 
 
-def load_config(cfg, device=None):
+def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversation]:
     """Return (Chat, empty Conversation) of a checked Config, as `load` does."""
     from minigpt4.common.device import resolve_device
-    from minigpt4.common.registry import registry
     from minigpt4.conversation.conversation import Chat, Conversation, template_for
 
     device = resolve_device(device or cfg.run_cfg.device)
     model = registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg, device=device)
-    chat = Chat(model, _picture_processor(cfg, registry))
+    chat = Chat(model, _image_processor(cfg))
     return chat, Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
 
 
-def _picture_processor(cfg, registry):
-    """Return what the first dataset section names, its `eval` before its `train`; without one, a plain resize."""
+def _image_processor(cfg: Config) -> Callable:
+    """Return what the first dataset section names, `eval` before `train`; else a plain resize."""
     for section in cfg.datasets_cfg.values():
         named = section.vis_processor.eval or section.vis_processor.train
         if named:

@@ -41,7 +41,7 @@ def rows():
     """Ten drawn images: [(JPEG bytes, caption, question, answer)]."""
     drawn = []
     for index in range(NUM_ROWS):
-        scene, image, _ = world.picture("stage2", index)
+        scene, image, _ = world.draw("stage2", index)
         caption = language.describe(scene, world.generator("stage2", index))
         drawn.append((encode(image), caption, "How many objects are there?", language.count_phrase(scene)))
     return drawn

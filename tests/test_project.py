@@ -20,10 +20,13 @@ MAY_IMPORT = {
     "datasets": {"common", "processors"},
     "models": {"common", "text"},
     "conversation": {"common", "text", "processors"},
+    "evaluation": {"common", "conversation"},
     "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common"},
 }
+# the quickstart may import everything, and nothing imports it
+MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
 # third parties with one home
 HOMES = {
     "omegaconf": {"common"},
@@ -32,7 +35,7 @@ HOMES = {
     "ijson": {"datasets"},
     "timm": {"models"},
     "bitsandbytes": {"models"},
-    "gradio": set(),
+    "gradio": {"serving"},
 }
 
 
@@ -43,7 +46,7 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -58,6 +61,12 @@ def test_import_directions(part):
         siblings = {name.split(".")[1] for name in imports_of(path) if name.startswith("minigpt4.")}
         forbidden = siblings & set(MAY_IMPORT) - MAY_IMPORT[part] - {part}
         assert not forbidden, f"{path.relative_to(ROOT)} imports minigpt4.{', '.join(forbidden)}"
+
+
+def test_nothing_imports_the_quickstart():
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+        if path.relative_to(ROOT).parts[1:2] not in (("quickstart",), ("embedded",)):  # the latter: its former name
+            assert not [name for name in imports_of(path) if name.startswith("minigpt4.quickstart")], path
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -77,16 +86,18 @@ def test_requirements_and_environment_agree():
 
 HELP_PROBE = """
 import sys, runpy
-sys.argv = ["train.py", "--help"]
+sys.argv = [sys.argv[1], "--help"]
 try:
-    runpy.run_path("train.py", run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit:
     print("torch" in sys.modules)
 """
 
 
-def test_help_answers_without_torch():
-    result = subprocess.run([sys.executable, "-c", HELP_PROBE], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py"])
+def test_help_answers_without_torch(program):
+    command = [sys.executable, "-c", HELP_PROBE, program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--cfg-path" in result.stdout and result.stdout.endswith("False\n")
 

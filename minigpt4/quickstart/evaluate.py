@@ -1,13 +1,21 @@
 """What a trained model says about images that it has never seen, and how much of it is right."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import torch
 from PIL import Image
 
-from minigpt4.quickstart import reading, world
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.evaluation import answering
+from minigpt4.quickstart import world
+from minigpt4.quickstart.parser import parse
 from minigpt4.quickstart.questions import Question, draw_question
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, answers
 
@@ -26,83 +34,86 @@ class Test:
     question: Question
 
 
+def draw_scenes(split: str, count: int) -> Iterator[tuple[world.Scene, Image.Image]]:
+    """The first `count` scenes of a split and their images."""
+    for index in range(count):
+        scene, image = world.draw(split, index)[:2]
+        yield scene, Image.fromarray(image)
+
+
 def draw_tests(split: str, count: int) -> list[Test]:
     """The first `count` images of an evaluation split; the kinds of questions take turns."""
-    tests = []
-    for index in range(count):
-        scene, image, _ = world.picture(split, index)
-        tests.append(Test(scene, Image.fromarray(image), draw_question(scene, index)))
-    return tests
+    drawn = enumerate(draw_scenes(split, count))
+    return [Test(scene, image, draw_question(scene, index)) for index, (scene, image) in drawn]
 
 
-def ask(chat, conv, embeds: list, prompts: list[str], max_new_tokens: int, batch_size: int = 100) -> list[str]:
-    """Greedy answers of the chat engine, one for each (image embedding, prompt)."""
-    texts = []
-    for start in range(0, len(embeds), batch_size):
-        batch = slice(start, start + batch_size)
-        convs = [conv.copy() for _ in embeds[batch]]
-        for one, prompt in zip(convs, prompts[batch], strict=True):
-            one.append_image()
-            chat.ask(prompt, one)
-        images = [[embed] for embed in embeds[batch]]
-        texts += [text for text, _ in chat.answer_batch(convs, images, temperature=0, max_new_tokens=max_new_tokens)]
-    return texts
-
-
-def encode(chat, images: list, batch_size: int = 50) -> list[torch.Tensor]:
-    return [
-        e for start in range(0, len(images), batch_size) for e in chat.encode_images(images[start : start + batch_size])
-    ]
+def ask(
+    chat: Chat, conv: Conversation, images: list[Image.Image], questions: list[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers of the chat engine, one for each image and the question about it."""
+    pairs = enumerate(zip(images, questions, strict=True))
+    items = [answering.Item(str(number), (image,), question) for number, (image, question) in pairs]
+    settings = {"batch_size": 100, "temperature": 0, "max_new_tokens": max_new_tokens}
+    return [line["answer"] for line in answering.answers(chat, conv, items, **settings)]
 
 
 def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
-    """What a description gets right, per attribute; objects are compared in order, one not mentioned is wrong."""
-    said = reading.read(text)
-    result = {"background": [said.background == scene.background], "count": [said.count == len(scene.objects)]}
+    """What a description gets right, per attribute, objects in order; one not mentioned is wrong."""
+    said = parse(text)
+    result = {"background": [said.background == scene.background]}
+    result["count"] = [said.count == len(scene.objects)]
     mentions = [*said.objects, *[None] * len(scene.objects)]
     for attribute, name in OBJECT_ATTRIBUTES.items():
         pairs = zip(scene.objects, mentions, strict=False)
         result[attribute] = [m is not None and getattr(m, name) == getattr(o, name) for o, m in pairs]
-    whole = all(all(values) for values in result.values()) and len(said.objects) == len(scene.objects)
+    whole = all(map(all, result.values())) and len(said.objects) == len(scene.objects)
     return {**result, "exact": [whole]}
 
 
 def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy per attribute, of descriptions; an object that is not named is wrong in everything."""
-    rows = [marks(test.scene, text) for test, text in zip(tests, texts, strict=True)]
-    return {name: round(float(np.mean([v for row in rows for v in row[name]])), 4) for name in (*ATTRIBUTES, "exact")}
+    """Accuracy per attribute, of descriptions; an object not named is wrong in everything."""
+    right: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "exact")}
+    for test, text in zip(tests, texts, strict=True):
+        for name, values in marks(test.scene, text).items():
+            right[name] += values
+    return {name: share(values) for name, values in right.items()}
+
+
+def share(values: list[bool]) -> float:
+    """The share of true ones, to four digits."""
+    return round(float(np.mean(values)), 4)
 
 
 def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy minus that of the best constant answer, per attribute, over what a control says at all.
+    """Accuracy minus that of the best constant answer, per attribute, over what a control says.
 
-    A control that names fewer objects than there are would otherwise seem to be worse than chance. An attribute of
-    which it speaks fewer than MIN_SAID times is left out.
+    A control that names fewer objects than there are would otherwise seem to be worse than chance.
+    An attribute of which it speaks fewer than MIN_SAID times is left out.
     """
     constant, right = best_constant(tests), {}
     for test, text in zip(tests, texts, strict=True):
-        said = reading.read(text)
-        named = {name: len(said.objects) for name in OBJECT_ATTRIBUTES}
-        named |= {"background": said.background is not None, "count": said.count is not None}
+        said = parse(text)
+        num_said = dict.fromkeys(OBJECT_ATTRIBUTES, len(said.objects))
+        num_said |= {"background": said.background is not None, "count": said.count is not None}
         for name, values in marks(test.scene, text).items():
-            right.setdefault(name, []).extend(values[: named.get(name, 0)])
-    return {
-        name: round(float(np.mean(values)) - constant[name], 4)
-        for name, values in right.items()
-        if len(values) >= MIN_SAID
-    }
+            right.setdefault(name, []).extend(values[: num_said.get(name, 0)])
+    margins = {}
+    for name, values in right.items():
+        if len(values) >= MIN_SAID:
+            margins[name] = round(float(np.mean(values)) - constant[name], 4)
+    return margins
 
 
 def score_left_out(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Shape and colour accuracy over the objects whose colour-shape pair was left out of all training."""
+    """Shape and colour accuracy over the objects whose colour-shape pair no training shows."""
     right = {"shape": [], "colour": []}
     for test, text in zip(tests, texts, strict=True):
-        found = marks(test.scene, text)
-        for i, item in enumerate(test.scene.objects):
+        marked = marks(test.scene, text)
+        for number, item in enumerate(test.scene.objects):
             if (item.colour, item.shape) in world.LEFT_OUT_PAIRS:
-                for name in right:
-                    right[name].append(found[name][i])
-    return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
+                for name, values in right.items():
+                    values.append(marked[name][number])
+    return {name: share(values) for name, values in right.items()}
 
 
 def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
@@ -112,22 +123,23 @@ def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
         is_right = test.question.is_answered_by(text)
         by_kind["all"].append(is_right)
         by_kind.setdefault(test.question.kind, []).append(is_right)
-    return {kind: round(float(np.mean(values)), 4) for kind, values in sorted(by_kind.items())}
+    return {kind: share(values) for kind, values in sorted(by_kind.items())}
 
 
 def best_constant(tests: list[Test]) -> dict[str, float]:
     """Accuracy per attribute of the best answer that does not depend on the image."""
-    result = {}
-    for attribute, name in OBJECT_ATTRIBUTES.items():
-        values = [getattr(o, name) for test in tests for o in test.scene.objects]
-        result[attribute] = _most_common_share(values)
-    result["background"] = _most_common_share([test.scene.background for test in tests])
-    result["count"] = _most_common_share([len(test.scene.objects) for test in tests])
-    return result
+    scenes = [test.scene for test in tests]
+    objects = list(chain.from_iterable(scene.objects for scene in scenes))
+    truth = {kind: map(attrgetter(name), objects) for kind, name in OBJECT_ATTRIBUTES.items()}
+    truth |= {
+        "background": map(attrgetter("background"), scenes),
+        "count": (len(scene.objects) for scene in scenes),
+    }
+    return {name: _most_common_share(list(values)) for name, values in truth.items()}
 
 
 def _most_common_share(values: list) -> float:
-    return round(max(values.count(v) for v in set(values)) / len(values), 4)
+    return round(Counter(values).most_common(1)[0][1] / len(values), 4)
 
 
 def style(texts: list[str]) -> dict[str, float]:
@@ -146,28 +158,35 @@ def style(texts: list[str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def query_outputs(model, pixels: torch.Tensor) -> torch.Tensor:
-    """The frozen Q-Former's outputs [B, Q, H], what `llama_proj` reads."""
+def query_outputs(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The frozen Q-Former's outputs [B, Q, H], what `llama_proj` reads, for pixels [B, 3, S, S]."""
     with model.maybe_autocast():
         image_embeds = model.ln_vision(model.visual_encoder(pixels.to(model.device)))
         return model.Qformer(model.query_tokens, image_embeds).float().cpu()
 
 
-def linear_probe(chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict[str, float]]:
-    """Per set of tests, accuracy of linear classifiers on the query outputs, fitted on stage-1 images.
+def probe_data(
+    chat: Chat, scenes_and_images: Iterable[tuple[world.Scene, Image.Image]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query outputs [B, Q, H] of images, and the right answers [B, Q] to what the queries are asked."""
+    pixels, targets = [], []
+    for scene, image in scenes_and_images:
+        pixels.append(chat.vis_processor(image))
+        targets.append(answers(scene))
+    outputs = [query_outputs(chat.model, part) for part in torch.stack(pixels).split(100)]
+    return torch.cat(outputs), torch.tensor(targets)
 
-    It says what vision knows.
+
+def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict]:
+    """What vision knows: for each set of tests {attribute: accuracy} of linear classifiers.
+
+    They read the query outputs and are fitted on stage-1 images.
     """
-
-    def features(scenes_and_images):
-        pixels = torch.stack([chat.vis_processor(image) for _, image in scenes_and_images])
-        outputs = torch.cat([query_outputs(chat.model, part) for part in pixels.split(100)])
-        return outputs, torch.tensor([answers(scene) for scene, _ in scenes_and_images])
-
-    drawn = (world.picture("stage1", index)[:2] for index in range(num_training))
-    x, y = features([(scene, Image.fromarray(image)) for scene, image in drawn])
-    unseen = {name: features([(test.scene, test.image) for test in group]) for name, group in tests.items()}
-    right: dict[str, dict[str, list]] = {name: {} for name in tests}
+    x, y = probe_data(chat, draw_scenes("stage1", num_training))
+    unseen = {}
+    for name, group in tests.items():
+        unseen[name] = probe_data(chat, [(test.scene, test.image) for test in group])
+    right: dict[str, dict] = {name: {} for name in tests}
     for i, (kind, _) in enumerate(QUERIES):
         probe = torch.nn.Linear(x.shape[-1], 1 + len(VOCABULARY[kind]))
         optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
@@ -175,10 +194,11 @@ def linear_probe(chat, tests: dict[str, list[Test]], num_training: int = 1500) -
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(probe(x[:, i]), y[:, i]).backward()
             optimizer.step()
+        # of the images that have the object of which the query tells
         for name, (x_test, y_test) in unseen.items():
             hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
             right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(hits[y_test[:, i] > 0])
-    return {
-        name: {kind: round(torch.cat(hits).float().mean().item(), 4) for kind, hits in kinds.items()}
-        for name, kinds in right.items()
-    }
+    for kinds in right.values():
+        for kind, hits in kinds.items():
+            kinds[kind] = round(torch.cat(hits).float().mean().item(), 4)
+    return right

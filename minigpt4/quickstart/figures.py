@@ -1,4 +1,4 @@
-"""The images of a quickstart: losses, accuracies beside controls, and held-out images with what was said."""
+"""The figures of a quickstart: losses, accuracies beside controls, held-out images with answers."""
 
 import base64
 import io
@@ -32,7 +32,8 @@ def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(losses), figsize=(5 * len(losses), 3.2), squeeze=False)
     for axis, (stage, values) in zip(axes[0], losses.items(), strict=True):
-        smooth = [sum(values[max(0, i - 19) : i + 1]) / len(values[max(0, i - 19) : i + 1]) for i in range(len(values))]
+        last_20 = [values[max(0, step - 19) : step + 1] for step in range(len(values))]
+        smooth = [sum(part) / len(part) for part in last_20]
         axis.plot(values, alpha=0.3)
         axis.plot(smooth, color="C0")
         axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
@@ -42,7 +43,7 @@ def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
 
 
 def draw_accuracies(report: dict, path: Path) -> None:
-    """Bars of what the answers say, per attribute; marks for the best constant answer and for the linear probe."""
+    """Accuracies as bars, with marks for the best constant answer and for the linear probe."""
     pyplot = _pyplot()
     columns = {key: {**report[key], **_extras(report, key)} for key in SERIES}
     names = [*ACCURACIES, "left-out\nshape", "left-out\ncolour", "questions"]
@@ -59,7 +60,7 @@ def draw_accuracies(report: dict, path: Path) -> None:
         if name in report["linear_probe"]["held_out"]:
             label = "linear probe: what vision knows" if i == 0 else None
             axis.plot(i - 2 * width, report["linear_probe"]["held_out"][name], "k^", markersize=5, label=label)
-    axis.set_xticks(range(len(names)), ["whole\npicture" if name == "exact" else name for name in names])
+    axis.set_xticks(range(len(names)), ["whole\nimage" if name == "exact" else name for name in names])
     axis.set(ylim=(0, 1.05), ylabel="share right")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
@@ -75,8 +76,8 @@ def _extras(report: dict, key: str) -> dict[str, float]:
     return {"questions": report["questions_after_stage1"]["all"]} if key == "after_stage1" else {}
 
 
-def draw_pictures(answers: list[dict], path: Path) -> None:
-    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); what is wrong is red and framed."""
+def draw_images(answers: list[dict], path: Path) -> None:
+    """A random 5 x 4 sheet of `answers` (lines of answers.jsonl); wrong ones are red and framed."""
     pyplot = _pyplot()
     from PIL import Image
 
@@ -85,10 +86,10 @@ def draw_pictures(answers: list[dict], path: Path) -> None:
     grid = figure.add_gridspec(ROWS * 2, COLUMNS, height_ratios=[2.5, 1.6] * ROWS, hspace=0.06, wspace=0.08)
     for number, said in enumerate(chosen):
         row, column = divmod(number, COLUMNS)
-        picture = figure.add_subplot(grid[2 * row, column])
-        picture.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
-        picture.set(xticks=[], yticks=[])
-        for side in picture.spines.values():
+        image = figure.add_subplot(grid[2 * row, column])
+        image.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
+        image.set(xticks=[], yticks=[])
+        for side in image.spines.values():
             side.set(color=RIGHT if said["is_right"] else WRONG, linewidth=1 if said["is_right"] else 4)
         text = figure.add_subplot(grid[2 * row + 1, column])
         text.axis("off")

@@ -57,7 +57,7 @@ def facts(scene: Scene) -> list[str]:
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A terse line: 'two objects, striped, small red circle top left, large star right'; some words are missing."""
+    """A terse line, some words left out: 'two objects, striped, small red circle top left, star right'."""
     parts = [count_phrase(scene)] + [scene.background] * (rng.random() < 0.9)
     for item in scene.objects:
         words = [word for word in (item.size, item.colour) if rng.random() < 0.95]
@@ -71,7 +71,7 @@ def fact_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A fluent description of everything in the scene, and of how two objects lie; `read` gives the scene back."""
+    """Sentences about everything in the scene; `parse` gives the scene back."""
     opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
     sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
     sentences += [f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects]

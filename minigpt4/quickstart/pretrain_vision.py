@@ -1,14 +1,14 @@
-"""Pretrains the embedded default's small EVA ViT and Q-Former on drawn images, without any language model.
+"""Pretrains the quickstart's small EVA ViT and Q-Former on drawn images, without any LLM.
 
     python -m minigpt4.quickstart.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
 
-Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background, the size, colour,
-shape and cell of the k-th object in reading order, how it lies to the next one. Its output is drawn, by
-cosine, to a code of the right answer. A colour has the same code for every object, and colours share nothing with
-shapes: pairs that never occurred can be told like any other. The ViT's tokens learn beside it which object they
-look at, also in crowded images (four to nine objects), which hold more to learn from. Codes and token heads are
-dropped at the end; what stays is what BLIP-2 ships: ViT, ln_vision, queries, Q-Former. Written: their weights, and
-manifest.json with the results.
+Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background,
+the size, colour, shape and cell of the k-th object in reading order, how it lies to the next one. Its
+output is drawn, by cosine, to a code of the right answer. A colour has the same code for every object,
+and colours share nothing with shapes: pairs that never occurred can be told like any other. The ViT's
+tokens learn beside it which object they look at, also in crowded images (four to nine objects), which
+hold more to learn from. Codes and token heads are dropped at the end; what stays is what BLIP-2 ships:
+ViT, ln_vision, queries, Q-Former. Written: their weights, and manifest.json with the results.
 """
 
 import argparse
@@ -32,21 +32,23 @@ from minigpt4.quickstart import world
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision, answers
 
 # What the tokens of the ViT learn to say about the object that they look at.
-TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {k: len(VOCABULARY[k]) for k in ("shape", "colour", "size", "cell")}
+TOKEN_KINDS = ("shape", "colour", "size", "cell")
+TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {kind: len(VOCABULARY[kind]) for kind in TOKEN_KINDS}
 NOTHING = -100  # no target
 CHECK_EVERY = 500  # steps
 SHARPNESS = 16  # of the softmax over cosines
 
 
-class Pictures(torch.utils.data.IterableDataset):
-    """Batches `first` .. `last` - 1 of (image uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5]).
+class DrawnImages(torch.utils.data.IterableDataset):
+    """Batches `first` .. `last` - 1: images uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5].
 
     The last `num_crowded` images of each batch are crowded and have no query targets.
     """
 
-    def __init__(self, split, first, last, batch_size, patch_size, num_crowded=0):
+    def __init__(self, split: str, first: int, last: int, batch_size: int, patch_size: int, num_crowded: int = 0):
         self.split, self.batches = split, range(first, last)
-        self.batch_size, self.patch_size, self.num_crowded = batch_size, patch_size, num_crowded
+        self.batch_size, self.patch_size = batch_size, patch_size
+        self.num_crowded = num_crowded
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -55,15 +57,18 @@ class Pictures(torch.utils.data.IterableDataset):
             samples = [self.sample(start + i, i >= crowded_from) for i in range(self.batch_size)]
             yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
 
-    def sample(self, index, crowded):
+    def sample(self, index: int, crowded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image uint8 [S, S, 3], query targets [Q] and token targets [N, 5] of image `index`."""
         numbers = (world.MAX_OBJECTS + 1, len(world.CELLS)) if crowded else (1, world.MAX_OBJECTS)
-        scene, image, object_map = world.picture(self.split, index, numbers)
+        scene, *maps = world.draw(self.split, index, numbers)
+        image, object_map = maps
         # as both stages' images are stored
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
         targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
-        return cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.array(targets), self.token_targets(scene, object_map)
+        stored = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        return stored, np.array(targets), self.token_targets(scene, object_map)
 
-    def token_targets(self, scene, object_map):
+    def token_targets(self, scene: world.Scene, object_map: np.ndarray) -> np.ndarray:
         """[N, 5]: TOKEN_LABELS of the object that covers a fifth of the patch or more."""
         p, side = self.patch_size, object_map.shape[0] // self.patch_size
         patches = object_map.reshape(side, p, side, p).transpose(0, 2, 1, 3).reshape(side * side, p * p)
@@ -71,7 +76,7 @@ class Pictures(torch.utils.data.IterableDataset):
         number = np.where(cover.max(1) > 0.2, cover.argmax(1) + 1, 0)
         rows = [[0] + [NOTHING] * (len(TOKEN_LABELS) - 1)]
         for k, item in enumerate(scene.objects, 1):
-            labels = [VOCABULARY[kind].index(getattr(item, kind)) for kind in TOKEN_LABELS if kind != "object"]
+            labels = [VOCABULARY[kind].index(getattr(item, kind)) for kind in TOKEN_KINDS]
             rows.append([k if len(scene.objects) <= world.MAX_OBJECTS else NOTHING, *labels])
         return np.array(rows)[number]
 
@@ -79,11 +84,12 @@ class Pictures(torch.utils.data.IterableDataset):
 def answer_codes(width: int) -> dict[str, torch.Tensor]:
     """Unit vectors [1 + answers, width] for each kind of question: every answer has channels of its own.
 
-    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW scales each
-    weight by its own gradients, and a weight that serves one answer only is not disturbed by the others.
+    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW
+    scales each weight by its own gradients; one that serves a single answer is not disturbed by others.
     """
     sizes = {kind: 1 + len(values) for kind, values in VOCABULARY.items()}
-    codes = F.normalize(torch.eye(sum(sizes.values())).repeat_interleave(width // sum(sizes.values()), 1), dim=1)
+    number = sum(sizes.values())
+    codes = F.normalize(torch.eye(number).repeat_interleave(width // number, 1), dim=1)
     codes = F.pad(codes, (0, width - codes.shape[1]))
     return dict(zip(sizes, codes.split(list(sizes.values())), strict=True))
 
@@ -99,20 +105,24 @@ class Pretraining(nn.Module):
             self.register_buffer(f"code_{kind}", code, persistent=False)
         self.token_heads = nn.ModuleDict({kind: nn.Linear(tokens, n) for kind, n in TOKEN_LABELS.items()})
 
-    def forward(self, image, num_queried=None):
-        """Logits for each query, a list of [B', answers]; logits for each token label, a list of [B, N, classes]."""
+    def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[list, list]:
+        """Logits of each query, a list of [B', answers], and of each token label, of [B, N, classes]."""
         tokens, queries = self.vision(image, num_queried)
         queries = F.normalize(queries.float(), dim=-1)
-        logits = [SHARPNESS * queries[:, i] @ getattr(self, f"code_{kind}").T for i, (kind, _) in enumerate(QUERIES)]
+        logits = []
+        for number, (kind, _) in enumerate(QUERIES):
+            logits.append(SHARPNESS * queries[:, number] @ getattr(self, f"code_{kind}").T)
         return logits, [head(tokens[:, 1:]).float() for head in self.token_heads.values()]
 
-    def loss(self, image, targets, token_targets, num_queried):
+    def loss(
+        self, image: torch.Tensor, targets: torch.Tensor, token_targets: torch.Tensor, num_queried: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(Loss to train on, 1 - mean cosine of query outputs and right codes)."""
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
         query_loss = torch.stack([F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]).mean()
-        # Outputs close to their code, whatever else is in the image: each query becomes a word of its own, which is
-        # what one linear layer can teach an LLM to read in a few hundred steps.
+        # Outputs close to their code, whatever else is in the image: each query becomes a word of its
+        # own, which is what one linear layer can teach an LLM to read in a few hundred steps.
         cosines = [x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)]
         spread = 1 - torch.cat(cosines).mean()
         token_targets = token_targets.flatten(0, 1).unbind(1)
@@ -120,18 +130,18 @@ class Pretraining(nn.Module):
         return query_loss + spread + 0.5 * token_loss, spread
 
 
-def normalise(image: torch.Tensor, device) -> torch.Tensor:
-    """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as the image processors give it."""
+def normalise(image: torch.Tensor, device: str) -> torch.Tensor:
+    """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as in training."""
     mean, std = torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
     return ((image.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
-def accuracy(model: Pretraining, split: str, count: int, device) -> dict[str, float]:
-    """Share of right answers per kind of question, about objects that are there; `exact`: of images right in all."""
+def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[str, float]:
+    """Accuracy per kind of question, over objects that are there; `exact`: share of images right in all."""
     model.eval()
     guesses, truth = [], []
-    for image, targets, _ in Pictures(split, 0, count // 64, 64, model.vision.vit_config.patch_size):
+    for image, targets, _ in DrawnImages(split, 0, count // 64, 64, model.vision.vit_config.patch_size):
         logits, _ = model(normalise(image, device))
         guesses.append(torch.stack([x.argmax(-1).cpu() for x in logits], 1))
         truth.append(targets)
@@ -148,7 +158,7 @@ def accuracy(model: Pretraining, split: str, count: int, device) -> dict[str, fl
 class Run:
     """Everything of one pretraining that a checkpoint holds."""
 
-    def __init__(self, args):
+    def __init__(self, args: argparse.Namespace):
         torch.manual_seed(0)
         self.args, self.step = args, 0
         self.model = Pretraining(Vision.tiny() if args.quick else Vision.small()).to(args.device)
@@ -173,11 +183,12 @@ class Run:
         done = (self.step - warmup) / max(1, self.args.steps - warmup)
         return self.args.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
-    def train(self):
+    def train(self) -> None:
+        """Train to the last step, with a check and a checkpoint every CHECK_EVERY steps."""
         args = self.args
         num_crowded = args.batch_size // 4
         patch_size = self.model.vision.vit_config.patch_size
-        data = Pictures("pretrain", self.step, args.steps, args.batch_size, patch_size, num_crowded)
+        data = DrawnImages("pretrain", self.step, args.steps, args.batch_size, patch_size, num_crowded)
         loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=args.workers)
         with tqdm(total=args.steps, initial=self.step, unit="step", mininterval=5) as progress:
             for image, *targets in loader:
@@ -189,7 +200,8 @@ class Run:
                     progress.write(f"step {self.step}: {accuracy(self.average.module, 'held_out', 256, args.device)}")
                     self.save()
 
-    def train_step(self, image, targets, num_queried):
+    def train_step(self, image: torch.Tensor, targets: list[torch.Tensor], num_queried: int) -> tuple[float, float]:
+        """One update on a batch of DrawnImages; returns the loss and the outputs' distance to their codes."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(torch.device(self.args.device).type, torch.bfloat16):
@@ -203,7 +215,8 @@ class Run:
         self.step += 1
         return loss.item(), spread.item()
 
-    def save(self):
+    def save(self) -> None:
+        """Write the checkpoint, in one rename."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
         torch.save({**parts, "step": self.step}, self.path.with_suffix(".tmp"))
         os.replace(self.path.with_suffix(".tmp"), self.path)
@@ -230,11 +243,12 @@ class Run:
         return manifest
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny network and a few steps: the whole way in seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --output")
     parser.add_argument("--output", type=Path, default=Path("output/pretrain_vision"))
     parser.add_argument("--steps", type=int, help="default: 4000, or 30 with --quick")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -245,7 +259,8 @@ def parse_args():
     return args
 
 
-def main():
+def main() -> None:
+    """Pretrain, export, print the manifest."""
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     start, run = time.time(), Run(args)

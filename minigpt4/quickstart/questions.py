@@ -1,12 +1,15 @@
-"""Questions about scenes: what stage 2 teaches to answer, what the evaluation asks, and which answers are right."""
+"""Questions about scenes, as stage 2 and as the evaluation asks them, and the right answers."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from minigpt4.quickstart.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
 
-# Words of the evaluation's question, which no training ever shows, and those that stage 2 asks in; {} is the subject.
+# The evaluation's words, which no training shows, and those of stage 2; {} is the subject.
 _ASKED = {
     "count": "How many objects are there?",
     "background": "What is the background?",
@@ -50,19 +53,19 @@ class Question:
         """The question as the evaluation asks it."""
         return _ASKED[self.kind].format(self.subject)
 
-    def taught(self, rng) -> str:
+    def taught(self, rng: np.random.Generator) -> str:
         """The question as stage 2 asks it."""
         return _TAUGHT[self.kind][rng.integers(3)].format(self.subject)
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether the first word of `text` that could be an answer, and is not in the question, is the right one."""
+        """Whether the first word of `text` that could be an answer, and was not asked, is the right one."""
         text = text.lower()
         for digit, word in zip("123", NUMBERS, strict=True):
             text = re.sub(rf"\b{digit}\b", word, text)
         asked = set(re.findall(r"\w+", self.text.lower()))
         words = [w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked]
-        found = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
-        return bool(found) and found[1] == self.answer
+        match = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
+        return bool(match) and match[1] == self.answer
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -82,7 +85,7 @@ def questions(scene: Scene) -> list[Question]:
     return result
 
 
-def _about(item: Object, scene: Scene):
+def _about(item: Object, scene: Scene) -> Iterator[Question]:
     name = name_of(item, scene)
     if name == item.shape:
         yield Question("colour", name, item.colour, f"The {name} is {item.colour}.")

@@ -1,8 +1,8 @@
-"""The whole recipe on the embedded default: `make quickstart`, or `python -m minigpt4.quickstart`.
+"""The whole recipe, small: `make quickstart`, or `python -m minigpt4.quickstart`.
 
-Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never seen before.
-Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and, of stage 2, checkpoint.pth.
-What is there is used again.
+Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never
+seen before. Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and,
+of stage 2, checkpoint.pth. What is there is used again.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,24 +22,32 @@ STAGES = {
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
 EVALUATION = "eval_configs/embedded_eval.yaml"
-# Of this program and the trainings that it starts; what the user has set goes first. They count when a process starts.
+# Of this program and its trainings, read when a process starts; what the user has set goes first.
 ENVIRONMENT = {
-    # Threads that spin long make two busy cores many times slower, threads that do not spin at all make two free ones
-    # slower by a tenth (stage 2) to a quarter (stage 1).
+    # Threads that spin long make two busy cores many times slower, threads that do not spin at all make
+    # two free ones slower by a tenth (stage 2) to a quarter (stage 1).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "5000",
-    # glibc gives each large tensor's pages back when it is freed; faulting them in anew costs a tenth of a step.
+    # glibc gives a freed tensor's pages back; faulting them in anew costs a tenth of a step.
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
 WEIGHTS = ROOT / "minigpt4/quickstart/weights/manifest.json"
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--seed", type=int, default=42, help="of both stages (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=200, help="held-out images to evaluate (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        "--pictures",  # its former name
+        type=int,
+        default=200,
+        metavar="N",
+        help="held-out images to evaluate (default: %(default)s)",
+    )
     parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="KEY=VALUE", help="more options for train.py, both stages"
@@ -49,13 +58,14 @@ def parse_args(argv=None):
 class Quickstart:
     """One run: phases in order, each timed, each left out when its result is there."""
 
-    def __init__(self, args):
+    def __init__(self, args: argparse.Namespace):
         self.args = args
         self.output = args.output.resolve()
         self.options = [f"env.cache_root={args.cache_root}"] if args.cache_root else []
         self.seconds = {}
 
     def run(self) -> dict:
+        """All phases; returns the report."""
         from minigpt4.quickstart.prepare import prepare
 
         self.output.mkdir(parents=True, exist_ok=True)
@@ -66,7 +76,7 @@ class Quickstart:
         report = self._timed("evaluation", self.evaluate, checkpoints)
         return self.write(report, checkpoints)
 
-    def _timed(self, phase, function, *args):
+    def _timed(self, phase: str, function: Callable, *args: object) -> object:
         print(f"\n=== {phase} ===", flush=True)
         start = time.perf_counter()
         result = function(*args)
@@ -94,31 +104,32 @@ class Quickstart:
         done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
         return checkpoint
 
-    def _fingerprint(self, stage, options) -> str:
+    def _fingerprint(self, stage: str, options: list[str]) -> str:
         from minigpt4.quickstart.prepare import DATA_VERSION
 
         files = (ROOT / STAGES[stage]).read_bytes() + WEIGHTS.read_bytes()
         return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
 
     def losses(self, checkpoint: Path) -> list[float]:
+        """The loss of each step of the training that wrote `checkpoint`."""
         lines = (checkpoint.parent / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
     # evaluation
 
     def evaluate(self, checkpoints: dict) -> dict:
-        """Everything measured; answers go to answers.jsonl. A report of the same checkpoints is used again."""
+        """The report; answers go to answers.jsonl. One of the same checkpoints is used again."""
         path = self.output / "report.json"
-        key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.pictures}
+        key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.images}
         if path.is_file() and (report := json.loads(path.read_text())).get("evaluated") == key:
             print(f"{path} is there")
             return report
         import minigpt4
-        from minigpt4.quickstart import proof
+        from minigpt4.quickstart.report import measure
 
         options = [*self.options, f"model.ckpt={checkpoints['stage2']}"]
         chat, conv = minigpt4.load(str(ROOT / EVALUATION), options)
-        report, answers = proof.prove(chat, conv, checkpoints, self.args.pictures)
+        report, answers = measure(chat, conv, checkpoints, self.args.images)
         with open(self.output / "answers.jsonl", "w") as file:
             file.writelines(json.dumps(answer) + "\n" for answer in answers)
         return {"evaluated": key, **report}
@@ -141,7 +152,7 @@ class Quickstart:
         figures.draw_losses(losses, self.output / "loss.png")
         figures.draw_accuracies(report, self.output / "accuracy.png")
         answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
-        figures.draw_pictures(answers, self.output / "pictures.png")
+        figures.draw_images(answers, self.output / "pictures.png")
         return report
 
     def say(self, report: dict) -> None:
@@ -163,13 +174,14 @@ Next:
         )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Run everything and say what came out."""
     quickstart = Quickstart(parse_args(argv))
     quickstart.say(quickstart.run())
 
 
-def require_environment():
-    """Start this program again in ENVIRONMENT, unless that is there; before anything large is imported."""
+def require_environment() -> None:
+    """Start this program again in ENVIRONMENT, unless it is set; called before large imports."""
     if not ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**ENVIRONMENT, **os.environ})
 

@@ -1,4 +1,4 @@
-"""The embedded default's vision parts (the same classes as the real ones, small) and what each query is asked."""
+"""The quickstart's vision parts (the real classes, small) and what each query is asked."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ VOCABULARY = {
     "relation": RELATIONS,
 }
 _OBJECT = ("size", "colour", "shape", "cell")
-# What query i is asked: (kind, object number in reading order). A relation is that of object k to object k + 1.
+# What query i is asked: (kind, object number in reading order); a relation is to the next object.
 QUERIES = (
     ("count", 0),
     ("background", 0),
@@ -44,9 +44,9 @@ def relation(first: world.Object, second: world.Object) -> str:
 
 
 def answers(scene: world.Scene) -> list[int]:
-    """The right answer to each of QUERIES: 1 + its place in VOCABULARY, 0 where there is no such object."""
+    """The right answer to each of QUERIES: 1 + its place in VOCABULARY, 0 for no such object."""
 
-    def answer(kind, k):
+    def answer(kind: str, k: int) -> object:
         if kind == "count":
             return len(scene.objects)
         if kind == "background":
@@ -55,8 +55,8 @@ def answers(scene: world.Scene) -> list[int]:
             return relation(*scene.objects[k : k + 2]) if k + 1 < len(scene.objects) else None
         return getattr(scene.objects[k], kind) if k < len(scene.objects) else None
 
-    found = [(kind, answer(kind, k)) for kind, k in QUERIES]
-    return [0 if value is None else 1 + VOCABULARY[kind].index(value) for kind, value in found]
+    values = [(kind, answer(kind, k)) for kind, k in QUERIES]
+    return [0 if value is None else 1 + VOCABULARY[kind].index(value) for kind, value in values]
 
 
 class Vision(nn.Module):
@@ -72,28 +72,28 @@ class Vision(nn.Module):
         for part in self.Qformer.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0  # the images never repeat, there is nothing to overfit
-        # Short sequences: plain attention trains 1.7 times faster on a CPU than the fused kernel's bf16 backward.
+        # on short sequences and a CPU plain attention trains 1.7 times faster than the fused kernel
         self.Qformer.bert.set_attn_implementation("eager")
         for block in self.visual_encoder.blocks:
             block.attn.fused_attn = False
 
     @classmethod
-    def small(cls):
+    def small(cls) -> "Vision":
         """The network whose weights are committed: 6.4 M parameters."""
         return cls(EvaVit(192, 6, 6, 768, 14, world.IMAGE_SIZE), QFormerConfig(256, 4, 8, 1024, 2, 192))
 
     @classmethod
-    def tiny(cls):
+    def tiny(cls) -> "Vision":
         """One that trains a step in milliseconds."""
         return cls(EvaVit(32, 1, 2, 64, 14, world.IMAGE_SIZE), QFormerConfig(64, 1, 2, 64, 1, 32))
 
-    def forward(self, image: torch.Tensor, num_queried: int | None = None):
-        """Tokens [B, 1 + N, Dv] of all images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
+    def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B, 1 + N, Dv] of images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
         tokens = self.ln_vision(self.visual_encoder(image))
         return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
 
     def save(self, folder: Path) -> list[Path]:
-        """Write fp16 weights as `vit_ckpt` and `q_former_model` of a configuration take them; the files written."""
+        """Write fp16 weights for `vit_ckpt` and `q_former_model`; returns the files written."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class Vision(nn.Module):
         return written
 
     @classmethod
-    def load(cls, folder: Path):
+    def load(cls, folder: Path) -> "Vision":
         """The network that `save` wrote, in float32."""
         from safetensors.torch import load_file
 

@@ -1,12 +1,12 @@
 """The drawn world: scenes sampled by seed, drawn by opencv, with labels that are exact by construction.
 
-A scene is a background and one to three objects, each with a size, a colour, a shape and a cell of a 3 x 3 grid; no two
-objects share colour and shape, so 'the red circle' is one thing. Everything follows from (VERSION, split, index).
-What is kept from training, and how:
+A scene is a background and one to three objects, each with a size, a colour, a shape and a cell of a
+3 x 3 grid; no two objects share colour and shape, so 'the red circle' is one thing. Everything follows
+from (VERSION, split, index). What is kept from training, and how:
 
 * left-out pairs: the eight colour-shape pairs of LEFT_OUT_PAIRS stand in the split `left_out` only;
-* unseen compositions: a stable hash of the scene's content (not of its pixels) sends one composition in ten to the
-  evaluation splits, so no evaluation image shares its composition with any training image.
+* unseen compositions: a stable hash of the scene's content (not of its pixels) sends one composition
+  in ten to the evaluation splits, so no evaluation image has the composition of a training image.
 """
 
 import hashlib
@@ -76,8 +76,8 @@ def generator(split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([VERSION, (TRAIN_SPLITS + EVAL_SPLITS).index(split), index])
 
 
-def sample_scene(split: str, rng: np.random.Generator, numbers=(1, MAX_OBJECTS)) -> Scene:
-    """A scene that `split` may hold, with a number of objects in the closed range `numbers`, drawn by rejection."""
+def sample_scene(split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)) -> Scene:
+    """A scene that `split` may hold, with `numbers` (least, most) objects, drawn by rejection."""
     while True:
         cells = np.sort(rng.choice(len(CELLS), size=rng.integers(numbers[0], numbers[1] + 1), replace=False))
         pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
@@ -90,8 +90,10 @@ def sample_scene(split: str, rng: np.random.Generator, numbers=(1, MAX_OBJECTS))
             return scene
 
 
-def picture(split: str, index: int, numbers=(1, MAX_OBJECTS), size: int = IMAGE_SIZE):
-    """Scene, RGB image uint8 [size, size, 3] and object map uint8 [size, size] (0 background, k for object k)."""
+def draw(
+    split: str, index: int, numbers: tuple[int, int] = (1, MAX_OBJECTS), size: int = IMAGE_SIZE
+) -> tuple[Scene, np.ndarray, np.ndarray]:
+    """Scene, RGB image uint8 [size, size, 3], object map uint8 [size, size] (0: background, k: object k)."""
     rng = generator(split, index)
     scene = sample_scene(split, rng, numbers)
     image = _draw_background(scene.background, rng, size)
@@ -148,7 +150,7 @@ _CONTOURS = {
 
 
 def _draw_object(image, object_map, number: int, item: Object, rng, dark: bool) -> None:
-    """Paints one object into its cell, with a thin edge that keeps it visible on every background."""
+    """Paints one object into its cell, with a thin edge that shows on every background."""
     size = image.shape[0]
     radius = size * (rng.uniform(0.075, 0.09) if item.size == "small" else rng.uniform(0.135, 0.15))
     slack = max(0.0, size / 6 - radius * 1.1) * 0.8

@@ -1,1 +1,1 @@
-"""What the demo page and the terminal chat share: sessions (session.py); the terminal itself (terminal.py)."""
+"""The demo (demo.py): page.py and terminal.py show a dialogue, session.py holds it."""

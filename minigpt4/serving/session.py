@@ -1,15 +1,16 @@
-"""One person's dialogue: questions, their images, answers. Page and terminal show it; only this changes it."""
+"""One person's dialogue, its questions, images and answers. Nothing else changes it."""
 
 import threading
-from collections import deque
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigpt4.conversation.chat import PrefixCache
+from minigpt4.conversation.chat import Chat, PrefixCache
+from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.images import open_image
 
-MAX_PICTURES = 8  # of one message
+MAX_IMAGES = 8  # of one message
 MAX_PIXELS = 36_000_000  # of one image: 103 MiB while it is decoded
 DEFAULT_QUESTION = "Describe this image in detail."
 
@@ -18,28 +19,28 @@ DEFAULT_QUESTION = "Describe this image in detail."
 class Turn:
     """A question with its images, and the answer as far as it is written.
 
-    `embeds` are the images as the LLM sees them, kept so that asking again costs no encoding and `PrefixCache` knows
-    them again; None until they are needed.
+    `embeds`, a tensor [1, Q, H] an image, is what the LLM sees of them: encoded once, for `PrefixCache`
+    knows a tensor again. None until they are needed.
     """
 
     text: str
-    pictures: tuple[str, ...] = ()  # paths
+    images: tuple[str, ...] = ()  # paths
     embeds: list | None = None
     answer: str = ""
 
-    def __post_init__(self):
-        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON and tokenizers
-        if self.pictures and not self.text.strip():
+    def __post_init__(self) -> None:
+        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON
+        if self.images and not self.text.strip():
             self.text = DEFAULT_QUESTION
 
-    def encode(self, chat):
+    def encode(self, chat: Chat) -> None:
         """Encode the images unless that is done. Raises ValueError that names the image."""
         if self.embeds is not None:
             return
-        if len(self.pictures) > MAX_PICTURES:
-            raise ValueError(f"{len(self.pictures)} images in one message; at most {MAX_PICTURES}")
+        if len(self.images) > MAX_IMAGES:
+            raise ValueError(f"{len(self.images)} images in one message; at most {MAX_IMAGES}")
         embeds = []
-        for path in self.pictures:  # one by one: a batch would hold all of them decoded at once
+        for path in self.images:  # one by one: a batch would hold all of them decoded at once
             try:
                 embeds += chat.encode_images([open_image(path, MAX_PIXELS)])
             except (ValueError, OSError) as error:  # a path on the server is nobody's business
@@ -49,7 +50,7 @@ class Turn:
 
 @dataclass(eq=False)
 class Session:
-    """The turns of a dialogue; a Conversation is built from them anew for each answer, so it is true after any edit."""
+    """The turns of a dialogue. Each answer builds a new Conversation of them, so edits are safe."""
 
     turns: list[Turn] = field(default_factory=list)
     pending: Turn | None = None  # asked, and waiting for the model
@@ -57,18 +58,27 @@ class Session:
     is_busy: bool = False  # an answer is being computed
     stop: threading.Event | None = None  # of the answer that was begun last
 
-    def stream(self, chat, template, turn, **settings):
-        """Yield the pieces of the answer to `turn`, which joins the dialogue; `settings` as for `Chat.stream_answer`.
+    def stream(self, chat: Chat, template: Conversation, turn: Turn, **settings: object) -> Iterator[str]:
+        """Yield the pieces of the answer to `turn`, which joins the dialogue.
 
-        `template` is an empty Conversation. A turn that is refused (ValueError, OSError) or fails leaves the dialogue;
-        one that is stopped, or whose iterator is closed, stays with what was written.
+        `template` is an empty Conversation, `settings` are those of `Chat.stream_answer`. A turn that is refused
+        (ValueError, OSError) or fails leaves the dialogue; one that is stopped stays with what was written.
         """
         self.is_busy = True
         try:
             turn.encode(chat)
-            conv, images = self._conversation(template), [image for told in self.turns for image in told.embeds]
-            _ask(chat, conv, turn)
-            pieces = chat.stream_answer(conv, images + turn.embeds, cache=self.cache, **settings)
+            # the dialogue so far, then the question
+            conv, embeds = template.copy(), []
+            for told in self.turns:
+                for _ in told.embeds:
+                    conv.append_image()
+                conv.append_question(told.text)
+                conv.append_message(conv.roles[1], told.answer)
+                embeds += told.embeds
+            for _ in turn.embeds:
+                conv.append_image()
+            chat.ask(turn.text, conv)
+            pieces = chat.stream_answer(conv, embeds + turn.embeds, cache=self.cache, **settings)
             turn.answer = ""
             self.turns.append(turn)
             with closing(pieces):
@@ -81,48 +91,31 @@ class Session:
         finally:
             self.is_busy = False
 
-    def edited(self, index, text):
-        """Cut the dialogue before turn `index`; return that turn with another question, to be streamed."""
+    def edited(self, index: int, text: str) -> Turn:
+        """Cut the dialogue before turn `index`; return that turn with another question, to be asked."""
         told = self.turns[index]
         del self.turns[index:]
-        return Turn(text, told.pictures, told.embeds)
+        return Turn(text, told.images, told.embeds)
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget everything."""
-        self.turns, self.pending, self.cache = [], None, PrefixCache()
-
-    def _conversation(self, template):
-        conv = template.copy()
-        for told in self.turns:
-            for _ in told.embeds:
-                conv.append_image()
-            conv.append_question(told.text)
-            conv.append_message(conv.roles[1], told.answer)
-        return conv
-
-
-def _ask(chat, conv, turn):
-    for _ in turn.embeds:
-        conv.append_image()
-    chat.ask(turn.text, conv)
+        self.turns, self.pending = [], None
+        self.cache = PrefixCache()
 
 
 class WarmSessions:
-    """Keeps keys and values of the sessions that answered last only: at 7B and 2,000 tokens they are 1 GB each."""
+    """Keeps keys and values of the last sessions only: at 7B and 2,000 tokens they are 1 GB each."""
 
-    def __init__(self, most=4):
-        self._sessions = deque(maxlen=most)
+    def __init__(self, most: int = 4):
+        self.most, self._sessions = most, []
 
-    def use(self, session):
-        """Count `session` as the latest; the one that falls out loses its cache, and is only slower for it."""
-        if session in self._sessions:
-            self._sessions.remove(session)
-        if len(self._sessions) == self._sessions.maxlen:
-            self._sessions[0].cache = PrefixCache()
-        self._sessions.append(session)
+    def use(self, session: Session) -> None:
+        """Count `session` as the latest; the one that falls out loses its cache, and is slower."""
+        self._sessions = [other for other in self._sessions if other is not session] + [session]
+        if len(self._sessions) > self.most:
+            self._sessions.pop(0).cache = PrefixCache()
 
-    def forget(self, session):
+    def forget(self, session: Session) -> None:
         """Free what a session that has ended holds."""
         session.clear()
-        if session in self._sessions:
-            self._sessions.remove(session)
+        self._sessions = [other for other in self._sessions if other is not session]

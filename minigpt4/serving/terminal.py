@@ -4,11 +4,14 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from minigpt4.common.utils import expand_path
-from minigpt4.conversation.chat import Sampling
+from minigpt4.conversation.chat import Chat, Sampling
+from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.session import Session, Turn
 
 HELP = """\
@@ -21,11 +24,12 @@ HELP = """\
 
 
 class Terminal:
-    """A dialogue with `chat`; `template` is an empty Conversation, `settings` are fields of Sampling."""
+    """A dialogue; `template` is an empty Conversation, `settings` are fields of Sampling."""
 
-    def __init__(self, chat, template, **settings):
-        self.chat, self.template, self.settings = chat, template, settings
-        self.session, self.pictures = Session(), Turn("", (), [])  # images: of the next question
+    def __init__(self, chat: Chat, template: Conversation, **settings: float):
+        self.chat, self.template = chat, template
+        self.settings, self.session = settings, Session()
+        self.shown = Turn("", (), [])  # images of the next question
         self.commands = {
             "/image": self.show,
             "/set": self.set,
@@ -34,12 +38,12 @@ class Terminal:
             "/help": lambda _: print(HELP),
         }
 
-    def run(self):
-        """Read lines until /quit or the end of the input; a mistake is one line, and the dialogue goes on."""
+    def run(self) -> None:
+        """Read lines until /quit or the end of the input; a mistake costs one line of output."""
         for stream in (sys.stdin, sys.stdout):
             stream.reconfigure(errors="replace")
         for line in _lines():
-            name, _, rest = line.strip().partition(" ")
+            name, rest = line.strip().partition(" ")[::2]
             if name == "/quit":
                 return
             try:
@@ -52,30 +56,30 @@ class Terminal:
             except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
-    def ask(self, text):
-        """Print the answer to `text`, which is about the images shown since the last question, as it is written."""
-        if not text and not self.pictures.pictures:
+    def ask(self, text: str) -> None:
+        """Print the answer to `text`, about the images shown since the last question, as it comes."""
+        if not text and not self.shown.images:
             return
-        turn = Turn(text, self.pictures.pictures, self.pictures.embeds)
+        turn = Turn(text, self.shown.images, self.shown.embeds)
         with _ctrl_c_sets() as stop:
-            settings = {"stop_event": stop, "on_notice": _notice, **self.settings}
-            for piece in self.session.stream(self.chat, self.template, turn, **settings):
+            settings = {"stop_event": stop, "on_notice": partial(print, "note:", file=sys.stderr, flush=True)}
+            for piece in self.session.stream(self.chat, self.template, turn, **settings, **self.settings):
                 print(piece, end="", flush=True)
         print(" [stopped]" if stop.is_set() else "", flush=True)
-        self.pictures = Turn("", (), [])
+        self.shown = Turn("", (), [])
 
-    def show(self, path):
+    def show(self, path: str) -> None:
         """Encode an image for the next question."""
         path = str(expand_path(path)) if path else ""
         new = Turn("", (path,))
         new.encode(self.chat)
-        self.pictures.pictures += new.pictures
-        self.pictures.embeds += new.embeds
+        self.shown.images += new.images
+        self.shown.embeds += new.embeds
         print(f"{Path(path).name}: received")
 
-    def set(self, text):
+    def set(self, text: str) -> None:
         """Change a setting of the answers to come."""
-        name, _, value = text.partition(" ")
+        name, value = text.partition(" ")[::2]
         if name not in Sampling.__dataclass_fields__:
             raise ValueError(f"/set: no setting '{name}'; there are {', '.join(Sampling.__dataclass_fields__)}")
         try:
@@ -85,23 +89,23 @@ class Terminal:
         Sampling(**{**self.settings, name: value})  # refuses what is out of range
         self.settings[name] = value
 
-    def reset(self, _=""):
+    def reset(self, _: str = "") -> None:
         """Forget the dialogue; the settings stay."""
         self.session.clear()
-        self.pictures = Turn("", (), [])
+        self.shown = Turn("", (), [])
         print("new dialogue")
 
-    def save(self, path):
+    def save(self, path: str) -> None:
         """Write questions, images and answers."""
         if not path:
             raise ValueError("/save: give a file name, for example /save dialogue.json")
-        turns = [{"question": t.text, "pictures": list(t.pictures), "answer": t.answer} for t in self.session.turns]
+        turns = [{"question": t.text, "pictures": list(t.images), "answer": t.answer} for t in self.session.turns]
         content = {"settings": self.settings, "turns": turns}
         expand_path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"{len(turns)} question(s) saved to {path}")
 
 
-def _lines():
+def _lines() -> Iterator[str]:
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -111,13 +115,9 @@ def _lines():
             print("\n(/quit or Ctrl-D leaves)")
 
 
-def _notice(text):
-    print(f"note: {text}", file=sys.stderr, flush=True)
-
-
 @contextmanager
-def _ctrl_c_sets():
-    """Yield a threading.Event that Ctrl-C sets, instead of raising KeyboardInterrupt somewhere in the computation."""
+def _ctrl_c_sets() -> Iterator[threading.Event]:
+    """Yield a threading.Event that Ctrl-C sets; no KeyboardInterrupt ends the computation."""
     event = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:

@@ -58,9 +58,19 @@ def test_both_stages_train_the_projection_only(cache, tmp_path):
     assert all(set(p) == {"llama_proj.weight", "llama_proj.bias"} for p in projections)
     assert projections[0]["llama_proj.weight"].shape[1] == 256
     assert not torch.equal(projections[0]["llama_proj.weight"], projections[1]["llama_proj.weight"])
+    assert settings_of_the_demo(cache, second, tmp_path / "dialogue.json") == {"temperature": 0.0}
 
 
-def test_own_pictures_take_the_place_of_the_drawn_ones(cache, tmp_path, monkeypatch):
+def settings_of_the_demo(cache, checkpoint, path):
+    """With which settings demo.py begins; greedy is the default where the vision weights are those of the package."""
+    options = [f"model.ckpt={checkpoint}", f"env.cache_root={cache}", "run.device=cpu"]
+    command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/embedded_eval.yaml", "--cli"]
+    command += ["--options", *options]
+    subprocess.run(command, cwd=ROOT, input=f"/save {path}\n", capture_output=True, text=True, check=True)
+    return json.loads(path.read_text())["settings"]
+
+
+def test_own_images_take_the_place_of_the_drawn_ones(cache, tmp_path, monkeypatch):
     """The program in docs/embedded.md, as it stands there, makes a folder that trains."""
     (tmp_path / "my_set/image").mkdir(parents=True)
     captions = {"sunset": ("orange", "An orange evening sky."), "sea": ("navy", "The sea at night.")}

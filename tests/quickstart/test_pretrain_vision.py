@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from minigpt4.quickstart import world
-from minigpt4.quickstart.pretrain_vision import Pictures, Pretraining
+from minigpt4.quickstart.pretrain_vision import DrawnImages, Pretraining
 from minigpt4.quickstart.vision import QUERIES, Vision, answers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def test_quick_pretraining_writes_weights_and_resumes(tmp_path):
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = Pretraining(Vision.tiny())
-    (batch,) = Pictures("pretrain", 0, 1, 16, 14, num_crowded=4)
+    (batch,) = DrawnImages("pretrain", 0, 1, 16, 14, num_crowded=4)
     image = batch[0].permute(0, 3, 1, 2).float() / 128 - 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []

@@ -14,8 +14,8 @@ def scenes(split, count):
     return [world.sample_scene(split, world.generator(split, index)) for index in range(count)]
 
 
-def test_pictures_follow_from_their_number():
-    first, again = (world.picture("stage1", 7) for _ in range(2))
+def test_images_follow_from_their_number():
+    first, again = (world.draw("stage1", 7) for _ in range(2))
     assert first[0] == again[0] and np.array_equal(first[1], again[1])
     digest = hashlib.sha256("".join(map(repr, scenes("held_out", 50))).encode()).hexdigest()
     assert digest[:16] == "f673760e740afe44", "the world changed: raise world.VERSION, pretrain again"
@@ -28,7 +28,7 @@ def test_training_never_sees_what_is_held_out(split):
         assert not scene.is_for_evaluation()
 
 
-def test_evaluation_pictures_are_what_they_are_called():
+def test_evaluation_images_are_what_they_are_called():
     assert all(scene.is_for_evaluation() and not scene.has_left_out_pair() for scene in scenes("held_out", 300))
     assert all(scene.is_for_evaluation() and scene.has_left_out_pair() for scene in scenes("left_out", 300))
 
@@ -40,7 +40,7 @@ def test_each_colour_and_shape_misses_one_partner():
 
 def test_objects_are_drawn_in_their_cells():
     for index in range(100):
-        scene, image, object_map = world.picture("stage2", index)
+        scene, image, object_map = world.draw("stage2", index)
         for number, item in enumerate(scene.objects, 1):
             rows, columns = np.nonzero(object_map == number)
             third = image.shape[0] / 3

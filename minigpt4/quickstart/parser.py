@@ -1,4 +1,4 @@
-"""What a caption or description says: the reading of free text back into attributes."""
+"""A parser of captions and descriptions: free text back into attributes."""
 
 import re
 from dataclasses import dataclass
@@ -29,17 +29,19 @@ class Mention:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Parsed:
+    """What a text says of a scene; None: not said."""
+
     count: int | None
     background: str | None
     objects: tuple[Mention, ...]
 
 
-def read(text: str) -> Reading:
+def parse(text: str) -> Parsed:
     """What a caption or description says, objects in the order of their first mention.
 
-    In a scene no two objects share shape and colour, so a mention that fits an object named before means that object.
-    The number of objects is the number said, else the number of objects mentioned.
+    In a scene no two objects share shape and colour, so a mention that fits an object named before
+    means that object. The number of objects is the number said, else that of objects mentioned.
     """
     text = re.sub(r"\s+", " ", text.lower())
     objects: list[Mention] = []
@@ -48,15 +50,15 @@ def read(text: str) -> Reading:
         for mention, following in zip(mentions, [*mentions[1:], None][: len(mentions)], strict=True):
             cell = _CELL.search(clause, mention.end(), following.start() if following else len(clause))
             cell = cell or (_CELL.search(clause, 0, mention.start()) if mention is mentions[0] else None)
-            found = Mention(*mention.groups(), cell and cell[1])
-            known = next((i for i, o in enumerate(objects) if _same(found, o)), None)
+            new = Mention(*mention.groups(), cell and cell[1])
+            known = next((i for i, o in enumerate(objects) if _same(new, o)), None)
             if known is None:
-                objects.append(found)
+                objects.append(new)
             else:
                 o = objects[known]
-                objects[known] = Mention(o.size or found.size, o.colour or found.colour, o.shape, o.cell or found.cell)
+                objects[known] = Mention(o.size or new.size, o.colour or new.colour, o.shape, o.cell or new.cell)
     count, background = _COUNT.search(text), _BACKGROUND.search(text)
-    return Reading(
+    return Parsed(
         NUMBERS.index(count[1]) + 1 if count else len(objects) or None,
         background and background[1],
         tuple(objects),

@@ -146,7 +146,7 @@ class Visitor:
 
 def shown(messages):
     return [
-        (message["role"], "".join(unescape(part.get("text", "[picture]")) for part in message["content"]))
+        (message["role"], "".join(unescape(part.get("text", "[image]")) for part in message["content"]))
         for message in messages
     ]
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.demo.server import CONTROLS, Refused, Visitor, is_idle, wait_until
+from tests.serving.server import CONTROLS, Refused, Visitor, is_idle, wait_until
 from tests.small_release import jpeg_bytes, picture
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.demo.server import Server, Visitor
+from tests.serving.server import Server, Visitor
 
 
 @pytest.fixture(scope="session")

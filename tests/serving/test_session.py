@@ -11,7 +11,7 @@ import pytest
 
 from minigpt4.conversation.conversation import CONV_VISION
 from minigpt4.serving.page import in_thread
-from minigpt4.serving.session import DEFAULT_QUESTION, MAX_PICTURES, Session, Turn, WarmSessions
+from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES, Session, Turn, WarmSessions
 from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
 from tests.small_release import picture
 
@@ -19,7 +19,7 @@ GREEDY = {"temperature": 0, "max_new_tokens": 12}
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     paths = [str(tmp_path / f"{seed}.png") for seed in range(2)]
     for seed, path in enumerate(paths):
         picture(seed).save(path)
@@ -42,8 +42,8 @@ def fresh(chat, *turns):  # noqa: F811
     return chat.answer(conv, images, **GREEDY)[0]
 
 
-def test_dialogue_retry_undo_and_edit_answer_as_a_fresh_conversation(chat, pictures):  # noqa: F811
-    session, first, second = Session(), pictures[:1], pictures[1:]
+def test_dialogue_retry_undo_and_edit_answer_as_a_fresh_conversation(chat, images):  # noqa: F811
+    session, first, second = Session(), images[:1], images[1:]
     one = ask(session, chat, Turn("what is it?", tuple(first)))
     assert one == fresh(chat, ("what is it?", first, None)) != ""
     two = ask(session, chat, Turn("and this house", tuple(second)))
@@ -57,16 +57,16 @@ def test_dialogue_retry_undo_and_edit_answer_as_a_fresh_conversation(chat, pictu
     assert [(turn.text, turn.answer) for turn in session.turns] == [("why near a tree", four)]
 
 
-def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, pictures, tmp_path):  # noqa: F811
+def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, images, tmp_path):  # noqa: F811
     session = Session()
-    ask(session, chat, Turn("what is it?", tuple(pictures)))
+    ask(session, chat, Turn("what is it?", tuple(images)))
     (tmp_path / "secret_folder").mkdir()
     (tmp_path / "secret_folder" / "bad.png").write_text("no image")
     turns = list(session.turns)
     for turn, settings, says in [
         (Turn("x", (str(tmp_path / "secret_folder" / "bad.png"),)), {}, "image 'bad.png'"),
         (Turn("x", (str(tmp_path / "absent.png"),)), {}, "no file 'absent.png'"),
-        (Turn("x", (pictures[0],) * (MAX_PICTURES + 1)), {}, "9 images"),
+        (Turn("x", (images[0],) * (MAX_IMAGES + 1)), {}, "9 images"),
         (Turn(" "), {}, "type a question"),
         (Turn("x"), {"temperature": -1}, "temperature: -1"),
         (Turn("x"), {"max_new_tokens": 10**6}, "leaves no room"),
@@ -78,8 +78,8 @@ def test_a_refused_turn_leaves_the_dialogue_as_it_was(chat, pictures, tmp_path):
     assert ask(session, chat, Turn("and now?"))
 
 
-def test_a_picture_without_words_is_described_and_text_is_made_fit(pictures):
-    assert Turn("  ", tuple(pictures)).text == DEFAULT_QUESTION
+def test_an_image_without_words_is_described_and_text_is_made_fit(images):
+    assert Turn("  ", tuple(images)).text == DEFAULT_QUESTION
     assert Turn("a\ud800b").text == "a?b"
 
 

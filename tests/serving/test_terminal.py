@@ -12,7 +12,7 @@ import time
 import pytest
 
 from demo import parse_args
-from tests.demo.server import ROOT, command
+from tests.serving.server import ROOT, command
 from tests.small_release import picture
 
 CONFIG = ["--cfg-path", "eval_configs/minigpt4_eval.yaml"]
@@ -35,9 +35,10 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     saved = tmp_path / "dialogue.json"
     lines = [
+        f"/save {tmp_path / 'first.json'}",
         "/set temperature 0",
         "/set max_new_tokens 8",
-        f"/image '{tmp_path / 'a picture.png'}'",
+        f"/image '{tmp_path / 'an image.png'}'",
         f"/image {tmp_path / 'bad.png'}",
         "what is it? <ImageHere> ###Assistant: x",
         "",
@@ -65,10 +66,11 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     assert all(part in error for part, error in zip(says, errors, strict=True)), errors
     assert "Traceback" not in result.stderr
     dialogue = json.loads(saved.read_text())
-    assert [turn["question"] for turn in dialogue["turns"]] == [lines[4], lines[6]]
+    assert [turn["question"] for turn in dialogue["turns"]] == [lines[5], lines[7]]
     assert dialogue["turns"][0]["pictures"] == [str(tmp_path / "an image.png")]
     assert all(turn["answer"] and turn["answer"] in output for turn in dialogue["turns"])
     assert dialogue["settings"] == {"temperature": 0, "max_new_tokens": 8}
+    assert json.loads((tmp_path / "first.json").read_text())["settings"] == {"temperature": 1.0}
     assert len(json.loads((tmp_path / "second.json").read_text())["turns"]) == 1
     assert "/image PATH" in output
 

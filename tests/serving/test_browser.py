@@ -102,20 +102,20 @@ class Person:
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     paths = [str(tmp_path / f"held_out_{number}.png") for number in range(2)]
     for number, path in enumerate(paths):
-        Image.fromarray(world.picture("held_out", number)[1]).save(path)
+        Image.fromarray(world.draw("held_out", number)[1]).save(path)
     return paths
 
 
-def test_a_chat(visit, pictures):
+def test_a_chat(visit, images):
     """Upload, ask, watch it stream, stop, retry, second turn, second image, edit, undo, clear; nothing from afar."""
     person = visit()
     person.setting("Temperature", 0)
     person.setting("Repetition penalty", 1.5)
     person.setting("Longest answer", 400)
-    person.give(pictures[0])
+    person.give(images[0])
     person.ask("what is this?")
     person.wait_for(lambda: len(person.dialogue()) == 2 and len(person.last()) > 5)
     partial = person.last()
@@ -141,7 +141,7 @@ def test_a_chat(visit, pictures):
     person.wait_for(lambda: len(person.dialogue()) == 4)
     second = person.wait()
     assert second[:3] == [*whole, "and the water?"] and second[3]
-    person.give(pictures[1])
+    person.give(images[1])
     person.ask("and this?")
     person.wait_for(lambda: len(person.dialogue()) == 6)
     third = person.wait()
@@ -161,9 +161,9 @@ def test_a_chat(visit, pictures):
     assert [url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))] == []
 
 
-def test_two_people_at_once_do_not_mix(visit, pictures):
+def test_two_people_at_once_do_not_mix(visit, images):
     people = [visit(), visit()]
-    for person, path in zip(people, pictures, strict=True):
+    for person, path in zip(people, images, strict=True):
         person.setting("Temperature", 0)
         person.setting("Longest answer", 60)
         person.give(path)

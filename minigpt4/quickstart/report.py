@@ -1,0 +1,101 @@
+"""The measurements of `make quickstart`: after both stages, beside controls."""
+
+import base64
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.quickstart import evaluate, world
+from minigpt4.quickstart.evaluate import Test
+
+DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
+
+
+def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
+    """(report, answers) of `count` held-out images and half as many with left-out pairs.
+
+    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the
+    images. Ends with stage 2 loaded.
+    """
+    # after stage 2, and the controls that need no other weights
+    held_out = evaluate.draw_tests("held_out", count)
+    left_out = evaluate.draw_tests("left_out", count // 2)
+    few = held_out[: max(1, count // 4)]
+    texts, left_texts = describe(chat, conv, held_out), describe(chat, conv, left_out)
+    answers = ask_questions(chat, conv, held_out)
+    blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
+    blank_texts = evaluate.ask(chat, conv, [blank], [evaluate.DESCRIBE], DESCRIPTION_TOKENS) * count
+    wrong_texts = texts[1:] + texts[:1]
+    probe = evaluate.linear_probe(chat, {"held_out": held_out, "left_out": left_out})
+
+    # after stage 1, and with a projection that has learnt nothing
+    load_projection(chat.model, checkpoints["stage1"])
+    first_texts, first_answers = describe(chat, conv, few), ask_questions(chat, conv, few)
+    torch.manual_seed(0)
+    chat.model.llama_proj.reset_parameters()
+    untrained_texts = describe(chat, conv, few)
+    load_projection(chat.model, checkpoints["stage2"])
+
+    controls = {"wrong_picture": wrong_texts, "blank_picture": blank_texts, "untrained_projection": untrained_texts}
+    pairs = zip(first_texts[:5], texts, strict=False)
+    report = {
+        "pictures": {
+            "held_out": count,
+            "left_out": len(left_out),
+            "after_stage1": len(few),
+            "untrained_projection": len(few),
+        },
+        "held_out": evaluate.score(held_out, texts),
+        "left_out": evaluate.score(left_out, left_texts),
+        "left_out_pairs": evaluate.score_left_out(left_out, left_texts),
+        "questions": evaluate.score_questions(held_out, answers),
+        "linear_probe": probe,
+        "after_stage1": evaluate.score(few, first_texts),
+        "questions_after_stage1": evaluate.score_questions(few, first_answers),
+        "best_constant": evaluate.best_constant(held_out),
+        **{name: evaluate.score(held_out[: len(said)], said) for name, said in controls.items()},
+        "above_chance": {name: evaluate.above_chance(held_out[: len(said)], said) for name, said in controls.items()},
+        "style": {"stage1": evaluate.style(first_texts), "stage2": evaluate.style(texts)},
+        "stages_side_by_side": [{"stage1": first, "stage2": second} for first, second in pairs],
+        "example": {"question": held_out[0].question.text, "answer": answers[0], "description": texts[0]},
+    }
+    return report, [record(test, *said) for test, *said in zip(held_out, texts, answers, strict=True)]
+
+
+def describe(chat: Chat, conv: Conversation, tests: list[Test]) -> list[str]:
+    """What is said to "Describe this image in detail.", an answer a test."""
+    images = [test.image for test in tests]
+    return evaluate.ask(chat, conv, images, [evaluate.DESCRIBE] * len(tests), DESCRIPTION_TOKENS)
+
+
+def ask_questions(chat: Chat, conv: Conversation, tests: list[Test]) -> list[str]:
+    """The answer to each test's question."""
+    images, questions = [test.image for test in tests], [test.question.text for test in tests]
+    return evaluate.ask(chat, conv, images, questions, QUESTION_TOKENS)
+
+
+def load_projection(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Put the trained weights of `checkpoint` into `model`."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    model.load_trainable(state, "quickstart", path=checkpoint)
+
+
+def record(test: Test, description: str, answer: str) -> dict:
+    """One line of answers.jsonl, with the image as base64 JPEG."""
+    buffer = io.BytesIO()
+    test.image.save(buffer, "JPEG", quality=95)
+    marks = evaluate.marks(test.scene, description)
+    return {
+        "description": description,
+        "is_right": marks["exact"][0],
+        "wrong": [name for name in evaluate.ATTRIBUTES if not all(marks[name])],
+        "question": test.question.text,
+        "expected": test.question.answer,
+        "answer": answer,
+        "answer_is_right": test.question.is_answered_by(answer),
+        "picture": base64.b64encode(buffer.getvalue()).decode(),
+    }
