@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from benchmarks.web_server import web_server
+from tests.survival.web_server import web_server
 from minigpt4.datasets.datasets import remote
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="addresses are read through curl")

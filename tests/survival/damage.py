@@ -9,11 +9,14 @@ import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from tests.survival.kill import newest
 
 STORAGE, ALIGN = "datasets.laion.build_info.storage", "datasets.cc_sbu_align.build_info.storage"
 ODD_ONE = 4  # of the 9 samples of a shard; not the last one that is drawn, so it is met in the first 8 good ones
@@ -24,20 +27,23 @@ class Place(NamedTuple):
 
     folder: Path
     address: str
-    finished: object  # () -> Path
+    finished: Callable[[], Path]
+
+
+Maker = Callable[[Place], dict]
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path = str(path)
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
 
 
-def encoded(form="JPEG", size=(48, 40), mode="RGB", seed=0, **options):
+def encoded(form: str = "JPEG", size: tuple[int, int] = (48, 40), mode: str = "RGB", seed: int = 0, **options) -> bytes:
     """Return the bytes of an image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -45,34 +51,38 @@ def encoded(form="JPEG", size=(48, 40), mode="RGB", seed=0, **options):
     return buffer.getvalue()
 
 
-def sixteen_bits():
+def sixteen_bits() -> bytes:
+    """Return a PNG of 16 bits a pixel."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((40, 48), 40_000, dtype=np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def sideways():
+def sideways() -> bytes:
+    """Return a JPEG that EXIF says to turn."""
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation
     return encoded(exif=exif)
 
 
-def bomb():
+def bomb() -> bytes:
+    """Return a small PNG of 70 million pixels."""
     buffer = io.BytesIO()
     Image.new("1", (70_000, 1_000)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def record(caption):
+def record(caption: str) -> bytes:
+    """Return the JSON member of a sample."""
     return json.dumps({"caption": caption}).encode()
 
 
-def good(number):
+def good(number: int) -> dict[str, bytes]:
     """Return the members {extension: bytes} of a good sample."""
     return {"jpg": encoded(seed=number), "json": record(f"image {number} of a red circle")}
 
 
-def write_tar(path, samples):
+def write_tar(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
     """Write {key: {extension: bytes, or the target of a symbolic link as text}}."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -86,7 +96,7 @@ def write_tar(path, samples):
     return path
 
 
-def good_shards(folder, number=3, samples=4):
+def good_shards(folder: Path, number: int = 3, samples: int = 4) -> str:
     """Write shards of good samples; return their pattern."""
     for shard in range(number):
         first = shard * samples
@@ -97,7 +107,9 @@ def good_shards(folder, number=3, samples=4):
 # ---------------------------------------- makers
 
 
-def shards(change=None, number=3, samples=4, storage=None):
+def shards(
+    change: Callable[[Path], object] | None = None, number: int = 3, samples: int = 4, storage: str | None = None
+) -> Maker:
     """Shards of good samples; `change(path)` damages the second, `storage` is named below the folder instead."""
 
     def make(place):
@@ -109,25 +121,29 @@ def shards(change=None, number=3, samples=4, storage=None):
     return make
 
 
-def cut_at(part):
+def cut_at(part: float) -> Callable[[Path], object]:
+    """Leave the first `part` of a file."""
     return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
 
 
-def cut_in_picture(path):
+def cut_in_image(path: Path) -> None:
+    """Cut a shard within the bytes of an image."""
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"000006.jpg") + 700])
 
 
-def written(content):
+def written(content: bytes) -> Callable[[Path], object]:
+    """Put `content` in place of a file's."""
     return lambda path: path.write_bytes(content)
 
 
-def a_folder(path):
+def a_folder(path: Path) -> None:
+    """Put a folder in place of a file."""
     path.unlink()
     path.mkdir()
 
 
-def sample(change, key=f"{ODD_ONE:06}"):
+def sample(change: Callable[[dict, Place], dict], key: str = f"{ODD_ONE:06}") -> Maker:
     """One shard of 9 samples; `change(members)` returns what becomes of one of them, `key` its name in the tar.
 
     "{folder}" in `key` is the row's folder.
@@ -137,14 +153,14 @@ def sample(change, key=f"{ODD_ONE:06}"):
         name_of_odd = key.format(folder=place.folder)
         samples = {f"{number:06}": good(number) for number in range(9)}
         members = change(samples[f"{ODD_ONE:06}"], place)
-        samples = {name_of_odd if int(name) == ODD_ONE else name: samples[name] for name in samples}
+        samples = {name_of_odd if int(name) == ODD_ONE else name: value for name, value in samples.items()}
         samples[name_of_odd] = members
         return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
     return make
 
 
-def with_members(**members):
+def with_members(**members: bytes | str | None) -> Maker:
     """One sample has other members; None: it lacks one."""
 
     def change(before, _):
@@ -153,17 +169,18 @@ def with_members(**members):
     return sample(change)
 
 
-def with_pickle(extension):
+def with_pickle(extension: str) -> Maker:
+    """One sample has a member that runs code where it is unpickled."""
     return sample(lambda members, place: members | {extension: pickle.dumps(Trap(place.folder / "executed"))})
 
 
-def unusable(place):
+def unusable(place: Place) -> dict:
     """One shard of 5 samples without an image that can be read."""
     samples = {f"{number:06}": good(number) | {"jpg": b"no image"} for number in range(5)}
     return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
 
-def captions(*shards_of_captions):
+def captions(*shards_of_captions: list[str]) -> Maker:
     """Shards whose samples have these captions."""
 
     def make(place):
@@ -175,7 +192,7 @@ def captions(*shards_of_captions):
     return make
 
 
-def from_web(kind):
+def from_web(kind: str) -> Maker:
     """Two good shards, and one from the web server that behaves as `kind` says."""
 
     def make(place):
@@ -185,7 +202,7 @@ def from_web(kind):
     return make
 
 
-def align(change=None, records=None):
+def align(change: Callable[[Path], object] | None = None, records: list[dict] | None = None) -> Maker:
     """A folder of 8 images with captions; `change(folder)` damages it, `records` go into filter_cap.json."""
 
     def make(place):
@@ -193,8 +210,8 @@ def align(change=None, records=None):
         (folder / "image").mkdir(parents=True)
         for number in range(8):
             (folder / f"image/{number}.jpg").write_bytes(encoded(seed=number))
-        found = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
-        (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or found}))
+        good_ones = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
+        (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or good_ones}))
         if change:
             change(folder)
         return {ALIGN: str(folder)}
@@ -202,13 +219,14 @@ def align(change=None, records=None):
     return make
 
 
-def link_out(folder):
+def link_out(folder: Path) -> None:
+    """Put a link to a file outside of the folder in place of an image."""
     (folder.parent / "outside.jpg").write_bytes(encoded())
     (folder / "image/3.jpg").unlink()
     (folder / "image/3.jpg").symlink_to(folder.parent / "outside.jpg")
 
 
-def weights(change):
+def weights(change: Callable[[dict], object]) -> Maker:
     """`model.ckpt`: the weights of a finished run after `change(state)`, which may return another object."""
 
     def make(place):
@@ -222,15 +240,19 @@ def weights(change):
     return make
 
 
-def a_nan(state):
+def a_nan(state: dict) -> None:
+    """One number of the weights is not a number."""
     state["model"]["llama_proj.weight"][3, 5] = float("nan")
 
 
-def narrow(state):
+def narrow(state: dict) -> None:
+    """The weights are those for a narrower LLM."""
     state["model"] = {name: tensor[:64] for name, tensor in state["model"].items()}
 
 
-def trap_as_weights(key):
+def trap_as_weights(key: str) -> Maker:
+    """The file of a setting runs code where it is unpickled."""
+
     def make(place):
         path = place.folder / "weights.pth"
         path.write_bytes(pickle.dumps({"model": Trap(place.folder / "executed")}))
@@ -239,8 +261,8 @@ def trap_as_weights(key):
     return make
 
 
-def resumed(change=None, **settings):
-    """A copy of the finished run, gone on with for a second epoch; `change(checkpoints, oldest first)` damages it."""
+def resumed(change: Callable[[list[Path]], object] | None = None, **settings) -> Maker:
+    """A copy of the finished run, resumed for a second epoch; `change(checkpoints, oldest first)` damages it."""
 
     def make(place):
         shutil.copytree(place.finished(), place.folder / "out")
@@ -251,31 +273,31 @@ def resumed(change=None, **settings):
     return make
 
 
-def other_shards(place):
+def other_shards(place: Place) -> dict:
+    """A finished run is resumed with one shard more."""
     more = shards(number=4)(place)
     return resumed()(place) | more
 
 
-def damage_newest(paths):
+def damage_newest(paths: list[Path]) -> None:
+    """Cut the last of these files at half."""
     cut_at(0.5)(paths[-1])
 
 
-def flip_a_byte(paths):
+def flip_a_byte(paths: list[Path]) -> None:
+    """Change one bit of the last of these files."""
     content = bytearray(paths[-1].read_bytes())
     content[len(content) // 2] ^= 1
     paths[-1].write_bytes(content)
 
 
-def damage_all(paths):
+def damage_all(paths: list[Path]) -> None:
+    """Cut all of these files at half."""
     for path in paths:
         cut_at(0.5)(path)
 
 
-def newest(folder):
-    return max(folder.glob("*/checkpoint_?.pth"))
-
-
-def locked(relative, make):
+def locked(relative: str, make: Maker) -> Maker:
     """After `make` nobody may read or write what lies there; the row drops root's privilege to do so all the same."""
 
     def lock(place):
