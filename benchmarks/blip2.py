@@ -1,17 +1,19 @@
 """What one would train today instead: transformers' Blip2ForConditionalGeneration around the same LLM."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
+from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-IGNORED = -100
+from benchmarks.workload import IGNORED, token_rows
 
 
-def blip2(model):
+def blip2(model: nn.Module) -> nn.Module:
     """Return transformers' BLIP-2 that shares all weights of `model` but the ViT's, which it has a copy of."""
-    from transformers import Blip2Config, Blip2ForConditionalGeneration
-
-    vit, bert, text = model.visual_encoder, model.Qformer.bert, model.llama_model.config
+    vit, bert = model.visual_encoder, model.Qformer.bert
+    text = model.llama_model.config
     attention, mlp = vit.blocks[0].attn, vit.blocks[0].mlp
     vision = {
         "hidden_size": vit.embed_dim,
@@ -30,16 +32,16 @@ def blip2(model):
         image_token_index=text.vocab_size - 1,  # no text of a workload has it
     )
     with torch.device("meta"):
-        found = Blip2ForConditionalGeneration(config)
-    found.qformer, found.language_model = bert, model.llama_model
-    found.language_projection, found.query_tokens = model.llama_proj, model.query_tokens
-    found.vision_model.load_state_dict(vision_weights(model), assign=True)
-    found.vision_model.post_layernorm.eps = model.ln_vision.eps
-    found.vision_model.requires_grad_(False)
-    return found.eval()
+        stock = Blip2ForConditionalGeneration(config)
+    stock.qformer, stock.language_model = bert, model.llama_model
+    stock.language_projection, stock.query_tokens = model.llama_proj, model.query_tokens
+    stock.vision_model.load_state_dict(vision_weights(model), assign=True)
+    stock.vision_model.post_layernorm.eps = model.ln_vision.eps
+    stock.vision_model.requires_grad_(False)
+    return stock.eval()
 
 
-def vision_weights(model):
+def vision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
     vit = model.visual_encoder
     parts = {
@@ -61,7 +63,7 @@ def vision_weights(model):
     return {name: tensor.detach() for name, tensor in parts.items()}
 
 
-def loss(stock, model, samples):
+def loss(stock: nn.Module, model: nn.Module, samples: dict) -> Tensor:
     """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient goes to model.llama_proj."""
     inputs = batch_of(stock, model, samples)
     with stock_attention(model.llama_model), model.maybe_autocast():
@@ -69,7 +71,7 @@ def loss(stock, model, samples):
 
 
 @contextmanager
-def stock_attention(llm):
+def stock_attention(llm: nn.Module) -> Iterator[None]:
     """Let an LLM attend as transformers does by default inside the block."""
     usual, llm.config._attn_implementation = llm.config._attn_implementation, "sdpa"
     try:
@@ -78,18 +80,18 @@ def stock_attention(llm):
         llm.config._attn_implementation = usual
 
 
-def batch_of(stock, model, samples):
+def batch_of(stock: nn.Module, model: nn.Module, samples: dict) -> dict[str, Tensor]:
     """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
-    from minigpt4.text.rows import batch_prompts, batch_rows
-
-    prompts = batch_prompts(samples, model.prompt_list[0] if model.prompt_list else "", model, model.llama_tokenizer)
-    picture = [stock.config.image_token_index] * model.query_tokens.shape[1]
-    ids, labels = [], []
-    for prompt, row in zip(prompts, batch_rows(samples, model, model.llama_tokenizer), strict=True):
-        before, behind = model._prefix_ids(prompt)
-        prefix = [*before, *picture, *behind]
-        ids.append(torch.tensor(prefix + row.ids))
-        labels.append(torch.tensor([IGNORED] * len(prefix) + row.labels))
-    pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, True, fill).to(model.device)  # noqa: E731
-    masks = [torch.ones(len(row), dtype=torch.long) for row in ids]
-    return {"input_ids": pad(ids, 1), "attention_mask": pad(masks, 0), "labels": pad(labels, IGNORED)}
+    image = [stock.config.image_token_index] * model.query_tokens.shape[1]
+    rows = token_rows(model, samples)
+    prefixes = [[*row.before, *image, *row.behind] for row in rows]
+    columns = {
+        "input_ids": [[*prefix, *row.ids] for prefix, row in zip(prefixes, rows, strict=True)],
+        "attention_mask": [[1] * (len(prefix) + len(row.ids)) for prefix, row in zip(prefixes, rows, strict=True)],
+        "labels": [[IGNORED] * len(prefix) + row.labels for prefix, row in zip(prefixes, rows, strict=True)],
+    }
+    fills = {"input_ids": 1, "attention_mask": 0, "labels": IGNORED}
+    return {
+        name: nn.utils.rnn.pad_sequence(list(map(torch.tensor, column)), True, fills[name]).to(model.device)
+        for name, column in columns.items()
+    }

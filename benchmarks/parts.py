@@ -4,59 +4,63 @@ Ours, what 2023 computes and what transformers gives take turns in one process, 
 is shown unless our result is as near to that of 2023 in float32 as `parity` wants it.
 """
 
-from contextlib import contextmanager
-from statistics import median
+from argparse import Namespace
+from collections.abc import Callable
 
-from benchmarks import baseline_2023, blip2, machine, parity, train, workload
+import torch
+from torch import Tensor, nn
+
+from benchmarks import baseline_2023, blip2, parity, train, workload
+from benchmarks.harness import DEVICE, DTYPE, ROUNDS, NotEqual, row, take_turns, timed
 from minigpt4.common.device import resolve_device
+from minigpt4.models.base_model import DTYPES
 
-BATCH = 8
+Ways = dict[str, Callable[[], Tensor]]
+SIZES = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float32 copies have to fit
 
 
 class Part:
     """A command; `ways` takes (model, batch) and returns {way: function that returns a tensor}."""
 
-    def __init__(self, title, ways, flops):
-        self.HELP, self.ways, self.flops = f"{title}, beside that of 2023 and of transformers", ways, flops
+    OPTIONS = {
+        "--size": {"choices": SIZES, "default": "toy", "help": "7b-thin: full width, few layers"},
+        "--stage": {"type": int, "choices": (1, 2), "default": 1, "help": "whose texts (default: %(default)s)"},
+        "--batch": {"type": int, "default": 8},
+        "--device": DEVICE,
+        "--dtype": DTYPE,
+        "--rounds": ROUNDS,
+    }
 
-    def add_arguments(self, parser):
-        sizes = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float32 copies have to fit
-        parser.add_argument("--size", choices=sizes, default="toy", help="7b-thin: full width, few layers")
-        parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="whose texts (default: %(default)s)")
-        parser.add_argument("--batch", type=int, default=BATCH)
-        parser.add_argument("--device", default="auto")
-        parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(default: fp16 on a GPU, else bf16)")
-        parser.add_argument("--rounds", type=int, default=5)
+    def __init__(self, title: str, ways: Callable[[nn.Module, dict], Ways], flops: Callable[[nn.Module, dict], float]):
+        self.HELP, self.title = f"{title}, beside that of 2023 and of transformers", title
+        self.ways, self.flops = ways, flops
 
-    def run(self, args):
-        """Measure, print the table, return the figures."""
-        from minigpt4.models.base_model import DTYPES
-
+    def run(self, args: Namespace) -> dict:
+        """Return the rows and errors of all ways. Raises NotEqual where ours is too far from 2023."""
         device = resolve_device(args.device)
         half_name = "fp16" if device.type == "cuda" else "bf16"
         dtype = args.dtype or half_name
         half = workload.random_model(args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage)
         wide, batch = workload.in_float32(half), workload.batches(half, args.stage, args.batch, 1)[0]
         wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
-        exact = wide_ways["2023"]()
-        errors = {
-            way: {"fp32": distance(wide_ways[way](), exact), "half": distance(half_ways[way](), exact)}
-            for way in wide_ways
-        }
+        # errors against 2023 in float32, before any speed
+        exact, errors = wide_ways["2023"](), {}
+        for way in wide_ways:
+            errors[way] = {"fp32": distance(wide_ways[way](), exact), "half": distance(half_ways[way](), exact)}
+            print(f"{way:<16} error in fp32 {errors[way]['fp32']:.1e}, in half precision {errors[way]['half']:.2e}")
         limit = parity.HALF_LIMIT * errors["2023"]["half"]
-        passed = errors["ours"]["fp32"] <= parity.FLOAT32_LIMIT and errors["ours"]["half"] <= limit
-        figures = {"size": args.size, "stage": args.stage, "batch": args.batch, "dtype": dtype, "errors": errors}
-        if passed:
-            model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
-            figures["seconds"] = train.take_turns(ways, args.rounds, device)
-            ceiling = train.matmul_flops(device, dtype)
-            figures |= train.compared(figures["seconds"], self.flops(model, batch), ceiling)
-        print_table(figures)
-        print("PASS" if passed else "FAIL: the errors are too large, no speed is shown")
-        return {**figures, "passed": passed, "seed": workload.SEED, **machine.description("transformers", "timm")}
+        if errors["ours"]["fp32"] > parity.FLOAT32_LIMIT or errors["ours"]["half"] > limit:
+            raise NotEqual("the errors are too large")
+        model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
+        seconds = take_turns({way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1)
+        best = self.flops(model, batch) / train.matmul_flops(device, dtype)
+        name = f"{self.title}, {args.size} {dtype}, batch {args.batch}, stage {args.stage}"
+        rows = [row(name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best)]
+        return {"rows": rows, "errors": errors, "seed": workload.SEED}
 
 
-def vit_ways(model, batch):
+def vit_ways(model: nn.Module, batch: dict) -> Ways:
+    """Return ways to what the Q-Former is given for the images."""
     stock = blip2.blip2(model)
     return {
         "2023": _forward(model, lambda: see(model, batch), as_2023=True),
@@ -65,12 +69,12 @@ def vit_ways(model, batch):
     }
 
 
-def see(model, batch):
+def see(model: nn.Module, batch: dict) -> Tensor:
     """Return what the Q-Former is given for the images."""
     return model.ln_vision(model.visual_encoder(batch["image"]))
 
 
-def qformer_ways(model, batch):
+def qformer_ways(model: nn.Module, batch: dict) -> Ways:
     """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
     seen = _forward(model, lambda: see(model, batch))()
     query = lambda: model.Qformer(model.query_tokens, seen)  # noqa: E731
@@ -78,8 +82,6 @@ def qformer_ways(model, batch):
 
 
 def _forward(model, function, as_2023=False):
-    import torch
-
     @torch.no_grad()
     def run():
         with model.maybe_autocast():
@@ -91,20 +93,18 @@ def _forward(model, function, as_2023=False):
     return run
 
 
-def llm_ways(model, batch):
+def llm_ways(model: nn.Module, batch: dict) -> Ways:
     """Return ways to the gradient of the loss with respect to what the LLM is given for the images."""
-    import torch
-
     with torch.no_grad():
-        pictures, mask = model.encode_img(batch["image"])
-    pictures.requires_grad_()
+        embeds = workload.image_embeds(model, batch["image"])
+    embeds.requires_grad_()
 
     def gradient(loss):
         def run():
-            pictures.grad = None
-            with _given(model, pictures, mask):
+            embeds.grad = None
+            with workload.given_images(model, embeds):
                 (1024 * loss()).backward()  # as a GradScaler, see parity
-            return pictures.grad / 1024
+            return embeds.grad / 1024
 
         return run
 
@@ -115,50 +115,29 @@ def llm_ways(model, batch):
     }
 
 
-@contextmanager
-def _given(model, pictures, mask):
-    """Let the model take these for its images inside the block."""
-    model.encode_img = lambda image: (pictures, mask)
-    try:
-        yield
-    finally:
-        del model.encode_img
-
-
 def _stock_loss(model, batch):
-    inputs, _ = model.build_inputs(batch)
+    inputs = workload.llm_inputs(model, batch)
     with blip2.stock_attention(model.llama_model), model.maybe_autocast():
         return model.llama_model(**inputs, use_cache=False).loss
 
 
-def llm_flops(model, batch):
+def llm_flops(model: nn.Module, batch: dict) -> float:
     """Return the FLOPs that the LLM cannot do without, forward and back to the images."""
-    import torch
-
     with torch.no_grad():
-        vision = workload.count_flops(lambda: model.encode_img(batch["image"]))
+        vision = workload.count_flops(lambda: workload.image_embeds(model, batch["image"]))
     projection = 2 * len(batch["image"]) * model.query_tokens.shape[1] * model.llama_proj.weight.numel()
     return workload.useful_flops(model, batch) - vision - projection
 
 
-def distance(found, expected):
+def distance(found: Tensor, expected: Tensor) -> float:
     """Return the relative distance of two tensors, in float32."""
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def print_table(figures):
-    print(f"{figures['size']}, batch {figures['batch']}, stage {figures['stage']}, {figures['dtype']}")
-    print(f"{'':<16}{'error, fp32':>14}{'error, half':>14}{'seconds':>36}{'x 2023':>8}{'of limit':>10}")
-    for way, errors in figures["errors"].items():
-        cells = f"{errors['fp32']:>14.1e}{errors['half']:>14.2e}"
-        if values := figures.get("seconds", {}).get(way):
-            spread = f"{median(values):.4g} [{min(values):.4g} .. {max(values):.4g}]"
-            cells += f"{spread:>36}{figures['ratio'][way]:>8.2f}{figures['share of limit'][way]:>10.1%}"
-        print(f"{way:<16}{cells}")
+def _counted(ways):
+    return lambda *args: workload.count_flops(ways(*args)["ours"])
 
 
-VIT = Part("the ViT's forward pass", vit_ways, lambda *args: workload.count_flops(vit_ways(*args)["ours"]))
-QFORMER = Part(
-    "the Q-Former's forward pass", qformer_ways, lambda *args: workload.count_flops(qformer_ways(*args)["ours"])
-)
+VIT = Part("the ViT's forward pass", vit_ways, _counted(vit_ways))
+QFORMER = Part("the Q-Former's forward pass", qformer_ways, _counted(qformer_ways))
 LLM = Part("the LLM forward and backward", llm_ways, llm_flops)
