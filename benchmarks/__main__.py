@@ -15,7 +15,7 @@ from benchmarks import chat, counted, data, harness, limits, load, parity, parts
 COMMANDS = {
     "all": suites.ALL,
     "chat": chat,
-    "compare": harness.Compare,
+    "compare": harness.COMPARE,
     "data": data,
     "flops": counted.FLOPS,
     "gpu": suites.GPU,

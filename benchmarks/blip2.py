@@ -83,15 +83,12 @@ def stock_attention(llm: nn.Module) -> Iterator[None]:
 def batch_of(stock: nn.Module, model: nn.Module, samples: dict) -> dict[str, Tensor]:
     """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
     image = [stock.config.image_token_index] * model.query_tokens.shape[1]
-    rows = token_rows(model, samples)
-    prefixes = [[*row.before, *image, *row.behind] for row in rows]
-    columns = {
-        "input_ids": [[*prefix, *row.ids] for prefix, row in zip(prefixes, rows, strict=True)],
-        "attention_mask": [[1] * (len(prefix) + len(row.ids)) for prefix, row in zip(prefixes, rows, strict=True)],
-        "labels": [[IGNORED] * len(prefix) + row.labels for prefix, row in zip(prefixes, rows, strict=True)],
-    }
+    columns = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in token_rows(model, samples):
+        prefix = [*row.before, *image, *row.behind]
+        columns["input_ids"].append(torch.tensor([*prefix, *row.ids]))
+        columns["labels"].append(torch.tensor([IGNORED] * len(prefix) + row.labels))
+        columns["attention_mask"].append(torch.ones_like(columns["labels"][-1]))
     fills = {"input_ids": 1, "attention_mask": 0, "labels": IGNORED}
-    return {
-        name: nn.utils.rnn.pad_sequence(list(map(torch.tensor, column)), True, fills[name]).to(model.device)
-        for name, column in columns.items()
-    }
+    padded = {name: nn.utils.rnn.pad_sequence(columns[name], True, fill) for name, fill in fills.items()}
+    return {name: tensor.to(model.device) for name, tensor in padded.items()}

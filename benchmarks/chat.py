@@ -57,12 +57,9 @@ def run(args: Namespace) -> dict:
 def chat_model(size: str, dtype: torch.dtype, device: str = "cpu") -> MiniGPT4:
     """Return a model of random weights whose tokenizer reads back what it writes."""
     model = workload.random_model(size, dtype, device).eval()
-    model.llama_tokenizer = character_tokenizer(model.llama_model.config.vocab_size)
+    model.llama_tokenizer = tokenizer = character_tokenizer(model.llama_model.config.vocab_size)
     for config in (model.llama_model.config, model.llama_model.generation_config):
-        config.bos_token_id, config.eos_token_id = (
-            model.llama_tokenizer.bos_token_id,
-            model.llama_tokenizer.eos_token_id,
-        )
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     return model
 
 
@@ -168,7 +165,7 @@ def on_gpu(is_quick: bool) -> list[dict]:
     which this GPU copies memory in this run.
     """
     size, device, rows = "chat-quick" if is_quick else "7b", torch.device("cuda"), []
-    copied = max(limits.copies(device, 2**30, 10)["copy within memory"])
+    copied = max(limits.copies(device, 2**30, 10))
     for kind in ("none", "int8", "int4"):
         model = chat_model(size, torch.float16, device)
         if kind != "none":
@@ -176,17 +173,14 @@ def on_gpu(is_quick: bool) -> list[dict]:
         chat, conv, images = start(model)
         chat.ask("What is this?".ljust(GPU_QUESTION, "x"), conv)
         engine, generate = tokens_a_second(model, (chat, conv, images, PrefixCache()), 5, GPU_TOKENS)
+        # the weights but the embedding table, and the keys and values
+        llm, config = model.llama_model, model.llama_model.config
+        tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
+        read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
+        read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (GPU_QUESTION + GPU_TOKENS // 2)
         name = f"{size} {kind if kind != 'none' else 'fp16'}: tokens a second"
-        limit = copied / bytes_per_token(model.llama_model)
-        rows.append(row(name, "1/s", engine, stock=generate, limit=limit, more_is_better=True))
+        rows.append(row(name, "1/s", engine, stock=generate, limit=copied / read, more_is_better=True))
         print(f"{name}: {torch.cuda.memory_allocated() / 2**30:.1f} GiB of this GPU in use")
-        del model, chat, images
+        del model, llm, tensors, chat, images
         torch.cuda.empty_cache()
     return rows
-
-
-def bytes_per_token(llm: torch.nn.Module) -> int:
-    """Return what a token reads: all weights but the embedding table, keys and values so far."""
-    tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
-    weights = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
-    return weights + 2 * llm.config.num_hidden_layers * llm.config.hidden_size * 2 * (GPU_QUESTION + GPU_TOKENS // 2)

@@ -10,9 +10,9 @@ from itertools import product
 import torch
 
 from benchmarks import baseline_2023, workload
-from benchmarks.harness import QUICK, row
+from benchmarks.harness import QUICK, Command, row
 from benchmarks.workload import OFFICIAL_BATCH, meta_model
-from minigpt4.common.memory import OUTSIDE, without_values
+from minigpt4.common.memory import OUTSIDE
 from minigpt4.models.memory import Cost, count_step
 
 LOG = {1: (16, 22193), 2: (12, 36093)}  # stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
@@ -28,36 +28,24 @@ KINDS = ("none", "int8", "nf4")
 Loss = Callable[[dict], torch.Tensor]
 
 
-class Memory:
-    """The command `memory`."""
-
-    HELP = "memory of a training step at real size, counted; the 2023 baseline beside the published log"
-    OPTIONS = {"--quick": QUICK | {"help": "7B in half precision alone, and no table of cards"}}
-
-    def run(self, args: Namespace) -> dict:
-        """Count; return rows of all sizes and kinds of weights, and the largest batch of each card."""
-        sizes, kinds = (["7b"], ["none"]) if args.quick else (["7b", "13b"], KINDS)
-        rows = [log_row(stage) for stage in LOG]
-        for size, stage in product(sizes, OFFICIAL_BATCH):
-            rows += memory_rows(size, stage, kinds)
-        return {"rows": rows, "cards": {} if args.quick else cards(sizes)}
+def count_memory(args: Namespace) -> dict:
+    """Return rows of all sizes and kinds of weights, and the largest batch of each card."""
+    sizes, kinds = (["7b"], ["none"]) if args.quick else (["7b", "13b"], KINDS)
+    rows = [log_row(stage) for stage in LOG]
+    for size, stage in product(sizes, OFFICIAL_BATCH):
+        rows += memory_rows(size, stage, kinds)
+    return {"rows": rows, "cards": {} if args.quick else cards(sizes)}
 
 
-class Flops:
-    """The command `flops`."""
+def count_step_flops(args: Namespace) -> dict:
+    """Return rows of FLOPs and kernels.
 
-    HELP = "FLOPs and kernels of a training step at real size, counted, beside what it cannot do without"
-    OPTIONS = {"--quick": QUICK | {"help": "7B alone"}}
-
-    def run(self, args: Namespace) -> dict:
-        """Count; return rows of FLOPs and kernels.
-
-        Without values nothing can be read: a step that waited for the GPU would end in an error.
-        """
-        rows = []
-        for size, stage in product(["7b"] if args.quick else ["7b", "13b"], OFFICIAL_BATCH):
-            rows += flops_rows(size, stage)
-        return {"rows": rows}
+    Without values nothing can be read: a step that waited for the GPU would end in an error.
+    """
+    rows = []
+    for size, stage in product(["7b"] if args.quick else ["7b", "13b"], OFFICIAL_BATCH):
+        rows += flops_rows(size, stage)
+    return {"rows": rows}
 
 
 def log_row(stage: int) -> dict:
@@ -78,7 +66,7 @@ def baseline(stage: int) -> float:
 def peak_of_2023(model: torch.nn.Module, batch: dict) -> int:
     """Return the bytes of a step as 2023 computes it."""
     tables = model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4  # float32 cosines and sines, in each layer
-    return cost(model, batch, lambda samples: baseline_2023.loss(model, samples)).peak + tables
+    return cost(model, batch, as_2023(model)).peak + tables
 
 
 def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
@@ -101,30 +89,20 @@ def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
 
 def flops_rows(size: str, stage: int) -> list[dict]:
     """Return the rows of what a step executes: TFLOP of matrix products, and kernels."""
-    batch_size = OFFICIAL_BATCH[stage]
-    tflop, kernels, useful = {}, {}, 0.0
-    for way in ("2023", "lean"):
-        kernels[way] = [cost(*_step(size, stage, way)).launches]
-        model, batch, loss = _step(size, stage, way)
-        with without_values(model):
-            batch["image"] = torch.empty(batch_size, 3, model.image_size, model.image_size)
+    tflop, kernels = {}, {}
+    for way, loss_of_way in (("2023", as_2023), ("ours", loss_of)):
+        model, batch = meta_model(size, stage, OFFICIAL_BATCH[stage])
+        kernels[way] = [cost(model, batch, loss_of_way(model)).launches]
+        with workload.without_weights(size, stage) as (model, batch):
+            loss = loss_of_way(model)
             tflop[way] = [workload.count_flops(lambda: loss(batch).backward()) / 1e12]  # noqa: B023
-            useful = useful or workload.useful_flops(model, batch) / 1e12
-    name = f"stage {stage}: {size} step, batch {batch_size}"
+            useful = workload.useful_flops(model, batch) / 1e12
+    name = f"stage {stage}: {size} step, batch {OFFICIAL_BATCH[stage]}"
     options = {"limit": useful, "at_most": FLOPS_LIMIT * useful}
     return [
-        row(f"{name}, executed", "TFLOP", tflop["lean"], tflop["2023"], **options),
-        row(f"{name}, kernels", "", kernels["lean"], kernels["2023"]),
+        row(f"{name}, executed", "TFLOP", tflop["ours"], tflop["2023"], **options),
+        row(f"{name}, kernels", "", kernels["ours"], kernels["2023"]),
     ]
-
-
-def _step(size, stage, way):
-    """Return (model, batch, function that gives the loss) of a step as `way` computes it."""
-    model, batch = meta_model(size, stage, OFFICIAL_BATCH[stage])
-    if way == "2023":
-        return model, batch, lambda samples: baseline_2023.loss(model, samples)
-    workload.use_path(model, way)
-    return model, batch, loss_of(model)
 
 
 def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
@@ -152,6 +130,11 @@ def loss_of(model: torch.nn.Module) -> Loss:
     return lambda samples: model(samples)["loss"]
 
 
+def as_2023(model: torch.nn.Module) -> Loss:
+    """Return the function that gives the loss of a batch as 2023 computes it."""
+    return lambda samples: baseline_2023.loss(model, samples)
+
+
 def cost(model: torch.nn.Module, batch: dict, loss: Loss) -> Cost:
     """Return the Cost of a step on a GPU."""
     return count_step(model, batch, torch.device("cuda"), loss)
@@ -170,4 +153,13 @@ def num_tokens(model: torch.nn.Module, batch: dict) -> int:
     return sum(len(row.before) + num_queries + len(row.behind) + len(row.ids) - 1 for row in rows)
 
 
-MEMORY, FLOPS = Memory(), Flops()
+MEMORY = Command(
+    "memory of a training step at real size, counted; the 2023 baseline beside the published log",
+    {"--quick": QUICK | {"help": "7B in half precision alone, and no table of cards"}},
+    count_memory,
+)
+FLOPS = Command(
+    "FLOPs and kernels of a training step at real size, counted, beside what it cannot do without",
+    {"--quick": QUICK | {"help": "7B alone"}},
+    count_step_flops,
+)

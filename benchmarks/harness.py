@@ -15,19 +15,28 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "timm", "pillow", "webdataset")
-# options that several commands have; a command's OPTIONS: {flag: arguments of add_argument}
+# options that several commands have
 DEVICE = {"default": "auto"}
 DTYPE = {"choices": ("fp32", "fp16", "bf16"), "help": "(default: fp16 on a GPU, else bf16)"}
 ROUNDS = {"type": int, "default": 5, "help": "of each way, in turns (default: %(default)s)"}
 QUICK = {"action": "store_true", "help": "small sizes: shows that it runs, judges nothing"}
+Clock = Callable[[], float]
 VALUES = ("ours", "2023", "stock")  # of a row: a list with a value for each round, or None
 APART = 3  # standard errors from which `compare` marks a difference
+
+
+class Command(NamedTuple):
+    """A sub-command; a module that is one has these names itself."""
+
+    HELP: str
+    OPTIONS: dict[str, dict]  # {flag: arguments of add_argument}
+    run: Callable[[Namespace], dict]
 
 
 class NotEqual(Exception):
@@ -82,9 +91,6 @@ def print_table(rows: list[dict]) -> None:
         print(f"{each['name']:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in cells))
 
 
-# ---------------------------------------- measuring
-
-
 def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0) -> dict[str, list]:
     """Return {way: [what it returned in each round]}; each way leads every other round.
 
@@ -97,23 +103,22 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0
     return {way: values[warm_up:] for way, values in results.items()}
 
 
-def timed(function: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """Return a function that calls `function` and returns the seconds that it took (see `now`)."""
+def timed(function: Callable[[], object], device: torch.device, clock: Clock | None = None) -> Callable[[], float]:
+    """Return a function that calls `function` and returns its seconds by a clock.
+
+    The clock's default: on a CPU the seconds of the process, else the wall's once the device's work is done.
+    """
+    clock = clock or (time.process_time if device.type == "cpu" else time.perf_counter)
+    wait = getattr(torch, device.type).synchronize
 
     def call():
-        start = now(device)
+        wait()
+        start = clock()
         function()
-        return now(device) - start
+        wait()
+        return clock() - start
 
     return call
-
-
-def now(device: torch.device) -> float:
-    """Return the seconds of this process's CPU; for another device the time at which its work is done."""
-    if device.type == "cpu":
-        return time.process_time()
-    getattr(torch, device.type).synchronize()
-    return time.perf_counter()
 
 
 def in_own_process(module: str, *words: object, is_shown: bool = False) -> dict:
@@ -142,34 +147,23 @@ def description() -> dict:
     return {"machine": machine, "versions": {"python": platform.python_version(), **versions}}
 
 
-# ---------------------------------------- two results side by side
-
-
-class Compare:
-    """The command `compare`."""
-
-    HELP = "two result files side by side, with ratio and error"
-
-    OPTIONS = {"first": {"type": Path}, "second": {"type": Path}}
-
-    @staticmethod
-    def run(args: Namespace) -> dict:
-        """Print the values that both files hold, their ratio and its standard error; return these."""
-        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (args.first, args.second))
-        for path, result in ((args.first, first), (args.second, second)):
-            if "rows" not in result:
-                raise SystemExit(f"{path}: has no rows; expected a file that `python -m benchmarks .. --json` wrote")
-        for about in ("machine", "versions"):
-            if first.get(about) != second.get(about):
-                print(f"another {about.removesuffix('s')}: {first.get(about)} and {second.get(about)}")
-        lines = list(compared(first["rows"], second["rows"]))
-        width = max((len(line["name"]) for line in lines), default=0)
-        print(f"{'':<{width}}{args.first.stem[:14]:>16}{args.second.stem[:14]:>16}{'ratio':>10}{'error':>10}")
-        for line in lines:
-            cells = f"{line['first']:>16.4g}{line['second']:>16.4g}{line['ratio']:>10.4g}{line['error']:>10.2g}"
-            print(f"{line['name']:<{width}}{cells}{'  *' * line['apart']}")
-        print(f"*: more than {APART} standard errors apart, or another count")
-        return {"compared": lines}
+def compare(args: Namespace) -> dict:
+    """Print the values that both files hold, their ratio and its standard error; return these."""
+    first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (args.first, args.second))
+    for path, result in ((args.first, first), (args.second, second)):
+        if "rows" not in result:
+            raise SystemExit(f"{path}: has no rows; expected a file that `python -m benchmarks .. --json` wrote")
+    for about in ("machine", "versions"):
+        if first.get(about) != second.get(about):
+            print(f"another {about.removesuffix('s')}: {first.get(about)} and {second.get(about)}")
+    lines = list(compared(first["rows"], second["rows"]))
+    width = max((len(line["name"]) for line in lines), default=0)
+    print(f"{'':<{width}}{args.first.stem[:14]:>16}{args.second.stem[:14]:>16}{'ratio':>10}{'error':>10}")
+    for line in lines:
+        cells = f"{line['first']:>16.4g}{line['second']:>16.4g}{line['ratio']:>10.4g}{line['error']:>10.2g}"
+        print(f"{line['name']:<{width}}{cells}{'  *' * line['apart']}")
+    print(f"*: more than {APART} standard errors apart, or another count")
+    return {"compared": lines}
 
 
 def compared(first: list[dict], second: list[dict]) -> Iterator[dict]:
@@ -191,3 +185,8 @@ def _relative_error(values):
     if len(values) < 2 or not median(values):
         return 0.0
     return stdev(values) / len(values) ** 0.5 / median(values)
+
+
+COMPARE = Command(
+    "two result files side by side, with ratio and error", {"first": {"type": Path}, "second": {"type": Path}}, compare
+)

@@ -38,10 +38,8 @@ class LoadedAs2023(MiniGPT4):
     @startup.phase("LLM")
     def _load_language(self, cfg, device):
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        config = language_model.load_config(cfg.llama_model)
-        llm = AutoModelForCausalLM.from_config(
-            config, dtype=self.compute_dtype, **language_model.attention_options(device)
-        )
+        options = {"dtype": self.compute_dtype, **language_model.attention_options(device)}
+        llm = AutoModelForCausalLM.from_config(language_model.load_config(cfg.llama_model), **options)
         for file in files_of([cfg.llama_model]):
             llm.load_state_dict(in_memory(weights.read_tensors(file, "model.llama_model")), strict=False)
         self._attach(llm.to(device).eval(), device)

@@ -6,6 +6,8 @@ is shown unless our result is as near to that of 2023 in float32 as `parity` wan
 
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,10 @@ SIZES = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float3
 
 
 class Part:
-    """A command; `ways` takes (model, batch) and returns {way: function that returns a tensor}."""
+    """A command; `ways` takes (model, batch) and returns {way: function that returns a tensor}.
+
+    `flops`: those that are needed at least, where they are not those that ours executes.
+    """
 
     OPTIONS = {
         "--size": {"choices": SIZES, "default": "toy", "help": "7b-thin: full width, few layers"},
@@ -31,7 +36,7 @@ class Part:
         "--rounds": ROUNDS,
     }
 
-    def __init__(self, title: str, ways: Callable[[nn.Module, dict], Ways], flops: Callable[[nn.Module, dict], float]):
+    def __init__(self, title: str, ways: Callable[..., Ways], flops: Callable[..., float] | None = None):
         self.HELP, self.title = f"{title}, beside that of 2023 and of transformers", title
         self.ways, self.flops = ways, flops
 
@@ -53,7 +58,8 @@ class Part:
             raise NotEqual("the errors are too large")
         model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
         seconds = take_turns({way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1)
-        best = self.flops(model, batch) / train.matmul_flops(device, dtype)
+        flops = self.flops(model, batch) if self.flops else workload.count_flops(ways["ours"])
+        best = flops / train.matmul_flops(device, dtype)
         name = f"{self.title}, {args.size} {dtype}, batch {args.batch}, stage {args.stage}"
         rows = [row(name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best)]
         return {"rows": rows, "errors": errors, "seed": workload.SEED}
@@ -61,11 +67,11 @@ class Part:
 
 def vit_ways(model: nn.Module, batch: dict) -> Ways:
     """Return ways to what the Q-Former is given for the images."""
-    stock = blip2.blip2(model)
+    stock = blip2.blip2(model).vision_model
     return {
-        "2023": _forward(model, lambda: see(model, batch), as_2023=True),
-        "transformers": _forward(model, lambda: stock.vision_model(pixel_values=batch["image"]).last_hidden_state),
-        "ours": _forward(model, lambda: see(model, batch)),
+        "2023": partial(_forward, model, lambda: see(model, batch), as_2023=True),
+        "transformers": partial(_forward, model, lambda: stock(pixel_values=batch["image"]).last_hidden_state),
+        "ours": partial(_forward, model, lambda: see(model, batch)),
     }
 
 
@@ -76,49 +82,36 @@ def see(model: nn.Module, batch: dict) -> Tensor:
 
 def qformer_ways(model: nn.Module, batch: dict) -> Ways:
     """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
-    seen = _forward(model, lambda: see(model, batch))()
-    query = lambda: model.Qformer(model.query_tokens, seen)  # noqa: E731
-    return {"2023": _forward(model, query, as_2023=True), "ours": _forward(model, query)}
+    seen = _forward(model, lambda: see(model, batch))
+    query = partial(model.Qformer, model.query_tokens, seen)
+    return {"2023": partial(_forward, model, query, as_2023=True), "ours": partial(_forward, model, query)}
 
 
+@torch.no_grad()
 def _forward(model, function, as_2023=False):
-    @torch.no_grad()
-    def run():
-        with model.maybe_autocast():
-            if not as_2023:
-                return function()
-            with baseline_2023.plain_vision(model):
-                return function()
-
-    return run
+    with model.maybe_autocast(), baseline_2023.plain_vision(model) if as_2023 else nullcontext():
+        return function()
 
 
 def llm_ways(model: nn.Module, batch: dict) -> Ways:
     """Return ways to the gradient of the loss with respect to what the LLM is given for the images."""
     with torch.no_grad():
-        embeds = workload.image_embeds(model, batch["image"])
-    embeds.requires_grad_()
+        embeds = workload.image_embeds(model, batch["image"]).requires_grad_()
 
     def gradient(loss):
-        def run():
-            embeds.grad = None
-            with workload.given_images(model, embeds):
-                (1024 * loss()).backward()  # as a GradScaler, see parity
-            return embeds.grad / 1024
+        embeds.grad = None
+        with workload.given_images(model, embeds):
+            (1024 * loss()).backward()  # as a GradScaler, see parity
+        return embeds.grad / 1024
 
-        return run
+    def stock():
+        inputs = workload.llm_inputs(model, batch)
+        with blip2.stock_attention(model.llama_model), model.maybe_autocast():
+            return model.llama_model(**inputs, use_cache=False).loss
 
-    return {
-        "2023": gradient(lambda: baseline_2023.loss(model, batch)),
-        "transformers": gradient(lambda: _stock_loss(model, batch)),
-        "ours": gradient(lambda: model(batch)["loss"]),
-    }
-
-
-def _stock_loss(model, batch):
-    inputs = workload.llm_inputs(model, batch)
-    with blip2.stock_attention(model.llama_model), model.maybe_autocast():
-        return model.llama_model(**inputs, use_cache=False).loss
+    losses = {"2023": partial(baseline_2023.loss, model, batch), "transformers": stock}
+    losses["ours"] = lambda: model(batch)["loss"]
+    return {way: partial(gradient, loss) for way, loss in losses.items()}
 
 
 def llm_flops(model: nn.Module, batch: dict) -> float:
@@ -134,10 +127,6 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def _counted(ways):
-    return lambda *args: workload.count_flops(ways(*args)["ours"])
-
-
-VIT = Part("the ViT's forward pass", vit_ways, _counted(vit_ways))
-QFORMER = Part("the Q-Former's forward pass", qformer_ways, _counted(qformer_ways))
+VIT = Part("the ViT's forward pass", vit_ways)
+QFORMER = Part("the Q-Former's forward pass", qformer_ways)
 LLM = Part("the LLM forward and backward", llm_ways, llm_flops)

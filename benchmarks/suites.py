@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from benchmarks import data
-from benchmarks.harness import QUICK, in_own_process
+from benchmarks.harness import QUICK, Command, in_own_process
 
 PARTS = {  # command -> (options of --quick, options otherwise)
     "parity": (["--batches", "1", "--device", "cpu"], ["--device", "cpu"]),
@@ -33,42 +33,30 @@ ON_GPU = (
 )
 
 
-class All:
-    """The command `all`."""
-
-    HELP = "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores"
-    OPTIONS = {"--quick": QUICK | {"help": "fewer rounds"}}
-
-    def run(self, args: Namespace) -> dict:
-        """Measure; return the rows of all parts, and {"parts": what each found}."""
-        lines = {name: [name, *options[not args.quick]] for name, options in PARTS.items()}
-        parts, start = {}, time.perf_counter()
-        with ThreadPoolExecutor() as pool:
-            for name in [name for name in PARTS if name not in COUNTED]:
-                parts[name] = part(lines[name])
-                if name == "parity" and not parts[name]["passed"]:
-                    print("FAIL: the errors are too large, no speed is shown")
-                    return merged(parts, start)
-            counting = {name: pool.submit(part, lines[name]) for name in COUNTED if name in PARTS}
-        return merged(parts | {name: counted.result() for name, counted in counting.items()}, start)
+def run_all(args: Namespace) -> dict:
+    """Return the rows of all parts, and {"parts": what each found}."""
+    lines = {name: [name, *options[not args.quick]] for name, options in PARTS.items()}
+    parts, start = {}, time.perf_counter()
+    with ThreadPoolExecutor() as pool:
+        for name in [name for name in PARTS if name not in COUNTED]:
+            parts[name] = part(lines[name])
+            if name == "parity" and not parts[name]["passed"]:
+                print("FAIL: the errors are too large, no speed is shown")
+                return merged(parts, start)
+        counting = {name: pool.submit(part, lines[name]) for name in COUNTED if name in PARTS}
+    return merged(parts | {name: counted.result() for name, counted in counting.items()}, start)
 
 
-class Gpu:
-    """The command `gpu`."""
-
-    HELP = "every measurement at real size on this GPU, in less than nine minutes"
-    OPTIONS = {"--only": {"nargs": "+", "default": [""], "metavar": "WORD", "help": "parts whose line begins so"}}
-
-    def run(self, args: Namespace) -> dict:
-        """Measure; return the rows of all parts, and {"parts": what each found}."""
-        if not torch.cuda.is_available():
-            sys.exit("python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none")
-        parts, start = {}, time.perf_counter()
-        for line in [line for line in ON_GPU if line.startswith(tuple(args.only))]:
-            parts[line] = part(line.split(), is_shown=True)
-        for line, result in parts.items():
-            print(f"{'PASS' if result['passed'] else 'FAIL'}: {line}")
-        return merged(parts, start)
+def run_on_gpu(args: Namespace) -> dict:
+    """Return the rows of all parts, and {"parts": what each found}."""
+    if not torch.cuda.is_available():
+        sys.exit("python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none")
+    parts, start = {}, time.perf_counter()
+    for line in [line for line in ON_GPU if line.startswith(tuple(args.only))]:
+        parts[line] = part(line.split(), is_shown=True)
+    for line, result in parts.items():
+        print(f"{'PASS' if result['passed'] else 'FAIL'}: {line}")
+    return merged(parts, start)
 
 
 def part(words: list[str], is_shown: bool = False) -> dict:
@@ -88,4 +76,13 @@ def merged(parts: dict[str, dict], start: float) -> dict:
     return {"rows": rows, "parts": parts, "seconds": time.perf_counter() - start, "passed": passed}
 
 
-ALL, GPU = All(), Gpu()
+ALL = Command(
+    "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores",
+    {"--quick": QUICK | {"help": "fewer rounds"}},
+    run_all,
+)
+GPU = Command(
+    "every measurement at real size on this GPU, in less than nine minutes",
+    {"--only": {"nargs": "+", "default": [""], "metavar": "WORD", "help": "parts whose line begins so"}},
+    run_on_gpu,
+)

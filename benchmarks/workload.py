@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from minigpt4.common.memory import without_values
 from minigpt4.models import MiniGPT4, memory
 from minigpt4.models.llm import backends, language_model
 from minigpt4.text.rows import IMAGE_SLOT, batch_prompts, batch_rows
@@ -101,6 +102,15 @@ def meta_model(
     return model, {"text_input": texts(stage, batch_size)}
 
 
+@contextmanager
+def without_weights(size: str, stage: int) -> Iterator[tuple[MiniGPT4, dict]]:
+    """Give a model and its stage's official batch, of tensors without values (see without_values), inside the block."""
+    batch_size = OFFICIAL_BATCH[stage]
+    model, batch = meta_model(size, stage, batch_size)
+    with without_values(model):
+        yield model, batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)}
+
+
 def in_float32(model: MiniGPT4) -> MiniGPT4:
     """Return a copy that computes in float32 with the same weights."""
     tokenizer, model.llama_tokenizer = model.llama_tokenizer, None
@@ -140,19 +150,19 @@ def useful_flops(model: MiniGPT4, samples: dict) -> int:
     """
     llm, rows = model.llama_model.config, token_rows(model, samples)
     num_queries = model.query_tokens.shape[1]
-    lengths = [len(row.before) + num_queries + len(row.behind) + len(row.ids) - 1 for row in rows]  # last: no target
+    num_tokens = lengths(model, samples)
     num_targets = sum(len(row.labels) - row.labels.count(IGNORED) for row in rows)
     # forward and backward to the inputs: 4 FLOPs a weight and token
     layers = sum(p.numel() for p in model.llama_model.model.layers.parameters() if p.ndim == 2)
     head_dim = model.llama_model.model.layers[0].self_attn.head_dim
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    pairs = sum(length * (length + 1) // 2 for length in num_tokens)
     attention = 12 * pairs * llm.num_attention_heads * head_dim * llm.num_hidden_layers
     head = 4 * num_targets * llm.hidden_size * llm.vocab_size
     # the projection trains: forward and its own gradient
     projection = 4 * len(rows) * num_queries * model.llama_proj.weight.numel()
     with torch.no_grad():
         vision = count_flops(lambda: image_embeds(model, samples["image"])) - projection // 2
-    return 4 * layers * sum(lengths) + attention + head + projection + vision
+    return 4 * layers * sum(num_tokens) + attention + head + projection + vision
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -164,7 +174,6 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 # ---------------------------------------- what only the model's own code knows
-
 
 IGNORED = -100  # label of a position without a target
 
@@ -183,6 +192,13 @@ def token_rows(model: MiniGPT4, samples: dict) -> list[TokenRow]:
     prompts = batch_prompts(samples, model.prompt_list[0] if model.prompt_list else "", model, model.llama_tokenizer)
     rows = zip(prompts, batch_rows(samples, model, model.llama_tokenizer), strict=True)
     return [TokenRow(*model._prefix_ids(prompt), row.ids, row.labels) for prompt, row in rows]
+
+
+def lengths(model: MiniGPT4, samples: dict) -> list[int]:
+    """Return how many tokens of each sample predict something: BOS, prompt, image, text but for its last."""
+    num_queries = model.query_tokens.shape[1]
+    rows = token_rows(model, samples)
+    return [len(row.before) + num_queries + len(row.behind) + len(row.ids) - 1 for row in rows]
 
 
 def llm_inputs(model: MiniGPT4, samples: dict) -> dict:

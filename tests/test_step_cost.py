@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks import memory, workload
+from benchmarks import workload
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.memory import without_values
 from minigpt4.models import MiniGPT4
@@ -92,7 +92,7 @@ def test_a_step_waits_for_nothing(model, batch):
 
 def test_a_step_that_does_not_log_waits_for_nothing(tmp_path):
     """The whole step of a GPU, from the images to the optimizer; the one that logs reads values, and fails here."""
-    model, batch = memory.setup("7b-thin", 1, 4)
+    model, batch = workload.meta_model("7b-thin", 1, 4)
     device = torch.device("cuda", 0)
     with without_values(model):
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

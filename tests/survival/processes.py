@@ -62,3 +62,8 @@ def kill_all(process: subprocess.Popen) -> None:
     """End a program and everything below it at once, as a power failure does."""
     kill(process.pid, *children(process.pid))
     process.wait()
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read so far, from whatever file."""
+    return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
