@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from minigpt4.quickstart.quickstart import require_environment
 
 if __name__ == "__main__" and sys.argv[1:2] == ["train"]:
     require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared
 
-from benchmarks import chat, counted, data, harness, limits, load, parity, parts, startup, suites, train
+from benchmarks import chat, counted, data, harness, load, parity, startup, suites, train
 
 # each has HELP, OPTIONS and run(args) -> {"rows": [..], ..}
 COMMANDS = {
@@ -19,15 +20,15 @@ COMMANDS = {
     "data": data,
     "flops": counted.FLOPS,
     "gpu": suites.GPU,
-    "limits": limits,
-    "llm": parts.LLM,
+    "limits": counted.LIMITS,
+    "llm": train.LLM,
     "load": load,
     "memory": counted.MEMORY,
     "parity": parity,
-    "qformer": parts.QFORMER,
+    "qformer": train.QFORMER,
     "startup": startup,
     "train": train,
-    "vit": parts.VIT,
+    "vit": train.VIT,
 }
 MOVED = {
     "embedded": "python -m minigpt4.quickstart.seeds",
@@ -53,12 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         sub.set_defaults(run=command.run)
     args = parser.parse_args(words)
     result = measured(args)
-    text = json.dumps(result, indent=None if args.json == "-" else 4)
     if args.json == "-":
-        print(text, flush=True)
+        print(json.dumps(result), flush=True)
     elif args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        Path(args.json).write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
     return 0 if result["passed"] else 1
 
 

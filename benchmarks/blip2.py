@@ -9,6 +9,16 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from benchmarks.workload import IGNORED, token_rows
 
+NAMES = {  # of parts of the ViT: ours -> those of Blip2VisionModel
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "blocks.": "encoder.layers.",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    ".norm": ".layer_norm",
+}
+
 
 def blip2(model: nn.Module) -> nn.Module:
     """Return transformers' BLIP-2 that shares all weights of `model` but the ViT's, which it has a copy of."""
@@ -43,24 +53,15 @@ def blip2(model: nn.Module) -> nn.Module:
 
 def vision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
-    vit = model.visual_encoder
-    parts = {
-        "embeddings.class_embedding": vit.cls_token,
-        "embeddings.position_embedding": vit.pos_embed,
-        "embeddings.patch_embedding.weight": vit.patch_embed.proj.weight,
-        "embeddings.patch_embedding.bias": vit.patch_embed.proj.bias,
-        "post_layernorm.weight": model.ln_vision.weight,
-        "post_layernorm.bias": model.ln_vision.bias,
-    }
-    for number, block in enumerate(vit.blocks):
-        attention, name = block.attn, f"encoder.layers.{number}."
-        bias = torch.cat([attention.q_bias, attention.k_bias.to(attention.q_bias), attention.v_bias])
-        parts |= {f"{name}self_attn.qkv.weight": attention.qkv.weight, f"{name}self_attn.qkv.bias": bias}
-        modules = {"self_attn.projection": attention.proj, "layer_norm1": block.norm1, "layer_norm2": block.norm2}
-        modules |= {"mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
-        for their_name, module in modules.items():
-            parts |= {f"{name}{their_name}.{kind}": tensor for kind, tensor in module.named_parameters()}
-    return {name: tensor.detach() for name, tensor in parts.items()}
+    tensors = {f"post_layernorm.{name}": tensor for name, tensor in model.ln_vision.named_parameters()}
+    for name, tensor in model.visual_encoder.state_dict().items():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor
+    for number, block in enumerate(model.visual_encoder.blocks):
+        q, v = (tensors.pop(f"encoder.layers.{number}.attn.{part}_bias") for part in "qv")
+        tensors[f"encoder.layers.{number}.self_attn.qkv.bias"] = torch.cat([q, block.attn.k_bias.to(q), v])
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def loss(stock: nn.Module, model: nn.Module, samples: dict) -> Tensor:

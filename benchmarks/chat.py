@@ -8,15 +8,15 @@ unless all give the same greedy answers. Where there is a GPU: tokens a second a
 import copy
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import limits, workload
-from benchmarks.harness import NotEqual, row, take_turns
+from benchmarks import counted, workload
+from benchmarks.harness import QUICK, ROUNDS, NotEqual, row, take_turns
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CHATML, Conversation
 from minigpt4.models import MiniGPT4
@@ -25,28 +25,26 @@ from minigpt4.models.llm.quantization import quantise
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
 GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
 HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
-FIRST_QUESTION, QUESTION, ANSWER = 61, 12, 150  # tokens that make the histories as long as that
+QUESTION, ANSWER = 12, 150  # tokens; with a first question of 61 they make the histories as long as that
 GPU_QUESTION, GPU_TOKENS = 200, 128
-FULL, QUICK = ("chat", 7, 48), ("chat-quick", 2, 8)  # size, rounds, tokens of an answer whose speed is measured
+FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
 OPTIONS = {
-    "--quick": {"action": "store_true", "help": "a tiny LLM and two rounds: does it run? (no gates)"},
-    "--rounds": {"type": int, "help": "of each way, alternating (default: 7)"},
+    "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
+    "--rounds": ROUNDS | {"default": None, "help": "of each way, in turns (default: 7)"},
     "--turns": {"type": int, "choices": list(HISTORY), "default": max(HISTORY), "help": "last one (default: 5)"},
 }
-# what a dialogue is before a turn's answer: engine, conversation with the question, images, cache
-Turn = tuple[Chat, Conversation, list, PrefixCache]
 
 
 def run(args: Namespace) -> dict:
     """Measure; return the rows. Raises NotEqual where the ways answer differently."""
-    size, rounds, length = QUICK if args.quick else FULL
+    size, (rounds, length) = ("chat-quick", SHORT) if args.quick else ("chat", FULL)
     rounds = args.rounds or rounds
-    model = chat_model(size, torch.float32)
-    turns, rows = play(model, args.turns), []
-    for turn, seconds in first_tokens({turn: turns[turn] for turn in HISTORY if turn in turns}, rounds).items():
-        name = f"chat: first token of turn {turn}, {HISTORY[turn]} positions before"
-        rows.append(row(name, "s", *seconds, at_least=None if args.quick else GATES[turn]))
-    engine, generate = tokens_a_second(model, turns[2], rounds, length)
+    turns, rows = play(chat_model(size, torch.float32), args.turns), []
+    for number in [number for number in HISTORY if number in turns]:
+        gate = None if args.quick else GATES[number]
+        name = f"chat: first token of turn {number}, {HISTORY[number]} positions before"
+        rows.append(row(name, "s", *first_token(turns[number], rounds), at_least=gate))
+    engine, generate = tokens_a_second(turns[2], rounds, length)
     rows.append(row("chat: tokens a second", "1/s", engine, stock=generate))
     print("equal answers: yes")
     if torch.cuda.is_available():
@@ -75,30 +73,44 @@ def character_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=words[0], eos_token=words[1])
 
 
+class Turn(NamedTuple):
+    """A dialogue before a turn's answer: the engine, the conversation with the question, images, the cache so far."""
+
+    chat: Chat
+    conv: Conversation
+    images: list
+    cache: PrefixCache
+
+    def answer(self, cache: PrefixCache | None = None, **options) -> list[int]:
+        """Return the token ids of the greedy answer."""
+        return self.chat.answer(self.conv.copy(), self.images, cache=cache, temperature=0, **options)[1].tolist()
+
+
 def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
     """Return {turn: Turn} of a dialogue up to a turn. Raises NotEqual if a prefix cache changes its answers."""
-    cache, turns, (chat, conv, images) = PrefixCache(), {}, start(model)
-    options = {"temperature": 0, "max_new_tokens": ANSWER, "min_length": ANSWER + 2}
-    for turn in range(1, last + 1):
-        if turn in HISTORY and (held := chat.get_context_emb(conv, images).shape[1]) != HISTORY[turn]:
-            raise RuntimeError(f"turn {turn} begins after {held} positions, not {HISTORY[turn]}")
-        length = FIRST_QUESTION if turn == 1 else QUESTION
-        chat.ask(f"{turn}: what is this? ".ljust(length, "x")[:length], conv)
-        turns[turn] = chat, conv.copy(), images, keep(cache, images)
-        if turn == last:
-            break
-        plain = chat.answer(conv.copy(), images, **options)[1]
-        if not (chat.answer(conv, images, cache=cache, **options)[1] == plain).all() or len(plain) != ANSWER:
-            raise NotEqual(f"the prefix cache changes the answer of turn {turn}")
+    dialogue, turns = start(model), {}
+    chat, conv = dialogue.chat, dialogue.conv
+    for number in range(1, last + 1):
+        held = chat.get_context_emb(conv, dialogue.images).shape[1]
+        if held != HISTORY.get(number, held):
+            raise RuntimeError(f"turn {number} begins after {held} positions, not {HISTORY[number]}")
+        length = 61 if number == 1 else QUESTION
+        chat.ask(f"{number}: what is this? ".ljust(length, "x")[:length], conv)
+        turns[number] = turn = dialogue._replace(conv=conv.copy(), cache=keep(dialogue.cache, dialogue.images))
+        if number < last:
+            options = {"temperature": 0, "max_new_tokens": ANSWER, "min_length": ANSWER + 2}
+            ids = chat.answer(conv, dialogue.images, cache=dialogue.cache, **options)[1].tolist()
+            if turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2) != ids or len(ids) != ANSWER:
+                raise NotEqual(f"the prefix cache changes the answer of turn {number}")
     return turns
 
 
-def start(model: MiniGPT4) -> tuple[Chat, Conversation, list]:
-    """Return an engine, a conversation that begins with an image, and the image's embeddings."""
-    conv, image = Conversation(CHATML), torch.zeros(1, 3, model.image_size, model.image_size, device=model.device)
+def start(model: MiniGPT4) -> Turn:
+    """Return a conversation that begins with an image, without a question."""
+    conv, image = (Conversation(CHATML), torch.zeros(1, 3, model.image_size, model.image_size, device=model.device))
     conv.append_image()
     with torch.no_grad(), model.maybe_autocast():
-        return Chat(model, None), conv, [workload.image_embeds(model, image)]
+        return Turn(Chat(model, None), conv, [workload.image_embeds(model, image)], PrefixCache())
 
 
 def keep(cache: PrefixCache, images: list) -> PrefixCache:
@@ -106,74 +118,66 @@ def keep(cache: PrefixCache, images: list) -> PrefixCache:
     return copy.deepcopy(cache, {id(image): image for image in images})
 
 
-def first_tokens(turns: dict[int, Turn], rounds: int) -> dict[int, tuple[list[float], list[float]]]:
-    """Return {turn: (seconds to the first token with the prefix cache, without)}."""
-    seconds = {}
-    for turn, (chat, conv, images, cache) in turns.items():
+def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
+    """Return seconds to the first token with the prefix cache, and without. Raises NotEqual where the tokens differ."""
+    tokens = set()
 
-        def first(is_cached, chat=chat, conv=conv, images=images, cache=cache):
-            own = keep(cache, images) if is_cached else None
-            start = time.perf_counter()
-            _, ids = chat.answer(conv.copy(), images, cache=own, temperature=0, max_new_tokens=1, min_length=3)
-            return time.perf_counter() - start, ids.tolist()
+    def first(is_cached):
+        cache = keep(turn.cache, turn.images) if is_cached else None
+        start = time.perf_counter()
+        ids = turn.answer(cache, max_new_tokens=1, min_length=3)
+        seconds = time.perf_counter() - start
+        tokens.add(tuple(ids))
+        return seconds
 
-        # the first round warms allocators up
-        results = take_turns({"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1)
-        if [ids for _, ids in results["cache"]] != [ids for _, ids in results["full"]]:
-            raise NotEqual(f"the first tokens of turn {turn} differ")
-        seconds[turn] = tuple([value for value, _ in results[way]] for way in ("cache", "full"))
-    return seconds
+    # the first round warms allocators up
+    results = take_turns({"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1)
+    if len(tokens) != 1:
+        raise NotEqual("the first tokens differ")
+    return results["cache"], results["full"]
 
 
-def tokens_a_second(model: MiniGPT4, turn: Turn, rounds: int, length: int) -> tuple[list[float], list[float]]:
-    """Return tokens a second after the first one, of the engine and of transformers' generate."""
-    chat, conv, images, _ = turn
-    opened = conv.copy()
-    opened.append_message(conv.roles[1], None)
-    embeds = chat.get_context_emb(opened, images)
+def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], list[float]]:
+    """Return tokens a second after the first one, of the engine and of generate, whose answers are the same."""
+    llm, opened, answers = (turn.chat.model.llama_model, turn.conv.copy(), {1: set(), length: set()})
+    opened.append_message(opened.roles[1], None)
+    embeds = turn.chat.get_context_emb(opened, turn.images)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
     def engine(count):
-        options = {"temperature": 0, "max_new_tokens": count, "min_length": count + 2}
-        return chat.answer(conv.copy(), images, **options)[1].tolist()[-count:]
+        return turn.answer(max_new_tokens=count, min_length=count + 2)
 
     def generate(count):
         options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
-        return model.llama_model.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()[-count:]
+        return llm.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()
 
-    ways = {"engine": partial(speed, engine, length), "generate": partial(speed, generate, length)}
-    results = take_turns(ways, rounds, warm_up=1)
-    is_exact = model.llama_model.dtype == torch.float32  # half precision may decide a tie otherwise
-    if is_exact and [text for _, text in results["engine"]] != [text for _, text in results["generate"]]:
+    def speed(write):
+        times = [time.perf_counter()]
+        for count in (1, length):
+            answers[count].add(tuple(write(count)[-count:]))
+            times.append(time.perf_counter())
+        return (length - 1) / (times[2] - times[1] - (times[1] - times[0]))
+
+    results = take_turns({"engine": partial(speed, engine), "generate": partial(speed, generate)}, rounds, warm_up=1)
+    # half precision may decide a tie otherwise
+    if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
         raise NotEqual("the engine and generate write different answers")
-    return tuple([value for value, _ in results[way]] for way in ways)
-
-
-def speed(write: Callable[[int], object], length: int) -> tuple[float, list]:
-    """Return tokens a second of `write(count)` behind the first token, and what it wrote of 1 and `length` tokens."""
-    times, answers = [time.perf_counter()], []
-    for count in (1, length):
-        answers.append(write(count))
-        times.append(time.perf_counter())
-    return (length - 1) / (times[2] - times[1] - (times[1] - times[0])), answers
+    return results["engine"], results["generate"]
 
 
 def on_gpu(is_quick: bool) -> list[dict]:
-    """Return rows of tokens a second of a 7B LLM on a GPU for kinds of weights.
-
-    The limit: every token reads all weights but the embedding table, and the keys and values so far, at the rate at
-    which this GPU copies memory in this run.
-    """
-    size, device, rows = "chat-quick" if is_quick else "7b", torch.device("cuda"), []
-    copied = max(limits.copies(device, 2**30, 10))
+    """Return rows of tokens a second of a 7B LLM on a GPU for kinds of weights; the limit is that of its memory."""
+    size, device = "chat-quick" if is_quick else "7b", torch.device("cuda")
+    rows = []
+    copied = max(counted.copies(device, 2**30, 10))
     for kind in ("none", "int8", "int4"):
         model = chat_model(size, torch.float16, device)
         if kind != "none":
             quantise(model.llama_model, kind, device)
-        chat, conv, images = start(model)
-        chat.ask("What is this?".ljust(GPU_QUESTION, "x"), conv)
-        engine, generate = tokens_a_second(model, (chat, conv, images, PrefixCache()), 5, GPU_TOKENS)
-        # the weights but the embedding table, and the keys and values
+        turn = start(model)
+        turn.chat.ask("What is this?".ljust(GPU_QUESTION, "x"), turn.conv)
+        engine, generate = tokens_a_second(turn, 5, GPU_TOKENS)
+        # every token reads all weights but the embedding table, and the keys and values so far
         llm, config = model.llama_model, model.llama_model.config
         tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
         read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
@@ -181,6 +185,6 @@ def on_gpu(is_quick: bool) -> list[dict]:
         name = f"{size} {kind if kind != 'none' else 'fp16'}: tokens a second"
         rows.append(row(name, "1/s", engine, stock=generate, limit=copied / read, more_is_better=True))
         print(f"{name}: {torch.cuda.memory_allocated() / 2**30:.1f} GiB of this GPU in use")
-        del model, llm, tensors, chat, images
+        del model, llm, tensors, turn
         torch.cuda.empty_cache()
     return rows

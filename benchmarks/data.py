@@ -37,11 +37,10 @@ from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD, RandomCropR
 
 HELP = "load and augment images from shards: images a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
-# As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as images of COCO are.
-# The first are what the 2023 chain reads; Pillow's work, which both ways share, weighs more in the larger ones.
+# As img2dataset leaves LAION and CC + SBU with the 2023 scripts, and as images of COCO are
 SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger images"}
 JUDGED = "256x256"
-IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
+IMAGE_SIZE, SHARDS = 224, 4  # pixels; files
 OPTIONS = {
     "--rounds": ROUNDS | {"default": 6},
     "--images --pictures": {"type": int, "default": 640, "help": "in a pass"},
@@ -81,7 +80,7 @@ def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
             speeds[way].append(1 / value)
         pillow.append(pillow_alone(shards[0]))
     sent = {way: bytes_per_image(next(iter(make()))) for way, make in ways.items()}
-    name, is_judged = f"data: images of {size}, a core", size == JUDGED and not args.quick
+    name, is_judged = (f"data: images of {size}, a core", size == JUDGED and not args.quick)
     # at best: what Pillow takes to decode, crop and resize, and nothing else
     options = {"more_is_better": True, "limit": 1 / min(pillow), "at_least": GATES["speed"] if is_judged else None}
     rows = [row(name, "1/s", speeds["ours"], speeds["2023"], **options)]
@@ -108,10 +107,7 @@ def write_shards(folder: Path, size: str, images: int) -> list[str]:
 
 
 def jpeg(seed: int, size: str) -> bytes:
-    """Return a JPEG of blobs of three sizes, each about half as strong as the next larger one, and a little noise.
-
-    As in photographs, most of the content is coarse: 1.1 to 2.7 bits of JPEG a pixel.
-    """
+    """Return a JPEG of blobs and a little noise; as in photographs, most of it is coarse: 1.1 to 2.7 bits a pixel."""
     width, height = map(int, size.split("x"))
     rng = np.random.default_rng(seed)
     pixels = 128 + rng.normal(0, 3, (height, width, 3))
@@ -119,7 +115,7 @@ def jpeg(seed: int, size: str) -> bytes:
         coarse = Image.fromarray(rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8))
         pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
     buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
@@ -133,12 +129,11 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
     caption = BlipCaptionProcessor()
 
     def sample(parts):
-        image, record, key, url = parts
         if not seeded:
-            return {"image": augment(image), "text_input": caption(record["caption"])}
-        shard = Path(url).name
+            return {"image": augment(parts[0]), "text_input": caption(parts[1]["caption"])}
+        key, shard = parts[2], Path(parts[3]).name
         with seeded_by(0, 0, shard, key):
-            return {"image": augment(image), "sample_id": f"{shard}/{key}"}
+            return {"image": augment(parts[0]), "sample_id": f"{shard}/{key}"}
 
     dataset = wds.DataPipeline(
         wds.SimpleShardList(shards),
@@ -167,18 +162,17 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
             by_name |= zip((name.removeprefix("laion/") for name in moved["sample_id"]), moved["image"], strict=True)
         return by_name
 
-    ours, theirs = tensors(loader_ours(shards, batch_size)), tensors(loader_2023(shards, batch_size, seeded=True))
+    ours, theirs = (tensors(loader_ours(shards, batch_size)), tensors(loader_2023(shards, batch_size, seeded=True)))
     same = [theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name]) for name in theirs]
     if len(same) != images or ours.keys() != theirs.keys() or not all(same):
         raise NotEqual(f"{sum(same)} of {images} tensors are equal")
 
 
 def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
-    """Return {way: seconds of processor time an image}, all ways at once, batch by batch.
-
-    A worker is a fixed number of batches ahead before the first batch that counts as well as after the last one.
-    """
-    trainer, workers, streams = psutil.Process(), {}, {}
+    """Return {way: seconds of processor time an image}, all ways at once, batch by batch."""
+    # a worker is as many batches ahead before the first batch that counts as after the last one
+    workers, streams = {}, {}
+    trainer = psutil.Process()
     for way, loader in loaders.items():
         before = set(trainer.children())
         streams[way] = iter(loader)

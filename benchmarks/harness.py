@@ -76,7 +76,7 @@ def row(
 def print_table(rows: list[dict]) -> None:
     """Print rows: medians, the spread of ours, the ratio to 2023 with its standard error, share of the limit, gate."""
     heads = {"ours": 12, "[min .. max]": 22, "2023": 12, "transformers": 14, "better than 2023": 18, "of limit": 10}
-    heads["needed"] = 12
+    heads |= {"needed": 12}
     width = max(len(each["name"]) for each in rows) + 2
     print(f"\n{'median of the rounds':<{width}}" + "".join(f"{head:>{size}}" for head, size in heads.items()))
     for each in rows:

@@ -16,9 +16,7 @@ from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import language_model, quantization
 from minigpt4.models.vision.eva_vit import compile_blocks
 
-HELP = (
-    "loss and gradient errors of every way to run the LLM, beside what 2023 computes, in float32 and in half precision"
-)
+HELP = "loss and gradient errors of every way to run the LLM, beside what 2023 computes"
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
 HALF_LIMIT = 1.05  # error against float32, as a multiple of the baseline's own
 OTHERS = ("2023", "transformers")
@@ -40,7 +38,8 @@ def run(args: Namespace) -> dict:
     """Measure both stages, print the errors of every way; return rows of the worst of ours."""
     device = resolve_device(args.device)
     dtype = args.dtype or ("fp16" if device.type == "cuda" else "bf16")
-    stages, quantised, rows = {}, {}, []
+    stages, quantised = {}, {}
+    rows = []
     for stage in workload.STAGES:
         stages[stage], quantised[stage] = measure(args, stage, device, dtype)
         rows += rows_of(stage, stages[stage], dtype)
@@ -52,15 +51,14 @@ def run(args: Namespace) -> dict:
 
 def rows_of(stage: int, errors: dict, dtype: str) -> list[dict]:
     """Return the rows of a stage: the worst of our ways, with transformers' errors beside it."""
-    ours = {way: each for way, each in errors.items() if way not in OTHERS}
-    worst = {kind: max(each[kind] for each in ours.values()) for kind in errors["2023"]}
-    rows = []
-    for kind in ("loss", "gradient"):
-        name, stock = f"stage {stage}: {kind} error, float32", [errors["transformers"][kind]]
-        rows.append(row(name, "", [worst[kind]], stock=stock, at_most=FLOAT32_LIMIT))
-    values = ([errors[way]["half gradient"]] for way in OTHERS)
-    name = f"stage {stage}: gradient error, {dtype}"
-    return [*rows, row(name, "", [worst["half gradient"]], *values, at_least=1 / HALF_LIMIT)]
+    rows, names = ([], {"loss": "loss error, float32", "gradient": "gradient error, float32"})
+    for kind, name in (names | {"half gradient": f"gradient error, {dtype}"}).items():
+        old, stock = ([errors[way][kind]] for way in OTHERS)
+        worst = [max(each[kind] for way, each in errors.items() if way not in OTHERS)]
+        values = (None, stock) if kind in names else (old, stock)
+        gate = {"at_most": FLOAT32_LIMIT} if kind in names else {"at_least": 1 / HALF_LIMIT}
+        rows.append(row(f"stage {stage}: {name}", "", worst, *values, **gate))
+    return rows
 
 
 def measure(args: Namespace, stage: int, device: torch.device, dtype: str) -> tuple[dict, dict]:
@@ -94,7 +92,7 @@ def of_models(
     wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
     errors = {}
     for way in [*WAYS, *["compiled"] * is_compiled]:
-        in_wide, in_half = steps(wide, way, batches, wide_stock), steps(half, way, batches, half_stock)
+        in_wide, in_half = (steps(wide, way, batches, wide_stock), steps(half, way, batches, half_stock))
         errors[way] = {
             "loss": loss_error(in_wide, exact),
             "gradient": distance(in_wide, exact),
@@ -108,7 +106,7 @@ def of_kinds(exact: Steps, half: nn.Module, batches: list[dict], device: torch.d
 
     The LLM of `half` is given up.
     """
-    kinds, errors = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {}
+    kinds, errors = ([kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {})
     with TemporaryDirectory() as folder:
         half.llama_model.save_pretrained(folder)
         for kind in kinds:

@@ -40,7 +40,8 @@ def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -
     generator = torch.Generator().manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
     for stem in stems:
-        path, prefixes, tensors = folder / f"{stem}.safetensors", FILES[stem], {}
+        path, prefixes = folder / f"{stem}.safetensors", FILES[stem]
+        tensors = {}
         print(f"writing {path}", flush=True)
         for name, tensor in state.items():
             if name.startswith(prefixes):

@@ -10,7 +10,6 @@ from argparse import Namespace
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 from benchmarks import release, workload
 from benchmarks.first_step import AS_2023
@@ -41,21 +40,22 @@ OPTIONS = {
 def run(args: Namespace) -> dict:
     """Measure; return a row for each phase and one for all together."""
     if args.size:
-        args.cfg_path, args.options = release.CONFIG, [*release.options(args.size), *args.options]
+        args.cfg_path, args.options = (release.CONFIG, [*release.options(args.size), *args.options])
     ways = {way: options for way, options in WAYS.items() if way != "one after the other" or not args.quick}
     files = weight_files(args) if args.cold else []
 
     def start(options):
         drop_from_memory(files)
-        return one_step(args, options)
+        started = one_step(args, options)
+        started["seconds"]["all"] = sum(started["seconds"].values())
+        return started
 
     starts = take_turns({way: partial(start, options) for way, options in ways.items()}, args.rounds)
     name = f"{args.size or Path(args.cfg_path).stem}{', cold' * args.cold}"
-    print(f"{name}, seconds of the processor: {median(sum(s['cpu_seconds'].values()) for s in starts['ours']):.2f}")
-    seconds = {way: [each["seconds"] | {"all": sum(each["seconds"].values())} for each in starts[way]] for way in ways}
     rows = []
-    for phase in seconds["ours"][0]:
-        ours, old = ([each[phase] for each in seconds[way]] for way in ("ours", "loaded as in 2023"))
+    for phase in starts["ours"][0]["seconds"]:
+        ours = [each["seconds"][phase] for each in starts["ours"]]
+        old = [each["seconds"][phase] for each in starts["loaded as in 2023"]]
         label = f"start to the end of the first step, {name}" if phase == "all" else f"start, {name}: {phase}"
         rows.append(row(label, "s", ours, old if all(old) and all(ours) else None))
     return {"rows": rows, "cfg_path": args.cfg_path, "size": args.size, "cold": args.cold, "starts": starts}

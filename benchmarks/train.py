@@ -1,18 +1,20 @@
 """Seconds of a training step, ours beside what 2023 computes and beside transformers' BLIP-2 trained the stock way.
 
-One process, the same random weights and batches, all ways taking turns. No speed is printed unless `parity` passes on
-the same weights. With --ladder also the ways between: padded (logits at texts, fused attention in the vision parts),
-packed (packed texts, their common beginning once, cross entropy in pieces), lean (lean layers, the last one only where
-something is predicted), compiled (what lies between matrix products compiled).
+All ways take turns on the same weights and batches; no speed is printed unless the errors pass `parity`'s limits.
+`vit`, `qformer`, `llm`: one part of the step alone. --ladder adds the ways between: padded (logits at texts, fused
+attention in the vision parts), packed (packed texts, their common beginning once, cross entropy in pieces), lean (lean
+layers, the last one only where something is predicted), compiled (what lies between matrix products compiled).
 """
 
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
-from benchmarks import limits, parity, workload
-from benchmarks.blip2 import blip2
+from benchmarks import baseline_2023, blip2, counted, parity, workload
 from benchmarks.harness import DEVICE, DTYPE, ROUNDS, NotEqual, row, take_turns, timed
 from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
@@ -21,6 +23,8 @@ HELP = "a training step beside that of 2023 and of transformers' BLIP-2; --ladde
 # (size, stage) -> times faster than 2023
 GATES = {("toy", 1): 1.05, ("toy", 2): 1.4, ("slice", 1): 1.0, ("slice", 2): 1.0, ("7b", 1): 1.6, ("7b", 2): 1.8}
 BATCH = {1: 16, 2: 12}
+WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float32 copies have to fit
+Ways = dict[str, Callable[[], Tensor]]
 
 
 OPTIONS = {
@@ -62,8 +66,8 @@ def measure(
     if args.compiled:
         parity.compile_vision(model)
     batch_size = args.batch or BATCH[stage]
-    # float32 weights beside those of 7B do not fit everywhere; `slice` has the same layers
-    if args.size not in ("7b", "13b"):
+    # `slice` has the same layers as 7B
+    if args.size in WITH_FLOAT32:
         few = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
         wide = workload.in_float32(model)
         if args.compiled:
@@ -79,7 +83,8 @@ def measure(
     ours = ["padded", "packed", "lean"] if args.ladder else ["lean"]
     seconds = seconds_of(model, batches, ["2023", "transformers", *ours, *["compiled"] * args.compiled], args.rounds)
     useful = sum(workload.useful_flops(model, batch) for batch in batches) / len(batches)
-    old, stock, rows = seconds.pop("2023"), seconds.pop("transformers"), []
+    old, stock = seconds.pop("2023"), seconds.pop("transformers")
+    rows = []
     for way, values in seconds.items():
         name = f"stage {stage}: step, {args.size} {dtype}{f', {way}' if way != 'lean' else ''}"
         gate = GATES.get((args.size, stage)) if way == "lean" else None
@@ -89,19 +94,123 @@ def measure(
 
 def seconds_of(model: torch.nn.Module, batches: list[dict], ways: list[str], rounds: int) -> dict[str, list[float]]:
     """Return {way: [seconds of a step in each round]}, of the process's CPU on a CPU."""
-    stock = blip2(model)
+    stock = blip2.blip2(model)
 
     def steps(way):
         for batch in batches:
             model.zero_grad()
             parity.loss_of(model, stock, way, batch).backward()
 
-    results = take_turns({way: timed(partial(steps, way), model.device) for way in ways}, rounds, warm_up=1)
+    def seconds(way):
+        return timed(partial(steps, way), model.device)() / len(batches)
+
+    results = take_turns({way: partial(seconds, way) for way in ways}, rounds, warm_up=1)
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
-    return {way: [value / len(batches) for value in values] for way, values in results.items()}
+    return results
 
 
 def matmul_flops(device: torch.device, dtype: str) -> float:
     """Return the FLOPs a second of a large product of square matrices, the best of five, by the clock of the steps."""
-    return max(limits.matmul(device, dtype, limits.SIDE[device.type], 5, None)[0])
+    return max(counted.matmul(device, dtype, counted.SIDE[device.type], 5, None)[0])
+
+
+class Part:
+    """A command; `ways` takes (model, batch) and returns {way: function that returns a tensor}.
+
+    `flops`: those that are needed at least, where they are not those that ours executes.
+    """
+
+    OPTIONS = {
+        "--size": {"choices": WITH_FLOAT32, "default": "toy", "help": "7b-thin: full width, few layers"},
+        "--stage": {"type": int, "choices": (1, 2), "default": 1, "help": "whose texts (default: %(default)s)"},
+        "--batch": {"type": int, "default": 8},
+        "--device": DEVICE,
+        "--dtype": DTYPE,
+        "--rounds": ROUNDS,
+    }
+
+    def __init__(self, title: str, ways: Callable[..., Ways], flops: Callable[..., float] | None = None):
+        self.HELP, self.title = (f"{title}, beside that of 2023 and of transformers", title)
+        self.ways, self.flops = ways, flops
+
+    def run(self, args: Namespace) -> dict:
+        """Return the rows and errors of all ways. Raises NotEqual where ours is too far from 2023."""
+        device = resolve_device(args.device)
+        half_name = "fp16" if device.type == "cuda" else "bf16"
+        dtype = args.dtype or half_name
+        half = workload.random_model(args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage)
+        wide, batch = (workload.in_float32(half), workload.batches(half, args.stage, args.batch, 1)[0])
+        wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
+        # errors against 2023 in float32, before any speed
+        exact, errors = wide_ways["2023"](), {}
+        distance = lambda way: ((way().float() - exact).norm() / exact.norm()).item()  # noqa: E731
+        for way in wide_ways:
+            errors[way] = {"fp32": distance(wide_ways[way]), "half": distance(half_ways[way])}
+            print(f"{way:<16} error in fp32 {errors[way]['fp32']:.1e}, in half precision {errors[way]['half']:.2e}")
+        limit = parity.HALF_LIMIT * errors["2023"]["half"]
+        if errors["ours"]["fp32"] > parity.FLOAT32_LIMIT or errors["ours"]["half"] > limit:
+            raise NotEqual("the errors are too large")
+        model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
+        seconds = take_turns({way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1)
+        flops = self.flops(model, batch) if self.flops else workload.count_flops(ways["ours"])
+        best = flops / matmul_flops(device, dtype)
+        name = f"{self.title}, {args.size} {dtype}, batch {args.batch}, stage {args.stage}"
+        rows = [row(name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best)]
+        return {"rows": rows, "errors": errors, "seed": workload.SEED}
+
+
+def vit_ways(model: nn.Module, batch: dict) -> Ways:
+    """Return ways to what the Q-Former is given for the images."""
+    stock = blip2.blip2(model).vision_model
+    see = lambda: model.ln_vision(model.visual_encoder(batch["image"]))  # noqa: E731
+    ways = {"2023": partial(_forward, model, see, as_2023=True), "ours": partial(_forward, model, see)}
+    ways["transformers"] = partial(_forward, model, lambda: stock(pixel_values=batch["image"]).last_hidden_state)
+    return ways
+
+
+def qformer_ways(model: nn.Module, batch: dict) -> Ways:
+    """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
+    seen = vit_ways(model, batch)["ours"]()
+    query = partial(model.Qformer, model.query_tokens, seen)
+    return {"2023": partial(_forward, model, query, as_2023=True), "ours": partial(_forward, model, query)}
+
+
+@torch.no_grad()
+def _forward(model, function, as_2023=False):
+    with model.maybe_autocast(), baseline_2023.plain_vision(model) if as_2023 else nullcontext():
+        return function()
+
+
+def llm_ways(model: nn.Module, batch: dict) -> Ways:
+    """Return ways to the gradient of the loss with respect to what the LLM is given for the images."""
+    with torch.no_grad():
+        embeds = workload.image_embeds(model, batch["image"]).requires_grad_()
+
+    def gradient(loss):
+        embeds.grad = None
+        with workload.given_images(model, embeds):
+            (1024 * loss()).backward()  # as a GradScaler, see parity
+        return embeds.grad / 1024
+
+    def stock():
+        inputs = workload.llm_inputs(model, batch)
+        with blip2.stock_attention(model.llama_model), model.maybe_autocast():
+            return model.llama_model(**inputs, use_cache=False).loss
+
+    losses = {"2023": partial(baseline_2023.loss, model, batch), "transformers": stock}
+    losses["ours"] = lambda: model(batch)["loss"]
+    return {way: partial(gradient, loss) for way, loss in losses.items()}
+
+
+def llm_flops(model: nn.Module, batch: dict) -> float:
+    """Return the FLOPs that the LLM cannot do without, forward and back to the images."""
+    with torch.no_grad():
+        vision = workload.count_flops(lambda: workload.image_embeds(model, batch["image"]))
+    projection = 2 * len(batch["image"]) * model.query_tokens.shape[1] * model.llama_proj.weight.numel()
+    return workload.useful_flops(model, batch) - vision - projection
+
+
+VIT = Part("the ViT's forward pass", vit_ways)
+QFORMER = Part("the Q-Former's forward pass", qformer_ways)
+LLM = Part("the LLM forward and backward", llm_ways, llm_flops)

@@ -108,7 +108,7 @@ def without_weights(size: str, stage: int) -> Iterator[tuple[MiniGPT4, dict]]:
     batch_size = OFFICIAL_BATCH[stage]
     model, batch = meta_model(size, stage, batch_size)
     with without_values(model):
-        yield model, batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)}
+        yield (model, batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)})
 
 
 def in_float32(model: MiniGPT4) -> MiniGPT4:
