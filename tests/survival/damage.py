@@ -1,4 +1,4 @@
-"""Data and checkpoints that are damaged in one known way each; all of it is small and real.
+"""Data that is damaged in one known way each; all of it is small and real.
 
 A maker is called with a Place and returns the settings that lead a run to what it made.
 """
@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-
-from tests.survival.kill import newest
 
 STORAGE, ALIGN = "datasets.laion.build_info.storage", "datasets.cc_sbu_align.build_info.storage"
 ODD_ONE = 4  # of the 9 samples of a shard; not the last one that is drawn, so it is met in the first 8 good ones
@@ -51,11 +48,16 @@ def encoded(form: str = "JPEG", size: tuple[int, int] = (48, 40), mode: str = "R
     return buffer.getvalue()
 
 
+def png(image: Image.Image) -> bytes:
+    """Return the bytes of an image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def sixteen_bits() -> bytes:
     """Return a PNG of 16 bits a pixel."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((40, 48), 40_000, dtype=np.uint16)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(Image.fromarray(np.full((40, 48), 40_000, dtype=np.uint16)))
 
 
 def sideways() -> bytes:
@@ -67,9 +69,7 @@ def sideways() -> bytes:
 
 def bomb() -> bytes:
     """Return a small PNG of 70 million pixels."""
-    buffer = io.BytesIO()
-    Image.new("1", (70_000, 1_000)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(Image.new("1", (70_000, 1_000)))
 
 
 def record(caption: str) -> bytes:
@@ -102,9 +102,6 @@ def good_shards(folder: Path, number: int = 3, samples: int = 4) -> str:
         first = shard * samples
         write_tar(folder / f"{shard:05}.tar", {f"{key:06}": good(key) for key in range(first, first + samples)})
     return f"{folder}/{{00000..{number - 1:05}}}.tar"
-
-
-# ---------------------------------------- makers
 
 
 def shards(
@@ -144,10 +141,7 @@ def a_folder(path: Path) -> None:
 
 
 def sample(change: Callable[[dict, Place], dict], key: str = f"{ODD_ONE:06}") -> Maker:
-    """One shard of 9 samples; `change(members)` returns what becomes of one of them, `key` its name in the tar.
-
-    "{folder}" in `key` is the row's folder.
-    """
+    """One shard of 9 samples; `change(members, place)` returns what becomes of one; `key`: its name in the tar."""
 
     def make(place):
         name_of_odd = key.format(folder=place.folder)
@@ -224,77 +218,6 @@ def link_out(folder: Path) -> None:
     (folder.parent / "outside.jpg").write_bytes(encoded())
     (folder / "image/3.jpg").unlink()
     (folder / "image/3.jpg").symlink_to(folder.parent / "outside.jpg")
-
-
-def weights(change: Callable[[dict], object]) -> Maker:
-    """`model.ckpt`: the weights of a finished run after `change(state)`, which may return another object."""
-
-    def make(place):
-        import torch
-
-        path = place.folder / "weights.pth"
-        state = torch.load(newest(place.finished()), weights_only=True)
-        torch.save(change(state) or state, path)
-        return shards()(place) | {"model.ckpt": str(path)}
-
-    return make
-
-
-def a_nan(state: dict) -> None:
-    """One number of the weights is not a number."""
-    state["model"]["llama_proj.weight"][3, 5] = float("nan")
-
-
-def narrow(state: dict) -> None:
-    """The weights are those for a narrower LLM."""
-    state["model"] = {name: tensor[:64] for name, tensor in state["model"].items()}
-
-
-def trap_as_weights(key: str) -> Maker:
-    """The file of a setting runs code where it is unpickled."""
-
-    def make(place):
-        path = place.folder / "weights.pth"
-        path.write_bytes(pickle.dumps({"model": Trap(place.folder / "executed")}))
-        return shards()(place) | {key: str(path)}
-
-    return make
-
-
-def resumed(change: Callable[[list[Path]], object] | None = None, **settings) -> Maker:
-    """A copy of the finished run, resumed for a second epoch; `change(checkpoints, oldest first)` damages it."""
-
-    def make(place):
-        shutil.copytree(place.finished(), place.folder / "out")
-        if change:
-            change(sorted(place.folder.glob("out/*/*.pth"), key=lambda path: len(path.name), reverse=True))
-        return shards()(place) | {"run.resume_ckpt_path": "auto", "run.max_epoch": 2} | settings
-
-    return make
-
-
-def other_shards(place: Place) -> dict:
-    """A finished run is resumed with one shard more."""
-    more = shards(number=4)(place)
-    return resumed()(place) | more
-
-
-def damage_newest(paths: list[Path]) -> None:
-    """Cut the last of these files at half."""
-    cut_at(0.5)(paths[-1])
-
-
-def flip_a_byte(paths: list[Path]) -> None:
-    """Change one bit of the last of these files."""
-    content = bytearray(paths[-1].read_bytes())
-    content[len(content) // 2] ^= 1
-    paths[-1].write_bytes(content)
-
-
-def damage_all(paths: list[Path]) -> None:
-    """Cut all of these files at half."""
-    for path in paths:
-        cut_at(0.5)(path)
 
 
 def locked(relative: str, make: Maker) -> Maker:
