@@ -51,12 +51,17 @@ def llm_logits(llm: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, list[tu
     cos, sin = llm.model.rotary_emb(x, positions)  # [1, L, d]
     keys_and_values = []
     for layer in llm.model.layers:
-        attended, k, v = _attention(layer.self_attn, layer.input_layernorm(x), cos, sin, bias, lowest)
+        attended, k, v = _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
         x = x + attended
         keys_and_values.append((k, v))
-        normed, mlp = layer.post_attention_layernorm(x), layer.mlp
+        normed, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
         x = x + mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
-    return llm.lm_head(llm.model.norm(x)), keys_and_values
+    return llm.lm_head(_norm(llm.model.norm, x)), keys_and_values
+
+
+def _norm(norm, x):
+    variance = x.float().pow(2).mean(-1, keepdim=True)
+    return norm.weight * (x * torch.rsqrt(variance + norm.variance_epsilon)).to(norm.weight.dtype)
 
 
 def _attention(attention, x, cos, sin, bias, lowest):

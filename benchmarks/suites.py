@@ -54,8 +54,6 @@ def run_on_gpu(args: Namespace) -> dict:
     parts, start = {}, time.perf_counter()
     for line in [line for line in ON_GPU if line.startswith(tuple(args.only))]:
         parts[line] = part(line.split(), is_shown=True)
-    for line, result in parts.items():
-        print(f"{'PASS' if result['passed'] else 'FAIL'}: {line}")
     return merged(parts, start)
 
 
