@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart demo test test-fast check clean
+.PHONY: help quickstart demo test test-fast survival check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about a picture"
 	@echo "make demo         after quickstart: chat about pictures in the browser"
 	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
+	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"
 	@echo "make check        lint and formatting"
 	@echo "make clean        remove the environment and outputs"
 
@@ -33,6 +34,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+survival: $(READY)
+	$(BIN)/python -m pytest tests/survival -m survival --fault-table docs/reliability.md
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,63 +10,69 @@ from minigpt4.quickstart.quickstart import require_environment
 if __name__ == "__main__" and sys.argv[1:2] == ["train"]:
     require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared
 
-from benchmarks import (
-    chat,
-    compare,
-    convert,
-    data,
-    embedded,
-    faults,
-    flops,
-    gpu,
-    kill,
-    limits,
-    load,
-    memory,
-    parity,
-    parts,
-    skipping,
-    startup,
-    summary,
-    train,
-)
+from benchmarks import chat, counted, data, harness, load, parity, startup, suites, train
 
+# each has HELP, OPTIONS and run(args) -> {"rows": [..], ..}
 COMMANDS = {
-    "all": summary,
+    "all": suites.ALL,
     "chat": chat,
-    "compare": compare,
-    "convert": convert,
+    "compare": harness.COMPARE,
     "data": data,
-    "embedded": embedded,
-    "faults": faults,
-    "flops": flops,
-    "gpu": gpu,
-    "kill": kill,
-    "limits": limits,
-    "llm": parts.LLM,
+    "flops": counted.FLOPS,
+    "gpu": suites.GPU,
+    "limits": counted.LIMITS,
+    "llm": train.LLM,
     "load": load,
-    "memory": memory,
+    "memory": counted.MEMORY,
     "parity": parity,
-    "qformer": parts.QFORMER,
-    "skipping": skipping,
+    "qformer": train.QFORMER,
     "startup": startup,
     "train": train,
-    "vit": parts.VIT,
-}  # each has HELP, add_arguments(parser) and run(args) -> dict
+    "vit": train.VIT,
+}
+MOVED = {
+    "embedded": "python -m minigpt4.quickstart.seeds",
+    "skipping": "python -m pytest tests/survival/test_skipping.py -m survival -s",
+    "faults": "python -m pytest tests/survival -m survival --fault-table docs/reliability.md",
+    "kill": "python -m pytest tests/survival/test_kill.py -m survival",
+    "convert": "python -m pytest tests/datasets/test_convert.py (its figures: docs/performance.md)",
+}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return 0 if every gate holds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        command.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
-        module.add_arguments(command)
-    args = parser.parse_args(argv)
-    result = COMMANDS[args.command].run(args)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in MOVED:
+        parser.error(f"{words[0]} has moved: {MOVED[words[0]]}")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        sub.add_argument("--json", metavar="PATH", help="also write the figures to this file (-: as the last line)")
+        for flag, arguments in command.OPTIONS.items():
+            sub.add_argument(*flag.split(), **arguments)  # a flag, and its older names
+        sub.set_defaults(run=command.run)
+    args = parser.parse_args(words)
+    result = measured(args)
+    if args.json == "-":
+        print(json.dumps(result), flush=True)
+    elif args.json:
+        Path(args.json).write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
     return 0 if result["passed"] else 1
+
+
+def measured(args: argparse.Namespace) -> dict:
+    """Return what the command of `args` found, its table printed, with "passed" and what it was measured on."""
+    try:
+        result = {"rows": [], "passed": True} | args.run(args)
+    except harness.NotEqual as error:
+        print(f"FAIL: {error}, no speed is shown")
+        return {"rows": [], "passed": False, "failure": str(error), **harness.description()}
+    if result["rows"]:
+        harness.print_table(result["rows"])
+        result["passed"] &= all(row["passed"] for row in result["rows"])
+        print("PASS" if result["passed"] else "FAIL")
+    return {**result, **harness.description()}
 
 
 if __name__ == "__main__":

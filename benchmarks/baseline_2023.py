@@ -4,30 +4,33 @@ Texts are padded to the longest of the batch and fed to their last token; attent
 float32 softmax; logits are taken at all positions. tests/test_baseline.py proves loss and gradient by the golden set.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu, softmax
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-IGNORED = -100
+from benchmarks.workload import IGNORED, llm_inputs
 
 
-def loss(model, samples):
+def loss(model: nn.Module, samples: dict) -> Tensor:
     """Return the loss of a batch {"image", "text_input"}, as `model(samples)["loss"]` would."""
     with plain_vision(model):
-        inputs, _ = model.build_inputs(samples)
+        inputs = llm_inputs(model, samples)
     with model.maybe_autocast():
         # keys and values, which no one reads, live until the loss is there
         logits, _keys_and_values = llm_logits(model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"])
-        logits, targets = logits[:, :-1].contiguous().flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        logits, targets = (logits[:, :-1].contiguous().flatten(0, 1), inputs["labels"][:, 1:].flatten())
         return cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
 @contextmanager
-def plain_vision(model):
+def plain_vision(model: nn.Module) -> Iterator[None]:
     """Let ViT and Q-Former attend by plain matrix products inside the block."""
-    bert, attentions = model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks]
-    usual, fused = bert.config._attn_implementation, [attention.fused_attn for attention in attentions]
+    bert, attentions = (model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks])
+    usual, fused = (bert.config._attn_implementation, [attention.fused_attn for attention in attentions])
     bert.config._attn_implementation = "eager"
     for attention in attentions:
         attention.fused_attn = False
@@ -39,17 +42,17 @@ def plain_vision(model):
             attention.fused_attn = value
 
 
-def llm_logits(llm, x, mask):
+def llm_logits(llm: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Return logits [B, L, V] and keys and values of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0: padded."""
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
     unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (mask[:, None, None] == 0)
     bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)  # [B, 1, L, L]
     positions = torch.arange(length, device=x.device)[None]
-    cos, sin = (table[:, None] for table in llm.model.rotary_emb(x, positions))  # [1, 1, L, d]
+    cos, sin = llm.model.rotary_emb(x, positions)  # [1, L, d]
     keys_and_values = []
     for layer in llm.model.layers:
-        found, k, v = _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
-        x = x + found
+        attended, k, v = _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
+        x = x + attended
         keys_and_values.append((k, v))
         normed, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
         x = x + mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
@@ -62,16 +65,12 @@ def _norm(norm, x):
 
 
 def _attention(attention, x, cos, sin, bias, lowest):
-    split = lambda linear: linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # noqa: E731
-    q, k, v = (split(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
-    q, k = (each * cos + _rotate_half(each) * sin for each in (q, k))
+    heads = lambda linear: linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # noqa: E731
+    q, k = (heads(linear) for linear in (attention.q_proj, attention.k_proj))
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    v = heads(attention.v_proj)
     keys, values = (each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v))
     scores = q @ keys.transpose(2, 3) / attention.head_dim**0.5 + bias
     scores = scores.clamp(min=lowest)
     shares = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
     return attention.o_proj((shares @ values).transpose(1, 2).flatten(2)), k, v
-
-
-def _rotate_half(x):
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)

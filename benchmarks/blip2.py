@@ -1,17 +1,29 @@
 """What one would train today instead: transformers' Blip2ForConditionalGeneration around the same LLM."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
+from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-IGNORED = -100
+from minigpt4.text.rows import IGNORED, IMAGE_ID
+
+NAMES = {  # of parts of the ViT: ours -> those of Blip2VisionModel
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "blocks.": "encoder.layers.",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    ".norm": ".layer_norm",
+}
 
 
-def blip2(model):
+def blip2(model: nn.Module) -> nn.Module:
     """Return transformers' BLIP-2 that shares all weights of `model` but the ViT's, which it has a copy of."""
-    from transformers import Blip2Config, Blip2ForConditionalGeneration
-
-    vit, bert, text = model.visual_encoder, model.Qformer.bert, model.llama_model.config
+    vit, bert = model.visual_encoder, model.Qformer.bert
+    text = model.llama_model.config
     attention, mlp = vit.blocks[0].attn, vit.blocks[0].mlp
     vision = {
         "hidden_size": vit.embed_dim,
@@ -30,38 +42,29 @@ def blip2(model):
         image_token_index=text.vocab_size - 1,  # no text of a workload has it
     )
     with torch.device("meta"):
-        found = Blip2ForConditionalGeneration(config)
-    found.qformer, found.language_model = bert, model.llama_model
-    found.language_projection, found.query_tokens = model.llama_proj, model.query_tokens
-    found.vision_model.load_state_dict(vision_weights(model), assign=True)
-    found.vision_model.post_layernorm.eps = model.ln_vision.eps
-    found.vision_model.requires_grad_(False)
-    return found.eval()
+        stock = Blip2ForConditionalGeneration(config)
+    stock.qformer, stock.language_model = bert, model.llama_model
+    stock.language_projection, stock.query_tokens = model.llama_proj, model.query_tokens
+    stock.vision_model.load_state_dict(vision_weights(model), assign=True)
+    stock.vision_model.post_layernorm.eps = model.ln_vision.eps
+    stock.vision_model.requires_grad_(False)
+    return stock.eval()
 
 
-def vision_weights(model):
+def vision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
-    vit = model.visual_encoder
-    parts = {
-        "embeddings.class_embedding": vit.cls_token,
-        "embeddings.position_embedding": vit.pos_embed,
-        "embeddings.patch_embedding.weight": vit.patch_embed.proj.weight,
-        "embeddings.patch_embedding.bias": vit.patch_embed.proj.bias,
-        "post_layernorm.weight": model.ln_vision.weight,
-        "post_layernorm.bias": model.ln_vision.bias,
-    }
-    for number, block in enumerate(vit.blocks):
-        attention, name = block.attn, f"encoder.layers.{number}."
-        bias = torch.cat([attention.q_bias, attention.k_bias.to(attention.q_bias), attention.v_bias])
-        parts |= {f"{name}self_attn.qkv.weight": attention.qkv.weight, f"{name}self_attn.qkv.bias": bias}
-        modules = {"self_attn.projection": attention.proj, "layer_norm1": block.norm1, "layer_norm2": block.norm2}
-        modules |= {"mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
-        for their_name, module in modules.items():
-            parts |= {f"{name}{their_name}.{kind}": tensor for kind, tensor in module.named_parameters()}
-    return {name: tensor.detach() for name, tensor in parts.items()}
+    tensors = {f"post_layernorm.{name}": tensor for name, tensor in model.ln_vision.named_parameters()}
+    for name, tensor in model.visual_encoder.state_dict().items():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor
+    for number, block in enumerate(model.visual_encoder.blocks):
+        q, v = (tensors.pop(f"encoder.layers.{number}.attn.{part}_bias") for part in "qv")
+        tensors[f"encoder.layers.{number}.self_attn.qkv.bias"] = torch.cat([q, block.attn.k_bias.to(q), v])
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def loss(stock, model, samples):
+def loss(stock: nn.Module, model: nn.Module, samples: dict) -> Tensor:
     """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient goes to model.llama_proj."""
     inputs = batch_of(stock, model, samples)
     with stock_attention(model.llama_model), model.maybe_autocast():
@@ -69,7 +72,7 @@ def loss(stock, model, samples):
 
 
 @contextmanager
-def stock_attention(llm):
+def stock_attention(llm: nn.Module) -> Iterator[None]:
     """Let an LLM attend as transformers does by default inside the block."""
     usual, llm.config._attn_implementation = llm.config._attn_implementation, "sdpa"
     try:
@@ -78,18 +81,14 @@ def stock_attention(llm):
         llm.config._attn_implementation = usual
 
 
-def batch_of(stock, model, samples):
+def batch_of(stock: nn.Module, model: nn.Module, samples: dict) -> dict[str, Tensor]:
     """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
-    from minigpt4.text.rows import batch_prompts, batch_rows
-
-    prompts = batch_prompts(samples, model.prompt_list[0] if model.prompt_list else "", model, model.llama_tokenizer)
-    picture = [stock.config.image_token_index] * model.query_tokens.shape[1]
-    ids, labels = [], []
-    for prompt, row in zip(prompts, batch_rows(samples, model, model.llama_tokenizer), strict=True):
-        before, behind = model._prefix_ids(prompt)
-        prefix = [*before, *picture, *behind]
-        ids.append(torch.tensor(prefix + row.ids))
-        labels.append(torch.tensor([IGNORED] * len(prefix) + row.labels))
-    pad = lambda rows, fill: torch.nn.utils.rnn.pad_sequence(rows, True, fill).to(model.device)  # noqa: E731
-    masks = [torch.ones(len(row), dtype=torch.long) for row in ids]
-    return {"input_ids": pad(ids, 1), "attention_mask": pad(masks, 0), "labels": pad(labels, IGNORED)}
+    image = stock.config.image_token_index
+    columns = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in model.rows(samples):
+        columns["input_ids"].append(torch.tensor([image if index == IMAGE_ID else index for index in row.ids]))
+        columns["labels"].append(torch.tensor(row.labels))
+        columns["attention_mask"].append(torch.ones_like(columns["labels"][-1]))
+    fills = {"input_ids": 1, "attention_mask": 0, "labels": IGNORED}
+    padded = {name: nn.utils.rnn.pad_sequence(columns[name], True, fill) for name, fill in fills.items()}
+    return {name: tensor.to(model.device) for name, tensor in padded.items()}

@@ -7,99 +7,65 @@ unless all give the same greedy answers. Where there is a GPU: tokens a second a
 
 import copy
 import time
-from statistics import median
+from argparse import Namespace
+from functools import partial
+from typing import NamedTuple
 
-from benchmarks import gpu_decode, machine
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks import counted, workload
+from benchmarks.harness import QUICK, ROUNDS, NotEqual, row, take_turns
+from minigpt4.conversation.chat import Chat, PrefixCache
+from minigpt4.conversation.conversation import CHATML, Conversation
+from minigpt4.models import MiniGPT4
+from minigpt4.models.llm.quantization import quantise
 
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
-GATES = {2: 4.0, 5: 8.0, "tokens": 1.0}  # turn -> at least this many times faster; tokens a second
+GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
 HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
-SIZES = {  # name -> LLM, rounds, tokens of an answer whose speed is measured
-    "full": (
-        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16},
-        7,
-        48,
-    ),
-    "quick": ({"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}, 2, 8),
+QUESTION, ANSWER = 12, 150  # tokens; with a first question of 61 they make the histories as long as that
+GPU_QUESTION, GPU_TOKENS = 200, 128
+FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
+OPTIONS = {
+    "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
+    "--rounds": ROUNDS | {"default": None, "help": "of each way, in turns (default: 7)"},
+    "--turns": {"type": int, "choices": list(HISTORY), "default": max(HISTORY), "help": "last one (default: 5)"},
 }
-NUM_QUERIES, VOCABULARY, QUESTION, SEED = 32, 32_000, 12, 0
 
 
-def add_arguments(parser):
-    parser.add_argument("--quick", action="store_true", help="a tiny LLM and two rounds: does it run? (no gates)")
-    parser.add_argument("--rounds", type=int, help="of each way, alternating (default: 7)")
-    parser.add_argument("--turns", type=int, choices=HISTORY, default=max(HISTORY), help="last one (default: 5)")
-
-
-def run(args):
-    """Measure, print the table, return the figures."""
-    import torch
-
-    size = "quick" if args.quick else "full"
-    shape, rounds, length = SIZES[size]
-    torch.manual_seed(SEED)
-    model = RandomModel(shape)
-    turns = play(model, args.turns)
-    first = first_tokens(model, turns, args.rounds or rounds)
-    speed = tokens_a_second(model, turns[2], args.rounds or rounds, length)
-    ratios = {turn: median(times["full prefill"]) / median(times["prefix cache"]) for turn, times in first.items()}
-    ratios["tokens"] = median(speed["engine"]) / median(speed["generate"])
-    passed = args.quick or all(ratio >= GATES[key] for key, ratio in ratios.items())
-    print_table(shape, first, speed, ratios, passed, args.quick)
-    figures = {
-        "size": size,
-        "seed": SEED,
-        "first_token_s": first,
-        "tokens_per_s": speed,
-        "ratio": ratios,
-        "passed": passed,
-        **machine.description("transformers"),
-    }
+def run(args: Namespace) -> dict:
+    """Measure; return the rows. Raises NotEqual where the ways answer differently."""
+    size, (rounds, length) = ("chat-quick", SHORT) if args.quick else ("chat", FULL)
+    rounds = args.rounds or rounds
+    turns, rows = play(chat_model(size, torch.float32), args.turns), []
+    for number in [number for number in HISTORY if number in turns]:
+        gate = None if args.quick else GATES[number]
+        name = f"chat: first token of turn {number}, {HISTORY[number]} positions before"
+        rows.append(row(name, "s", *first_token(turns[number], rounds), at_least=gate))
+    engine, generate = tokens_a_second(turns[2], rounds, length)
+    rows.append(row("chat: tokens a second", "1/s", engine, stock=generate))
+    print("equal answers: yes")
     if torch.cuda.is_available():
-        figures["gpu"] = gpu_decode.run(RandomModel, args.quick)
-    return figures
+        rows += on_gpu(args.quick)
+    return {"rows": rows, "size": size}
 
 
-class RandomModel:
-    """What Chat asks of a model: an LLM of random weights, and a tokenizer that reads back what it writes."""
-
-    def __init__(self, shape, dtype=None, device="cpu"):
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        self.device = torch.device(device)
-        self.llama_tokenizer = character_tokenizer()
-        config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, **shape)
-        config.bos_token_id, config.eos_token_id = self.llama_tokenizer.convert_tokens_to_ids(
-            ["<|im_start|>", "<|im_end|>"]
-        )
-        attention = "eager" if self.device.type == "cpu" else "sdpa"  # as language_model.load_llm
-        options = {"dtype": dtype or torch.float32, "attn_implementation": attention}
-        with self.device:
-            self.llama_model = AutoModelForCausalLM.from_config(config, **options).eval()
-
-    def encode_img(self, images):
-        """Return a fixed random embedding for each image."""
-        import torch
-
-        width = self.llama_model.config.hidden_size
-        embeds = torch.randn(len(images), NUM_QUERIES, width, generator=torch.Generator().manual_seed(SEED)) * 0.02
-        return embeds.to(self.device, self.llama_model.dtype), None
-
-    def decoder(self):
-        from minigpt4.models.llm.decoding import Decoder
-
-        return Decoder(self.llama_model)
+def chat_model(size: str, dtype: torch.dtype, device: str = "cpu") -> MiniGPT4:
+    """Return a model of random weights whose tokenizer reads back what it writes."""
+    model = workload.random_model(size, dtype, device).eval()
+    model.llama_tokenizer = tokenizer = character_tokenizer(model.llama_model.config.vocab_size)
+    for config in (model.llama_model.config, model.llama_model.generation_config):
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return model
 
 
-def character_tokenizer():
-    """Return a tokenizer with a token for each of 32,000 characters and each word of the template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
+def character_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with a token for each of many characters and each word of the template."""
     words = ["<|im_start|>", "<|im_end|>", "user", "assistant", "<Img>", "</Img>"]
     characters = [*map(chr, range(32, 127)), "\n", *map(chr, range(0x3400, 0x4DC0)), *map(chr, range(0x4E00, 0xA000))]
-    characters += map(chr, range(0xAC00, 0xAC00 + VOCABULARY - len(characters) - len(words)))
+    characters += map(chr, range(0xAC00, 0xAC00 + vocabulary - len(characters) - len(words)))
     tokenizer = Tokenizer(models.BPE({character: index for index, character in enumerate(characters)}, []))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words[2:]])
@@ -107,126 +73,118 @@ def character_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=words[0], eos_token=words[1])
 
 
-def question(turn, length=QUESTION):
-    return f"{turn}: what is this? ".ljust(length, "x")[:length]
+class Turn(NamedTuple):
+    """A dialogue before a turn's answer: the engine, the conversation with the question, images, the cache so far."""
+
+    chat: Chat
+    conv: Conversation
+    images: list
+    cache: PrefixCache
+
+    def answer(self, cache: PrefixCache | None = None, **options) -> list[int]:
+        """Return the token ids of the greedy answer."""
+        return self.chat.answer(self.conv.copy(), self.images, cache=cache, temperature=0, **options)[1].tolist()
 
 
-def play(model, last):
-    """Return {turn: (chat, conversation with its question, images, cache before it)} of a dialogue, up to a turn.
-
-    Its answers are as long as makes the histories those of HISTORY. Raises RuntimeError if the answers with a prefix
-    cache differ from those without.
-    """
-    from minigpt4.conversation.chat import Chat, PrefixCache
-    from minigpt4.conversation.conversation import CHATML, Conversation
-
-    chat, cache, turns = Chat(model, None), PrefixCache(), {}
-    conv, images = Conversation(CHATML), []
-    images.append(model.encode_img([None])[0])
-    conv.append_image()
-    frame = len(positions(chat, asked(chat, conv, ""), images))  # of a turn without question and answer
-    later = asked(chat, asked(chat, conv, ""), "")
-    a_turn = len(positions(chat, later, images)) - frame + QUESTION
-    answer = (HISTORY[5] - HISTORY[2]) // 3 - a_turn
-    for turn in range(1, last + 1):
-        length = HISTORY[2] - frame - answer if turn == 1 else QUESTION
-        chat.ask(question(turn, length), conv)
-        turns[turn] = chat, conv.copy(), images, keep(cache, images)
-        if turn == last:
-            break
-        options = {"temperature": 0, "max_new_tokens": answer, "min_length": answer + 2}
-        plain = chat.answer(conv.copy(), images, **options)[1]
-        if not (chat.answer(conv, images, cache=cache, **options)[1] == plain).all() or len(plain) != answer:
-            raise RuntimeError(f"turn {turn}: the prefix cache changes the answer; no speed is shown")
-        if HISTORY.get(turn + 1, held := len(positions(chat, conv, images))) != held:
-            raise RuntimeError(f"turn {turn + 1} begins after {held} positions, not {HISTORY[turn + 1]}")
+def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
+    """Return {turn: Turn} of a dialogue up to a turn. Raises NotEqual if a prefix cache changes its answers."""
+    dialogue, turns = start(model), {}
+    chat, conv = dialogue.chat, dialogue.conv
+    for number in range(1, last + 1):
+        held = chat.get_context_emb(conv, dialogue.images).shape[1]
+        if held != HISTORY.get(number, held):
+            raise RuntimeError(f"turn {number} begins after {held} positions, not {HISTORY[number]}")
+        length = 61 if number == 1 else QUESTION
+        chat.ask(f"{number}: what is this? ".ljust(length, "x")[:length], conv)
+        turns[number] = turn = dialogue._replace(conv=conv.copy(), cache=keep(dialogue.cache, dialogue.images))
+        if number < last:
+            options = {"temperature": 0, "max_new_tokens": ANSWER, "min_length": ANSWER + 2}
+            ids = chat.answer(conv, dialogue.images, cache=dialogue.cache, **options)[1].tolist()
+            if turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2) != ids or len(ids) != ANSWER:
+                raise NotEqual(f"the prefix cache changes the answer of turn {number}")
     return turns
 
 
-def asked(chat, conv, text):
-    """Return a copy with a question of `text` and an empty answer."""
-    conv = conv.copy()
-    conv.append_question(text)
-    conv.append_message(conv.roles[1], "")
-    return conv
+def start(model: MiniGPT4) -> Turn:
+    """Return a conversation that begins with an image, without a question."""
+    conv, image = (Conversation(CHATML), torch.zeros(1, 3, model.image_size, model.image_size, device=model.device))
+    conv.append_image()
+    with torch.no_grad(), model.maybe_autocast():
+        return Turn(Chat(model, None), conv, [workload.image_embeds(model, image)], PrefixCache())
 
 
-def positions(chat, conv, images):
-    from minigpt4.text.segments import positions_of
-
-    return positions_of(chat.encoder.encode(conv.segments()), images)
-
-
-def keep(cache, images):
+def keep(cache: PrefixCache, images: list) -> PrefixCache:
     """Return a copy of a cache for the same images."""
     return copy.deepcopy(cache, {id(image): image for image in images})
 
 
-def first_tokens(model, turns, rounds):
-    """Return {turn: {way: [seconds to the first token]}}; each way leads every other round."""
-    ways = ("prefix cache", "full prefill")
-    seconds = {turn: {way: [] for way in ways} for turn in HISTORY if turn in turns}
-    for number in range(rounds + 1):
-        for turn in seconds:
-            chat, conv, images, cache = turns[turn]
-            found = set()
-            for way in ways if number % 2 else ways[::-1]:
-                own = keep(cache, images) if way == "prefix cache" else None
-                start = time.perf_counter()
-                _, ids = chat.answer(conv.copy(), images, cache=own, temperature=0, max_new_tokens=1, min_length=3)
-                seconds[turn][way].append(time.perf_counter() - start)
-                found.add(tuple(ids.tolist()))
-            if len(found) > 1:
-                raise RuntimeError(f"turn {turn}: the first tokens differ; no speed is shown")
+def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
+    """Return seconds to the first token with the prefix cache, and without. Raises NotEqual where the tokens differ."""
+    tokens = set()
+
+    def first(is_cached):
+        cache = keep(turn.cache, turn.images) if is_cached else None
+        start = time.perf_counter()
+        ids = turn.answer(cache, max_new_tokens=1, min_length=3)
+        seconds = time.perf_counter() - start
+        tokens.add(tuple(ids))
+        return seconds
+
     # the first round warms allocators up
-    return {turn: {way: values[1:] for way, values in by_way.items()} for turn, by_way in seconds.items()}
+    results = take_turns({"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1)
+    if len(tokens) != 1:
+        raise NotEqual("the first tokens differ")
+    return results["cache"], results["full"]
 
 
-def tokens_a_second(model, turn, rounds, length):
-    """Return {way: [tokens a second after the first one]} of the engine and of transformers' generate."""
-    import torch
-
-    chat, conv, images, _ = turn
-    opened = conv.copy()
-    opened.append_message(conv.roles[1], None)
-    embeds = chat.get_context_emb(opened, images)
+def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], list[float]]:
+    """Return tokens a second after the first one, of the engine and of generate, whose answers are the same."""
+    llm, opened, answers = (turn.chat.model.llama_model, turn.conv.copy(), {1: set(), length: set()})
+    opened.append_message(opened.roles[1], None)
+    embeds = turn.chat.get_context_emb(opened, turn.images)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
     def engine(count):
-        options = {"temperature": 0, "max_new_tokens": count, "min_length": count + 2}
-        return chat.answer(conv.copy(), images, **options)[1].tolist()
+        return turn.answer(max_new_tokens=count, min_length=count + 2)
 
     def generate(count):
         options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
-        return model.llama_model.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()
+        return llm.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()
 
-    ways, speeds = {"engine": engine, "generate": generate}, {"engine": [], "generate": []}
-    for number in range(rounds + 1):
-        answers = []
-        for name in ways if number % 2 else list(ways)[::-1]:
-            times = [time.perf_counter()]
-            for count in (1, length):
-                answers.append(ways[name](count)[-count:])
-                times.append(time.perf_counter())
-            speeds[name].append((length - 1) / (times[2] - times[1] - (times[1] - times[0])))
-        if answers[0] != answers[2] or answers[1] != answers[3]:
-            raise RuntimeError("the engine and generate write different answers; no speed is shown")
-    return {name: values[1:] for name, values in speeds.items()}
+    def speed(write):
+        times = [time.perf_counter()]
+        for count in (1, length):
+            answers[count].add(tuple(write(count)[-count:]))
+            times.append(time.perf_counter())
+        return (length - 1) / (times[2] - times[1] - (times[1] - times[0]))
+
+    results = take_turns({"engine": partial(speed, engine), "generate": partial(speed, generate)}, rounds, warm_up=1)
+    # half precision may decide a tie otherwise
+    if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
+        raise NotEqual("the engine and generate write different answers")
+    return results["engine"], results["generate"]
 
 
-def print_table(shape, first, speed, ratios, passed, quick):
-    def cell(values, factor, digits):
-        low, middle, high = (f"{factor * value:.{digits}f}" for value in (min(values), median(values), max(values)))
-        return f"{middle} [{low} .. {high}]"
-
-    rounds = len(speed["engine"])
-    width, layers = shape["hidden_size"], shape["num_hidden_layers"]
-    print(f"Llama of random weights, {width} wide, {layers} layers, float32, CPU; median of {rounds} [min .. max]")
-    print(f"{'':<44}{'ours':>28}{'the other way':>28}{'faster':>10}{'at least':>10}")
-    for turn, times in first.items():
-        ours, other = (cell(times[way], 1e3, 1) for way in ("prefix cache", "full prefill"))
-        label = f"turn {turn}, {HISTORY[turn]} positions before: first token, ms"
-        print(f"{label:<44}{ours:>28}{other:>28}{ratios[turn]:>9.2f}x{GATES[turn]:>9.1f}x")
-    ours, other = (cell(speed[way], 1, 1) for way in ("engine", "generate"))
-    print(f"{'tokens/s, beside generate':<44}{ours:>28}{other:>28}{ratios['tokens']:>9.2f}x{GATES['tokens']:>9.1f}x")
-    print("equal answers: yes" + ("" if quick else f"; {'PASS' if passed else 'FAIL'}"))
+def on_gpu(is_quick: bool) -> list[dict]:
+    """Return rows of tokens a second of a 7B LLM on a GPU for kinds of weights; the limit is that of its memory."""
+    size, device = "chat-quick" if is_quick else "7b", torch.device("cuda")
+    rows = []
+    copied = max(counted.copies(device, 2**30, 10))
+    for kind in ("none", "int8", "int4"):
+        model = chat_model(size, torch.float16, device)
+        if kind != "none":
+            quantise(model.llama_model, kind, device)
+        turn = start(model)
+        turn.chat.ask("What is this?".ljust(GPU_QUESTION, "x"), turn.conv)
+        engine, generate = tokens_a_second(turn, 5, GPU_TOKENS)
+        # every token reads all weights but the embedding table, and the keys and values so far
+        llm, config = model.llama_model, model.llama_model.config
+        tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
+        read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
+        read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (GPU_QUESTION + GPU_TOKENS // 2)
+        name = f"{size} {kind if kind != 'none' else 'fp16'}: tokens a second"
+        rows.append(row(name, "1/s", engine, stock=generate, limit=copied / read, more_is_better=True))
+        print(f"{name}: {torch.cuda.memory_allocated() / 2**30:.1f} GiB of this GPU in use")
+        del model, llm, tensors, turn
+        torch.cuda.empty_cache()
+    return rows

@@ -15,142 +15,125 @@ import sys
 import tarfile
 import tempfile
 import time
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 
-from benchmarks import machine
+import numpy as np
+import psutil
+import torch
+import webdataset as wds
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from benchmarks.harness import QUICK, ROUNDS, NotEqual, row
+from minigpt4.common.device import to_device
+from minigpt4.datasets.datasets.base_dataset import seeded_by
+from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
+from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
+from minigpt4.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor, load_rgb
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD, RandomCropResize
 
 HELP = "load and augment images from shards: images a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
-# As img2dataset leaves LAION and CC + SBU with the 2023 scripts (a square, white borders), and as images of COCO are.
-# The first are what the 2023 chain reads; Pillow's work, which both ways share, weighs more in the larger ones.
+# As img2dataset leaves LAION and CC + SBU with the 2023 scripts, and as images of COCO are
 SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger images"}
 JUDGED = "256x256"
-IMAGE_SIZE, QUALITY, SHARDS = 224, 95, 4  # pixels; JPEG's; files
+IMAGE_SIZE, SHARDS = 224, 4  # pixels; files
+OPTIONS = {
+    "--rounds": ROUNDS | {"default": 6},
+    "--images --pictures": {"type": int, "default": 640, "help": "in a pass"},
+    "--size": {"choices": SIZES, "help": "of the images (default: each; 256x256 is judged)"},
+    "--batch-size": {"type": int, "default": 16},
+    "--quick": QUICK | {"help": "two rounds of 96 images: shows that it works, no gate"},
+}
 
 
-def add_arguments(parser):
-    parser.add_argument("--rounds", type=int, default=6, help="passes of each kind, alternating")
-    parser.add_argument("--pictures", type=int, default=640, help="in a pass")
-    parser.add_argument("--size", choices=SIZES, help="of the images (default: each; 256x256 is judged)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--quick", action="store_true", help="two rounds of 96 images: shows that it works, no gate")
-
-
-def run(args):
-    """Measure, print the tables, return the figures."""
-    import torch
-
+def run(args: Namespace) -> dict:
+    """Measure; return the rows. Raises NotEqual where the tensors differ."""
     torch.set_num_threads(1)
     if args.quick:
-        args.rounds, args.pictures = 2, 96
-    if args.rounds < 2 or args.pictures < 4 * args.batch_size:
+        args.rounds, args.images = 2, 96
+    if args.rounds < 2 or args.images < 4 * args.batch_size:
         sys.exit("python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of images")
-    results = {}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in [args.size] if args.size else SIZES:
-            shards = write_shards(Path(folder) / size, size, args.pictures)
-            results[size] = result = _measure_size(shards, args)
-            _print_table(size, SIZES[size], result, args)
-    is_judged = JUDGED in results and not args.quick
-    passed = not is_judged or all(results[JUDGED]["ratio"][key] >= gate for key, gate in GATES.items())
-    verdict = "PASS" if passed else "FAIL"
-    if not is_judged:
-        verdict = f"not judged ({'--quick' if args.quick else '--size'})"
-    print(f"{JUDGED}: at least {GATES['speed']}x the speed and {GATES['bytes']}x fewer bytes of tensors: {verdict}")
-    settings = {"rounds": args.rounds, "pictures": args.pictures, "batch_size": args.batch_size}
-    description = machine.description("torchvision", "pillow", "webdataset")
-    return {**settings, "sizes": results, "passed": passed, **description}
+            shards = write_shards(Path(folder) / size, size, args.images)
+            rows += measure(size, shards, args)
+            print(f"{args.images} JPEGs of {size} ({SIZES[size]}) to {IMAGE_SIZE}: equal tensors: yes")
+    if args.quick or args.size not in (None, JUDGED):
+        print(f"not judged ({'--quick' if args.quick else '--size'})")
+    return {"rows": rows, "rounds": args.rounds, "images": args.images, "batch_size": args.batch_size}
 
 
-def _measure_size(shards, args):
+def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
+    """Return the rows of a size of images: speed of loading, bytes sent."""
     batch_size = args.batch_size
-    _require_equal(shards, batch_size, args.pictures)
-    kinds = {"2023": lambda: loader_2023(shards, batch_size), "ours": lambda: loader_ours(shards, batch_size)}
-    races, pillow = [], []
+    require_equal(shards, batch_size, args.images)
+    ways = {"2023": partial(loader_2023, shards, batch_size), "ours": partial(loader_ours, shards, batch_size)}
+    speeds, pillow = {way: [] for way in ways}, []
     for _ in range(args.rounds):
-        races.append(_race({kind: make() for kind, make in kinds.items()}, args.pictures // batch_size))
-        pillow.append(_pillow_alone(shards[0]))
-    sent = {kind: _bytes_per_picture(next(iter(make()))) for kind, make in kinds.items()}
-    speeds = [old["loading"] / ours["loading"] for race in races for old, ours in [race.values()]]
-    on_cpu = [sum(old.values()) / sum(ours.values()) for race in races for old, ours in [race.values()]]
-    return {
-        "pictures_per_second": {kind: [1 / race[kind]["loading"] for race in races] for kind in kinds},
-        "bytes_per_picture": sent,
-        "ratio": {"speed": mean(speeds), "bytes": sent["2023"]["tensors"] / sent["ours"]["tensors"]},
-        "ratio_error": stdev(speeds) / len(speeds) ** 0.5,
-        "ratio_on_cpu": mean(on_cpu),
-        "ratio_of_pillow_alone": mean(
-            race["2023"]["loading"] / alone for race, alone in zip(races, pillow, strict=True)
-        ),
-    }
+        seconds = race({way: make() for way, make in ways.items()}, args.images // batch_size)
+        for way, value in seconds.items():
+            speeds[way].append(1 / value)
+        pillow.append(pillow_alone(shards[0]))
+    sent = {way: bytes_per_image(next(iter(make()))) for way, make in ways.items()}
+    name, is_judged = (f"data: images of {size}, a core", size == JUDGED and not args.quick)
+    # at best: what Pillow takes to decode, crop and resize, and nothing else
+    options = {"more_is_better": True, "limit": 1 / min(pillow), "at_least": GATES["speed"] if is_judged else None}
+    rows = [row(name, "1/s", speeds["ours"], speeds["2023"], **options)]
+    for kind in ("tensors", "all"):
+        gate = GATES["bytes"] if is_judged and kind == "tensors" else None
+        ours, old = ([sent[way][kind]] for way in ("ours", "2023"))
+        rows.append(row(f"{name}: bytes sent each, {kind}", "B", ours, old, at_least=gate))
+    return rows
 
 
-# the files
-
-
-def write_shards(folder, size, pictures):
+def write_shards(folder: Path, size: str, images: int) -> list[str]:
     """Return the paths of new shards of `images` JPEGs with captions."""
     folder.mkdir()
     paths = [folder / f"{number:05d}.tar" for number in range(SHARDS)]
     for number, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
-            for picture in range(number, pictures, SHARDS):
-                caption = json.dumps({"caption": f"Image {picture}: hills of some colours under a sky."})
-                for extension, data in (("jpg", jpeg(picture, size)), ("json", caption.encode())):
-                    member = tarfile.TarInfo(f"{picture:09d}.{extension}")
+            for image in range(number, images, SHARDS):
+                caption = json.dumps({"caption": f"Image {image}: hills of some colours under a sky."})
+                for extension, data in (("jpg", jpeg(image, size)), ("json", caption.encode())):
+                    member = tarfile.TarInfo(f"{image:09d}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     return [str(path) for path in paths]
 
 
-def jpeg(seed, size):
-    """Return a JPEG of blobs of three sizes, each about half as strong as the next larger one, and a little noise.
-
-    As in photographs, most of the content is coarse: 1.1 to 2.7 bits of JPEG a pixel.
-    """
-    import numpy as np
-    from PIL import Image
-
+def jpeg(seed: int, size: str) -> bytes:
+    """Return a JPEG of blobs and a little noise; as in photographs, most of it is coarse: 1.1 to 2.7 bits a pixel."""
     width, height = map(int, size.split("x"))
     rng = np.random.default_rng(seed)
     pixels = 128 + rng.normal(0, 3, (height, width, 3))
     for cells, strength in ((6, 55), (24, 28), (96, 14)):
-        coarse = rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
-        pixels += (
-            np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
-        )
+        coarse = Image.fromarray(rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8))
+        pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
     buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
-# the two ways
-
-
-def loader_2023(shards, batch_size, seeded=False):
+def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> DataLoader:
     """Return a DataLoader of one worker and one pass, as the 2023 training read its shards.
 
     Its random crops come from the global generator; with `seeded`, for comparison, they are those of our chain.
     """
-    import webdataset as wds
-    from torch.utils.data import DataLoader
-    from torchvision import transforms
-
-    from minigpt4.datasets.datasets.base_dataset import seeded_by
-    from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD, BlipCaptionProcessor, RandomCropResize
-
     crop = RandomCropResize(IMAGE_SIZE, scale=(0.5, 1.0))  # torchvision's, with 2023's pixels on any Pillow
-    picture = transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+    augment = transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
     caption = BlipCaptionProcessor()
 
     def sample(parts):
-        image, record, key, url = parts
-        shard = Path(url).name
         if not seeded:
-            return {"image": picture(image), "text_input": caption(record["caption"])}
+            return {"image": augment(parts[0]), "text_input": caption(parts[1]["caption"])}
+        key, shard = parts[2], Path(parts[3]).name
         with seeded_by(0, 0, shard, key):
-            return {"image": picture(image), "sample_id": f"{shard}/{key}"}
+            return {"image": augment(parts[0]), "sample_id": f"{shard}/{key}"}
 
     dataset = wds.DataPipeline(
         wds.SimpleShardList(shards),
@@ -163,71 +146,51 @@ def loader_2023(shards, batch_size, seeded=False):
     return DataLoader(dataset, batch_size=batch_size, num_workers=1)
 
 
-def loader_ours(shards, batch_size):
+def loader_ours(shards: list[str], batch_size: int) -> DataLoader:
     """Return the loader of a training run with one worker."""
-    from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
-    from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
-    from minigpt4.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor
-
     dataset = WebCaptionDataset(shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1)
     return TrainLoader([dataset], batch_size=batch_size, num_workers=1)
 
 
-def _require_equal(shards, batch_size, pictures):
-    """Exit unless both ways give the same float32 tensor for each image of a pass."""
-    import torch
-
-    from minigpt4.common.device import to_device
+def require_equal(shards: list[str], batch_size: int, images: int) -> None:
+    """Raise NotEqual unless both ways give the same float32 tensor for each image of a pass."""
 
     def tensors(batches):
-        batches = (to_device(batch, torch.device("cpu")) for batch in batches)
-        return {
-            name: image for batch in batches for name, image in zip(batch["sample_id"], batch["image"], strict=True)
-        }
+        by_name = {}
+        for batch in batches:
+            moved = to_device(batch, torch.device("cpu"))
+            by_name |= zip((name.removeprefix("laion/") for name in moved["sample_id"]), moved["image"], strict=True)
+        return by_name
 
-    ours = {name.removeprefix("laion/"): image for name, image in tensors(loader_ours(shards, batch_size)).items()}
-    theirs = tensors(loader_2023(shards, batch_size, seeded=True))
+    ours, theirs = (tensors(loader_ours(shards, batch_size)), tensors(loader_2023(shards, batch_size, seeded=True)))
     same = [theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name]) for name in theirs]
-    if len(same) != pictures or ours.keys() != theirs.keys() or not all(same):
-        sys.exit(f"python -m benchmarks data: {sum(same)} of {pictures} tensors are equal; no speed is shown")
+    if len(same) != images or ours.keys() != theirs.keys() or not all(same):
+        raise NotEqual(f"{sum(same)} of {images} tensors are equal")
 
 
-def _race(loaders, batches):
-    """Return {kind: {"loading", "moving": seconds of processor time an image}}, all kinds at once, batch by batch.
-
-    Moving is what `to_device` does where the device is the CPU. A worker is a fixed number of batches ahead before the
-    first batch that counts as well as after the last one.
-    """
-    import psutil
-    import torch
-
-    from minigpt4.common.device import to_device
-
-    cpu, trainer, workers, streams = torch.device("cpu"), psutil.Process(), {}, {}
-    for kind, loader in loaders.items():
+def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
+    """Return {way: seconds of processor time an image}, all ways at once, batch by batch."""
+    # a worker is as many batches ahead before the first batch that counts as after the last one
+    workers, streams = {}, {}
+    trainer = psutil.Process()
+    for way, loader in loaders.items():
         before = set(trainer.children())
-        streams[kind] = iter(loader)
-        next(streams[kind])
-        (workers[kind],) = set(trainer.children()) - before
-    seconds = {kind: {"loading": -_seconds_when_idle(worker), "moving": 0.0} for kind, worker in workers.items()}
+        streams[way] = iter(loader)
+        next(streams[way])
+        (workers[way],) = set(trainer.children()) - before
+    seconds = {way: -seconds_when_idle(worker) for way, worker in workers.items()}
     count = dict.fromkeys(loaders, 0)
     for _ in range(batches - 3):
-        for kind, stream in streams.items():
+        for way, stream in streams.items():
             start = time.process_time()
             batch = next(stream)
-            fetched = time.process_time()
-            count[kind] += len(to_device(batch, cpu)["image"])
-            seconds[kind]["loading"] += fetched - start
-            seconds[kind]["moving"] += time.process_time() - fetched
-    for kind, worker in workers.items():
-        seconds[kind]["loading"] += _seconds_when_idle(worker)
-    return {kind: {part: value / count[kind] for part, value in of_kind.items()} for kind, of_kind in seconds.items()}
+            seconds[way] += time.process_time() - start
+            count[way] += len(batch["image"])
+    return {way: (value + seconds_when_idle(workers[way])) / count[way] for way, value in seconds.items()}
 
 
-def _pillow_alone(shard):
+def pillow_alone(shard: str) -> float:
     """Return seconds an image of what no exact way can spare: to decode it, to crop it and to resize it."""
-    from minigpt4.processors import Blip2ImageTrainProcessor, load_rgb
-
     crop, *_ = Blip2ImageTrainProcessor(IMAGE_SIZE).transform.transforms
     with tarfile.open(shard) as tar:
         jpegs = [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
@@ -237,7 +200,7 @@ def _pillow_alone(shard):
     return (time.process_time() - start) / len(jpegs)
 
 
-def _seconds_when_idle(worker):
+def seconds_when_idle(worker: psutil.Process) -> float:
     """Return the processor time of a worker once it waits for the trainer to take a batch."""
     before, times = None, worker.cpu_times()
     while before != times or worker.status() == "running":
@@ -246,27 +209,9 @@ def _seconds_when_idle(worker):
     return times.user + times.system
 
 
-def _bytes_per_picture(batch):
+def bytes_per_image(batch: dict) -> dict[str, float]:
     """Return {"tensors", "all"}: bytes of shared memory of a batch, and with what is pickled beside it, an image."""
-    import torch
-
     tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
     memory = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
     others = len(pickle.dumps({key: value for key, value in batch.items() if key not in tensors}))
     return {key: total / len(batch["image"]) for key, total in (("tensors", memory), ("all", memory + others))}
-
-
-def _print_table(size, meaning, result, args):
-    print(f"{args.pictures} JPEGs of {size} ({meaning}) to {IMAGE_SIZE}; mean of {args.rounds} passes [min .. max]")
-    print(f"{'':<8}{'pictures a second and core':>30}{'bytes a picture: tensors':>28}{'all':>10}")
-    for kind, speeds in result["pictures_per_second"].items():
-        cell = f"{mean(speeds):.0f} [{min(speeds):.0f} .. {max(speeds):.0f}]"
-        sent = result["bytes_per_picture"][kind]
-        print(f"{kind:<8}{cell:>30}{sent['tensors']:>28,.0f}{sent['all']:>10,.0f}")
-    speed, error, fewer = result["ratio"]["speed"], result["ratio_error"], result["ratio"]["bytes"]
-    print(f"equal tensors: yes; {speed:.2f} +- {error:.2f} times the speed, {fewer:.2f} times fewer bytes")
-    print(
-        f"Pillow's decoding, cropping and resizing alone would be {result['ratio_of_pillow_alone']:.2f} times the speed"
-    )
-    print(f"where training is on the CPU, which then normalises: {result['ratio_on_cpu']:.2f} times the speed")
-    print()

@@ -1,5 +1,8 @@
 """MiniGPT4 with its frozen parts loaded as in 2023: every value drawn at random first, then read, copied and halved."""
 
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import files_of, startup
 from minigpt4.common.utils import resolve_file
@@ -13,50 +16,47 @@ class LoadedAs2023(MiniGPT4):
     """Trains as MiniGPT4; only its loading differs. Weights are not quantised."""
 
     @startup.phase("ViT")
-    def _load_vit(self, cfg):
+    def load_vit(self, cfg):
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         config = weights.dimensions(path, eva_vit.VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
-        vit = eva_vit.build_eva_vit(config, cfg.image_size, device="cpu")
+        vit = config.build(self.image_size, device="cpu")
         vit.load_state_dict(in_memory(weights.read_tensors(path, "model.vit_ckpt")), strict=False)
         take(self.visual_encoder, vit)
 
     @startup.phase("Q-Former")
-    def _load_qformer(self, cfg):
+    def load_qformer(self, cfg):
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         config = weights.dimensions(path, qformer.QFormerConfig(), "model.q_former_model")
-        found = in_memory(weights.read_tensors(path, "model.q_former_model", root="model"))
-        found = {qformer.from_release_name(name): tensor for name, tensor in found.items()}
+        released = in_memory(weights.read_tensors(path, "model.q_former_model", root="model"))
+        tensors = {qformer.from_release_name(name): tensor for name, tensor in released.items()}
         network = qformer.build_qformer(config, device="cpu")
-        network.load_state_dict(part_of(found, "Qformer."), strict=False)
+        network.load_state_dict(part_of(tensors, "Qformer."), strict=False)
         take(self.Qformer, network)
-        self.ln_vision.load_state_dict({n: t.float() for n, t in part_of(found, "ln_vision.").items()}, assign=True)
-        self.load_state_dict({"query_tokens": found["query_tokens"].float()}, strict=False, assign=True)
+        self.ln_vision.load_state_dict({n: t.float() for n, t in part_of(tensors, "ln_vision.").items()}, assign=True)
+        self.load_state_dict({"query_tokens": tensors["query_tokens"].float()}, strict=False, assign=True)
 
     @startup.phase("LLM")
-    def _load_language(self, cfg, device):
-        from transformers import AutoModelForCausalLM
-
+    def load_language(self, cfg, device):
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        config = language_model.load_config(cfg.llama_model)
-        llm = AutoModelForCausalLM.from_config(
-            config, dtype=self.compute_dtype, **language_model.attention_options(device)
-        )
+        options = {"dtype": self.compute_dtype, **language_model.attention_options(device)}
+        llm = AutoModelForCausalLM.from_config(language_model.load_config(cfg.llama_model), **options)
         for file in files_of([cfg.llama_model]):
             llm.load_state_dict(in_memory(weights.read_tensors(file, "model.llama_model")), strict=False)
-        self._attach(llm.to(device).eval(), device)
+        self.attach_language(llm.to(device).eval(), device)
         self.llm_identity = language_model.identity(cfg.llama_model, llm)
 
 
-def in_memory(tensors):
+def in_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of tensors that may be mapped to their file, as torch.load made them."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def part_of(tensors, prefix):
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin so, without that."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def take(planned, built):
+def take(planned: nn.Module, built: nn.Module) -> None:
     """Give the module `planned`, on the meta device, the values of `built` in the types of the plan."""
     types = {name: tensor.dtype for name, tensor in planned.state_dict().items()}
     values = {name: tensor.to(types[name]) for name, tensor in built.state_dict().items()}

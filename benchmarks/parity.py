@@ -3,55 +3,69 @@
 An LLM of fewer bits is another model: its distance is shown, and judges nothing.
 """
 
+from argparse import Namespace
 from tempfile import TemporaryDirectory
 
-from benchmarks import baseline_2023, blip2, machine, workload
-from minigpt4.common.device import resolve_device
+import torch
+from torch import Tensor, nn
 
-HELP = (
-    "loss and gradient errors of every way to run the LLM, beside what 2023 computes, in float32 and in half precision"
-)
+from benchmarks import baseline_2023, blip2, workload
+from benchmarks.harness import DEVICE, row
+from minigpt4.common.device import resolve_device
+from minigpt4.models.base_model import DTYPES
+from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.vision.eva_vit import compile_blocks
+
+HELP = "loss and gradient errors of every way to run the LLM, beside what 2023 computes"
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
 HALF_LIMIT = 1.05  # error against float32, as a multiple of the baseline's own
 OTHERS = ("2023", "transformers")
 OURS = ("padded", "packed", "lean")  # and "compiled" where it is asked for
 WAYS = (*OTHERS, *OURS)
+OPTIONS = {
+    "--size": {"choices": list(workload.SIZES), "default": "toy"},
+    "--device": DEVICE,
+    "--dtype": {"choices": ("fp16", "bf16"), "help": "half precision (default: fp16 on a GPU, else bf16)"},
+    "--batch": {"type": int, "default": 4},
+    "--batches": {"type": int, "default": 4},
+    "--compiled": {"action": "store_true", "help": "also with model.compile (a minute more)"},
+    "--quantised": {"action": "store_true", "help": "also with the LLM in each kind of few bits that trains here"},
+}
+Steps = list[tuple[float, Tensor]]  # loss, and gradient of the projection's weight
 
 
-def add_arguments(parser):
-    parser.add_argument("--size", choices=list(workload.SIZES), default="toy")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("fp16", "bf16"), help="half precision (default: fp16 on a GPU, else bf16)")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--compiled", action="store_true", help="also with model.compile (a minute more)")
-    parser.add_argument(
-        "--quantised", action="store_true", help="also with the frozen LLM in each kind of few bits that trains here"
-    )
-
-
-def run(args):
-    """Measure both stages, print a table, return the figures."""
+def run(args: Namespace) -> dict:
+    """Measure both stages, print the errors of every way; return rows of the worst of ours."""
     device = resolve_device(args.device)
     dtype = args.dtype or ("fp16" if device.type == "cuda" else "bf16")
     stages, quantised = {}, {}
+    rows = []
     for stage in workload.STAGES:
         stages[stage], quantised[stage] = measure(args, stage, device, dtype)
+        rows += rows_of(stage, stages[stage], dtype)
     print(f"{args.size}, {args.batches} batches of {args.batch}; errors relative to 2023 in float32")
     print_table(stages, dtype, quantised)
-    passed = all(verdict(errors) for errors in stages.values())
-    print("PASS" if passed else "FAIL", f"(float32 <= {FLOAT32_LIMIT:g}, {dtype} <= {HALF_LIMIT} times that of 2023)")
     figures = {"size": args.size, "dtype": dtype, "seed": workload.SEED, "errors": stages, "quantised": quantised}
-    return {**figures, "passed": passed, **machine.description("transformers", "timm")}
+    return {"rows": rows, **figures}
 
 
-def measure(args, stage, device, dtype):
+def rows_of(stage: int, errors: dict, dtype: str) -> list[dict]:
+    """Return the rows of a stage: the worst of our ways, with transformers' errors beside it."""
+    rows, names = ([], {"loss": "loss error, float32", "gradient": "gradient error, float32"})
+    for kind, name in (names | {"half gradient": f"gradient error, {dtype}"}).items():
+        old, stock = ([errors[way][kind]] for way in OTHERS)
+        worst = [max(each[kind] for way, each in errors.items() if way not in OTHERS)]
+        values = (None, stock) if kind in names else (old, stock)
+        gate = {"at_most": FLOAT32_LIMIT} if kind in names else {"at_least": 1 / HALF_LIMIT}
+        rows.append(row(f"stage {stage}: {name}", "", worst, *values, **gate))
+    return rows
+
+
+def measure(args: Namespace, stage: int, device: torch.device, dtype: str) -> tuple[dict, dict]:
     """Return ({way: {"loss", "gradient", "half gradient"}}, {kind of quantised LLM: {"loss", "half gradient"}}).
 
     These are relative errors, the half ones that of `dtype`.
     """
-    from minigpt4.models.base_model import DTYPES
-
     half = workload.random_model(args.size, DTYPES[dtype], device, stage)
     batches = workload.batches(half, stage, args.batch, args.batches)
     wide = workload.in_float32(half)
@@ -62,102 +76,95 @@ def measure(args, stage, device, dtype):
     return errors, of_kinds(exact, half, batches, device) if args.quantised else {}
 
 
-def compile_vision(*models):
+def compile_vision(*models: nn.Module) -> None:
     """Compile the ViTs' blocks; what is not the compiled way runs them as they are (`loss_of`)."""
-    from minigpt4.models.vision.eva_vit import compile_blocks
-
     for model in models:
         compile_blocks(model.visual_encoder, model.device)
 
 
-def of_models(exact, wide, half, batches, is_compiled=False):
+def of_models(
+    exact: Steps, wide: nn.Module, half: nn.Module, batches: list[dict], is_compiled: bool = False
+) -> dict[str, dict[str, float]]:
     """Return the errors of each way, of a model in float32 and one of the same weights in half precision.
 
     `exact`: `steps` of the first as 2023. `is_compiled`: also of the compiled way.
     """
-    stock, errors = [blip2.blip2(model) for model in (wide, half)], {}
+    wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
+    errors = {}
     for way in [*WAYS, *["compiled"] * is_compiled]:
-        found, found_half = steps(wide, way, batches, stock[0]), steps(half, way, batches, stock[1])
+        in_wide, in_half = (steps(wide, way, batches, wide_stock), steps(half, way, batches, half_stock))
         errors[way] = {
-            "loss": loss_error(found, exact),
-            "gradient": distance(found, exact),
-            "half gradient": distance(found_half, exact),
+            "loss": loss_error(in_wide, exact),
+            "gradient": distance(in_wide, exact),
+            "half gradient": distance(in_half, exact),
         }
     return errors
 
 
-def of_kinds(exact, half, batches, device):
+def of_kinds(exact: Steps, half: nn.Module, batches: list[dict], device: torch.device) -> dict[str, dict[str, float]]:
     """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of few bits that trains here.
 
     The LLM of `half` is given up.
     """
-    from minigpt4.models.llm import backends, language_model, quantization
-
-    kinds, errors = [kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {}
+    kinds, errors = ([kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {})
     with TemporaryDirectory() as folder:
         half.llama_model.save_pretrained(folder)
         for kind in kinds:
             half.llama_model = language_model.load_llm(folder, half.compute_dtype, device, kind)
             half.freeze("llama_model")
-            with half.maybe_autocast():
-                path = backends.choose(half.llama_model)
-            found = steps(half, path, batches)
-            errors[kind] = {"loss": loss_error(found, exact), "half gradient": distance(found, exact)}
+            few_bits = steps(half, workload.chosen_path(half), batches)
+            errors[kind] = {"loss": loss_error(few_bits, exact), "half gradient": distance(few_bits, exact)}
     return errors
 
 
-def steps(model, way, batches, stock=None):
+def steps(model: nn.Module, way: str, batches: list[dict], stock: nn.Module | None = None) -> Steps:
     """Return [(loss, gradient of the projection's weight)] of batches."""
-    found = []
+    results = []
     for batch in batches:
         model.zero_grad()
         loss = loss_of(model, stock, way, batch)
         (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
-        found.append((loss.item(), model.llama_proj.weight.grad.float() / 1024))
-    return found
+        results.append((loss.item(), model.llama_proj.weight.grad.float() / 1024))
+    return results
 
 
-def loss_of(model, stock, way, batch):
+def loss_of(model: nn.Module, stock: nn.Module | None, way: str, batch: dict) -> Tensor:
     """Return the loss of a batch as one of WAYS, or the compiled one, computes it."""
-    import torch
-
     with torch.compiler.set_stance("default" if way == "compiled" else "force_eager"):
         if way == "2023":
             return baseline_2023.loss(model, batch)
         if way == "transformers":
             return blip2.loss(stock, model, batch)
-        model.llm_backend = way
+        workload.use_path(model, way)
         return model(batch)["loss"]
 
 
-def loss_error(found, expected):
+def loss_error(found: Steps, expected: Steps) -> float:
     """Return the largest relative error of the losses."""
     return max(abs(a - b) / b for (a, _), (b, _) in zip(found, expected, strict=True))
 
 
-def distance(found, expected):
+def distance(found: Steps, expected: Steps) -> float:
     """Return the relative distance of gradients, all batches together."""
     off = sum((a - b).square().sum().item() for (_, a), (_, b) in zip(found, expected, strict=True))
     return (off / sum(b.square().sum().item() for _, b in expected)) ** 0.5
 
 
-def verdict(errors):
+def verdict(errors: dict) -> bool:
     """Whether all our ways are as exact as they have to be."""
-    limit = HALF_LIMIT * errors["2023"]["half gradient"]
-    return all(
-        max(errors[way]["loss"], errors[way]["gradient"]) <= FLOAT32_LIMIT and errors[way]["half gradient"] <= limit
-        for way in errors.keys() - OTHERS
-    )
+    return all(each["passed"] for each in rows_of(0, errors, ""))
 
 
-def print_table(stages, dtype, quantised=None):
+def print_table(stages: dict, dtype: str, quantised: dict | None = None) -> None:
+    """Print the errors of every way of {stage: errors}, and of LLMs of few bits."""
     print(f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}")
-    rows = [(stage, way, found) for stage, errors in stages.items() for way, found in errors.items()]
-    rows += [
-        (stage, f"{kind} LLM", found) for stage, errors in (quantised or {}).items() for kind, found in errors.items()
-    ]
-    for stage, name, found in rows:
-        gradient = f"{found['gradient']:.1e}" if "gradient" in found else "-"
-        ratio = found["half gradient"] / stages[stage]["2023"]["half gradient"]
-        cells = f"{found['loss']:>14.1e}{gradient:>16}{found['half gradient']:>16.2e}{ratio:>12.3f}"
+    lines = []
+    for stage, errors in stages.items():
+        lines += [(stage, way, each) for way, each in errors.items()]
+    for stage, errors in (quantised or {}).items():
+        lines += [(stage, f"{kind} LLM", each) for kind, each in errors.items()]
+    for stage, name, each in lines:
+        gradient = f"{each['gradient']:.1e}" if "gradient" in each else "-"
+        ratio = each["half gradient"] / stages[stage]["2023"]["half gradient"]
+        cells = f"{each['loss']:>14.1e}{gradient:>16}{each['half gradient']:>16.2e}{ratio:>12.3f}"
         print(f"{f'stage {stage}, {name}':<24}{cells}")

@@ -1,17 +1,24 @@
 """Files of random weights and images, laid out as the 2023 release, so that train.py itself can be measured."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
 from benchmarks import data, workload
+from minigpt4.models import MiniGPT4, memory
+from minigpt4.models.vision.qformer import to_release_name
 
 CONFIG = "train_configs/minigpt4_stage1_pretrain.yaml"
 FOLDER = Path(tempfile.gettempdir()) / "minigpt4-benchmarks"
-PICTURES = 128
+NUM_IMAGES = 128
 FILES = {"vit": ("visual_encoder.",), "q": ("Qformer.", "ln_vision.", "query_tokens"), "model": ("llama_model.",)}
 
 
-def options(size):
+def options(size: str) -> list[str]:
     """Return the `--options` with which CONFIG trains a model of `size`; its files are written at the first call."""
     folder = FOLDER / size
     folder.mkdir(parents=True, exist_ok=True)
@@ -19,29 +26,23 @@ def options(size):
     shards = folder / "data"
     if not shards.is_dir():
         write_weights(cfg, folder)
-        data.write_shards(shards, "256x256", PICTURES)
+        data.write_shards(shards, "256x256", NUM_IMAGES)
     keys = ("vit_ckpt", "q_former_model", "llama_model", "image_size", "num_query_token")
-    found = [f"model.{key}={cfg[key]}" for key in keys] + ["model.check_llm=False", "run.device=auto"]
+    settings = [f"model.{key}={cfg[key]}" for key in keys] + ["model.check_llm=False", "run.device=auto"]
     for name in ("laion", "cc_sbu"):
-        found.append(f"datasets.{name}.build_info.storage={shards}/{{00000..{data.SHARDS - 1:05d}}}.tar")
-        found.append(f"datasets.{name}.vis_processor.train.image_size={cfg.image_size}")
-    return found
+        settings.append(f"datasets.{name}.build_info.storage={shards}/{{00000..{data.SHARDS - 1:05d}}}.tar")
+        settings.append(f"datasets.{name}.vis_processor.train.image_size={cfg.image_size}")
+    return settings
 
 
-def write_weights(cfg, folder):
+def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -> None:
     """Write ViT, Q-Former and LLM of a `model` section as .safetensors in half precision, and a tokenizer."""
-    import torch
-    from safetensors.torch import save_file
-
-    from minigpt4.models import MiniGPT4, memory
-    from minigpt4.models.vision.qformer import to_release_name
-
     generator = torch.Generator().manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
-    for stem, prefixes in FILES.items():
-        path = folder / f"{stem}.safetensors"
-        print(f"writing {path}", flush=True)
+    for stem in stems:
+        path, prefixes = folder / f"{stem}.safetensors", FILES[stem]
         tensors = {}
+        print(f"writing {path}", flush=True)
         for name, tensor in state.items():
             if name.startswith(prefixes):
                 is_norm = tensor.ndim == 1 and name.endswith("weight")

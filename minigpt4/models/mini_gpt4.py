@@ -75,13 +75,14 @@ class MiniGPT4(MiniGPTBase):
         return self.query_tokens.shape[2]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
-        self._load_vit(cfg)
+        self.load_vit(cfg)
         if cfg.compile:
             compile_blocks(self.visual_encoder, device)
-        self._load_qformer(cfg)
+        self.load_qformer(cfg)
 
     @startup.phase("ViT")
-    def _load_vit(self, cfg: MiniGPT4Config) -> None:
+    def load_vit(self, cfg: MiniGPT4Config) -> None:
+        """Fill the ViT from `model.vit_ckpt`. Raises CheckpointError, OSError."""
         main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
@@ -94,7 +95,8 @@ class MiniGPT4(MiniGPTBase):
         main_print("Loading VIT Done")
 
     @startup.phase("Q-Former")
-    def _load_qformer(self, cfg: MiniGPT4Config) -> None:
+    def load_qformer(self, cfg: MiniGPT4Config) -> None:
+        """Fill Q-Former, queries and ln_vision from `model.q_former_model`. Raises CheckpointError, OSError."""
         main_print("Loading Q-Former")
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         found = weights.read_tensors(path, "model.q_former_model", root="model")

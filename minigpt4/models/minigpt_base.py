@@ -120,11 +120,12 @@ class MiniGPTBase(BaseModel):
         llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, kind, cfg.device_8bit)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
-        self._attach(llm, device)
+        self.attach_language(llm, device)
         self.llm_identity = language_model.identity(cfg.llama_model, llm)
         main_print("Loading LLAMA Done")
 
-    def _attach(self, llm: nn.Module, device: torch.device | str) -> None:
+    def attach_language(self, llm: nn.Module, device: torch.device | str) -> None:
+        """Take a frozen LLM, and make the projection into its embedding space."""
         self.llama_model = llm
         self.freeze("llama_model")
         self.llama_proj = nn.Linear(self.vision_width, language_model.embedding_width(llm), device=device)
@@ -144,7 +145,7 @@ class MiniGPTBase(BaseModel):
         """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
         model = cls(cfg, compute_dtype)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        model._attach(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
+        model.attach_language(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
         return model
 
     @classmethod

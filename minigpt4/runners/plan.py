@@ -10,9 +10,9 @@ import torch
 from minigpt4.common.config import Config
 from minigpt4.common.device import in_run_precision, total_memory_bytes
 from minigpt4.common.dist_utils import launched_processes, run_device
-from minigpt4.common.memory import OUTSIDE
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
+from minigpt4.models.memory import OUTSIDE
 from minigpt4.runners.run_config import RunConfig
 
 

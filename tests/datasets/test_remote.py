@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from benchmarks.web_server import web_server
 from minigpt4.datasets.datasets import remote
+from tests.survival.web_server import web_server
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="addresses are read through curl")
 

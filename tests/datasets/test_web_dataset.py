@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.skipping import bytes_read
 from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
 from minigpt4.datasets.datasets.dataloader_utils import collate
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 from tests.datasets.shards import ids, jpeg, loader, pair, shard, stream, write_tar
+from tests.survival.processes import bytes_read
 
 # three workers on two cores are meant
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import memory
+from benchmarks import counted, workload
 from minigpt4.common.config import Config
-from minigpt4.common.memory import OUTSIDE, MemoryCounter
 from minigpt4.models import MiniGPT4
 from minigpt4.models import memory as memory_count
+from minigpt4.models.memory import OUTSIDE, MemoryCounter
 from minigpt4.runners import plan
 from tests.golden.model import golden_config, golden_model
 from tests.models.test_packing import TOLERANCE, TURNS, loss_and_gradient, samples
@@ -43,19 +43,19 @@ def test_counter_follows_what_autograd_keeps():
         assert counter.now == 4096 + 512  # the gradient now
 
 
-@pytest.mark.parametrize("stage", memory.LOG)
+@pytest.mark.parametrize("stage", counted.LOG)
 def test_the_count_of_2023_is_that_of_its_log(stage):
-    logged = memory.LOG[stage][1]
-    assert abs(memory.baseline(stage) / logged - 1) <= memory.LOG_TOLERANCE  # measured: -5.1 % and -6.8 %
+    logged = counted.LOG[stage][1]
+    assert abs(counted.baseline(stage) / logged - 1) <= counted.LOG_TOLERANCE  # measured: -5.1 % and -6.8 %
 
 
-@pytest.mark.parametrize("stage", memory.GATES)
+@pytest.mark.parametrize("stage", counted.GATES)
 def test_peak_of_7b(stage):
     """Measured, GiB: 23.30 and 19.68; kept for a token and layer: 0.99 and 0.98 of what cannot be done without."""
-    model, batch = memory.setup("7b", stage, memory.BATCHES[stage])
-    found = memory.cost(model, batch, lambda batch: model(batch)["loss"])
-    assert found.peak <= memory.GATES[stage] * 2**30
-    assert memory.kb_per_token_and_layer(model, batch, found) <= 1.15 * memory.FLOOR_KB
+    model, batch = workload.meta_model("7b", stage, workload.OFFICIAL_BATCH[stage])
+    cost = counted.cost(model, batch, counted.loss_of(model))
+    assert cost.peak <= counted.GATES[stage] * 2**30
+    assert counted.kb_per_token_and_layer(model, batch, cost) <= 1.15 * counted.FLOOR_KB
     assert model.llm_backend == "lean"  # as was found out in the step
 
 

@@ -8,12 +8,12 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks import memory, workload
+from benchmarks import workload
 from minigpt4.common.logger import MetricLogger
-from minigpt4.common.memory import without_values
 from minigpt4.models import MiniGPT4
 from minigpt4.models import memory as memory_count
 from minigpt4.models.llm import attention
+from minigpt4.models.memory import without_values
 from minigpt4.runners import loop
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.training import settings
@@ -94,7 +94,7 @@ def test_a_step_waits_for_nothing(model, batch):
 
 def test_a_step_that_does_not_log_waits_for_nothing(tmp_path, monkeypatch):
     """The whole step of a GPU, from the images to the optimizer; the one that logs reads values, and fails here."""
-    model, batch = memory.setup("7b-thin", 1, 4)
+    model, batch = workload.meta_model("7b-thin", 1, 4)
     done = []
     monkeypatch.setattr(loop, "to_device", lambda batch, device: batch)  # there is no GPU to go to
     with without_values(model):

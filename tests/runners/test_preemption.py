@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.processes import children, kill_all, start_training
 from minigpt4.runners.step_timeout import LostWorkerError, StepTimeout
 from tests.small_release import write_shard
+from tests.survival.processes import children, kill_all, start_training
 
 STEPS = 30
 

@@ -1,9 +1,9 @@
-"""Training is killed at random moments, gone on with by the same command, and compared with the run that was not.
+"""Training is killed at random moments, resumed by the same command, and compared with the run that was not.
 
 Two ranks with workers train the embedded default: stage 1 from two sources with broken shards and images, stage 2
 from a folder. A moment is a random step and a random part of it; half of the kills end everything at once, half one
 rank. Compared bit by bit: weights, optimizer, the loss of every step, the lines of every epoch, the counts of skipped
-samples. With --saving: a process is killed again and again while it saves, and the file is read.
+samples. `kill_while_saving`: a process is killed again and again while it saves, and the file is read.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ import multiprocessing
 import random
 import re
 import shutil
+import subprocess
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.processes import children, kill, kill_all, start_training
+from tests.survival.processes import children, kill, kill_all, start_training
 
-HELP = "kill training at random moments and go on; with --saving: kill a process while it saves"
 CONFIGS = {
     "stage1": "train_configs/embedded_stage1_pretrain.yaml",
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
+STAGES = tuple(CONFIGS)
 EPOCHS, STEPS, EVERY = 2, 12, 3
 SETTINGS = [
     f"run.max_epoch={EPOCHS}",
@@ -39,43 +39,19 @@ SETTINGS = [
 ]
 
 
-def add_arguments(parser):
-    parser.add_argument("--runs", type=int, default=20, help="killed runs a stage (default: %(default)s)")
-    parser.add_argument("--stages", nargs="+", choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary folder)")
-    parser.add_argument("--cache-root", help="of the embedded default, as for quickstart")
-    parser.add_argument("--saving", action="store_true", help="only kill a process while it saves")
-    parser.add_argument("--rounds", type=int, default=50, help="of --saving (default: %(default)s)")
-
-
-def run(args):
-    if args.saving:
-        return kill_while_saving(args.rounds, args.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Trials(args.folder or Path(scratch), args.cache_root, random.Random(args.seed))
-        found = {stage: work.stage(stage, args.runs) for stage in args.stages}
-    equal = {stage: sum(not trial["differs"] for trial in trials) for stage, trials in found.items()}
-    for stage, trials in found.items():
-        kills = sum(trial["kills"] for trial in trials)
-        print(f"{stage}: {equal[stage]} of {args.runs} killed runs equal the uninterrupted one ({kills} kills)")
-    passed = all(number == args.runs for number in equal.values())
-    return {"trials": found, "equal": equal, "passed": passed, **machine.description()}
-
-
 class Trials:
     """Runs of both stages below a folder; all draw their moments from one generator."""
 
-    def __init__(self, folder, cache_root, rng):
+    def __init__(self, folder: Path, cache_root: str | Path | None, rng: random.Random):
         from minigpt4.quickstart.prepare import data_folder, prepare
 
-        self.folder, self.rng = Path(folder), rng
+        self.folder, self.rng = folder, rng
         self.options = [*SETTINGS, *([f"env.cache_root={cache_root}"] if cache_root else [])]
         data = data_folder(prepare(cache_root))
         self.storages = {name: damaged_shards(data / name, self.folder / name) for name in ("laion", "cc_sbu")}
         self.whole = {}
 
-    def stage(self, stage, runs):
+    def stage(self, stage: str, runs: int) -> list[dict]:
         """Return a list of {"kills", "differs"}, one a killed run, after the uninterrupted one."""
         if stage == "stage2" and "stage1" not in self.whole:
             self.uninterrupted("stage1")
@@ -91,7 +67,8 @@ class Trials:
                 shutil.rmtree(folder)
         return trials
 
-    def uninterrupted(self, stage):
+    def uninterrupted(self, stage: str) -> None:
+        """Train without a kill; `whole` then holds the outcome. Raises RuntimeError with the output if it fails."""
         folder = self.folder / f"{stage}-whole"
         start = time.perf_counter()
         process = self.start(stage, folder)
@@ -100,7 +77,8 @@ class Trials:
         self.whole[stage] = outcome(folder)
         print(f"{stage} uninterrupted: {time.perf_counter() - start:.0f} s, {json.dumps(self.whole[stage]['counts'])}")
 
-    def start(self, stage, folder):
+    def start(self, stage: str, folder: Path) -> subprocess.Popen:
+        """Return the started training of a stage with its output below `folder`, which it resumes."""
         folder.mkdir(parents=True, exist_ok=True)
         options = [*self.options, f"run.output_dir={folder}"]
         if stage == "stage1":
@@ -110,7 +88,7 @@ class Trials:
         arguments = ["--cfg-path", CONFIGS[stage], "--resume", "auto", "--options", *options]
         return start_training(arguments, folder / "said.txt")
 
-    def killed(self, stage, folder):
+    def killed(self, stage: str, folder: Path) -> int:
         """Train to the end through at least one kill; return how many there were."""
         kills, target = 0, self.rng.randrange(EPOCHS * STEPS)
         while True:
@@ -124,10 +102,10 @@ class Trials:
             elif process.returncode == 0:
                 return kills
             else:
-                raise RuntimeError(f"{stage} cannot go on:\n{(folder / 'said.txt').read_text()[-3000:]}")
+                raise RuntimeError(f"{stage} cannot resume:\n{(folder / 'said.txt').read_text()[-3000:]}")
 
     @staticmethod
-    def wait_for(process, folder, step):
+    def wait_for(process: subprocess.Popen, folder: Path, step: int) -> bool:
         """Return whether `step` was made before the process ended."""
         while process.poll() is None:
             if step in losses(folder):
@@ -135,7 +113,8 @@ class Trials:
             time.sleep(0.02)
         return False
 
-    def end(self, process):
+    def end(self, process: subprocess.Popen) -> None:
+        """Kill everything at once or, as often, one rank alone."""
         ranks = [pid for pid in children(process.pid) if children(pid)]
         if ranks and self.rng.random() < 0.5:
             kill(self.rng.choice(ranks))
@@ -144,11 +123,12 @@ class Trials:
             kill_all(process)
 
 
-def newest(folder):
+def newest(folder: Path) -> Path:
+    """Return the last checkpoint of an epoch below an output folder."""
     return max(folder.glob("*/checkpoint_?.pth"))
 
 
-def losses(folder):
+def losses(folder: Path) -> dict[int, set]:
     """Return {step: the losses written for it} of a run that may be at work."""
     found = {}
     for path in folder.glob("*/metrics.jsonl"):
@@ -159,16 +139,16 @@ def losses(folder):
     return found
 
 
-def outcome(folder):
+def outcome(folder: Path) -> dict:
     """Return all that two runs are compared by. A step that was made twice has one loss, or the runs differ."""
     import torch
 
     checkpoint = newest(folder)  # one killed before its first checkpoint began anew, in another folder
     state = torch.load(checkpoint, weights_only=True)
     digest = hashlib.sha256()
-    moments = [value for moment in state["optimizer"]["state"].values() for value in moment.values()]
-    for tensor in [*state["model"].values(), *moments]:
-        digest.update(tensor.numpy().tobytes())
+    for tensors in (state["model"], *state["optimizer"]["state"].values()):
+        for tensor in tensors.values():
+            digest.update(tensor.numpy().tobytes())
     counts = re.findall(r"^(\w+: \d+ of \d+ samples skipped.*)$", (folder / "said.txt").read_text(), flags=re.M)
     return {
         "weights": digest.hexdigest(),
@@ -178,7 +158,7 @@ def outcome(folder):
     }
 
 
-def damaged_shards(source, target, shards=5, samples=24):
+def damaged_shards(source: Path, target: Path, shards: int = 5, samples: int = 24) -> str:
     """Return a pattern of small copies of shards: one is no tar, one is cut off, in one every fifth image is bad."""
     target.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
@@ -198,17 +178,14 @@ def damaged_shards(source, target, shards=5, samples=24):
 # ---------------------------------------- killed while saving
 
 
-def kill_while_saving(rounds, seed):
-    """Print and return how many files could not be read, of ours and of a plain torch.save."""
+def kill_while_saving(rounds: int, seed: int) -> dict[str, int]:
+    """Return how many of `rounds` files could not be read after a kill, of ours and of a plain torch.save."""
     import torch
 
     torch.set_num_threads(1)  # a fork of a process with a pool of threads would wait for them for ever
-    rng, found = random.Random(seed), {}
+    rng, ways = random.Random(seed), {"ours": _save, "torch.save to the same file": _save_directly}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, save in (("ours", _save), ("torch.save to the same file", _save_directly)):
-            found[name] = _unreadable(Path(scratch) / f"{len(found)}.pth", save, rounds, rng)
-            print(f"{name}: {found[name]} of {rounds} checkpoints unreadable after a kill")
-    return {"unreadable": found, "passed": found["ours"] == 0, **machine.description()}
+        return {name: _unreadable(Path(scratch) / f"{name}.pth", save, rounds, rng) for name, save in ways.items()}
 
 
 def _unreadable(path, save, rounds, rng):
@@ -224,7 +201,7 @@ def _unreadable(path, save, rounds, rng):
         process.kill()
         process.join()
         try:
-            weights = load_checkpoint(path, "benchmark")[0]["model"]["w"]
+            weights = load_checkpoint(path, "model.ckpt")[0]["model"]["w"]
             unreadable += not (weights == weights[0]).all()
         except CheckpointError:
             unreadable += 1

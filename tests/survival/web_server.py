@@ -2,17 +2,20 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
-from benchmarks.damage import good, write_tar
+from tests.survival.damage import good, write_tar
 
 
 class Handler(BaseHTTPRequestHandler):
     """/<kind>/<name> answers as the kind says; `busy` is so twice."""
 
-    def do_GET(self):
+    def do_GET(self) -> None:
+        """Answer, or fail to."""
         kind = self.path.split("/")[1]
         asked = self.server.asked[self.path] = self.server.asked[self.path] + 1
         if kind == "silent":
@@ -28,8 +31,8 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "stalls":
             time.sleep(self.server.patience_s)
 
-    def log_message(self, *_):
-        pass
+    def log_message(self, *_) -> None:
+        """Write no line for each request."""
 
 
 class Server(ThreadingHTTPServer):
@@ -37,12 +40,12 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     patience_s = 120
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: that the client has hung up is meant."""
 
 
 @contextmanager
-def web_server(folder):
+def web_server(folder: Path) -> Iterator[str]:
     """Context of a running server on loopback; gives its address."""
     with Server(("127.0.0.1", 0), Handler) as server:
         tar = write_tar(folder / "web.tar", {f"{number:06}": good(number) for number in range(100, 104)})

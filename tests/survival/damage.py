@@ -1,4 +1,4 @@
-"""Data and checkpoints that are damaged in one known way each; all of it is small and real.
+"""Data that is damaged in one known way each; all of it is small and real.
 
 A maker is called with a Place and returns the settings that lead a run to what it made.
 """
@@ -7,8 +7,8 @@ import io
 import json
 import os
 import pickle
-import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,20 +24,23 @@ class Place(NamedTuple):
 
     folder: Path
     address: str
-    finished: object  # () -> Path
+    finished: Callable[[], Path]
+
+
+Maker = Callable[[Place], dict]
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path = str(path)
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
 
 
-def encoded(form="JPEG", size=(48, 40), mode="RGB", seed=0, **options):
+def encoded(form: str = "JPEG", size: tuple[int, int] = (48, 40), mode: str = "RGB", seed: int = 0, **options) -> bytes:
     """Return the bytes of an image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -45,34 +48,41 @@ def encoded(form="JPEG", size=(48, 40), mode="RGB", seed=0, **options):
     return buffer.getvalue()
 
 
-def sixteen_bits():
+def png(image: Image.Image) -> bytes:
+    """Return the bytes of an image as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(np.full((40, 48), 40_000, dtype=np.uint16)).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def sideways():
+def sixteen_bits() -> bytes:
+    """Return a PNG of 16 bits a pixel."""
+    return png(Image.fromarray(np.full((40, 48), 40_000, dtype=np.uint16)))
+
+
+def sideways() -> bytes:
+    """Return a JPEG that EXIF says to turn."""
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation
     return encoded(exif=exif)
 
 
-def bomb():
-    buffer = io.BytesIO()
-    Image.new("1", (70_000, 1_000)).save(buffer, "PNG")
-    return buffer.getvalue()
+def bomb() -> bytes:
+    """Return a small PNG of 70 million pixels."""
+    return png(Image.new("1", (70_000, 1_000)))
 
 
-def record(caption):
+def record(caption: str) -> bytes:
+    """Return the JSON member of a sample."""
     return json.dumps({"caption": caption}).encode()
 
 
-def good(number):
+def good(number: int) -> dict[str, bytes]:
     """Return the members {extension: bytes} of a good sample."""
     return {"jpg": encoded(seed=number), "json": record(f"image {number} of a red circle")}
 
 
-def write_tar(path, samples):
+def write_tar(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
     """Write {key: {extension: bytes, or the target of a symbolic link as text}}."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -86,7 +96,7 @@ def write_tar(path, samples):
     return path
 
 
-def good_shards(folder, number=3, samples=4):
+def good_shards(folder: Path, number: int = 3, samples: int = 4) -> str:
     """Write shards of good samples; return their pattern."""
     for shard in range(number):
         first = shard * samples
@@ -94,10 +104,9 @@ def good_shards(folder, number=3, samples=4):
     return f"{folder}/{{00000..{number - 1:05}}}.tar"
 
 
-# ---------------------------------------- makers
-
-
-def shards(change=None, number=3, samples=4, storage=None):
+def shards(
+    change: Callable[[Path], object] | None = None, number: int = 3, samples: int = 4, storage: str | None = None
+) -> Maker:
     """Shards of good samples; `change(path)` damages the second, `storage` is named below the folder instead."""
 
     def make(place):
@@ -109,42 +118,43 @@ def shards(change=None, number=3, samples=4, storage=None):
     return make
 
 
-def cut_at(part):
+def cut_at(part: float) -> Callable[[Path], object]:
+    """Leave the first `part` of a file."""
     return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
 
 
-def cut_in_picture(path):
+def cut_in_image(path: Path) -> None:
+    """Cut a shard within the bytes of an image."""
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"000006.jpg") + 700])
 
 
-def written(content):
+def written(content: bytes) -> Callable[[Path], object]:
+    """Put `content` in place of a file's."""
     return lambda path: path.write_bytes(content)
 
 
-def a_folder(path):
+def a_folder(path: Path) -> None:
+    """Put a folder in place of a file."""
     path.unlink()
     path.mkdir()
 
 
-def sample(change, key=f"{ODD_ONE:06}"):
-    """One shard of 9 samples; `change(members)` returns what becomes of one of them, `key` its name in the tar.
-
-    "{folder}" in `key` is the row's folder.
-    """
+def sample(change: Callable[[dict, Place], dict], key: str = f"{ODD_ONE:06}") -> Maker:
+    """One shard of 9 samples; `change(members, place)` returns what becomes of one; `key`: its name in the tar."""
 
     def make(place):
         name_of_odd = key.format(folder=place.folder)
         samples = {f"{number:06}": good(number) for number in range(9)}
         members = change(samples[f"{ODD_ONE:06}"], place)
-        samples = {name_of_odd if int(name) == ODD_ONE else name: samples[name] for name in samples}
+        samples = {name_of_odd if int(name) == ODD_ONE else name: value for name, value in samples.items()}
         samples[name_of_odd] = members
         return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
     return make
 
 
-def with_members(**members):
+def with_members(**members: bytes | str | None) -> Maker:
     """One sample has other members; None: it lacks one."""
 
     def change(before, _):
@@ -153,17 +163,18 @@ def with_members(**members):
     return sample(change)
 
 
-def with_pickle(extension):
+def with_pickle(extension: str) -> Maker:
+    """One sample has a member that runs code where it is unpickled."""
     return sample(lambda members, place: members | {extension: pickle.dumps(Trap(place.folder / "executed"))})
 
 
-def unusable(place):
+def unusable(place: Place) -> dict:
     """One shard of 5 samples without an image that can be read."""
     samples = {f"{number:06}": good(number) | {"jpg": b"no image"} for number in range(5)}
     return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
 
-def captions(*shards_of_captions):
+def captions(*shards_of_captions: list[str]) -> Maker:
     """Shards whose samples have these captions."""
 
     def make(place):
@@ -175,7 +186,7 @@ def captions(*shards_of_captions):
     return make
 
 
-def from_web(kind):
+def from_web(kind: str) -> Maker:
     """Two good shards, and one from the web server that behaves as `kind` says."""
 
     def make(place):
@@ -185,7 +196,7 @@ def from_web(kind):
     return make
 
 
-def align(change=None, records=None):
+def align(change: Callable[[Path], object] | None = None, records: list[dict] | None = None) -> Maker:
     """A folder of 8 images with captions; `change(folder)` damages it, `records` go into filter_cap.json."""
 
     def make(place):
@@ -193,8 +204,8 @@ def align(change=None, records=None):
         (folder / "image").mkdir(parents=True)
         for number in range(8):
             (folder / f"image/{number}.jpg").write_bytes(encoded(seed=number))
-        found = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
-        (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or found}))
+        good_ones = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
+        (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or good_ones}))
         if change:
             change(folder)
         return {ALIGN: str(folder)}
@@ -202,80 +213,14 @@ def align(change=None, records=None):
     return make
 
 
-def link_out(folder):
+def link_out(folder: Path) -> None:
+    """Put a link to a file outside of the folder in place of an image."""
     (folder.parent / "outside.jpg").write_bytes(encoded())
     (folder / "image/3.jpg").unlink()
     (folder / "image/3.jpg").symlink_to(folder.parent / "outside.jpg")
 
 
-def weights(change):
-    """`model.ckpt`: the weights of a finished run after `change(state)`, which may return another object."""
-
-    def make(place):
-        import torch
-
-        path = place.folder / "weights.pth"
-        state = torch.load(newest(place.finished()), weights_only=True)
-        torch.save(change(state) or state, path)
-        return shards()(place) | {"model.ckpt": str(path)}
-
-    return make
-
-
-def a_nan(state):
-    state["model"]["llama_proj.weight"][3, 5] = float("nan")
-
-
-def narrow(state):
-    state["model"] = {name: tensor[:64] for name, tensor in state["model"].items()}
-
-
-def trap_as_weights(key):
-    def make(place):
-        path = place.folder / "weights.pth"
-        path.write_bytes(pickle.dumps({"model": Trap(place.folder / "executed")}))
-        return shards()(place) | {key: str(path)}
-
-    return make
-
-
-def resumed(change=None, **settings):
-    """A copy of the finished run, gone on with for a second epoch; `change(checkpoints, oldest first)` damages it."""
-
-    def make(place):
-        shutil.copytree(place.finished(), place.folder / "out")
-        if change:
-            change(sorted(place.folder.glob("out/*/*.pth"), key=lambda path: len(path.name), reverse=True))
-        return shards()(place) | {"run.resume_ckpt_path": "auto", "run.max_epoch": 2} | settings
-
-    return make
-
-
-def other_shards(place):
-    more = shards(number=4)(place)
-    return resumed()(place) | more
-
-
-def damage_newest(paths):
-    cut_at(0.5)(paths[-1])
-
-
-def flip_a_byte(paths):
-    content = bytearray(paths[-1].read_bytes())
-    content[len(content) // 2] ^= 1
-    paths[-1].write_bytes(content)
-
-
-def damage_all(paths):
-    for path in paths:
-        cut_at(0.5)(path)
-
-
-def newest(folder):
-    return max(folder.glob("*/checkpoint_?.pth"))
-
-
-def locked(relative, make):
+def locked(relative: str, make: Maker) -> Maker:
     """After `make` nobody may read or write what lies there; the row drops root's privilege to do so all the same."""
 
     def lock(place):

@@ -1,13 +1,13 @@
-"""The quickest rows of `python -m benchmarks faults` with a toy LLM; a fault on one rank is met by both."""
+"""What a run does about faults: the quickest with a toy LLM, all with the real one (`-m survival`); one bad rank."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.fault_rows import ROWS
-from benchmarks.faults import BEGIN, END, Matrix, counted, table, write_section
-from benchmarks.web_server import web_server
+from tests.survival.fault_rows import FAULTS
+from tests.survival.matrix import BEGIN, END, Matrix, counted, table, write_section
+from tests.survival.web_server import web_server
 from tests.training import batches, by_hand, found_by_two_ranks
 
 QUICK = ("a misspelt key", "one of three missing", "cut within an image", "a pickle beside it (.pth)")
@@ -20,23 +20,31 @@ def matrix(cache, tmp_path):
 
 
 def named(name):
-    (row,) = [row for row in ROWS if row.name == name]
-    return row
+    (fault,) = [fault for fault in FAULTS if fault.name == name]
+    return fault
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_row_is_as_declared(matrix, name):
-    found = matrix.outcome(named(name))
-    assert not found["wrong"] and found["message"] and str(matrix.folder) not in str(found)
+def test_a_quick_fault_is_as_declared(matrix, name):
+    outcome = matrix.outcome(named(name))
+    assert not outcome["wrong"] and outcome["message"] and str(matrix.folder) not in str(outcome)
 
 
-def test_a_row_that_differs_fails(matrix):
-    row = replace(named("a misspelt key"), code=0, says="all is well", lost={"bad_image": 1})
-    assert [each.split(",")[0].split(" ")[0] for each in matrix.outcome(row)["wrong"]] == ["exit", "does", "lost"]
+@pytest.mark.survival
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.group}: {fault.name}")
+def test_a_fault_is_as_declared(outcomes, fault):
+    outcome = outcomes[fault.group, fault.name].result()
+    assert not outcome["wrong"]
+
+
+def test_a_fault_that_differs_fails(matrix):
+    fault = replace(named("a misspelt key"), code=0, says="all is well", lost={"bad_image": 1})
+    wrong = matrix.outcome(fault)["wrong"]
+    assert [each.split(",")[0].split(" ")[0] for each in wrong] == ["exit", "does", "lost"]
 
 
 def test_the_matrix_covers_what_was_promised(tmp_path):
-    assert len(ROWS) >= 40 and len({(row.group, row.name) for row in ROWS}) == len(ROWS)
+    assert len(FAULTS) >= 40 and len({(fault.group, fault.name) for fault in FAULTS}) == len(FAULTS)
     assert counted("laion: 3 of 9 samples skipped (2 bad_image, 1 no_image)\n") == {"bad_image": 2, "no_image": 1}
     assert counted("laion: 0 of 9 samples skipped\n") == {} and counted("nothing") is None
     document = tmp_path / "a.md"
@@ -44,7 +52,7 @@ def test_the_matrix_covers_what_was_promised(tmp_path):
     row = {"group": "G", "name": "n", "exit": 0, "message": "a | b", "lost": {"bad_image": 1}, "seconds": 1.2}
     write_section(document, [row])
     assert document.read_text() == f"before\n{BEGIN}\n{table([row])}\n{END}\nafter\n"
-    assert "| n | goes on to its end | `a \\| b` | 1 bad_image | 1 |" in document.read_text()
+    assert "| n | continues to its end | `a \\| b` | 1 bad_image | 1 |" in document.read_text()
     document.write_text("no marks")
     with pytest.raises(ValueError, match="has no <!-- faults"):
         write_section(document, [row])

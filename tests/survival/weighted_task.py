@@ -1,12 +1,12 @@
 """train.py with a task of a user's own, registered as users do, that has a user's mistake in it.
 
-python benchmarks/weighted_task.py --cfg-path ... with `run.task: by_length`
+python tests/survival/weighted_task.py --cfg-path ... with `run.task: by_length`
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train
 from minigpt4.common.cli import run_program
@@ -18,7 +18,7 @@ from minigpt4.tasks import BaseTask
 class ByLengthTask(BaseTask):
     """Short captions weigh more; that of an empty one is infinite."""
 
-    def train_step(self, model, samples):
+    def train_step(self, model, samples: dict):
         loss = super().train_step(model, samples)
         return loss / loss.new_tensor([len(text.split()) for text in samples["text_input"]]).mean()
 

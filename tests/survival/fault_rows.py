@@ -1,149 +1,84 @@
-"""The rows of `python -m benchmarks faults`: what is damaged or done, and what the run has to do about it."""
+"""All faults of the table in docs/reliability.md."""
 
-import os
 import re
 import resource
 import signal
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from itertools import chain
 
-from benchmarks.damage import (
+from tests.survival.damage import (
     STORAGE,
     a_folder,
-    a_nan,
     align,
     bomb,
     captions,
     cut_at,
-    cut_in_picture,
-    damage_all,
-    damage_newest,
+    cut_in_image,
     encoded,
-    flip_a_byte,
     from_web,
     link_out,
     locked,
-    narrow,
-    other_shards,
-    resumed,
     sample,
     shards,
     sideways,
     sixteen_bits,
-    trap_as_weights,
     unusable,
-    weights,
     with_members,
     with_pickle,
     written,
 )
-from benchmarks.kill import losses
-from benchmarks.processes import children
-
-
-@dataclass(frozen=True)
-class Row:
-    """`says` and `also`: patterns that what the run says must match, `says` is shown; `never`: one it must not.
-
-    `lost`: samples skipped by reason, None where the run ends before it counts. `make(place)` returns settings that go
-    before `settings`; `act(process, place)` does something to the running program. `launcher`: of torchrun.
-    """
-
-    group: str
-    name: str
-    says: str = r"\w+: \d+ of \d+ samples skipped.*"
-    code: int = 0
-    lost: dict | None = None
-    make: object = field(default_factory=shards)
-    settings: dict = field(default_factory=dict)
-    also: tuple = ()
-    never: str = r"pass-word|to-ken"
-    stage: int = 1
-    ranks: int = 1
-    act: object = None
-    unprivileged: bool = False
-    launcher: tuple = ()
-    program: str = "train.py"
-
-
-# ---------------------------------------- what is done to a running program
-
-
-def at_step(step, do):
-    """Do `do(process)` once a step is made."""
-
-    def act(process, place):
-        while process.poll() is None and step not in losses(place.folder / "out"):
-            time.sleep(0.05)
-        if process.poll() is None:
-            do(process)
-
-    return act
-
-
-def send(number):
-    return lambda process: process.send_signal(number)
-
-
-def send_to_child(number):
-    return lambda process: os.kill(children(process.pid)[-1], number)
-
-
-def limited(which, size, until=None):
-    """The program may not use more than `size` bytes of something, until it has said `until`."""
-
-    def act(process, place):
-        hard = resource.prlimit(process.pid, which)[1]
-        resource.prlimit(process.pid, which, (size, hard))
-        while until and process.poll() is None:
-            if until in (place.folder / "said.txt").read_text():
-                return resource.prlimit(process.pid, which, (hard, hard))
-            time.sleep(0.05)
-
-    return act
-
-
-# ---------------------------------------- rows
-
+from tests.survival.damaged_checkpoints import (
+    a_nan,
+    damage_all,
+    damage_newest,
+    flip_a_byte,
+    narrow,
+    other_shards,
+    resumed,
+    trap_as_weights,
+    weights,
+)
+from tests.survival.fault import Fault, at_step, limited, send, send_to_child
 
 BAD_SHARD = {"bad_shard": 1}
 LONG = {"run.iters_per_epoch": 300}
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
 
 
-def skipped(why):
+def skipped(why: str) -> str:
+    """Return the pattern of the line that names a skipped sample or shard."""
     return rf"laion: skipped .*{why}.*"
 
 
-def _shards():
+def _shards() -> Iterator[Fault]:
     cut = r"laion: skipped 00001\.tar|laion: skipped .*unexpected end of data.*"
-    yield Row("Shards", "cut at half", cut, lost=BAD_SHARD, make=shards(cut_at(0.5)))
-    yield Row("Shards", "cut within an image", cut, lost=BAD_SHARD, make=shards(cut_in_picture))
-    yield Row("Shards", "an empty file", skipped("empty"), lost=BAD_SHARD, make=shards(written(b"")))
+    yield Fault("Shards", "cut at half", cut, lost=BAD_SHARD, make=shards(cut_at(0.5)))
+    yield Fault("Shards", "cut within an image", cut, lost=BAD_SHARD, make=shards(cut_in_image))
+    yield Fault("Shards", "an empty file", skipped("empty"), lost=BAD_SHARD, make=shards(written(b"")))
     noise = written(bytes(range(1, 256)) * 400)
-    yield Row("Shards", "random bytes", skipped("ReadError"), lost=BAD_SHARD, make=shards(noise))
+    yield Fault("Shards", "random bytes", skipped("ReadError"), lost=BAD_SHARD, make=shards(noise))
     page = written(b"<html>Not found</html>" * 200)
-    yield Row("Shards", "a web page", skipped("ReadError"), lost=BAD_SHARD, make=shards(page))
+    yield Fault("Shards", "a web page", skipped("ReadError"), lost=BAD_SHARD, make=shards(page))
     gone = r".*1 of 3 shards are missing \(first missing: .*00001\.tar\).*"
-    yield Row("Shards", "one of three missing", gone, 2, make=shards(lambda path: path.unlink()))
-    yield Row("Shards", "a folder in place of one", gone, 2, make=shards(a_folder))
+    yield Fault("Shards", "one of three missing", gone, 2, make=shards(lambda path: path.unlink()))
+    yield Fault("Shards", "a folder in place of one", gone, 2, make=shards(a_folder))
     nothing = r".*no file matches '.*"
-    yield Row("Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar"))
-    yield Row("Shards", "no match for *", nothing, 2, make=shards(storage="{folder}/none*.tar"))
+    yield Fault("Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar"))
+    yield Fault("Shards", "no match for *", nothing, 2, make=shards(storage="{folder}/none*.tar"))
     short = r".*2 of 5 shards are missing.*"
-    yield Row("Shards", "a range that is too long", short, 2, make=shards(storage="{folder}/{{00000..00004}}.tar"))
+    yield Fault("Shards", "a range that is too long", short, 2, make=shards(storage="{folder}/{{00000..00004}}.tar"))
     wrong = r".*write ranges as \{00000\.\.00099\}.*"
-    yield Row("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
+    yield Fault("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
-    yield Row("Shards", "not readable for the user", skipped("Permission denied"), lost=BAD_SHARD, **unreadable)
+    yield Fault("Shards", "not readable for the user", skipped("Permission denied"), lost=BAD_SHARD, **unreadable)
     refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"
     for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
-        yield Row("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
+        yield Fault("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
 
 
-def _samples():
+def _samples() -> Iterator[Fault]:
     def lost(name, why, reason, make):
-        return Row("Samples", name, skipped(why), lost={reason: 1}, make=make)
+        return Fault("Samples", name, skipped(why), lost={reason: 1}, make=make)
 
     yield lost("no caption", "no_caption", "no_caption", with_members(json=None))
     yield lost("no key 'caption'", "KeyError", "bad_caption", with_members(json=b'{"text": "a circle"}'))
@@ -172,33 +107,33 @@ def _samples():
         "named by an absolute path": sample(lambda members, _: members, "{folder}/escaped"),
     }
     for name, make in fine.items():
-        yield Row("Samples", name, r"laion: 0 of \d+ samples skipped", lost={}, make=make)
+        yield Fault("Samples", name, r"laion: 0 of \d+ samples skipped", lost={}, make=make)
 
 
-def _web():
-    yield Row("Shards by HTTP", "404", skipped("error: 404"), lost=BAD_SHARD, make=from_web("404"))
-    yield Row("Shards by HTTP", "503, four times", skipped("error: 503"), lost=BAD_SHARD, make=from_web("503"))
-    yield Row("Shards by HTTP", "503 twice, then it comes", lost={}, make=from_web("busy"))
+def _web() -> Iterator[Fault]:
+    yield Fault("Shards by HTTP", "404", skipped("error: 404"), lost=BAD_SHARD, make=from_web("404"))
+    yield Fault("Shards by HTTP", "503, four times", skipped("error: 503"), lost=BAD_SHARD, make=from_web("503"))
+    yield Fault("Shards by HTTP", "503 twice, then it comes", lost={}, make=from_web("busy"))
     cut = skipped(r"curl: \(18\)")
-    yield Row("Shards by HTTP", "connection cut at half", cut, lost=BAD_SHARD, make=from_web("cut"))
+    yield Fault("Shards by HTTP", "connection cut at half", cut, lost=BAD_SHARD, make=from_web("cut"))
     slow = skipped(r"curl: \(28\)")
-    yield Row("Shards by HTTP", "no answer", slow, lost=BAD_SHARD, make=from_web("silent"))
-    yield Row("Shards by HTTP", "stalls at half", slow, lost=BAD_SHARD, make=from_web("stalls"))
-    yield Row("Shards by HTTP", "a log-in page", skipped("ReadError"), lost=BAD_SHARD, make=from_web("page"))
+    yield Fault("Shards by HTTP", "no answer", slow, lost=BAD_SHARD, make=from_web("silent"))
+    yield Fault("Shards by HTTP", "stalls at half", slow, lost=BAD_SHARD, make=from_web("stalls"))
+    yield Fault("Shards by HTTP", "a log-in page", skipped("ReadError"), lost=BAD_SHARD, make=from_web("page"))
 
 
-def _sizes():
+def _sizes() -> Iterator[Fault]:
     each = r".*1 shard\(s\) for 2 rank\(s\).*each worker walks all shards.*"
-    yield Row("Sizes", "one shard for two ranks", each, lost={}, make=shards(number=1, samples=9), ranks=2)
+    yield Fault("Sizes", "one shard for two ranks", each, lost={}, make=shards(number=1, samples=9), ranks=2)
     small = {"make": shards(number=1, samples=3), "settings": {"run.batch_size_train": 4}}
-    yield Row("Sizes", "3 samples, batches of 4", lost={}, **small)
+    yield Fault("Sizes", "3 samples, batches of 4", lost={}, **small)
     says = r"error: laion: 5 of the first 5 samples were unusable.*"
-    yield Row("Sizes", "not one sample usable", says, 1, make=unusable)
+    yield Fault("Sizes", "not one sample usable", says, 1, make=unusable)
 
 
-def _folders():
+def _folders() -> Iterator[Fault]:
     def refused(name, says, **changes):
-        return Row("Stage 2", name, says, 2, stage=2, make=align(**changes))
+        return Fault("Stage 2", name, says, 2, stage=2, make=align(**changes))
 
     cap = "filter_cap.json"
     yield refused("filter_cap.json broken", r".*not valid JSON.*", change=lambda f: (f / cap).write_text('{"annot'))
@@ -213,67 +148,67 @@ def _folders():
         ("a link out of the folder", "bad_image", link_out),
     ):
         says = rf"cc_sbu_align: skipped 3: {reason}.*"
-        yield Row("Stage 2", name, says, lost={reason: 1}, stage=2, make=align(change))
+        yield Fault("Stage 2", name, says, lost={reason: 1}, stage=2, make=align(change))
 
 
-def _numbers():
-    own = {"program": "benchmarks/weighted_task.py", "ranks": 2}
+def _numbers() -> Iterator[Fault]:
+    own = {"program": "tests/survival/weighted_task.py", "ranks": 2}
     own["settings"] = {"run.task": "by_length", "run.batch_size_train": 1, "run.iters_per_epoch": 8}
     own["settings"] |= {"run.max_skipped_updates": 2}
     one_bad = captions(["a red circle"] * 8, ["a red circle"] * 7 + [""])
     also = (r"step \d: update skipped on all ranks, 1 in a row, 1 so far",)
     says = r"step \d: loss is inf on rank \d \(samples laion/.*\); optimizer not stepped"
     found = {"lost": {}, "make": one_bad, "also": also, "never": "2 so far"}
-    yield Row("Numbers", "an infinite loss on one of two ranks", says, **found, **own)
+    yield Fault("Numbers", "an infinite loss on one of two ranks", says, **found, **own)
     bad = captions(["a red circle"] * 8, [""] * 8)
     stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
-    yield Row("Numbers", "the same at every step", stops, 1, make=bad, **own)
+    yield Fault("Numbers", "the same at every step", stops, 1, make=bad, **own)
     rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
     stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
-    yield Row("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
+    yield Fault("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
     empty = {"make": captions([""] * 8), "settings": {"model.end_sym": ""}}
     says = r"error: batch has no target token: all 2 captions are empty.*"
-    yield Row("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)
+    yield Fault("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)
     says = r"error: model\.ckpt: .* holds numbers that are not finite.*"
-    yield Row("Numbers", "a nan in model.ckpt", says, 1, make=weights(a_nan))
+    yield Fault("Numbers", "a nan in model.ckpt", says, 1, make=weights(a_nan))
     full = r"error: the memory of the machine is full.*run\.batch_size_train \(now 12000\).*"
     memory = limited(resource.RLIMIT_DATA, 3 * 2**30)
-    yield Row(
+    yield Fault(
         "Numbers", "a batch larger than the memory", full, 1, settings={"run.batch_size_train": 12000}, act=memory
     )
 
 
-def _processes():
+def _processes() -> Iterator[Fault]:
     group, saved = "Processes", r"ended by {} before epoch 0, step \d+: saved .*"
     long = {"settings": LONG}
     term, interrupt = at_step(2, send(signal.SIGTERM)), at_step(2, send(signal.SIGINT))
-    yield Row(group, "SIGTERM", saved.format("SIGTERM"), 143, act=term, **long)
-    yield Row(group, "SIGINT (Ctrl-C)", saved.format("SIGINT"), 130, act=interrupt, **long)
-    yield Row(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long)
+    yield Fault(group, "SIGTERM", saved.format("SIGTERM"), 143, act=term, **long)
+    yield Fault(group, "SIGINT (Ctrl-C)", saved.format("SIGINT"), 130, act=interrupt, **long)
+    yield Fault(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long)
     lost = at_step(2, send_to_child(signal.SIGKILL))
     says = r"error: rank 0 lost the other ranks: .*"
-    yield Row(group, "SIGKILL of one of 2 ranks", says, 1, act=lost, ranks=2, **long)
+    yield Fault(group, "SIGKILL of one of 2 ranks", says, 1, act=lost, ranks=2, **long)
     again = {"run.save_every_iters": 2, "run.resume_ckpt_path": "auto", "run.iters_per_epoch": 20}
     restarted = {"settings": again, "launcher": ("--max-restarts=3",), "ranks": 2, "act": lost}
     says = r".*Resume checkpoint from .*checkpoint_0_iter_\d+\.pth"
-    yield Row(group, "the same with --max-restarts=3", says, 0, lost={}, **restarted)
+    yield Fault(group, "the same with --max-restarts=3", says, 0, lost={}, **restarted)
     stop, patience = at_step(2, send_to_child(signal.SIGSTOP)), LONG | {"run.step_timeout_s": 5}
     says = r".*rank 0 waits for rank 1 since \d+ s \(run\.step_timeout_s\); .*"
-    yield Row(group, "one of 2 ranks hangs", says, 1, act=stop, ranks=2, settings=patience)
+    yield Fault(group, "one of 2 ranks hangs", says, 1, act=stop, ranks=2, settings=patience)
     workers = LONG | {"run.num_workers": 1}
     says = r"error: rank 0 lost a process that reads data: DataLoader worker .*"
-    yield Row(group, "SIGKILL of a DataLoader worker", says, 1, act=lost, settings=workers)
+    yield Fault(group, "SIGKILL of a DataLoader worker", says, 1, act=lost, settings=workers)
 
 
-def _checkpoints():
+def _checkpoints() -> Iterator[Fault]:
     group, before = "Checkpoints", r".*is damaged .*; trying the one before"
     small, every = 200_000, {"settings": {"run.save_every_iters": 2}}
     unsaved = r".*checkpoint not saved to .*File too large.*; training goes on"
     full = limited(resource.RLIMIT_FSIZE, small)
     also = (r"error: the last epoch's checkpoint could not be written.*",)
-    yield Row(group, "disk full to the end", unsaved, 1, act=full, also=also, lost={}, **every)
+    yield Fault(group, "disk full to the end", unsaved, 1, act=full, also=also, lost={}, **every)
     passing = limited(resource.RLIMIT_FSIZE, small, until="checkpoint not saved")
-    yield Row(
+    yield Fault(
         group,
         "disk full for a while",
         unsaved,
@@ -282,17 +217,21 @@ def _checkpoints():
         lost={},
         **every,
     )
-    yield Row(group, "newest cut at half", before, lost={}, make=resumed(damage_newest))
-    yield Row(group, "newest with one bit changed", before, lost={}, make=resumed(flip_a_byte))
+    yield Fault(group, "newest cut at half", before, lost={}, make=resumed(damage_newest))
+    yield Fault(group, "newest with one bit changed", before, lost={}, make=resumed(flip_a_byte))
     none = r"error: run\.resume_ckpt_path: none of the 2 checkpoints .* can be read.*"
-    yield Row(group, "all damaged", none, 1, make=resumed(damage_all))
-    yield Row(group, "of an LLM of another width", r"error: .*was trained for a 64-wide LLM.*", 1, make=weights(narrow))
+    yield Fault(group, "all damaged", none, 1, make=resumed(damage_all))
+    yield Fault(
+        group, "of an LLM of another width", r"error: .*was trained for a 64-wide LLM.*", 1, make=weights(narrow)
+    )
     runs_code = r"error: {}: .*can run code.*"
     for key in ("model.ckpt", "run.resume_ckpt_path"):
         says = runs_code.format(re.escape(key))
-        yield Row(group, f"a pickle that runs code ({key})", says, 1, make=trap_as_weights(key))
+        yield Fault(group, f"a pickle that runs code ({key})", says, 1, make=trap_as_weights(key))
     unwritable = {"make": locked("out", shards()), "unprivileged": True}
-    yield Row(group, "output folder not writable", r"error: run\.output_dir: cannot make a folder .*", 1, **unwritable)
+    yield Fault(
+        group, "output folder not writable", r"error: run\.output_dir: cannot make a folder .*", 1, **unwritable
+    )
     workers, rate = resumed(**{"run.num_workers": 1}), resumed(**{"run.init_lr": 0.5})
     for name, line, changes in (
         ("other number of ranks", "world size: 2, the checkpoint has 1", {"ranks": 2}),
@@ -305,12 +244,12 @@ def _checkpoints():
         ("other settings", r"run\.init_lr: 0\.5, the checkpoint has 0\.02", {"make": rate}),
     ):
         also = ("is of a run with other settings and cannot be resumed exactly",)
-        yield Row(group, f"resume with {name}", rf"  {line}", 1, also=also, **({"make": resumed()} | changes))
+        yield Fault(group, f"resume with {name}", rf"  {line}", 1, also=also, **({"make": resumed()} | changes))
 
 
-def _configuration():
+def _configuration() -> Iterator[Fault]:
     group = "Configuration"
-    yield Row(
+    yield Fault(
         group,
         "a misspelt key",
         r".*run\.init_lrr: unknown key\. Did you mean 'init_lr'\?.*",
@@ -318,16 +257,13 @@ def _configuration():
         settings={"run.init_lrr": 1},
     )
     says = r".*unknown dataset builder 'webdatset'.*Did you mean 'webdataset'\?.*"
-    yield Row(group, "an unknown builder", says, 2, settings={"datasets.laion.builder": "webdatset"})
+    yield Fault(group, "an unknown builder", says, 2, settings={"datasets.laion.builder": "webdatset"})
     says = r".*run\.max_epoch: 'many' \(str\) is not an integer.*"
-    yield Row(group, "text for a number", says, 2, settings={"run.max_epoch": "many"})
+    yield Fault(group, "text for a number", says, 2, settings={"run.max_epoch": "many"})
     says = r".*model\.llama_model: no transformers model in .*"
-    yield Row(group, "no LLM there", says, 2, settings={"model.llama_model": "/nowhere/llm"})
-    yield Row(group, "no storage", r".*datasets\.laion\.build_info\.storage: .*", 2, settings={STORAGE: None})
+    yield Fault(group, "no LLM there", says, 2, settings={"model.llama_model": "/nowhere/llm"})
+    yield Fault(group, "no storage", r".*datasets\.laion\.build_info\.storage: .*", 2, settings={STORAGE: None})
 
 
-ROWS = [
-    row
-    for rows in (_shards, _samples, _web, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
-    for row in rows()
-]
+GROUPS = (_shards, _samples, _web, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
+FAULTS = list(chain.from_iterable(group() for group in GROUPS))
