@@ -5,8 +5,9 @@ caching allocator rounds. What it does not know is in OUTSIDE.
 """
 
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
