@@ -8,8 +8,8 @@ TRAINED := output/quickstart/checkpoint.pth
 .PHONY: help quickstart demo test test-fast survival check clean
 
 help:
-	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about a picture"
-	@echo "make demo         after quickstart: chat about pictures in the browser"
+	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
+	@echo "make demo         after quickstart: chat about images in the browser"
 	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
 	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"

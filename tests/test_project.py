@@ -155,3 +155,52 @@ def test_no_bare_weights_only_false_and_no_bare_wds_decode():
         text = path.read_text()
         assert "weights_only=False" not in text, path
         assert not re.search(r"\bwds\.decode\(", text), path
+
+
+# how the code reads
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def functions_of(path):
+    """Return the public functions and methods of a file, with whether each is a method."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        for member in members:
+            if isinstance(member, (ast.FunctionDef, ast.AsyncFunctionDef)) and not member.name.startswith("_"):
+                found.append((member, member is not node))
+    return found
+
+
+def test_public_functions_are_annotated():
+    missing = []
+    for path in SOURCES:
+        for function, is_method in functions_of(path):
+            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            if is_method and arguments and arguments[0].arg in ("self", "cls"):
+                arguments = arguments[1:]
+            if function.returns is None or any(argument.annotation is None for argument in arguments):
+                missing.append(f"{path.relative_to(ROOT)}:{function.lineno} {function.name}")
+    assert len(SOURCES) > 90 and not missing
+
+
+def test_comprehensions_are_not_nested_and_assignments_have_two_targets_at_most():
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, COMPREHENSIONS):
+                inner = [other for other in ast.walk(node) if isinstance(other, COMPREHENSIONS) and other is not node]
+                if inner or len(node.generators) > 1:
+                    found.append(f"{where} nested comprehension")
+            if isinstance(node, ast.Assign):
+                targets = [target for target in node.targets if isinstance(target, ast.Tuple)]
+                found += [f"{where} {len(t.elts)} targets" for t in targets if len(t.elts) > 2]
+    assert not found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_files_fit_a_few_screens(path):
+    assert len(path.read_text().splitlines()) <= 300

@@ -58,12 +58,12 @@ def count(model_class: type, cfg: Any, device: torch.device, batch_size: int, ma
 
 def count_step(model: torch.nn.Module, samples: dict, device: torch.device, loss: Callable) -> Cost:
     """Return the Cost of ``loss(samples)``, backward and AdamW; the model is on the meta device, images are added."""
-    pictures = (len(samples["text_input"]), 3, model.image_size, model.image_size)
+    shape = (len(samples["text_input"]), 3, model.image_size, model.image_size)
     with without_values(model), attention.as_on_gpu(device.type == "cuda"), MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now
         optimizer = _with_state([parameter for parameter in model.parameters() if parameter.requires_grad])
-        samples = samples | {"image": torch.empty(pictures), "iters": 0}
+        samples = samples | {"image": torch.empty(shape), "iters": 0}
         counter.launches = 0
         found = loss(samples)
         held = counter.now

@@ -42,17 +42,17 @@ class MiniGPTBase(BaseModel):
         """Take the settings; a subclass makes the vision parts on the meta device: shapes, types, what is frozen."""
         super().__init__()
         self.compute_dtype = compute_dtype
-        self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
-        self.mask_eos_labels = cfg.mask_eos_labels
-        self.pack_sequences, self.llm_checkpointing = cfg.pack_sequences, cfg.llm_checkpointing
-        self.may_compile = cfg.compile
+        # text, see text.rows.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template
+        self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
+        self.mask_eos_labels, self.llm_checkpointing = cfg.mask_eos_labels, cfg.llm_checkpointing
+        # how the LLM is run
+        self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
         self._llm_trained = False  # when llm_backend was chosen
         self._num_forwards, self._encoder = itertools.count(), None
 
     # the vision side, a subclass's
-
     @property
     def num_image_tokens(self) -> int:
         """The number of vectors that an image becomes, Q."""
