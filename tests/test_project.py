@@ -17,13 +17,13 @@ MAY_IMPORT = {
     "common": set(),
     "text": {"common"},
     "processors": {"common"},
-    "datasets": {"common", "processors"},
+    "datasets": {"common", "text", "processors"},
     "models": {"common", "text"},
-    "conversation": {"common", "text", "processors"},
+    "conversation": {"common", "text", "processors", "models"},
     "evaluation": {"common", "conversation"},
     "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
-    "runners": {"common"},
+    "runners": {"common", "models"},
 }
 # the quickstart may import everything, and nothing imports it
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)

@@ -1,9 +1,10 @@
 """MiniGPT-4 of 2023: a frozen ViT and Q-Former, one trained linear layer, a frozen LLM.
 
-Shapes: N images, S image size, Dv ViT width, Q queries, H Q-Former width, D LLM width.
+Shapes: I images, S image size, Dv ViT width, Q queries, H Q-Former width, D LLM width.
 """
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from minigpt4.common.dist_utils import main_print
 from minigpt4.common.image_format import ImageFormat
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
-from minigpt4.common.utils import cached_path, resolve_file
+from minigpt4.common.utils import cached_path, expand_path, resolve_file
 from minigpt4.models import weights
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.minigpt_base import MiniGPTBase
@@ -74,6 +75,16 @@ class MiniGPT4(MiniGPTBase):
     def vision_width(self) -> int:
         return self.query_tokens.shape[2]
 
+    @staticmethod
+    def import_libraries() -> None:
+        import timm.models.eva  # noqa: F401
+        from transformers import AutoModelForCausalLM, Blip2QFormerModel  # noqa: F401
+
+    @classmethod
+    def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
+        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
+        return [*files, expand_path(cfg.llama_model)]
+
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         self.load_vit(cfg)
         if cfg.compile:
@@ -114,7 +125,7 @@ class MiniGPT4(MiniGPTBase):
         main_print("Loading Q-Former Done")
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [N, Q, D] of normalised images [N, 3, S, S]; N may be 0."""
+        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]; I may be 0."""
         if not len(image):  # vision kernels refuse it; the projection still gets its gradient, of zeros
             with self.maybe_autocast():
                 return self.llama_proj(self.query_tokens.expand(0, -1, -1))
@@ -129,14 +140,9 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [N, 1 + patches, Dv]
-            queries = self.Qformer(self.query_tokens, image_embeds)  # [N, Q, H]
-            return self.llama_proj(queries)  # [N, Q, D]
-
-    def encode_img(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (`encode_images(image)`, all-ones mask [N, Q]). Source: the 2023 release's method of this name."""
-        vectors = self.encode_images(image)
-        return vectors, torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [I, 1 + patches, Dv]
+            queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
+            return self.llama_proj(queries)  # [I, Q, D]
 
 
 class LayerNorm(nn.LayerNorm):

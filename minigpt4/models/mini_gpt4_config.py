@@ -59,7 +59,7 @@ class MiniGPT4Config:
 
 
 _CHOICES = {
-    "vit_model": tuple(VIT_MODELS),
+    "vit_model": VIT_MODELS,  # own code may add to it
     "vit_precision": ("fp16", "fp32"),
     "llm_precision": ("auto", *DTYPES),
     "llm_quantization": KINDS,

@@ -1,9 +1,9 @@
 """What every MiniGPT has: a frozen LLM, the projection into its embedding space, rows, loss, names of checkpoints.
 
-A subclass adds the vision side: parts made in its constructor, `load_vision`, `encode_images`.
+A subclass adds the vision side: its parts in the constructor, `image_size`, and what stands under "the vision side".
 
-Shapes: B samples, N images of the batch, S image size, Q vision vectors an image, H their width before the projection,
-D LLM width, L positions of a row, T targets.
+Shapes: B samples, I images of the batch, S image size, Q vision vectors an image, H their width before the projection,
+D LLM width, L positions of a row, N targets.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch import nn
 from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
-from minigpt4.common.utils import cached_path, expand_path, resolve_file
+from minigpt4.common.utils import resolve_file
 from minigpt4.models import memory, weights
 from minigpt4.models.base_model import BaseModel, Part, resolve_compute_dtype
 from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
@@ -73,13 +73,23 @@ class MiniGPTBase(BaseModel):
         raise NotImplementedError(f"{type(self).__name__}.load_vision")
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [N, Q, D] of normalised images [N, 3, S, S]; N may be 0."""
+        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]; I may be 0."""
         raise NotImplementedError(f"{type(self).__name__}.encode_images")
 
     @staticmethod
     def release_name(name: str) -> str:
         """Return what the release's checkpoints call our parameter `name`."""
         return name
+
+    @staticmethod
+    def import_libraries() -> None:
+        """Import what is otherwise imported where it is first needed."""
+        from transformers import AutoModelForCausalLM  # noqa: F401
+
+    def encode_img(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (`encode_images(image)`, all-ones mask [I, Q]). Source: the 2023 release's method of this name."""
+        vectors = self.encode_images(image)
+        return vectors, torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
 
     # building
 
@@ -89,9 +99,8 @@ class MiniGPTBase(BaseModel):
 
         Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
         """
-        with startup.phase("imports"):  # each is otherwise imported where it is first needed
-            import timm.models.eva  # noqa: F401
-            from transformers import AutoModelForCausalLM, Blip2QFormerModel  # noqa: F401
+        with startup.phase("imports"):
+            cls.import_libraries()
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
         model.load_vision(cfg, meant_for)
@@ -129,11 +138,6 @@ class MiniGPTBase(BaseModel):
         self.llama_model = llm
         self.freeze("llama_model")
         self.llama_proj = nn.Linear(self.vision_width, language_model.embedding_width(llm), device=device)
-
-    @classmethod
-    def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
-        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
-        return [*files, expand_path(cfg.llama_model)]
 
     @classmethod
     def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:
@@ -209,12 +213,12 @@ class MiniGPTBase(BaseModel):
     # forward: images, rows, loss
 
     def forward(self, samples: dict) -> dict:
-        """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": T}.
+        """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": N}.
 
-        `samples` has "image", the images [N, 3, S, S] of all samples in order, and the texts that
+        `samples` has "image", the images [I, 3, S, S] of all samples in order, and the texts that
         `text.rows.batch_rows` describes. Raises ValueError for a batch without a target. Waits for no device.
         """
-        images = self.encode_images(samples["image"])  # [N, Q, D]
+        images = self.encode_images(samples["image"])  # [I, Q, D]
         rows = self.rows(samples)
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)

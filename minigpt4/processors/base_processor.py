@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -59,7 +59,7 @@ class BaseProcessor:
         pass
 
     @classmethod
-    def from_config(cls, cfg: Mapping | None = None) -> Self:
+    def from_config(cls, cfg: Mapping | None = None) -> "BaseProcessor":
         """Return a processor built from a section or a dict; absent keys take the class's defaults."""
         cfg = cfg or {}
         given = {field.name: cfg.get(field.name) for field in dataclasses.fields(cls.Config)}

@@ -14,12 +14,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from minigpt4.common.image_format import CLIP_MEAN, CLIP_STD
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor, to_rgb
-
-# Source: CLIP's mean and standard deviation of RGB, of which EVA-CLIP and BLIP-2 make use.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:

@@ -50,7 +50,7 @@ class TrainingLoop:
             lr = self.lr_scheduler.step(cur_epoch=epoch, cur_step=step)
             with metrics.fetching(), startup.phase("first batch"):
                 batch = to_device(next(self.train_loader), self.device)
-            batch |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": step}
+            batch |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": step}  # 2023's names
 
             # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own
@@ -71,7 +71,7 @@ class TrainingLoop:
                 num_bad = 0
 
             # account
-            metrics.check()  # the only place that waits for the device
+            metrics.check()  # waits for the device, when a line is due
             metrics.end_step()
             startup.finish()
             if is_update:

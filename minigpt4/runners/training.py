@@ -8,7 +8,7 @@ from minigpt4.common.startup import startup
 def train(cfg: Config) -> None:
     """Build everything that `cfg` names and train it. Raises ValueError or OSError for what is found wrong later."""
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
-    task = registry.get_task_class(cfg.run_cfg.task)()
+    task = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
     # each `begin` ends a phase of the start-up times in the log
     startup.begin("processes")
     with runner_class.launched(cfg) as job_id:

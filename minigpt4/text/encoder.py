@@ -30,10 +30,15 @@ class PromptEncoder:
         """Token text -> id of every special token."""
         return {token.content: index for index, token in self._special_tokens.items()}
 
+    @property
+    def bos(self) -> list[int]:
+        """What every sequence begins with: the id of BOS; nothing for a tokenizer without one."""
+        bos = self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
+
     def encode(self, segments: Sequence[Segment]) -> list[list[int] | ImageSlot]:
         """Return lists of token ids with IMAGE between them; the first list begins with BOS, if there is one."""
-        bos = self.tokenizer.bos_token_id
-        result = [[] if bos is None else [bos]]
+        result = [self.bos]
         for content, _ in self.encode_batch([segments])[0]:
             if content is IMAGE:
                 result += [IMAGE, []]

@@ -1,8 +1,9 @@
-"""Rows: what the LLM reads and learns of each sample. The only place that knows BOS, prompts, turns and cutting.
+"""Rows: what the LLM reads and learns of each sample. The only place that knows prompts, turns, labels and cutting.
 
     BOS <prompt, with image slots> <answer + end symbol> [<next question> <answer + end symbol> ..]
 
-Training, evaluation, preview and chat all read rows; how a batch of them lies in memory, packed or padded, is the
+`batch_rows` makes the rows of training, validation and preview, `context_ids` the ids of a chat, from segments of the
+same form, with the same encoder, which begins each with BOS (`PromptEncoder.bos`). How a batch of them lies in memory, packed or padded, is the
 matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
 """
 
@@ -76,7 +77,7 @@ def batch_rows(
         segments.append(sample_segments(sample, prompt, num_images, settings, encoder))
     starts = accumulate(counts, initial=0)
     return [
-        _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder.tokenizer)
+        _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder)
         for parts, start, num_images in zip(encoder.encode_batch(segments), starts, counts, strict=False)
     ]
 
@@ -150,14 +151,14 @@ def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> 
     return parts
 
 
-def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettings, tokenizer) -> Row:
+def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettings, encoder: PromptEncoder) -> Row:
     """Return the Row of encoded parts, cut; a question whose answer is cut off goes too.
 
-    What is left behind the prompt begins with an answer, so it always has a target.
+    What is left behind the prompt begins with an answer.
     """
-    bos = tokenizer.bos_token_id
-    unlearnt = {tokenizer.pad_token_id} if settings.mask_eos_labels else ()  # the pad token is the end token
-    ids = [] if bos is None else [bos]
+    # the pad token is the end token
+    unlearnt = {encoder.tokenizer.pad_token_id} if settings.mask_eos_labels else ()
+    ids = list(encoder.bos)
     labels = [IGNORED] * len(ids)
     is_target = [False] * len(ids)
     for content, learns in parts:
@@ -165,7 +166,8 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
         ids += content
         labels += [index if learns and index not in unlearnt else IGNORED for index in content]
         is_target += [learns] * len(content)
-    labels[:1] = [IGNORED]  # nothing comes before it that could predict it
+    if labels:
+        labels[0] = IGNORED  # nothing comes before it that could predict it
     num_prompt = is_target.index(True) if any(is_target) else len(ids)
     # cut to the limit, then back to the end of an answer
     end = min(len(ids), num_prompt + settings.max_txt_len)
@@ -202,7 +204,7 @@ def _part_of_batch(samples: dict, start: int, stop: int) -> dict:
     images = slice(sum(counts[:start]), sum(counts[:stop]))
     part = {}
     for key, value in samples.items():
-        if isinstance(value, (int, float)):  # of the step, such as "iters"
+        if value is None or isinstance(value, (int, float, str)):  # of the step, such as "iters"
             part[key] = value
         else:
             part[key] = value[images] if key == "image" else value[start:stop]

@@ -45,7 +45,7 @@ class BaseDatasetBuilder:
     """`build_datasets()` returns the splits of one section `datasets.<name>`.
 
     A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and
-    `data_problems` for what can be said before anything is read.
+    `check_data` for what can be said before anything is read.
     """
 
     Config = DatasetConfig

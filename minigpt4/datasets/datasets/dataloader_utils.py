@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class TrainLoader:
             )
             self._loaders.append(loader)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "TrainLoader":
         return self
 
     def __next__(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from minigpt4.common.image_format import CLIP_MEAN, CLIP_STD
 
 
 class VisionTower:
-    """A vision encoder of given dimensions; subclass it for another one and name it in `TOWERS` of `mini_gpt4.py`.
+    """A vision encoder of given dimensions; subclass it for another one and name it in `VIT_MODELS` of `eva_vit.py`.
 
-    The network that `build` makes maps normalised pixels [B, 3, S, S] to tokens [B, N, width].
+    It is a dataclass whose fields, whole numbers, are the dimensions of the weight file; a JSON file of the same stem
+    beside that gives other ones. The network that `build` makes maps normalised pixels [B, 3, S, S] to tokens
+    [B, N, width]; it has `set_grad_checkpointing(bool)`, as timm's, and `blocks` if `model.compile` shall work.
     """
 
     image_size: int  # pixels, of the pretraining
