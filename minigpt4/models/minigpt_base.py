@@ -7,9 +7,7 @@ D LLM width, L positions of a row, N targets.
 """
 
 import itertools
-import logging
 import random
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.preview import TextPreview
 from minigpt4.text.prompts import read_prompts
-from minigpt4.text.rows import Row, batch_rows, split_batch
+from minigpt4.text.rows import Row, batch_rows, split_batch, warn_of_cut
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
@@ -295,12 +293,3 @@ class MiniGPTBase(BaseModel):
         """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""
         step = samples.get("iters", next(self._num_forwards))
         return random.Random(f"{torch.initial_seed()} {step}").choice(self.prompt_list)
-
-
-@lru_cache
-def warn_of_cut(max_txt_len: int) -> None:
-    """Say once that conversations are longer than the limit."""
-    logging.warning(
-        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
-        "python -m minigpt4.datasets.inspect counts them all"
-    )

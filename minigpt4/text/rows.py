@@ -2,12 +2,14 @@
 
     BOS <prompt, with image slots> <answer + end symbol> [<next question> <answer + end symbol> ..]
 
-`batch_rows` makes the rows of training, validation and preview, `context_ids` the ids of a chat, from segments of the
-same form, with the same encoder, which begins each with BOS (`PromptEncoder.bos`). How a batch of them lies in memory, packed or padded, is the
-matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
+`batch_rows` makes the rows of training, validation and preview, `context_ids` the ids of a chat, from segments of one
+form, by one encoder, which begins both with BOS (`PromptEncoder.bos`). How a batch of rows lies in memory, packed or
+padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
 """
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -209,3 +211,12 @@ def _part_of_batch(samples: dict, start: int, stop: int) -> dict:
         else:
             part[key] = value[images] if key == "image" else value[start:stop]
     return part
+
+
+@lru_cache
+def warn_of_cut(max_txt_len: int) -> None:
+    """Say once that conversations are longer than the limit."""
+    logging.warning(
+        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
+        "python -m minigpt4.datasets.inspect counts them all"
+    )

@@ -1,6 +1,6 @@
 """Builders: a section `datasets.<name>` of the configuration -> a dataset.
 
-To add one, subclass BaseDatasetBuilder, register it, ship its YAML, and name it here.
+To add one, subclass BaseDatasetBuilder, register it, and name it here; defaults may stand in a YAML file.
 """
 
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
