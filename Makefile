@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/python demo.py --cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
