@@ -80,7 +80,7 @@ def _engine(torch, decoder, embeds):
     with torch.no_grad():
         past = decoder.new_past()
         positions = torch.arange(PROMPT, device="cuda")[None]
-        tokens = decoder.read(past, embeds, positions, None).argmax(-1)
+        tokens = decoder.prefill(past, embeds, positions, None).argmax(-1)
         positions = positions[:, -1:]
         with decoder.steps(past, 1, PROMPT + TOKENS + 1) as step:
             for number in range(TOKENS):

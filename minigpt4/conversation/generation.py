@@ -184,7 +184,7 @@ def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
     history = torch.full((num_rows, 1), bos_id or 0, device=device)
     rows, is_open = torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
     try:
-        logits = decoder.read(past, embeds, positions, mask)
+        logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
                 tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)

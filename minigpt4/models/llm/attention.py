@@ -29,6 +29,11 @@ def as_on_gpu(is_so: bool = True) -> Iterator[None]:
         _counting.reset(token)
 
 
+def is_as_on_gpu() -> bool:
+    """Whether the call is made inside `as_on_gpu`."""
+    return _counting.get()
+
+
 class Segments:
     """The rows of a packed batch as attention wants them.
 
@@ -42,7 +47,7 @@ class Segments:
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
         self._grids = {}
-        if device.type == "cuda" or _counting.get():
+        if device.type == "cuda" or is_as_on_gpu():
             self._index_keys()
 
     def grid(self, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype) -> "Grid":
@@ -70,9 +75,7 @@ class Segments:
         self.keys, self.own = self.send(torch.tensor(keys)), self.send(torch.tensor(own))
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
     """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment and what is shared.
 
     `window`: the number of positions that each one sees, itself included; None for all before it. What is shared is
@@ -80,7 +83,7 @@ def attend(
     """
     if window is not None and window >= segments.longest:
         window = None
-    if _has_varlen(q.device, q.dtype) or (_counting.get() and q.dtype in HALF):
+    if _has_varlen(q.device, q.dtype) or (is_as_on_gpu() and q.dtype in HALF):
         return _varlen(q, k, v, segments, scale, window)
     return SegmentAttention.apply(q, k, v, segments, scale, window)
 
@@ -163,9 +166,7 @@ class Grid:
     and sees everything; its attention is set to zero, so it neither gives nor gets.
     """
 
-    def __init__(
-        self, segments: Segments, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype
-    ):
+    def __init__(self, segments: Segments, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype):
         group = num_heads // num_key_heads
         lengths, num_shared = torch.tensor(segments.lengths), segments.num_shared
         before = torch.full_like(lengths, num_shared)  # keys that stand before a segment's own

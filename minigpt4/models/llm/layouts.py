@@ -43,7 +43,7 @@ def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> 
     `may_share` is False: it is text that predicts nothing, so for a frozen LLM it is a constant. The longest row comes
     first: those of like length lie together.
     """
-    targets = [[place for place, label in enumerate(row.labels) if label != IGNORED] for row in rows]
+    targets = [_target_places(row) for row in rows]
     fed = [number for number, places in enumerate(targets) if places]
     fed.sort(key=lambda number: targets[number][-1], reverse=True)
     shared = []
@@ -63,6 +63,10 @@ def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> 
         packed.predicting.extend(start + place - 1 for place in places)
         packed.targets.extend(row.labels[place] for place in places)
     return packed
+
+
+def _target_places(row: Row) -> list[int]:
+    return [place for place, label in enumerate(row.labels) if label != IGNORED]
 
 
 def _is_same_text(column: tuple[int, ...]) -> bool:
