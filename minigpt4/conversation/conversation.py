@@ -1,6 +1,7 @@
 """The conversation that fills a template; the templates themselves stand in `minigpt4.text.templates`."""
 
 from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from minigpt4.conversation.chat import Chat
@@ -34,7 +35,8 @@ class Message:
     is_user: bool
     parts: tuple | None
 
-    def joined(self, part):
+    def joined(self, part: object) -> "Message":
+        """Return the message with one more part."""
         return replace(self, parts=(*self.parts, part))
 
 
@@ -46,43 +48,43 @@ class Conversation:
     turns: tuple[Message, ...] = ()
 
     @property
-    def roles(self):
+    def roles(self) -> tuple[str, str]:
         return self.template.roles
 
     @property
-    def system(self):
+    def system(self) -> str:
         return self.template.system
 
     @property
-    def messages(self):
+    def messages(self) -> list[list[str | None]]:
         """A list of [role, text or None], images written as `<Img><ImageHere></Img>`; for display, changes are lost."""
         shown = [turn.parts and "".join(map(str, message_segments(turn.parts))) for turn in self.turns]
         return [[self.roles[not turn.is_user], text] for turn, text in zip(self.turns, shown, strict=True)]
 
     @messages.setter
-    def messages(self, rows):
+    def messages(self, rows: Iterable[tuple[str, str | None]]) -> None:
         self.turns = ()
         for role, text in rows:
             self.append_message(role, text)
 
     @property
-    def num_images(self):
+    def num_images(self) -> int:
         return sum(turn.parts.count(IMAGE) for turn in self.turns if turn.parts)
 
-    def copy(self):
+    def copy(self) -> "Conversation":
         return replace(self)
 
-    def append_message(self, role, text):
+    def append_message(self, role: str, text: str | None) -> None:
         """Add a message of `role` (one of `roles`); None opens the answer. Text is only text, whatever it contains."""
         if role not in self.roles:
             raise ValueError(f"conversation: role {role!r}; expected one of {self.roles}")
         self.turns += (Message(role == self.roles[0], None if text is None else (str(text),)),)
 
-    def append_image(self):
+    def append_image(self) -> None:
         """Add a message of the user that holds one image slot."""
         self.turns += (Message(True, (IMAGE,)),)
 
-    def append_question(self, text):
+    def append_question(self, text: str) -> None:
         """Add the user's text: to the message whose image still waits for a question, else as a new message."""
         last = self.turns[-1] if self.turns else None
         if last and last.is_user and last.parts and last.parts[-1] is IMAGE:
@@ -90,11 +92,11 @@ class Conversation:
         else:
             self.append_message(self.roles[0], text)
 
-    def without_open_answer(self):
+    def without_open_answer(self) -> "Conversation":
         """Return a copy that does not end with an answer yet to be written."""
         return replace(self, turns=self.turns[:-1] if self.turns and self.turns[-1].parts is None else self.turns)
 
-    def without_oldest(self, count):
+    def without_oldest(self, count: int) -> "Conversation":
         """Return a copy without the text of the `count` oldest questions and their answers; every image stays.
 
         The images go to the front of the oldest question that is left, as if it had been the first about them.
@@ -103,11 +105,11 @@ class Conversation:
         if count == 0 or not starts:
             return self.copy()
         first = starts[count]
-        images = [IMAGE for turn in self.turns[:first] for part in turn.parts if part is IMAGE]
+        images = (IMAGE,) * replace(self, turns=self.turns[:first]).num_images
         kept = replace(self.turns[first], parts=(*images, *self.turns[first].parts))
         return replace(self, turns=(kept, *self.turns[first + 1 :]))
 
-    def shortened(self, fits):
+    def shortened(self, fits: Callable[["Conversation"], bool]) -> tuple["Conversation", int]:
         """Return (copy without as few of the oldest turns as make `fits(copy)` true, number of turns left out)."""
         most = max(sum(turn.is_user for turn in self.turns) - 1, 0)
         count = min(most, bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))))
@@ -119,7 +121,7 @@ class Conversation:
         turns = [(turn.is_user, turn.parts and message_segments(turn.parts, clean)) for turn in self.turns]
         return dialogue_segments(self.template, turns)
 
-    def get_prompt(self):
+    def get_prompt(self) -> str:
         """Return the prompt as one string, for people to read: `<ImageHere>` for a slot."""
         return "".join(map(str, self.segments()))
 

@@ -199,15 +199,7 @@ def compiled_label_logits(*args: Any) -> Tensor:
     return label_logits(*args, kernels=compiled())
 
 
-def _through(
-    layer: nn.Module,
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    segments: Segments,
-    kept: Tensor | slice,
-    kernels: Kernels,
-) -> Tensor:
+def _through(layer, x, cos, sin, segments, kept, kernels):
     """Return the layer's output at the positions `kept`."""
     q, *keys_values = QueryKeyValue.apply(x, cos, sin, layer, kernels)
     attended = attend(q, *keys_values, segments, layer.self_attn.scaling)

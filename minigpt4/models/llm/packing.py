@@ -7,7 +7,6 @@ V vocabulary.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,17 +18,7 @@ ATTENTION = "minigpt4_packed"  # our name among the attention functions of trans
 _CHANGE_ATTENTION = {"softcap", "s_aux", "position_bias", "head_mask", "indices"}
 
 
-def _for_transformers(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    segments: Segments | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
+def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
     """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
     unknown = {name for name in _CHANGE_ATTENTION if options.get(name) is not None}
     if unknown or dropout or attention_mask is not None or segments is None:
