@@ -5,7 +5,7 @@ from functools import partial
 
 
 class AnswerText:
-    """The text of an answer while its tokens come: never a half character, nor the beginning of a stop string.
+    """The text of an answer while its tokens come: no half character, no beginning of a stop string.
 
     For one answer: `safe` is asked about token ids that only ever grow, and decodes what is new.
     """
@@ -15,11 +15,11 @@ class AnswerText:
     def __init__(self, tokenizer, stop: Sequence[str]):
         self.tokenizer, self.stop = tokenizer, stop
         self._shown = self._settled = ""
-        self._before = self._start = 0  # the text of ids[:start] is settled; the start of the window before
+        self._before = self._start = 0  # the text of ids[:start] is settled
         self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def whole(self, ids: Sequence[int]) -> str:
-        """Return the text of a finished answer: without special tokens, up to the first stop string, stripped."""
+        """Return a finished answer: without special tokens, up to the first stop string, stripped."""
         text = self._decode(ids)
         return text[: min((text.find(stop) for stop in self.stop if stop in text), default=None)].strip()
 
@@ -36,7 +36,7 @@ class AnswerText:
         return self._shown
 
     def _growing(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`: each window is decoded behind the one before, as a text's first token differs."""
+        """Return the text of `ids`; windows overlap, as a text's first token is decoded otherwise."""
         known, text = self._decode(ids[self._before : self._start]), self._decode(ids[self._before :])
         if not text.startswith(known):
             return self._settled
@@ -48,7 +48,7 @@ class AnswerText:
         return self._settled + new
 
     def _decode(self, ids: Sequence[int]) -> str:
-        # not by skip_special_tokens: tokenizers 0.23 forgets which they are when a normalizer is set
+        # not by skip_special_tokens: tokenizers 0.23 forgets them when a normalizer is set
         plain = [index for index in ids if index not in self.special_ids]
         return self.tokenizer.decode(plain, clean_up_tokenization_spaces=False)
 

@@ -1,7 +1,7 @@
 """The chat engine: images and questions in, answers out; nothing about a session is kept here.
 
-A session is a Conversation, its list of image embeddings and, if wanted, a PrefixCache. One engine serves many
-sessions; one answer (or batch) at a time is the sensible load of one model.
+A session is a Conversation, its list of image embeddings and, if wanted, a PrefixCache. One engine
+serves many sessions; one answer (or batch) at a time is the sensible load of one model.
 """
 
 import logging
@@ -32,33 +32,28 @@ logger = logging.getLogger(__name__)
 
 
 def _request(sampling: Sequence, named: dict[str, Any]) -> Request:
-    """Return the Request of an answer's arguments: the names that are not a Request's own are those of Sampling."""
+    """Return the Request of an answer's arguments: the fields of Sampling and a Request's own."""
     own = {"on_notice": logger.warning}
     own |= {name: named.pop(name) for name in Request._fields if name in named}
     return Request(Sampling(*sampling, **named), **own)
 
 
 class Chat:
-    """Answers questions about images with a model that has `llama_model`, `llama_tokenizer`, `encode_img`, `decoder()`.
+    """Answers questions about images with a MiniGPT model.
 
-    `vis_processor` turns an RGB PIL image into float32 [3, S, S]. `stopping_criteria`: callables of (token ids [B, T],
-    scores) -> bool [B], beside the stop strings of the conversation's template. `device` defaults to the model's.
+    `model` has `llama_model`, `llama_tokenizer`, `encode_img` and `decoder()`; `vis_processor` turns
+    an RGB PIL image into float32 [3, S, S]; `device` defaults to the model's. `stopping_criteria`:
+    callables of (token ids [B, T], scores) -> bool [B], beside the template's stop strings.
 
     Arguments that `answer`, `stream_answer` and `answer_batch` share:
       conv, img_list    the dialogue, whose last message is the user's, and its images in order
-      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, temperature=1.0, ..
+      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, ..
       stop_event        a threading.Event; when set, the answer ends with the token being computed
       on_notice         called with a sentence when turns had to be left out; logs it by default
-      cache             the conversation's PrefixCache: only what is new since its last turn is computed
+      cache             the conversation's PrefixCache: only what is new is computed
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        vis_processor: Callable,
-        device: torch.device | str | None = None,
-        stopping_criteria: Iterable[Callable] | None = None,
-    ):
+    def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
         self.model, self.vis_processor = model, vis_processor
         self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
@@ -68,28 +63,28 @@ class Chat:
 
     @torch.no_grad()
     def encode_images(self, images: Iterable[Any]) -> list[Tensor]:
-        """Return a list of embeddings [1, Q, D], one for each image; the images are encoded as one batch.
+        """Return a list of embeddings [1, Q, D], one an image; they are encoded as one batch.
 
-        An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them ([3, S, S] or
-        [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
+        An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them
+        ([3, S, S] or [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
         """
         pixels = torch.stack([self._pixels(image) for image in images])
         return list(self.model.encode_img(pixels.to(self.device))[0].split(1))
 
     def upload_img(self, image: Any, conv: "Conversation", img_list: list) -> str:
-        """Encode an image, append its embedding to `img_list` and its slot to `conv`; return "Received."."""
+        """Append an image's embedding to `img_list` and its slot to `conv`; return "Received."."""
         img_list += self.encode_images([image])
         conv.append_image()
         return "Received."
 
     def encode_img(self, img_list: list) -> None:
-        """Encode, in place, the images of `img_list` that are not yet; `upload_img` has done it for its own."""
+        """Encode, in place, the images of `img_list` that are not yet."""
         for index, image in enumerate(img_list):
             if not self._is_embedding(image):
                 img_list[index] = self.encode_images([image])[0]
 
     def ask(self, text: str, conv: "Conversation") -> None:
-        """Append a question: to the image just uploaded, else as a new message. Raises ValueError, conv unchanged."""
+        """Append a question to the image just uploaded, or as a new message. Raises ValueError."""
         if not isinstance(text, str) or not text.strip():
             raise ValueError("the message is empty: type a question")
         if len(text) > MAX_MESSAGE_CHARS:
@@ -101,15 +96,15 @@ class Chat:
     def answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> tuple[str, np.ndarray]:
         """Return (text, token ids [T]) and append the text to `conv`.
 
-        Raises ValueError for a dialogue without an open question or settings out of range; then, as after any other
-        error, `conv` is as it was.
+        Raises ValueError for a dialogue without an open question or settings out of range; then, as
+        after any other error, `conv` is as it was.
         """
         request = _request(sampling, named)
         context = self._context(conv, img_list, request)
         return self._close(conv, context, self._generate([context], request)[0])
 
     def stream_answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> Iterator[str]:
-        """Return an iterator of text pieces that join to `answer`'s text; `conv` gets it when they end.
+        """Return an iterator of pieces of `answer`'s text; `conv` gets it when they end.
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
         """
@@ -119,7 +114,7 @@ class Chat:
     def answer_batch(
         self, convs: Sequence["Conversation"], img_lists: Sequence[list], *sampling: Any, **named: Any
     ) -> list[tuple[str, np.ndarray]]:
-        """Return a list of (text, token ids [T]), computed as one batch; each as `answer` alone would give it."""
+        """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
         request = _request(sampling, named)
         if request.cache is not None:
             raise TypeError("answer_batch: a cache is for one conversation; use answer")
@@ -129,7 +124,7 @@ class Chat:
         return [self._close(*each) for each in zip(convs, contexts, answers, strict=True)]
 
     def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
-        """Return the keyword arguments of `model_generate`, for scripts that change some of them in between."""
+        """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
         request = _request(sampling, named)
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
@@ -171,7 +166,7 @@ class Chat:
         return tuple(context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images]))
 
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
-        """Return the Context of the next answer: within the length limits, oldest turns left out where need be."""
+        """Return the Context of the next answer, oldest turns left out where it would be too long."""
         conv = conv.without_open_answer()
         if not conv.turns or not conv.turns[-1].is_user:
             raise ValueError("nothing to answer: the last message must be the user's; ask(text, conv) first")

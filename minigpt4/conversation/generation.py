@@ -1,8 +1,9 @@
 """Decoding: which token comes next, when an answer ends, and what is kept for the next turn.
 
-An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so closing the generator
-stops the work and errors reach the caller), sampling draws from a generator of its own, and the keys and values of a
-conversation live on between turns. Beam search is `generate`'s.
+An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so
+closing the generator stops the work and errors reach the caller), sampling draws from a generator
+of its own, and the keys and values of a conversation live on between turns. Beam search is
+`generate`'s.
 """
 
 import math
@@ -28,7 +29,7 @@ MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn; order and defaults of the 2023 `Chat.answer`, which drew with top_k 50 unsaid."""
+    """How an answer is drawn; order and defaults are 2023's (its top_k of 50 was unsaid)."""
 
     max_new_tokens: int = 300
     num_beams: int = 1
@@ -43,7 +44,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
-        limits = {  # name -> (lowest, highest); whether an answer fits the context is the chat's to say
+        limits = {  # name -> (lowest, highest); the chat knows whether an answer fits the context
             "max_new_tokens": (1, math.inf),
             "max_length": (2, math.inf),
             "num_beams": (1, 64),
@@ -77,7 +78,7 @@ class Request(NamedTuple):
 
 
 def filter_logits(logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()) -> Tensor:
-    """Return float32 [B, V]: logits after penalty, minimum length, temperature, top-k and top-p; -inf is removed.
+    """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
 
     `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
     """
@@ -100,7 +101,7 @@ def filter_logits(logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: 
 
 
 class StoppingCriteriaSub:
-    """Ends the rows whose last tokens equal one of `stops` (id sequences); the 2023 name, one answer a row."""
+    """Ends the rows whose last tokens equal one of `stops` (id sequences); 2023's name."""
 
     def __init__(self, stops: Iterable = (), encounters: int = 1):
         self.stops = [torch.as_tensor(stop).flatten().tolist() for stop in stops]
@@ -115,7 +116,7 @@ class StoppingCriteriaSub:
 
 
 class StopRule:
-    """Which rows end: an end token, a stop string in whatever spelling, the caller's criteria, the stop event."""
+    """Which rows end: by an end token, a stop string, the caller's criteria, the stop event."""
 
     def __init__(
         self, tokenizer, strings: Sequence[str], eos_ids: Iterable[int], criteria=(), event: Event | None = None
@@ -123,11 +124,11 @@ class StopRule:
         self.tokenizer, self.strings = tokenizer, strings
         self.criteria, self.event = criteria or (), event
         self.eos_ids = frozenset(eos_ids)
-        # a token is at least a byte, so the string that a new token completes lies within this many tokens
+        # a token is at least a byte, so the string that a new token completes lies within these
         self.tail = max((len(string.encode()) for string in strings), default=0) + 1
 
     def __call__(self, new_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
-        """Return bool [B] for the answers so far, [B, T]; may be handed to `generate` as a stopping criterion."""
+        """Return bool [B] for the answers so far, [B, T]; `generate` takes it too."""
         if self.event is not None and self.event.is_set():
             ended = [True] * len(new_ids)
         else:
@@ -146,17 +147,17 @@ class StopRule:
 
 
 class PrefixCache:
-    """Keys and values of a conversation's last prompt and answer; hand the same object to each of its turns.
+    """Keys and values of a conversation's last prompt and answer; hand it to each of its turns.
 
-    What the next prompt has in common with it, position by position, is not computed again. The content is taken out
-    while it is in use: two answers at once are only slower, never wrong.
+    What the next prompt has in common with it, position by position, is not computed again. The
+    content is taken out while it is in use: two answers at once are only slower, never wrong.
     """
 
     def __init__(self):
         self._content = None
 
     def take(self, context: Context) -> tuple["DynamicCache | None", int]:
-        """Return (keys and values or None, number of positions of `context` that they cover): the common beginning."""
+        """Return (keys and values or None, how many leading positions of `context` they cover)."""
         content, self._content = self._content, None
         if content is None:
             return None, 0
@@ -184,7 +185,7 @@ class PrefixCache:
 
 
 def padded_batch(llm: nn.Module, contexts: Sequence[Context], reused: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return (inputs_embeds [B, T, D], attention mask [B, T] or None, position ids [B, T]), padded on the left.
+    """Return (embeddings [B, T, D], mask [B, T] or None, positions [B, T]), padded on the left.
 
     The first `reused` positions are left out: they are in the cache (of one row).
     """
@@ -204,8 +205,8 @@ def decode(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
 
-    Rows keep their own positions, so that a batch gives the answers of its members alone. A cache is for one row; it
-    keeps what was computed also when the caller closes the generator.
+    Rows keep their own positions, so that a batch gives the answers of its members alone. A cache
+    is for one row; it keeps what was computed also when the caller closes the generator.
     """
     sampling, cache = request.sampling, request.cache
     # what the last turn left, and what is new

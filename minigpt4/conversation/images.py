@@ -11,9 +11,9 @@ from minigpt4.processors.base_processor import FORMATS, MAX_PIXELS, ImageError
 def upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a PIL image of any mode as RGB, as a viewer shows it.
 
-    The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8 bits. (Training
-    keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit images without EXIF.) Raises ImageError if the
-    image is too large or broken.
+    The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8
+    bits. (Training keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit images without
+    EXIF.) Raises ImageError if the image is too large or broken.
     """
     # known from the header, nothing is decoded yet
     width, height = image.size
@@ -34,7 +34,7 @@ def upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def open_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the image in `source` (a path or a PIL image) as upright RGB; raises FileNotFoundError or ImageError."""
+    """Return a path's or PIL image as upright RGB; raises FileNotFoundError or ImageError."""
     if isinstance(source, Image.Image):
         return upright_rgb(source, max_pixels)
     if not isinstance(source, (str, Path)):

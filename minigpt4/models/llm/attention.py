@@ -1,7 +1,7 @@
-"""Attention inside the segments of a packed batch: texts one behind the other that do not see each other.
+"""Attention inside the segments of a packed batch: texts that do not see each other.
 
-Shapes: T positions of all segments together, S segments, L positions of the longest, L' keys that one of its queries
-can see, H query heads, K key heads, d head width.
+Shapes: T positions of all segments together, S segments, L positions of the longest, L' keys that
+one of its queries can see, H query heads, K key heads, d head width.
 """
 
 import functools
@@ -21,7 +21,7 @@ _counting = ContextVar("counting", default=False)
 
 @contextmanager
 def as_on_gpu(is_so: bool = True) -> Iterator[None]:
-    """Take the way of a GPU inside the block for tensors without values, wherever they say they lie."""
+    """Inside the block, tensors without values take the way of a GPU, wherever they say they lie."""
     token = _counting.set(is_so)
     try:
         yield
@@ -37,8 +37,9 @@ def is_as_on_gpu() -> bool:
 class Segments:
     """The rows of a packed batch as attention wants them.
 
-    `lengths` are those of the segments; with `num_shared` the first one is what all others begin with. On a GPU:
-    limits of queries and keys as int32, and which keys, shared ones repeated, are those of the segments.
+    `lengths` are those of the segments; with `num_shared` the first one is what all others begin
+    with. On a GPU: limits of queries and keys as int32, and which keys, shared ones repeated, are
+    those of the segments.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device, num_shared: int = 0):
@@ -62,7 +63,7 @@ class Segments:
         return values.to(self.device, non_blocking=True)
 
     def _index_keys(self) -> None:
-        """Repeat what is shared before each segment: the fused kernel takes keys segment by segment."""
+        """Repeat what is shared before each segment, as the fused kernel wants its keys."""
         keys, own = [], []
         key_limits = [0]
         for number, (length, stop) in enumerate(zip(self.lengths, self.stops, strict=True)):
@@ -76,10 +77,10 @@ class Segments:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
-    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], inside each segment and what is shared.
+    """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], segment by segment.
 
-    `window`: the number of positions that each one sees, itself included; None for all before it. What is shared is
-    a constant: gradients of its positions mean nothing.
+    `window`: the number of positions that each one sees, itself included; None for all before it.
+    What is shared is a constant: gradients of its positions mean nothing.
     """
     if window is not None and window >= segments.longest:
         window = None
@@ -90,7 +91,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
 
 @functools.cache
 def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's fused kernel for segments runs there: half precision, and a GPU of 2020 or later."""
+    """Whether torch's fused kernel for segments runs: half precision, a GPU of 2020 or later."""
     is_half = device.type == "cuda" and dtype in HALF
     return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -130,10 +131,10 @@ class RepeatShared(torch.autograd.Function):
 
 
 class SegmentAttention(torch.autograd.Function):
-    """`attend` as matrix products over all segments at once, padded to the longest; softmax within is float32.
+    """`attend` as matrix products over all segments at once, padded to the longest.
 
-    On a CPU faster than the fused kernel, which takes one segment at a time there. Queries, keys and values are kept
-    for backward as they came, not padded.
+    On a CPU faster than the fused kernel, which takes one segment at a time there. Queries, keys
+    and values are kept for backward as they came, not padded.
     """
 
     @staticmethod
@@ -160,10 +161,11 @@ class SegmentAttention(torch.autograd.Function):
 
 
 class Grid:
-    """Where the heads of all segments stand in a batch [S * K, ..] of segments padded to the longest.
+    """Where the heads of segments stand in a batch [S * K, ..], padded to the longest segment.
 
-    Queries of a segment: [H / K * L, d], keys and values: [L', d]. A padded place holds some position of its segment
-    and sees everything; its attention is set to zero, so it neither gives nor gets.
+    Queries of a segment: [H / K * L, d], keys and values: [L', d]. A padded place holds some
+    position of its segment and sees everything; its attention is set to zero, so it neither gives
+    nor gets.
     """
 
     def __init__(self, segments: Segments, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype):
@@ -178,7 +180,7 @@ class Grid:
         self.num_heads, self.num_key_heads = num_heads, num_key_heads
         # packed -> padded: which position each place takes
         row = starts[:, None] + torch.minimum(place, lengths[:, None] - 1)  # [S, L]
-        own = key_place - before[:, None]  # [S, L']: number among the segment's own keys, below 0 for shared ones
+        own = key_place - before[:, None]  # [S, L']: below 0 for shared keys
         key_row = torch.where(own < 0, key_place, starts[:, None] + torch.minimum(own, lengths[:, None] - 1))
         self.query_rows = segments.send(_heads(row, num_heads, group))
         self.key_rows = segments.send(_heads(key_row, num_key_heads, 1))
@@ -231,12 +233,12 @@ class Grid:
 
 
 def _heads(rows: Tensor, num_heads: int, group: int) -> Tensor:
-    """Return the indices into [T * heads] that put rows [S, L] into [S, heads / group, group, L], flat."""
+    """Return indices into [T * heads] that put rows [S, L] into [S, heads / group, group, L]."""
     heads = torch.arange(num_heads).view(1, -1, group, 1)
     return (rows[:, None, None] * num_heads + heads).flatten()
 
 
 def _places(segment: Tensor, number: Tensor, num_heads: int, length: int) -> Tensor:
-    """Return the indices into [S * heads * length] of packed positions [T] and their heads, flat."""
+    """Return indices into [S * heads * length] of packed positions [T] and their heads."""
     heads = torch.arange(num_heads)
     return ((segment[:, None] * num_heads + heads) * length + number[:, None]).flatten()

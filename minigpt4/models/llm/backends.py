@@ -1,4 +1,4 @@
-"""The ways in which training can run the LLM, fastest first, and which of them a given LLM can take.
+"""The ways in which training can run the LLM, fastest first, and which of them an LLM can take.
 
 compiled  as lean, with what lies between matrix products compiled, for who asks for it (`model.compile`)
 lean      packed texts, LLaMA's layers computed here (`lean.py`)
@@ -18,18 +18,20 @@ from minigpt4.models.llm.quantization import FP8Linear
 
 PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
 _SAID = {"compiled": ", layers are lean and compiled", "lean": ", layers are lean", "packed": ""}
-# How far a backend's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7 in float32, 1.5e-2
-# in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text shining through changes them by 0.14.
+# How far a backend's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7
+# in float32, 1.5e-2 in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text
+# shining through changes them by 0.14.
 TOLERANCE = {torch.float32: 1e-4}
 HALF_TOLERANCE = 5e-2
 FP8_TOLERANCE = 0.1
-_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and how many tokens they begin with that are the same
+_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and of their common beginning
 
 
 def choose(llm: nn.Module, may_pack: bool = True, may_compile: bool = False) -> str:
-    """Return the first backend that gives the LLM's own logits on a few tokens, and say in the log which it is.
+    """Return the first backend that gives the LLM's own logits on a few tokens; the log names it.
 
-    Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its structure.
+    Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its
+    structure.
     """
     reasons = [] if may_pack else ["model.pack_sequences is False"]
     for backend in PACKED if may_pack else ():

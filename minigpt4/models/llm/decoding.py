@@ -1,4 +1,4 @@
-"""How the chat runs the LLM: keys and values written in place, and steps of one token that a GPU replays as a graph.
+"""How the chat runs the LLM: keys and values in place, steps that a GPU replays as a graph.
 
 Shapes: B rows, H key heads, T positions, d head width, D LLM width, V vocabulary.
 """
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 CHUNK = 128  # positions by which the room for keys and values grows
-CACHE_NAMES = ("cache", "past_key_values")  # of the argument of a model's `forward`, since transformers 5.24 and before
+CACHE_NAMES = ("cache", "past_key_values")  # in `forward`, since transformers 5.24 and before
 
 
 class InPlaceLayer(DynamicLayer):
     """One layer's keys and values: `keys` and `values` are the filled beginnings of larger buffers.
 
-    Contract with the base class: all else that it does to the two is to shorten them by slicing: they stay beginnings.
+    Contract with the base class: all else that it does to the two is to shorten them by slicing:
+    they stay beginnings.
     """
 
     buffers = (None, None)
@@ -50,7 +51,7 @@ class InPlaceLayer(DynamicLayer):
 
 
 def _appended(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) -> Tensor:
-    """Return a buffer that begins with `filled` (`start` positions) and `new`: the same one if it is large enough."""
+    """Return a buffer of `filled` (`start` positions) and `new`: the same one if it is large enough."""
     end = start + new.shape[-2]
     if buffer is None or buffer.shape[-2] < end:
         buffer = new.new_empty(*new.shape[:2], -(-end // CHUNK) * CHUNK, new.shape[-1])
@@ -61,7 +62,7 @@ def _appended(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) ->
 
 
 class FixedLayer(DynamicLayer):
-    """One layer's keys and values over buffers of fixed size; `position`, a tensor [1], says where a step writes."""
+    """One layer's keys and values in buffers of fixed size; a step writes at `position`, a tensor [1]."""
 
     def __init__(self, position: Tensor):
         super().__init__()
@@ -75,7 +76,7 @@ class FixedLayer(DynamicLayer):
 
 
 def cache_name(llm: nn.Module) -> str:
-    """Return the argument of `llm.forward` that takes a cache. Raises ValueError for a model that takes none."""
+    """Return the argument of `llm.forward` that takes a cache. Raises ValueError if none does."""
     parameters = inspect.signature(llm.forward).parameters
     for name in CACHE_NAMES:
         if name in parameters:
@@ -87,7 +88,7 @@ def cache_name(llm: nn.Module) -> str:
 
 
 class StaticSteps:
-    """Steps of one row over `size` positions: the same kernels on the same addresses at every token."""
+    """Steps of one row over `size` positions: the same kernels and addresses at every token."""
 
     def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device
@@ -152,7 +153,7 @@ class StaticSteps:
 
 
 def new_past(llm: nn.Module, layer: Callable[[], DynamicLayer] = InPlaceLayer) -> DynamicCache:
-    """Return an empty cache for `llm`; layers that attend to everything are `layer()`, others are transformers' own."""
+    """Return an empty cache for `llm`; `layer()` where everything is attended to, else transformers'."""
     past = DynamicCache(config=llm.config)
     past.layers = [layer() if type(own) is DynamicLayer else own for own in past.layers]
     return past
@@ -161,8 +162,9 @@ def new_past(llm: nn.Module, layer: Callable[[], DynamicLayer] = InPlaceLayer) -
 class Decoder:
     """Runs one LLM for many sessions, each with keys and values of its own.
 
-    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where a GPU is there and
-    every layer attends to everything. A second answer at the same time takes the plain steps.
+    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where
+    a GPU is there and every layer attends to everything. A second answer at the same time takes the
+    plain steps.
     """
 
     def __init__(self, llm: nn.Module, static: bool | None = None):
@@ -193,9 +195,10 @@ class Decoder:
 
     @contextmanager
     def steps(self, past: DynamicCache, num_rows: int, longest: int) -> Iterator[Callable[..., Tensor]]:
-        """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> logits [B, V] of the next position.
+        """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> next logits [B, V].
 
-        `past` has all that was computed when the context ends; it will not grow beyond `longest` positions.
+        `past` has all that was computed when the context ends; it will not grow beyond `longest`
+        positions.
         """
         if not (self.static and num_rows == 1 and self._lock.acquire(blocking=False)):
             yield partial(self._plain_step, past)
@@ -214,7 +217,7 @@ class Decoder:
             self._lock.release()
 
     def _sized(self, past: DynamicCache, longest: int) -> StaticSteps | None:
-        """Return StaticSteps of a power of two of positions that hold `longest`; None if they cannot be recorded."""
+        """Return StaticSteps that hold `longest` positions; None if they cannot be recorded."""
         if self._steps is None or self._steps.size < longest:
             self._steps = None  # its memory is free before the new one takes some
             try:

@@ -23,7 +23,7 @@ SANITY_TEXT = (
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a folder; it pads on the right with its end token, as training in 2023 did."""
+    """Return the tokenizer of a folder; it pads on the right with its end token, as 2023."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), local_files_only=True)
@@ -34,9 +34,10 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
-    """Take BOS and EOS from the model's config.json where the tokenizer's are absent or empty, as in old conversions.
+    """Take BOS and EOS from config.json where the tokenizer has none, as in old conversions.
 
-    Raises ValueError if there is no end token in either; a family without BOS starts its sequences without.
+    Raises ValueError if there is no end token in either; a family without BOS starts its sequences
+    without.
     """
     config = load_config(folder)
     for role in ("bos", "eos"):
@@ -52,9 +53,9 @@ def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path)
 def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make a LLaMA tokenizer split text as sentencepiece does; others are left as they are.
 
-    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces around special
-    tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of text, and a special token
-    swallows the spaces beside it.
+    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces
+    around special tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of
+    text, and a special token swallows the spaces beside it.
     """
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
@@ -67,12 +68,12 @@ def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     strip = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
     backend.add_special_tokens([AddedToken(name, **strip) for name in special])
-    # A new normalizer makes the backend forget which tokens are special; read back, it knows them again.
+    # a new normalizer makes the backend forget the special tokens; read back, it knows them
     tokenizer._tokenizer = Tokenizer.from_str(backend.to_str())
 
 
 def load_config(folder: str | Path) -> "PreTrainedConfig":
-    """Return the transformers configuration of a folder. Raises ValueError for an unknown or remote-code family."""
+    """Return the configuration of a folder. Raises ValueError for an unknown or remote-code family."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(expand_path(folder), local_files_only=True)
@@ -83,8 +84,9 @@ def load_llm(
 ) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number `gpu`. Raises ValueError
-    if the files lack tensors that the configuration asks for, or the device cannot compute with weights of that kind.
+    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number
+    `gpu`. Raises ValueError if the files lack tensors that the configuration asks for, or the
+    device cannot compute with weights of that kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -115,7 +117,7 @@ def load_llm(
 
 
 def attention_options(device: torch.device) -> dict[str, str]:
-    """Return the options with which transformers builds an LLM that attends as fast as it can on `device`."""
+    """Return the options with which transformers builds an LLM that attends fast on `device`."""
     # in bfloat16 on a CPU up to 1.7 times faster than the fused kernel
     return {"attn_implementation": "eager"} if device.type == "cpu" else {}
 
@@ -130,14 +132,14 @@ def meta_llm(folder: str | Path, dtype: torch.dtype, kind: str = "none") -> "Pre
 
 
 def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
-    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM that was loaded from a folder."""
+    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM of a folder."""
     vocabulary, width = llm.get_input_embeddings().weight.shape
     name = expand_path(folder).resolve().name
     return {"name": name, "width": width, "vocabulary": vocabulary, "fingerprint": fingerprint(folder)}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of the LLM's weight files, by their sizes and a sample of their bytes: a moment also for 13 GB.
+    """Return a hash of the LLM's weight files: of their sizes and a sample of their bytes.
 
     Equal weights that were saved in another way have another one.
     """

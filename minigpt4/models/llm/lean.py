@@ -1,10 +1,12 @@
 """Decoder layers of a frozen LLaMA-like LLM that keep for backward only what backward needs.
 
-A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input, queries, keys,
-values, the residual stream before the MLP, gate and up; norms, rotary embedding and SwiGLU are recomputed. What is
-computed is what transformers computes, with the float32 places of 2023: norms, rotary angles, softmax.
+A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input,
+queries, keys, values, the residual stream before the MLP, gate and up; norms, rotary embedding and
+SwiGLU are recomputed. What is computed is what transformers computes, with the float32 places of
+2023: norms, rotary angles, softmax.
 
-Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
+Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP
+width.
 """
 
 from collections.abc import Callable
@@ -29,12 +31,12 @@ _PARTS = {
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return `layer(x)` of a linear layer; a plain one is not called: the hooks of torch's FLOP counter fail here."""
+    """Return `layer(x)`; a plain linear layer is not called: hooks of torch's FLOP counter fail here."""
     return F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
 
 
 def linear_backward(layer: nn.Module, grad: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return the gradient of `layer(x)`, a linear layer, with respect to x [T, in], added to `onto` in place."""
+    """Return the gradient of a linear layer's input [T, in], added to `onto` in place."""
     if type(layer) is not nn.Linear:
         grad = quantization.product_backward(layer, grad)
         return grad if onto is None else onto.add_(grad)
@@ -62,7 +64,7 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos [T, 1, d], sin [T, 1, d / 2]."""
+    """Return x [T, heads, d], each pair (i, i + d / 2) turned; cos [T, 1, d], sin [T, 1, d / 2]."""
     first, second = x.chunk(2, dim=-1)
     out = x * cos
     out[..., : first.shape[-1]].addcmul_(second, sin, value=-1)
@@ -96,12 +98,12 @@ EAGER = Kernels()
 
 @cache
 def compiled() -> Kernels:
-    """Return the Kernels of torch.compile: each reads and writes once. They are compiled at their first calls."""
+    """Return the Kernels of torch.compile, compiled at their first calls: each reads and writes once."""
     return Kernels(*map(torch.compile, EAGER))
 
 
 class QueryKeyValue(torch.autograd.Function):
-    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, three linears, rotary embedding."""
+    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, linears, rotary embedding."""
 
     @staticmethod
     def forward(
@@ -121,7 +123,8 @@ class QueryKeyValue(torch.autograd.Function):
         x, *angles = ctx.saved_tensors
         cos, sin = angles
         attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
-        # all three linears read the same input: their gradients are added up; a rotation's is turned back
+        # all three linears read the same input: their gradients are added up; a rotation's is
+        # turned back
         grad = linear_backward(attention.q_proj, ctx.kernels.rotate(grad_q, cos, -sin).flatten(1))
         linear_backward(attention.k_proj, ctx.kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
         linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)
@@ -156,7 +159,7 @@ class OutputAndMLP(torch.autograd.Function):
 
 
 def fits(llm: nn.Module) -> bool:
-    """Whether the LLM is made of what this module computes: LLaMA's layers, known linear layers, full attention."""
+    """Whether the LLM is made of LLaMA's layers, known linear layers and full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
     is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))

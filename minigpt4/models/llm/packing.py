@@ -1,7 +1,7 @@
 """The LLM on packed texts, through the model of transformers.
 
-Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D LLM width,
-V vocabulary.
+Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D
+LLM width, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def _for_transformers(module, query, key, value, attention_mask, scaling, dropou
 def packed_attention(llm: nn.Module) -> Iterator[None]:
     """Let a model of transformers attend by segments inside the block; the calls there pass `segments`.
 
-    Not by its `set_attn_implementation`: that walks over all modules, here once more for each recomputed layer, and
-    leaves a model that cannot switch as it was.
+    Not by its `set_attn_implementation`: that walks over all modules, here once more for each
+    recomputed layer, and leaves a model that cannot switch as it was.
     """
     from transformers import AttentionInterface
 

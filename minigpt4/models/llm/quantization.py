@@ -131,7 +131,8 @@ class _Product(torch.autograd.Function):
 class _Quantised(nn.Module):
     """A linear layer with a frozen `weight` of few bits and its `scale`.
 
-    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T, out] -> [T, in].
+    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T,
+    out] -> [T, in].
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
@@ -209,7 +210,8 @@ class FP8Linear(_Quantised):
         return _fp8_product(x, self.weight, self.scale)
 
     def product_backward(self, gradient: Tensor) -> Tensor:
-        # the weight's scales belong to what is summed up, so they go into the gradient before it is rounded
+        # the weight's scales belong to what is summed up, so they go into the gradient before it is
+        # rounded
         transposed = self.weight.view(torch.uint8).t().contiguous().view(FP8)  # kernels want the summed dimension last
         ones = self.scale.new_ones(len(transposed))
         return _fp8_product(gradient.float() * self.scale, transposed, ones).to(gradient.dtype)

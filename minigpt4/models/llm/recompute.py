@@ -1,7 +1,8 @@
 """Activation checkpointing of the LLM: layers keep their input alone and are computed again for backward.
 
-Not `gradient_checkpointing_enable` of transformers: it does nothing in evaluation mode, in which a frozen LLM is, it
-has no place for the context in which packed attention is recomputed, and it was renamed in 5.24.
+Not `gradient_checkpointing_enable` of transformers: it does nothing in evaluation mode, in which a
+frozen LLM is, it has no place for the context in which packed attention is recomputed, and it was
+renamed in 5.24.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ def recompute(
 ) -> Any:
     """Return ``function(*args, **kwargs)``; what it keeps for backward is recomputed then, inside ``context()``.
 
-    `draws`: random numbers are drawn again as they were, for layers with dropout; a frozen LLM draws none.
+    `draws`: random numbers are drawn again as they were, for layers with dropout; a frozen LLM
+    draws none.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -1,6 +1,7 @@
 """From rows and images to the logits of the targets and their loss, by either layout.
 
-Shapes: B rows, L positions of the longest, N targets, Q vectors an image, D LLM width, V vocabulary.
+Shapes: B rows, L positions of the longest, N targets, Q vectors an image, D LLM width, V
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from minigpt4.text.rows import IGNORED, Row
 def packed(
     llm: nn.Module, batch: Packed, images: torch.Tensor, label_logits: Callable, recompute: bool = False
 ) -> torch.Tensor:
-    """Return logits [N, V] of rows one behind the other; `images` [.., Q, D] are those of the batch.
+    """Return logits [N, V] of packed rows; `images` [.., Q, D] are those of the batch.
 
-    `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's layers.
+    `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's
+    layers.
     """
     embedding = llm.get_input_embeddings()
     device = embedding.weight.device
@@ -54,7 +56,7 @@ def padded(
 
 
 def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int) -> dict[str, torch.Tensor]:
-    """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}, padded on the right."""
+    """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}."""
     batch = pad(rows, pad_id)
     ids = []
     for row_ids in batch.ids:
@@ -68,7 +70,7 @@ def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of logits [N, V] with targets [N], computed in float32, a few rows at a time.
+    """Mean cross entropy of logits [N, V] with targets [N] in float32, a few rows at a time.
 
     For backward it keeps the logits in their own type and nothing in float32.
     """
@@ -95,5 +97,5 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _rows_at_a_time(logits: torch.Tensor) -> int:
-    """Return how many rows make a piece: one that stays in a processor's cache, or is soon done on a GPU."""
+    """Return how many rows make a piece that stays in a CPU's cache, or is soon done on a GPU."""
     return max(1, (2**19 if logits.device.type == "cpu" else 2**26) // logits.shape[1])
