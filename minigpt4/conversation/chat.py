@@ -27,15 +27,15 @@ if TYPE_CHECKING:  # it imports this module for its 2023 name
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 
 MAX_MESSAGE_CHARS = 32_768  # some 8,000 tokens; refused before it costs tokenising
+_SHARED = ("cache", "stop_event", "on_notice")  # arguments of answers beside those of Sampling
 
 logger = logging.getLogger(__name__)
 
 
-def _request(sampling: Sequence, named: dict[str, Any]) -> Request:
-    """Return the Request of an answer's arguments: the fields of Sampling and a Request's own."""
-    own = {"on_notice": logger.warning}
-    own |= {name: named.pop(name) for name in Request._fields if name in named}
-    return Request(Sampling(*sampling, **named), **own)
+def _request(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = ()) -> Request:
+    """Return the Request of an answer's arguments: those of Sampling, and `others` of _SHARED."""
+    given = {name: named.pop(name) for name in others if name in named}
+    return Request(Sampling(*sampling, **named), **{"on_notice": logger.warning} | given)
 
 
 class Chat:
@@ -99,7 +99,7 @@ class Chat:
         Raises ValueError for a dialogue without an open question or settings out of range; then, as
         after any other error, `conv` is as it was.
         """
-        request = _request(sampling, named)
+        request = _request(sampling, named, _SHARED)
         context = self._context(conv, img_list, request)
         return self._close(conv, context, self._generate([context], request)[0])
 
@@ -108,16 +108,14 @@ class Chat:
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
         """
-        request = _request(sampling, named)
+        request = _request(sampling, named, _SHARED)
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
         self, convs: Sequence["Conversation"], img_lists: Sequence[list], *sampling: Any, **named: Any
     ) -> list[tuple[str, np.ndarray]]:
         """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
-        request = _request(sampling, named)
-        if request.cache is not None:
-            raise TypeError("answer_batch: a cache is for one conversation; use answer")
+        request = _request(sampling, named, ("stop_event", "on_notice"))
         pairs = zip(convs, img_lists, strict=True)
         contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
         answers = self._generate(contexts, request)
@@ -125,7 +123,7 @@ class Chat:
 
     def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
         """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
-        request = _request(sampling, named)
+        request = _request(sampling, named, ("on_notice",))
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
     def model_generate(self, context: Context, **sampling: Any) -> Tensor:

@@ -217,7 +217,7 @@ def decode(
     # limits, and what rows have written so far: BOS stands first
     device, num_rows = embeds.device, len(contexts)
     budgets = torch.tensor([context.max_new_tokens for context in contexts], device=device)
-    longest = reused + embeds.shape[1] + int(budgets.max())
+    longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
     history = torch.full((num_rows, 1), bos_id or 0, device=device)
     rows, is_open = torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)

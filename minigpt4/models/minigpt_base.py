@@ -127,7 +127,8 @@ class MiniGPTBase(BaseModel):
     def _attach(self, llm: nn.Module, device: torch.device | str) -> None:
         self.llama_model = llm
         self.freeze("llama_model")
-        self.llama_proj = nn.Linear(self.vision_width, language_model.embedding_width(llm), device=device)
+        width = llm.get_input_embeddings().weight.shape[1]
+        self.llama_proj = nn.Linear(self.vision_width, width, device=device)
 
     @classmethod
     def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:

@@ -147,6 +147,14 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
             assert 0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5  # evenly spread over a step
 
 
+def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():
+    layer = quantization.FP8Linear.of(torch.nn.Linear(64, 32, bias=False))
+    x = torch.randn(5, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_plan_and_training(small_llm, tmp_path, kind):
     cfg = golden_config(tmp_path, llama_model=str(small_llm), llm_quantization=kind, ckpt="", check_llm=True)

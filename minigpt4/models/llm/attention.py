@@ -143,7 +143,10 @@ class SegmentAttention(torch.autograd.Function):
     ) -> Tensor:
         grid = segments.grid(q.shape[1], k.shape[1], window, q.dtype)
         scores = torch.bmm(grid.queries(q), grid.keys(k).transpose(1, 2)).mul_(scale)
-        shares = grid.drop_padding(grid.hide(scores).softmax(-1))
+        scores.view(grid.view).add_(grid.hidden)
+        shares = scores.softmax(-1)
+        if grid.real is not None:
+            shares.view(grid.view).mul_(grid.real)
         ctx.save_for_backward(q, k, v, shares)
         ctx.grid, ctx.scale = grid, scale
         return grid.from_queries(torch.bmm(shares, grid.keys(v)))
@@ -189,14 +192,14 @@ class Grid:
         number = torch.arange(len(segment)) - starts[segment]
         self.query_places = segments.send(_places(segment, number, num_heads, len(place)))
         self.key_places = segments.send(_places(segment, number + before[segment], num_key_heads, len(key_place)))
-        # what a query does not see
+        # added to scores: -inf where a query does not see a key
         is_real = place < lengths[:, None]  # [S, L]
         distance = place[:, None] - own[:, None]  # [S, L, L']
         unseen = (distance < 0) if window is None else (distance < 0) | (distance >= window)
         unseen &= is_real[..., None]
         hidden = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
         self.hidden = segments.send(hidden[:, None, None])
-        # which queries are no padding; None if all of them
+        # multiplied with what a query gives each key: 0 for padding; None if there is none
         is_even = len(set(segments.lengths)) == 1
         self.real = None if is_even else segments.send(is_real.to(dtype)[:, None, None, :, None])
 
@@ -219,17 +222,6 @@ class Grid:
     @staticmethod
     def _take(x: Tensor, rows: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1]).index_select(0, rows)
-
-    def hide(self, scores: Tensor) -> Tensor:
-        """Add, in place, -inf where a query does not see a key."""
-        scores.view(self.view).add_(self.hidden)
-        return scores
-
-    def drop_padding(self, shares: Tensor) -> Tensor:
-        """Set the rows of padded queries to zero, in place."""
-        if self.real is not None:
-            shares.view(self.view).mul_(self.real)
-        return shares
 
 
 def _heads(rows: Tensor, num_heads: int, group: int) -> Tensor:

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -200,21 +200,16 @@ class Decoder:
         `past` has all that was computed when the context ends; it will not grow beyond `longest`
         positions.
         """
-        if not (self.static and num_rows == 1 and self._lock.acquire(blocking=False)):
-            yield partial(self._plain_step, past)
-            return
-        try:
-            steps = self._sized(past, longest)
-            if steps is None:
-                yield partial(self._plain_step, past)
-                return
-            steps.load(past)
-            try:
-                yield steps.step
-            finally:
-                steps.store(past)
-        finally:
-            self._lock.release()
+        with ExitStack() as at_end:
+            step = partial(self._plain_step, past)
+            # an answer that comes while another uses the buffers takes the plain steps
+            if self.static and num_rows == 1 and self._lock.acquire(blocking=False):
+                at_end.callback(self._lock.release)
+                if steps := self._sized(past, longest):
+                    steps.load(past)
+                    at_end.callback(steps.store, past)
+                    step = steps.step
+            yield step
 
     def _sized(self, past: DynamicCache, longest: int) -> StaticSteps | None:
         """Return StaticSteps that hold `longest` positions; None if they cannot be recorded."""

@@ -154,11 +154,6 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def embedding_width(llm: nn.Module) -> int:
-    """Return the width of the LLM's word embeddings."""
-    return llm.get_input_embeddings().weight.shape[1]
-
-
 @torch.no_grad()
 def check_reads_english(llm: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
     """Raise ValueError if the LLM predicts a plain English text little better than by guessing."""

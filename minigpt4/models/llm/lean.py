@@ -123,8 +123,7 @@ class QueryKeyValue(torch.autograd.Function):
         x, *angles = ctx.saved_tensors
         cos, sin = angles
         attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
-        # all three linears read the same input: their gradients are added up; a rotation's is
-        # turned back
+        # all three linears read the same input: their gradients are added up
         grad = linear_backward(attention.q_proj, ctx.kernels.rotate(grad_q, cos, -sin).flatten(1))
         linear_backward(attention.k_proj, ctx.kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
         linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)

@@ -31,8 +31,7 @@ def _for_transformers(module, query, key, value, attention_mask, scaling, dropou
 def packed_attention(llm: nn.Module) -> Iterator[None]:
     """Let a model of transformers attend by segments inside the block; the calls there pass `segments`.
 
-    Not by its `set_attn_implementation`: that walks over all modules, here once more for each
-    recomputed layer, and leaves a model that cannot switch as it was.
+    Its `set_attn_implementation` walks over all modules: too slow to do for each recomputed layer.
     """
     from transformers import AttentionInterface
 

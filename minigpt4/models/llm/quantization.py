@@ -64,14 +64,10 @@ def refuse_training(llm: nn.Module, kind: str, device: torch.device) -> None:
         llm.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def linears(llm: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Return [(parent module, name in it, layer)] of the layers that are quantised: all but the output layer."""
-    layers = []
-    for parent in llm.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear) and child is not llm.get_output_embeddings():
-                layers.append((parent, name, child))
-    return layers
+def linears(llm: nn.Module) -> dict[str, nn.Linear]:
+    """Return {name: layer} of the layers that are quantised: all linear ones but the output layer."""
+    output, modules = llm.get_output_embeddings(), llm.named_modules()
+    return {name: part for name, part in modules if isinstance(part, nn.Linear) and part is not output}
 
 
 def has_product_backward(layer: nn.Module) -> bool:
@@ -92,14 +88,14 @@ def product_backward(layer: nn.Module, gradient: Tensor) -> Tensor:
 
 def quantise(llm: nn.Module, kind: str, device: torch.device) -> nn.Module:
     """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
-    for parent, name, linear in linears(llm):
-        setattr(parent, name, _LAYERS[kind].of(linear.to(device)))
+    for name, linear in linears(llm).items():
+        llm.set_submodule(name, _LAYERS[kind].of(linear.to(device)))
     return llm.to(device)
 
 
 def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
     """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
-    for parent, name, linear in linears(llm):
+    for name, linear in linears(llm).items():
         rows, columns = linear.weight.shape
         # (shape, type) of the weight and of its scale
         stored = {
@@ -111,7 +107,7 @@ def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
         weight, scale = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored)
         layer = _LAYERS[kind](weight, scale, linear.bias)
         layer.shape = (rows, columns)
-        setattr(parent, name, layer)
+        llm.set_submodule(name, layer)
     return llm
 
 

@@ -1,8 +1,7 @@
-"""Activation checkpointing of the LLM: layers keep their input alone and are computed again for backward.
+"""Activation checkpointing of the LLM: layers keep their input alone and are recomputed for backward.
 
-Not `gradient_checkpointing_enable` of transformers: it does nothing in evaluation mode, in which a
-frozen LLM is, it has no place for the context in which packed attention is recomputed, and it was
-renamed in 5.24.
+transformers' own does nothing in evaluation mode, in which a frozen LLM is, and has no place for
+the context of packed attention.
 """
 
 from collections.abc import Callable, Iterator
