@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "processors": {"common"},
     "datasets": {"common", "processors"},
     "models": {"common", "text"},
-    "conversation": {"common", "text", "processors"},
+    "conversation": {"common", "text", "processors", "models"},
     "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common"},
