@@ -1,74 +1,90 @@
 """The chat engine: images and questions in, answers out; nothing about a session is kept here.
 
-A session is a Conversation, its list of image embeddings and, if wanted, a PrefixCache. One engine serves many
-sessions; one answer (or batch) at a time is the sensible load of one model.
+A session is a Conversation, its list of image embeddings and, if wanted, a PrefixCache. One engine
+serves many sessions; one answer (or batch) at a time is the sensible load of one model.
 """
 
 import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.context import Context
-from minigpt4.conversation.generation import AnswerText, PrefixCache, Sampling, StopRule, beam_search, decode
+from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode
 from minigpt4.conversation.images import open_image
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
 
+if TYPE_CHECKING:  # it imports this module for its 2023 name
+    from minigpt4.conversation.conversation import Conversation
+
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 
 MAX_MESSAGE_CHARS = 32_768  # some 8,000 tokens; refused before it costs tokenising
+_SHARED = ("cache", "stop_event", "on_notice")  # arguments of answers beside those of Sampling
 
 logger = logging.getLogger(__name__)
 
 
-class Chat:
-    """Answers questions about images with a model that has `llama_model`, `llama_tokenizer`, `encode_img`, `decoder()`.
+def _request(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = ()) -> Request:
+    """Return the Request of an answer's arguments: those of Sampling, and `others` of _SHARED."""
+    given = {name: named.pop(name) for name in others if name in named}
+    return Request(Sampling(*sampling, **named), **{"on_notice": logger.warning} | given)
 
-    `vis_processor` turns an RGB PIL image into float32 [3, S, S]. `stopping_criteria`: callables of (token ids [B, T],
-    scores) -> bool [B], beside the stop strings of the conversation's template. `device` defaults to the model's.
+
+class Chat:
+    """Answers questions about images with a MiniGPT model.
+
+    `model` has `llama_model`, `llama_tokenizer`, `encode_img` and `decoder()`; `vis_processor` turns
+    an RGB PIL image into float32 [3, S, S]; `device` defaults to the model's. `stopping_criteria`:
+    callables of (token ids [B, T], scores) -> bool [B], beside the template's stop strings.
 
     Arguments that `answer`, `stream_answer` and `answer_batch` share:
       conv, img_list    the dialogue, whose last message is the user's, and its images in order
-      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, temperature=1.0, ..
+      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, ..
       stop_event        a threading.Event; when set, the answer ends with the token being computed
       on_notice         called with a sentence when turns had to be left out; logs it by default
-      cache             the conversation's PrefixCache: only what is new since its last turn is computed
+      cache             the conversation's PrefixCache: only what is new is computed
     """
 
-    def __init__(self, model, vis_processor, device=None, stopping_criteria=None):
-        self.model, self.vis_processor, self.stopping_criteria = model, vis_processor, stopping_criteria
+    def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
+        self.model, self.vis_processor = model, vis_processor
+        self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
     # images and questions
 
     @torch.no_grad()
-    def encode_images(self, images):
-        """Return a list of embeddings [1, Q, D], one for each image; the images are encoded as one batch.
+    def encode_images(self, images: Iterable[Any]) -> list[Tensor]:
+        """Return a list of embeddings [1, Q, D], one an image; they are encoded as one batch.
 
-        An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them ([3, S, S] or
-        [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
+        An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them
+        ([3, S, S] or [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
         """
         pixels = torch.stack([self._pixels(image) for image in images])
         return list(self.model.encode_img(pixels.to(self.device))[0].split(1))
 
-    def upload_img(self, image, conv, img_list):
-        """Encode an image, append its embedding to `img_list` and its slot to `conv`; return "Received."."""
-        embeds = self.encode_images([image])
-        img_list += embeds
+    def upload_img(self, image: Any, conv: "Conversation", img_list: list) -> str:
+        """Append an image's embedding to `img_list` and its slot to `conv`; return "Received."."""
+        img_list += self.encode_images([image])
         conv.append_image()
         return "Received."
 
-    def encode_img(self, img_list):
-        """Encode, in place, the images of `img_list` that are not yet; `upload_img` has done it for its own."""
+    def encode_img(self, img_list: list) -> None:
+        """Encode, in place, the images of `img_list` that are not yet."""
         for index, image in enumerate(img_list):
             if not self._is_embedding(image):
                 img_list[index] = self.encode_images([image])[0]
 
-    def ask(self, text, conv):
-        """Append a question: to the image just uploaded, else as a new message. Raises ValueError, conv unchanged."""
+    def ask(self, text: str, conv: "Conversation") -> None:
+        """Append a question to the image just uploaded, or as a new message. Raises ValueError."""
         if not isinstance(text, str) or not text.strip():
             raise ValueError("the message is empty: type a question")
         if len(text) > MAX_MESSAGE_CHARS:
@@ -77,47 +93,44 @@ class Chat:
 
     # answers
 
-    def answer(self, conv, img_list, *sampling, cache=None, stop_event=None, on_notice=logger.warning, **named):
-        """Return (text, token ids as a numpy array) and append the text to `conv`.
+    def answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> tuple[str, np.ndarray]:
+        """Return (text, token ids [T]) and append the text to `conv`.
 
-        Raises ValueError for a dialogue without an open question or settings out of range; then, as after any other
-        error, `conv` is as it was.
+        Raises ValueError for a dialogue without an open question or settings out of range; then, as
+        after any other error, `conv` is as it was.
         """
-        sampling = Sampling(*sampling, **named)
-        context = self._context(conv, img_list, sampling, on_notice)
-        ids = self._generate([context], sampling, cache, stop_event)[0]
-        return self._close(conv, context, ids), torch.tensor(ids, dtype=torch.long).numpy()
+        request = _request(sampling, named, _SHARED)
+        context = self._context(conv, img_list, request)
+        return self._close(conv, context, self._generate([context], request)[0])
 
-    def stream_answer(self, conv, img_list, *sampling, cache=None, stop_event=None, on_notice=logger.warning, **named):
-        """Return an iterator of text pieces that join to `answer`'s text; `conv` gets it when they end.
+    def stream_answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> Iterator[str]:
+        """Return an iterator of pieces of `answer`'s text; `conv` gets it when they end.
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
         """
-        sampling = Sampling(*sampling, **named)
-        context = self._context(conv, img_list, sampling, on_notice)
-        return self._stream(conv, context, sampling, cache, stop_event)
+        request = _request(sampling, named, _SHARED)
+        return self._stream(conv, self._context(conv, img_list, request), request)
 
-    def answer_batch(self, convs, img_lists, *sampling, stop_event=None, on_notice=logger.warning, **named):
-        """Return a list of (text, token ids), computed as one batch; each as `answer` alone would give it."""
-        sampling = Sampling(*sampling, **named)
+    def answer_batch(
+        self, convs: Sequence["Conversation"], img_lists: Sequence[list], *sampling: Any, **named: Any
+    ) -> list[tuple[str, np.ndarray]]:
+        """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
+        request = _request(sampling, named, ("stop_event", "on_notice"))
         pairs = zip(convs, img_lists, strict=True)
-        contexts = [self._context(conv, img_list, sampling, on_notice) for conv, img_list in pairs]
-        answers = self._generate(contexts, sampling, None, stop_event)
-        return [
-            (self._close(conv, context, ids), torch.tensor(ids, dtype=torch.long).numpy())
-            for conv, context, ids in zip(convs, contexts, answers, strict=True)
-        ]
+        contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
+        answers = self._generate(contexts, request)
+        return [self._close(*each) for each in zip(convs, contexts, answers, strict=True)]
 
-    def answer_prepare(self, conv, img_list, *sampling, on_notice=logger.warning, **named):
-        """Return the keyword arguments of `model_generate`, for scripts that change some of them in between."""
-        sampling = Sampling(*sampling, **named)
-        return {"context": self._context(conv, img_list, sampling, on_notice), **asdict(sampling)}
+    def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
+        """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
+        request = _request(sampling, named, ("on_notice",))
+        return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
-    def model_generate(self, context, **sampling):
+    def model_generate(self, context: Context, **sampling: Any) -> Tensor:
         """Return token ids [1, T] for what `answer_prepare` returned."""
-        return torch.tensor(self._generate([context], Sampling(**sampling)))
+        return torch.tensor(self._generate([context], _request((), sampling)))
 
-    def get_context_emb(self, conv, img_list):
+    def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
         images = self._images(conv, img_list)
         context = Context(self._ids(conv, images), images, (), 0)
@@ -125,7 +138,7 @@ class Chat:
 
     # parts of them
 
-    def _pixels(self, image):
+    def _pixels(self, image: Any) -> Tensor:
         if not isinstance(image, torch.Tensor):
             return self.vis_processor(open_image(image))
         pixels = image[0] if image.ndim == 4 and len(image) == 1 else image
@@ -133,11 +146,11 @@ class Chat:
             raise ValueError(f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]")
         return pixels
 
-    def _is_embedding(self, image):
+    def _is_embedding(self, image: Any) -> bool:
         width = self.model.llama_model.get_input_embeddings().weight.shape[1]
         return isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) == 1 and image.shape[2] == width
 
-    def _images(self, conv, img_list):
+    def _images(self, conv: "Conversation", img_list: list) -> tuple[Tensor, ...]:
         if len(img_list) != conv.num_images:
             raise ValueError(
                 f"the conversation has {conv.num_images} image slot(s), img_list {len(img_list)}; "
@@ -146,72 +159,78 @@ class Chat:
         self.encode_img(img_list)
         return tuple(img_list)
 
-    def _ids(self, conv, images):
+    def _ids(self, conv: "Conversation", images: Sequence[Tensor]) -> tuple[int, ...]:
         """Return the ids of the prompt as it stands, as a tuple."""
         return tuple(context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images]))
 
-    def _context(self, conv, img_list, sampling, on_notice):
-        """Return the Context of the next answer: within the length limits, oldest turns left out where need be."""
+    def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
+        """Return the Context of the next answer, oldest turns left out where it would be too long."""
         conv = conv.without_open_answer()
         if not conv.turns or not conv.turns[-1].is_user:
             raise ValueError("nothing to answer: the last message must be the user's; ask(text, conv) first")
         images = self._images(conv, img_list)
-        longest = getattr(self.model.llama_model.config, "max_position_embeddings", None) or sampling.max_length
-        limit = min(sampling.max_length, longest)
-        room = limit - sampling.max_new_tokens
+        # room for the prompt: what the LLM can take, less the answer
+        max_length, max_new_tokens = request.sampling.max_length, request.sampling.max_new_tokens
+        limit = min(max_length, getattr(self.model.llama_model.config, "max_position_embeddings", None) or max_length)
+        room = limit - max_new_tokens
         if room < 1:
-            raise ValueError(
-                f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a question in {limit} tokens"
-            )
+            raise ValueError(f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens")
 
-        def opened(conv):
+        def opened(conv: "Conversation") -> tuple[int, ...]:
             conv = conv.copy()
             conv.append_message(conv.roles[1], None)
             return self._ids(conv, images)
 
+        # the oldest turns go first; a question that is long by itself takes room of its answer
         prompt, num_left_out = opened(conv), 0
         if len(prompt) > room:
             shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
             prompt = opened(shorter)
         if len(prompt) >= limit:
             raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
+        # what the user should know
         if num_left_out:
-            on_notice(f"more than {room} tokens: the {num_left_out} oldest question(s) are left out, images stay")
+            left_out = f"the {num_left_out} oldest question(s) are left out, images stay"
+            request.on_notice(f"more than {room} tokens: {left_out}")
         if len(prompt) > room:
-            on_notice(f"question and images leave room for {limit - len(prompt)} tokens of an answer only")
-        return Context(prompt, images, conv.template.stop, min(sampling.max_new_tokens, limit - len(prompt)))
+            request.on_notice(f"question and images leave room for {limit - len(prompt)} tokens of an answer only")
+        return Context(prompt, images, conv.template.stop, min(max_new_tokens, limit - len(prompt)))
 
-    def _stop_rule(self, context, stop_event=None):
+    def _stop_rule(self, context: Context, request: Request) -> StopRule:
         known = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
         ids = {self.model.llama_tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
         ids |= {self.encoder.special_ids.get(string) for string in context.stop}
-        return StopRule(self.model.llama_tokenizer, context.stop, ids - {None}, self.stopping_criteria, stop_event)
+        tokenizer = self.model.llama_tokenizer
+        return StopRule(tokenizer, context.stop, ids - {None}, self.stopping_criteria, request.stop_event)
 
-    def _generate(self, contexts, sampling, cache=None, stop_event=None):
-        """Return a list of token id lists, the token that ended the answer included."""
-        if sampling.num_beams > 1:
-            llm = self.model.llama_model
-            return [beam_search(llm, context, sampling, self._stop_rule(context, stop_event)) for context in contexts]
+    def _generate(self, contexts: Sequence[Context], request: Request) -> list[list[int]]:
+        """Return the token ids of each answer, the token that ended it included."""
+        if request.sampling.num_beams > 1:
+            answers = []
+            for context in contexts:
+                stop_rule = self._stop_rule(context, request)
+                answers.append(beam_search(self.model.llama_model, context, request.sampling, stop_rule))
+            return answers
         answers = [[] for _ in contexts]
-        for step in self._decode(contexts, sampling, cache, stop_event):
+        for step in self._decode(contexts, request):
             for row, token in step:
                 answers[row].append(token)
         return answers
 
-    def _decode(self, contexts, sampling, cache, stop_event):
+    def _decode(self, contexts: Sequence[Context], request: Request) -> Iterator[list[tuple[int, int]]]:
         if any(context.stop != contexts[0].stop for context in contexts):
             raise ValueError("answer_batch: the conversations have different templates; answer those one after another")
-        stop_rule = self._stop_rule(contexts[0], stop_event)
-        bos = self.model.llama_tokenizer.bos_token_id
-        return decode(self.decoder, contexts, sampling, stop_rule, bos, cache)
+        stop_rule, bos = self._stop_rule(contexts[0], request), self.model.llama_tokenizer.bos_token_id
+        return decode(self.decoder, contexts, request, stop_rule, bos)
 
-    def _stream(self, conv, context, sampling, cache, stop_event):
-        answer_text, ids, shown = AnswerText(self.model.llama_tokenizer, context.stop), [], ""
+    def _stream(self, conv: "Conversation", context: Context, request: Request) -> Iterator[str]:
+        answer_text, ids = AnswerText(self.model.llama_tokenizer, context.stop), []
+        shown = ""
         try:
-            if sampling.num_beams > 1:
-                ids = self._generate([context], sampling, cache, stop_event)[0]
+            if request.sampling.num_beams > 1:
+                ids = self._generate([context], request)[0]
             else:
-                with closing(self._decode([context], sampling, cache, stop_event)) as steps:
+                with closing(self._decode([context], request)) as steps:
                     for [(_, token)] in steps:
                         ids.append(token)
                         text = answer_text.safe(ids)
@@ -221,14 +240,14 @@ class Chat:
         except GeneratorExit:
             self._close(conv, context, ids)
             raise
-        text = self._close(conv, context, ids)
+        text, _ = self._close(conv, context, ids)
         if len(text) > len(shown):
             yield text[len(shown) :]
 
-    def _close(self, conv, context, ids):
-        """Append the answer to `conv`; return its text."""
+    def _close(self, conv: "Conversation", context: Context, ids: list[int]) -> tuple[str, np.ndarray]:
+        """Append the answer to `conv`; return its text and token ids."""
         text = AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
         closed = conv.without_open_answer()
         closed.append_message(conv.roles[1], text)
         conv.turns = closed.turns
-        return text
+        return text, np.array(ids, dtype=np.int64)

@@ -12,7 +12,7 @@ from minigpt4.text.rows import IMAGE_ID
 
 @dataclass(frozen=True)
 class Context:
-    """The prompt of an answer: token ids, with IMAGE_ID in the places of the images' vectors, and the images."""
+    """The prompt of an answer: token ids, IMAGE_ID where image vectors go, and the images."""
 
     ids: tuple[int, ...]
     images: tuple[torch.Tensor, ...]  # each [1, Q, D]
@@ -20,7 +20,7 @@ class Context:
     max_new_tokens: int
 
     def common_prefix(self, ids: Sequence[int], images: Sequence[torch.Tensor]) -> int:
-        """Return how many leading positions mean the same as in another context: equal ids, identical images."""
+        """Return how many leading positions are those of another context: equal ids, identical images."""
         pairs = enumerate(zip(self.ids, ids, strict=False))
         common = next((place for place, (mine, theirs) in pairs if mine != theirs), min(len(self.ids), len(ids)))
         # equal places may hold another image
@@ -35,6 +35,6 @@ class Context:
         return common
 
     def embeds(self, embedding: nn.Embedding) -> torch.Tensor:
-        """Return [1, L, D]: token embeddings with the images between, in the type of `embedding`'s weight."""
+        """Return [1, L, D]: token embeddings with the images between, in the type of `embedding`."""
         vectors = torch.cat([image[0] for image in self.images]) if self.images else None
         return embed(embedding, self.ids, vectors)[None]

@@ -1,22 +1,35 @@
 """Decoding: which token comes next, when an answer ends, and what is kept for the next turn.
 
-An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so closing the generator
-stops the work and errors reach the caller), sampling draws from a generator of its own, and the keys and values of a
-conversation live on between turns. Beam search is `generate`'s.
+An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so
+closing the generator stops the work and errors reach the caller), sampling draws from a generator
+of its own, and the keys and values of a conversation live on between turns. Beam search is
+`generate`'s.
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt4.conversation.context import Context
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import DynamicCache
+
+    from minigpt4.models.llm.decoding import Decoder
 
 MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are computed no further
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn; order and defaults of the 2023 `Chat.answer`, which drew with top_k 50 unsaid."""
+    """How an answer is drawn; order and defaults are 2023's (its top_k of 50 was unsaid)."""
 
     max_new_tokens: int = 300
     num_beams: int = 1
@@ -31,7 +44,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
-        limits = {  # name -> (lowest, highest); whether an answer fits the context is the chat's to say
+        limits = {  # name -> (lowest, highest); the chat knows whether an answer fits the context
             "max_new_tokens": (1, math.inf),
             "max_length": (2, math.inf),
             "num_beams": (1, 64),
@@ -50,12 +63,22 @@ class Sampling:
             raise ValueError(f"seed: {self.seed!r}; expected a whole number or None")
 
     @property
-    def is_greedy(self):
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
         return not self.do_sample or self.temperature == 0
 
 
-def filter_logits(logits, history, sampling, eos_ids=()):
-    """Return float32 [B, V]: logits after penalty, minimum length, temperature, top-k and top-p; -inf is removed.
+class Request(NamedTuple):
+    """How one answer, or batch of them, is to be computed; see Chat."""
+
+    sampling: Sampling
+    on_notice: Callable[[str], None]
+    cache: "PrefixCache | None" = None
+    stop_event: Event | None = None
+
+
+def filter_logits(logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()) -> Tensor:
+    """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
 
     `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
     """
@@ -78,88 +101,98 @@ def filter_logits(logits, history, sampling, eos_ids=()):
 
 
 class StoppingCriteriaSub:
-    """Ends the rows whose last tokens equal one of `stops` (id sequences); the 2023 name, one answer a row."""
+    """Ends the rows whose last tokens equal one of `stops` (id sequences); 2023's name."""
 
-    def __init__(self, stops=(), encounters=1):
+    def __init__(self, stops: Iterable = (), encounters: int = 1):
         self.stops = [torch.as_tensor(stop).flatten().tolist() for stop in stops]
 
-    def __call__(self, input_ids, scores=None, **kwargs):
+    def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
         """Return bool [B] for token ids [B, T]."""
-        rows = input_ids.tolist()
-        ended = [any(stop and row[-len(stop) :] == stop for stop in self.stops) for row in rows]
+        ended = list(map(self._ends, input_ids.tolist()))
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+    def _ends(self, row: list[int]) -> bool:
+        return any(stop and row[-len(stop) :] == stop for stop in self.stops)
 
 
 class StopRule:
-    """Which rows end: an end token, a stop string in whatever spelling, the caller's criteria, the stop event."""
+    """Which rows end: by an end token, a stop string, the caller's criteria, the stop event."""
 
-    def __init__(self, tokenizer, strings, eos_ids, criteria=(), event=None):
-        self.tokenizer, self.strings, self.criteria, self.event = tokenizer, strings, criteria or (), event
+    def __init__(
+        self, tokenizer, strings: Sequence[str], eos_ids: Iterable[int], criteria=(), event: Event | None = None
+    ):
+        self.tokenizer, self.strings = tokenizer, strings
+        self.criteria, self.event = criteria or (), event
         self.eos_ids = frozenset(eos_ids)
-        # a token is at least a byte, so the string that a new token completes lies within this many tokens
+        # a token is at least a byte, so the string that a new token completes lies within these
         self.tail = max((len(string.encode()) for string in strings), default=0) + 1
 
-    def __call__(self, new_ids, scores=None, **kwargs):
-        """Return bool [B] for the answers so far, [B, T]; may be handed to `generate` as a stopping criterion."""
-        rows = new_ids[:, -self.tail :].tolist()
-        stopped = self.event is not None and self.event.is_set()
-        texts = self.tokenizer.batch_decode(rows) if self.strings else [""] * len(rows)
-        ended = [
-            stopped or row[-1] in self.eos_ids or any(string in text for string in self.strings)
-            for row, text in zip(rows, texts, strict=True)
-        ]
+    def __call__(self, new_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
+        """Return bool [B] for the answers so far, [B, T]; `generate` takes it too."""
+        if self.event is not None and self.event.is_set():
+            ended = [True] * len(new_ids)
+        else:
+            ended = list(map(self._ends, new_ids[:, -self.tail :].tolist()))
         ended = torch.tensor(ended, dtype=torch.bool, device=new_ids.device)
         for criterion in self.criteria:
             ended = ended | torch.as_tensor(criterion(new_ids, scores), device=new_ids.device)
         return ended
 
+    def _ends(self, row: list[int]) -> bool:
+        """Whether the last token is an end token, or a stop string is among the last ones."""
+        if row[-1] in self.eos_ids:
+            return True
+        text = self.tokenizer.decode(row) if self.strings else ""
+        return any(string in text for string in self.strings)
+
 
 class PrefixCache:
-    """Keys and values of a conversation's last prompt and answer; hand the same object to each of its turns.
+    """Keys and values of a conversation's last prompt and answer; hand it to each of its turns.
 
-    What the next prompt has in common with it, position by position, is not computed again. The content is taken out
-    while it is in use: two answers at once are only slower, never wrong.
+    What the next prompt has in common with it, position by position, is not computed again. The
+    content is taken out while it is in use: two answers at once are only slower, never wrong.
     """
 
     def __init__(self):
         self._content = None
 
-    def take(self, context):
-        """Return (keys and values or None, number of positions of `context` that they cover): the common beginning."""
+    def take(self, context: Context) -> tuple["DynamicCache | None", int]:
+        """Return (keys and values or None, how many leading positions of `context` they cover)."""
         content, self._content = self._content, None
         if content is None:
             return None, 0
-        past, ids, images = content
+        past, *covered = content
         # one position at least is computed, for its logits
-        common = min(context.common_prefix(ids, images), len(context.ids) - 1)
+        common = min(context.common_prefix(*covered), len(context.ids) - 1)
         excess = past.get_seq_length() - common
-        if not common or any(getattr(past, "is_sliding", ())):  # a sliding window has forgotten what it would need
+        # a sliding window has forgotten what it would need
+        if not common or any(getattr(past, "is_sliding", ())):
             return None, 0
         if excess:
             past.crop(-excess)
         return past, common
 
-    def put(self, past, context, new_ids):
+    def put(self, past: "DynamicCache", context: Context, new_ids: Sequence[int]) -> None:
         """Keep `past`, which covers `context` and all or some of the tokens written after it.
 
         A pass that was broken off leaves layers of unequal length: then nothing is kept.
         """
-        parts = [part for layer in past.layers for part in (layer.keys, layer.values)]
+        parts = [layer.keys for layer in past.layers] + [layer.values for layer in past.layers]
         if any(part is None for part in parts) or len({part.shape[-2] for part in parts}) > 1:
             return
         ids = (*context.ids, *new_ids)[: past.get_seq_length()]
         self._content = past, ids, context.images
 
 
-def padded_batch(llm, contexts, reused):
-    """Return (inputs_embeds [B, T, D], attention mask [B, T] or None, position ids [B, T]), padded on the left.
+def padded_batch(llm: nn.Module, contexts: Sequence[Context], reused: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return (embeddings [B, T, D], mask [B, T] or None, positions [B, T]), padded on the left.
 
     The first `reused` positions are left out: they are in the cache (of one row).
     """
     embedding = llm.get_input_embeddings()
     rows = [context.embeds(embedding)[0, reused:] for context in contexts]
     width = max(map(len, rows))
-    embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in rows])
+    embeds = torch.stack([F.pad(row, (0, 0, width - len(row), 0)) for row in rows])
     padding = torch.tensor([width - len(row) for row in rows], device=embeds.device)
     positions = torch.arange(width, device=embeds.device) - padding[:, None]
     mask = (positions >= 0).long() if any(len(row) < width for row in rows) else None
@@ -167,16 +200,21 @@ def padded_batch(llm, contexts, reused):
 
 
 @torch.no_grad()
-def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
+def decode(
+    decoder: "Decoder", contexts: Sequence[Context], request: Request, stop_rule: StopRule, bos_id: int | None
+) -> Iterator[list[tuple[int, int]]]:
     """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
 
-    `decoder`: the model's, see minigpt4/models/llm/decoding.py. Rows keep their own positions, so that a batch gives
-    the answers of its members alone. `cache`, a PrefixCache, is for one row; it keeps what was computed also when the
-    caller closes the generator.
+    Rows keep their own positions, so that a batch gives the answers of its members alone. A cache
+    is for one row; it keeps what was computed also when the caller closes the generator.
     """
+    sampling, cache = request.sampling, request.cache
+    # what the last turn left, and what is new
     past, reused = cache.take(contexts[0]) if cache is not None else (None, 0)
     past = decoder.new_past() if past is None else past
-    embeds, mask, positions = padded_batch(decoder.llm, contexts, reused)
+    embeds, *where = padded_batch(decoder.llm, contexts, reused)
+    mask, positions = where
+    # limits, and what rows have written so far: BOS stands first
     device, num_rows = embeds.device, len(contexts)
     budgets = torch.tensor([context.max_new_tokens for context in contexts], device=device)
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
@@ -184,7 +222,7 @@ def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
     history = torch.full((num_rows, 1), bos_id or 0, device=device)
     rows, is_open = torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
     try:
-        logits = decoder.read(past, embeds, positions, mask)
+        logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
                 tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)
@@ -195,19 +233,21 @@ def decode(decoder, contexts, sampling, stop_rule, bos_id, cache=None):
                 if not num_open:
                     return
                 positions = positions[:, -1:] + 1
-                mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+                mask = None if mask is None else F.pad(mask, (0, 1), value=1)
+                # rows that have ended are dropped, when there are enough of them to be worth it
                 if num_open <= MOST_OPEN * len(rows):
                     past.batch_select_indices(is_open.nonzero()[:, 0])
-                    state = rows, tokens, history, budgets, positions, mask, is_open
-                    state = (None if tensor is None else tensor[is_open] for tensor in state)
-                    rows, tokens, history, budgets, positions, mask, is_open = state
+                    mask = None if mask is None else mask[is_open]
+                    rows, tokens = rows[is_open], tokens[is_open]
+                    history, budgets = history[is_open], budgets[is_open]
+                    positions, is_open = positions[is_open], is_open[is_open]
                 logits = step(tokens, positions, mask)
     finally:
         if cache is not None:
             cache.put(past, contexts[0], history[0, 1:].tolist())
 
 
-def draw(logits, sampling, generator):
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """Return token ids [B] from filtered logits [B, V]."""
     if sampling.is_greedy:
         return logits.argmax(-1)
@@ -215,7 +255,7 @@ def draw(logits, sampling, generator):
 
 
 @torch.no_grad()
-def beam_search(llm, context, sampling, stop_rule):
+def beam_search(llm: nn.Module, context: Context, sampling: Sampling, stop_rule: StopRule) -> list[int]:
     """Return the token ids of the best beam."""
     embeds = context.embeds(llm.get_input_embeddings())
     drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -237,50 +277,3 @@ def beam_search(llm, context, sampling, stop_rule):
             **({} if sampling.is_greedy else drawing),
         )
     return ids[0].tolist()
-
-
-class AnswerText:
-    """The text of an answer while its tokens come: never a half character, nor the beginning of a stop string.
-
-    For one answer: `safe` is asked about token ids that only ever grow, and decodes what is new.
-    """
-
-    WINDOW = 16  # tokens decoded anew for each one that comes
-
-    def __init__(self, tokenizer, stop):
-        self.tokenizer, self.stop = tokenizer, stop
-        self._shown = self._settled = ""
-        self._before = self._start = 0  # the text of ids[:start] is settled; the start of the window before
-        self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-    def whole(self, ids):
-        """Return the text of a finished answer: without special tokens, up to the first stop string, stripped."""
-        text = self._decode(ids)
-        return text[: min((text.find(stop) for stop in self.stop if stop in text), default=None)].strip()
-
-    def safe(self, ids):
-        """Return the beginning of `whole` that no further token can change."""
-        text = self._growing(ids)
-        if any(stop in text for stop in self.stop):
-            return self.whole(ids)
-        held = [n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        text = text[: len(text) - max(held, default=0)].rstrip("\ufffd").strip()
-        if text.startswith(self._shown):  # else bytes of an open character hide the one before it for a while
-            self._shown = text
-        return self._shown
-
-    def _growing(self, ids):
-        """Return the text of `ids`: each window is decoded behind the one before, as a text's first token differs."""
-        known, text = self._decode(ids[self._before : self._start]), self._decode(ids[self._before :])
-        if not text.startswith(known):
-            return self._settled
-        new = text[len(known) :]
-        if len(ids) - self._start >= self.WINDOW and not new.endswith("\ufffd"):
-            self._before, self._start, self._settled = self._start, len(ids), self._settled + new
-            return self._settled
-        return self._settled + new
-
-    def _decode(self, ids):
-        # not by skip_special_tokens: tokenizers 0.23 forgets which they are when a normalizer is set
-        plain = [index for index in ids if index not in self.special_ids]
-        return self.tokenizer.decode(plain, clean_up_tokenization_spaces=False)

@@ -8,15 +8,16 @@ from PIL import Image, ImageOps
 from minigpt4.processors.base_processor import FORMATS, MAX_PIXELS, ImageError
 
 
-def upright_rgb(image, max_pixels=MAX_PIXELS):
+def upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a PIL image of any mode as RGB, as a viewer shows it.
 
-    The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8 bits. (Training
-    keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit images without EXIF.) Raises ImageError if the
-    image is too large or broken.
+    The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8
+    bits. (Training keeps 2023's plain `convert("RGB")`: no effect on opaque 8-bit images without
+    EXIF.) Raises ImageError if the image is too large or broken.
     """
+    # known from the header, nothing is decoded yet
     width, height = image.size
-    if width * height > max_pixels:  # known from the header, nothing is decoded yet
+    if width * height > max_pixels:
         raise ImageError(f"{width} x {height} pixels; at most {max_pixels:,} are accepted")
     try:
         image = ImageOps.exif_transpose(image)
@@ -32,8 +33,8 @@ def upright_rgb(image, max_pixels=MAX_PIXELS):
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def open_image(source, max_pixels=MAX_PIXELS):
-    """Return the image in `source` (a path or a PIL image) as upright RGB; raises FileNotFoundError or ImageError."""
+def open_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a path's or PIL image as upright RGB; raises FileNotFoundError or ImageError."""
     if isinstance(source, Image.Image):
         return upright_rgb(source, max_pixels)
     if not isinstance(source, (str, Path)):

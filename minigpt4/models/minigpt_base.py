@@ -135,7 +135,8 @@ class MiniGPTBase(BaseModel):
         """Take a frozen LLM, and make the projection into its embedding space."""
         self.llama_model = llm
         self.freeze("llama_model")
-        self.llama_proj = nn.Linear(self.vision_width, language_model.embedding_width(llm), device=device)
+        width = llm.get_input_embeddings().weight.shape[1]
+        self.llama_proj = nn.Linear(self.vision_width, width, device=device)
 
     @classmethod
     def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
-from minigpt4.conversation.generation import MOST_OPEN, AnswerText, padded_batch
+from minigpt4.conversation.generation import MOST_OPEN, padded_batch
 from minigpt4.models.llm import layouts
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 

@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import threading
+import warnings
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION
-from minigpt4.models.llm.decoding import CHUNK, Decoder, InPlaceLayer, StaticSteps, new_past
+from minigpt4.models.llm.decoding import CHUNK, Decoder, InPlaceLayer, StaticSteps, cache_name, new_past
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 from tests.small_release import picture
 
@@ -45,7 +46,7 @@ def test_keys_and_values_in_place_are_those_of_transformers(llm):
             for past in (own, theirs):
                 past.crop(-draw.randint(1, 15) if past is own else own.get_seq_length() - held)
         ids = torch.randint(300, (1, draw.choice([1, 1, 1, 30])))
-        logits = [llm(input_ids=ids, past_key_values=past, use_cache=True).logits for past in (own, theirs)]
+        logits = [llm(input_ids=ids, **{cache_name(llm): past}, use_cache=True).logits for past in (own, theirs)]
         # the kernels get the same numbers in other strides; measured 2e-6
         torch.testing.assert_close(*logits, atol=2e-5, rtol=0)
         assert own.get_seq_length() == theirs.get_seq_length()
@@ -53,6 +54,43 @@ def test_keys_and_values_in_place_are_those_of_transformers(llm):
         addresses.append(own.layers[0].keys.data_ptr())
     assert own.get_seq_length() > CHUNK
     assert len(set(addresses)) <= -(-own.get_seq_length() // CHUNK) + 2
+
+
+def test_a_chat_uses_nothing_deprecated(chat, embeddings):
+    """Reading, steps of both kinds, beams, and an answer with a cache, with the warnings of libraries as errors."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("error", category)
+        for static in (False, True):
+            other = Chat(chat.model, chat.vis_processor)
+            other.decoder = Decoder(chat.model.llama_model, static=static)
+            conv, images = asked(other, "what is it?", embeddings[:1])
+            assert len(other.answer(conv, images, cache=PrefixCache(), **GREEDY)[1])
+        other.ask("why?", conv)
+        assert len(other.answer(conv, images, num_beams=2, **GREEDY)[1])
+
+
+def test_an_llm_whose_cache_stays_empty_is_refused(llm):
+    """A model that lets the cache fall under the table, and one that has no argument for it."""
+
+    class Forgetful(torch.nn.Module):
+        config, get_input_embeddings = llm.config, llm.get_input_embeddings
+
+        def forward(self, past_key_values=None, **kwargs):
+            return llm(**kwargs)
+
+    decoder = Decoder(Forgetful(), static=False)
+    assert decoder.cache_name == "past_key_values"  # the name before transformers 5.24
+    embeds = llm.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
+    with pytest.raises(
+        ValueError, match=r"Forgetful was given 3 positions, its keys and values then have 0, expected 3"
+    ):
+        decoder.prefill(decoder.new_past(), embeds, torch.arange(3)[None], None)
+    Forgetful.forward = lambda self, inputs_embeds: None
+    with pytest.raises(
+        ValueError, match=r"keys and values as cache or past_key_values; Forgetful.forward takes inputs_"
+    ):
+        Decoder(Forgetful())
 
 
 @torch.no_grad()
@@ -65,7 +103,7 @@ def test_static_steps_equal_plain_steps(llm):
         pasts, found = [], []
         for decoder in (static, plain):
             past, rows = decoder.new_past(), []
-            logits = decoder.read(past, embeds, positions, None)
+            logits = decoder.prefill(past, embeds, positions, None)
             with decoder.steps(past, 1, length + 20) as step:
                 for index in range(20):
                     rows.append(logits.clone())

@@ -6,6 +6,8 @@ import pytest
 
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, PrefixCache, Sampling
 from minigpt4.conversation.conversation import CHATML, CONV_VISION, Conversation
+from minigpt4.conversation.generation import Request
+from minigpt4.text.rows import IMAGE_ID
 from tests.conversation.helpers import GREEDY, asked, computed
 
 # stopping
@@ -68,9 +70,9 @@ def test_overflow_leaves_out_old_text_and_never_the_image(chat, embeddings):
         assert conv.turns[:-1] == before.turns  # what the person sees stays whole
         assert len(ids) >= 1
     assert notices and all("images stay" in notice for notice in notices)
-    context = chat._context(before, images, Sampling(**GREEDY), notices.append)
-    rows = [position for position in context.positions if isinstance(position, tuple)]
-    assert rows == [(number, row) for number in (0, 1) for row in range(images[0].shape[1])]
+    context = chat._context(before, images, Request(Sampling(**GREEDY), on_notice=notices.append))
+    assert [id(image) for image in context.images] == [id(image) for image in images]
+    assert context.ids.count(IMAGE_ID) == 2 * images[0].shape[1]
 
 
 def test_the_callers_max_length_holds(chat, embeddings):
@@ -157,6 +159,6 @@ def test_chatml_ends_at_its_end_token(chat):
     """The end token of a template is found by name; an unknown one is found as text."""
     conv = Conversation(CHATML)
     chat.ask("hello", conv)
-    assert chat._context(conv, [], Sampling(**GREEDY), print).stop == ("<|im_end|>",)
+    assert chat._context(conv, [], Request(Sampling(**GREEDY), print)).stop == ("<|im_end|>",)
     text, ids = chat.answer(conv, [], **GREEDY)
     assert len(ids) >= 1 and "<|im_end|>" not in text

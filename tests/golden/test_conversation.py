@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.conversation import CONV_VISION, Chat, Conversation, StoppingCriteriaSub, Template
-from minigpt4.conversation.generation import AnswerText, PrefixCache, Sampling, filter_logits
+from minigpt4.conversation.generation import PrefixCache, Sampling, filter_logits
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.text.segments import IMAGE
 from tests.golden import GOLDEN

@@ -113,16 +113,17 @@ def test_pack_by_hand():
     assert packed.targets == [8, 4, 6]
 
 
-def test_segments_of_like_length_lie_in_one_grid():
+def test_segments_of_any_length_lie_in_one_grid():
     segments = attention.Segments([140, 130, 70, 68, 5], torch.device("cpu"), num_shared=2)
-    lengths = [grid.view[3] for grid in segments.grids(6, 2, None, torch.float32)]
-    assert lengths == [2, 140, 70, 5]
-    assert len(segments.grids(6, 2, None, torch.bfloat16)) == 1
+    for dtype in (torch.float32, torch.bfloat16):
+        grid = segments.grid(6, 2, None, dtype)
+        assert grid.view == (6, 2, 3, 140, 142)
+        assert segments.grid(6, 2, None, dtype) is grid
 
 
 @pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5]])  # in one grid, in several
+@pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]])  # [6, 6]: no padding
 def test_attention_by_segments(lengths, window, num_shared):
     """Beside attention over all positions with a dense mask; what is shared is a constant."""
     generator = torch.Generator().manual_seed(1)
@@ -149,7 +150,7 @@ def test_attention_by_segments(lengths, window, num_shared):
 def test_keys_of_the_fused_kernel():
     """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
     segments = attention.Segments([2, 1], torch.device("cpu"), num_shared=2)
-    segments._index_keys(torch.device("cpu"))
+    segments._index_keys()
     assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
     assert segments.query_limits.tolist() == [0, 2, 4, 5]
     assert segments.key_limits.tolist() == [0, 2, 6, 9]

@@ -8,6 +8,7 @@ from minigpt4.common.utils import expand_path
 from minigpt4.conversation.conversation import Chat
 from minigpt4.models import MiniGPT4
 from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.llm.decoding import cache_name, new_past
 from minigpt4.models.llm.language_model import SANITY_TEXT
 from minigpt4.quickstart.prepare import cache_folder
 from tests.conversation.helpers import asked
@@ -59,10 +60,9 @@ def logits_of(folder, kind, dtype=torch.float32):
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids])
     language_model.check_reads_english(llm, tokenizer, folder)
     with torch.no_grad():
-        steps, past = [], None
+        steps, past = [], new_past(llm)
         for token in ids.split(1, dim=1):
-            output = llm(input_ids=token, past_key_values=past, use_cache=True)
-            past = output.past_key_values
+            output = llm(input_ids=token, **{cache_name(llm): past}, use_cache=True)
             steps.append(output.logits[0])
         return llm(input_ids=ids).logits[0].float(), torch.cat(steps).float()
 
@@ -147,6 +147,14 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
             assert 0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5  # evenly spread over a step
 
 
+def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():
+    layer = quantization.FP8Linear.of(torch.nn.Linear(64, 32, bias=False))
+    x = torch.randn(5, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_plan_and_training(small_llm, tmp_path, kind):
     cfg = golden_config(tmp_path, llama_model=str(small_llm), llm_quantization=kind, ckpt="", check_llm=True)
@@ -192,7 +200,7 @@ def test_sizes_of_the_plan(small_llm, tmp_path):
 
 def test_combinations_that_cannot_be(release, tmp_path):
     problems = MiniGPT4.preflight(golden_config(tmp_path, llm_quantization="int3"), "model")
-    assert problems == ["model.llm_quantization: 'int3' is not one of none, int8, fp8, nf4, int4"]
+    assert list(map(str, problems)) == ["model.llm_quantization: 'int3' is not one of none, int8, fp8, nf4, int4"]
     mps = torch.device("mps")
     for kind in ("int4", "nf4", "fp8"):
         with pytest.raises(

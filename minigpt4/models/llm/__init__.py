@@ -1,1 +1,1 @@
-"""The frozen language model: loading, quantisation, the ways to run it in training, and decoding."""
+"""The frozen language model: loading, quantisation, ways to run it in training, decoding."""

@@ -1,13 +1,16 @@
-"""The ways in which training can run the LLM, fastest first, and which of them a given LLM can take.
+"""The ways in which training can run the LLM, fastest first, and which of them an LLM can take.
 
-compiled: as lean, with what lies between matrix products compiled, for who asks for it (`model.compile`); lean: packed
-texts, LLaMA's layers computed here (`lean.py`); packed: packed texts through the model of transformers;
-padded: texts padded to the longest, as 2023, which every model can take.
+compiled  as lean, with what lies between matrix products compiled, for who asks for it (`model.compile`)
+lean      packed texts, LLaMA's layers computed here (`lean.py`)
+packed    packed texts through the model of transformers
+padded    texts padded to the longest, as 2023, which every model can take
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from minigpt4.models.llm import attention, lean, packing
@@ -15,42 +18,48 @@ from minigpt4.models.llm.quantization import FP8Linear
 
 PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
 _SAID = {"compiled": ", layers are lean and compiled", "lean": ", layers are lean", "packed": ""}
-# How far a path's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7 in float32, 1.5e-2
-# in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text shining through changes them by 0.14.
+# How far a backend's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7
+# in float32, 1.5e-2 in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text
+# shining through changes them by 0.14.
 TOLERANCE = {torch.float32: 1e-4}
 HALF_TOLERANCE = 5e-2
 FP8_TOLERANCE = 0.1
-_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and how many tokens they begin with that are the same
+_ROWS, _NUM_SHARED = (5, 3), 2  # lengths of the texts tried, and of their common beginning
 
 
-def choose(llm, may_pack=True, may_compile=False):
-    """Return the first path that gives the LLM's own logits on a few tokens, and say in the log which it is.
+def choose(llm: nn.Module, may_pack: bool = True, may_compile: bool = False) -> str:
+    """Return the first backend that gives the LLM's own logits on a few tokens; the log names it.
 
-    Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its structure.
+    Call under the autocast of training. An LLM without weights (meta, FakeTensor) is judged by its
+    structure.
     """
     reasons = [] if may_pack else ["model.pack_sequences is False"]
-    for path in [path for path in PACKED if may_pack and (may_compile or path != "compiled")]:
-        reason = _obstacle(llm, path)
+    for backend in PACKED if may_pack else ():
+        if backend == "compiled" and not may_compile:
+            continue
+        reason = _obstacle(llm, backend)
         if reason is None:
-            logging.info("LLM: texts are packed%s", _SAID[path])
-            return path
-        reasons.append(f"{path}: {reason}")
+            logging.info("LLM: texts are packed%s", _SAID[backend])
+            return backend
+        reasons.append(f"{backend}: {reason}")
     logging.info("LLM: texts are padded to the longest (%s)", "; ".join(reasons))
     return "padded"
 
 
-def _obstacle(llm, path):
-    """Return why the LLM cannot take a path, None if it can."""
-    if path != "packed" and any(parameter.requires_grad for parameter in llm.parameters()):
-        return "weights of the LLM train"  # the layers there give no gradient to their weights
-    if path != "packed" and not lean.fits(llm):
+def _obstacle(llm: nn.Module, backend: str) -> str | None:
+    """Return why the LLM cannot take a backend, None if it can."""
+    # layers computed here give no gradient to their weights
+    if backend != "packed" and any(parameter.requires_grad for parameter in llm.parameters()):
+        return "weights of the LLM train"
+    if backend != "packed" and not lean.fits(llm):
         return "other layers than LLaMA's"
+    # without values there is nothing to compare
     weight = llm.get_input_embeddings().weight
     if weight.is_meta or isinstance(weight, FakeTensor):
-        return "nothing runs" if path == "compiled" else None
+        return "nothing runs" if backend == "compiled" else None
     try:
-        error = _error(llm, PACKED[path])
-    except Exception as refusal:  # whatever a foreign model raises, it cannot take this path
+        error = _error(llm, PACKED[backend])
+    except Exception as refusal:  # whatever a foreign model raises, it cannot take this backend
         return f"{type(refusal).__name__}: {str(refusal).splitlines()[0] if str(refusal) else ''}"
     has_fp8 = any(isinstance(part, FP8Linear) for part in llm.modules())
     limit = FP8_TOLERANCE if has_fp8 else TOLERANCE.get(llm.dtype, HALF_TOLERANCE)
@@ -58,17 +67,21 @@ def _obstacle(llm, path):
 
 
 @torch.no_grad()
-def _error(llm, label_logits):
+def _error(llm: nn.Module, label_logits: Callable) -> float:
     """Return the relative distance of the logits of packed texts from those of each text alone."""
     embedding = llm.get_input_embeddings()
     device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
     embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])  # [total, D]
-    starts = [0, *(_NUM_SHARED for _ in _ROWS)]
-    lengths = zip(starts, (_NUM_SHARED, *_ROWS), strict=True)
-    positions = torch.cat([torch.arange(start, start + length, device=device) for start, length in lengths])
+    # packed: what is shared, then each text's own positions
+    positions = torch.arange(_NUM_SHARED, device=device)
+    for length in _ROWS:
+        own = torch.arange(_NUM_SHARED, _NUM_SHARED + length, device=device)
+        positions = torch.cat([positions, own])
     segments = attention.Segments(_ROWS, device, _NUM_SHARED)
-    found = label_logits(llm, embeds, positions, segments, torch.arange(_NUM_SHARED, total, device=device)).float()
+    predicting = torch.arange(_NUM_SHARED, total, device=device)
+    packed = label_logits(llm, embeds, positions, segments, predicting).float()
+    # alone: each text behind what is shared
     shared, *rows = embeds.split((_NUM_SHARED, *_ROWS))
     alone = [llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows]
     expected = torch.cat([logits[_NUM_SHARED:] for logits in alone]).float()
-    return ((found - expected).norm() / expected.norm()).item()
+    return ((packed - expected).norm() / expected.norm()).item()

@@ -1,44 +1,57 @@
-"""How the chat runs the LLM: keys and values written in place, and steps of one token that a GPU replays as a graph."""
+"""How the chat runs the LLM: keys and values in place, steps that a GPU replays as a graph.
 
+Shapes: B rows, H key heads, T positions, d head width, D LLM width, V vocabulary.
+"""
+
+import inspect
 import logging
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 CHUNK = 128  # positions by which the room for keys and values grows
+CACHE_NAMES = ("cache", "past_key_values")  # in `forward`, since transformers 5.24 and before
 
 
 class InPlaceLayer(DynamicLayer):
     """One layer's keys and values: `keys` and `values` are the filled beginnings of larger buffers.
 
-    Contract with the base class: all else that it does to the two is to shorten them by slicing: they stay beginnings.
+    Contract with the base class: all else that it does to the two is to shorten them by slicing:
+    they stay beginnings.
     """
 
     buffers = (None, None)
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Append [B, H, T, D] each; return all keys and values so far."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, H, T, d] each; return all keys and values so far."""
         start = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        filled = (self.keys, self.values), (key_states, value_states)
-        self.buffers = tuple(_room(*three, start) for three in zip(self.buffers, *filled, strict=True))
-        end = start + key_states.shape[-2]
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
+        keys = _appended(self.buffers[0], self.keys, key_states, start)
+        values = _appended(self.buffers[1], self.values, value_states, start)
+        self.buffers = (keys, values)
+        return self._show(start + key_states.shape[-2])
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
         end = self.get_seq_length()
         self.buffers = tuple(buffer[indices] for buffer in self.buffers)
+        self._show(end)
+
+    def _show(self, end: int) -> tuple[Tensor, Tensor]:
+        """Let `keys` and `values` be the first `end` positions of the buffers; return them."""
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
 
 
-def _room(buffer, filled, new, start):
-    """Return a buffer that begins with `filled` (`start` positions) and `new`: the same one if it is large enough."""
+def _appended(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) -> Tensor:
+    """Return a buffer of `filled` (`start` positions) and `new`: the same one if it is large enough."""
     end = start + new.shape[-2]
     if buffer is None or buffer.shape[-2] < end:
         buffer = new.new_empty(*new.shape[:2], -(-end // CHUNK) * CHUNK, new.shape[-1])
@@ -49,69 +62,85 @@ def _room(buffer, filled, new, start):
 
 
 class FixedLayer(DynamicLayer):
-    """One layer's keys and values over buffers of fixed size; `position`, a tensor [1], says where a step writes."""
+    """One layer's keys and values in buffers of fixed size; a step writes at `position`, a tensor [1]."""
 
-    def __init__(self, position):
+    def __init__(self, position: Tensor):
         super().__init__()
         self.position = position
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write [B, H, 1, d] each at `position`; return the whole buffers."""
         self.keys.index_copy_(2, self.position, key_states)
         self.values.index_copy_(2, self.position, value_states)
         return self.keys, self.values
 
 
-class StaticSteps:
-    """Steps of one row over `size` positions: the same kernels on the same addresses at every token."""
+def cache_name(llm: nn.Module) -> str:
+    """Return the argument of `llm.forward` that takes a cache. Raises ValueError if none does."""
+    parameters = inspect.signature(llm.forward).parameters
+    for name in CACHE_NAMES:
+        if name in parameters:
+            return name
+    raise ValueError(
+        f"model.llama_model: a chat needs an LLM that takes keys and values as {' or '.join(CACHE_NAMES)}; "
+        f"{type(llm).__name__}.forward takes {', '.join(parameters)}"
+    )
 
-    def __init__(self, llm, past, size):
+
+class StaticSteps:
+    """Steps of one row over `size` positions: the same kernels and addresses at every token."""
+
+    def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device
-        self.llm, self.size, self.graph = llm, size, None
+        self.llm, self.size = llm, size
+        self.graph, self.cache_name = None, cache_name(llm)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.slots = torch.arange(size, device=device)
         self.cache = new_past(llm, partial(FixedLayer, self.position))
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             mine.keys, mine.values = (
-                t.new_zeros(1, t.shape[1], size, t.shape[3]) for t in (theirs.keys, theirs.values)
+                tensor.new_zeros(1, tensor.shape[1], size, tensor.shape[3]) for tensor in (theirs.keys, theirs.values)
             )
             mine.is_initialized = True
         if device.type == "cuda":
             self._record()
 
-    def _record(self):
+    def _record(self) -> None:
+        # kernels are chosen and workspaces made at first calls, which cannot be recorded
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # kernels are chosen and workspaces made at first calls, which cannot be recorded
+            for _ in range(3):
                 self._forward()
         torch.cuda.current_stream().wait_stream(side)
+        # other sessions' threads may use the GPU meanwhile
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other sessions' threads go on
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.logits = self._forward()
         self.graph = graph
 
-    def _forward(self):
+    def _forward(self) -> Tensor:
         dtype = self.cache.layers[0].keys.dtype
         mask = torch.zeros(self.size, dtype=dtype, device=self.slots.device)
         mask = mask.masked_fill(self.slots > self.position, torch.finfo(dtype).min)[None, None, None]
         inputs = {"input_ids": self.token, "position_ids": self.position[None], "attention_mask": mask}
-        return self.llm(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+        return self.llm(**inputs, **{self.cache_name: self.cache}, use_cache=True).logits[:, -1]
 
-    def load(self, past):
+    def load(self, past: DynamicCache) -> None:
         """Begin after `past`."""
         self.begin = self.end = past.get_seq_length()
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             mine.keys[:, :, : self.end] = theirs.keys
             mine.values[:, :, : self.end] = theirs.values
 
-    def store(self, past):
+    def store(self, past: DynamicCache) -> None:
         """Append to `past` what was computed since `load`."""
         new = slice(self.begin, self.end)
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             theirs.update(mine.keys[:, :, new], mine.values[:, :, new])
 
-    def step(self, tokens, positions, mask):
+    def step(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Return logits [1, V], valid until the next step."""
         self.token.copy_(tokens[:, None])
         self.position.fill_(self.end)
@@ -123,8 +152,8 @@ class StaticSteps:
         return self.logits
 
 
-def new_past(llm, layer=InPlaceLayer):
-    """Return an empty cache for `llm`; layers that attend to everything are `layer()`, others are transformers' own."""
+def new_past(llm: nn.Module, layer: Callable[[], DynamicLayer] = InPlaceLayer) -> DynamicCache:
+    """Return an empty cache for `llm`; `layer()` where everything is attended to, else transformers'."""
     past = DynamicCache(config=llm.config)
     past.layers = [layer() if type(own) is DynamicLayer else own for own in past.layers]
     return past
@@ -133,50 +162,57 @@ def new_past(llm, layer=InPlaceLayer):
 class Decoder:
     """Runs one LLM for many sessions, each with keys and values of its own.
 
-    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where a GPU is there and
-    every layer attends to everything. A second answer at the same time takes the plain steps.
+    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where
+    a GPU is there and every layer attends to everything. A second answer at the same time takes the
+    plain steps.
     """
 
-    def __init__(self, llm, static=None):
-        self.llm = llm
+    def __init__(self, llm: nn.Module, static: bool | None = None):
+        self.llm, self.cache_name = llm, cache_name(llm)
         can = all(isinstance(layer, InPlaceLayer) for layer in new_past(llm).layers)
         is_cuda = llm.get_input_embeddings().weight.is_cuda
         self.static = can and (is_cuda if static is None else static)
         self._steps, self._lock = None, threading.Lock()
 
-    def new_past(self):
+    def new_past(self) -> DynamicCache:
         """Return empty keys and values."""
         return new_past(self.llm)
 
-    def read(self, past, embeds, positions, mask):
-        """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V]."""
+    def prefill(self, past: DynamicCache, embeds: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V].
+
+        Raises ValueError if the LLM left `past` as it was: its answers would forget the prompt.
+        """
+        expected = past.get_seq_length() + embeds.shape[1]
         inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
-        return self.llm(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = self.llm(**inputs, **{self.cache_name: past}, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if (length := past.get_seq_length()) != expected:
+            raise ValueError(
+                f"model.llama_model: {type(self.llm).__name__} was given {embeds.shape[1]} positions, its keys and "
+                f"values then have {length}, expected {expected}; take another LLM or version of transformers"
+            )
+        return logits
 
     @contextmanager
-    def steps(self, past, num_rows, longest):
-        """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> logits [B, V] of the next position.
+    def steps(self, past: DynamicCache, num_rows: int, longest: int) -> Iterator[Callable[..., Tensor]]:
+        """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> next logits [B, V].
 
-        `past` has all that was read when the context ends; it will not grow beyond `longest` positions.
+        `past` has all that was computed when the context ends; it will not grow beyond `longest`
+        positions.
         """
-        if not (self.static and num_rows == 1 and self._lock.acquire(blocking=False)):
-            yield partial(self._plain_step, past)
-            return
-        try:
-            steps = self._sized(past, longest)
-            if steps is None:
-                yield partial(self._plain_step, past)
-                return
-            steps.load(past)
-            try:
-                yield steps.step
-            finally:
-                steps.store(past)
-        finally:
-            self._lock.release()
+        with ExitStack() as at_end:
+            step = partial(self._plain_step, past)
+            # an answer that comes while another uses the buffers takes the plain steps
+            if self.static and num_rows == 1 and self._lock.acquire(blocking=False):
+                at_end.callback(self._lock.release)
+                if steps := self._sized(past, longest):
+                    steps.load(past)
+                    at_end.callback(steps.store, past)
+                    step = steps.step
+            yield step
 
-    def _sized(self, past, longest):
-        """Return StaticSteps of a power of two of positions that hold `longest`; None if they cannot be recorded."""
+    def _sized(self, past: DynamicCache, longest: int) -> StaticSteps | None:
+        """Return StaticSteps that hold `longest` positions; None if they cannot be recorded."""
         if self._steps is None or self._steps.size < longest:
             self._steps = None  # its memory is free before the new one takes some
             try:
@@ -186,6 +222,6 @@ class Decoder:
                 logging.warning("chat: the decoding step cannot be recorded (%s); answers come without it", error)
         return self._steps
 
-    def _plain_step(self, past, tokens, positions, mask):
+    def _plain_step(self, past: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         inputs = {"input_ids": tokens[:, None], "position_ids": positions, "attention_mask": mask}
-        return self.llm(**inputs, past_key_values=past, use_cache=True).logits[:, -1]
+        return self.llm(**inputs, **{self.cache_name: past}, use_cache=True).logits[:, -1]

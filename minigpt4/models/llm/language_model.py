@@ -3,12 +3,17 @@
 import hashlib
 import logging
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from minigpt4.common.utils import expand_path
 from minigpt4.models.llm import quantization
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Any model that has learned English finds this far from random; see `check_reads_english`.
 SANITY_TEXT = (
@@ -17,8 +22,8 @@ SANITY_TEXT = (
 )
 
 
-def load_tokenizer(folder):
-    """Return the tokenizer of a folder; it pads on the right with its end token, as training in 2023 did."""
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a folder; it pads on the right with its end token, as 2023."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), local_files_only=True)
@@ -28,10 +33,11 @@ def load_tokenizer(folder):
     return tokenizer
 
 
-def _repair_end_tokens(tokenizer, folder):
-    """Take BOS and EOS from the model's config.json where the tokenizer's are absent or empty, as in old conversions.
+def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
+    """Take BOS and EOS from config.json where the tokenizer has none, as in old conversions.
 
-    Raises ValueError if there is no end token in either; a family without BOS starts its sequences without.
+    Raises ValueError if there is no end token in either; a family without BOS starts its sequences
+    without.
     """
     config = load_config(folder)
     for role in ("bos", "eos"):
@@ -44,12 +50,12 @@ def _repair_end_tokens(tokenizer, folder):
         raise ValueError(f"model.llama_model: neither tokenizer nor config.json of '{folder}' names an end token (eos)")
 
 
-def _use_sentencepiece_rules(tokenizer):
+def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make a LLaMA tokenizer split text as sentencepiece does; others are left as they are.
 
-    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces around special
-    tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of text, and a special token
-    swallows the spaces beside it.
+    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces
+    around special tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of
+    text, and a special token swallows the spaces beside it.
     """
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
@@ -60,29 +66,32 @@ def _use_sentencepiece_rules(tokenizer):
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Sequence([])
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    backend.add_special_tokens(
-        [AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True) for name in special]
-    )
-    # A new normalizer makes the backend forget which tokens are special; read back, it knows them again.
+    strip = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
+    backend.add_special_tokens([AddedToken(name, **strip) for name in special])
+    # a new normalizer makes the backend forget the special tokens; read back, it knows them
     tokenizer._tokenizer = Tokenizer.from_str(backend.to_str())
 
 
-def load_config(folder):
-    """Return the transformers configuration of a folder. Raises ValueError for an unknown or remote-code family."""
+def load_config(folder: str | Path) -> "PreTrainedConfig":
+    """Return the configuration of a folder. Raises ValueError for an unknown or remote-code family."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(expand_path(folder), local_files_only=True)
 
 
-def load_llm(folder, dtype, device, kind="none", gpu=0):
+def load_llm(
+    folder: str | Path, dtype: torch.dtype, device: torch.device, kind: str = "none", gpu: int = 0
+) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number `gpu`. Raises ValueError
-    if the files lack tensors that the configuration asks for, or the device cannot compute with weights of that kind.
+    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number
+    `gpu`. Raises ValueError if the files lack tensors that the configuration asks for, or the
+    device cannot compute with weights of that kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, **attention_options(device)}
+    # where the weights lie, and what packs them
     if kind != "none" and device.type == "cuda":
         device = torch.device("cuda", gpu)
     quantization.check_device(kind, device)
@@ -93,6 +102,7 @@ def load_llm(folder, dtype, device, kind="none", gpu=0):
     if kind == "nf4" or (kind == "none" and device.type != "cpu"):
         options["device_map"] = {"": device}
     llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
+    # transformers would fill what is missing with random numbers
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"model.llama_model: the weight files in '{folder}' lack {len(missing)} tensors that its config.json asks "
@@ -106,13 +116,13 @@ def load_llm(folder, dtype, device, kind="none", gpu=0):
     return llm.eval()
 
 
-def attention_options(device):
-    """Return the options with which transformers builds an LLM that attends as fast as it can on `device`."""
+def attention_options(device: torch.device) -> dict[str, str]:
+    """Return the options with which transformers builds an LLM that attends fast on `device`."""
     # in bfloat16 on a CPU up to 1.7 times faster than the fused kernel
     return {"attn_implementation": "eager"} if device.type == "cpu" else {}
 
 
-def meta_llm(folder, dtype, kind="none"):
+def meta_llm(folder: str | Path, dtype: torch.dtype, kind: str = "none") -> "PreTrainedModel":
     """Return what `load_llm` would, on the meta device: shapes and types, no weights."""
     from transformers import AutoModelForCausalLM
 
@@ -121,15 +131,15 @@ def meta_llm(folder, dtype, kind="none"):
     return llm if kind == "none" else quantization.quantise_meta(llm, kind)
 
 
-def identity(folder, llm):
-    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM that was loaded from a folder."""
+def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
+    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM of a folder."""
     vocabulary, width = llm.get_input_embeddings().weight.shape
     name = expand_path(folder).resolve().name
     return {"name": name, "width": width, "vocabulary": vocabulary, "fingerprint": fingerprint(folder)}
 
 
-def fingerprint(folder):
-    """Return a hash of the LLM's weight files, by their sizes and a sample of their bytes: a moment also for 13 GB.
+def fingerprint(folder: str | Path) -> str:
+    """Return a hash of the LLM's weight files: of their sizes and a sample of their bytes.
 
     Equal weights that were saved in another way have another one.
     """
@@ -144,13 +154,8 @@ def fingerprint(folder):
     return digest.hexdigest()
 
 
-def embedding_width(llm):
-    """Return the width of the LLM's word embeddings."""
-    return llm.get_input_embeddings().weight.shape[1]
-
-
 @torch.no_grad()
-def check_reads_english(llm, tokenizer, folder):
+def check_reads_english(llm: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
     """Raise ValueError if the LLM predicts a plain English text little better than by guessing."""
     embedding = llm.get_input_embeddings()
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids], device=embedding.weight.device)

@@ -1,7 +1,7 @@
-"""Rows of a batch as tensors: packed, one behind the other without padding, or padded to the longest.
+"""Rows of a batch as tensors: packed one behind the other, or padded to the longest.
 
-Both layouts hold the same rows and predict the same targets. Shapes: T positions fed, N of them predict a target,
-P vision vectors, D LLM width.
+Both layouts hold the same rows and predict the same targets. Shapes: T positions fed, N of them
+predict a target, P vision vectors, D LLM width.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
 
 
 class Packed(NamedTuple):
-    """A batch as lists: what to feed and what is predicted where. Needs no device, waits for none."""
+    """A batch as lists: what to feed and what is predicted where. Needs no device."""
 
     num_shared: int  # leading positions that begin every row, fed once
-    rows: list[int]  # index in the batch of each row that is fed, longest first; one without a target is not
+    rows: list[int]  # index in the batch of each row with a target, longest first
     lengths: list[int]  # of these rows, without what they share
     ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
     positions: list[int]  # [T] from 0 in each row
@@ -39,11 +39,11 @@ class Padded(NamedTuple):
 def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> Packed:
     """Return the rows one behind the other.
 
-    A row ends before its last target: what comes later predicts nothing. What all rows begin with is fed once, unless
-    `may_share` is False: it is text that predicts nothing, so for a frozen LLM it is a constant. The longest row comes
-    first: those of like length lie together.
+    A row ends before its last target: what comes later predicts nothing. What all rows begin with
+    is fed once, unless `may_share` is False: it is text that predicts nothing, so for a frozen LLM
+    it is a constant. The longest row comes first: those of like length lie together.
     """
-    targets = [[place for place, label in enumerate(row.labels) if label != IGNORED] for row in rows]
+    targets = [_target_places(row) for row in rows]
     fed = [number for number, places in enumerate(targets) if places]
     fed.sort(key=lambda number: targets[number][-1], reverse=True)
     shared = []
@@ -65,6 +65,10 @@ def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> 
     return packed
 
 
+def _target_places(row: Row) -> list[int]:
+    return [place for place, label in enumerate(row.labels) if label != IGNORED]
+
+
 def _is_same_text(column: tuple[int, ...]) -> bool:
     return len(set(column)) == 1 and column[0] != IMAGE_ID
 
@@ -83,7 +87,7 @@ def pad(rows: Sequence[Row], pad_id: int) -> Padded:
 
 
 def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | None) -> torch.Tensor:
-    """Return [T, D]: the embeddings of token ids [T], with `vectors` [P, D] in the places of IMAGE_ID, in order.
+    """Return [T, D]: embeddings of token ids [T], `vectors` [P, D] in the places of IMAGE_ID.
 
     Waits for no device.
     """

@@ -1,49 +1,59 @@
 """Decoder layers of a frozen LLaMA-like LLM that keep for backward only what backward needs.
 
-A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input, queries, keys,
-values, the residual stream before the MLP, gate and up; norms, rotary embedding and SwiGLU are computed again. What is
-computed is what transformers computes, with the float32 places of 2023: norms, rotary angles, softmax.
+A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input,
+queries, keys, values, the residual stream before the MLP, gate and up; norms, rotary embedding and
+SwiGLU are recomputed. What is computed is what transformers computes, with the float32 places of
+2023: norms, rotary angles, softmax.
 
-Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP width.
+Shapes: T positions of a packed batch, D width, H query heads, K key heads, d head width, I MLP
+width.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt4.models.llm import quantization
-from minigpt4.models.llm.attention import attend
-from minigpt4.models.llm.recompute import again
+from minigpt4.models.llm import recompute as checkpointing
+from minigpt4.models.llm.attention import Segments, attend
+
+# the parts of a layer of LLaMA, and theirs
+_PARTS = {
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+    "input_layernorm": set(),
+    "post_attention_layernorm": set(),
+}
 
 
-def linear(layer, x):
-    """Return `layer(x)` of a linear layer; a plain one is not called: the hooks of torch's FLOP counter fail here."""
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return `layer(x)`; a plain linear layer is not called: hooks of torch's FLOP counter fail here."""
     return F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
 
 
-def linear_backward(layer, grad, onto=None):
-    """Return the gradient of `layer(x)`, a linear layer, with respect to x [T, in], added to `onto` in place."""
+def linear_backward(layer: nn.Module, grad: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Return the gradient of a linear layer's input [T, in], added to `onto` in place."""
     if type(layer) is not nn.Linear:
         grad = quantization.product_backward(layer, grad)
         return grad if onto is None else onto.add_(grad)
     return grad @ layer.weight if onto is None else onto.addmm_(grad, layer.weight)
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x [.., D], scaled in float32 to a mean square of 1, in its own type, times `weight`."""
     wide = x.float()
     return (wide * _inverse_norm(wide, eps)).to(x.dtype).mul_(weight)
 
 
-def _inverse_norm(wide, eps):
+def _inverse_norm(wide: Tensor, eps: float) -> Tensor:
     return wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 
-def rms_norm_backward(grad, x, weight, eps):
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return the gradient of `rms_norm` with respect to x."""
     wide = x.float()
     inverse = _inverse_norm(wide, eps)
@@ -53,8 +63,8 @@ def rms_norm_backward(grad, x, weight, eps):
     return grad.addcmul_(wide, mean, value=-1).mul_(inverse).to(x.dtype)
 
 
-def rotate(x, cos, sin):
-    """Return x [T, heads, d] with each pair (i, i + d / 2) turned by its angle; cos [T, 1, d], sin [T, 1, d / 2]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [T, heads, d], each pair (i, i + d / 2) turned; cos [T, 1, d], sin [T, 1, d / 2]."""
     first, second = x.chunk(2, dim=-1)
     out = x * cos
     out[..., : first.shape[-1]].addcmul_(second, sin, value=-1)
@@ -62,11 +72,12 @@ def rotate(x, cos, sin):
     return out
 
 
-def swiglu(gate, up):
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up, each [T, I]."""
     return F.silu(gate).mul_(up)
 
 
-def swiglu_backward(grad, gate, up):
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of `swiglu` with respect to gate and up; overwrites `grad`."""
     grad_up = F.silu(gate).mul_(grad)
     return torch.ops.aten.silu_backward(grad.mul_(up), gate), grad_up
@@ -86,98 +97,112 @@ EAGER = Kernels()
 
 
 @cache
-def compiled():
-    """Return the Kernels of torch.compile: each reads and writes once. They are compiled at their first calls."""
+def compiled() -> Kernels:
+    """Return the Kernels of torch.compile, compiled at their first calls: each reads and writes once."""
     return Kernels(*map(torch.compile, EAGER))
 
 
 class QueryKeyValue(torch.autograd.Function):
-    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, three linears, rotary embedding."""
+    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, linears, rotary embedding."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin, layer, kernels):
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layer: nn.Module, kernels: Kernels
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(x, cos, sin)
-        ctx.layer, ctx.kernels, attention = layer, kernels, layer.self_attn
-        normed = kernels.rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
-        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
-        q, k, v = (linear(each, normed).view(len(x), -1, attention.head_dim) for each in linears)
+        ctx.layer, ctx.kernels = layer, kernels
+        attention, norm = layer.self_attn, layer.input_layernorm
+        normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
+        q = linear(attention.q_proj, normed).unflatten(1, (-1, attention.head_dim))
+        k = linear(attention.k_proj, normed).unflatten(1, (-1, attention.head_dim))
+        v = linear(attention.v_proj, normed).unflatten(1, (-1, attention.head_dim))
         return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), v
 
     @staticmethod
-    def backward(ctx, grad_q, grad_k, grad_v):
-        x, cos, sin = ctx.saved_tensors
-        attention, norm, kernels = ctx.layer.self_attn, ctx.layer.input_layernorm, ctx.kernels
-        grad = linear_backward(attention.q_proj, kernels.rotate(grad_q, cos, -sin).flatten(1))
-        linear_backward(attention.k_proj, kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        x, *angles = ctx.saved_tensors
+        cos, sin = angles
+        attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
+        # all three linears read the same input: their gradients are added up
+        grad = linear_backward(attention.q_proj, ctx.kernels.rotate(grad_q, cos, -sin).flatten(1))
+        linear_backward(attention.k_proj, ctx.kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
         linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)
-        return kernels.rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon), None, None, None, None
+        grad = ctx.kernels.rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon)
+        return grad, None, None, None, None
 
 
 class OutputAndMLP(torch.autograd.Function):
-    """x [T, D] and what attention found [T, H, d] -> the layer's output [T, D]."""
+    """x [T, D] and the output of attention [T, H, d] -> the layer's output [T, D]."""
 
     @staticmethod
-    def forward(ctx, x, found, layer, kernels):
-        norm, mlp, output = layer.post_attention_layernorm, layer.mlp, layer.self_attn.o_proj
-        x = x + linear(output, found.flatten(1))
+    def forward(ctx: Any, x: Tensor, attended: Tensor, layer: nn.Module, kernels: Kernels) -> Tensor:
+        norm, mlp = layer.post_attention_layernorm, layer.mlp
+        x = x + linear(layer.self_attn.o_proj, attended.flatten(1))
         normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
         gate, up = linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed)
         ctx.save_for_backward(x, gate, up)
-        ctx.layer, ctx.kernels, ctx.shape = layer, kernels, found.shape
+        ctx.layer, ctx.kernels = layer, kernels
+        ctx.shape = attended.shape
         return x + linear(mlp.down_proj, kernels.swiglu(gate, up))
 
     @staticmethod
-    def backward(ctx, grad):
-        (x, gate, up), kernels = ctx.saved_tensors, ctx.kernels
-        norm, mlp, output = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.layer.self_attn.o_proj
-        grad_gate, grad_up = kernels.swiglu_backward(linear_backward(mlp.down_proj, grad), gate, up)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *gated = ctx.saved_tensors
+        norm, mlp = ctx.layer.post_attention_layernorm, ctx.layer.mlp
+        # the MLP, from its output to its input
+        grad_gate, grad_up = ctx.kernels.swiglu_backward(linear_backward(mlp.down_proj, grad), *gated)
         inner = linear_backward(mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up))
-        grad = grad + kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
-        return grad, linear_backward(output, grad).view(ctx.shape), None, None
+        # the residual stream takes a gradient past the MLP too
+        grad = grad + ctx.kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
+        return grad, linear_backward(ctx.layer.self_attn.o_proj, grad).view(ctx.shape), None, None
 
 
-def fits(llm):
-    """Whether the LLM is made of what this module computes: LLaMA's layers, known linear layers, full attention."""
+def fits(llm: nn.Module) -> bool:
+    """Whether the LLM is made of LLaMA's layers, known linear layers and full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
     is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
 
 
-def _layer_fits(layer):
-    expected = {
-        "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
-        "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
-        "input_layernorm": set(),
-        "post_attention_layernorm": set(),
-    }
-    parts = {name: {inner for inner, _ in part.named_children()} for name, part in layer.named_children()}
-    if parts != expected:
+def _layer_fits(layer: nn.Module) -> bool:
+    if dict(layer.named_children()).keys() != _PARTS.keys():
         return False
+    for name, part in layer.named_children():
+        if dict(part.named_children()).keys() != _PARTS[name]:
+            return False
     linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part is not layer.mlp.act_fn]
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    is_known = lambda part: type(part) is nn.Linear or quantization.has_product_backward(part)  # noqa: E731
-    return all(map(is_known, linears)) and all(hasattr(norm, "variance_epsilon") for norm in norms)
+    is_known = all(type(part) is nn.Linear or quantization.has_product_backward(part) for part in linears)
+    return is_known and all(hasattr(norm, "variance_epsilon") for norm in norms)
 
 
-def label_logits(llm, embeds, positions, segments, predicting, recompute=False, kernels=EAGER):
+def label_logits(
+    llm: nn.Module,
+    embeds: Tensor,
+    positions: Tensor,
+    segments: Segments,
+    predicting: Tensor,
+    recompute: bool = False,
+    kernels: Kernels = EAGER,
+) -> Tensor:
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
     model, x = llm.get_decoder(), embeds
     cos, sin = (each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None]))  # [T, 1, d]
     sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
+    call = partial(checkpointing.recompute, _through) if recompute else _through
     for layer in model.layers:
         kept = predicting if layer is model.layers[-1] else slice(None)
-        call = partial(again, _through) if recompute else _through
         x = call(layer, x, cos, sin, segments, kept, kernels)
     return llm.get_output_embeddings()(model.norm(x))
 
 
-def compiled_label_logits(*args):
+def compiled_label_logits(*args: Any) -> Tensor:
     """`label_logits` with compiled kernels."""
     return label_logits(*args, kernels=compiled())
 
 
 def _through(layer, x, cos, sin, segments, kept, kernels):
     """Return the layer's output at the positions `kept`."""
-    q, k, v = QueryKeyValue.apply(x, cos, sin, layer, kernels)
-    found = attend(q, k, v, segments, layer.self_attn.scaling)
-    return OutputAndMLP.apply(x[kept], found[kept], layer, kernels)
+    q, *keys_values = QueryKeyValue.apply(x, cos, sin, layer, kernels)
+    attended = attend(q, *keys_values, segments, layer.self_attn.scaling)
+    return OutputAndMLP.apply(x[kept], attended[kept], layer, kernels)

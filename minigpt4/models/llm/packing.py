@@ -1,34 +1,38 @@
 """The LLM on packed texts, through the model of transformers.
 
-Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D LLM width,
-V vocabulary.
+Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D
+LLM width, V vocabulary.
 """
 
-import functools
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
-from minigpt4.models.llm.attention import attend
-from minigpt4.models.llm.recompute import layers_again
+from torch import Tensor, nn
+
+from minigpt4.models.llm.attention import Segments, attend
+from minigpt4.models.llm.recompute import recompute_layers
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
-
-
-def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
-    """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
-    unknown = {name for name, value in options.items() if name in _CHANGE_ATTENTION and value is not None}
-    if unknown or dropout or attention_mask is not None or segments is None:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed")
-    q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
-    return attend(q, k, v, segments, scaling, options.get("sliding_window"))[None], None
-
-
 # options of attention in transformers that change its result, beside those that `attend` takes
 _CHANGE_ATTENTION = {"softcap", "s_aux", "position_bias", "head_mask", "indices"}
 
 
+def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
+    """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
+    unknown = {name for name in _CHANGE_ATTENTION if options.get(name) is not None}
+    if unknown or dropout or attention_mask is not None or segments is None:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed")
+    by_position = [each[0].transpose(0, 1).contiguous() for each in (query, key, value)]
+    return attend(*by_position, segments, scaling, options.get("sliding_window"))[None], None
+
+
 @contextmanager
-def packed_attention(llm):
-    """Let a model of transformers attend by segments inside the block; the calls there pass `segments`."""
+def packed_attention(llm: nn.Module) -> Iterator[None]:
+    """Let a model of transformers attend by segments inside the block; the calls there pass `segments`.
+
+    Its `set_attn_implementation` walks over all modules: too slow to do for each recomputed layer.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _for_transformers)
@@ -41,10 +45,17 @@ def packed_attention(llm):
         config._attn_implementation = usual
 
 
-def label_logits(llm, embeds, positions, segments, predicting, recompute=False):
+def label_logits(
+    llm: nn.Module,
+    embeds: Tensor,
+    positions: Tensor,
+    segments: Segments,
+    predicting: Tensor,
+    recompute: bool = False,
+) -> Tensor:
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
-    attention = functools.partial(packed_attention, llm)
-    with attention(), layers_again(llm, attention) if recompute else nullcontext():
+    attention = partial(packed_attention, llm)
+    with attention(), recompute_layers(llm, attention) if recompute else nullcontext():
         return llm(
             inputs_embeds=embeds[None],
             position_ids=positions[None],

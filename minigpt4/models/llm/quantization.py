@@ -8,11 +8,15 @@ nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weight
 """
 
 import logging
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minigpt4.models.llm.attention import is_as_on_gpu
 
 KINDS = ("none", "int8", "fp8", "nf4", "int4")
 CPU_ROWS = 256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
@@ -21,12 +25,12 @@ INT4_GROUP, NF4_GROUP = 32, 64  # weights to a scale. Source: the blocks of GGUF
 _CAPABILITY = {"int4": ((8, 0), "Ampere", "nf4 or int8"), "fp8": ((8, 9), "Ada", "int8 or nf4")}  # of a GPU, at least
 
 
-def kind_of(llm_quantization, low_resource):
+def kind_of(llm_quantization: str, low_resource: bool) -> str:
     """Return one of KINDS; `low_resource`, the key of 2023, alone means int8."""
     return "int8" if low_resource and llm_quantization == "none" else llm_quantization
 
 
-def check_device(kind, device):
+def check_device(kind: str, device: torch.device) -> None:
     """Raise ValueError if weights of `kind` do not run on `device`."""
     if device.type == "mps" and kind in ("fp8", "int4", "nf4"):
         raise ValueError(f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8")
@@ -40,18 +44,18 @@ def check_device(kind, device):
             )
 
 
-def refusal_to_train(kind, device):
+def refusal_to_train(kind: str, device: torch.device) -> str | None:
     """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
     if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
         return None
     return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"
 
 
-def refuse_training(llm, kind, device):
+def refuse_training(llm: nn.Module, kind: str, device: torch.device) -> None:
     """Make `llm` raise ValueError when asked for a gradient that the kernels of `kind` do not give on `device`."""
     refusal = refusal_to_train(kind, device)
 
-    def check(module, args, kwargs):
+    def check(module: nn.Module, args: tuple, kwargs: dict) -> None:
         embeds = kwargs.get("inputs_embeds")
         if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
             raise ValueError(refusal)
@@ -60,24 +64,20 @@ def refuse_training(llm, kind, device):
         llm.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def linears(llm):
-    """Return [(parent module, name in it, nn.Linear)] of the layers that are quantised: all but the output layer."""
-    return [
-        (parent, name, child)
-        for parent in llm.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and child is not llm.get_output_embeddings()
-    ]
+def linears(llm: nn.Module) -> dict[str, nn.Linear]:
+    """Return {name: layer} of the layers that are quantised: all linear ones but the output layer."""
+    output, modules = llm.get_output_embeddings(), llm.named_modules()
+    return {name: part for name, part in modules if isinstance(part, nn.Linear) and part is not output}
 
 
-def has_product_backward(layer):
+def has_product_backward(layer: nn.Module) -> bool:
     """Whether `product_backward` takes a linear layer; on a CPU bitsandbytes may have packed its weights anew."""
     if isinstance(layer, _Quantised):
         return type(layer) is not Int4Linear
     return getattr(layer.weight, "quant_state", None) is not None and layer.weight.is_cuda
 
 
-def product_backward(layer, gradient):
+def product_backward(layer: nn.Module, gradient: Tensor) -> Tensor:
     """Return the gradient of a quantised layer's output [T, out] with respect to its input, [T, in]."""
     if isinstance(layer, _Quantised):
         return layer.product_backward(gradient)
@@ -86,27 +86,28 @@ def product_backward(layer, gradient):
     return gradient @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(gradient.dtype)
 
 
-def quantise(llm, kind, device):
+def quantise(llm: nn.Module, kind: str, device: torch.device) -> nn.Module:
     """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
-    for parent, name, linear in linears(llm):
-        setattr(parent, name, _LAYERS[kind].of(linear.to(device)))
+    for name, linear in linears(llm).items():
+        llm.set_submodule(name, _LAYERS[kind].of(linear.to(device)))
     return llm.to(device)
 
 
-def quantise_meta(llm, kind):
+def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
     """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
-    for parent, name, linear in linears(llm):
-        rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
-        weight, weight_dtype, scales, scale_dtype = {
-            "int8": ((rows, columns), torch.int8, (rows,), dtype),
-            "fp8": ((rows, columns), FP8, (rows,), torch.float32),
-            "int4": ((rows, columns // 2), torch.uint8, (columns // INT4_GROUP, rows, 2), torch.bfloat16),
-            "nf4": ((rows * columns // 2, 1), torch.uint8, (rows * columns // NF4_GROUP,), torch.float32),
+    for name, linear in linears(llm).items():
+        rows, columns = linear.weight.shape
+        # (shape, type) of the weight and of its scale
+        stored = {
+            "int8": (((rows, columns), torch.int8), ((rows,), linear.weight.dtype)),
+            "fp8": (((rows, columns), FP8), ((rows,), torch.float32)),
+            "int4": (((rows, columns // 2), torch.uint8), ((columns // INT4_GROUP, rows, 2), torch.bfloat16)),
+            "nf4": (((rows * columns // 2, 1), torch.uint8), ((rows * columns // NF4_GROUP,), torch.float32)),
         }[kind]
-        weight = torch.empty(weight, dtype=weight_dtype, device="meta")
-        scale = torch.empty(scales, dtype=scale_dtype, device="meta")
-        setattr(parent, name, _LAYERS[kind](weight, scale, linear.bias))
-        getattr(parent, name).shape = rows, columns
+        weight, scale = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored)
+        layer = _LAYERS[kind](weight, scale, linear.bias)
+        layer.shape = (rows, columns)
+        llm.set_submodule(name, layer)
     return llm
 
 
@@ -114,28 +115,30 @@ class _Product(torch.autograd.Function):
     """`layer.product(x)` for an input that needs a gradient; nothing is kept for it but the layer."""
 
     @staticmethod
-    def forward(ctx, x, layer):
+    def forward(ctx: Any, x: Tensor, layer: "_Quantised") -> Tensor:
         ctx.layer = layer
         return layer.product(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.layer.product_backward(gradient), None
 
 
 class _Quantised(nn.Module):
     """A linear layer with a frozen `weight` of few bits and its `scale`.
 
-    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T, out] -> [T, in].
+    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T,
+    out] -> [T, in].
     """
 
-    def __init__(self, weight, scale, bias):
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = bias
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [.., out] of x [.., in], in the type of x or of autocast."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         rows = x.reshape(-1, x.shape[-1])
@@ -149,33 +152,32 @@ class Int8Linear(_Quantised):
     """Weight int8 [out, in], symmetric, scale [out]."""
 
     @classmethod
-    def of(cls, linear):
+    def of(cls, linear: nn.Linear) -> "Int8Linear":
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale[:, None]).round().to(torch.int8)
         return cls(levels, scale.to(linear.weight.dtype), linear.bias)
 
-    def product(self, x):
+    def product(self, x: Tensor) -> Tensor:
         if x.is_cuda and len(x) == 1 and (fused := _fused_int8(x.device)):
             return fused(x, self.weight, self.scale)
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         if x.dtype == torch.bfloat16 and len(x) <= 8:  # four times as fast as widening
             return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
-        parts = [F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(CPU_ROWS)]
-        return torch.cat(parts, 1) * self.scale.to(x.dtype)
+        return _widened(x, self.weight) * self.scale.to(x.dtype)
 
-    def product_backward(self, gradient):
+    def product_backward(self, gradient: Tensor) -> Tensor:
         return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
 
 
-def int8_row(x, weight, scale):
+def int8_row(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return [1, out] for x [1, in]: product and sum in float32. One pass over the 8-bit weights when compiled."""
     return ((weight.float() * x.float()).sum(1) * scale.float()).to(x.dtype)[None]
 
 
 @cache
-def _fused_int8(device):
+def _fused_int8(device: torch.device) -> Callable | None:
     """Return `int8_row` compiled, or None, with a warning, where the compiler does not work (it needs a C compiler)."""
     logging.info("compiling the 8-bit step; the result is kept on disk for next time")
     compiled = torch.compile(int8_row, dynamic=False)
@@ -191,7 +193,7 @@ class FP8Linear(_Quantised):
     """Weight float8_e4m3 [out, in], symmetric, scale float32 [out]."""
 
     @classmethod
-    def of(cls, linear):
+    def of(cls, linear: nn.Linear) -> "FP8Linear":
         rows, columns = linear.weight.shape
         if rows % FP8_TILE or columns % FP8_TILE:
             raise ValueError(
@@ -200,36 +202,47 @@ class FP8Linear(_Quantised):
             )
         return cls(*_to_fp8(linear.weight.detach()), linear.bias)
 
-    def product(self, x):
+    def product(self, x: Tensor) -> Tensor:
         return _fp8_product(x, self.weight, self.scale)
 
-    def product_backward(self, gradient):
-        # the weight's scales belong to what is summed up, so they go into the gradient before it is rounded
+    def product_backward(self, gradient: Tensor) -> Tensor:
+        # the weight's scales belong to what is summed up, so they go into the gradient before it is
+        # rounded
         transposed = self.weight.view(torch.uint8).t().contiguous().view(FP8)  # kernels want the summed dimension last
         ones = self.scale.new_ones(len(transposed))
         return _fp8_product(gradient.float() * self.scale, transposed, ones).to(gradient.dtype)
 
 
-def _to_fp8(x):
+def _to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x [rows, columns] in 8 bits, and the scale of each row, [rows] in float32."""
     x = x.float()
     scale = x.abs().amax(1).clamp(min=1e-12) / torch.finfo(FP8).max
     return (x / scale[:, None]).to(FP8), scale
 
 
-def _fp8_product(x, weight, scale):
+def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return x [T, in] times weight [out, in] of `scale` [out] in x's type; bfloat16 is what kernels put out."""
     levels, steps = _to_fp8(x)
+    # torch 2.11 has no kernel on a CPU; that of later versions gives the same numbers
+    if x.device.type == "cpu" and not is_as_on_gpu():
+        with torch.autocast("cpu", enabled=False):
+            product = _widened(levels.float(), weight).mul_(steps[:, None]).mul_(scale)
+        return product.bfloat16().to(x.dtype)
     by_row = F.ScalingType.RowWise
-    found = F.scaled_mm(levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16)
-    return found.to(x.dtype)
+    product = F.scaled_mm(levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16)
+    return product.to(x.dtype)
+
+
+def _widened(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x [T, in] times weight [out, in], whose rows are widened to x's type a few at a time, for a CPU."""
+    return torch.cat([F.linear(x, rows.to(x.dtype)) for rows in weight.split(CPU_ROWS)], 1)
 
 
 class Int4Linear(_Quantised):
     """Weight of 4 bits in the order of the device's kernel, scale [in / 32, out, 2] (step, middle) in bfloat16."""
 
     @classmethod
-    def of(cls, linear):
+    def of(cls, linear: nn.Linear) -> "Int4Linear":
         rows, columns = linear.weight.shape
         if columns % INT4_GROUP or rows % 16:
             raise ValueError(
@@ -246,14 +259,14 @@ class Int4Linear(_Quantised):
         return cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
 
     @staticmethod
-    def _pack(levels):
+    def _pack(levels: Tensor) -> Tensor:
         if not levels.is_cuda:
             return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
         tiles = next(tiles for tiles in (8, 4, 2) if levels.shape[1] % (16 * tiles) == 0)
         pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
         return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
 
-    def product(self, x):
+    def product(self, x: Tensor) -> Tensor:
         kernels = torch.ops.aten
         product = kernels._weight_int4pack_mm if x.is_cuda else kernels._weight_int4pack_mm_for_cpu
         return product(x.bfloat16().contiguous(), self.weight, INT4_GROUP, self.scale)
@@ -262,10 +275,10 @@ class Int4Linear(_Quantised):
 class NF4Shape(_Quantised):
     """Stands for a layer of bitsandbytes where there are no values: holds as much, and widens its weights at once."""
 
-    def product(self, x):
+    def product(self, x: Tensor) -> Tensor:
         return F.linear(x, x.new_empty(self.shape))
 
-    def product_backward(self, gradient):
+    def product_backward(self, gradient: Tensor) -> Tensor:
         return gradient @ gradient.new_empty(self.shape)
 
 

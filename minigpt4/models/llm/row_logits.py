@@ -1,26 +1,29 @@
 """From rows and images to the logits of the targets and their loss, by either layout.
 
-Shapes: B rows, L positions of the longest, N targets, Q vectors an image, D LLM width, V vocabulary.
+Shapes: B rows, L positions of the longest, N targets, Q vectors an image, D LLM width, V
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from minigpt4.models.llm.attention import Segments
 from minigpt4.models.llm.layouts import Packed, embed, pad, select_images, send
-from minigpt4.models.llm.recompute import layers_again
+from minigpt4.models.llm.recompute import recompute_layers
 from minigpt4.text.rows import IGNORED, Row
 
 
 def packed(
     llm: nn.Module, batch: Packed, images: torch.Tensor, label_logits: Callable, recompute: bool = False
 ) -> torch.Tensor:
-    """Return logits [N, V] of rows one behind the other; `images` [.., Q, D] are those of the batch.
+    """Return logits [N, V] of packed rows; `images` [.., Q, D] are those of the batch.
 
-    `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's layers.
+    `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's
+    layers.
     """
     embedding = llm.get_input_embeddings()
     device = embedding.weight.device
@@ -36,23 +39,24 @@ def padded(
     """Return (logits [N, V], targets [N]) of rows padded to the longest, as 2023."""
     targets, places = [], []
     for number, row in enumerate(rows):
-        own = [(number, place) for place, label in enumerate(row.labels) if label != IGNORED]
-        places += own
-        targets += [row.labels[place] for _, place in own]
+        for place, label in enumerate(row.labels):
+            if label != IGNORED:
+                places.append((number, place))
+                targets.append(label)
     # only columns that predict a target in some row go through the output layer
     columns = sorted({place - 1 for _, place in places})
     column_of = {place: column for column, place in enumerate(columns)}
     inputs = padded_inputs(llm, rows, images, pad_id)
     inputs.pop("labels")
     device = inputs["inputs_embeds"].device
-    with layers_again(llm) if recompute else nullcontext():
+    with recompute_layers(llm) if recompute else nullcontext():
         logits = llm(**inputs, use_cache=False, logits_to_keep=send(columns, device)).logits  # [B, columns, V]
     chosen = [number * len(columns) + column_of[place - 1] for number, place in places]
     return logits.flatten(0, 1).index_select(0, send(chosen, device)), targets
 
 
 def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int) -> dict[str, torch.Tensor]:
-    """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}, padded on the right."""
+    """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}."""
     batch = pad(rows, pad_id)
     ids = []
     for row_ids in batch.ids:
@@ -66,29 +70,32 @@ def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of logits [N, V] with targets [N], computed in float32, a few rows at a time.
+    """Mean cross entropy of logits [N, V] with targets [N] in float32, a few rows at a time.
 
     For backward it keeps the logits in their own type and nothing in float32.
     """
 
     @staticmethod
-    def forward(ctx, logits, targets):
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, targets)
-        pieces = zip(*(each.split(_rows_at_a_time(logits)) for each in (logits, targets)), strict=True)
-        sums = [nn.functional.cross_entropy(rows.float(), target, reduction="sum") for rows, target in pieces]
+        size, sums = _rows_at_a_time(logits), []
+        for rows, target in zip(logits.split(size), targets.split(size), strict=True):
+            sums.append(nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
         return torch.stack(sums).sum() / len(targets)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets = ctx.saved_tensors
-        size, out, scale = _rows_at_a_time(logits), torch.empty_like(logits), grad / len(targets)
-        for part, rows, target in zip(*(each.split(size) for each in (out, logits, targets)), strict=True):
+        size, out = _rows_at_a_time(logits), torch.empty_like(logits)
+        scale = grad / len(targets)
+        for part, rows, target in zip(out.split(size), logits.split(size), targets.split(size), strict=True):
+            # the gradient: what softmax gives each token, less one for the target
             shares = rows.float().softmax(-1)
             shares.scatter_add_(1, target[:, None], shares.new_full((len(target), 1), -1.0))
             part.copy_(shares.mul_(scale))
         return out, None
 
 
-def _rows_at_a_time(logits):
-    """Return how many rows make a piece: one that stays in a processor's cache, or is soon done on a GPU."""
+def _rows_at_a_time(logits: torch.Tensor) -> int:
+    """Return how many rows make a piece that stays in a CPU's cache, or is soon done on a GPU."""
     return max(1, (2**19 if logits.device.type == "cpu" else 2**26) // logits.shape[1])
