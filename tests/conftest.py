@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import logging
 import os
 import sys
 
@@ -12,6 +13,15 @@ import pytest
 
 from minigpt4.common.registry import registry
 from tests.small_release import write_small_release
+
+
+@pytest.fixture(autouse=True)
+def no_logger_left_behind():
+    """Programs that run inside a test set up logging to its captured stream, which is closed after it."""
+    yield
+    for handler in list(logging.root.handlers):
+        if type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

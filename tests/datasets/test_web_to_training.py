@@ -129,11 +129,11 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
     assert rest == 0  # so that an epoch of batches is one pass over the samples
     config = write_config(shards, steps, release, tmp_path)
     look = [sys.executable, "-m", "minigpt4.datasets.inspect", "--cfg-path", config, "--scan", "all", "--num", "4"]
-    told = run([*look, "--output", str(tmp_path / "sheet.png")], ROOT).stdout
+    told = run([*look, "--output", str(tmp_path / "sheet.html")], ROOT).stdout
     assert f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} images (" in told
     assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in told
     assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in told
-    assert (tmp_path / "sheet.png").is_file()
+    assert (tmp_path / "sheet.html").is_file()
 
     result = run([sys.executable, "train.py", "--cfg-path", config], ROOT)
     assert f"laion: 0 of {SUCCESSES} samples skipped" in result.stdout

@@ -107,7 +107,8 @@ def test_told_to_end_losing_a_rank_and_waiting_for_one(command, tmp_path, capsys
     ranks = [pid for pid in children(process.pid) if children(pid)]
     os.kill(ranks[1], signal.SIGINT)
     finish(process, tmp_path, "told", code=1)
-    assert "exitcode  : 130" in said(tmp_path, "told")
+    # on a busy machine torchrun may end that rank by SIGTERM while it leaves, because the other one left first
+    assert re.search(r"exitcode  : (130|-15)", said(tmp_path, "told"))
     assert "ended by" in said(tmp_path, "told").split(found[0])[1]
     finish(command("told"), tmp_path, "told")
     assert steps(tmp_path, "told") == steps(tmp_path, "whole")
