@@ -55,11 +55,10 @@ def train(args: argparse.Namespace) -> int:
             raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
         args.options = [*(args.options or []), "run.device=auto"]
     cfg = Config(args, for_training=True)
+    runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
-        return registry.get_runner_class(cfg.run_cfg.runner).print_plan(cfg, args.gpu_memory)
-    from minigpt4.runners import training
-
-    training.train(cfg)
+        return runner_class.print_plan(cfg, args.gpu_memory)
+    runner_class.run(cfg)
     return 0
 
 

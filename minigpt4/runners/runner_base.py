@@ -16,7 +16,7 @@ from minigpt4.common.device import explained_out_of_memory
 from minigpt4.common.dist_utils import derived_seed, from_main, main_print
 from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_seconds
 from minigpt4.common.registry import registry
-from minigpt4.common.startup import read_ahead
+from minigpt4.common.startup import read_ahead, startup
 from minigpt4.common.utils import expand_path
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
@@ -76,6 +76,20 @@ class RunnerBase(TrainingLoop):
             dist_utils.leave_process_group(after_error=True)
             raise
         dist_utils.leave_process_group()
+
+    @classmethod
+    def run(cls, cfg: WholeConfig) -> None:
+        """Build everything that `cfg` names and train it. Raises ValueError or OSError for what is found wrong later."""
+        task = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
+        # each `begin` ends a phase of the start-up times in the log
+        startup.begin("processes")
+        with cls.launched(cfg) as job_id:
+            startup.begin("datasets")
+            datasets = task.build_datasets(cfg)
+            startup.begin("model")
+            model = task.build_model(cfg)
+            startup.begin("optimizer")
+            cls(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id).train()
 
     def train(self, loader: Batches | None = None) -> dict[str, float] | None:
         """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
