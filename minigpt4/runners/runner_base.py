@@ -79,7 +79,7 @@ class RunnerBase(TrainingLoop):
 
     @classmethod
     def run(cls, cfg: WholeConfig) -> None:
-        """Build everything that `cfg` names and train it. Raises ValueError or OSError for what is found wrong later."""
+        """Build everything that `cfg` names and train it. Raises ValueError or OSError for what is wrong then."""
         task = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
         # each `begin` ends a phase of the start-up times in the log
         startup.begin("processes")
