@@ -22,10 +22,12 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
     `folders` are searched, in their order, after all that Python finds anyway: no file in one of them
     hides an installed package. They stay on sys.path, for what the modules import later.
     """
-    names = names if isinstance(names, list) else [names]
+    names = [] if names is None else names if isinstance(names, list) else [names]
     places = [str(folder) for folder in folders]
     sys.path += [place for place in places if names and place not in sys.path]
-    for name in names:
+    for number, name in enumerate(names):
+        if name in names[:number]:  # listed twice
+            continue
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             example = "imports: [my_package.my_module]"
             report.add("imports", f"{name!r} is no module's name; write {example}, without / and .py")

@@ -17,15 +17,15 @@ def read_prompts(path: str, template: str, where: str = "model") -> list[str]:
 
 
 def prompt_problems(path: str, template: str, where: str = "model") -> list[Problem]:
-    """Return what is wrong with prompt file and template; nothing without a file."""
+    """Return what is wrong with the prompt file, if there is one, and with the template."""
     key = f"{where}.prompt_path"
-    if not path:
-        return []
-    if not expand_path(path).is_file():
+    if path and not expand_path(path).is_file():
         return [Problem(key, f"no file at '{expand_path(path)}'; paths are relative to the current folder")]
-    if (count := template.count("{}")) != 1:
+    if (path or template) and (count := template.count("{}")) != 1:
         expected = "expected exactly one, where the prompt goes"
         return [Problem(f"{where}.prompt_template", f"{template!r} has {count} {{}}; {expected}")]
+    if not path:
+        return []
     lines = _lines(path)
     if not lines:
         return [Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")]

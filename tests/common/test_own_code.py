@@ -215,3 +215,27 @@ def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release,
     saved = torch.load(folder / "checkpoint_0.pth", weights_only=True)
     assert saved["config"]["imports"] == ["own_project.parts"] and saved["config"]["model"]["arch"] == "own_model"
     assert set(saved["model"]) == {"llama_proj.weight", "llama_proj.bias"}
+
+
+def test_a_module_that_is_imported_once_more_may_register_its_class_again(tmp_path, monkeypatch):
+    """As after an error in it, or in a notebook; a class of another name is still refused."""
+    (tmp_path / "own_again.py").write_text(
+        "from minigpt4.common.registry import registry\nfrom minigpt4.tasks import BaseTask\n\n\n"
+        "@registry.register_task('own_again')\nclass Again(BaseTask):\n    pass\n"
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text("imports: [own_again, own_again]\nmodel: {arch: own_model}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for _ in range(2):
+        with pytest.raises(ConfigError) as caught:
+            Config(Namespace(cfg_path=path, options=["run.task=own_again"]))
+        assert [problem.key for problem in caught.value.problems] == ["model.arch"]
+        del sys.modules["own_again"]
+
+
+def test_an_empty_list_of_imports_is_none(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("imports:\nmodel: {arch: own_model}\n")
+    with pytest.raises(ConfigError) as caught:
+        Config(Namespace(cfg_path=path, options=[]))
+    assert [problem.key for problem in caught.value.problems] == ["model.arch"]

@@ -359,3 +359,10 @@ def test_import_costs_torch_only():
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_a_template_is_checked_also_where_no_prompt_is_drawn():
+    (problem,) = prompt_problems("", "Describe it.")
+    message = "model.prompt_template: 'Describe it.' has 0 {}; expected exactly one, where the prompt goes"
+    assert str(problem) == message
+    assert prompt_problems("", "") == prompt_problems("", "[INST] {} [/INST] ") == []

@@ -212,7 +212,7 @@ class EvalLoader(DataLoader):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
         generator = torch.Generator().manual_seed(place.seed)
         settings = {"num_workers": num_workers, "collate_fn": _collate_usable, "generator": generator}
-        super().__init__(dataset, batch_size, **settings)
+        super().__init__(dataset, batch_size, worker_init_fn=_outlive_the_trainer, **settings)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
