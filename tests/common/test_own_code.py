@@ -76,7 +76,7 @@ def test_a_module_that_fails_says_why_and_where(file, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "None is no module's name; write imports: [my_package.my_module], without / and .py"),
+        ([None], "None is no module's name; write imports: [my_package.my_module], without / and .py"),
         ({"a": 1}, "{'a': 1} is no module's name; write imports: [my_package.my_module], without / and .py"),
         ([3], "3 is no module's name; write imports: [my_package.my_module], without / and .py"),
         (["a/own_x"], "'a/own_x' is no module's name; write imports: [my_package.my_module], without / and .py"),
