@@ -268,7 +268,7 @@ class MiniGPTBase(BaseModel):
 
         It is found out once, and anew when weights of the LLM begin or cease to train; the log says which it is.
         """
-        trains = any(parameter.requires_grad for parameter in self.llama_model.parameters())
+        trains = language_model.trains(self.llama_model)
         if self.llm_backend is None or trains != self._llm_trained:
             self._llm_trained = trains
             with self.maybe_autocast():

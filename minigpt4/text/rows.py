@@ -76,7 +76,7 @@ def batch_rows(
     segments = []
     for number, num_images in enumerate(counts):
         sample = {key: samples[key][number] for key in ("text_input", "instruction", "turns") if samples.get(key)}
-        segments.append(sample_segments(sample, prompt, num_images, settings, encoder))
+        segments.append(sample_segments(sample, prompt, num_images, settings))
     starts = accumulate(counts, initial=0)
     return [
         _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder)
@@ -99,9 +99,7 @@ def context_ids(segments: Sequence[Segment], encoder: PromptEncoder, image_sizes
     return ids
 
 
-def sample_segments(
-    sample: dict, prompt: str, num_images: int, settings: TextSettings, encoder: PromptEncoder
-) -> list[Segment]:
+def sample_segments(sample: dict, prompt: str, num_images: int, settings: TextSettings) -> list[Segment]:
     """Return the segments of one training sample; see `batch_rows`."""
     turns, caption = sample.get("turns"), sample["text_input"]
     instruction = sample.get("instruction")
@@ -109,7 +107,7 @@ def sample_segments(
         answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
         return [*_prompt_with_images(prompt, num_images), answer]
     # questions, in the fixed text of the model's own template
-    template = _training_template(settings)
+    template = _training_template(settings.prompt_template, settings.end_sym)
     turns = turns or [(instruction, Text(caption, is_structure=True))]
     questions = _with_images([question for question, _ in turns], num_images)
     messages = []
@@ -120,15 +118,15 @@ def sample_segments(
     return dialogue_segments(template, messages)
 
 
-def _training_template(settings: TextSettings) -> Template:
+@lru_cache  # asked for each sample of each batch
+def _training_template(prompt_template: str, end_sym: str) -> Template:
     """Return the Template whose dialogue is `prompt_template` around each question and `end_sym` behind each answer."""
-    if not settings.prompt_template:
+    if not prompt_template:
         raise ValueError(
             "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
             "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
         )
-    template = template_for(settings.prompt_template, settings.end_sym)
-    return template.for_training(settings.prompt_template, settings.end_sym)
+    return template_for(prompt_template, end_sym).for_training(prompt_template, end_sym)
 
 
 def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:

@@ -106,7 +106,7 @@ class BaseDatasetBuilder:
         try:
             _processors(cfg, where)
         except ValueError as error:
-            problems.append(Problem(*str(error).split(": ", 1)))
+            problems.append(Problem.parse(error, where))
         # numbers
         for key, unit in (("sample_ratio", "a number"), ("batch_size", "an integer")):
             if cfg.get(key) is not None and not cfg[key] > 0:

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from minigpt4.models.llm import attention, lean, packing
+from minigpt4.models.llm.language_model import trains
 from minigpt4.models.llm.quantization import FP8Linear
 
 PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
@@ -49,7 +50,7 @@ def choose(llm: nn.Module, may_pack: bool = True, may_compile: bool = False) -> 
 def _obstacle(llm: nn.Module, backend: str) -> str | None:
     """Return why the LLM cannot take a backend, None if it can."""
     # layers computed here give no gradient to their weights
-    if backend != "packed" and any(parameter.requires_grad for parameter in llm.parameters()):
+    if backend != "packed" and trains(llm):
         return "weights of the LLM train"
     if backend != "packed" and not lean.fits(llm):
         return "other layers than LLaMA's"

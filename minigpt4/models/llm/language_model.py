@@ -72,6 +72,11 @@ def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer._tokenizer = Tokenizer.from_str(backend.to_str())
 
 
+def trains(llm: nn.Module) -> bool:
+    """Whether any weight of the LLM trains; it is frozen otherwise."""
+    return any(parameter.requires_grad for parameter in llm.parameters())
+
+
 def load_config(folder: str | Path) -> "PreTrainedConfig":
     """Return the configuration of a folder. Raises ValueError for an unknown or remote-code family."""
     from transformers import AutoConfig

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from minigpt4.models.llm.language_model import trains
+
 Context = Callable[[], AbstractContextManager]
 
 
@@ -32,7 +34,7 @@ def recompute(
 @contextmanager
 def recompute_layers(llm: nn.Module, context: Context = nullcontext) -> Iterator[None]:
     """`recompute` the layers of a model of transformers that are called inside the block."""
-    draws = any(parameter.requires_grad for parameter in llm.parameters())  # frozen, it is in evaluation mode
+    draws = trains(llm)  # frozen, it is in evaluation mode
     layers = next(part for part in llm.get_decoder().children() if isinstance(part, nn.ModuleList))
     usual = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
