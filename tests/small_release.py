@@ -125,20 +125,22 @@ def _write_llama(release):
     """Copy the golden LLM and teach it some English, so that it passes the check at start as Vicuna does."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from minigpt4.models.llm.language_model import SANITY_TEXT
-
     shutil.copytree(GOLDEN / "c_minigpt4/model/llama", release.llama)
     llm = AutoModelForCausalLM.from_pretrained(release.llama, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(release.llama)
+    teach_english(llm, AutoTokenizer.from_pretrained(release.llama), 3e-3, release.llama)
+
+
+def teach_english(llm, tokenizer, lr, folder):
+    """Train an LLM on the text of the check at start, so that it passes it, and save its weights in `folder`."""
+    from minigpt4.models.llm.language_model import SANITY_TEXT
+
     ids = tokenizer(SANITY_TEXT, return_tensors="pt").input_ids
-    optimizer = torch.optim.Adam(llm.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(llm.parameters(), lr=lr)
     for _ in range(60):
         optimizer.zero_grad()
         llm(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
-    save_file(
-        {name: tensor.contiguous() for name, tensor in llm.state_dict().items()}, release.llama / "model.safetensors"
-    )
+    save_file({name: tensor.contiguous() for name, tensor in llm.state_dict().items()}, folder / "model.safetensors")
 
 
 def picture(seed, size=(64, 48)):

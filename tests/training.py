@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import Dataset
 
+from minigpt4.common.registry import registry
 from minigpt4.models import BaseModel
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask
@@ -85,6 +86,17 @@ def settings(output_dir, **changes):
     }
     run_cfg = OmegaConf.merge(OmegaConf.structured(RunnerBase.Config), run)
     return SimpleNamespace(run_cfg=run_cfg, to_dict=lambda: {"run": OmegaConf.to_container(run_cfg)})
+
+
+def dataset_sections(storages, processor):
+    """Return the `datasets` section of shipped builders, {name: `build_info.storage`}, for images of 8 pixels."""
+    sections = OmegaConf.create()
+    for name, storage in storages.items():
+        section = OmegaConf.structured(registry.get_builder_class(name).Config)
+        section.build_info.storage = str(storage)
+        section.vis_processor.train = {"name": processor, "image_size": 8}
+        sections[name] = section
+    return sections
 
 
 def tiny_model(**kwargs):

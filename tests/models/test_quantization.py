@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from minigpt4.common.utils import expand_path
 from minigpt4.conversation.conversation import Chat
@@ -13,7 +12,7 @@ from minigpt4.models.llm.language_model import SANITY_TEXT
 from minigpt4.quickstart.prepare import cache_folder
 from tests.conversation.helpers import asked
 from tests.golden.model import golden_config
-from tests.small_release import picture
+from tests.small_release import picture, teach_english
 
 KINDS = ("int8", "fp8", "nf4", "int4")
 CPU = torch.device("cpu")
@@ -36,14 +35,8 @@ def small_llm(release, tmp_path_factory):
     config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
     torch.manual_seed(0)
     llm = LlamaForCausalLM(config)
-    ids = tokenizer(SANITY_TEXT, return_tensors="pt").input_ids
-    optimizer = torch.optim.Adam(llm.parameters(), lr=2e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        llm(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
     config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in llm.state_dict().items()}, folder / "model.safetensors")
+    teach_english(llm, tokenizer, 2e-3, folder)
     return folder
 
 

@@ -12,11 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.common.registry import registry
 from minigpt4.runners.run_state import Progress
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import ROOT, Images, TinyModel, batches, runner, settings, tiny_model
+from tests.training import ROOT, Images, TinyModel, batches, dataset_sections, runner, settings, tiny_model
 
 SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr": 1e-3, "resume_ckpt_path": "auto"}
 
@@ -37,12 +36,7 @@ def storages(tmp_path):
 def new_runner(output, storages, model=None, **changes):
     """Return a runner on real datasets; by default around a model with dropout."""
     cfg = settings(output, **{**SHORT, **changes})
-    cfg.datasets_cfg = OmegaConf.create()
-    for name, storage in storages.items():
-        section = OmegaConf.structured(registry.get_builder_class(name).Config)
-        section.build_info.storage = str(storage)
-        section.vis_processor.train = {"name": "blip2_image_train", "image_size": 8}
-        cfg.datasets_cfg[name] = section
+    cfg.datasets_cfg = dataset_sections(storages, "blip2_image_train")
     cfg.to_dict = lambda: {
         "run": OmegaConf.to_container(cfg.run_cfg),
         "datasets": OmegaConf.to_container(cfg.datasets_cfg),

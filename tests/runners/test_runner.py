@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.common.registry import registry
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import Images, batches, endless, runner, settings, tiny_model, trained, weights
+from tests.training import Images, batches, dataset_sections, endless, runner, settings, tiny_model, trained, weights
 
 TIME = r"\d+:\d\d:\d\d"
 
@@ -106,12 +104,7 @@ def test_validation_loss_is_in_the_log_of_every_epoch(tmp_path):
 
 def with_datasets(cfg, **storages):
     """Return the task's real datasets of a configuration with these `build_info.storage`."""
-    cfg.datasets_cfg = OmegaConf.create()
-    for name, storage in storages.items():
-        section = OmegaConf.structured(registry.get_builder_class(name).Config)
-        section.build_info.storage = str(storage)
-        section.vis_processor.train = {"name": "blip2_image_eval", "image_size": 8}
-        cfg.datasets_cfg[name] = section
+    cfg.datasets_cfg = dataset_sections(storages, "blip2_image_eval")
     return ImageTextPretrainTask().build_datasets(cfg)
 
 
