@@ -22,7 +22,6 @@ it under "stream". Set `start[worker]` to such a position and the stream resumes
 the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
-import glob
 import json
 import logging
 import random
@@ -30,23 +29,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset
 from webdataset.filters import shuffle
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from minigpt4.common.utils import expand_path, is_url, without_secrets
+from minigpt4.common.utils import is_url, without_secrets
 from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
 from minigpt4.datasets.datasets.remote import open_url
+from minigpt4.datasets.datasets.shard_list import expand_shards, open_file
+from minigpt4.datasets.datasets.tar_members import tar_members
+from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, TarSample, tar_samples
 from minigpt4.processors import ImageError, load_rgb
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CAPTION_EXTENSIONS = ("json", "txt")
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
 
 
@@ -57,28 +54,6 @@ class RawSample(NamedTuple):
     key: str
     members: dict
     extensions: tuple
-
-
-def expand_shards(location: str | Iterable[str]) -> list[str]:
-    """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
-
-    Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
-    """
-    shards = []
-    for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
-        if not isinstance(pattern, str):
-            raise ValueError(f"{pattern!r} is no path of a shard; expected text")
-        if not is_url(pattern):
-            if scheme := urlparse(pattern).scheme:
-                raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
-            pattern = str(expand_path(pattern))
-        try:
-            expanded = expand_urls(pattern)
-        except ValueError as error:
-            raise ValueError(f"'{pattern}': {error}; write ranges as {{00000..00099}}") from error
-        for shard in expanded:
-            shards += sorted(glob.glob(shard)) if not is_url(shard) and glob.has_magic(shard) else [shard]
-    return shards
 
 
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
@@ -194,25 +169,23 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                     yield raw
 
     def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
-        """Yield this split's raw samples of a tar; one that is missing, empty or cut off is counted and ends."""
-        found = False
+        """Yield this split's raw samples of a tar; one that is missing, empty or damaged is counted and ends."""
+        found = 0
         try:
-            with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
-                members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
-                # of members with the same name the first one is kept
-                for group in group_by_keys(members, handler=lambda error: True):
-                    found = True
-                    if self.holds(group["__key__"]):
-                        yield _raw_sample(shard, group)
+            with open_url(shard) if is_url(shard) else open_file(shard) as file:
+                for sample in tar_samples(tar_members(file, IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)):
+                    found += 1
+                    if self.holds(sample.key):
+                        yield _raw_sample(shard, sample)
                     elif counted and not self.is_val:
                         self.skips.held_out()
             if not found:
                 raise ValueError("the shard is empty")
-        except Exception as error:  # tar, gzip, curl and the file system raise almost anything
+        except Exception as error:  # curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
-                self.skips.skip("bad_shard", name, detail.replace(shard, name))
+                read = f"; {found:,} samples before that were read, the others are lost" if found else ""
+                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
         image, caption = read_image(raw), read_caption(raw)
@@ -238,7 +211,5 @@ def _file_name(shard: str) -> str:
     return without_secrets(shard).rsplit("/", 1)[-1]
 
 
-def _raw_sample(shard: str, group: dict) -> RawSample:
-    members = {name: data for name, data in group.items() if not name.startswith("__")}
-    known = {name: data for name, data in members.items() if name in IMAGE_EXTENSIONS + CAPTION_EXTENSIONS}
-    return RawSample(_file_name(shard), group["__key__"], known, tuple(sorted(members)))
+def _raw_sample(shard: str, sample: TarSample) -> RawSample:
+    return RawSample(_file_name(shard), sample.key, sample.members, sample.found())
