@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 64 << 20  # bytes of a member that is read; an image of the most pixels that are taken has less
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
-MAX_PADDING = 64 << 10  # bytes of zeros at the end; tar pads to 10 kB. More: a download that was not finished
+MAX_PADDING = 64 << 10  # bytes of zeros at the end; tar pads to 10 kB
 MAX_RATIO, RATIO_FROM = 100, 64 << 20  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
 _UNPACK = {b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 _OTHER_FORMATS = {
@@ -37,6 +37,10 @@ _NAMES_ONLY = {  # what has no bytes of its own here, whatever its size says
     tarfile.FIFOTYPE: "a FIFO",
     tarfile.DIRTYPE: "a folder",
 }
+
+
+class BehindTheEndError(ReadError):
+    """An archive was read to its end, and what follows it is no archive."""
 
 
 class Member(NamedTuple):
@@ -110,7 +114,7 @@ class _Archive:
     """The bytes of an archive in order, unpacked; `position` counts them."""
 
     def __init__(self, file: BinaryIO):
-        self.position = 0
+        self.position = self._begin = 0
         self._end = file.seek(0, 2) if file.seekable() else None
         if file.seekable():
             file.seek(0)
@@ -121,19 +125,34 @@ class _Archive:
             self._end = None
 
     def header(self) -> bytes | None:
-        """Return the next header, None at the archive's end: two blocks of zeros with no more but zeros behind them."""
+        """Return the next header, None at the end: two blocks of zeros, padding of zeros, nothing behind them.
+
+        Behind them another archive may follow, as `cat a.tar b.tar` writes it.
+        """
         start, zeros = self.position, 0
-        while (block := self._read(BLOCK)) and not any(block):
+        while (block := self._read(BLOCK)) and not any(block) and zeros <= MAX_PADDING:
             zeros += len(block)
-            if zeros > MAX_PADDING:
-                raise ReadError(f"more than {MAX_PADDING:,} bytes of zeros from byte {start:,} on: not written to its end")
-        if zeros < 2 * BLOCK and not block:
+        if zeros > MAX_PADDING:  # an unfinished download into a file of the whole size
+            raise ReadError(f"unexpected end of data at byte {start:,}: zeros follow")
+        if not block and zeros < 2 * BLOCK:
             raise ReadError(f"unexpected end of data at byte {self.position:,}: the mark of an archive's end is missing")
-        if 0 < zeros < 2 * BLOCK:
-            raise ReadError(f"a header of zeros at byte {start:,}")
-        if block and len(block) < BLOCK:
+        if block and zeros:
+            self._begin_another(block, start, zeros)
+        elif block and len(block) < BLOCK:
             raise ReadError(f"unexpected end of data at byte {self.position:,}")
         return block or None
+
+    def _begin_another(self, block: bytes, start: int, zeros: int) -> None:
+        """Take `block` for the first of another archive. Raises ReadError if it is none, or the zeros are no end mark."""
+        begin = start + zeros
+        is_padded = (begin - self._begin) % tarfile.RECORDSIZE == 0 and zeros < tarfile.RECORDSIZE + 2 * BLOCK
+        if zeros != 2 * BLOCK and not is_padded:
+            raise ReadError(f"damaged at byte {start:,}: {zeros:,} bytes of zeros in place of a member")
+        try:
+            _parsed(block, begin)
+        except ReadError as error:
+            raise BehindTheEndError(f"something else behind the archive's end, at byte {begin:,} ({error})") from None
+        self._begin = begin
 
     def padded(self, size: int) -> bytes:
         """Return `size` bytes; their padding to whole blocks is passed over."""

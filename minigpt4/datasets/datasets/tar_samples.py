@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tarfile import ReadError
 
-from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, Member
+from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSIONS = ("json", "txt")
@@ -53,8 +53,9 @@ def tar_samples(members: Iterable[Member]) -> Iterator[TarSample]:
             if not _is_meta(member.name):
                 key, extension = split_name(member.name)
                 yield from grouping.add(key, extension, member)
-    except ReadError:
-        grouping.waiting.pop(key, None)
+    except ReadError as error:
+        if not isinstance(error, BehindTheEndError):
+            grouping.drop(key)
         yield from grouping.rest()
         raise
     yield from grouping.rest()
@@ -96,11 +97,15 @@ class _Grouping:
         while self.bytes > MAX_WAITING and len(self.waiting) > 1:
             yield from self._give(next(iter(self.waiting)))
 
+    def drop(self, key: str | None) -> None:
+        """Forget a sample that waits, if there is one of this key."""
+        self.waiting.pop(key, None)
+        self.pairs = [pair for pair in self.pairs if pair != key]
+
     def rest(self) -> Iterator[TarSample]:
         """Yield what waits: pairs first, for what else bears a pair's name is no sample."""
         for key in [*self.pairs, *(key for key in self.waiting if key not in self.pairs)]:
-            if key in self.waiting:
-                yield from self._give(key)
+            yield from self._give(key)
 
     def _give(self, key: str) -> Iterator[TarSample]:
         sample = self.waiting.pop(key)

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset
-from webdataset.filters import shuffle
 
 from minigpt4.common.utils import is_url, without_secrets
 from minigpt4.datasets.datasets.annotations import read_text
@@ -45,6 +44,7 @@ from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXT
 from minigpt4.processors import ImageError, load_rgb
 
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
+SHUFFLE_BYTES = 1 << 30  # of a worker: with images of many megabytes the buffer holds fewer
 
 
 class RawSample(NamedTuple):
@@ -54,6 +54,10 @@ class RawSample(NamedTuple):
     key: str
     members: dict
     extensions: tuple
+
+    def size(self) -> int:
+        """Return the number of bytes of its members."""
+        return sum(map(len, self.members.values()))
 
 
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
@@ -155,7 +159,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
         dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
         rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
-        return shuffle(SHUFFLE_BUFFER, initial=100, rng=rng)(dealt)
+        return shuffled(dealt, rng)
 
     def _deal(self, shards: list[str], epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
         if len(shards) >= consumers:
@@ -184,7 +188,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         except Exception as error:  # curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                read = f"; {found:,} samples before that were read, the others are lost" if found else ""
+                read = f"; {found:,} samples of it were read, what follows is lost" if found else ""
                 self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
@@ -205,6 +209,32 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 except SkipSample:
                     continue
         raise self.skips.nothing_usable()
+
+
+def shuffled(samples: Iterator[RawSample], rng: random.Random) -> Iterator[RawSample]:
+    """Yield samples in an order drawn by `rng` from a buffer, as webdataset's `shuffle(1000, initial=100)` does."""
+    buffer, size = [], 0
+    for sample in samples:
+        # until it is full the buffer grows by one each time
+        new = [sample, *islice(samples, int(len(buffer) + 1 < SHUFFLE_BUFFER))]
+        buffer += new
+        size += sum(each.size() for each in new)
+        is_due = len(buffer) >= 100
+        while is_due or size > SHUFFLE_BYTES:
+            taken = _pick(buffer, rng)
+            size -= taken.size()
+            yield taken
+            is_due = False
+    while buffer:
+        yield _pick(buffer, rng)
+
+
+def _pick(buffer: list[RawSample], rng: random.Random) -> RawSample:
+    """Return a sample drawn from the buffer; the last one takes its place."""
+    place = rng.randint(0, len(buffer) - 1)
+    buffer[place], taken = buffer[-1], buffer[place]
+    buffer.pop()
+    return taken
 
 
 def _file_name(shard: str) -> str:
