@@ -141,8 +141,8 @@ def _has_some_shards(cfg: Config, name: str) -> bool:
 
 def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: int) -> Scan:
     """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
-    from minigpt4.datasets.datasets.shard_list import missing_shards
     from minigpt4.datasets.datasets.base_dataset import DataError, Place
+    from minigpt4.datasets.datasets.shard_list import missing_shards
 
     dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))

@@ -135,7 +135,9 @@ class _Archive:
         if zeros > MAX_PADDING:  # an unfinished download into a file of the whole size
             raise ReadError(f"unexpected end of data at byte {start:,}: zeros follow")
         if not block and zeros < 2 * BLOCK:
-            raise ReadError(f"unexpected end of data at byte {self.position:,}: the mark of an archive's end is missing")
+            raise ReadError(
+                f"unexpected end of data at byte {self.position:,}: the mark of an archive's end is missing"
+            )
         if block and zeros:
             self._begin_another(block, start, zeros)
         elif block and len(block) < BLOCK:

@@ -175,10 +175,14 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
     def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
         """Yield this split's raw samples of a tar; one that is missing, empty or damaged is counted and ends."""
         found = 0
+        worker, _ = worker_place()
+        self.whereabouts.reads(worker, self.shards.index(shard))
         try:
             with open_url(shard) if is_url(shard) else open_file(shard) as file:
                 for sample in tar_samples(tar_members(file, IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)):
                     found += 1
+                    if not self.skips.is_counting:
+                        self.whereabouts.pass_by(worker)
                     if self.holds(sample.key):
                         yield _raw_sample(shard, sample)
                     elif counted and not self.is_val:
