@@ -192,7 +192,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         except Exception as error:  # curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                read = f"; {found:,} samples of it were read, what follows is lost" if found else ""
+                read = f"; samples read of it: {found:,}, none behind that"
                 self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
