@@ -63,9 +63,10 @@ def tar_samples(members: Iterable[Member]) -> Iterator[TarSample]:
 
 def split_name(name: str) -> tuple[str, str]:
     """Return (what stands before the last dot of a file's name, folders included; the extension, in lower case)."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.rpartition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if dot else (name, "no extension")
+    if "." not in name.rpartition("/")[2]:
+        return name, "no extension"
+    key, extension = name.rsplit(".", 1)
+    return key, extension.lower()
 
 
 class _Grouping:
