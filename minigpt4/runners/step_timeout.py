@@ -45,7 +45,8 @@ class StepTimeout:
         Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
         """
         is_over = threading.Event()
-        self._count, self._since, self._beats = 0, time.monotonic(), {}
+        self._count, self._since = 0, time.monotonic()
+        self._beats.clear()
         if get_world_size() > 1:
             self._store = dist.PrefixStore("steps", dist.distributed_c10d._get_default_store())
             self._store.set(f"beat {get_rank()}", "0")
