@@ -53,9 +53,10 @@ def _take(path: Path, target: Path) -> int:
         except OSError as error:
             logging.warning("'%s' cannot be locked (%s); see to it that nothing else writes there", target, error)
         if _is_still_at(path, descriptor):
+            owner = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
             with suppress(OSError):  # a full disk: it is locked without a name
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}".encode())
+                os.write(descriptor, owner.encode())
             return descriptor
         os.close(descriptor)
 
