@@ -1,14 +1,13 @@
 """Two ranks: told to end, losing one, waiting for one; and going on afterwards."""
 
 import json
-import logging
-import multiprocessing
 import os
 import re
 import signal
-import sys
 import time
 from collections import deque
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +66,11 @@ def wait_for(process, tmp_path, name, step):
     assert process.poll() is None, said(tmp_path, name)[-3000:]
 
 
+def is_at_work(pid):
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
 def finish(process, tmp_path, name, code=0):
     assert (process.wait(timeout=240) == 0) == (code == 0), said(tmp_path, name)[-3000:]
 
@@ -86,12 +90,8 @@ def test_a_killed_worker_is_explained():
         deque(workers, maxlen=0)
 
 
-def rank_of_two(rank, folder, lose):
-    """Be a rank that makes exchanges as training does; `lose(rank, when)` is called before and behind each arrival."""
-    sys.stderr = open(folder / f"{rank}.txt", "w", buffering=1)  # noqa: SIM115
-    logging.basicConfig(stream=sys.stderr, force=True)
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def exchanges(lose, rank):
+    """Make exchanges as training does; `lose(rank, when)` is called before and behind each arrival."""
     timeout = StepTimeout(timeout_s=2)
     with timeout.watching():
         for number in range(4):
@@ -99,26 +99,7 @@ def rank_of_two(rank, folder, lose):
             timeout.arrived()
             lose(rank, f"within {number}")
             torch.distributed.all_reduce(torch.ones(3))
-    print("made all", file=sys.stderr)
-
-
-@pytest.fixture
-def two_ranks(tmp_path):
-    """Return a function that runs two forked ranks until rank 0 ends, and returns (its exit code, what it said)."""
-    started = []
-
-    def run(lose):
-        fork = multiprocessing.get_context("fork")
-        started.extend(fork.Process(target=rank_of_two, args=(rank, tmp_path, lose)) for rank in range(2))
-        for process in started:
-            process.start()
-        started[0].join(60)
-        return started[0].exitcode, (tmp_path / "0.txt").read_text()
-
-    yield run
-    for process in started:
-        process.kill()
-        process.join()
+    print("made all")
 
 
 def stop_within(rank, when):
@@ -139,13 +120,13 @@ def take_long(rank, when):
 
 @pytest.mark.parametrize("lose", [stop_within, stay_away])
 def test_a_rank_that_keeps_others_waiting_is_named_wherever_it_is(two_ranks, lose):
-    code, said = two_ranks(lose)
+    code, said, _ = two_ranks(partial(exchanges, lose))
     assert code == 1
     assert re.search(r"rank 0 waits for rank 1 since \d+ s \(run.step_timeout_s\); it did not make step 3", said)
 
 
 def test_a_rank_that_takes_its_time_is_waited_for(two_ranks):
-    code, said = two_ranks(take_long)
+    code, said, _ = two_ranks(partial(exchanges, take_long))
     assert code == 0 and said == "made all\n"
 
 
@@ -167,15 +148,15 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
     with capsys.disabled():
         print(f"\nSIGTERM to saved: {found[3]} s")
 
-    # one rank gets SIGINT: all of them end
+    # torchrun hands SIGUSR1 on only if it is asked to: it dies of it, and its ranks save and end
     process = command("told")
     wait_for(process, tmp_path, "told", 20)
     ranks = [pid for pid in children(process.pid) if children(pid)]
-    os.kill(ranks[1], signal.SIGINT)
-    finish(process, tmp_path, "told", code=1)
-    # on a busy machine torchrun may end that rank by SIGTERM while it leaves, because the other one left first
-    assert re.search(r"exitcode  : (130|-15)", said(tmp_path, "told"))
-    assert "ended by" in said(tmp_path, "told").split(found[0])[1]
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == -signal.SIGUSR1
+    while any(map(is_at_work, ranks)):
+        time.sleep(0.1)
+    assert said(tmp_path, "told").removeprefix(text).count("ended by SIGTERM") == 2
     finish(command("told"), tmp_path, "told")
     assert steps(tmp_path, "told") == steps(tmp_path, "whole")
     assert torch.equal(weights(tmp_path, "told"), weights(tmp_path, "whole"))
