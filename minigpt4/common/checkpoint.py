@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
     raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 
 
+def check_sums(path: str | Path, where: str, hint: str) -> None:
+    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not have its checksum: torch does not look.
+
+    Files from before torch 1.6 have none.
+    """
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            damaged = f"{type(error).__name__}, some part"
+        if damaged is not None:
+            raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+
+
 def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
     """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
 
@@ -80,10 +96,7 @@ def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) ->
     path = resolve_file(path_or_url, where)
     hint = f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
     state = load_pickle(path, where, hint)
-    if zipfile.is_zipfile(path):  # torch does not look at the checksums
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+    check_sums(path, where, hint)
     keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
     if missing := [key for key in KEYS if not isinstance(state, dict) or key not in state]:
         found = ", ".join(keys[:8])

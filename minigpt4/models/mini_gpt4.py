@@ -98,6 +98,8 @@ class MiniGPT4(MiniGPTBase):
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
         self.tower(cfg).load(self.visual_encoder, path, "model.vit_ckpt", hint)
+        if cfg.freeze_vit:
+            self.vision_identity["vit_ckpt"] = weights.identity(path)
         if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not cfg.freeze_vit):
             reason = "it trains" if not cfg.freeze_vit else "this run does not compute in half precision"
             logging.info("vision encoder in float32: %s", reason)
@@ -118,7 +120,10 @@ class MiniGPT4(MiniGPTBase):
         }
         hint = f"Expected the file of BLIP-2, or its dimensions in '{path.with_suffix('.json')}'"
         found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
+        weights.check_finite(found, "model.q_former_model", path)
         weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
+        if cfg.freeze_qformer:
+            self.vision_identity["q_former_model"] = weights.identity(path)
         logging.info("load checkpoint from %s", path)
         if cfg.freeze_qformer:
             logging.info("freeze Qformer")

@@ -44,6 +44,7 @@ class MiniGPTBase(BaseModel):
         self.prompt_list, self.prompt_template = [], cfg.prompt_template
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
         self.mask_eos_labels, self.llm_checkpointing = cfg.mask_eos_labels, cfg.llm_checkpointing
+        self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
         # how the LLM is run
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
@@ -115,7 +116,7 @@ class MiniGPTBase(BaseModel):
             path = resolve_file(cfg.ckpt, "model.ckpt")
             needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
-            weights.compare_llm(path, "model.ckpt", model.llm_identity)
+            weights.compare_identity(path, "model.ckpt", model.identity())
         return model.eval()
 
     @startup.phase("LLM")
@@ -180,9 +181,9 @@ class MiniGPTBase(BaseModel):
     # checkpoints
 
     def identity(self) -> dict:
-        """Return the LLM and the text around images that the weights are trained for, as plain values."""
+        """Return the frozen weights and the text around images that those which train belong to, as plain values."""
         text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
-        return {"llm": self.llm_identity, **text}
+        return {"llm": self.llm_identity, "vision": self.vision_identity, **text}
 
     def _release_parameters(self) -> dict[str, nn.Parameter]:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}

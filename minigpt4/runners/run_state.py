@@ -21,10 +21,10 @@ _FREE_KEYS = (
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
-    r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
+    r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
-# Settings that older checkpoints lack; they are now taken from the vision tower, as it always was.
-_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)"
+# What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files.
+_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.vision\..+"
 
 
 class Position(NamedTuple):
