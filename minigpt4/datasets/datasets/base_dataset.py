@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from minigpt4.datasets.datasets.whereabouts import Whereabouts
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
@@ -191,6 +192,7 @@ class BaseDataset:
         """Set the place in the run and start counting anew; before workers start."""
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
+        self.whereabouts = Whereabouts(num_workers)
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         """Make this the training or the validation split; once, before anything is read.
