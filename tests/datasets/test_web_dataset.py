@@ -72,7 +72,7 @@ def test_each_reason_has_its_count(tmp_path):
             "0": {"json": b'{"caption": "no image"}', "mp4": b"film"},
             "1": {"jpg": jpeg(1)},
             "2": {"jpg": jpeg(2), "json": b"{"},
-            "3": {"jpg": jpeg(3), "json": b'{"text": "other key"}'},
+            "3": {"jpg": jpeg(3), "json": b'{"width": 3}'},
             "4": {"jpg": jpeg(4), "json": b'{"caption": 7}'},
             "5": {"jpg": jpeg(5), "txt": b"\xff\xfe"},
             "6": {"png": bomb.getvalue(), "txt": b"70 million pixels"},
@@ -86,8 +86,9 @@ def test_each_reason_has_its_count(tmp_path):
     assert dataset.skips.report() == {
         "seen": 9,
         "no_image": 1,
-        "no_caption": 1,
-        "bad_caption": 4,
+        "no_caption": 2,
+        "bad_record": 1,
+        "bad_caption": 2,
         "bad_image": 1,
     }
 

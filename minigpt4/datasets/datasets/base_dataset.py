@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from minigpt4.common.utils import printable
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
@@ -30,6 +31,7 @@ class SkipSample(Exception):
     """One sample is unusable: `reason` is one of REASONS, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
+        detail = printable(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -47,7 +49,7 @@ def worker_place() -> tuple[int, int]:
 
 
 def _digest(text: str) -> "hashlib._Hash":
-    return hashlib.blake2b(text.encode(), digest_size=8)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)  # names need not be UTF-8
 
 
 @contextmanager
@@ -103,6 +105,7 @@ class SkipCounter:
         row = self.counts[worker_place()[0]]
         row[1 + REASONS.index(reason)] += 1
         # the first of each reason is logged, the last is kept for the error
+        where, detail = printable(where), printable(detail)
         self.first, self.last = self.first or detail, f"{where} {detail}"
         if row[1 + REASONS.index(reason)] == 1:
             message = "%s: skipped %s: %s (%s); more of these are only counted"

@@ -23,7 +23,6 @@ the epoch's shards are read again up to there, and nothing of that is decoded or
 """
 
 import glob
-import json
 import logging
 import random
 from collections import deque
@@ -40,8 +39,8 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from minigpt4.common.utils import expand_path, is_url, without_secrets
-from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
+from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.processors import ImageError, load_rgb
 
@@ -82,24 +81,13 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
 
 
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
-    """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
+    """Return the caption of a raw sample, or the (question, answer) pairs of its conversation.
 
     `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
     """
-    try:
-        record = json.loads(raw.members["json"]) if "json" in raw.members else {}
-        if "conversations" in record and "caption" not in record:
-            return read_text(record)
-        if "txt" in raw.members and "caption" not in record:
-            return raw.members["txt"].decode("utf-8")
-        if "json" in raw.members:
-            caption = record["caption"]
-            if not isinstance(caption, str):
-                raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
-            return caption
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
-    raise SkipSample("no_caption", ", ".join(raw.extensions))
+    if not raw.members.keys() & set(CAPTION_EXTENSIONS):
+        raise SkipSample("no_caption", ", ".join(raw.extensions))
+    return read_members(raw.members)
 
 
 def read_image(raw: RawSample) -> Image.Image:
