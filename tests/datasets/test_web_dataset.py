@@ -287,12 +287,12 @@ def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(ei
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_usable_sample_among_the_first_thousand_ends_the_run(tmp_path, num_workers):
-    samples = {f"{number:06d}": {"txt": b"a caption", "gif": b"GIF"} for number in range(PROBATION + 5)}
+    samples = {f"{number:06d}": {"txt": b"a caption", "heic": b"HEIC"} for number in range(PROBATION + 5)}
     dataset = stream(write_tar(tmp_path / "0.tar", samples))
     with pytest.raises(DataError) as error:
         next(loader([dataset], num_workers=num_workers))
     assert str(error.value) == (
-        "laion: 1000 of the first 1000 samples had no 'jpg' + 'json' pair (first keys: gif, txt); "
+        "laion: 1000 of the first 1000 samples had no 'jpg' + 'json' pair (first keys: heic, txt); "
         "see dataset/README_1_STAGE.md"
     )
     assert error.value.__suppress_context__

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from minigpt4.common.utils import printable
+from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
@@ -179,6 +180,7 @@ class BaseDataset:
     """
 
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
+    load_image = staticmethod(load_image)  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
 
     def __init__(self, vis_processor: Any, text_processor: Any = None, name: str = "dataset"):
         self.vis_processor, self.text_processor = vis_processor, text_processor

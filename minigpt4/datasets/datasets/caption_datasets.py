@@ -8,6 +8,7 @@ from typing import Any
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import IMAGE_SUFFIXES, ImageTextDataset
 from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.processors import load_rgb
 
 
 def read_annotations(path: str | Path) -> list[dict]:
@@ -52,6 +53,7 @@ class CaptionDataset(ImageTextDataset):
     """
 
     guide = "dataset/README_2_STAGE.md"
+    load_image = staticmethod(load_rgb)
 
     def __init__(
         self,

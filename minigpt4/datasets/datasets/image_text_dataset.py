@@ -13,7 +13,7 @@ from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, SkipSample
 from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
 from minigpt4.datasets.datasets.record_text import read_text
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.processors import ImageError
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 # Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".
@@ -139,7 +139,7 @@ class ImageTextDataset(BaseDataset, Dataset):
     def sample(self, path: Path, image: str, text: Any, epoch: int, label: str) -> dict:
         """Return the sample of an image file, called `image`, and its text. Raises SkipSample."""
         try:
-            pixels = load_rgb(path)
+            pixels = self.load_image(path)
         except FileNotFoundError as error:
             raise SkipSample("missing_file", f"no {image} in {self.vis_root}") from error
         except (ImageError, OSError) as error:

@@ -26,7 +26,7 @@ import glob
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -42,9 +42,9 @@ from minigpt4.common.utils import expand_path, is_url, without_secrets
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
 from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.processors import ImageError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 CAPTION_EXTENSIONS = ("json", "txt")
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
 
@@ -90,13 +90,13 @@ def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
     return read_members(raw.members)
 
 
-def read_image(raw: RawSample) -> Image.Image:
-    """Return the image of a raw sample as RGB. Raises SkipSample if there is none that can be decoded."""
+def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Return the image of a raw sample as RGB, made by `load`. Raises SkipSample if none can be decoded."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))
     try:
-        return load_rgb(raw.members[extension])
+        return load(raw.members[extension])
     except ImageError as error:
         raise SkipSample("bad_image", str(error)) from error
 
@@ -203,7 +203,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 self.skips.skip("bad_shard", name, detail.replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
-        image, caption = read_image(raw), read_caption(raw)
+        image, caption = read_image(raw, self.load_image), read_caption(raw)
         sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
         return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
 
