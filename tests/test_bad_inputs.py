@@ -576,7 +576,7 @@ ROWS = [
     Bad(
         "captions that are none",
         [
-            "error: laion: 1 of the first 1 samples were unusable (1 bad_caption; last: 00000.tar 0 caption is NoneType, not text); see dataset/README_1_STAGE.md"
+            "error: laion: 1 of the first 1 samples were unusable (1 bad_caption; last: 00000.tar 0 caption is null); see dataset/README_1_STAGE.md"
         ],
         make=shard_of(("0.jpg", JPEG), ("0.json", b'{"caption": null}')),
         yaml=STAGE_1,

@@ -26,6 +26,13 @@ def without_secrets(path_or_url: str | Path) -> str:
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 
+def printable(text: object, limit: int = 300) -> str:
+    """Return a text from outside as one line of a log: control characters escaped, at most `limit` characters."""
+    text = str(text)
+    text = text if len(text) <= limit else f"{text[:limit]}.."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def cached_path(path_or_url: str | Path) -> Path:
     """Return where a file is, or would be once downloaded, without touching the network."""
     if not is_url(path_or_url):
