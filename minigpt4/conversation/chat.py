@@ -89,7 +89,7 @@ class Chat:
             raise ValueError("the message is empty: type a question")
         if len(text) > MAX_MESSAGE_CHARS:
             raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
-        conv.append_question(text.encode("utf-8", "replace").decode())  # a lone surrogate breaks tokenizers
+        conv.append_question(text)
 
     # answers
 
@@ -166,7 +166,7 @@ class Chat:
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
         """Return the Context of the next answer, oldest turns left out where it would be too long."""
         conv = conv.without_open_answer()
-        if not conv.turns or not conv.turns[-1].is_user:
+        if not conv.messages or conv.messages[-1][0] != conv.roles[0]:
             raise ValueError("nothing to answer: the last message must be the user's; ask(text, conv) first")
         images = self._images(conv, img_list)
         # room for the prompt: what the LLM can take, less the answer
@@ -247,7 +247,5 @@ class Chat:
     def _close(self, conv: "Conversation", context: Context, ids: list[int]) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""
         text = AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
-        closed = conv.without_open_answer()
-        closed.append_message(conv.roles[1], text)
-        conv.turns = closed.turns
+        conv.append_answer(text)
         return text, np.array(ids, dtype=np.int64)

@@ -65,8 +65,10 @@ class PromptEncoder:
         ids_of = {content: [content] for content in contents if isinstance(content, int)}
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
+            # half of a surrogate pair, on which tokenizers fail, becomes U+FFFD
+            sound = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
             with _switching:
-                encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+                encoded = self.tokenizer(sound, add_special_tokens=False, split_special_tokens=True, verbose=False)
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of
 

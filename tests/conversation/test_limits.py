@@ -67,7 +67,7 @@ def test_overflow_leaves_out_old_text_and_never_the_image(chat, embeddings):
             _, ids = chat.answer(conv, images, on_notice=notices.append, **GREEDY)
         assert passes[0][1] + GREEDY["max_new_tokens"] <= longest
         assert max(highest for _, _, highest in passes) < longest
-        assert conv.turns[:-1] == before.turns  # what the person sees stays whole
+        assert conv.messages[:-1] == before.messages  # what the person sees stays whole
         assert len(ids) >= 1
     assert notices and all("images stay" in notice for notice in notices)
     context = chat._context(before, images, Request(Sampling(**GREEDY), on_notice=notices.append))
