@@ -38,7 +38,9 @@ def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversat
     device = resolve_device(device or cfg.run_cfg.device)
     model = registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg, device=device)
     chat = Chat(model, _image_processor(cfg))
-    return chat, Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
+    conv = Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
+    chat.check_template(conv.template)
+    return chat, conv
 
 
 def _image_processor(cfg: Config) -> Callable:

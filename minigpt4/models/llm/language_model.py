@@ -144,12 +144,14 @@ def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of the LLM's weight files: of their sizes and a sample of their bytes.
+    """Return a hash of the LLM's weight files, or of one file: of their sizes and a sample of their bytes.
 
     Equal weights that were saved in another way have another one.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in expand_path(folder).iterdir() if path.suffix in (".safetensors", ".bin")):
+    folder = expand_path(folder)
+    files = folder.iterdir() if folder.is_dir() else ()
+    for path in sorted(path for path in files if path.suffix in (".safetensors", ".bin")) or [folder]:
         size = path.stat().st_size
         digest.update(str(size).encode())
         with open(path, "rb") as file:
