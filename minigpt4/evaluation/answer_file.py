@@ -11,29 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from minigpt4.common.config import Config
 from minigpt4.common.lock import locked
 from minigpt4.common.registry import registry
+from minigpt4.common.utils import fingerprint
 
 _NO_MATTER = ("device_8bit", "prompt_path")  # keys of `model` that change no answer
 
 
 def settings_of(cfg: Config, **asked: Any) -> dict[str, Any]:
     """Return all that decides an answer: `asked`, the section `model`, the image processors. Files go by content."""
-    from minigpt4.models.llm.language_model import fingerprint
-
-    model = OmegaConf.to_container(cfg.model_cfg, resolve=True)
     files = registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg)
-    for key, value in model.items():
+    for key, value in cfg.model_cfg.items():
         path = Path(os.path.expanduser(os.path.expandvars(str(value))))
-        if path in files and path.exists():
-            model[key] = f"{path.name} ({fingerprint(path)[:16]})"
-    found = asked | {f"model.{key}": value for key, value in model.items() if key not in _NO_MATTER}
-    for name, section in cfg.datasets_cfg.items():
-        found[f"datasets.{name}.vis_processor"] = OmegaConf.to_container(section.vis_processor, resolve=True)
-    return found
+        is_file = path in files and path.exists()
+        if key not in _NO_MATTER:
+            asked[f"model.{key}"] = f"{path.name} ({fingerprint(path)[:16]})" if is_file else value
+    for name, section in cfg.to_dict()["datasets"].items():
+        asked[f"datasets.{name}.vis_processor"] = section["vis_processor"]
+    return asked
 
 
 class AnswerFile:
