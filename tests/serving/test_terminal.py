@@ -94,7 +94,7 @@ class Keyboard:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
                 os.environ["TERM"] = "xterm"
                 os.chdir(folder)
-                sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))
+                sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
                 os._exit(Terminal(chat, CONV_VISION, temperature=0, max_new_tokens=6).run())
             finally:
                 traceback.print_exc()
