@@ -200,7 +200,11 @@ class Chat:
         if room < 1:
             raise ValueError(f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens")
 
-        def opened(conv: "Conversation") -> tuple[int, ...]:
+        def opened(conv: "Conversation") -> Sequence[int]:
+            # characters alone may tell that it is too long: then it costs no tokenising
+            at_least = conv.num_chars // self.encoder.longest_token
+            if at_least > limit:
+                return range(at_least)
             conv = conv.copy()
             conv.append_message(conv.roles[1], None)
             return self._ids(conv, images)

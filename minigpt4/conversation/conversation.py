@@ -143,6 +143,10 @@ class Conversation:
     def num_images(self) -> int:
         return sum(message.num_images for _, message in self._read() if message is not None)
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.system) + sum(len(message) for _, message in self._read() if message)
+
     def copy(self) -> "Conversation":
         """Return an independent copy."""
         return self._with(self.messages)

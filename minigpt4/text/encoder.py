@@ -30,6 +30,11 @@ class PromptEncoder:
         """Token text -> id of every special token."""
         return {token.content: index for index, token in self._special_tokens.items()}
 
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
     @property
     def bos(self) -> list[int]:
         """What every sequence begins with: the id of BOS; nothing for a tokenizer without one."""
