@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import CheckpointError, check_sums, load_pickle
-from minigpt4.common.utils import check_not_html, fingerprint
+from minigpt4.common.checkpoint import CheckpointError, check_sums, check_weights, load_pickle
+from minigpt4.common.utils import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
@@ -55,7 +55,7 @@ def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, t
     """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
 
     `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
-    Raises CheckpointError if the file is damaged, would run code, or holds something else; ValueError for a web page.
+    Raises CheckpointError if the file is damaged, would run code, or holds something else, such as a web page.
     """
     if path.suffix == ".safetensors":
         state = _read_safetensors(path, where)
@@ -76,7 +76,7 @@ def _read_safetensors(path, where):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_not_html(path, where)
+    check_weights(path, where)
     try:
         return load_file(path)
     except SafetensorError as error:

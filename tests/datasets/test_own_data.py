@@ -181,8 +181,8 @@ def test_any_section_may_name_its_builder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     sections = "  pets: {builder: image_text_jsonl, build_info: {storage: a.json, images: b}}\n  laion: {}\n"
     vision = {key: tmp_path / key for key in ("vit_ckpt", "q_former_model")}
-    for path in vision.values():
-        path.touch()
+    for path in [*vision.values(), tmp_path / "pytorch_model.bin"]:
+        path.write_bytes(b"PK\3\4")
     (tmp_path / "c.yaml").write_text(
         f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna, llama_model: {tmp_path}}}\ndatasets:\n{sections}"
     )
