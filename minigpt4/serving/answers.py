@@ -96,24 +96,18 @@ class Place:
 
 
 class Listener:
-    """Somebody who asked; `is_listening` looks whether what was sent so far has been read."""
+    """Somebody who asked; `is_listening` tells whether they take what is sent to them."""
 
     def __init__(self, is_listening: Callable[[], bool]):
         self._is_listening, self._heard = is_listening, time.monotonic()
 
-    @property
-    def has_left(self) -> bool:
-        """Whether nothing has been read for long."""
-        if self._is_listening():
+    def stay(self) -> bool:
+        """Return whether they listen. Raises ConnectionError when they have not for long."""
+        if is_listening := self._is_listening():
             self._heard = time.monotonic()
-        return time.monotonic() - self._heard > PATIENCE_S
-
-    async def arrive(self) -> None:
-        """Return when somebody listens. Raises ConnectionError when nobody does."""
-        while not self._is_listening():
-            if self.has_left:
-                raise ConnectionError("nobody waits for this answer")
-            await asyncio.sleep(0.05)
+        if time.monotonic() - self._heard > PATIENCE_S:
+            raise ConnectionError("nobody waits for this answer")
+        return is_listening
 
 
 class Answers:
@@ -134,13 +128,13 @@ class Answers:
         """
         stop, notices = threading.Event(), deque()
         with self.line.place() as place:
-            # the listener may leave while waiting; then the model never hears of it
+            # who leaves while waiting, or never listens, costs the model nothing
             while place.before:
                 yield place.before
-                if listener.has_left:
-                    raise ConnectionError("nobody waits for this answer")
                 await place.wait(1)
-            await listener.arrive()
+                listener.stay()
+            while not listener.stay():
+                await asyncio.sleep(0.05)
             # the thread writes into `turn`; the loop below looks how far it is
             session.stop = stop
             shared = {"stop_event": stop, "on_notice": notices.append}
@@ -149,8 +143,7 @@ class Answers:
                 async for _ in steps:
                     while notices:
                         on_notice(notices.popleft())
-                    if listener.has_left:
-                        raise ConnectionError("nobody reads this answer")
+                    listener.stay()
                     yield 0
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import gradio as gr
 
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
+from minigpt4.serving.limits import Streams
 from minigpt4.serving.session import Session, Turn
 
 
 class Api:
     """Calls of programs; `defaults` are the first values of the settings, `folder` holds what was uploaded."""
 
-    def __init__(self, answers: Answers, defaults: dict, blocks: gr.Blocks, folder: Path):
+    def __init__(self, answers: Answers, defaults: dict, streams: Streams, folder: Path):
         self.answers, self.defaults = answers, defaults
-        self.blocks, self.folder = blocks, folder
+        self.streams, self.folder = streams, folder
 
     async def chat(
         self,
@@ -41,7 +42,7 @@ class Api:
         }
         try:
             turn = self.turn(question, images)
-            listener = listener_of(request, self.blocks)
+            listener = Listener(lambda: self.streams.is_open(request.session_hash))
             pieces = self.answers.write(Session(), turn, checked(settings), listener, gr.Warning)
             async with aclosing(pieces) as steps:
                 async for _ in steps:
@@ -64,16 +65,6 @@ class Api:
 
     def _is_uploaded(self, path: str) -> bool:
         return "\0" not in path and Path(path).resolve().is_relative_to(self.folder.resolve())
-
-
-def listener_of(request: gr.Request, blocks: gr.Blocks) -> Listener:
-    """Return who sent `request`: they listen as long as they take what gradio sends them."""
-
-    def is_listening() -> bool:
-        unread = blocks._queue.pending_messages_per_session.get(request.session_hash)
-        return unread is not None and unread.empty()
-
-    return Listener(is_listening)
 
 
 def said(error: Exception) -> gr.Error:

@@ -38,6 +38,7 @@ def demo(args: Namespace) -> None:
 def _environment_of_gradio(server_name: str) -> Iterator[None]:
     """Set what gradio reads when it is imported. Raises OSError where there is no room for uploads."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)  # or each event costs a table of all before
     # it asks its own page whether it is there, which no proxy can tell it
     own = ["localhost", "127.0.0.1", "::1", server_name.strip("[]")]
     known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]

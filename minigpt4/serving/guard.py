@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt4.serving.limits import Refusal, Tries, network_of, whole
+from minigpt4.serving.limits import Refusal, Streams, Tries, network_of, whole
 from minigpt4.serving.uploads import Uploads
 
 API = "/gradio_api/"
@@ -91,10 +91,10 @@ def _addresses(name: str) -> set[str]:
 
 
 class Guard:
-    """ASGI middleware; `hosts` and `uploads` are the server's, which changes them as it runs."""
+    """ASGI middleware; the page reads `streams` and adds to `hosts`."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts, uploads: Uploads):
-        self.app, self.hosts, self.uploads = app, hosts, uploads
+    def __init__(self, app: ASGIApp, hosts: Hosts, uploads: Uploads, streams: Streams):
+        self.app, self.hosts, self.uploads, self.streams = app, hosts, uploads, streams
         self.tries = Tries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +124,9 @@ class Guard:
             self.uploads.check(visitor, path.removeprefix(f"{API}file="))
         if path == "/login":
             send = self._counted(scope, send)
-        await self.app(scope, await whole(receive, headers), self.uploads.introduced(scope, visitor, send))
+        receive = await whole(receive, headers)
+        with self.streams.opened(scope):
+            await self.app(scope, receive, self.uploads.introduced(scope, visitor, send))
 
     def _counted(self, scope: Scope, send: Send) -> Send:
         attempt = self.tries.begin(network_of(scope))

@@ -3,9 +3,11 @@
 import ipaddress
 import re
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope
 
 MOST_BYTES = 2 * 2**20  # of a request that uploads nothing
@@ -42,6 +44,30 @@ class Tries:
         """Forget a try: the password was right."""
         if attempt in self._tries:
             self._tries.remove(attempt)
+
+
+class Streams:
+    """The open streams by which answers reach browsers and programs, by gradio's name of the session."""
+
+    def __init__(self):
+        self._open = Counter()
+
+    def is_open(self, session: str) -> bool:
+        """Return whether somebody listens to a session."""
+        return self._open[session] > 0
+
+    @contextmanager
+    def opened(self, scope: Scope) -> Iterator[None]:
+        """Count a request, if it is one that listens, while the context lasts."""
+        folder, name = scope["path"].rsplit("/", 1)
+        session = QueryParams(scope["query_string"]).get("session_hash") if name == "data" else None
+        session = name if folder.endswith("/call/chat") else session
+        self._open[session] += 1
+        try:
+            yield
+        finally:
+            self._open[session] -= 1
+            self._open += Counter()  # drops what is at zero
 
 
 def network_of(scope: Scope) -> str:

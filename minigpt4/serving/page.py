@@ -14,9 +14,10 @@ from starlette.middleware import Middleware
 from minigpt4.common.config import Config
 from minigpt4.common.utils import is_url
 from minigpt4.conversation.conversation import Chat, Conversation
-from minigpt4.serving.answers import SETTINGS, Answers, checked
-from minigpt4.serving.api import Api, listener_of, said
+from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
+from minigpt4.serving.api import Api, said
 from minigpt4.serving.guard import Guard, Hosts
+from minigpt4.serving.limits import Streams
 from minigpt4.serving.session import Session, Sessions, Turn
 from minigpt4.serving.shown import about, messages
 from minigpt4.serving.uploads import Uploads
@@ -44,18 +45,22 @@ class Page:
         self.answers, self.cfg = Answers(chat, template), cfg
         self.defaults = {name: setting.first for name, setting in SETTINGS.items()} | settings
         self.sessions = Sessions(age_s=FORGET_AFTER_S)
+        self.streams = Streams()
         self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
 
     def launch(self, args: Namespace) -> None:
         """Serve until the program is interrupted; `args` are those of demo.py."""
         gr.set_static_paths(list(EXAMPLES))
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
-        edges = {"border_color_primary": "*neutral_300", "input_border_color": "*neutral_300"}  # the theme's are too faint
-        hosts, self.blocks = Hosts(args.server_name), self._build()
-        guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES))
+        edges = {
+            "border_color_primary": "*neutral_300",
+            "input_border_color": "*neutral_300",
+        }  # the theme's are too faint
+        hosts, blocks = Hosts(args.server_name), self._build()
+        guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
         # the line is the page's own; gradio only has to hold as many as may stand in it
-        self.blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
-        share_url = self.blocks.launch(
+        blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
+        share_url = blocks.launch(
             server_name=args.server_name,
             server_port=args.server_port,
             share=args.share,
@@ -75,7 +80,7 @@ class Page:
             prevent_thread_lock=True,
         )[2]
         hosts.add(share_url)
-        self.blocks.block_thread()
+        blocks.block_thread()
 
     def _build(self) -> gr.Blocks:
         with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
@@ -108,7 +113,7 @@ class Page:
             self.session = gr.State(Session(), time_to_live=FORGET_AFTER_S, **forget_old)
             self.tab = gr.Textbox(visible=False)  # what page.js calls this tab of the browser
             self._connect(blocks)
-            api = Api(self.answers, self.defaults, blocks, self.folder)
+            api = Api(self.answers, self.defaults, self.streams, self.folder)
             gr.api(api.chat, api_name="chat", concurrency_limit=None)
         for block in blocks.blocks.values():
             _only_uploads(block)
@@ -193,7 +198,7 @@ class Page:
         try:
             settings = checked(dict(zip(self.controls, controls, strict=True)))
             self.sessions.use(session)
-            listener = listener_of(request, self.blocks)
+            listener = Listener(lambda: self.streams.is_open(request.session_hash))
             async with aclosing(self.answers.write(session, turn, settings, listener, gr.Warning)) as steps:
                 async for before in steps:
                     is_news, shown = (before, turn.answer) != shown, (before, turn.answer)
