@@ -21,8 +21,7 @@ _TOKEN = re.compile(
     | (?:mr|mrs|ms|dr|st|jr|sr|prof|vs|etc)\.      # titles and abbreviations keep their period
     | \d+(?:[.,:/]\d+)+                            # 3.5 1,000 10:30 1/2
     | o'clock
-    | {_LETTER}+(?=n't\b)                          # do|n't
-    | n't\b
+    | n't\b                                        # do|n't
     | '(?:s|m|d|re|ve|ll|em)\b                     # man|'s
     | {_LETTER}+(?:[-/_]{_LETTER}+)*(?<!n(?='t\b)) # dog, t-shirt, black/white
     | \.{{2,}} | -+ | [!?]+ | ``|'' | \S
