@@ -10,7 +10,7 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_annotations
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, check_images, read_annotations
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
 from minigpt4.processors import load_image, load_rgb
 
@@ -97,4 +97,4 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
             problems.append(f"'{folder}' has no folder image/")
         if problems:
             raise ValueError(*problems)
-        read_annotations(folder / "filter_cap.json")
+        check_images(read_annotations(folder / "filter_cap.json"), folder / "image")
