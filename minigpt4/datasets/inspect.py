@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError, add_config_arguments
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import is_url
+from minigpt4.common.utils import is_url, printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 SCAN = 2000  # samples of each dataset, some seconds
@@ -236,7 +236,7 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
     for found in scans:
         cards = []
         for sample, _ in found.shown:
-            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
+            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {printable(sample['sample_id'], 1000)}")
             pixels = sample["images"] if "images" in sample else [sample["image"]]
             images = list(map(found.dataset.vis_processor.to_image, pixels))
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))
