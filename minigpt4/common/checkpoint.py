@@ -21,6 +21,7 @@ import torch
 from minigpt4.common.utils import check_not_html, resolve_file
 
 KEYS = ("model", "optimizer", "config", "scaler", "epoch")
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 class CheckpointError(ValueError):
@@ -32,7 +33,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
 
     It is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             torch.save(state, file)
@@ -73,9 +74,9 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
 
 
 def check_sums(path: str | Path, where: str, hint: str) -> None:
-    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not have its checksum: torch does not look.
+    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not have its checksum.
 
-    Files from before torch 1.6 have none.
+    torch does not look at them; files from before torch 1.6 have none.
     """
     if zipfile.is_zipfile(path):
         try:
@@ -134,6 +135,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
 def remove(path: Path) -> None:
     """Delete a file that may be there; what cannot be deleted is a warning."""
     try:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink(missing_ok=True)
     except OSError as error:
         logging.warning("cannot remove %s (%s)", path, error)

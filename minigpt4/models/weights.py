@@ -187,8 +187,8 @@ def check_finite(found: Tensors, where: str, path: Path | str) -> None:
                 wrong = "that are not finite"
     if bad:
         raise CheckpointError(
-            f"{where}: '{path}' holds numbers {wrong}: {_listed('bad', bad)}. The training that wrote it had failed, or "
-            "the file is damaged; use an earlier checkpoint"
+            f"{where}: '{path}' holds numbers {wrong}: {_listed('bad', bad)}. The training that wrote it had failed, "
+            "or the file is damaged; use an earlier checkpoint"
         )
 
 

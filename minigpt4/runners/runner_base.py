@@ -22,7 +22,7 @@ from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
 from minigpt4.runners.report import introduce, print_skipped, sum_up
 from minigpt4.runners.run_config import RunConfig, find_problems
-from minigpt4.runners.run_folder import AUTO, checkpoint_name, new_folder, newest_checkpoint, prune
+from minigpt4.runners.run_folder import AUTO, Hold, checkpoint_name, new_folder, newest_checkpoint, prune, time_name
 from minigpt4.runners.run_state import Position, Progress, random_state_kept
 
 Batches = Iterator[dict[str, Any]]
@@ -47,6 +47,7 @@ class RunnerBase(TrainingLoop):
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
         self.output_dir = self.log = self.last_checkpoint = None
+        self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
     @classmethod
@@ -95,8 +96,13 @@ class RunnerBase(TrainingLoop):
         """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
 
         `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; by default the datasets'.
-        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, a loss of nan.
+        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, another run in
+        its folder, a loss of nan.
         """
+        with self._hold:
+            return self._train(loader)
+
+    def _train(self, loader: Batches | None) -> dict[str, float] | None:
         if self.run_cfg.resume_ckpt_path:
             self._load()
         if self.run_cfg.evaluate:
@@ -147,6 +153,7 @@ class RunnerBase(TrainingLoop):
         """Save if it is time to, within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
+        self.output_dir = self.log.folder = self._hold.followed(self.output_dir)
         if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
             position = Position(epoch, metrics.index)
             self._end_if_told(position, self._save(position, metrics))
@@ -164,6 +171,7 @@ class RunnerBase(TrainingLoop):
 
     def _nothing_left(self, loader: Batches | None) -> None:
         if self.output_dir:  # it may have ended before its last words
+            self._hold.lock(self.output_dir)
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
             self._end_epoch(self.resumed.stats)
@@ -199,6 +207,8 @@ class RunnerBase(TrainingLoop):
         where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
         if is_auto := path == AUTO:
             root = expand_path(self.run_cfg.output_dir)
+            if not self.run_cfg.evaluate:
+                self._hold.lock(root)
             path = from_main(lambda: newest_checkpoint(root))
             if path is None:
                 logging.info("No checkpoint below %s: starting from the beginning", root)
@@ -244,8 +254,9 @@ class RunnerBase(TrainingLoop):
     def _open_output(self) -> None:
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
         if not self.output_dir:
-            root, name = expand_path(self.run_cfg.output_dir), self.job_id or time.strftime("%Y%m%d%H%M")
+            root, name = expand_path(self.run_cfg.output_dir), self.job_id or time_name()
             self.output_dir = from_main(lambda: new_folder(root, name))
+        self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
         self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
         self.log.config(self.config.to_dict())
