@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint
+from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint, understood
 from minigpt4.common.config import Config as WholeConfig
 from minigpt4.common.config import Problem
 from minigpt4.common.device import explained_out_of_memory
@@ -136,7 +136,8 @@ class RunnerBase(TrainingLoop):
             max_skipped, log_freq = run_cfg.max_skipped_updates, run_cfg.log_freq
             metrics = MetricLogger(epoch, num_steps, log_freq, self.device, self.log, samples_seen, max_skipped)
             if epoch == self.start.epoch:
-                metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
+                with self._understood("progress"):
+                    metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
             means = self.train_epoch(epoch, metrics)
             samples_seen = metrics.samples_seen
             stats = {f"train_{name}": value for name, value in means.items()}
@@ -215,20 +216,28 @@ class RunnerBase(TrainingLoop):
                 return
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
-        self.model.load_trainable(state["model"], where, path=self.resumed_from)
+        with self._understood("model"):
+            self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if self.run_cfg.evaluate:
             return
-        load_optimizer(self.optimizer, state["optimizer"], where)
-        if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
-            self.scaler.load_state_dict(state["scaler"])
+        with self._understood("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"], where)
+        with self._understood("scaler"):
+            if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
+                self.scaler.load_state_dict(state["scaler"])
         # what an exact resume needs; 2023's checkpoints are of the end of an epoch
-        progress = Progress.of_checkpoint(state)
-        self.start = progress.position if progress else Position(int(state["epoch"]) + 1, 0)
+        with self._understood("progress"):
+            progress = Progress.of_checkpoint(state)
+        with self._understood("epoch"):
+            self.start = progress.position if progress else Position.after_epoch(state["epoch"])
         self._saved_step = self.start.step
         if progress and self.run_cfg.resume_mode == "exact":
             self.resumed = progress
             if is_auto:
                 self.output_dir = self.resumed_from.parent
+
+    def _understood(self, key: str) -> AbstractContextManager:
+        return understood(key, "run.resume_ckpt_path", self.resumed_from)
 
     def _open_data(self, loader: Batches | None) -> None:
         """Set the train loader, resumed where the run was, and the length of an epoch."""
@@ -242,14 +251,17 @@ class RunnerBase(TrainingLoop):
             if self.start.step >= self.iters_per_epoch:
                 self.start = Position(self.start.epoch + 1, 0)
             return
-        if lines := self.resumed.differences(self):
+        with self._understood("config' or 'progress"):
+            lines = self.resumed.differences(self)
+        if lines:
             raise CheckpointError(
                 f"run.resume_ckpt_path: '{self.resumed_from}' is of a run with other settings and cannot be resumed "
                 "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
                 "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
             )
-        if data := self.resumed.mine["data"]:
-            self.train_loader.resume(data)
+        with self._understood("progress"):
+            if data := self.resumed.mine["data"]:
+                self.train_loader.resume(data)
 
     def _open_output(self) -> None:
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
