@@ -150,10 +150,20 @@ def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """Return on every rank what ``make()`` returns on rank 0, the only rank that calls it."""
-    box = [make() if is_main_process() else None]
+    """Return on every rank what ``make()`` returns on rank 0, the only rank that calls it.
+
+    A ValueError or OSError that it raises there is raised on every rank.
+    """
+    box = [None, None]
+    if is_main_process():
+        try:
+            box[0] = make()
+        except (ValueError, OSError) as error:
+            box[1] = error
     if is_distributed():
         dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
 
 
