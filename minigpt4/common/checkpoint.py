@@ -12,12 +12,13 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minigpt4.common.utils import check_not_html, resolve_file
+from minigpt4.common.utils import not_weights, resolve_file
 
 KEYS = ("model", "optimizer", "config", "scaler", "epoch")
 
@@ -52,12 +53,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
         remove(partial)
 
 
+def check_weights(path: str | Path, where: str) -> None:
+    """Raise CheckpointError that names the key `where` if the first bytes of a file say that it is no weights."""
+    if found := not_weights(path):
+        raise CheckpointError(f"{where}: '{path}' {found}")
+
+
 def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
     """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
 
-    Raises CheckpointError, ending in `hint`, if it is damaged or would run code; ValueError for HTML.
+    Raises CheckpointError, ending in `hint`, if it is damaged is no weights at all, or would run code.
     """
-    check_not_html(path, where)
+    check_weights(path, where)
     mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -71,6 +78,21 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
     raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 
 
+def check_sums(path: str | Path, where: str, hint: str) -> None:
+    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not have its checksum: torch does not look.
+
+    Files from before torch 1.6 have none.
+    """
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            damaged = f"{type(error).__name__}, some part"
+        if damaged is not None:
+            raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+
+
 def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
     """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
 
@@ -80,10 +102,7 @@ def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) ->
     path = resolve_file(path_or_url, where)
     hint = f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
     state = load_pickle(path, where, hint)
-    if zipfile.is_zipfile(path):  # torch does not look at the checksums
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+    check_sums(path, where, hint)
     keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
     if missing := [key for key in KEYS if not isinstance(state, dict) or key not in state]:
         found = ", ".join(keys[:8])

@@ -8,6 +8,7 @@ no buffer is ever looked at or sent.
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -37,9 +38,10 @@ def is_main_process() -> bool:
 
 
 def main_print(*args: Any) -> None:
-    """Print to stdout, from rank 0 only."""
+    """Print to stdout, from rank 0 only. Where that is gone or full (a closed terminal, a pipe), a line is lost."""
     if is_main_process():
-        print(*args, flush=True)
+        with suppress(OSError):
+            print(*args, flush=True)
 
 
 class Launch(NamedTuple):

@@ -47,8 +47,8 @@ def _take(path: Path, target: Path) -> int:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise InUseError(
-                f"'{target}' is being written by {owner}; wait for its end, end it, or write elsewhere. If that machine "
-                f"is gone and its lock was not released, delete '{path}'"
+                f"'{target}' is being written by {owner}; wait for its end, end it, or write elsewhere. If that "
+                f"machine is gone and its lock was not released, delete '{path}'"
             ) from None
         except OSError as error:
             logging.warning("'%s' cannot be locked (%s); see to it that nothing else writes there", target, error)

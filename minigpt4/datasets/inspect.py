@@ -126,8 +126,8 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def _has_some_shards(cfg: Config, name: str) -> bool:
-    from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder, missing_shards
-    from minigpt4.datasets.datasets.web_dataset import expand_shards
+    from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder
+    from minigpt4.datasets.datasets.shard_list import expand_shards, missing_shards
 
     section = cfg.datasets_cfg[name]
     if not issubclass(registry.get_builder_class(section.get("builder") or name), ShardsBuilder):
@@ -141,8 +141,8 @@ def _has_some_shards(cfg: Config, name: str) -> bool:
 
 def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: int) -> Scan:
     """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
-    from minigpt4.datasets.builders.image_text_pair_builder import missing_shards
     from minigpt4.datasets.datasets.base_dataset import DataError, Place
+    from minigpt4.datasets.datasets.shard_list import missing_shards
 
     dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))

@@ -18,6 +18,7 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import read_ahead, startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
 from minigpt4.runners.report import introduce, print_skipped, sum_up
@@ -110,7 +111,8 @@ class RunnerBase(TrainingLoop):
         self._open_output()
         introduce(self)
         try:
-            with self.interruption.listening(), self.step_timeout.watching():
+            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -136,7 +138,7 @@ class RunnerBase(TrainingLoop):
             stats = {f"train_{name}": value for name, value in means.items()}
             is_saved = self._save(Position(epoch + 1, 0), metrics, stats)
             if epoch + 1 < self.max_epoch:
-                self._end_if_told(epoch + 1, 0)
+                self._end_if_told(Position(epoch + 1, 0), is_saved)
             self._end_epoch(stats)
             dist_utils.barrier()
         sum_up(self, time.time() - begin, samples_seen)
@@ -148,12 +150,14 @@ class RunnerBase(TrainingLoop):
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
         if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
-            self._save(Position(epoch, metrics.index), metrics)
-            self._end_if_told(epoch, metrics.index)
+            position = Position(epoch, metrics.index)
+            self._end_if_told(position, self._save(position, metrics))
 
-    def _end_if_told(self, epoch: int, step: int) -> None:
+    def _end_if_told(self, position: Position, is_saved: bool) -> None:
+        """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
         if self._is_ending:
-            raise self.interruption.ended(self.last_checkpoint, epoch, step)
+            is_saved, path = from_main(lambda: (is_saved, self.last_checkpoint or self.resumed_from))
+            raise self.interruption.ended(is_saved, path, *position)
 
     def _end_epoch(self, stats: dict[str, float] | None) -> None:
         """Evaluate, and write the epoch's line of `log.txt` unless it is there."""
@@ -177,7 +181,8 @@ class RunnerBase(TrainingLoop):
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
         self._open_output()
-        losses = self._split_losses(loaders)
+        with data_watched(self.run_cfg.step_timeout_s, self.interruption):
+            losses = self._split_losses(loaders)
         self.log.epoch(losses)
         main_print(f"Evaluation time {whole_seconds(time.time() - begin)}")
         return losses

@@ -42,10 +42,10 @@ FAULTS = {
         "bad_caption",
         'message 0 is {"from": "gpt", "value": "A dog."}; expected {"from": "human", "value": text}',
     ),
-    "other keys": (
+    "no content": (
         '{"image": "a.jpg", "conversations": [{"role": "user", "content": "x"}, {"role": "assistant"}]}',
         "bad_caption",
-        'message 0 is {"role": "user", "content": "x"}; expected {"from": "human", "value": text}',
+        'message 1 is {"role": "assistant"}; expected {"from": "gpt", "value": text}',
     ),
     "empty answer": (
         json.dumps({"image": "a.jpg", "conversations": [LLAVA[0], {"from": "gpt", "value": "\n"}]}),
@@ -55,7 +55,7 @@ FAULTS = {
     "two marks": (
         json.dumps({"image": "a.jpg", "conversations": [*LLAVA[:2], *LLAVA[:2]]}),
         "bad_record",
-        "2 <image> in the conversation; a sample has one image",
+        "has 2 image marks (<image>, <image>); a sample has one image",
     ),
 }
 
@@ -85,7 +85,7 @@ def test_images_that_are_missing_or_broken_are_counted(tmp_path):
     assert dataset.skips.report() == {"seen": 3, "bad_image": 1, "missing_file": 1}
 
 
-@pytest.mark.parametrize(("content", "detail"), [(b" \n", "a.txt is empty"), (b"\xff", "a.txt: 'utf-8' codec can't")])
+@pytest.mark.parametrize(("content", "detail"), [(b" \n", "txt is empty"), (b"\xff", "txt: 'utf-8' codec can't")])
 def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
     write_images(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "a.txt").write_bytes(content)

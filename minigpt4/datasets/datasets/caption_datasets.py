@@ -7,6 +7,8 @@ from typing import Any
 
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import IMAGE_SUFFIXES, ImageTextDataset
+from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.processors import load_rgb
 
 
 def read_annotations(path: str | Path) -> list[dict]:
@@ -15,8 +17,8 @@ def read_annotations(path: str | Path) -> list[dict]:
     Raises ValueError that names the file and, from 0, the record in which something is wrong.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
@@ -34,7 +36,7 @@ def _checked(record: Any, where: str) -> dict:
         value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{where}: '{key}' is {value!r}; expected {expected}")
-    if not isinstance(record.get("instruction", ""), str):
+    if not isinstance(record.get("instruction"), (str, type(None))):
         raise ValueError(f"{where}: 'instruction' is {record['instruction']!r}; expected text")
     image_id = str(record["image_id"])
     path = PurePath(image_id)
@@ -46,11 +48,12 @@ def _checked(record: Any, where: str) -> dict:
 class CaptionDataset(ImageTextDataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i of `read_annotations`.
 
-    `image_id` numbers the distinct images in the order of the records. Where any record has an
-    instruction of its own, all samples have "instruction", '' if none.
+    `image_id` numbers the distinct images in the order of the records. A record with an instruction of its own has
+    "turns".
     """
 
     guide = "dataset/README_2_STAGE.md"
+    load_image = staticmethod(load_rgb)
 
     def __init__(
         self,
@@ -65,14 +68,12 @@ class CaptionDataset(ImageTextDataset):
             annotation += read_annotations(path)
         for record in annotation:
             self.img_ids.setdefault(record["image_id"], len(self.img_ids))
-        self._has_instructions = any("instruction" in record for record in annotation)
         super().__init__(annotation, vis_root, vis_processor, text_processor, name)
 
     def load(self, record: dict, epoch: int) -> dict:
         image_id = record["image_id"]
-        sample = self.sample(self._image_path(image_id), image_id, record["caption"], epoch, image_id)
-        sample["image_id"] = self.img_ids[image_id]
-        return sample | ({"instruction": record.get("instruction", "")} if self._has_instructions else {})
+        sample = self.sample(self._image_path(image_id), image_id, read_text(record), epoch, image_id)
+        return sample | {"image_id": self.img_ids[image_id]}
 
     def label_of(self, record: dict) -> str:
         return record["image_id"]

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records
+from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records, text_file
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, SkipSample
 from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.processors import ImageError
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 # Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".
@@ -40,23 +41,19 @@ def read_folder(folder: str | Path) -> list[Record | Fault]:
         raise ValueError(f"'{folder}' has no image; expected {', '.join(IMAGE_SUFFIXES)} files")
     without = []
     for image in images:
-        if image not in named and _text_file(image) in files:
+        if image not in named and text_file(image) in files:
             records.append(Record(image, image, None))
         elif image not in named:
             without.append(image)
     if not records:
         raise ValueError(
             f"'{folder}' has no caption for its {len(images)} images; expected a .txt file beside each (first: "
-            f'{_text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
+            f'{text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
     if captions:  # it says which images belong
         logging.info("%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0])
         return records
-    return records + [Fault(name, "no_caption", f"no {_text_file(name)} beside it") for name in without]
-
-
-def _text_file(image: str) -> str:
-    return os.path.splitext(image)[0] + ".txt"
+    return records + [Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without]
 
 
 def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
@@ -129,7 +126,7 @@ class ImageTextDataset(BaseDataset, Dataset):
         if isinstance(record, Fault):
             raise SkipSample(record.reason, record.detail)
         path = _inside(self.vis_root, record.image, record.where)
-        text = self._text_beside(record) if record.text is None else record.text
+        text = record.text if isinstance(record.text, (str, tuple)) else self._text_beside(record)
         return self.sample(path, record.image, text, epoch, record.where)
 
     def label_of(self, record: Any) -> str:
@@ -142,19 +139,17 @@ class ImageTextDataset(BaseDataset, Dataset):
     def sample(self, path: Path, image: str, text: Any, epoch: int, label: str) -> dict:
         """Return the sample of an image file, called `image`, and its text. Raises SkipSample."""
         try:
-            pixels = load_rgb(path)
+            pixels = self.load_image(path)
         except FileNotFoundError as error:
             raise SkipSample("missing_file", f"no {image} in {self.vis_root}") from error
         except (ImageError, OSError) as error:
             raise SkipSample("bad_image", str(error)) from error
         return self.prepare(pixels, text, epoch, label) | {"sample_id": label}
 
-    def _text_beside(self, record: Record) -> str:
-        name = _text_file(record.image)
+    def _text_beside(self, record: Record) -> str | tuple:
+        name = text_file(record.image)
         try:
-            caption = _inside(self.vis_root, name, record.where).read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            content = _inside(self.vis_root, name, record.where).read_bytes()
+        except OSError as error:
             raise SkipSample("bad_caption", f"{name}: {error}") from error
-        if not caption:
-            raise SkipSample("bad_caption", f"{name} is empty")
-        return caption
+        return read_text({**(record.text or {}), "txt": content})
