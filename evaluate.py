@@ -61,7 +61,7 @@ def search(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     for entry in entries:
         if entry.is_dir():
             yield from search(entry.path, (*above, real))
-        elif entry.name.lower().endswith(SUFFIXES):
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):  # macOS writes ._a.jpg
             yield entry.path
 
 
