@@ -59,7 +59,7 @@ class Registry:
         with startup.phase("imports"):
             importlib.import_module(home)
         known = self._classes[kind]
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             close = get_close_matches(str(name), known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             file = home.replace(".", "/") + (".py" if kind == "lr_scheduler" else "/__init__.py")

@@ -18,6 +18,8 @@ SPLITS = ("train", "eval")
 class BuildInfo:
     storage: Any = REQUIRED  # shards: a pattern or a list of patterns; cc_sbu_align: a folder
 
+    READ_PATHS = ("storage",)
+
 
 @dataclass
 class SplitProcessors:
