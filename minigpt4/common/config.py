@@ -17,15 +17,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.common.config_paths import PACKAGE_DIR, find_path, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_report import Problem as Problem  # for users
-from minigpt4.common.config_paths import PACKAGE_DIR, find_path, settle_paths
+from minigpt4.common.config_section import REQUIRED as REQUIRED  # for users
+from minigpt4.common.config_section import EnvConfig, load_environment
+from minigpt4.common.config_section import as_section as as_section
 from minigpt4.common.config_values import apply_options, check_values, hide_secrets, overlaid, typed
 from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.common.yaml_file import read_yaml
 
-REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
 SECTIONS = ("env", "model", "datasets", "run")
 _DEAD_SECTIONS = ("preprocess", "evaluation_datasets")
 
@@ -40,20 +42,6 @@ def add_config_arguments(parser: ArgumentParser) -> None:
         help="override settings of the file, e.g. run.max_epoch=2 model.ckpt=out/checkpoint_3.pth "
         "(or pairs: run.max_epoch 2)",
     )
-
-
-@dataclasses.dataclass
-class EnvConfig:
-    """Settings of the machine."""
-
-    cache_root: str = REQUIRED  # everything downloaded or prepared goes below this folder
-
-    WRITTEN_PATHS = ("cache_root",)
-
-
-def load_environment() -> DictConfig:
-    """Return the shipped `env` section."""
-    return read_yaml(PACKAGE_DIR / "configs/default.yaml")[0].env
 
 
 class Config:

@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from minigpt4.common.config_report import ConfigError, Problem
 
 # A configuration is small; a text that is not, once its aliases are filled in, is a mistake or an attack.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_DIGITS = 2**20, 50_000, 40, 40
+MAX_BYTES, MAX_VALUES = 2**20, 50_000
+MAX_DEPTH, MAX_DIGITS = 40, 40
 
 
 def read_yaml(path: str | Path) -> tuple[DictConfig, dict[str, int]]:

@@ -12,12 +12,12 @@ from minigpt4.common.config import Config, ConfigError
 BOUNDED = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
-KEYS = """model model.arch model.model_type model.ckpt model.image_size model.llama_model model.vit_ckpt model.end_sym
-datasets datasets.a datasets.a.builder datasets.a.type datasets.a.build_info datasets.a.build_info.storage datasets.a.val
-datasets.a.vis_processor datasets.a.vis_processor.train datasets.a.vis_processor.train.name datasets.a.sample_ratio
-datasets.a.vis_processor.train.image_size datasets.a.vis_processor.train.mean datasets.a.text_processor.eval
-run run.task run.runner run.lr_sched run.init_lr run.seed run.batch_size_train run.train_splits run.output_dir
-run.device run.resume_ckpt_path run.world_size env env.cache_root imports extra model.extra run.train_splits.0""".split()
+KEYS = [f"model{key}" for key in ("", ".arch", ".model_type", ".ckpt", ".image_size", ".llama_model", ".end_sym", ".x")]
+KEYS += [f"datasets{key}" for key in ("", ".a", ".a.builder", ".a.type", ".a.build_info.storage", ".a.val", ".b")]
+KEYS += [f"datasets.a.vis_processor{key}" for key in ("", ".train", ".train.name", ".train.image_size", ".train.mean")]
+KEYS += [f"run{key}" for key in ("", ".task", ".runner", ".lr_sched", ".init_lr", ".seed", ".batch_size_train", ".x")]
+KEYS += ["run.train_splits", "run.train_splits.0", "run.output_dir", "run.device", "run.resume_ckpt_path"]
+KEYS += ["run.world_size", "env", "env.cache_root", "imports", "extra", "datasets.a.build_info"]
 TEXTS = [
     "",
     "???",

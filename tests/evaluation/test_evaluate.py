@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate import evaluate, parse_args
+from minigpt4.evaluate import evaluate, parse_args
 from minigpt4.evaluation.answering import answered
 from tests.small_release import picture
 

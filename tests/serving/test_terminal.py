@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from demo import parse_args
+from minigpt4.demo import parse_args
 from tests.serving.server import ROOT, command
 from tests.small_release import picture
 

@@ -183,7 +183,7 @@ def load_llm(
         llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
     # transformers would fill what is missing or of another shape with random numbers
     if wrong := sorted(info["mismatched_keys"]):
-        first = "{0} is {1}, expected {2}".format(wrong[0][0], *map(list, wrong[0][1:]))
+        first = "{} is {}, expected {}".format(wrong[0][0], *map(list, wrong[0][1:]))
         raise ValueError(
             f"model.llama_model: the weight files in '{folder}' are of another model than its config.json: "
             f"{len(wrong)} tensors are of another shape ({first}); copy both from one place"
