@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -80,6 +82,7 @@ class Page:
             prevent_thread_lock=True,
         )[2]
         hosts.add(share_url)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that uploads are removed
         blocks.block_thread()
 
     def _build(self) -> gr.Blocks:
