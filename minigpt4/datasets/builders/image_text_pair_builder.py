@@ -9,17 +9,23 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_annotations
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, check_images, read_annotations
 from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
+from minigpt4.processors import load_image, load_rgb
 
 
 class ShardsBuilder(BaseDatasetBuilder):
     """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like
     /data/laion/{00000..10488}.tar, or a folder of tars."""
 
+    load_image = staticmethod(load_image)
+
     def build_train_dataset(self, storage: Any) -> WebCaptionDataset:
-        return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
+        vis, text = self.vis_processors["train"], self.text_processors["train"]
+        dataset = WebCaptionDataset(storage, vis, text, self.name)
+        dataset.load_image = self.load_image
+        return dataset
 
     @classmethod
     def check_data(cls, info: Mapping) -> None:
@@ -30,12 +36,14 @@ class ShardsBuilder(BaseDatasetBuilder):
 class LaionBuilder(ShardsBuilder):
     name = "laion"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/laion/defaults.yaml"}
+    load_image = staticmethod(load_rgb)
 
 
 @registry.register_builder("cc_sbu")
 class CCSBUBuilder(ShardsBuilder):
     name = "cc_sbu"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/defaults.yaml"}
+    load_image = staticmethod(load_rgb)
 
 
 @registry.register_builder("webdataset")
@@ -79,4 +87,4 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
             problems.append(f"'{folder}' has no folder image/")
         if problems:
             raise ValueError(*problems)
-        read_annotations(folder / "filter_cap.json")
+        check_images(read_annotations(folder / "filter_cap.json"), folder / "image")

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.whereabouts import Whereabouts
+from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
@@ -31,6 +33,7 @@ class SkipSample(Exception):
     """One sample is unusable: `reason` is one of REASONS, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
+        detail = printable(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -48,7 +51,7 @@ def worker_place() -> tuple[int, int]:
 
 
 def _digest(text: str) -> "hashlib._Hash":
-    return hashlib.blake2b(text.encode(), digest_size=8)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)  # names need not be UTF-8
 
 
 @contextmanager
@@ -104,6 +107,7 @@ class SkipCounter:
         row = self.counts[worker_place()[0]]
         row[1 + REASONS.index(reason)] += 1
         # the first of each reason is logged, the last is kept for the error
+        where, detail = printable(where), printable(detail)
         self.first, self.last = self.first or detail, f"{where} {detail}"
         if row[1 + REASONS.index(reason)] == 1:
             message = "%s: skipped %s: %s (%s); more of these are only counted"
@@ -177,6 +181,7 @@ class BaseDataset:
     """
 
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
+    load_image = staticmethod(load_image)  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
 
     def __init__(self, vis_processor: Any, text_processor: Any = None, name: str = "dataset"):
         self.vis_processor, self.text_processor = vis_processor, text_processor

@@ -6,6 +6,7 @@ Each dataset has a DataLoader of its own. Every step one of them is drawn by `sa
 
 import copy
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -272,12 +273,15 @@ def _waiting_for(dataset: Any, num_workers: int, turn: int) -> AbstractContextMa
 def _begin_worker(dataset: Any, worker: int) -> None:
     """Keep a worker alive and silent whatever becomes of its trainer.
 
-    torchrun sends SIGTERM to the trainer's whole process group, and the trainer then saves: so it
-    has one of its own. A trainer killed while it takes a batch breaks a connection of the thread
-    that hands batches over, whose traceback says nothing new.
+    torchrun sends SIGTERM to the trainer's whole process group, SLURM a signal to each process, and the
+    trainer then saves: so it has a group of its own, and ignores what else the trainer saves at. A trainer
+    killed while it takes a batch breaks a connection of the thread that hands batches over, whose traceback
+    says nothing new.
     """
     dataset.whereabouts.begin(worker_place()[0])
     os.setpgrp()
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_unless_the_trainer_is_gone
 
 

@@ -13,7 +13,7 @@ from tarfile import ReadError
 
 from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 CAPTION_EXTENSIONS = ("json", "txt")
 MAX_WAITING = 64 << 20  # bytes of samples that wait; then the oldest is given out as it is
 

@@ -22,11 +22,10 @@ it under "stream". Set `start[worker]` to such a position and the stream resumes
 the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
-import json
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -35,13 +34,13 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from minigpt4.common.utils import is_url, without_secrets
-from minigpt4.datasets.datasets.annotations import read_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
+from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.datasets.datasets.shard_list import expand_shards, open_file
 from minigpt4.datasets.datasets.tar_members import tar_members
 from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, TarSample, tar_samples
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.processors import ImageError
 
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
 SHUFFLE_BYTES = 1 << 30  # of a worker: with images of many megabytes the buffer holds fewer
@@ -61,33 +60,22 @@ class RawSample(NamedTuple):
 
 
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
-    """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
+    """Return the caption of a raw sample, or the (question, answer) pairs of its conversation.
 
     `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
     """
-    try:
-        record = json.loads(raw.members["json"]) if "json" in raw.members else {}
-        if "conversations" in record and "caption" not in record:
-            return read_text(record)
-        if "txt" in raw.members and "caption" not in record:
-            return raw.members["txt"].decode("utf-8")
-        if "json" in raw.members:
-            caption = record["caption"]
-            if not isinstance(caption, str):
-                raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
-            return caption
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
-    raise SkipSample("no_caption", ", ".join(raw.extensions))
+    if not raw.members.keys() & set(CAPTION_EXTENSIONS):
+        raise SkipSample("no_caption", ", ".join(raw.extensions))
+    return read_members(raw.members)
 
 
-def read_image(raw: RawSample) -> Image.Image:
-    """Return the image of a raw sample as RGB. Raises SkipSample if there is none that can be decoded."""
+def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Return the image of a raw sample as RGB, made by `load`. Raises SkipSample if none can be decoded."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))
     try:
-        return load_rgb(raw.members[extension])
+        return load(raw.members[extension])
     except ImageError as error:
         raise SkipSample("bad_image", str(error)) from error
 
@@ -196,7 +184,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                 self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
-        image, caption = read_image(raw), read_caption(raw)
+        image, caption = read_image(raw, self.load_image), read_caption(raw)
         sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
         return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
 
