@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tarfile import ReadError
 
+from minigpt4.common.image_files import IMAGE_SUFFIXES
 from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 CAPTION_EXTENSIONS = ("json", "txt")
 MAX_WAITING = 64 << 20  # bytes of samples that wait; then the oldest is given out as it is
 

@@ -99,7 +99,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
         self.epochs = epochs
         self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream resumes
-        super().__init__(vis_processor, text_processor, name)
+        super().__init__(vis_processor, text_processor, name=name)
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
