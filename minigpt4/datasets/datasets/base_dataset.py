@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from minigpt4.common.utils import printable
+from minigpt4.datasets.datasets.whereabouts import Whereabouts
 from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
@@ -231,6 +232,7 @@ class BaseDataset:
         """Set the place in the run and start counting anew; before workers start."""
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
+        self.whereabouts = Whereabouts(num_workers)
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         """Make this the training or the validation split; once, before anything is read.
