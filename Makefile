@@ -3,23 +3,26 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart demo test test-fast survival check clean
+.PHONY: help quickstart demo test test-fast latest oldest survival check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
 	@echo "make demo         after quickstart: chat about images in the browser"
 	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
+	@echo "make latest       the tests of make test-fast with the newest release of every package, bounds left out"
+	@echo "make oldest       the whole test suite with the oldest releases that requirements.txt allows"
 	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"
 	@echo "make check        lint and formatting"
 	@echo "make clean        remove the environment and outputs"
 
-$(READY): requirements.txt pyproject.toml
+$(READY): $(REQUIREMENTS) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $(READY)
 
 quickstart: $(READY)
@@ -33,7 +36,18 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+latest:
+	mkdir -p build
+	sed 's/,<[0-9.]*//' requirements.txt > build/latest.txt
+	$(MAKE) test-fast VENV=build/latest REQUIREMENTS=build/latest.txt
+
+oldest:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --disable-pip-version-check uv
+	build/uv/bin/uv pip compile -q --resolution lowest-direct requirements.txt -o build/oldest.txt
+	$(MAKE) test VENV=build/oldest REQUIREMENTS=build/oldest.txt
 
 survival: $(READY)
 	$(BIN)/python -m pytest tests/survival -m survival --fault-table docs/reliability.md

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.common.utils import check_not_html, resolve_file
+from minigpt4.common.utils import not_weights, resolve_file
 
 KEYS = ("model", "optimizer", "config", "scaler", "epoch")
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -72,12 +72,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
         remove(partial)
 
 
+def check_weights(path: str | Path, where: str) -> None:
+    """Raise CheckpointError that names the key `where` if the first bytes of a file say that it is no weights."""
+    if found := not_weights(path):
+        raise CheckpointError(f"{where}: '{path}' {found}")
+
+
 def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
     """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
 
-    Raises CheckpointError, ending in `hint`, if it is damaged or would run code; ValueError for HTML.
+    Raises CheckpointError, ending in `hint`, if it is damaged is no weights at all, or would run code.
     """
-    check_not_html(path, where)
+    check_weights(path, where)
     mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

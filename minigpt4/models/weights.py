@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import CheckpointError, check_sums, load_pickle
-from minigpt4.common.utils import check_not_html, fingerprint
+from minigpt4.common.checkpoint import CheckpointError, check_sums, check_weights, load_pickle
+from minigpt4.common.utils import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
@@ -57,7 +57,7 @@ def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, t
     """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
 
     `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
-    Raises CheckpointError if the file is damaged, would run code, or holds something else; ValueError for a web page.
+    Raises CheckpointError if the file is damaged, would run code, or holds something else, such as a web page.
     """
     if path.suffix == ".safetensors":
         state = _read_safetensors(path, where)
@@ -84,7 +84,7 @@ def _is_weight(name: Any, value: Any) -> bool:
 def _read_safetensors(path, where):
     from safetensors.torch import load_file
 
-    check_not_html(path, where)
+    check_weights(path, where)
     try:
         return load_file(path)
     except MemoryError:
@@ -125,6 +125,18 @@ def _said(names: dict) -> str:
 def mapping(value: Any) -> dict:
     """Return `value`, or an empty dict if it is none."""
     return value if isinstance(value, dict) else {}
+
+
+def trained_text(path: Path, where: str) -> tuple[str, str] | None:
+    """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
+    saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
+    for keys in (("progress", "identity"), ("config", "model")):  # ours, and what 2023's trainer saved, too
+        found = saved
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, dict) and "{}" in str(found.get("prompt_template")):
+            return str(found["prompt_template"]), str(found.get("end_sym", "\n"))
+    return None
 
 
 def match(

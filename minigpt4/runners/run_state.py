@@ -18,7 +18,7 @@ _FREE_KEYS = (
     r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
-    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
+    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
     r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",

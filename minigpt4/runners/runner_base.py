@@ -18,6 +18,7 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import read_ahead, startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
 from minigpt4.runners.report import introduce, print_skipped, sum_up
@@ -116,7 +117,8 @@ class RunnerBase(TrainingLoop):
         self._open_output()
         introduce(self)
         try:
-            with self.interruption.listening(), self.step_timeout.watching():
+            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -188,7 +190,8 @@ class RunnerBase(TrainingLoop):
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
         self._open_output()
-        losses = self._split_losses(loaders)
+        with data_watched(self.run_cfg.step_timeout_s, self.interruption):
+            losses = self._split_losses(loaders)
         self.log.epoch(losses)
         main_print(f"Evaluation time {whole_seconds(time.time() - begin)}")
         return losses

@@ -2,33 +2,63 @@
 
 import os
 import sys
+import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from minigpt4 import load_config
 from minigpt4.common.config import PACKAGE_DIR, Config
 from minigpt4.common.utils import expand_path
 
 
-def demo(args: Namespace) -> None:
-    """Chat until the user leaves; `args` are those of demo.py. Raises as `minigpt4.load`."""
+def demo(args: Namespace) -> int | None:
+    """Chat until the user leaves; `args` are those of demo.py. Return the exit code. Raises as `minigpt4.load`."""
     sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log at once
-    print("Initializing Chat")
-    cfg = Config(args)
-    chat, template = load_config(cfg, _device(args, cfg))
+    # a terminal's standard output is the dialogue alone
+    with redirect_stdout(sys.stderr) if args.cli else nullcontext():
+        print("Initializing Chat")
+        cfg = Config(args)
+        chat, template = load_config(cfg, _device(args, cfg))
+        print("Initialization Finished", flush=True)
     # the small vision weights that the package ships answer no better for being sampled: greedy
     is_small = expand_path(cfg.model_cfg.vit_ckpt).resolve().is_relative_to(PACKAGE_DIR)
     settings = {"temperature": 0.0 if is_small else 1.0}
-    print("Initialization Finished", flush=True)
     # libraries of the page are loaded only where one is shown
     if args.cli:
         from minigpt4.serving.terminal import Terminal
 
-        Terminal(chat, template, **settings).run()
+        return Terminal(chat, template, **settings).run()
     else:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-        from minigpt4.serving.page import Page
+        with environment_of_gradio(args.server_name, args.share):
+            from minigpt4.serving.page import Page
 
-        Page(chat, template, cfg, settings).launch(args)
+            Page(chat, template, cfg, settings).launch(args)
+
+
+@contextmanager
+def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
+    """Set what gradio reads when it is imported. Raises OSError where there is no place for uploads."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)  # or each event costs a table of all before
+    # it asks its own page whether it is there, which no proxy can tell; others it asks only for a public link
+    known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    own = ["localhost", "127.0.0.1", "::1", server_name.strip("[]")]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [*known, *own]))
+    for name in list(os.environ):
+        if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not share:
+            del os.environ[name]
+    # a folder of this page's own: what lies in it is served to visitors, and removed at the end
+    where = os.environ.get("GRADIO_TEMP_DIR") or None
+    try:
+        if where:
+            os.makedirs(where, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="minigpt4_uploads_", dir=where)
+    except OSError as error:
+        advice = "set GRADIO_TEMP_DIR to a folder that can be written to"
+        raise OSError(f"no place for the images that visitors upload: {error}; {advice}") from error
+    with folder as os.environ["GRADIO_TEMP_DIR"]:
+        yield
 
 
 def _device(args: Namespace, cfg: Config) -> str | None:
