@@ -101,7 +101,7 @@ class BaseTask:
         if getattr(self.train_step, "__func__", None) is not BaseTask.train_step:
             return self.train_step(model, samples), None
         outputs = model(samples)
-        return outputs["loss"], outputs.get("num_targets")
+        return outputs["loss"], int(outputs["num_targets"]) if "num_targets" in outputs else None
 
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
         """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.
