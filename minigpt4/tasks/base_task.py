@@ -105,6 +105,16 @@ class BaseTask:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
 
+    def loss_and_targets(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
+        """Return (`train_step`'s loss, how many target tokens it is the mean of).
+
+        None: the model does not count them, or a task has a `train_step` of its own, whose loss this is.
+        """
+        if getattr(self.train_step, "__func__", None) is not BaseTask.train_step:
+            return self.train_step(model, samples), None
+        outputs = model(samples)
+        return outputs["loss"], int(outputs["num_targets"]) if "num_targets" in outputs else None
+
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
         """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.
 
