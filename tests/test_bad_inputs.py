@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import train
+from minigpt4 import train
 from minigpt4.common.cli import run_program
 from tests.small_release import jpeg_bytes, picture, write_align_folder, write_checkpoint, write_tar
 
@@ -292,7 +292,7 @@ ROWS = [
     Bad(
         "unknown architecture",
         [
-            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["model.arch=minigpt5"],
     ),
@@ -304,7 +304,7 @@ ROWS = [
     Bad(
         "unknown builder of own data",
         [
-            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["datasets.cc_sbu_align.builder=image_text_json"],
     ),
@@ -325,7 +325,7 @@ ROWS = [
     Bad(
         "own data: a path that leads out",
         [
-            f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the image folder '{{tmp}}/own'; give paths below it, or name a folder that holds all images (--options)"
+            f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the image folder '{{tmp}}/own'; write paths without '..' that start from one folder with all images, links out of it not followed, and name that folder (--options)"
         ],
         text=JSONL,
         make=own("x.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "../../secret.jpg", "caption": "x"}'),
@@ -351,14 +351,14 @@ ROWS = [
     Bad(
         "unknown dataset",
         [
-            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module]; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
+            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
         ],
         text=("cc_sbu_align:", "cc_sbu_alignn:"),
     ),
     Bad(
         "unknown processor",
         [
-            "datasets.cc_sbu_align.vis_processor.train.name: unknown processor 'blip3_image_train'; known: blip2_image_eval, blip2_image_train, blip_caption. Did you mean 'blip2_image_train'? Add one in minigpt4/processors/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "datasets.cc_sbu_align.vis_processor.train.name: unknown processor 'blip3_image_train'; known: blip2_image_eval, blip2_image_train, blip_caption. Did you mean 'blip2_image_train'? Add one in minigpt4/processors/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["datasets.cc_sbu_align.vis_processor.train.name=blip3_image_train"],
     ),
@@ -370,21 +370,21 @@ ROWS = [
     Bad(
         "unknown task",
         [
-            "run.task: unknown task 'image_text_pretrian'; known: image_text_pretrain. Did you mean 'image_text_pretrain'? Add one in minigpt4/tasks/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "run.task: unknown task 'image_text_pretrian'; known: image_text_pretrain. Did you mean 'image_text_pretrain'? Add one in minigpt4/tasks/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["run.task=image_text_pretrian"],
     ),
     Bad(
         "unknown runner",
         [
-            "run.runner: unknown runner 'runner_iter'; known: runner_base. Did you mean 'runner_base'? Add one in minigpt4/runners/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "run.runner: unknown runner 'runner_iter'; known: runner_base. Did you mean 'runner_base'? Add one in minigpt4/runners/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["run.runner=runner_iter"],
     ),
     Bad(
         "unknown schedule",
         [
-            "run.lr_sched: unknown learning-rate schedule 'cosine'; known: linear_warmup_cosine_lr, linear_warmup_step_lr. Add one in minigpt4/common/optims.py, or in a module of your own that the configuration names under imports: [my_package.my_module] (--options)"
+            "run.lr_sched: unknown learning-rate schedule 'cosine'; known: linear_warmup_cosine_lr, linear_warmup_step_lr. Add one in minigpt4/common/optims.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["run.lr_sched=cosine"],
     ),
@@ -455,7 +455,9 @@ ROWS = [
     ),
     Bad(
         "no prompt file",
-        ["model.prompt_path: no file at 'prompts/nowhere.txt'; paths are relative to the current folder (--options)"],
+        [
+            "model.prompt_path: no file at 'prompts/nowhere.txt'; paths start from the current folder, or that of the YAML file (--options)"
+        ],
         ["model.prompt_path=prompts/nowhere.txt"],
     ),
     Bad(
@@ -552,10 +554,9 @@ ROWS = [
     Bad(
         "images that are not there",
         [
-            "error: cc_sbu_align: 1 of the first 1 samples were unusable (1 missing_file; last: 7 no 7.jpg in {tmp}/align/image); see dataset/README_2_STAGE.md"
+            "datasets.cc_sbu_align.build_info.storage: '{tmp}/align/image' has no 7.jpg, nor any other of 1 that were looked for (--options)"
         ],
         make=records({"image_id": "7", "caption": "a"}),
-        code=1,
     ),
     Bad(
         "images that are no images",

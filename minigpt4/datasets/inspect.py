@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError, add_config_arguments
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import is_url
+from minigpt4.common.utils import is_url, printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 SCAN = 2000  # samples of each dataset, some seconds
@@ -29,7 +29,8 @@ SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the 
 MOST_CARDS = 400
 # A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
-UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.storage")
+UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "run.output_dir", "run.dist*", "run.world_size")
+UNOPENED += ("model.llama_model", "datasets.*.build_info.storage")  # of these what is there is used
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,8 +97,8 @@ def inspect(args: argparse.Namespace) -> int:
     cfg = read_config(args)
     if not args.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
-    preview = registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
-    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg)
+    preview = _text_preview(cfg)
+    splits = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg).build_datasets(cfg)
     datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
     scans = []
     for number, dataset in enumerate(datasets):
@@ -112,6 +113,15 @@ def inspect(args: argparse.Namespace) -> int:
     if unopened := cfg.report.unopened.values():
         print("\n  ".join(["train.py would not start yet:", *map(str, unopened)]))
     return int(any(found.error or found.missing for found in scans))
+
+
+def _text_preview(cfg: Config) -> Any:
+    try:
+        return registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
+    except (ValueError, OSError):
+        if problem := cfg.report.unopened.get("model.llama_model"):  # the tokenizer is part of what is not there
+            raise ConfigError([problem]) from None
+        raise
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -236,7 +246,7 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
     for found in scans:
         cards = []
         for sample, _ in found.shown:
-            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
+            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {printable(sample['sample_id'], 1000)}")
             pixels = sample["images"] if "images" in sample else [sample["image"]]
             images = list(map(found.dataset.vis_processor.to_image, pixels))
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))

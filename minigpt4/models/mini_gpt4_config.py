@@ -51,6 +51,8 @@ class MiniGPT4Config:
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
+    READ_PATHS = ("vit_ckpt", "q_former_model", "llama_model", "prompt_path", "ckpt")
+
     DEAD_KEYS = {
         "prompt": "training prompts come from model.prompt_path",
         "finetuned": "set model.ckpt",

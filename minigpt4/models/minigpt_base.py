@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from minigpt4.common.config import as_section
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
@@ -94,10 +95,12 @@ class MiniGPTBase(DryRun, BaseModel):
 
     @classmethod
     def from_config(cls, cfg: MiniGPT4Config, device: torch.device | str | None = None) -> "MiniGPTBase":
-        """Return the model of a checked `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
+        """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
 
-        Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
+        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. Raises ValueError
+        (CheckpointError, ConfigError) or OSError that names the configuration key of a file that does not fit.
         """
+        cfg = as_section(cfg, cls.Config, "model")
         with startup.phase("imports"):
             cls.import_libraries()
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -42,6 +42,8 @@ CHECKPOINT_EXCESS = (
 
 # Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
 _LARGEST = 1e8
+# What a sidecar can ask for: more would only take minutes and memory before it fails.
+_LARGEST_SIDECAR, _MOST_LAYERS, _MOST = 2**16, 1000, 10**5
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 
@@ -64,24 +66,32 @@ def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, t
         check_sums(path, where, "Copy or download it again")
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
-    others = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else None
+    others = [key for key in state if not _is_weight(key, state[key])] if isinstance(state, dict) else None
     if others is None or others:
-        found = f"'{others[0]}' in it is a {type(state[others[0]]).__name__}" if others else f"a {type(state).__name__}"
+        kind = type(state[others[0]]).__name__ if others else ""
+        found = f"'{others[0]!s:.80}' in it is a {kind}" if others else f"a {type(state).__name__}"
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
         raise CheckpointError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
     return state
 
 
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether that is a name and a plain tensor: not sparse, quantised, complex, or without numbers."""
+    is_plain = torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
+    return is_plain and isinstance(name, str) and not (value.is_quantized or value.is_complex())
+
+
 def _read_safetensors(path, where):
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_weights(path, where)
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # SafetensorError, and others for types that torch does not have
         raise CheckpointError(
-            f"{where}: '{path}' is damaged or no safetensors file ({error}); use another one"
+            f"{where}: '{path}' is damaged or no safetensors file ({error!s:.200}); use another one"
         ) from None
 
 
@@ -199,8 +209,8 @@ def check_finite(found: Tensors, where: str, path: Path | str) -> None:
                 wrong = "that are not finite"
     if bad:
         raise CheckpointError(
-            f"{where}: '{path}' holds numbers {wrong}: {_listed('bad', bad)}. The training that wrote it had failed, or "
-            "the file is damaged; use an earlier checkpoint"
+            f"{where}: '{path}' holds numbers {wrong}: {_listed('bad', bad)}. The training that wrote it had failed, "
+            "or the file is damaged; use an earlier checkpoint"
         )
 
 
@@ -216,7 +226,8 @@ def _listed(what, items, limit=3):
     if not items:
         return ""
     number = "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
-    return f"{number} {what} ({', '.join(items[:limit])}{', ..' if len(items) > limit else ''})"
+    names = ", ".join(f"{item:.200}" for item in items[:limit])
+    return f"{number} {what} ({names}{', ..' if len(items) > limit else ''})"
 
 
 def _advice(found):
@@ -239,11 +250,16 @@ def dimensions(path: Path, standard: Dimensions, where: str) -> Dimensions:
     optional = getattr(standard, "OPTIONAL", ())
     needed = [field.name for field in dataclasses.fields(standard) if field.name not in optional]
     try:
+        if sidecar.stat().st_size > _LARGEST_SIDECAR:
+            raise ValueError(f"{sidecar.stat().st_size:,} bytes")
         values = json.loads(sidecar.read_text(encoding="utf-8"))
         is_usable = all(type(values[name]) is int and values[name] > 0 for name in (*needed, *values))
         if not is_usable or not names.issuperset(values):
             raise ValueError("unknown or unusable fields")
-    except (ValueError, KeyError, TypeError) as error:
+        for name, value in values.items():
+            if value > (_MOST_LAYERS if name == "depth" or name.endswith("_layers") else _MOST):
+                raise ValueError(f"{name} {value:,}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: '{sidecar}', which gives the dimensions of '{path.name}', is not usable ({error}); expected a "
             f"JSON object of whole numbers with {', '.join(needed)}"

@@ -81,6 +81,7 @@ class RunConfig:
     step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
     world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
+    READ_PATHS, WRITTEN_PATHS = ("resume_ckpt_path",), ("output_dir",)
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",
@@ -129,6 +130,8 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         check(is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
     except DeviceError as error:
         problems.append(error.problem)
+    except ValueError:  # the launch, of which launch_problems has told
+        pass
     if cfg.output_dir and (problem := folder_problem(cfg.output_dir)):
         problems.append(Problem(f"{where}.output_dir", problem))
     lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -52,10 +54,8 @@ class Page:
         """Serve until the program is interrupted; `args` are those of demo.py."""
         gr.set_static_paths(list(EXAMPLES))
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
-        edges = {
-            "border_color_primary": "*neutral_300",
-            "input_border_color": "*neutral_300",
-        }  # the theme's are too faint
+        # the theme's edges are too faint
+        edges = {"border_color_primary": "*neutral_300", "input_border_color": "*neutral_300", "block_border_width": "1px"}
         hosts, blocks = Hosts(args.server_name), self._build()
         guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
         # the line is the page's own; gradio only has to hold as many as may stand in it
@@ -71,15 +71,15 @@ class Page:
             state_session_capacity=1000,
             show_error=True,  # what gradio itself refuses is said too
             enable_monitoring=False,
-            run_history=False,
             footer_links=[],
             ssr_mode=False,
-            theme=gr.themes.Soft(**fonts).set(**edges, block_border_width="1px"),
+            theme=gr.themes.Soft(**fonts).set(**edges),
             css_paths=[FOLDER / "page.css"],
             js=(FOLDER / "page.js").read_text(encoding="utf-8"),
             prevent_thread_lock=True,
         )[2]
         hosts.add(share_url)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that uploads are removed
         blocks.block_thread()
 
     def _build(self) -> gr.Blocks:

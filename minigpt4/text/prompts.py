@@ -20,7 +20,11 @@ def prompt_problems(path: str, template: str, where: str = "model") -> list[Prob
     """Return what is wrong with the prompt file, if there is one, and with the template."""
     key = f"{where}.prompt_path"
     if path and not expand_path(path).is_file():
-        return [Problem(key, f"no file at '{expand_path(path)}'; paths are relative to the current folder")]
+        return [
+            Problem(
+                key, f"no file at '{expand_path(path)}'; paths start from the current folder, or that of the YAML file"
+            )
+        ]
     if (path or template) and (count := template.count("{}")) != 1:
         expected = "expected exactly one, where the prompt goes"
         return [Problem(f"{where}.prompt_template", f"{template!r} has {count} {{}}; {expected}")]

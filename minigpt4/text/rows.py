@@ -10,7 +10,7 @@ padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than t
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple, Protocol
 
 from minigpt4.text.encoder import PromptEncoder
@@ -184,7 +184,7 @@ def _unlearnt(settings: TextSettings, encoder: PromptEncoder) -> set[int]:
 def end_problem(settings: TextSettings, encoder: PromptEncoder) -> str | None:
     """Return what is wrong with an end symbol of which no token would be learnt; None if the model learns to stop."""
     (end,) = encoder.encode_batch([[Text(settings.end_sym, is_structure=True)]])
-    ids = {index for piece, _ in end for index in piece}
+    ids = set(chain.from_iterable(piece for piece, _ in end))
     if not ids or not ids <= _unlearnt(settings, encoder):
         return None
     return (

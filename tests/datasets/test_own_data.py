@@ -194,7 +194,7 @@ def test_any_section_may_name_its_builder(tmp_path):
 
 KNOWN = "known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset."
 ADD_ONE = "Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names "
-ADD_ONE += "under imports: [my_package.my_module]"
+ADD_ONE += "under imports: [my_package.my_module], as docs/custom_data.md shows"
 WRONG_NAMES = {
     "  pets: {builder: image_text_foldr}\n": (
         f"datasets.pets.builder: unknown dataset builder 'image_text_foldr'; {KNOWN} Did you mean 'image_text_folder'? "

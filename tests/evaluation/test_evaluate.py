@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate import evaluate, find_images, parse_args
+from minigpt4.evaluate import evaluate, find_images, parse_args
 from minigpt4.evaluation.answer_file import open_answers
 from tests.small_release import picture
 

@@ -86,6 +86,21 @@ BAD_FILES = {
         [1, 2],
         " is no file of weights (a list); expected names and tensors",
     ),
+    "ViT, a sparse tensor": (
+        "vit_ckpt",
+        {**VIT, "cls_token": torch.zeros(1, 1, DIM).to_sparse()},
+        " is no file of weights ('cls_token' in it is a Tensor); expected names and tensors",
+    ),
+    "ViT, a tensor without a name": (
+        "vit_ckpt",
+        {**VIT, 3: torch.zeros(2)},
+        " is no file of weights ('3' in it is a Tensor); expected names and tensors",
+    ),
+    "checkpoint of another type of number": (
+        "ckpt",
+        {"model": {name: tensor.to(torch.complex64) for name, tensor in CHECKPOINT.items()}},
+        " is no file of weights ('llama_proj.bias' in it is a Tensor)",
+    ),
     "ViT, a training checkpoint": (
         "vit_ckpt",
         {"model": CHECKPOINT, "epoch": 3},
@@ -188,6 +203,16 @@ def test_listed_excess_is_reported_once(tmp_path, caplog):
 
 
 SIDECARS = {
+    "300,000 layers": (
+        '{"embed_dim": 1, "depth": 300000, "num_heads": 1, "mlp_dim": 1, "patch_size": 1}',
+        "depth 300,000",
+    ),
+    "an absurd width": (
+        '{"embed_dim": 1000000000, "depth": 1, "num_heads": 1, "mlp_dim": 1, "patch_size": 1}',
+        "embed_dim 1,000,000,000",
+    ),
+    "deep": ("[" * 60_000, "maximum recursion depth"),
+    "300,000 entries": ("{" + ", ".join(f'"{n}": 1' for n in range(300_000)) + "}", "3,"),
     "not JSON": ("{", "Expecting property name"),
     "a field missing": ('{"embed_dim": 44}', "'depth'"),
     "an unknown field": (

@@ -50,7 +50,18 @@ def test_a_server_answers_to_its_names(server_name, host):
     "host",
     [
         *("rebound.example", "rebound.example:7860", "localhost.rebound.example", "127.0.0.1.rebound.example", "x"),
-        *("", " ", "localhost ", "localhost:", "localhost:x", "me@localhost", "localhost/x", "localhost#x", "[::1", "::1"),
+        *(
+            "",
+            " ",
+            "localhost ",
+            "localhost:",
+            "localhost:x",
+            "me@localhost",
+            "localhost/x",
+            "localhost#x",
+            "[::1",
+            "::1",
+        ),
         *("[]", "[localhost]", "localhost,localhost", "127.1", "2130706433", "\u212aocalhost", "localhost\x00"),
     ],
 )
@@ -81,8 +92,23 @@ def test_any_text_as_host_is_refused_or_an_address(text, server_name):
 
 CLOSED = ["monitoring", "monitoring/summary", "gradio_api/deep_link?session_hash=x", "gradio_api/openapi.json"]
 CLOSED += ["gradio_api/runs", "gradio_api/dev/reload", "gradio_api/proxy=http://localhost", "gradio_api/app_id"]
-CLOSED += ["gradio_api/stream/x/y/1/playlist.m3u8", "docs", "login/", "MONITORING", "assets/../monitoring", "svelte/x.js"]
-CLOSED_TO_POST = ["process_recording", "vibe-edit", "component_server", "call/ask", "call/v2/answer", "run/ask", "api/ask"]
+CLOSED += [
+    "gradio_api/stream/x/y/1/playlist.m3u8",
+    "docs",
+    "login/",
+    "MONITORING",
+    "assets/../monitoring",
+    "svelte/x.js",
+]
+CLOSED_TO_POST = [
+    "process_recording",
+    "vibe-edit",
+    "component_server",
+    "call/ask",
+    "call/v2/answer",
+    "run/ask",
+    "api/ask",
+]
 
 
 @pytest.mark.parametrize("path", CLOSED)
@@ -149,9 +175,7 @@ def test_a_text_of_50_mb_is_refused_by_its_size(visitor):
 def test_json_that_is_nested_too_deep_is_refused(visitor, depth, opening):
     content = '{"fn_index": 0, "session_hash": "x", "data": [' + opening * min(depth, MOST_BYTES // 8)
     for path in ("queue/join", "call/chat", "cancel"):
-        reply = visitor.http.post(
-            f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"}
-        )
+        reply = visitor.http.post(f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"})
         assert reply.status_code == 400 and "deep" in reply.text
 
 

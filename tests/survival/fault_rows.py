@@ -155,18 +155,19 @@ def _numbers() -> Iterator[Fault]:
     own = {"program": "tests/survival/weighted_task.py", "ranks": 2}
     own["settings"] = {"run.task": "by_length", "run.batch_size_train": 1, "run.iters_per_epoch": 8}
     own["settings"] |= {"run.max_skipped_updates": 2}
-    one_bad = captions(["a red circle"] * 8, ["a red circle"] * 7 + [""])
+    # the processor leaves nothing of "."
+    one_bad = captions(["a red circle"] * 8, ["a red circle"] * 7 + ["."])
     also = (r"step \d: update skipped on all ranks, 1 in a row, 1 so far",)
     says = r"step \d: loss is inf on rank \d \(samples laion/.*\); optimizer not stepped"
     found = {"lost": {}, "make": one_bad, "also": also, "never": "2 so far"}
     yield Fault("Numbers", "an infinite loss on one of two ranks", says, **found, **own)
-    bad = captions(["a red circle"] * 8, [""] * 8)
+    bad = captions(["a red circle"] * 8, ["."] * 8)
     stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
     yield Fault("Numbers", "the same at every step", stops, 1, make=bad, **own)
     rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
     stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
     yield Fault("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
-    empty = {"make": captions([""] * 8), "settings": {"model.end_sym": ""}}
+    empty = {"make": captions(["."] * 8), "settings": {"model.end_sym": ""}}
     says = r"error: batch has no target token: all 2 captions are empty.*"
     yield Fault("Numbers", "nothing to learn: empty captions, no end_sym", says, 1, **empty)
     says = r"error: model\.ckpt: .* holds numbers that are not finite.*"

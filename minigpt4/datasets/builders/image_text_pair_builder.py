@@ -9,7 +9,7 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_annotations
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, check_images, read_annotations
 from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
 from minigpt4.processors import load_image, load_rgb
@@ -87,4 +87,4 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
             problems.append(f"'{folder}' has no folder image/")
         if problems:
             raise ValueError(*problems)
-        read_annotations(folder / "filter_cap.json")
+        check_images(read_annotations(folder / "filter_cap.json"), folder / "image")

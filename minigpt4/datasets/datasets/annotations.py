@@ -10,9 +10,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from minigpt4.common.image_files import find_file
+from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
 
@@ -70,7 +73,7 @@ def _record(where: str, item: Any, folder: Path) -> Record | Fault:
         if not isinstance(item, dict):
             raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
         image = _image_path(item, where, folder)
-        if not has_text(item) and (folder / text_file(image)).is_file():
+        if not has_text(item) and find_file(folder, text_file(image)):
             return Record(where, image, item)
         return Record(where, image, read_text(item))
     except SkipSample as skipped:
@@ -83,30 +86,45 @@ def text_file(image: str) -> str:
 
 
 def _image_path(item: dict, where: str, folder: Path) -> str:
-    """Return the path of a record's image relative to `folder`."""
-    image = next(filter(None, (present(item, key) for key in ("image", "images", "file_name"))), None)
+    """Return the path of a record's image relative to `folder`, as it is written."""
+    image = next((item[key] for key in ("image", "images", "file_name") if present(item, key) is not None), None)
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
     if image is None:
         raise SkipSample("no_image", f"'image' is missing (keys: {', '.join(map(str, item)) or 'none'})")
     if not isinstance(image, str) or "\0" in image:
         raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one image")
+    image, shown = image.strip(), printable(image, 80)
     if "://" in image or image.startswith("data:"):
         raise ValueError(
-            f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the images and give "
+            f"{where}: '{shown}' is an address; nothing is fetched while training. Download the images and give "
             "their paths"
         )
-    if os.path.isabs(image) and Path(image).is_relative_to(folder.absolute()):
-        image = str(Path(image).relative_to(folder.absolute()))
-    if os.path.isabs(image) or ".." in re.split(r"[/\\]", image):
-        raise outside(where, image, folder)
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", image):
+        wanted = f"write paths that start from the image folder '{folder}'"
+        raise ValueError(f"{where}: '{shown}' is an absolute path of Windows; {wanted}")
+    if os.path.isabs(image):
+        image = _from_folder(image, folder)
+    if os.path.normpath(image.replace("\\", "/")).split("/")[0] == "..":
+        raise outside(where, shown, folder)
     return os.path.normpath(image)
+
+
+def _from_folder(image: str, folder: Path) -> str:
+    """Return an absolute path as one from `folder`; also where either is written through links."""
+    if Path(image).is_relative_to(folder.absolute()):
+        return str(Path(image).relative_to(folder.absolute()))
+    place, name = os.path.split(image)
+    return os.path.join(os.path.relpath(_real(place), _real(str(folder))), name)
+
+
+_real = lru_cache(os.path.realpath)  # of the few folders that very many paths begin with
 
 
 def outside(where: str, image: str, folder: Path) -> ValueError:
     """Return the ValueError for an image that does not lie below `folder`."""
     return ValueError(
-        f"{where}: '{image}' leads out of the image folder '{folder}'; give paths below it, or name a folder that "
-        "holds all images"
+        f"{where}: '{image}' leads out of the image folder '{folder}'; write paths without '..' that start from one "
+        "folder with all images, links out of it not followed, and name that folder"
     )
 
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
+from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
-from minigpt4.datasets.datasets.image_text_dataset import IMAGE_SUFFIXES, ImageTextDataset
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, file_below
 from minigpt4.datasets.datasets.record_text import read_text
 from minigpt4.processors import load_rgb
 
@@ -45,6 +47,19 @@ def _checked(record: Any, where: str) -> dict:
     return record | {"image_id": image_id}
 
 
+def image_file(folder: Path, image_id: str) -> str | None:
+    """Return the path, from `folder`, of the image of an `image_id`, whatever its suffix; None without one."""
+    return next(filter(None, (find_file(folder, image_id + suffix) for suffix in IMAGE_SUFFIXES)), None)
+
+
+def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None:
+    """Raise ValueError if of some `most` images, evenly chosen, all are missing."""
+    chosen = records[:: max(1, len(records) // most)]
+    if not any(image_file(folder, record["image_id"]) for record in chosen):
+        first = printable(chosen[0]["image_id"])
+        raise ValueError(f"'{folder}' has no {first}.jpg, nor any other of {len(chosen)} that were looked for")
+
+
 class CaptionDataset(ImageTextDataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i of `read_annotations`.
 
@@ -72,7 +87,7 @@ class CaptionDataset(ImageTextDataset):
 
     def load(self, record: dict, epoch: int) -> dict:
         image_id = record["image_id"]
-        sample = self.sample(self._image_path(image_id), image_id, read_text(record), epoch, image_id)
+        sample = self.sample(self._image_path(image_id), read_text(record), epoch, image_id)
         return sample | {"image_id": self.img_ids[image_id]}
 
     def label_of(self, record: dict) -> str:
@@ -81,10 +96,6 @@ class CaptionDataset(ImageTextDataset):
     image_of = label_of
 
     def _image_path(self, image_id: str) -> Path:
-        for suffix in IMAGE_SUFFIXES:
-            path = (self.vis_root / f"{image_id}{suffix}").resolve()
-            if path.is_file():
-                if not path.is_relative_to(self.vis_root.resolve()):
-                    raise SkipSample("bad_image", f"{path} lies outside {self.vis_root}")
-                return path
+        if name := image_file(self.vis_root, image_id):
+            return file_below(self.vis_root, name)
         raise SkipSample("missing_file", f"no {image_id}.jpg in {self.vis_root}")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 STALL_S = 30  # without a byte: the transfer is given up
 MIN_RATE = 1000  # bytes a second that must come, counted over STALL_S of waiting; at less, no image comes in a step
 WAITS_S = (1, 3, 9)  # before it is tried again, where not one byte has come
-_CURL = ("curl", "--globoff", "--fail", "--silent", "--show-error", "--location")
+_CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
 _FINAL = r"error: 4(?!08|29)|onnect to|timed out|too slow"  # another try would find the same
 _CLOSED_BY_US = 23  # curl's exit code when nobody reads on: a tar ends before its padding does

@@ -66,7 +66,7 @@ def check_shards(shards: Sequence[str], storage: object) -> None:
                 check_archive(file)
         except (OSError, ReadError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            faults.append(f"{shard}: {reason}")
+            faults.append(f"'{shard}': {reason}")
     if faults:
         number = f"{len(faults)} of {len(looked_at)} shards" if len(looked_at) > 1 else "the shard"
         raise ValueError(f"{number} cannot be read: {faults[0]}")

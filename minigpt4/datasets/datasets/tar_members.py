@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 64 << 20  # bytes of a member that is read; an image of the most pixels that are taken has less
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
-MAX_PADDING = 64 << 10  # bytes of zeros at the end; tar pads to 10 kB
+MAX_END = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros at an archive's end: the mark, and padding to 10,240
 MAX_RATIO, RATIO_FROM = 100, 64 << 20  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
 _UNPACK = {b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 _OTHER_FORMATS = {
@@ -52,7 +52,7 @@ class Member(NamedTuple):
 
 
 def tar_members(file: BinaryIO, endings: Collection[str]) -> Iterator[Member]:
-    """Yield what is no folder in a tar, plain or packed by gzip, bzip2 or xz; what ends in none of `endings` is not read.
+    """Yield what is no folder in a tar, plain or packed by gzip, bzip2 or xz; `endings` says what is read.
 
     A name that is not UTF-8 has `\\xNN` for those bytes. Archives written one behind the other are read as one.
     Raises ReadError for what is damaged, no tar, or lies about its size.
@@ -130,31 +130,22 @@ class _Archive:
         Behind them another archive may follow, as `cat a.tar b.tar` writes it.
         """
         start, zeros = self.position, 0
-        while (block := self._read(BLOCK)) and not any(block) and zeros <= MAX_PADDING:
+        while (block := self._read(BLOCK)) and not any(block) and zeros <= MAX_END:
             zeros += len(block)
-        if zeros > MAX_PADDING:  # an unfinished download into a file of the whole size
-            raise ReadError(f"unexpected end of data at byte {start:,}: zeros follow")
+        end = start + zeros
+        is_end = zeros == 2 * BLOCK or ((end - self._begin) % tarfile.RECORDSIZE == 0 and 2 * BLOCK < zeros < MAX_END)
         if not block and zeros < 2 * BLOCK:
-            raise ReadError(
-                f"unexpected end of data at byte {self.position:,}: the mark of an archive's end is missing"
-            )
-        if block and zeros:
-            self._begin_another(block, start, zeros)
-        elif block and len(block) < BLOCK:
+            raise ReadError(f"unexpected end of data at byte {end:,}: an archive's end mark is missing")
+        if block and not zeros and len(block) < BLOCK:
             raise ReadError(f"unexpected end of data at byte {self.position:,}")
-        return block or None
-
-    def _begin_another(self, block: bytes, start: int, zeros: int) -> None:
-        """Take `block` for the first of another archive. Raises ReadError if it is none, or the zeros are no end mark."""
-        begin = start + zeros
-        is_padded = (begin - self._begin) % tarfile.RECORDSIZE == 0 and zeros < tarfile.RECORDSIZE + 2 * BLOCK
-        if zeros != 2 * BLOCK and not is_padded:
+        if block and zeros and not is_end and zeros <= MAX_END:
             raise ReadError(f"damaged at byte {start:,}: {zeros:,} bytes of zeros in place of a member")
-        try:
-            _parsed(block, begin)
-        except ReadError as error:
-            raise BehindTheEndError(f"something else behind the archive's end, at byte {begin:,} ({error})") from None
-        self._begin = begin
+        if zeros and not is_end:
+            raise BehindTheEndError(f"zeros from byte {start:,} on, more than a tar ends with: not written to its end?")
+        if block and zeros:
+            _check_another(block, end)
+            self._begin = end
+        return block or None
 
     def padded(self, size: int) -> bytes:
         """Return `size` bytes; their padding to whole blocks is passed over."""
@@ -194,7 +185,7 @@ class _Archive:
 
 
 def _unpacking(head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
-    """Return what unpacks a file that begins with this block, None for a plain tar. Raises ReadError for other files."""
+    """Return what unpacks a file that begins with this block, None for a plain tar. Raises ReadError."""
     try:
         if head.strip(b"\0"):
             _parsed(head, 0)
@@ -236,6 +227,14 @@ def _parsed(block: bytes, start: int) -> TarInfo:
         where = f"damaged at byte {start:,}" if start else "no tar archive"
         raise ReadError(f"{where}: {error}") from None
     return info
+
+
+def _check_another(block: bytes, start: int) -> None:
+    """Raise BehindTheEndError if a block behind an archive is not the first of another one."""
+    try:
+        _parsed(block, start)
+    except ReadError as error:
+        raise BehindTheEndError(f"something else behind the archive's end: {error}") from None
 
 
 def _pax_records(content: bytes, start: int) -> dict[str, bytes]:

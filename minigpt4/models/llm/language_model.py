@@ -182,10 +182,10 @@ def load_llm(
         llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
     # transformers would fill what is missing or of another shape with random numbers
     if wrong := sorted(info["mismatched_keys"]):
-        name, found, expected = wrong[0]
+        first = "{} is {}, expected {}".format(wrong[0][0], *map(list, wrong[0][1:]))
         raise ValueError(
-            f"model.llama_model: the weight files in '{folder}' are of another model than its config.json: {len(wrong)} "
-            f"tensors are of another shape ({name} is {list(found)}, expected {list(expected)}); copy both from one place"
+            f"model.llama_model: the weight files in '{folder}' are of another model than its config.json: "
+            f"{len(wrong)} tensors are of another shape ({first}); copy both from one place"
         )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
