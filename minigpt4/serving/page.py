@@ -55,7 +55,11 @@ class Page:
         gr.set_static_paths(list(EXAMPLES))
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
         # the theme's edges are too faint
-        edges = {"border_color_primary": "*neutral_300", "input_border_color": "*neutral_300", "block_border_width": "1px"}
+        edges = {
+            "border_color_primary": "*neutral_300",
+            "input_border_color": "*neutral_300",
+            "block_border_width": "1px",
+        }
         hosts, blocks = Hosts(args.server_name), self._build()
         guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
         # the line is the page's own; gradio only has to hold as many as may stand in it
