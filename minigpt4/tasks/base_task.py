@@ -12,6 +12,7 @@ from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
 
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
+VAL_WORDS = {"eval": "val", "valid": "val", "validation": "val"}  # what else the split is called in YAML files
 
 
 class BaseTask:
@@ -70,14 +71,16 @@ class BaseTask:
         )
 
     def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
+        """Return {split: [loader of this rank's share, one a dataset]}; see VAL_WORDS. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
         where, loaders = "run.valid_splits, run.test_splits", {}
         place = Place(run_cfg.seed, get_rank(), get_world_size())
         for split in splits:
-            of_split = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
+            is_there = any(split in of_dataset for of_dataset in datasets.values())
+            name = split if is_there else VAL_WORDS.get(split, split)
+            of_split = [of_dataset[name] for of_dataset in datasets.values() if name in of_dataset]
             if not of_split:
                 there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")

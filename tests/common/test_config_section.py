@@ -54,5 +54,5 @@ def test_a_builder_is_made_of_any_mapping(form, release):
     builder = registry.get_builder_class("cc_sbu_align")(form(section))
     (dataset,) = builder.build_datasets().values()
     assert len(dataset) == 6 and builder.config.sample_ratio is None
-    with pytest.raises(ConfigError, match="datasets.cc_sbu_align.build_info.storage: missing"):
+    with pytest.raises(ConfigError, match=r"datasets\.cc_sbu_align\.build_info\.storage: missing"):
         registry.get_builder_class("cc_sbu_align")(form({}))
