@@ -79,7 +79,7 @@ class BaseTask:
         )
 
     def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
+        """Return {split: [loader of this rank's share, one a dataset]}; see VALIDATION. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
