@@ -149,6 +149,7 @@ def header_at(number):
         (lambda c: c[: header_at(6)] + member("x.jpg", type=b"x", size=3 << 30), "a header of 3,221,225,472 byt", 6),
         (lambda c: c[: header_at(6)] + member("x", b"9999 path=x.jpg\n", type=b"x") + END, "a pax header that", 6),
         (lambda c: c[: header_at(6)] + member("x", b"14 path=x.jpg\n", type=b"x") + END, "the member is missing", 6),
+        (lambda c: c[: header_at(6)] + member("y" * 5000 + ".jpg") + END, "a name of 5,004 characters", 6),
         (lambda c: c[: header_at(6)] + member("x.jpg", size=-512), "damaged at byte 6,144: a size of -512", 6),
     ],
 )
