@@ -79,7 +79,7 @@ class BaseTask:
         )
 
     def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
+        """Return {split: [loader of this rank's share, one a dataset]}; see VALIDATION. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
@@ -104,6 +104,16 @@ class BaseTask:
     def train_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> torch.Tensor:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
+
+    def loss_and_targets(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
+        """Return (`train_step`'s loss, how many target tokens it is the mean of).
+
+        None: the model does not count them, or a task has a `train_step` of its own, whose loss this is.
+        """
+        if getattr(self.train_step, "__func__", None) is not BaseTask.train_step:
+            return self.train_step(model, samples), None
+        outputs = model(samples)
+        return outputs["loss"], int(outputs["num_targets"]) if "num_targets" in outputs else None
 
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
         """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.

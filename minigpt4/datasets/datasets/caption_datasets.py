@@ -43,9 +43,8 @@ def _checked(record: Any, where: str) -> dict:
     image_id = str(record["image_id"])
     path = PurePath(image_id)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(
-            f"{where}: image_id '{printable(image_id, 60)}' leads out of the image folder; expected a file's stem"
-        )
+        shown = printable(image_id, 60)
+        raise ValueError(f"{where}: image_id '{shown}' leads out of the image folder; expected a file's stem")
     return record | {"image_id": image_id}
 
 
