@@ -78,7 +78,7 @@ class RunConfig:
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group
-    step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
+    step_timeout_s: int = 300  # how long a rank may keep the others waiting, or data a rank
     world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
     READ_PATHS, WRITTEN_PATHS = ("resume_ckpt_path",), ("output_dir",)

@@ -47,11 +47,18 @@ def archive(names, form=tarfile.PAX_FORMAT, mode="w"):
     return file.getvalue()
 
 
-def walk(content):
+class Pipe(io.BytesIO):
+    """What comes from a pipe."""
+
+    def seekable(self):
+        return False
+
+
+def walk(content, file=io.BytesIO):
     """Return (the members of an archive, what its error says)."""
     found = []
     try:
-        for each in tar_members(io.BytesIO(content), ENDINGS):
+        for each in tar_members(file(content), ENDINGS):
             found.append(each)
     except ReadError as error:
         return found, str(error)
@@ -66,7 +73,8 @@ END = bytes(1024)
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
 def test_every_format_and_way_of_packing_is_read(form, pack):
-    assert walk(pack(archive(NAMES, form))) == ([Member(name, name.encode()) for name in NAMES], "")
+    content = pack(archive(NAMES, form))
+    assert walk(content) == walk(content, Pipe) == ([Member(name, name.encode()) for name in NAMES], "")
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -141,12 +149,16 @@ def header_at(number):
         (lambda c: c[: header_at(6)] + member("x.jpg", type=b"x", size=3 << 30), "a header of 3,221,225,472 byt", 6),
         (lambda c: c[: header_at(6)] + member("x", b"9999 path=x.jpg\n", type=b"x") + END, "a pax header that", 6),
         (lambda c: c[: header_at(6)] + member("x", b"14 path=x.jpg\n", type=b"x") + END, "the member is missing", 6),
+        (lambda c: c[: header_at(6)] + member("y" * 5000 + ".jpg") + END, "a name of 5,004 characters", 6),
         (lambda c: c[: header_at(6)] + member("x.jpg", size=-512), "damaged at byte 6,144: a size of -512", 6),
     ],
 )
 def test_damage_is_said_with_its_place(damage, says, number):
-    found, said = walk(damage(archive(NAMES, tarfile.USTAR_FORMAT)))
+    content = damage(archive(NAMES, tarfile.USTAR_FORMAT))
+    found, said = walk(content)
     assert says in said
+    through_a_pipe, said = walk(content, Pipe)
+    assert through_a_pipe == found and said
     assert [each.name for each in found if each.name != "x.jpg"] == NAMES[: min(20, number or len(found))]
 
 

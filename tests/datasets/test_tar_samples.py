@@ -42,6 +42,7 @@ def samples(*names, error=None, size=1):
         # what else bears a pair's name belongs to it, before or behind
         ("1.depth.png 1.jpg 1.mask.png 1.npy 1.txt 2.jpg 2.mask.png 2.txt", ["1", "2"], []),
         ("a.jpg a.txt a.1.jpg a.1.txt", ["a", "a.1"], []),
+        ("d.jpg d.txt d.x/b.jpg ./d.jpg .jpg .txt", ["d", ""], ["d.x/b", "./d"]),
         # members that are no neighbours
         ("0.jpg 1.txt 2.jpg 0.txt 1.jpg 2.txt", ["0", "1", "2"], []),
         # names that come twice
@@ -79,12 +80,25 @@ def test_a_damaged_archive_gives_what_came_before_but_for_the_last_sample():
 
 
 def test_what_waits_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "MAX_WAITING", 1000)
+    monkeypatch.setattr(module, "MAX_WAITING", 11_000)
     images, captions = [f"{number}.jpg" for number in range(30)], [f"{number}.txt" for number in range(30)]
     pairs, alone = samples(*images, *captions, size=100)
     lonely = [number for number in range(30) if (str(number), ["jpg"]) in alone]
     assert len(lonely) >= 20 and len(pairs) <= 10
     assert len(pairs) * 2 + len(alone) == 60
+
+
+def test_names_without_bytes_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(module, "MAX_WAITING", 20_000)
+    taken = []
+
+    def members():
+        for number in range(100):
+            taken.append(number)
+            yield Member(f"{number}.cls", None)
+
+    first = next(tar_samples(members()))
+    assert first.key == "0" and len(taken) == 20
 
 
 def test_a_sample_too_large_is_said_so(monkeypatch):

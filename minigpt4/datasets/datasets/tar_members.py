@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 64 << 20  # bytes of a member that is read; an image of the most pixels that are taken has less
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
+MAX_NAME = 4096  # characters, folders included; more no file system takes
 MAX_END = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros at an archive's end: the mark, and padding to 10,240
 MAX_RATIO, RATIO_FROM = 100, 64 << 20  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
 _UNPACK = {b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
@@ -88,6 +89,8 @@ def _member(archive: "_Archive", block: bytes, info: TarInfo, of_next: dict, end
     is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in of_next)
     name = of_next.get("GNU.sparse.name", of_next.get("path"))
     name = info.name if name is None else name.decode("utf-8", "backslashreplace")
+    if len(name) > MAX_NAME:
+        raise ReadError(f"a name of {len(name):,} characters before byte {archive.position:,}; at most {MAX_NAME:,}")
     size = _number(of_next["size"], archive.position) if "size" in of_next else info.size
     is_extended = info.type == tarfile.GNUTYPE_SPARSE and block[482]
     while is_extended:

@@ -7,6 +7,7 @@
 The members of a sample need not be neighbours, within limits: a sample without its image or caption waits for it.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tarfile import ReadError
@@ -17,6 +18,7 @@ from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError
 IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 CAPTION_EXTENSIONS = ("json", "txt")
 MAX_WAITING = 64 << 20  # bytes of samples that wait; then the oldest is given out as it is
+OVERHEAD = 1000  # bytes of memory of a sample whose members are not read
 
 
 @dataclass
@@ -71,7 +73,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 class _Grouping:
-    """Samples of which members may be to come: `waiting`, and among them `pairs`. An empty one stands for no sample."""
+    """Samples of which members may be to come: `waiting`, and among them `pairs`."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, TarSample] = {}
@@ -86,6 +88,8 @@ class _Grouping:
         if key in self.waiting and extension in self.waiting[key].extensions:  # another sample of this name begins
             yield from self._give(key)
 
+        if key not in self.waiting:
+            self.bytes += OVERHEAD + len(key)
         sample = self.waiting.setdefault(key, TarSample(key))
         data, sample.extensions[extension] = member.data, member.fault
         if data is not None and sample.size() + len(data) > MAX_MEMBER:
@@ -111,18 +115,18 @@ class _Grouping:
 
     def _give(self, key: str) -> Iterator[TarSample]:
         sample = self.waiting.pop(key)
-        self.bytes -= sample.size()
+        self.bytes -= OVERHEAD + len(key) + sample.size()
         if key in self.pairs:
             self.pairs.remove(key)
             self.given.add(key)
-        elif any(key[:place] in self.given for place, char in enumerate(key) if char == "."):
+        elif any(key[: dot.start()] in self.given for dot in re.finditer(r"\.(?=[^/]*$)", key)):
             return  # it belongs to that pair
         yield sample
 
 
 def _is_below(key: str, other: str) -> bool:
-    """Return whether a key is `other`, or `other` with more behind a dot."""
-    return f"{key}.".startswith(f"{other}.")
+    """Return whether a key is `other`, or `other` with more behind a dot, in the same folder."""
+    return f"{key}.".startswith(f"{other}.") and "/" not in key[len(other) :]
 
 
 def _is_meta(name: str) -> bool:
