@@ -144,7 +144,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
     sizes = [len(group["params"]) for group in groups]
     parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
     own_shapes = dict(enumerate(tuple(parameter.shape) for parameter in parameters))
-    shapes = {index: _moment_shape(state) for index, state in saved.get("state", {}).items()}
+    shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
     if sizes != own_sizes or not shapes.items() <= own_shapes.items():
         raise CheckpointError(
             f"{where}: the optimizer state is of other parameters: groups of {sizes!s:.200} with shapes "
@@ -152,23 +152,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
             f"{list(own_shapes.values())}. Freeze the same parts as the run that wrote it, or start a new run from its "
             "weights with model.ckpt"
         )
+    for state in saved["state"].values():
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        is_usable = (first.isfinite() & (second >= 0)).all() and math.isfinite(float(state["step"]))
+        if first.shape != second.shape or not is_usable:
+            raise ValueError("moments that do not belong together, or are not finite")
     for old, new in zip(groups, own, strict=True):
         if old.get("weight_decay") != new["weight_decay"]:
             change = new["weight_decay"], old["weight_decay"]
             logging.warning("run.weight_decay: %s from here on, the checkpoint had %s", *change)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-
-
-def _moment_shape(state: dict[str, Any]) -> tuple[int, ...]:
-    """Return the shape of AdamW's moments of one parameter. Raises an error of any kind if they are none."""
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    if (
-        first.shape != second.shape
-        or not math.isfinite(float(state["step"]))
-        or not (first.isfinite() & (second >= 0)).all()
-    ):
-        raise ValueError("moments that do not belong together, or are not finite")
-    return tuple(first.shape)
 
 
 def remove(path: Path) -> None:
