@@ -94,7 +94,8 @@ class Guard:
     """ASGI middleware; the page reads `streams` and adds to `hosts`."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts, uploads: Uploads, streams: Streams):
-        self.app, self.hosts, self.uploads, self.streams = app, hosts, uploads, streams
+        self.app, self.hosts = app, hosts
+        self.uploads, self.streams = uploads, streams
         self.tries = Tries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,7 +12,8 @@ from starlette.types import Message, Receive, Scope
 
 MOST_BYTES = 2**19  # of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
 MOST_DEPTH = 32  # of its JSON
-TRIES_S, TRIES_EACH, TRIES_ALL = 60, 5, 50  # wrong passwords in so many seconds, of one address and of all
+TRIES_S = 60  # in so many seconds
+TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address and of all
 
 
 class Refusal(Exception):
