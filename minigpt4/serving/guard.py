@@ -123,7 +123,7 @@ class Guard:
                 return await self.app(scope, receive, self.uploads.noted(visitor, send))
         if path.startswith(f"{API}file="):
             self.uploads.check(visitor, path.removeprefix(f"{API}file="))
-        if path == "/login":
+        if path == "/login" and scope["method"] == "POST":
             send = self._counted(scope, send)
         receive = await whole(receive, headers)
         with self.streams.opened(scope):

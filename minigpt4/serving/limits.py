@@ -73,8 +73,11 @@ class Streams:
 
 def network_of(scope: Scope) -> str:
     """Return the address of who asks; of IPv6 the network, for one person has all of it."""
-    host = scope["client"][0] if scope.get("client") else ""
-    return str(ipaddress.ip_network(f"{host}/64", strict=False)) if ":" in host else host
+    try:
+        address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
+    except (TypeError, ValueError):
+        return "unknown"
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
 async def whole(receive: Receive, headers: Headers) -> Receive:
