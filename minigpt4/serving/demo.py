@@ -48,6 +48,8 @@ def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
     for name in list(os.environ):
         if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not share:
             del os.environ[name]
+    if not share:  # the link's servers say truly who asks; anybody else may say anything
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     # a folder of this page's own: what lies in it is served to visitors, and removed at the end
     where = os.environ.get("GRADIO_TEMP_DIR") or None
     try:

@@ -94,7 +94,8 @@ class Guard:
     """ASGI middleware; the page reads `streams` and adds to `hosts`."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts, uploads: Uploads, streams: Streams):
-        self.app, self.hosts, self.uploads, self.streams = app, hosts, uploads, streams
+        self.app, self.hosts = app, hosts
+        self.uploads, self.streams = uploads, streams
         self.tries = Tries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,7 +123,7 @@ class Guard:
                 return await self.app(scope, receive, self.uploads.noted(visitor, send))
         if path.startswith(f"{API}file="):
             self.uploads.check(visitor, path.removeprefix(f"{API}file="))
-        if path == "/login":
+        if path == "/login" and scope["method"] == "POST":
             send = self._counted(scope, send)
         receive = await whole(receive, headers)
         with self.streams.opened(scope):

@@ -12,7 +12,8 @@ from starlette.types import Message, Receive, Scope
 
 MOST_BYTES = 2**19  # of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
 MOST_DEPTH = 32  # of its JSON
-TRIES_S, TRIES_EACH, TRIES_ALL = 60, 5, 50  # wrong passwords in so many seconds, of one address and of all
+TRIES_S = 60  # in so many seconds
+TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address and of all
 
 
 class Refusal(Exception):
@@ -72,8 +73,11 @@ class Streams:
 
 def network_of(scope: Scope) -> str:
     """Return the address of who asks; of IPv6 the network, for one person has all of it."""
-    host = scope["client"][0] if scope.get("client") else ""
-    return str(ipaddress.ip_network(f"{host}/64", strict=False)) if ":" in host else host
+    try:
+        address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
+    except (TypeError, ValueError):
+        return "unknown"
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
 async def whole(receive: Receive, headers: Headers) -> Receive:

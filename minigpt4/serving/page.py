@@ -65,8 +65,9 @@ class Page:
         guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
         # the line is the page's own; gradio only has to hold as many as may stand in it
         blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
+        name = args.server_name.strip("[]")
         share_url = blocks.launch(
-            server_name=args.server_name,
+            server_name=f"[{name}]" if ":" in name else name,  # as IPv6 is written in addresses
             server_port=args.server_port,
             share=args.share,
             auth=tuple(args.auth.split(":", 1)) if args.auth else None,

@@ -116,7 +116,8 @@ class Sessions:
     """
 
     def __init__(self, warm: int = 4, most: int = 200, age_s: float = 3600):
-        self.warm, self.most, self.age_s = warm, most, age_s
+        self.warm, self.most = warm, most
+        self.age_s = age_s
         self._used = {}  # session -> when
         self._by_key = WeakValueDictionary()
 

@@ -1,6 +1,8 @@
 """What meets every request to the page before gradio does: names, origins, paths, sizes, passwords, uploads."""
 
 import os
+from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from minigpt4.serving import uploads
+from minigpt4.serving.demo import environment_of_gradio
 from minigpt4.serving.guard import Hosts
-from minigpt4.serving.limits import MOST_BYTES, Refusal, Tries
+from minigpt4.serving.limits import MOST_BYTES, Refusal, Tries, network_of
 from tests.serving.server import Visitor
 from tests.serving.test_hostile import png
 
@@ -185,10 +188,9 @@ def test_json_that_is_nested_too_deep_is_refused(visitor, depth, opening):
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """Return (address, folder of uploads, cookies of somebody logged in) of a page with a password."""
-    folder = tmp_path_factory.mktemp("uploads")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    place = {"GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads"))}
+    with mock.patch.dict(os.environ, place), environment_of_gradio(LOCAL, share=False):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
         import gradio as gr
         from starlette.middleware import Middleware
 
@@ -204,16 +206,36 @@ def guarded(tmp_path_factory):
         blocks.close()
 
 
-def login(url, password):
-    return httpx.post(f"{url}login", data={"username": "me", "password": password})
+def login(url, password, address="192.0.2.1"):
+    """Try a password; nobody is believed who says to ask for somebody at another address."""
+    headers = {"x-forwarded-for": address}
+    return httpx.post(f"{url}login", data={"username": "me", "password": password}, headers=headers)
 
 
 def test_guessing_a_password_is_slowed_down(guarded):
     url, _, cookies = guarded
     assert cookies
-    assert [login(url, f"wrong {number}").status_code for number in range(7)] == [400] * 5 + [429] * 2
+    for _ in range(9):
+        httpx.get(f"{url}login")  # is no try
+    tries = [login(url, f"wrong {number}", f"192.0.2.{number}").status_code for number in range(7)]
+    assert tries == [400] * 5 + [429] * 2
     reply = login(url, "right")  # nor is the right one told from the others now
     assert reply.status_code == 429 and "wait 60 seconds" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("client", "network"),
+    [
+        *[
+            (("192.0.2.7", 1), "192.0.2.7"),
+            (("2001:db8::1:2:3:4", 1), "2001:db8::/64"),
+            (("fe80::1%eth0", 1), "fe80::/64"),
+        ],
+        *[(("a:b", 1), "unknown"), (("", 1), "unknown"), (None, "unknown")],
+    ],
+)
+def test_who_asks_is_known_by_the_network(client, network):
+    assert network_of({"client": client}) == network
 
 
 def test_tries_are_counted_for_each_address_and_for_all():
