@@ -231,7 +231,7 @@ ROWS = [
         "no sections",
         [
             "datasets: this section is missing; a configuration needs model, datasets, run",
-            "model.arch: missing; known: mini_gpt4",
+            "model.arch: missing; known: mini_gpt4, minigpt4",
             "run.lr_sched: missing; it has no default",
             "run.init_lr: missing; it has no default",
             "run.min_lr: missing; it has no default",
@@ -292,7 +292,7 @@ ROWS = [
     Bad(
         "unknown architecture",
         [
-            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4. Did you mean 'mini_gpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
+            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4, minigpt4. Did you mean 'minigpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["model.arch=minigpt5"],
     ),

@@ -23,10 +23,13 @@ from minigpt4.models.vision.tower import VisionTower
 
 
 @registry.register_model("mini_gpt4")
+@registry.register_model("minigpt4")  # its name in later YAML files, VLMEvalKit's among them
 class MiniGPT4(MiniGPTBase):
     """ViT -> ln_vision -> Q-Former -> llama_proj -> LLM."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = {"pretrain_vicuna": "configs/models/minigpt4.yaml"}
+    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(
+        ("pretrain_vicuna", "pretrain_vicuna_7b"), "configs/models/minigpt4.yaml"
+    )
     release_name = staticmethod(to_release_name)
 
     def __init__(self, cfg: MiniGPT4Config, compute_dtype: torch.dtype):

@@ -43,7 +43,8 @@ def llama_with(folder, **changes):
 
 def test_registered_with_its_yaml():
     assert registry.get_model_class("mini_gpt4") is MiniGPT4
-    assert MiniGPT4.PRETRAINED_MODEL_CONFIG_DICT == {"pretrain_vicuna": "configs/models/minigpt4.yaml"}
+    assert MiniGPT4.PRETRAINED_MODEL_CONFIG_DICT["pretrain_vicuna"] == "configs/models/minigpt4.yaml"
+    assert registry.get_model_class("minigpt4") is MiniGPT4  # as VLMEvalKit's file calls it
 
 
 def test_only_llama_proj_learns_and_the_rest_stays_as_it_is(model):
