@@ -206,7 +206,9 @@ def cut_run(tmp_path, storages):
 
 def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages, cut_run):
     write_shard(tmp_path / "laion" / "3.tar", range(90, 95))
-    other = new_runner(tmp_path / "out", storages, num_workers=1, init_lr=0.5, iters_per_epoch=8, log_freq=3, read_ahead=True)
+    other = new_runner(
+        tmp_path / "out", storages, num_workers=1, init_lr=0.5, iters_per_epoch=8, log_freq=3, read_ahead=True
+    )
     with pytest.raises(CheckpointError) as caught:
         other.train()
     lines = str(caught.value).splitlines()
