@@ -23,7 +23,7 @@ def no_logger_left_behind():
         if type(handler) is logging.StreamHandler:
             logging.root.removeHandler(handler)
     for handler in logging.getLogger("transformers").handlers:  # of the test that imported it first
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:
             handler.setStream(sys.__stderr__)
 
 
