@@ -24,7 +24,7 @@ def no_logger_left_behind():
             logging.root.removeHandler(handler)
     for handler in logging.getLogger("transformers").handlers:  # of the test that imported it first
         if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.__stderr__)
+            handler.stream = sys.__stderr__  # setStream would flush one that is closed
 
 
 @pytest.fixture(scope="session")

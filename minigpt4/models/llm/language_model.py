@@ -98,6 +98,9 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 
     with _read_by_transformers("the tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), **LOCAL)
+        # of a folder without the file transformers makes a tokenizer without words
+        if not set(tokenizer("a", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
+            raise ValueError("it knows no words; is tokenizer.json or tokenizer.model there?")
     _repair_end_tokens(tokenizer, folder)
     _use_sentencepiece_rules(tokenizer)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
