@@ -30,7 +30,13 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 def folder_problems(folder: str | Path) -> list[str]:
     """Return what is wrong with the files of an LLM's folder, as far as names, sizes and first bytes tell."""
-    folder = expand_path(folder)
+    try:
+        return _folder_problems(expand_path(folder))
+    except OSError as error:
+        return [f"'{error.filename}' cannot be read ({error.strerror})"]
+
+
+def _folder_problems(folder: Path) -> list[str]:
     expected = "give the folder with config.json, weights and tokenizer"
     if not (folder / "config.json").is_file():
         return [f"no transformers model in '{folder}' (config.json is not there); {expected}"]
