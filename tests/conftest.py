@@ -22,6 +22,9 @@ def no_logger_left_behind():
     for handler in list(logging.root.handlers):
         if type(handler) is logging.StreamHandler:
             logging.root.removeHandler(handler)
+    for handler in logging.getLogger("transformers").handlers:  # of the test that imported it first
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.__stderr__  # setStream would flush one that is closed
 
 
 @pytest.fixture(scope="session")

@@ -710,6 +710,14 @@ ROWS = [
         is_beginning=True,
     ),
     Bad(
+        "an LLM without its tokenizer's words",
+        [
+            "error: model.llama_model: transformers cannot read the tokenizer of '{tmp}/llm' (ValueError: it knows no words; is tokenizer.json or tokenizer.model there?); give a folder of a family that transformers knows, with config.json, weights and tokenizer"
+        ],
+        make=llm(lambda folder: [(folder / f"tokenizer.{kind}").unlink() for kind in ("json", "model")]),
+        code=1,
+    ),
+    Bad(
         "an LLM of an unknown family",
         ["error: model.llama_model: transformers cannot read config.json of '{tmp}/llm' (ValueError: "],
         make=llm_config(model_type="no_such_family"),

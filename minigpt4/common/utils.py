@@ -63,7 +63,10 @@ def weights_problem(path_or_url: str | Path, where: str) -> Problem | None:
     """
     path = cached_path(path_or_url)
     if path.is_file():
-        found = not_weights(path)
+        try:
+            found = not_weights(path)
+        except OSError as error:
+            found = f"cannot be read ({error.strerror})"
         return Problem(where, f"'{path}' {found}") if found else None
     if is_url(path_or_url):
         return None

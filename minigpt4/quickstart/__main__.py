@@ -1,6 +1,9 @@
 """`python -m minigpt4.quickstart`, what `make quickstart` runs."""
 
+import sys
+
+from minigpt4.common.cli import run_program
 from minigpt4.quickstart.quickstart import main, require_environment
 
 require_environment()
-main()
+sys.exit(run_program(main))

@@ -81,7 +81,7 @@ class RunConfig:
     step_timeout_s: int = 300  # how long a rank may keep the others waiting, or data a rank
     world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
-    READ_PATHS, WRITTEN_PATHS = ("resume_ckpt_path",), ("output_dir",)
+    WRITTEN_PATHS = ("output_dir", "resume_ckpt_path")
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",

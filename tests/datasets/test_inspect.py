@@ -375,3 +375,20 @@ def test_an_output_folder_that_is_absent_is_said_before_the_scan(look):
     look.output = look.folder / "absent/sheet.html"
     told = look(1, expect=1)
     assert told.startswith("error: --output: no folder '") and "scanned" not in told
+
+
+def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(look, tmp_path, monkeypatch):
+    for name, value in {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tokenizer / name).write_bytes((FOLDER / "model/llama" / name).read_bytes())
+    (tmp_path / "file").touch()
+    told = look(2, f"model.llama_model={tokenizer}", f"run.output_dir={tmp_path}/file/out")
+    assert "usable    6 (100.0%)" in told
+    for missing in ("run.dist_url: env://", "run.output_dir: ", f"model.llama_model: '{tokenizer}' has no weights"):
+        assert missing in told.split("train.py would not start yet:")[1]
+    # the tokenizer it does need
+    (tokenizer / "tokenizer.json").unlink()
+    look(2, f"model.llama_model={tokenizer}", expect=2)

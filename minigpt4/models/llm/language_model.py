@@ -29,7 +29,13 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 def folder_problems(folder: str | Path) -> list[str]:
     """Return what is wrong with the files of an LLM's folder, as far as names, sizes and first bytes tell."""
-    folder = expand_path(folder)
+    try:
+        return _folder_problems(expand_path(folder))
+    except OSError as error:
+        return [f"'{error.filename}' cannot be read ({error.strerror})"]
+
+
+def _folder_problems(folder: Path) -> list[str]:
     expected = "give the folder with config.json, weights and tokenizer"
     if not (folder / "config.json").is_file():
         return [f"no transformers model in '{folder}' (config.json is not there); {expected}"]
@@ -97,6 +103,9 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 
     with _read_by_transformers("the tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), **LOCAL)
+        # of a folder without the file transformers makes a tokenizer without words
+        if not set(tokenizer("a", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
+            raise ValueError("it knows no words; is tokenizer.json or tokenizer.model there?")
     _repair_end_tokens(tokenizer, folder)
     _use_sentencepiece_rules(tokenizer)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
