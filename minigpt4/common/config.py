@@ -26,7 +26,7 @@ from minigpt4.common.registry import RegistryError, registry
 REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
 PLACEHOLDER = "/path/to/"
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
-_DEAD_SECTIONS = ("preprocess", "evaluation_datasets")
+_DEAD_SECTIONS = ("preprocess",)
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -85,6 +85,8 @@ class Config:
         for name, section in (user.get("datasets") or {}).items():
             self.config.datasets[name] = self._dataset(name, section or OmegaConf.create())
         self.config.run = self._run(user.get("run") or OmegaConf.create())
+        if user.get("evaluation_datasets"):  # each section is checked when its benchmark is asked for
+            self.config.evaluation_datasets = user.evaluation_datasets
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
             self._check_values(self.config[root], root)
@@ -117,6 +119,24 @@ class Config:
             log("\n======== %s =======\n%s", name, json.dumps(section, indent=4, sort_keys=True))
         log("\n======  Model Attributes  ======\n%s", json.dumps(plain["model"], indent=4, sort_keys=True))
 
+    def benchmark_cfg(self, name: str) -> DictConfig | None:
+        """Return the typed section `evaluation_datasets.<name>` and its registered name as `benchmark`.
+
+        What is wrong with it is added to `report`; None: the name is not registered.
+        """
+        where, sections = f"evaluation_datasets.{name}", self.config.setdefault("evaluation_datasets", {})
+        if not isinstance(sections, DictConfig) or not isinstance(sections.get(name) or {}, (dict, DictConfig)):
+            self.report.add(where, "no mapping; expected eval_file_path, img_path and other keys below it")
+            return None
+        user = sections.get(name) or OmegaConf.create()
+        registered = user.get("benchmark") or name
+        cls = self._class("benchmark", registered, where)
+        if cls is None:
+            return None
+        sections[name] = typed(OmegaConf.merge(user, {"benchmark": registered}), cls.Config, where, self.report)
+        self._check_values(sections[name], where)
+        return sections[name]
+
     def _preflight(self, for_training: bool) -> None:
         """Let the classes of sections without problems look for files, shards and devices."""
         sections = [("model", "model", self.model_cfg.get("arch"), self.model_cfg)]
@@ -132,8 +152,8 @@ class Config:
         for root in user:
             if root in _DEAD_SECTIONS:
                 self.report.warnings.append(f"{root}: this section does nothing")
-            elif root not in (*SECTIONS, "imports"):
-                self.report.unknown(str(root), "section", (*SECTIONS, "imports"))
+            elif root not in (known := (*SECTIONS, "imports", "evaluation_datasets")):
+                self.report.unknown(str(root), "section", known)
         needed = ("model", "datasets", "run") if for_training else ("model",)
         for root in needed[1:]:  # without `model` the report asks for model.arch
             if not user.get(root):

@@ -1,0 +1,124 @@
+"""Two results of one benchmark: which differences are more than chance, and which items have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minigpt4.evaluation import metrics
+from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem, Scores
+from minigpt4.evaluation.metrics.intervals import Difference
+from minigpt4.evaluation.page import STYLE, document, reference_text
+from minigpt4.evaluation.results import number, read_results
+
+
+class Comparison(NamedTuple):
+    """B against A over their common items. `changed`: records of A and of B whose scores differ, most lost first."""
+
+    names: tuple[str, str]
+    values: dict[str, tuple[float, float]]  # by metric
+    differences: dict[str, Difference]
+    changed: list[tuple[dict, dict]]
+    num_common: int
+    notes: list[str]
+
+
+def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
+    """Return what changed from one results.json to another.
+
+    Both are scored again over the items that both have answered, so old results are compared by the rules of today.
+    Raises ValueError for results of different benchmarks, or without common items, and OSError.
+    """
+    results = a, b = read_results(path_a), read_results(path_b)
+    if a["benchmark"] != b["benchmark"]:
+        raise ValueError(
+            f"'{path_a}' is of {a['benchmark']}, '{path_b}' of {b['benchmark']}; expected the same benchmark"
+        )
+    answered = [{record["id"]: record for record in result["items"] if "answer" in record} for result in results]
+    first, second = answered
+    common = [name for name in first if name in second]
+    if not common:
+        raise ValueError(f"'{path_a}' and '{path_b}' have no answered item in common")
+    other = next((name for name in common if first[name]["reference"] != second[name]["reference"]), None)
+    if other is not None:
+        raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
+
+    notes = [f"only {len(common)} items are in both, of {len(first)} and {len(second)} answered"]
+    notes = notes if len(common) < max(len(first), len(second)) else []
+    for key in ("control", "prompt", "data", "weights", "rules", "versions"):
+        if a.get(key) != b.get(key):
+            notes.append(f"{key}: {a.get(key) or 'none'} -> {b.get(key) or 'none'}")
+    scores_a, scores_b = (_score(result, common) for result in results)
+    values, differences = {}, {}
+    for name, metric in scores_a.metrics.items():
+        other_metric = scores_b.metrics[name]
+        values[name] = (metric.value(), other_metric.value())
+        differences[name] = metrics.paired_bootstrap(other_metric.rows, metric.rows, metric.of)
+    gain = {name: scores_b.per_item[name] - scores_a.per_item[name] for name in common}
+    changed = [(first[name], second[name]) for name in sorted(gain, key=gain.get) if abs(gain[name]) > 1e-9]
+    return Comparison((str(path_a), str(path_b)), values, differences, changed, len(common), notes)
+
+
+def _answered(result: Mapping[str, Any]) -> dict[str, dict]:
+    return {record["id"]: record for record in result["items"] if "answer" in record}
+
+
+def _score(result: Mapping[str, Any], common: list[str]) -> Scores:
+    """Return the scores of the common items of a result."""
+    from minigpt4.evaluation.run import make_benchmark
+
+    benchmark = make_benchmark(result["benchmark"], result["settings"])
+    records, items = _answered(result), []
+    for name in common:
+        record = records[name]
+        items.append(BenchmarkItem(name, record["images"], record["question"], record["reference"], record["group"]))
+    return benchmark.score(items, {name: records[name]["answer"] for name in common})
+
+
+def comparison_text(comparison: Comparison, num_items: int = 20) -> str:
+    """Return the comparison as lines of text, with the items that lost and gained most."""
+    a, b = comparison.names
+    lines = [f"A: {a}", f"B: {b}", f"{comparison.num_common} common items", *comparison.notes, ""]
+    lines.append(f"{'metric':24} {'A':>9} {'B':>9} {'B - A':>9}   95 % interval         p")
+    for name, difference in comparison.differences.items():
+        first, second = map(number, comparison.values[name])
+        low, high = number(difference.low), number(difference.high)
+        change = number(difference.value)
+        lines.append(f"{name:24} {first:>9} {second:>9} {change:>9}   {low:>8} to {high:>8}  {difference.p_value:.3f}")
+    lines += ["", f"{len(comparison.changed)} items changed; lost most first"]
+    for old, new in shown(comparison.changed, num_items):
+        lines.append(f"  {old['id']}  {old['score']:.3f} -> {new['score']:.3f}  {old['answer']!r} -> {new['answer']!r}")
+    return "\n".join(lines)
+
+
+def shown(changed: list, count: int) -> list:
+    """Return at most `count` of the changed items: those at both ends."""
+    half = count // 2
+    return changed if len(changed) <= count else [*changed[:half], *changed[-half:]]
+
+
+def comparison_page(comparison: Comparison, num_items: int = 1000) -> str:
+    """Return the comparison as an HTML page with a table of the items that changed."""
+    from minigpt4.datasets.sheet import visible
+
+    figures = ["<tr><th>metric</th><th>A</th><th>B</th><th>B - A</th><th>95 % from</th><th>to</th><th>p</th></tr>"]
+    for name, change in comparison.differences.items():
+        cells = [
+            *map(number, (*comparison.values[name], change.value, change.low, change.high)),
+            f"{change.p_value:.3f}",
+        ]
+        figures.append(f"<tr><td>{visible(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
+    items = ["<tr><th>item</th><th>question</th><th>right</th><th>A</th><th>B</th><th>A</th><th>B</th></tr>"]
+    for old, new in shown(comparison.changed, num_items):
+        texts = [old["id"], old["question"], reference_text(old["reference"]), old["answer"], new["answer"]]
+        cells = [f"<td>{visible(text)}</td>" for text in texts]
+        cells += [f"<td class=n>{record['score']:.3f}</td>" for record in (old, new)]
+        items.append(f"<tr class={'lost' if new['score'] < old['score'] else 'won'}>{''.join(cells)}</tr>")
+    a, b = map(visible, comparison.names)
+    body = ["<h1>Two results compared</h1>", f"<p>A: {a}</p><p>B: {b}</p><p>{comparison.num_common} common items</p>"]
+    body += [f"<p>{visible(note)}</p>" for note in comparison.notes]
+    body.append(f'<div class="scroll"><table>{"".join(figures)}</table></div>')
+    body += [f"<h2>{len(comparison.changed)} items changed, lost most first</h2>"]
+    body.append(f'<div class="scroll"><table>{"".join(items)}</table></div>')
+    return document("Two results compared", STYLE, body)
