@@ -113,7 +113,8 @@ class Benchmark:
     def checked_items(self) -> list[BenchmarkItem]:
         """Return `items()`, at most those of `max_images` images.
 
-        Raises ValueError or OSError as `items`, and for no item, an id twice, and images that are not there.
+        Raises ValueError or OSError as `items`, and for no item, an id twice, images that are not there, and truth that
+        cannot be scored.
         """
         items = self.items()
         where = f"'{self.files[0]}'" if self.files else "the benchmark"
@@ -125,6 +126,11 @@ class Benchmark:
         if self.cfg.max_images is not None:
             items = items_of_images(items, self.cfg.max_images)
         self._check_images(items)
+        # what scoring finds wrong with the truth is said now, not after hours of answering
+        try:
+            self.score(items, {item.id: "" for item in items})
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from error
         return items
 
     def _check_images(self, items: Sequence[BenchmarkItem]) -> None:

@@ -4,7 +4,6 @@ import json
 
 from PIL import Image
 
-from minigpt4.common.config_report import Report
 from minigpt4.evaluation.run import OpenBenchmark, make_benchmark
 
 TEN = ["cat"] * 4 + ["a cat"] * 3 + ["kitten"] * 3
@@ -29,7 +28,9 @@ def draw(path, number=0, size=(40, 30)):
 def coco_caption(root):
     images = [{"id": n, "file_name": f"COCO_val2014_{n:012}.jpg"} for n in (7, 8, 9)]
     texts = {7: ["A red bus.", "A bus in the street."], 8: ["Two dogs run."], 9: ["A bowl of fruit on a table."]}
-    captions = [{"id": n, "image_id": image, "caption": text} for image, all in texts.items() for n, text in enumerate(all)]
+    captions = [
+        {"id": n, "image_id": image, "caption": text} for image, all in texts.items() for n, text in enumerate(all)
+    ]
     write_json(root / "annotations/captions_val2014.json", {"images": images, "annotations": captions})
     for image in images:
         draw(root / "images" / image["file_name"], image["id"])
@@ -132,7 +133,7 @@ def mme(root):
         draw(folder / f"existence/{number}.jpg", number)
         (folder / f"existence/{number}.txt").write_text(lines)
     draw(folder / "artwork/images/a.jpg")
-    (folder / "artwork/questions_answers_YN").mkdir()
+    (folder / "artwork/questions_answers_YN").mkdir(exist_ok=True)
     (folder / "artwork/questions_answers_YN/a.txt").write_text(lines)
     draw(folder / "code_reasoning/1.png")
     (folder / "code_reasoning/1.txt").write_text(lines)
@@ -172,9 +173,3 @@ def opened(name, root, writer=None, **settings):
     section = {"img_path": str(root / "images"), **{key: str(path) for key, path in section.items()}, **settings}
     benchmark = make_benchmark(name, section)
     return OpenBenchmark(benchmark, benchmark.checked_items())
-
-
-def report_of(config):
-    """Return the problems that a Config's report has, as text."""
-    assert isinstance(config.report, Report)
-    return [str(problem) for problem in config.report.problems]

@@ -19,7 +19,12 @@ def figures(benchmark, items, answers):
 
 def test_every_registered_name_has_a_class_with_rules_and_a_headline():
     names = registry.list_benchmarks()
-    assert set(names) >= {writer.__name__ for writer in official.WRITERS} | {"refcoco+", "refcocog", "nocaps", "flickr30k"}
+    assert set(names) >= {writer.__name__ for writer in official.WRITERS} | {
+        "refcoco+",
+        "refcocog",
+        "nocaps",
+        "flickr30k",
+    }
     for name in names:
         assert registry.get_benchmark_class(name).RULES and registry.get_benchmark_class(name).HEADLINE
 
