@@ -1,0 +1,84 @@
+"""Boxes: intersection over union, and the accuracy of RefCOCO by MiniGPT-v2's rule."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from minigpt4.evaluation.metrics.matching import aligned, matched
+
+Box = Sequence[float]
+_BOX = re.compile(r"\{(?:<\d{1,3}>){4}\}")
+
+
+def box_iou(a: Box, b: Box, plus_one: bool = False) -> float:
+    """Return the intersection over union, 0 to 1, of two boxes (left, top, right, bottom).
+
+    With `plus_one` the right and bottom pixels belong to a box, so it is one wider and higher: the rule of MiniGPT-v2.
+    A box whose right lies left of its left is empty. Raises ValueError unless a box is four finite numbers.
+    """
+    a, b = _numbers(a, 4, "box"), _numbers(b, 4, "box")
+    extra = 1.0 if plus_one else 0.0
+    shared = _area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]), extra)
+    union = _area(*a, extra) + _area(*b, extra) - shared
+    return shared / union if union else 0.0
+
+
+def box_accuracy(
+    answers: Mapping[Hashable, str] | Sequence[str],
+    boxes: Mapping[Hashable, Box] | Sequence[Box],
+    sizes: Mapping[Hashable, Sequence[float]] | Sequence[Sequence[float]],
+    resolution: int = 100,
+) -> dict:
+    """Return how many answers name the right box, by the rule of MiniGPT-4's `eval_scripts/eval_ref.py`.
+
+    {"accuracy", "unparsable", "count", "iou": by id}: an answer is right if the intersection over union, pixels
+    inclusive (`plus_one`), is MORE than 0.5. `boxes` are (x, y, width, height) in pixels as in COCO's files, `sizes`
+    (width, height) of the image. An unparsable answer (`parse_box`) is wrong. lmms-eval counts 0.5 as right and adds
+    no pixel. Raises ValueError for ids that do not match and for what is no box or size.
+    """
+    said, right = matched(answers, boxes, "boxes")
+    sizes = aligned(sizes, right, "sizes")
+    iou, unparsable = {}, 0
+    for item, text in said.items():
+        truth = _corners(_numbers(right[item], 4, f"box of {item!r}"))
+        size = _numbers(sizes[item], 2, f"size of {item!r}")
+        named = parse_box(text, resolution)
+        unparsable += named is None
+        iou[item] = box_iou(np.multiply(named, size * 2), truth, plus_one=True) if named else 0.0
+    hits = sum(value > 0.5 for value in iou.values())
+    return {"accuracy": hits / len(iou), "unparsable": unparsable, "count": len(iou), "iou": iou}
+
+
+def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, float] | None:
+    """Return (left, top, right, bottom), 0 to 1, of a text {<x1><y1><x2><y2>} in 0..resolution; None for another.
+
+    As MiniGPT-v2 writes it: the text starts with the box, blanks and <unk> aside, and holds no fifth number, so
+    a second box makes it unparsable.
+    """
+    text = text.replace("<unk>", "").replace(" ", "").strip()
+    numbers = [int(digits) / resolution for digits in re.findall(r"\d+", text)]
+    return tuple(numbers) if _BOX.match(text) and len(numbers) == 4 else None
+
+
+def _area(left: float, top: float, right: float, bottom: float, extra: float) -> float:
+    return max(0.0, right - left + extra) * max(0.0, bottom - top + extra)
+
+
+def _corners(box: Box) -> Box:
+    """Return (left, top, right, bottom) of (x, y, width, height)."""
+    return (box[0], box[1], box[0] + box[2], box[1] + box[3])
+
+
+def _numbers(values: Sequence[float], count: int, name: str) -> tuple[float, ...]:
+    """Return the values as floats. Raises ValueError unless they are `count` finite numbers."""
+    try:
+        numbers = tuple(float(value) for value in values) if not isinstance(values, str) else ()
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: found {values!r}; expected {count} numbers")
+    return numbers

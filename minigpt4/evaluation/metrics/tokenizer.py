@@ -1,0 +1,48 @@
+"""Words of a caption, as COCO's caption evaluation counts them, without Java.
+
+coco-caption runs Stanford's PTBTokenizer (Penn Treebank words, in lower case), then drops punctuation. `caption_words`
+follows the same rules by a regular expression. Results should name it: CAPTION_TOKENIZER.
+"""
+
+from __future__ import annotations
+
+import re
+
+CAPTION_TOKENIZER = "Penn Treebank words by regular expression, version 1"
+
+# what coco-caption drops; a bracket stays, as its -LRB- no longer matches once it is in lower case
+_DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_PLAIN = str.maketrans({"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"})
+_LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but blanks and ASCII punctuation
+_TOKEN = re.compile(
+    rf"""
+      (?:[a-z]\.){{2,}}                            # u.s. a.m.
+    | (?:mr|mrs|ms|dr|st|jr|sr|prof|vs|etc)\.      # titles and abbreviations keep their period
+    | \d+(?:[.,:/]\d+)+                            # 3.5 1,000 10:30 1/2
+    | o'clock
+    | {_LETTER}+(?=n't\b)                          # do|n't
+    | n't\b
+    | '(?:s|m|d|re|ve|ll|em)\b                     # man|'s
+    | {_LETTER}+(?:[-/_]{_LETTER}+)*(?<!n(?='t\b)) # dog, t-shirt, black/white
+    | \.{{2,}} | -+ | [!?]+ | ``|'' | \S
+    """,
+    re.VERBOSE,
+)
+# words that the treebank writes as two
+_SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"}
+
+
+def caption_words(text: str) -> list[str]:
+    """Return the words of `text` in lower case, without punctuation.
+
+    "A man's T-shirt isn't red." -> a, man, 's, t-shirt, is, n't, red. Characters beyond U+FFFF (emoji) are no words,
+    as in Stanford's tokenizer 3.4.1; other scripts are split at blanks.
+    """
+    text = re.sub(r"[\U00010000-\U0010ffff]", " ", text.lower().translate(_PLAIN))
+    words: list[str] = []
+    for token in _TOKEN.findall(text):
+        token = "..." if token.startswith("..") else token
+        if token not in _DROPPED:
+            words += _SPLIT.get(token, _BRACKETS.get(token, token)).split()
+    return words

@@ -1,0 +1,140 @@
+"""Yes or no: POPE and MME."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt4.evaluation.metrics.matching import matched, text_of
+
+PERCEPTION = ["existence", "count", "position", "color", "posters"]
+PERCEPTION += ["celebrity", "scene", "landmark", "artwork", "OCR"]
+COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
+POPE_COUNTS = ["true yes", "false yes", "true no", "false no", "unparsable"]
+
+
+def pope(answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]) -> dict:
+    """Return POPE's figures of one of its splits; "yes" is the positive answer. Labels are "yes" or "no".
+
+    {"accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable", "count"}. `yes_ratio` is the share of yes among
+    the ANSWERS (lmms-eval prints that of the labels). `unparsable` counts the answers that say neither; they are yes by
+    the official rule (`pope_answer`), so a model that says nothing has accuracy 0.5. Precision, recall or F1 that is
+    not defined is 0. Raises ValueError for ids that do not match and for other labels.
+    """
+    return pope_of(sum(pope_counts(answers, labels).values()))
+
+
+def pope_counts(
+    answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]
+) -> dict[Hashable, np.ndarray]:
+    """Return by id what `pope_of` makes figures of, for one item or a sum: POPE_COUNTS [5], each 0 or 1."""
+    said, right = matched(answers, labels, "labels")
+    counts = {}
+    for item, text in said.items():
+        answer = pope_answer(text)
+        outcome = ("true " if answer == _label(right[item], item) else "false ") + answer
+        says_neither = answer == "yes" and not re.search(r"\byes\b", text.partition(".")[0], re.IGNORECASE)
+        flags = {outcome: 1, "unparsable": int(says_neither)}
+        counts[item] = np.array([flags.get(name, 0) for name in POPE_COUNTS])
+    return counts
+
+
+def pope_of(counts: np.ndarray) -> dict:
+    """Return the figures of `pope` of counts [5], those of one item of `pope_counts` or a sum of them."""
+    count = dict(zip(POPE_COUNTS, map(int, counts), strict=True))
+    true_yes = count["true yes"]
+    said_yes, is_yes = true_yes + count["false yes"], true_yes + count["false no"]
+    total = said_yes + count["true no"] + count["false no"]
+    return {
+        "accuracy": (true_yes + count["true no"]) / total,
+        "precision": true_yes / said_yes if said_yes else 0.0,
+        "recall": true_yes / is_yes if is_yes else 0.0,
+        "f1": 2 * true_yes / (said_yes + is_yes) if said_yes + is_yes else 0.0,
+        "yes_ratio": said_yes / total,
+        "unparsable": count["unparsable"],
+        "count": total,
+    }
+
+
+def pope_answer(text: str) -> str:
+    """Return "yes" or "no", as AoiDragon/POPE, `evaluate.py`, reads an answer.
+
+    Of the text before the first period, without commas and split at blanks: "no" if one of the words is "No", "no" or
+    "not", else "yes". So "No!" and "NO" are yes, as is an empty answer.
+    """
+    words = text.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+class MMEQuestion(NamedTuple):
+    """One of the two questions that MME asks about an image. The label is "Yes" or "No"."""
+
+    subtask: str
+    image: str
+    label: str
+
+
+def mme(answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hashable, MMEQuestion]) -> dict:
+    """Return MME's scores; `questions` are (subtask, image, label) by id.
+
+    {"perception": up to 2000, "cognition": up to 800, "subtasks": {name: {"score", "accuracy", "accuracy_plus"}},
+    "unparsable"}. A subtask scores 100 * (share of questions right + share of images with both questions right),
+    `perception` and `cognition` are the sums over their subtasks, of those that are there. An answer that
+    `mme_answer` reads as "other" is wrong. Raises ValueError for ids that do not match, an image with other than two
+    questions, an unknown subtask and other labels.
+    """
+    said, asked = matched(answers, questions, "questions")
+    right: dict[str, dict[str, list[bool]]] = {}
+    for item, question in asked.items():
+        question = _mme_question(question, item)
+        is_right = mme_answer(said[item]) == question.label
+        right.setdefault(question.subtask, {}).setdefault(question.image, []).append(is_right)
+    subtasks = {name: _mme_score(images, name) for name, images in right.items()}
+    return {
+        "perception": sum(subtasks[name]["score"] for name in PERCEPTION if name in subtasks),
+        "cognition": sum(subtasks[name]["score"] for name in COGNITION if name in subtasks),
+        "subtasks": subtasks,
+        "unparsable": sum(mme_answer(text) == "other" for text in said.values()),
+    }
+
+
+def mme_answer(text: str) -> str:
+    """Return "yes", "no" or "other", as lmms-eval's `tasks/mme/utils.py` reads an answer.
+
+    In lower case, without periods and outer blanks: "y" and "n" alone, else whichever of "yes" and "no" is in the first
+    four letters, "yes" first. MME's own tool does the same without taking periods and blanks away.
+    """
+    text = text.lower().strip().replace(".", "")
+    if text in ("y", "n"):
+        return {"y": "yes", "n": "no"}[text]
+    start = text[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def _mme_question(values: Sequence[str], item: Hashable) -> MMEQuestion:
+    if not isinstance(values, (tuple, list)) or len(values) != 3:
+        raise ValueError(f"question of {item!r}: expected (subtask, image, label)")
+    question = MMEQuestion(*values)
+    if question.subtask not in PERCEPTION + COGNITION:
+        known = ", ".join(PERCEPTION + COGNITION)
+        raise ValueError(f"question of {item!r}: unknown subtask {question.subtask!r}; MME has {known}")
+    return question._replace(label=_label(question.label, item))
+
+
+def _mme_score(images: dict[str, list[bool]], subtask: str) -> dict[str, float]:
+    for image, right in images.items():
+        if len(right) != 2:
+            raise ValueError(f"{subtask}: image {image!r} has {len(right)} questions; MME asks two about each")
+    accuracy = sum(map(sum, images.values())) / (2 * len(images))
+    accuracy_plus = sum(map(all, images.values())) / len(images)
+    return {"score": 100 * (accuracy + accuracy_plus), "accuracy": accuracy, "accuracy_plus": accuracy_plus}
+
+
+def _label(label: str, item: Hashable) -> str:
+    text = text_of(label, f"label of {item!r}").strip().lower()
+    if text not in ("yes", "no"):
+        raise ValueError(f"label of {item!r}: found {label!r}; expected yes or no")
+    return text

@@ -1,0 +1,48 @@
+"""Words of captions: what Stanford's PTBTokenizer 3.4.1 and coco-caption's punctuation list printed."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt4.evaluation.metrics import CAPTION_TOKENIZER, caption_words
+
+PRINTED_BY_COCO_CAPTION = {
+    "A man's T-shirt (red), isn't it?": "a man 's t-shirt -lrb- red -rrb- is n't it",
+    "He can't/won't go... cannot gonna": "he ca n't / wo n't go can not gon na",
+    '$5 50% 3.5 1,000 "quoted" e.g. i.e.': "$ 5 50 % 3.5 1,000 quoted e.g. i.e.",
+    "black/white dog & cat # 1 a_b x=y [brackets]": "black/white dog & cat # 1 a_b x = y -lsb- brackets -rsb-",
+    "10:30 a.m. p.m. 1/2": "10:30 a.m. p.m. 1/2",
+    "it’s “curly” – en — em … ellipsis café naïve 日本語 😀 wow!! what?!": (
+        "it 's curly en em ellipsis café naïve 日本語 wow !! what ?!"
+    ),
+    "well-known semi;colon a--b a - b": "well-known semi colon a b a b",
+    "I'm we're they've he'll she'd o'clock": "i 'm we 're they 've he 'll she 'd o'clock",
+    "Mr. and Mrs. Smith's dogs' 3-year-old boy.": "mr. and mrs. smith 's dogs 3-year-old boy",
+    "A dog (brown) that isn't on its leash -- he's chasing a frisbee.": (
+        "a dog -lrb- brown -rrb- that is n't on its leash he 's chasing a frisbee"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", PRINTED_BY_COCO_CAPTION)
+def test_words_are_those_of_coco_caption(text):
+    assert caption_words(text) == PRINTED_BY_COCO_CAPTION[text].split()
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "...", ". , ! ? ; : - --", "\"\" '' ``", "😀"])
+def test_a_text_without_words(text):
+    assert caption_words(text) == []
+
+
+def test_the_tokenizer_has_a_name_for_results():
+    assert "version" in CAPTION_TOKENIZER
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=40))
+def test_words_have_no_blanks_and_all_letters_stay(text):
+    words = caption_words(text)
+    assert all(word and not any(letter.isspace() for letter in word) for word in words)
+    letters = [letter for letter in text.lower() if letter.isascii() and letter.isalnum()]
+    kept = "".join(word for word in words if word not in ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"))
+    assert [letter for letter in kept if letter.isascii() and letter.isalnum()] == letters
