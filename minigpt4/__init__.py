@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -36,9 +37,14 @@ def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversat
     from minigpt4.conversation.conversation import Chat, Conversation, template_for
 
     device = resolve_device(device or cfg.run_cfg.device)
-    model = registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg, device=device)
+    section = copy.deepcopy(cfg.model_cfg)
+    if "prompt_path" in section:
+        section.prompt_path = ""  # prompts are for training
+    model = registry.get_model_class(cfg.model_cfg.arch).from_config(section, device=device)
     chat = Chat(model, _image_processor(cfg))
-    return chat, Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
+    conv = Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
+    chat.check_template(conv.template)
+    return chat, conv
 
 
 def _image_processor(cfg: Config) -> Callable:

@@ -106,3 +106,20 @@ def file_sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return a hash of a file of weights, or of those in a folder: of their sizes and a sample of their bytes.
+
+    Equal weights that were saved in another way have another one.
+    """
+    digest, path = hashlib.sha256(), expand_path(path)
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    for file in [file for file in files if file == path or file.suffix in (".safetensors", ".bin")]:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with open(file, "rb") as opened:
+            for block in range(64):
+                opened.seek(block * size // 64)
+                digest.update(opened.read(1 << 14))
+    return digest.hexdigest()

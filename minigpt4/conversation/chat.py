@@ -20,6 +20,7 @@ from minigpt4.conversation.generation import PrefixCache, Request, Sampling, Sto
 from minigpt4.conversation.images import open_image
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
+from minigpt4.text.templates import Template, template_for
 
 if TYPE_CHECKING:  # it imports this module for its 2023 name
     from minigpt4.conversation.conversation import Conversation
@@ -36,6 +37,14 @@ def _request(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = 
     """Return the Request of an answer's arguments: those of Sampling, and `others` of _SHARED."""
     given = {name: named.pop(name) for name in others if name in named}
     return Request(Sampling(*sampling, **named), **{"on_notice": logger.warning} | given)
+
+
+def check_question(text: str) -> None:
+    """Raise ValueError for a question without words, and for one that costs too much to tokenise."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the message is empty: type a question")
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
 
 
 class Chat:
@@ -58,6 +67,23 @@ class Chat:
         self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
+        self._checked = set()  # templates
+
+    def check_template(self, template: Template) -> None:
+        """Warn, once for each, of a dialogue format that is not the one with which the model was trained."""
+        prompt_template, end_sym = getattr(self.model, "trained_text", ("", ""))
+        if not prompt_template or template in self._checked:
+            return
+        self._checked.add(template)
+        if not template.is_like(template_for(prompt_template, end_sym)):
+            logger.warning(
+                "the conversation puts %r before a question and %r before an answer; the model was trained with "
+                "prompt_template %r and end_sym %r, so what it says may be nonsense. Use the conversation that "
+                "minigpt4.load returns, or Conversation(template_for(%r, %r))",
+                template.user[0],
+                template.user[1] + template.answer,
+                *(prompt_template, end_sym) * 2,
+            )
 
     # images and questions
 
@@ -85,11 +111,8 @@ class Chat:
 
     def ask(self, text: str, conv: "Conversation") -> None:
         """Append a question to the image just uploaded, or as a new message. Raises ValueError."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("the message is empty: type a question")
-        if len(text) > MAX_MESSAGE_CHARS:
-            raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
-        conv.append_question(text.encode("utf-8", "replace").decode())  # a lone surrogate breaks tokenizers
+        check_question(text)
+        conv.append_question(text)
 
     # answers
 
@@ -165,8 +188,9 @@ class Chat:
 
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
         """Return the Context of the next answer, oldest turns left out where it would be too long."""
+        self.check_template(conv.template)
         conv = conv.without_open_answer()
-        if not conv.turns or not conv.turns[-1].is_user:
+        if not conv.messages or conv.messages[-1][0] != conv.roles[0]:
             raise ValueError("nothing to answer: the last message must be the user's; ask(text, conv) first")
         images = self._images(conv, img_list)
         # room for the prompt: what the LLM can take, less the answer
@@ -176,7 +200,11 @@ class Chat:
         if room < 1:
             raise ValueError(f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens")
 
-        def opened(conv: "Conversation") -> tuple[int, ...]:
+        def opened(conv: "Conversation") -> Sequence[int]:
+            # characters alone may tell that it is too long: then it costs no tokenising
+            at_least = conv.num_chars // self.encoder.longest_token
+            if at_least > limit:
+                return range(at_least)
             conv = conv.copy()
             conv.append_message(conv.roles[1], None)
             return self._ids(conv, images)
@@ -247,7 +275,5 @@ class Chat:
     def _close(self, conv: "Conversation", context: Context, ids: list[int]) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""
         text = AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
-        closed = conv.without_open_answer()
-        closed.append_message(conv.roles[1], text)
-        conv.turns = closed.turns
+        conv.append_answer(text)
         return text, np.array(ids, dtype=np.int64)

@@ -1,13 +1,23 @@
-"""The conversation that fills a template of `minigpt4.text.templates`."""
+"""The conversation that fills a template of `minigpt4.text.templates`: a list of [role, text], as in 2023."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
-from minigpt4.text.segments import IMAGE, Segment, dialogue_segments, message_segments
-from minigpt4.text.templates import CHATML, LLAMA2, TEMPLATES, VICUNA_V0, VICUNA_V1, Template, template_for
+from minigpt4.text.segments import IMAGE, IMAGE_SLOT, Segment, Text, dialogue_segments, message_segments
+from minigpt4.text.templates import (
+    CHATML,
+    LLAMA2,
+    TEMPLATES,
+    VICUNA_V0,
+    VICUNA_V1,
+    Template,
+    separated_template,
+    template_for,
+)
 
 __all__ = [
     "CHATML",
@@ -22,30 +32,86 @@ __all__ = [
     "Chat",
     "Conversation",
     "Message",
+    "SeparatorStyle",
     "StoppingCriteriaSub",
     "Template",
     "template_for",
 ]
 
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said: strings and image slots in order; None for an answer yet to be written."""
-
-    is_user: bool
-    parts: tuple | None
-
-    def joined(self, part: object) -> "Message":
-        """Return the message with one more part."""
-        return replace(self, parts=(*self.parts, part))
+SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # how a message shows the place of an image
 
 
-@dataclass
+class SeparatorStyle(Enum):
+    """2023's: one separator behind every message, or `sep` behind questions and `sep2` behind answers."""
+
+    SINGLE = auto()
+    TWO = auto()
+
+
+class Message(str):
+    """The text of a message: a string that knows which of the slots in it are images, and which were typed."""
+
+    segments: tuple[Segment, ...]
+
+    def __new__(cls, segments: Iterable[Segment]) -> "Message":
+        segments = tuple(segments)
+        message = super().__new__(cls, "".join(map(str, segments)))
+        message.segments = segments
+        return message
+
+    def __getnewargs__(self) -> tuple:  # how copies and pickles are made
+        return (self.segments,)
+
+    @classmethod
+    def read(cls, text: str, is_user: bool) -> "Message":
+        """Return a plain string as a message: in the user's, "<Img><ImageHere></Img>" is an image, as in 2023."""
+        if isinstance(text, cls):
+            return text
+        first, *others = text.split(SLOT) if is_user else [text]
+        segments = [Text(first)] if first or not others else []
+        for piece in others:
+            segments += message_segments([IMAGE]) + ([Text(piece)] if piece else [])
+        return cls(segments)
+
+    @property
+    def num_images(self) -> int:
+        return self.segments.count(IMAGE)
+
+
+@dataclass(init=False)
 class Conversation:
-    """A dialogue. `turns` is replaced, never changed in place: a copy is independent at no cost."""
+    """A dialogue: `messages` is a plain list of [role, text], read anew for every prompt; change it as you like.
+
+    The text None, in the last message, is an answer yet to be written. Made of a Template, or as in 2023 of
+    `system`, `roles` and separators.
+    """
 
     template: Template
-    turns: tuple[Message, ...] = ()
+    messages: list[list[str | None]]
+    offset: int  # 2023's: messages before it are no part of what a page shows
+
+    def __init__(
+        self,
+        system: Template | str,
+        roles: Sequence[str] = (),
+        messages: Iterable[Sequence[str | None]] = (),
+        offset: int = 0,
+        sep_style: SeparatorStyle = SeparatorStyle.SINGLE,
+        sep: str = "###",
+        sep2: str | None = None,
+    ):
+        if not isinstance(system, Template):
+            system = separated_template(system, roles, sep, sep if sep_style is SeparatorStyle.SINGLE else sep2)
+        self.template, self.offset = system, offset
+        self.messages = [list(row) for row in messages]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("template", "system", "messages", "offset"):
+            raise AttributeError(
+                f"conversation.{name} is the template's: write Conversation(system=.., roles=.., messages=.., "
+                "sep_style=.., sep=.., sep2=..) with the one that is wanted"
+            )
+        super().__setattr__(name, value)
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -53,77 +119,127 @@ class Conversation:
 
     @property
     def system(self) -> str:
+        """The text that opens the dialogue, with what closes it."""
         return self.template.system
 
-    @property
-    def messages(self) -> list[list[str | None]]:
-        """A list of [role, text or None], `<Img><ImageHere></Img>` for images; changes to it are lost."""
-        shown = [turn.parts and "".join(map(str, message_segments(turn.parts))) for turn in self.turns]
-        return [[self.roles[not turn.is_user], text] for turn, text in zip(self.turns, shown, strict=True)]
+    @system.setter
+    def system(self, text: str) -> None:
+        self.template = self.template.with_system(text)
 
-    @messages.setter
-    def messages(self, rows: Iterable[tuple[str, str | None]]) -> None:
-        self.turns = ()
-        for role, text in rows:
-            self.append_message(role, text)
+    @property
+    def sep(self) -> str:
+        """What closes a question; `sep2`: an answer."""
+        return self.template.user[1]
+
+    @property
+    def sep2(self) -> str:
+        return self.template.assistant[1]
+
+    @property
+    def sep_style(self) -> SeparatorStyle:
+        return SeparatorStyle.SINGLE if self.sep == self.sep2 else SeparatorStyle.TWO
 
     @property
     def num_images(self) -> int:
-        return sum(turn.parts.count(IMAGE) for turn in self.turns if turn.parts)
+        return sum(message.num_images for _, message in self._read() if message is not None)
+
+    @property
+    def num_chars(self) -> int:
+        return len(self.system) + sum(len(message) for _, message in self._read() if message)
 
     def copy(self) -> "Conversation":
-        return replace(self)
+        """Return an independent copy."""
+        return self._with(self.messages)
 
     def append_message(self, role: str, text: str | None) -> None:
-        """Add a message of a role; None opens the answer. Text is only text, whatever it contains."""
+        """Add a message of a role; None opens the answer. What a person typed goes through `append_question`."""
         if role not in self.roles:
             raise ValueError(f"conversation: role {role!r}; expected one of {self.roles}")
-        self.turns += (Message(role == self.roles[0], None if text is None else (str(text),)),)
+        self.messages.append([role, text if text is None or isinstance(text, str) else str(text)])
 
     def append_image(self) -> None:
         """Add a message of the user that holds one image slot."""
-        self.turns += (Message(True, (IMAGE,)),)
+        self.messages.append([self.roles[0], Message(message_segments([IMAGE]))])
 
     def append_question(self, text: str) -> None:
-        """Add the user's text to the image that waits for a question, else as a new message."""
-        last = self.turns[-1] if self.turns else None
-        if last and last.is_user and last.parts and last.parts[-1] is IMAGE:
-            self.turns = (*self.turns[:-1], last.joined(text))
+        """Add the user's text, which is only text, to the image that waits for it, else as a new message."""
+        question = Text(str(text))
+        is_user, last = self._read()[-1] if self.messages else (False, None)
+        if is_user and last and last.segments[-2:-1] == (IMAGE,):  # and behind it its </Img>
+            question = Message([*last.segments, Text(" ", True), question])
+            self.messages[-1] = [self.roles[0], question]
         else:
-            self.append_message(self.roles[0], text)
+            self.messages.append([self.roles[0], Message([question])])
+
+    def append_answer(self, text: str) -> None:
+        """Write the answer that waits to be written, else add one."""
+        if self.messages and self.messages[-1][1] is None:
+            self.messages.pop()
+        self.append_message(self.roles[1], text)
 
     def without_open_answer(self) -> "Conversation":
         """Return a copy that does not end with an answer yet to be written."""
-        return replace(self, turns=self.turns[:-1] if self.turns and self.turns[-1].parts is None else self.turns)
+        is_open = self.messages and self.messages[-1][1] is None
+        return self._with(self.messages[:-1] if is_open else self.messages)
 
     def without_oldest(self, count: int) -> "Conversation":
         """Return a copy without the `count` oldest questions and their answers; every image stays.
 
         The images go to the front of the oldest question that is left.
         """
-        starts = [index for index, turn in enumerate(self.turns) if turn.is_user]
+        read = self._read()
+        starts = [index for index, (is_user, _) in enumerate(read) if is_user]
         if count == 0 or not starts:
             return self.copy()
         first = starts[count]
-        images = (IMAGE,) * replace(self, turns=self.turns[:first]).num_images
-        kept = replace(self.turns[first], parts=(*images, *self.turns[first].parts))
-        return replace(self, turns=(kept, *self.turns[first + 1 :]))
+        num_images = sum(message.num_images for _, message in read[:first])
+        kept = read[first][1]
+        if num_images:
+            kept = Message([*message_segments([IMAGE] * num_images), Text(" ", True), *kept.segments])
+        return self._with([[self.roles[0], kept], *self.messages[first + 1 :]])
 
     def shortened(self, fits: Callable[["Conversation"], bool]) -> tuple["Conversation", int]:
         """Return (longest copy for which `fits(copy)` is true, number of oldest questions left out)."""
-        most = max(sum(turn.is_user for turn in self.turns) - 1, 0)
+        most = max(sum(is_user for is_user, _ in self._read()) - 1, 0)
         count = min(most, bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))))
         return self.without_oldest(count), count
 
     def segments(self) -> list[Segment]:
-        """Return the prompt as a list of Text and IMAGE."""
-        clean = self.template.neutralise
-        turns = [(turn.is_user, turn.parts and message_segments(turn.parts, clean)) for turn in self.turns]
+        """Return the prompt as a list of Text and IMAGE. Raises ValueError for messages that are none."""
+
+        def cleaned(segment: Segment) -> Segment:
+            is_typed = segment is not IMAGE and not segment.is_structure
+            return Text(self.template.neutralise(segment.text)) if is_typed else segment
+
+        turns = []
+        for number, (is_user, message) in enumerate(self._read()):
+            if message is None and (is_user or number < len(self.messages) - 1):
+                raise ValueError(f"conv.messages[{number}][1] was never written; set it to a text")
+            turns.append((is_user, None if message is None else [cleaned(segment) for segment in message.segments]))
         return dialogue_segments(self.template, turns)
 
     def get_prompt(self) -> str:
         """Return the prompt as one string, for people to read: `<ImageHere>` for a slot."""
         return "".join(map(str, self.segments()))
+
+    def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
+        rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]
+        conv = Conversation(self.template, offset=self.offset)
+        conv.messages = rows
+        return conv
+
+    def _read(self) -> list[tuple[bool, Message | None]]:
+        """Return (is it the user's, message) of each row; None for the answer yet to be written."""
+        read = []
+        for number, row in enumerate(self.messages):
+            where = f"conv.messages[{number}]"
+            if not isinstance(row, (list, tuple)) or len(row) != 2 or row[0] not in self.roles:
+                raise ValueError(f"{where}: {row!r:.200}; expected [role, text], the role one of {self.roles}")
+            is_user, text = row[0] == self.roles[0], row[1]
+            if not (text is None or isinstance(text, str)):
+                raise ValueError(f"{where}: a {type(text).__name__}; expected its text, or None for the answer to come")
+            read.append((is_user, None if text is None else Message.read(text, is_user)))
+        return read
 
 
 CONV_VISION = Conversation(VICUNA_V0)  # the 2023 demo's

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from minigpt4 import load_config
 from minigpt4.common.config import Config
+from minigpt4.evaluation.answer_file import open_answers, settings_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,20 +27,44 @@ class Item(NamedTuple):
     question: str
 
 
-def answer_file(path: Path, items: Sequence[Item], cfg: Config, device: str | None = None, **settings: object) -> None:
-    """Append to the file `path` the answer of the model of `cfg` to each item that has no line yet.
+def answer_file(
+    path: Path,
+    items: Sequence[Item],
+    cfg: Config,
+    device: str | None = None,
+    identity: Callable[[str], str] = str,
+    **settings: object,
+) -> None:
+    """Append to the file `path` the answer of the model of `cfg` to each item that has none yet.
 
-    `settings` are those of `answers`. Raises ValueError for another kind of file, else as `minigpt4.load`.
+    Items of equal `identity(id)` are one. `settings` are those of `answers`. Raises ValueError for a question or
+    setting that the chat would refuse and for a file of another kind or with answers to something else, OSError for
+    one that is in use or cannot be written, else as `minigpt4.load`.
     """
-    done = answered(path, settings.get("key", "id"))
-    items = [item for item in items if item.id not in done]
-    chat, conv = load_config(cfg, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        for line in tqdm(answers(chat, conv, items, **settings), total=len(items), unit="item"):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-    print(f"{len(items)} answers added to {path}, {len(done)} were there")
+    from minigpt4.conversation.chat import Sampling, check_question
+
+    sampling = {name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__}
+    questions = list(dict.fromkeys(item.question for item in items))
+    Sampling(**sampling)
+    for question in questions:
+        try:
+            check_question(question)
+        except ValueError as error:
+            raise ValueError(f"--prompt: {error}") from error
+    asked = settings_of(cfg, prompt=questions[0] if len(questions) == 1 else questions, **sampling)
+    with open_answers(path, settings.get("key", "id"), asked, identity) as file:
+        missing = [item for item in items if identity(item.id) not in file.done]
+        num_errors = 0
+        if missing:
+            chat, conv = load_config(cfg, device)
+            file.begin(again={identity(item.id) for item in missing})
+            for line in tqdm(answers(chat, conv, missing, **settings), total=len(missing), unit="item"):
+                file.add(line)
+                num_errors += "error" in line
+        name = str(path).encode(errors="backslashreplace").decode()
+        if num_errors:
+            print(f"{num_errors} images could not be read, see their lines; a further call tries them again")
+        print(f"{len(missing)} answers added to {name}, {len(items) - len(missing)} were there")
 
 
 def answers(
@@ -74,22 +98,3 @@ def answers(
         texts = chat.answer_batch(convs, embeds, **sampling) if readable else []
         for item, (text, _) in zip(readable, texts, strict=True):
             yield {key: item.id, "answer": text}
-
-
-def answered(path: Path, key: str = "id") -> set[str]:
-    """Return the ids that have a line in `path`, and take a last line that was cut short away.
-
-    Raises ValueError for another kind of file.
-    """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]
-    lines = whole.splitlines()
-    try:
-        done = {json.loads(line)[key] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--output: '{path}' is no answer file ({error}); give another name") from error
-    if text and not lines and not text.startswith(f'{{"{key}"'):
-        raise ValueError(f"--output: '{path}' is no answer file; give another name")
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return done

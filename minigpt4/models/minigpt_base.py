@@ -43,6 +43,7 @@ class MiniGPTBase(BaseModel):
         # text, see text.rows.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
+        self.trained_text = cfg.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
         self.mask_eos_labels, self.llm_checkpointing = cfg.mask_eos_labels, cfg.llm_checkpointing
         # how the LLM is run
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
@@ -116,6 +117,7 @@ class MiniGPTBase(BaseModel):
             needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
             model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
             weights.compare_llm(path, "model.ckpt", model.llm_identity)
+            model.trained_text = weights.trained_text(path, "model.ckpt") or model.trained_text
         return model.eval()
 
     @startup.phase("LLM")

@@ -97,6 +97,18 @@ def compare_llm(path: Path, where: str, own: dict) -> None:
         )
 
 
+def trained_text(path: Path, where: str) -> tuple[str, str] | None:
+    """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
+    saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
+    for keys in (("progress", "identity"), ("config", "model")):  # ours, and what 2023's trainer saved, too
+        found = saved
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, dict) and "{}" in str(found.get("prompt_template")):
+            return str(found["prompt_template"]), str(found.get("end_sym", "\n"))
+    return None
+
+
 def match(
     found: Tensors,
     expected: Tensors,

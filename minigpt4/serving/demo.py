@@ -3,27 +3,30 @@
 import os
 import sys
 from argparse import Namespace
+from contextlib import nullcontext, redirect_stdout
 
 from minigpt4 import load_config
 from minigpt4.common.config import PACKAGE_DIR, Config
 from minigpt4.common.utils import expand_path
 
 
-def demo(args: Namespace) -> None:
-    """Chat until the user leaves; `args` are those of demo.py. Raises as `minigpt4.load`."""
+def demo(args: Namespace) -> int | None:
+    """Chat until the user leaves; `args` are those of demo.py. Return the exit code. Raises as `minigpt4.load`."""
     sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log at once
-    print("Initializing Chat")
-    cfg = Config(args)
-    chat, template = load_config(cfg, _device(args, cfg))
+    # a terminal's standard output is the dialogue alone
+    with redirect_stdout(sys.stderr) if args.cli else nullcontext():
+        print("Initializing Chat")
+        cfg = Config(args)
+        chat, template = load_config(cfg, _device(args, cfg))
+        print("Initialization Finished", flush=True)
     # the small vision weights that the package ships answer no better for being sampled: greedy
     is_small = expand_path(cfg.model_cfg.vit_ckpt).resolve().is_relative_to(PACKAGE_DIR)
     settings = {"temperature": 0.0 if is_small else 1.0}
-    print("Initialization Finished", flush=True)
     # libraries of the page are loaded only where one is shown
     if args.cli:
         from minigpt4.serving.terminal import Terminal
 
-        Terminal(chat, template, **settings).run()
+        return Terminal(chat, template, **settings).run()
     else:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
         from minigpt4.serving.page import Page

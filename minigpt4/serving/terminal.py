@@ -1,11 +1,17 @@
-"""The chat in a terminal: one dialogue over lines of text, from a keyboard or from a pipe."""
+"""The chat in a terminal: one dialogue over lines of text, from a keyboard or from a pipe.
 
+At a keyboard lines can be edited and called back, Tab completes commands and paths, and what is pasted is one message.
+"""
+
+import glob
 import json
+import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +20,16 @@ from minigpt4.conversation.chat import Chat, Sampling
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.session import Session, Turn
 
-HELP = """\
+HELP = '''\
 /image PATH      show an image; the next message is about it (give several for several)
 /set NAME VALUE  e.g. temperature 0 (always the same answer), top_p, top_k, num_beams, max_new_tokens, seed
 /reset           begin anew
 /save FILE       write the dialogue as JSON
 /help            this list
-/quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit            leave, as Ctrl-D does; Ctrl-C stops an answer
+"""              begins and ends a message of several lines'''
+GREETING = "/image PATH shows an image, then ask about it; /help lists all commands, Ctrl-D leaves"
+BLOCK = '"""'
 
 
 class Terminal:
@@ -38,23 +47,48 @@ class Terminal:
             "/help": lambda _: print(HELP),
         }
 
-    def run(self) -> None:
-        """Read lines until /quit or the end of the input; a mistake costs one line of output."""
-        for stream in (sys.stdin, sys.stdout):
-            stream.reconfigure(errors="replace")
-        for line in _lines():
-            name, rest = line.strip().partition(" ")[::2]
-            if name == "/quit":
-                return
+    def run(self) -> int:
+        """Read messages until /quit or the end of the input; a mistake costs one line of output.
+
+        Return the exit code: in a pipe 1 where a message failed, 130 after Ctrl-C.
+        """
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="replace")
+        is_pipe, failed = not sys.stdin.isatty(), False
+        if not is_pipe:
+            _edit_lines([*self.commands, "/quit"])
+            print(GREETING)
+        messages = _messages()
+        while True:
             try:
-                if not name.startswith("/"):
-                    self.ask(line.strip())
-                elif name in self.commands:
-                    self.commands[name](rest.strip().strip("'\""))
-                else:
-                    raise ValueError(f"unknown command '{name}'; /help lists them")
+                message = next(messages, "/quit")
+                if message.strip() == "/quit":
+                    return int(failed and is_pipe)
+                self.take(message)
+            except KeyboardInterrupt:
+                if is_pipe:
+                    return 130
+                print("\n(/quit or Ctrl-D leaves)")
+                messages = _messages()
+            except BrokenPipeError:  # nobody reads any more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
             except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
+                failed = True
                 print(f"error: {error}", file=sys.stderr, flush=True)
+
+    def take(self, message: str) -> None:
+        """Do what a command says, answer anything else. Raises ValueError, OSError, RuntimeError."""
+        line, _, others = message.partition("\n")
+        name, _, rest = line.partition(" ")
+        if name in self.commands:
+            self.commands[name](rest.strip())
+            if others:  # pasted together
+                self.take(others)
+        elif name.startswith("/") and not others:
+            raise ValueError(f"unknown command '{name}'; /help lists them")
+        else:
+            self.ask(message)
 
     def ask(self, text: str) -> None:
         """Print the answer to `text`, about the images shown since the last question, as it comes."""
@@ -67,10 +101,14 @@ class Terminal:
                 print(piece, end="", flush=True)
         print(" [stopped]" if stop.is_set() else "", flush=True)
         self.shown = Turn("", (), [])
+        if stop.is_set() and not sys.stdin.isatty():
+            raise KeyboardInterrupt
 
     def show(self, path: str) -> None:
         """Encode an image for the next question."""
-        path = str(expand_path(path)) if path else ""
+        if not path:
+            raise ValueError("/image: give the path of an image, for example /image photo.jpg")
+        path = str(_path(path))
         new = Turn("", (path,))
         new.encode(self.chat)
         self.shown.images += new.images
@@ -101,18 +139,64 @@ class Terminal:
             raise ValueError("/save: give a file name, for example /save dialogue.json")
         turns = [{"question": t.text, "pictures": list(t.images), "answer": t.answer} for t in self.session.turns]
         content = {"settings": self.settings, "turns": turns}
-        expand_path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        _path(path).write_text(written, encoding="utf-8", errors="backslashreplace")  # as JSON escapes names
         print(f"{len(turns)} question(s) saved to {path}")
 
 
-def _lines() -> Iterator[str]:
+def _messages() -> Iterator[str]:
+    """Yield the lines of the input, stripped; what stands between two triple quotes is one. Raises ValueError."""
+    is_at_keyboard, block = sys.stdin.isatty(), None
     while True:
         try:
-            yield input("> " if sys.stdin.isatty() else "")
+            line = input("" if not is_at_keyboard else "> " if block is None else ". ")
         except EOFError:
+            if block is not None:
+                raise ValueError(f"the message that {BLOCK} began was never ended") from None
             return
-        except KeyboardInterrupt:
-            print("\n(/quit or Ctrl-D leaves)")
+        if block is None and line.lstrip().startswith(BLOCK):
+            block, line = [], line.lstrip().removeprefix(BLOCK)
+        if block is None:
+            yield line.strip()
+            continue
+        block.append(line.rstrip().removesuffix(BLOCK))
+        if line.rstrip().endswith(BLOCK):
+            yield "\n".join(block).strip()
+            block = None
+
+
+def _edit_lines(commands: list[str]) -> None:
+    """Let `input` edit lines, remember them, take what is pasted as one, and complete commands and paths by Tab."""
+    try:
+        import readline  # what `input` uses once it is imported
+    except ImportError:  # not on every system
+        return
+
+    def complete(line: str, number: int) -> str | None:
+        """Return the number-th way to go on with the line, None behind the last."""
+        command, space, path = line.partition(" ")
+        if not space:
+            found = [f"{name} " for name in commands if name.startswith(line)] if line.startswith("/") else []
+        else:
+            names = sorted(glob.glob(glob.escape(os.path.expanduser(path)) + "*"))
+            found = [f"{command} {name}{'/' if os.path.isdir(name) else ''}" for name in names]
+        return found[number] if number < len(found) else None
+
+    readline.set_completer(complete)
+    readline.set_completer_delims("")  # names of files have spaces
+    is_libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+    readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def _path(text: str) -> Path:
+    """Return the path that was typed, or dragged into the terminal: that quotes it, or escapes its spaces."""
+    path = expand_path(text.strip("'\""))
+    if not path.exists():
+        with suppress(ValueError):  # a quote that is not closed is a letter
+            words = shlex.split(text)
+            return expand_path(words[0]) if len(words) == 1 else path
+    return path
 
 
 @contextmanager

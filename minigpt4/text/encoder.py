@@ -30,6 +30,11 @@ class PromptEncoder:
         """Token text -> id of every special token."""
         return {token.content: index for index, token in self._special_tokens.items()}
 
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
     @property
     def bos(self) -> list[int]:
         """What every sequence begins with: the id of BOS; nothing for a tokenizer without one."""
@@ -65,8 +70,10 @@ class PromptEncoder:
         ids_of = {content: [content] for content in contents if isinstance(content, int)}
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
+            # half of a surrogate pair, on which tokenizers fail, becomes U+FFFD
+            sound = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
             with _switching:
-                encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+                encoded = self.tokenizer(sound, add_special_tokens=False, split_special_tokens=True, verbose=False)
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of
 

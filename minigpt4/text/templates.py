@@ -5,6 +5,7 @@ of a dialogue. `template_for` finds it from a model's configuration.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 # Source: MiniGPT-4 2023, word for word.
@@ -25,6 +26,7 @@ class Template:
     stop: tuple[str, ...]  # strings that end an answer
     training: str | None = None  # `prompt_template` of the training configuration, {} for the instruction
     system: str = ""  # opens the dialogue
+    around_system: tuple[str, str] = ("", "")  # what stands before and after it, part of `system`
     markers: tuple[str, ...] = ()  # plain text that only the template may write
     separator: str = ""  # before every question but the first
     learns_answers: bool = False  # answers and what closes them are targets
@@ -45,6 +47,22 @@ class Template:
             learns_answers=True,
         )
 
+    def with_system(self, text: str) -> "Template":
+        """Return the template with another opening text, given with or without what stands around it."""
+        before, after = self.around_system
+        if self.system and after:  # what was read, with its end, may come back with more words behind it
+            text = text.replace(self.system, self.system.removesuffix(after))
+        text = text.removeprefix(before).removesuffix(after)
+        return replace(self, system=f"{before}{text}{after}" if text or not before else "")
+
+    def is_like(self, other: "Template") -> bool:
+        """Whether questions and answers stand between the same words, spaces and LLaMA's <s> and </s> aside."""
+
+        def words(template: Template) -> list[str]:
+            return [re.sub(r"\s|</?s>", "", text) for text in (*template.user, *template.assistant)]
+
+        return words(self) == words(other)
+
     def neutralise(self, text: str) -> str:
         """Return `text` with every marker broken by a space (`###` -> `## #`): a message cannot forge a turn."""
         for marker in self.markers:
@@ -63,6 +81,7 @@ VICUNA_V0 = Template(
     stop=("###",),
     training="###Human: {} ###Assistant: ",
     system=f"{VISION_SYSTEM}###",
+    around_system=("", "###"),
     markers=("###",),
 )
 # Source: Vicuna v1.1 and v1.5 (FastChat's "vicuna_v1.1").
@@ -77,6 +96,7 @@ VICUNA_V1 = Template(
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     ),
+    around_system=("", " "),
     markers=("USER:", "ASSISTANT:"),
 )
 # Source: Llama-2 chat; system text and the space before an answer from MiniGPT-4's newest version.
@@ -98,6 +118,7 @@ CHATML = Template(
     answer="<|im_start|>assistant\n",
     stop=("<|im_end|>",),
     training="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    around_system=("<|im_start|>system\n", "<|im_end|>\n"),
 )
 TEMPLATES = (VICUNA_V0, VICUNA_V1, LLAMA2, CHATML)
 
@@ -117,4 +138,28 @@ def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Temp
     before, after = prompt_template.split("{}", 1)
     stop = (end_sym,) if end_sym.strip() else ("\n",)
     markers = tuple(marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1)
-    return Template(("user", "assistant"), (before, ""), (after, end_sym), after, stop, prompt_template, "", markers)
+    sides = {"user": (before, ""), "assistant": (after, end_sym), "around_system": ("", end_sym)}
+    return Template(("user", "assistant"), **sides, answer=after, stop=stop, training=prompt_template, markers=markers)
+
+
+def separated_template(system: str, roles: Sequence[str], sep: str, sep2: str) -> Template:
+    """Return the Template of 2023's way to describe a dialogue; `sep` closes a question, `sep2` an answer.
+
+    A role that is a name gets ": "; one that ends in a space or a bracket, as in the newest release, stands as it is.
+    Raises ValueError for what cannot tell questions from answers.
+    """
+    texts = (system, sep, sep2, *roles)
+    if len(texts) != 5 or not all(isinstance(text, str) for text in texts) or roles[0] == roles[1]:
+        found = f"system={system!r:.80}, roles={roles!r:.80}, sep={sep!r}, sep2={sep2!r}"
+        raise ValueError(f"conversation: {found}; expected texts, and two different roles")
+    user, assistant = (f"{role}: " if role[-1:].isalnum() else role for role in roles)
+    return Template(
+        roles=tuple(roles),
+        user=(user, sep),
+        assistant=(assistant, sep2),
+        answer=assistant.rstrip(" ") if assistant != roles[1] else assistant,
+        stop=tuple({text: 0 for text in (sep, sep2) if text.strip()}),
+        system=system + sep,
+        markers=tuple({text.strip(): 0 for text in (sep, sep2) if len(text.strip()) > 1}),
+        around_system=("", sep),
+    )

@@ -93,6 +93,45 @@ def test_an_llm_whose_cache_stays_empty_is_refused(llm):
         Decoder(Forgetful())
 
 
+class Wrapper(torch.nn.Module):
+    """What peft and others put around a model: it names no argument, and `losing` passes without a cache on."""
+
+    def __init__(self, model, losing=()):
+        super().__init__()
+        self.config, self.get_input_embeddings = model.config, model.get_input_embeddings
+        self.inner, self.losing, self.passes = model, losing, 0
+
+    def forward(self, *args, **kwargs):
+        self.passes += 1
+        if self.passes in self.losing:
+            kwargs[cache_name(self.inner)] = None
+        return self.inner(*args, **kwargs)
+
+
+def written(llm, count=6):
+    """Return the tokens that a greedy decoder writes."""
+    decoder, past = Decoder(llm, static=False), new_past(llm)
+    ids = torch.tensor([[1, 2, 3]])
+    logits = decoder.prefill(past, llm.get_input_embeddings()(ids), torch.arange(3)[None], None)
+    found = []
+    with torch.no_grad(), decoder.steps(past, 1, 3 + count) as step:
+        for index in range(count):
+            found.append(int(logits.argmax(-1)))
+            logits = step(logits.argmax(-1), torch.tensor([[3 + index]]), None)
+    return found
+
+
+def test_a_wrapped_llm_writes_what_it_writes_alone(llm):
+    assert written(Wrapper(Wrapper(llm))) == written(llm)
+    for losing, count in (((1,), 3), ((3,), 1)):  # at the prompt, at a later step
+        with pytest.raises(ValueError, match=rf"Wrapper was given {count} positions, its keys and values then have"):
+            written(Wrapper(llm, losing))
+    nothing = Wrapper(llm)
+    nothing.inner = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"as cache or past_key_values; Wrapper\.forward takes args, kwargs"):
+        Decoder(nothing)
+
+
 @torch.no_grad()
 def test_static_steps_equal_plain_steps(llm):
     static, plain = Decoder(llm, static=True), Decoder(llm, static=False)

@@ -67,12 +67,41 @@ def test_overflow_leaves_out_old_text_and_never_the_image(chat, embeddings):
             _, ids = chat.answer(conv, images, on_notice=notices.append, **GREEDY)
         assert passes[0][1] + GREEDY["max_new_tokens"] <= longest
         assert max(highest for _, _, highest in passes) < longest
-        assert conv.turns[:-1] == before.turns  # what the person sees stays whole
+        assert conv.messages[:-1] == before.messages  # what the person sees stays whole
         assert len(ids) >= 1
     assert notices and all("images stay" in notice for notice in notices)
     context = chat._context(before, images, Request(Sampling(**GREEDY), on_notice=notices.append))
     assert [id(image) for image in context.images] == [id(image) for image in images]
     assert context.ids.count(IMAGE_ID) == 2 * images[0].shape[1]
+
+
+def test_a_text_that_is_far_too_long_is_not_tokenised(chat):
+    """However it came into the dialogue: as a question, an answer or the system text."""
+    huge, seen, tokenizer = "word and " * 2_000_000, [], chat.encoder.tokenizer
+
+    class Counting(type(tokenizer)):
+        def __call__(self, texts, **options):
+            seen.append(sum(map(len, texts)))
+            return super().__call__(texts, **options)
+
+    tokenizer.__class__ = Counting
+    try:
+        conv, _ = asked(chat, "what is it?")
+        conv.messages[0][1] = huge
+        with pytest.raises(ValueError, match=r"question and images take [\d]+ tokens of \d+: shorten the question"):
+            chat.answer(conv, [], **GREEDY)
+        conv.append_message(conv.roles[1], huge)
+        chat.ask("and then?", conv)
+        notices = []
+        assert chat.answer(conv, [], on_notice=notices.append, **GREEDY)[1].size  # the older ones are left out
+        assert "the 1 oldest question(s) are left out" in notices[0]
+        conv.system = huge
+        chat.ask("why?", conv)
+        with pytest.raises(ValueError, match="shorten the question"):
+            chat.answer(conv, [], **GREEDY)
+    finally:
+        tokenizer.__class__ = Counting.__mro__[1]
+    assert 0 < sum(seen) < 100_000
 
 
 def test_the_callers_max_length_holds(chat, embeddings):

@@ -140,7 +140,7 @@ def test_greedy_answers(chat, case):
 
 def opened(conv):
     """The prompt that led to the last answer."""
-    conv = Conversation(conv.template, conv.turns[:-1])
+    conv = Conversation(conv.template, messages=conv.messages[:-1])
     conv.append_message(conv.roles[1], None)
     return conv
 

@@ -9,7 +9,7 @@ from minigpt4.conversation.conversation import Conversation, Message
 from minigpt4.models.llm import layouts
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows, context_ids, split_batch
-from minigpt4.text.segments import IMAGE
+from minigpt4.text.segments import IMAGE, message_segments
 from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, template_for
 from tests.golden.model import CONFIG, golden_model
 from tests.models.test_packing import family
@@ -193,7 +193,8 @@ def test_a_row_is_what_the_chat_feeds(chatml_tokenizer, turns, images):
     for number, (question, answer) in enumerate(turns):
         parts = (*[IMAGE] * images, question) if number == 0 else (question,)
         last = number == len(turns) - 1
-        conv.turns += (Message(True, parts), Message(False, None if last else (answer,)))
+        asked, told = (Message(message_segments(each)) for each in (parts, [answer]))
+        conv.messages += [["user", asked], ["assistant", None if last else told]]
     fed = context_ids(conv.segments(), encoder, [2] * images)
     section = type("Section", (), {"prompt_template": CHATML.training, "end_sym": "<|im_end|>"})
     section.max_txt_len, section.mask_eos_labels = 10_000, False

@@ -1,5 +1,6 @@
 """The command line of demo.py, and its chat in the terminal, driven as people and pipes do."""
 
+import io
 import json
 import os
 import pty
@@ -8,10 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from demo import parse_args
+from minigpt4.conversation.conversation import CONV_VISION
+from minigpt4.serving.terminal import Terminal
+from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
 from tests.serving.server import ROOT, command
 from tests.small_release import picture
 
@@ -56,9 +63,10 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
         "/help",
     ]
     result = run(release, lines, "--gpu-id", "0", **{"run.device": "auto"})  # 2023's usual line
-    assert result.returncode == 0, result.stderr
-    output = result.stdout
-    assert output.index("Initializing Chat") < output.index("Initialization Finished") < output.index("an image.png")
+    assert result.returncode == 1, result.stderr  # some lines are mistakes
+    output, loading = result.stdout, result.stderr
+    assert loading.index("Initializing Chat") < loading.index("Initialization Finished") < loading.index("error: ")
+    assert output.startswith("0 question(s) saved") and "Prompt Example" not in output + loading
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     says = ["image 'bad.png'", "temperature: -1", "no setting 'speed'", "'x' is no number", "unknown command '/dance'"]
     says += ["give a file name", "No such file or directory"]
@@ -75,57 +83,159 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     assert "/image PATH" in output
 
 
-def test_ctrl_c_stops_the_answer_not_the_program(roomy):
-    """In a pseudo-terminal: Ctrl-C while an answer comes, Ctrl-C at the prompt, Ctrl-D."""
-    screen, keyboard = pty.openpty()
-    env = {**roomy.env, "TERM": "dumb"}
-    program = subprocess.Popen(
-        command(roomy, "--cli"),
-        cwd=ROOT,
-        env=env,
-        stdin=keyboard,
-        stdout=keyboard,
-        stderr=keyboard,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-    )
-    seen = ""
+class Keyboard:
+    """A Terminal in a forked process behind a pseudo-terminal: what is typed into it, and what it shows."""
 
-    def read_until(text, seconds=60):
-        nonlocal seen
+    def __init__(self, chat, folder):  # noqa: F811
+        self.seen = ""
+        self.process, self.screen = pty.fork()
+        if not self.process:
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+                os.environ["TERM"] = "xterm"
+                os.chdir(folder)
+                sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
+                os._exit(Terminal(chat, CONV_VISION, temperature=0, max_new_tokens=6).run())
+            finally:
+                traceback.print_exc()
+                os._exit(3)
+
+    def type(self, text):
+        os.write(self.screen, text.encode())
+
+    def read_until(self, text, seconds=30):
+        """Return what was shown up to `text`."""
         deadline = time.monotonic() + seconds
-        while text not in seen:
-            assert select.select([screen], [], [], max(deadline - time.monotonic(), 0))[0], f"no {text!r} in {seen!r}"
-            seen += os.read(screen, 4096).decode(errors="replace")
-        seen = seen.split(text, 1)[1]
+        while text not in self.seen:
+            left = max(deadline - time.monotonic(), 0)
+            assert select.select([self.screen], [], [], left)[0], f"no {text!r} in {self.seen!r}"
+            self.seen += os.read(self.screen, 4096).decode(errors="replace")
+        before, self.seen = self.seen.split(text, 1)
+        return before
 
-    def type_in(text):
-        os.write(screen, text.encode())
-
-    try:
-        read_until("Initialization Finished")
-        read_until("> ")
-        type_in("/set temperature 0\n/set repetition_penalty 1.5\n/set max_new_tokens 1500\n")
-        for _ in range(3):
-            read_until("> ")
-        type_in("tell me everything\n")
-        read_until("everything")
-        read_until("e")  # the answer has begun
-        program.send_signal(signal.SIGINT)
-        read_until("[stopped]", 5)
-        read_until("> ")
-        for _ in range(20):  # input() misses one between its prompt and its read
-            program.send_signal(signal.SIGINT)
-            if select.select([screen], [], [], 1)[0]:
+    def end(self):
+        """Return the exit code; whatever is still shown is read, so that nothing waits for room."""
+        while True:
+            try:
+                if not os.read(self.screen, 4096):
+                    break
+            except OSError:  # how Linux says that the other side is closed
                 break
-        read_until("/quit or Ctrl-D leaves", 5)
-        type_in("/set max_new_tokens 5\n")
-        read_until("> ")
-        type_in("\x04")
-        assert program.wait(20) == 0
-    finally:
-        program.kill()
-        os.close(screen)
-        os.close(keyboard)
+        os.close(self.screen)
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+@pytest.fixture
+def keyboard(chat, tmp_path):  # noqa: F811
+    """A terminal in a folder of its own, whose answers come at a token in 50 ms."""
+
+    def slowly(ids, scores):
+        time.sleep(0.05)
+        return [False] * len(ids)
+
+    keyboard = Keyboard(type(chat)(chat.model, chat.vis_processor, stopping_criteria=[slowly]), tmp_path)
+    yield keyboard
+    with suppress(ProcessLookupError):
+        os.kill(keyboard.process, signal.SIGKILL)
+
+
+def dialogue(path):
+    return [turn["question"] for turn in json.loads(path.read_text())["turns"]]
+
+
+def test_the_keyboard_edits_remembers_completes_and_pastes(keyboard, tmp_path):
+    picture(1).save(tmp_path / "an image.png")
+    (tmp_path / "folder").mkdir()
+    keyboard.read_until("/image PATH shows an image")
+    keyboard.read_until("> ")
+    keyboard.type("/im\tan\t\r")  # Tab completes the command, then the name with its space
+    keyboard.read_until("an image.png: received")
+    keyboard.read_until("> ")
+    keyboard.type("what iss\x7f\x01so \r")  # a letter taken back, and words put at the beginning of the line
+    keyboard.read_until("> ")
+    keyboard.type("\x1b[A\x05?\r")  # the line before, with something behind it
+    keyboard.read_until("> ")
+    keyboard.type("\x1b[200~one\ntwo\n\tthree\x1b[201~\r")  # pasted
+    keyboard.read_until("> ")
+    keyboard.type('"""a\rb"""\r')
+    keyboard.read_until("> ")
+    keyboard.type("/save fo\tsaved.json\r")
+    keyboard.read_until("saved to folder/saved.json")
+    assert dialogue(tmp_path / "folder/saved.json") == ["so what is", "so what is?", "one\ntwo\n\tthree", "a\nb"]
+    keyboard.read_until("> ")
+    keyboard.type("/dance\r")
+    keyboard.read_until("error: unknown command '/dance'")
+    keyboard.read_until("> ")
+    keyboard.type("\x04")
+    assert keyboard.end() == 0  # a mistake at a keyboard is no failure
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(keyboard, tmp_path):
+    """While an answer comes, at the prompt, within a message of several lines; then Ctrl-D."""
+    keyboard.read_until("> ")
+    keyboard.type("/set max_new_tokens 400\r")
+    keyboard.read_until("400")
+    keyboard.read_until("> ")
+    keyboard.type("tell me everything\r")
+    keyboard.read_until("everything")
+    keyboard.read_until("e")  # the answer has begun
+    keyboard.type("\x03")
+    assert len(keyboard.read_until("[stopped]", 5)) < 500
+    for typed in ("half a line", '"""a\rb'):
+        keyboard.read_until("> ")
+        keyboard.type(typed)
+        keyboard.read_until(typed[-1])
+        time.sleep(0.2)  # `input` misses a signal between its prompt and its read
+        keyboard.type("\x03")
+        keyboard.read_until("/quit or Ctrl-D leaves", 5)
+    keyboard.read_until("> ")
+    keyboard.type("/save a.json\r")
+    keyboard.read_until("1 question(s) saved")
+    keyboard.read_until("> ")
+    keyboard.type("\x04")
+    assert keyboard.end() == 0
+    assert dialogue(tmp_path / "a.json") == ["tell me everything"]
+
+
+class Pipe(io.StringIO):
+    """Standard input that is no terminal."""
+
+    def reconfigure(self, **_):
+        pass
+
+
+def through_pipe(chat, monkeypatch, text):  # noqa: F811
+    monkeypatch.setattr(sys, "stdin", Pipe(text))
+    return Terminal(chat, CONV_VISION, temperature=0, max_new_tokens=3).run()
+
+
+def test_the_exit_code_of_a_pipe_tells_of_mistakes(chat, monkeypatch, capsys, tmp_path):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert through_pipe(chat, monkeypatch, 'what is it?\n\n"""a\n\n b"""\n/save a.json\n/quit\n/dance\n') == 0
+    assert dialogue(tmp_path / "a.json") == ["what is it?", "a\n\n b"]
+    assert capsys.readouterr().err == ""
+    for text, says in [
+        ("/image nowhere.png\nwhat is it?\n", "no file 'nowhere.png'"),
+        ("/image\n", "/image: give the path"),
+        ("/dance", "unknown command '/dance'"),
+        ('"""a\nb', 'the message that """ began was never ended'),
+        ("x" * 10**5, "the message has 100,000 characters"),
+    ]:
+        assert through_pipe(chat, monkeypatch, text) == 1
+        assert f"error: {says}" in capsys.readouterr().err.replace("image: no", "no")
+
+
+def test_names_of_files_as_terminals_write_them(chat, monkeypatch, capsys, tmp_path):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"an image \xe9.png")
+    picture(1).save("a.png")
+    os.rename("a.png", name)
+    typed = [name, f"'{name}'", name.replace(" ", "\\ "), f'"{tmp_path}/{name}"']
+    text = "".join(f"/image {each}\n" for each in typed)
+    assert through_pipe(chat, monkeypatch, f"{text}what?\n/save a b.json\n") == 0
+    assert [os.path.basename(path) for path in json.loads(Path("a b.json").read_text())["turns"][0]["pictures"]] == [
+        name
+    ] * 4
 
 
 @pytest.mark.parametrize(

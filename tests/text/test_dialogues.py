@@ -126,8 +126,7 @@ def test_chatml_training_reads_what_the_chat_is_fed(chatml_tokenizer, tokenizer_
     for question, answer in TURNS:
         conv.append_question(question)
         conv.append_message(conv.roles[1], answer)
-    conv.turns = conv.turns[:-1]
-    conv.append_message(conv.roles[1], None)
+    conv.messages[-1][1] = None
     before, image, after = PromptEncoder(tokenizer).encode(conv.segments())
     answer = tokenizer(TURNS[-1][1] + "<|im_end|>", add_special_tokens=False).input_ids
     assert image is IMAGE

@@ -77,13 +77,17 @@ class FixedLayer(DynamicLayer):
 
 def cache_name(llm: nn.Module) -> str:
     """Return the argument of `llm.forward` that takes a cache. Raises ValueError if none does."""
-    parameters = inspect.signature(llm.forward).parameters
-    for name in CACHE_NAMES:
-        if name in parameters:
-            return name
+    for module in llm.modules():
+        parameters = inspect.signature(module.forward).parameters
+        for name in CACHE_NAMES:
+            if name in parameters:
+                return name
+        # a wrapper, such as peft's, hands on what it does not name to a model within it
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
     raise ValueError(
         f"model.llama_model: a chat needs an LLM that takes keys and values as {' or '.join(CACHE_NAMES)}; "
-        f"{type(llm).__name__}.forward takes {', '.join(parameters)}"
+        f"{type(llm).__name__}.forward takes {', '.join(inspect.signature(llm.forward).parameters)}"
     )
 
 
@@ -179,19 +183,9 @@ class Decoder:
         return new_past(self.llm)
 
     def prefill(self, past: DynamicCache, embeds: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V].
-
-        Raises ValueError if the LLM left `past` as it was: its answers would forget the prompt.
-        """
-        expected = past.get_seq_length() + embeds.shape[1]
-        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
-        logits = self.llm(**inputs, **{self.cache_name: past}, use_cache=True, logits_to_keep=1).logits[:, -1]
-        if (length := past.get_seq_length()) != expected:
-            raise ValueError(
-                f"model.llama_model: {type(self.llm).__name__} was given {embeds.shape[1]} positions, its keys and "
-                f"values then have {length}, expected {expected}; take another LLM or version of transformers"
-            )
-        return logits
+        """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V]. Raises as `_append`."""
+        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask, "logits_to_keep": 1}
+        return self._append(past, embeds.shape[1], inputs)
 
     @contextmanager
     def steps(self, past: DynamicCache, num_rows: int, longest: int) -> Iterator[Callable[..., Tensor]]:
@@ -224,4 +218,18 @@ class Decoder:
 
     def _plain_step(self, past: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         inputs = {"input_ids": tokens[:, None], "position_ids": positions, "attention_mask": mask}
-        return self.llm(**inputs, **{self.cache_name: past}, use_cache=True).logits[:, -1]
+        return self._append(past, 1, inputs)
+
+    def _append(self, past: DynamicCache, count: int, inputs: dict[str, Any]) -> Tensor:
+        """Run the LLM over `count` new positions; return the last one's logits [B, V].
+
+        Raises ValueError if the LLM did not add them to `past`: its answers would forget what came before.
+        """
+        expected = past.get_seq_length() + count
+        logits = self.llm(**inputs, **{self.cache_name: past}, use_cache=True).logits[:, -1]
+        if (length := past.get_seq_length()) != expected:
+            raise ValueError(
+                f"model.llama_model: {type(self.llm).__name__} was given {count} positions, its keys and values then "
+                f"have {length}, expected {expected}; take another LLM or version of transformers"
+            )
+        return logits

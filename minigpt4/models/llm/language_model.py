@@ -1,6 +1,5 @@
 """The frozen language model and its tokenizer, from a local transformers folder of any family."""
 
-import hashlib
 import logging
 import math
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from minigpt4.common.utils import expand_path
+from minigpt4.common.utils import expand_path, fingerprint
 from minigpt4.models.llm import quantization
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -141,22 +140,6 @@ def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
     vocabulary, width = llm.get_input_embeddings().weight.shape
     name = expand_path(folder).resolve().name
     return {"name": name, "width": width, "vocabulary": vocabulary, "fingerprint": fingerprint(folder)}
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Return a hash of the LLM's weight files: of their sizes and a sample of their bytes.
-
-    Equal weights that were saved in another way have another one.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in expand_path(folder).iterdir() if path.suffix in (".safetensors", ".bin")):
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with open(path, "rb") as file:
-            for block in range(64):
-                file.seek(block * size // 64)
-                digest.update(file.read(1 << 14))
-    return digest.hexdigest()
 
 
 @torch.no_grad()
