@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem, Scores
 from minigpt4.evaluation.metrics.intervals import Difference
@@ -66,9 +71,13 @@ def _answered(result: Mapping[str, Any]) -> dict[str, dict]:
 
 def _score(result: Mapping[str, Any], common: list[str]) -> Scores:
     """Return the scores of the common items of a result."""
-    from minigpt4.evaluation.run import make_benchmark
-
-    benchmark = make_benchmark(result["benchmark"], result["settings"])
+    # a benchmark of somebody's own code registers itself when its module is imported
+    with suppress(ImportError):
+        importlib.import_module(result["module"])
+    cls = registry.get_benchmark_class(result["benchmark"])
+    known = [field.name for field in dataclasses.fields(cls.Config)]  # not what another version had
+    settings = {key: value for key, value in result["settings"].items() if key in known}
+    benchmark = cls(cls.Config(**settings), result["benchmark"])
     records, items = _answered(result), []
     for name in common:
         record = records[name]
@@ -88,7 +97,8 @@ def comparison_text(comparison: Comparison, num_items: int = 20) -> str:
         lines.append(f"{name:24} {first:>9} {second:>9} {change:>9}   {low:>8} to {high:>8}  {difference.p_value:.3f}")
     lines += ["", f"{len(comparison.changed)} items changed; lost most first"]
     for old, new in shown(comparison.changed, num_items):
-        lines.append(f"  {old['id']}  {old['score']:.3f} -> {new['score']:.3f}  {old['answer']!r} -> {new['answer']!r}")
+        said = [textwrap.shorten(repr(record["answer"]), 80, placeholder=" ..") for record in (old, new)]
+        lines.append(f"  {old['id']}  {old['score']:.3f} -> {new['score']:.3f}  {said[0]} -> {said[1]}")
     return "\n".join(lines)
 
 
@@ -102,14 +112,15 @@ def comparison_page(comparison: Comparison, num_items: int = 1000) -> str:
     """Return the comparison as an HTML page with a table of the items that changed."""
     from minigpt4.datasets.sheet import visible
 
-    figures = ["<tr><th>metric</th><th>A</th><th>B</th><th>B - A</th><th>95 % from</th><th>to</th><th>p</th></tr>"]
+    names = "".join(f'<th class="n">{name}</th>' for name in ("A", "B", "B - A", "95 % from", "to", "p"))
+    figures = [f"<tr><th>metric</th>{names}</tr>"]
     for name, change in comparison.differences.items():
         cells = [
             *map(number, (*comparison.values[name], change.value, change.low, change.high)),
             f"{change.p_value:.3f}",
         ]
         figures.append(f"<tr><td>{visible(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
-    items = ["<tr><th>item</th><th>question</th><th>right</th><th>A</th><th>B</th><th>A</th><th>B</th></tr>"]
+    items = ["<tr><th>item</th><th>question</th><th>right</th><th>A says</th><th>B says</th><th>A</th><th>B</th></tr>"]
     for old, new in shown(comparison.changed, num_items):
         texts = [old["id"], old["question"], reference_text(old["reference"]), old["answer"], new["answer"]]
         cells = [f"<td>{visible(text)}</td>" for text in texts]

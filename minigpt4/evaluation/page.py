@@ -21,7 +21,8 @@ body{font:15px/1.5 system-ui,sans-serif;margin:1rem auto;padding:0 1rem;max-widt
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .5rem}p{margin:.3rem 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums}
 td,th{padding:.15rem 1rem .15rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
-td.n{text-align:right}td:empty::before{content:"(empty)";opacity:.6}tr.headline{font-weight:700}
+.n{text-align:right;white-space:nowrap}td{overflow-wrap:break-word}
+td:empty::before{content:"(empty)";opacity:.6}tr.headline{font-weight:700}
 tr.lost td:first-child{border-left:4px solid #dc2626;padding-left:.5rem}
 tr.won td:first-child{border-left:4px solid #16a34a;padding-left:.5rem}
 .warning{border-left:4px solid #dc2626;padding-left:.6rem}
@@ -88,13 +89,14 @@ def _table(content: Mapping[str, Any]) -> str:
         kind = " class=headline" if name == content["headline"] else ""
         cells = "".join(f'<td class="n">{number(metric[key])}</td>' for key in ("value", "low", "high"))
         rows.append(f"<tr{kind}><td>{visible(name)}</td>{cells}</tr>")
-    head = "<tr><th>metric</th><th>value</th><th>95 % from</th><th>to</th></tr>"
+    head = '<tr><th>metric</th><th class="n">value</th><th class="n">95 % from</th><th class="n">to</th></tr>'
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
     terms = {"question": record["question"], "answer": record.get("answer"), "error": record.get("error")}
-    terms |= {"right": reference_text(record["reference"]), "score": record.get("score")}
+    terms |= {"right": reference_text(record["reference"])}
+    terms |= {"score": f"{record['score']:.3f}"} if "score" in record else {}
     shown = {name: value for name, value in terms.items() if value is not None}
     listed = "".join(f"<dt>{name}</dt><dd>{visible(str(value))}</dd>" for name, value in shown.items())
     images = "".join(map(_img, item.images)) if "answer" in record else ""

@@ -50,6 +50,7 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
     content = {
         "name": run.name,
         "benchmark": run.benchmark.name,
+        "module": type(run.benchmark).__module__,
         "headline": run.benchmark.HEADLINE,
         "metrics": intervals(scores),
         "counts": {

@@ -1,23 +1,25 @@
-"""From the names of benchmarks to results: what `evaluate.py --tasks` calls.
-
-benchmarks = open_benchmarks(cfg, ["pope", "vqav2"])              files are read and checked, no model is needed
-run_benchmarks(benchmarks, Path("results"), answer)               answers, scores, results.json, results.html
-"""
+"""From the names of benchmarks to results: what `evaluate.py --tasks` calls."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import file_sha256
-from minigpt4.evaluation.answer_file import AnswerFile
+from minigpt4.common.utils import cached_path, file_sha256
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.controls import with_control
 from minigpt4.evaluation.results import Run, summary, write_results
+from minigpt4.evaluation.shared_answers import SharedAnswers
+
+if TYPE_CHECKING:
+    from minigpt4.conversation.conversation import Chat, Conversation
 
 # what answers items, in any order: {"id", "answer"} or {"id", "error"} each; cfg has batch_size and max_new_tokens
 Answer = Callable[[Sequence[BenchmarkItem], BenchmarkConfig], Iterable[dict]]
@@ -28,6 +30,64 @@ class OpenBenchmark(NamedTuple):
 
     benchmark: Benchmark
     items: list[BenchmarkItem]
+
+
+@dataclass
+class Asked:
+    """How the benchmarks are asked. `settings`: what answers depend on beside the benchmark, such as weights.
+
+    Answers of other settings are never mixed. `details` go into the results as they are.
+    """
+
+    control: str = ""  # one of controls.CONTROLS
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate_benchmarks(
+    cfg: Config, names: Iterable[str], output: Path, device: str | None = None, control: str = ""
+) -> dict[str, Path]:
+    """Answer the benchmarks of `evaluation_datasets` greedily with the model of `cfg`; return the results' paths.
+
+    Everything that is known from files is checked before the model is loaded; it is loaded only if something is left
+    to answer. Each rank of torchrun takes its share. Raises ConfigError, and ValueError or OSError as `run_benchmarks`.
+    """
+    from minigpt4 import load_config
+    from minigpt4.common.dist_utils import (
+        from_main,
+        init_distributed_mode,
+        launched_processes,
+        leave_process_group,
+    )
+    from minigpt4.evaluation.answer_file import settings_of
+    from minigpt4.evaluation.answering import answers
+
+    benchmarks = open_benchmarks(cfg, names)
+    for _, items in benchmarks.values():
+        with_control(items, control)
+    if launched_processes(cfg.run_cfg).world_size > 1:
+        init_distributed_mode(cfg.run_cfg)
+
+    @cache
+    def model() -> tuple[Chat, Conversation]:
+        return load_config(cfg, device)
+
+    def answer(items: Sequence[BenchmarkItem], section: BenchmarkConfig) -> Iterator[dict]:
+        sampling = {"temperature": 0.0, "max_new_tokens": section.max_new_tokens}
+        return answers(*model(), items, batch_size=section.batch_size, **sampling)
+
+    # the checkpoint whole, the frozen weights by a sample of their bytes
+    ckpt = cached_path(cfg.model_cfg.ckpt) if cfg.model_cfg.get("ckpt") else None
+    settings = from_main(lambda: settings_of(cfg, temperature=0.0))
+    weights = from_main(lambda: {ckpt.name: file_sha256(ckpt)} if ckpt and ckpt.is_file() else {})
+    details = {"weights": weights, "model": settings, "config": cfg.to_dict()}
+    try:
+        paths = run_benchmarks(benchmarks, output, answer, Asked(control, settings, details))
+    except BaseException:
+        leave_process_group(after_error=True)
+        raise
+    leave_process_group()
+    return paths
 
 
 def open_benchmarks(cfg: Config, names: Iterable[str]) -> dict[str, OpenBenchmark]:
@@ -59,69 +119,53 @@ def make_benchmark(registered: str, settings: Mapping[str, Any]) -> Benchmark:
 
 
 def run_benchmarks(
-    benchmarks: Mapping[str, OpenBenchmark],
-    output: Path,
-    answer: Answer,
-    control: str = "",
-    details: Mapping[str, Any] | None = None,
+    benchmarks: Mapping[str, OpenBenchmark], output: Path, answer: Answer, asked: Asked | None = None
 ) -> dict[str, Path]:
     """Answer, score and write `<output>/<name>/results.json` of each (`<name>-<control>`); return their paths.
 
-    What has been answered already, by a call that was interrupted, is not asked again. Several ranks share the items,
-    each exactly once; rank 0 writes the results. `answer` is not called where nothing is left to answer. `details` go
-    into the results; `details["weights"]`, hashes, are compared with those of earlier answers.
-    Raises ValueError, on all ranks, for a control that is not possible and for answers of other settings or weights.
+    What a call that was interrupted has answered is not asked again. Several ranks share the items, each exactly
+    once; rank 0 writes the results. `answer` is not called where nothing is left.
+    Raises ValueError, on all ranks, for a control that is not possible and for answers of other settings; OSError.
     """
     from minigpt4.common.dist_utils import main_print
 
-    paths = {}
+    asked, paths = asked or Asked(), {}
     for name, (benchmark, items) in benchmarks.items():
-        folder = Path(output) / (f"{name}-{control}" if control else name)
-        asked = with_control(items, control)
-        paths[name] = run_benchmark(name, benchmark, asked, folder, answer, control, details or {})
+        folder = Path(output) / (f"{name}-{asked.control}" if asked.control else name)
+        paths[name] = _run(OpenBenchmark(benchmark, with_control(items, asked.control)), name, folder, answer, asked)
         main_print(summary(paths[name]))
     return paths
 
 
-def run_benchmark(
-    name: str,
-    benchmark: Benchmark,
-    items: Sequence[BenchmarkItem],
-    folder: Path,
-    answer: Answer,
-    control: str,
-    details: Mapping[str, Any],
-) -> Path:
-    """Run one benchmark, as `run_benchmarks`; return the path of its results.json."""
+def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: Asked) -> Path:
+    """Run one benchmark and return the path of its results.json."""
     from minigpt4.common.dist_utils import barrier, get_rank, get_world_size
 
-    file, ids = AnswerFile(folder), [item.id for item in items]
-    settings = {
-        "benchmark": benchmark.name,
-        "control": control,
-        "prompt": benchmark.prompt().text,
-        "max_new_tokens": benchmark.cfg.max_new_tokens,
-        "max_images": benchmark.cfg.max_images,
-        "data": {path.name: file_sha256(path) for path in benchmark.files},
-        "weights": details.get("weights", {}),
-    }
+    (benchmark, items), ids = opened, [item.id for item in opened.items]
+    prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
+    settings = {"benchmark": benchmark.name, "control": asked.control, "prompt": prompt.text, "data": files}
+    settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images")}
+    shared = SharedAnswers(folder, settings | dict(asked.settings))
+    with ExitStack() as held:  # by rank 0
+        _on_main(lambda: held.enter_context(shared.locked()))
+        lines = _on_main(lambda: shared.collect(ids))
 
-    # this rank's share of what has no answer yet
-    start = time.perf_counter()
-    lines = _on_main(lambda: file.collect(ids, settings))
-    left = [item for item in items if "answer" not in lines.get(item.id, {})]
-    if share := left[get_rank() :: get_world_size()]:
-        file.append(get_rank(), _checked(answer(share, benchmark.cfg), share, name))
-    barrier()
+        # this rank's share of what has no answer yet
+        start = time.perf_counter()
+        left = [item for item in items if "answer" not in lines.get(item.id, {})]
+        if share := left[get_rank() :: get_world_size()]:
+            shared.add(get_rank(), _checked(answer(share, benchmark.cfg), share, name))
+        barrier()
 
-    def write() -> Path:
-        run = Run(name, benchmark, items, file.collect(ids, settings), settings, time.perf_counter() - start, len(left))
-        return write_results(run, folder, details)
+        def write() -> Path:
+            seconds = time.perf_counter() - start
+            run = Run(name, benchmark, items, shared.collect(ids), settings, seconds, len(left))
+            return write_results(run, folder, asked.details)
 
-    return _on_main(write)
+        return _on_main(write)
 
 
-def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterable[dict]:
+def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterator[dict]:
     """Yield the lines, with a progress bar on rank 0. Raises ValueError unless each item gets exactly one."""
     from tqdm import tqdm
 

@@ -1,93 +1,57 @@
-"""The answers to a benchmark on disk: JSON lines, of one rank or several, of one call or several."""
+"""The answers to a benchmark, in a folder: a part of each rank while they are at work, one file at the end."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.benchmarks.files import read_text
+from minigpt4.common.lock import locked
+from minigpt4.evaluation.answer_file import AnswerFile, read_lines, write_whole
 
-EXPECTED = 'expected {"id": text, "answer" or "error": text}'
 
+class SharedAnswers:
+    """`answers.jsonl`: {"id", "answer"} or {"id", "error"} a line, in the order of the items.
 
-class AnswerFile:
-    """`answers.jsonl` of a folder, {"id", "answer"} or {"id", "error"} a line, in the order of the items.
-
-    While ranks are at work each has a part of its own. `collect` merges what is there, of a call that ended early too.
+    `settings` are all that an answer depends on; they are kept beside it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "answers.jsonl"
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.path = folder, folder / "answers.jsonl"
+        self.settings = dict(settings)
 
-    def collect(self, ids: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict]:
-        """Merge the parts into the file and return its lines by id; errors are kept until there is an answer.
+    def locked(self) -> AbstractContextManager:
+        """Keep other programs from the folder within a `with` block. Raises OSError if one is at work there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return locked(self.folder)
 
-        `settings` are all that an answer depends on; they are kept in `answered_with.json`. Raises ValueError for
-        answers of other settings or to other items, and for a file of another kind; nothing is lost then.
+    def collect(self, ids: Sequence[str]) -> dict[str, dict]:
+        """Merge the parts, of a call that was interrupted too, into the file; return its lines by id.
+
+        An answer takes the place of an error. Raises ValueError for answers of other settings or to other items, and
+        for a file of another kind; nothing is lost then.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        parts = sorted(self.path.parent.glob("answers.part*.jsonl"))
-        lines: dict[str, dict] = {}
+        parts = sorted(self.folder.glob("answers.part*.jsonl"))
+        found: dict[str, tuple[bytes, dict]] = {}
         for path in [self.path, *parts]:
-            lines |= {line["id"]: line for line in read_lines(path) if "answer" in line or line["id"] not in lines}
-        self._check_settings(settings, is_new=not lines)
-        strangers = [name for name in lines if name not in set(ids)] if lines else []
-        if strangers:
-            found = f"{len(strangers)} answers to what is no item now, first '{strangers[0]}'"
-            raise ValueError(f"'{self.path}' has {found}; the data has changed: give another --output")
-        if lines:
-            self._write(lines[name] for name in ids if name in lines)
+            AnswerFile(path, "id", self.settings)  # refuses answers of other settings
+            for text, line in read_lines(path, "id").items():
+                if "answer" in line or ("error" in line and line["id"] not in found):
+                    found[line["id"]] = (text, line)
+        if strangers := sorted(set(found) - set(ids)):
+            what = f"{len(strangers)} answers to what is no item now, first '{strangers[0]}'"
+            raise ValueError(f"--output: '{self.path}' has {what}; give another --output")
+
+        AnswerFile(self.path, "id", self.settings).begin(again=set())
+        ordered = [found[name] for name in ids if name in found]
+        write_whole(self.path, b"".join(text + b"\n" for text, _ in ordered))
         for path in parts:
             path.unlink()
-        return lines
+            path.with_name(f"{path.name}.settings.json").unlink(missing_ok=True)
+        return {line["id"]: line for _, line in ordered}
 
-    def append(self, rank: int, lines: Iterable[dict]) -> None:
+    def add(self, rank: int, lines: Iterable[dict]) -> None:
         """Write the lines to the part of a rank, each as soon as it is there."""
-        with open(self.path.with_name(f"answers.part{rank}.jsonl"), "a", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-
-    def _write(self, lines: Iterable[dict]) -> None:
-        # at once, so that a kill leaves the old file or the new one
-        fresh = self.path.with_name("answers.new")
-        fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        fresh.replace(self.path)
-
-    def _check_settings(self, settings: Mapping[str, Any], is_new: bool) -> None:
-        path = self.path.with_name("answered_with.json")
-        if is_new or not path.is_file():
-            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-        keys = dict.fromkeys([*before, *settings])
-        changed = [key for key in keys if before.get(key) != settings.get(key)]
-        if changed:
-            listed = "; ".join(f"{key}: {before.get(key)} -> {settings.get(key)}" for key in changed)
-            advice = "give another --output, or remove the folder"
-            raise ValueError(f"'{self.path}' was answered with other settings ({listed}); {advice}")
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Return the lines of an answer file, [] without one; a last line that was cut short is left out.
-
-    Raises ValueError, which names the line, for a file of another kind.
-    """
-    if not path.is_file():
-        return []
-    # not splitlines(): an answer may hold a line separator of Unicode
-    *whole, rest = read_text(path).split("\n")
-    lines = []
-    for number, text in enumerate(whole, start=1):
-        where = f"'{path}' line {number}"
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where} is no JSON ({error}); {EXPECTED}; mend or remove the line") from error
-        is_line = isinstance(line, dict) and isinstance(line.get("id"), str)
-        if not is_line or not isinstance(line.get("answer", line.get("error")), str):
-            raise ValueError(f"{where} is no answer; {EXPECTED}; mend or remove the line")
-        lines.append(line)
-    if rest and not lines and not rest.startswith('{"id"'):
-        raise ValueError(f"'{path}' is no answer file; {EXPECTED}")
-    return lines
+        part = AnswerFile(self.folder / f"answers.part{rank}.jsonl", "id", self.settings)
+        part.begin(again=set())
+        for line in lines:
+            part.add(line)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from minigpt4.evaluation.controls import GREY, with_control
 from minigpt4.evaluation.results import summary
-from minigpt4.evaluation.run import run_benchmarks
+from minigpt4.evaluation.run import Asked, run_benchmarks
 from tests.evaluation.benchmarks import official
 from tests.evaluation.benchmarks.official import opened
 
@@ -26,7 +26,7 @@ def answer(items, cfg):
 
 
 def run(root, output, answer=answer, name="pope", **more):
-    return run_benchmarks({name: opened(name, root)}, output, answer, **more)[name]
+    return run_benchmarks({name: opened(name, root)}, output, answer, Asked(**more))[name]
 
 
 def test_results_hold_what_is_needed_to_believe_them(tmp_path, capsys):
@@ -101,18 +101,18 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
 
 
 def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
-    path = run(tmp_path, tmp_path / "out", details={"weights": {"a.pth": "aa"}})
+    path = run(tmp_path, tmp_path / "out", settings={"model.ckpt": "a.pth"})
     before = path.with_name("answers.jsonl").read_bytes()
-    with pytest.raises(
-        ValueError, match=r"other settings \(weights: {'a.pth': 'aa'} -> {'a.pth': 'bb'}\); give another"
-    ):
-        run(tmp_path, tmp_path / "out", details={"weights": {"a.pth": "bb"}})
+    message = "12 answers to something else (model.ckpt: 'a.pth' there, 'b.pth' now); give another name"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(tmp_path, tmp_path / "out", settings={"model.ckpt": "b.pth"})
     other = {"pope": opened("pope", tmp_path, prompt="Say yes or no: {question}")}
-    with pytest.raises(ValueError, match=r"prompt: {question} Answer yes or no\. -> Say yes or no: {question}"):
-        run_benchmarks(other, tmp_path / "out", answer, details={"weights": {"a.pth": "aa"}})
+    message = r"prompt: '{question} Answer yes or no\.' there, 'Say yes or no: {question}' now"
+    with pytest.raises(ValueError, match=message):
+        run_benchmarks(other, tmp_path / "out", answer)
     file = tmp_path / "coco/coco_pope_random.json"
     file.write_text(file.read_text() + "\n")
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="data: "):
         run_benchmarks(
             {"pope": opened("pope", tmp_path, lambda root: {"eval_file_path": root / "coco"})}, tmp_path / "out", answer
         )
@@ -122,10 +122,10 @@ def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text.replace('"answer"', "answer", 1), "line 1 is no JSON"),
-        (lambda text: text.replace('"answer"', '"caption"', 1), "line 1 is no answer; expected"),
-        (lambda text: "7\n" + text, "line 1 is no answer; expected"),
-        (lambda text: "notes", "is no answer file; expected"),
+        (lambda text: text.replace('"answer"', "answer", 1), "is no answer file"),
+        (lambda text: text.replace('"id"', '"name"', 1), "is no answer file"),
+        (lambda text: "7\n" + text, "is no answer file"),
+        (lambda text: "notes", "is no answer file"),
         (lambda text: text + '{"id": "other", "answer": "x"}\n', "1 answers to what is no item now, first 'other'"),
     ],
 )
@@ -168,7 +168,7 @@ def one_of_two_ranks(rank, root):
     benchmark = {"own": opened("own_jsonl", root, lambda _: {"eval_file_path": root / "questions.jsonl"})}
     run_benchmarks(benchmark, root / "two", noted)
     try:
-        run_benchmarks(benchmark, root / "two", noted, details={"weights": {"a": "b"}})
+        run_benchmarks(benchmark, root / "two", noted, Asked(settings={"control": "b"}))
     except ValueError as error:
         official.write_json(root / f"rank{rank}.json", [asked, str(error)])
     dist.destroy_process_group()
@@ -181,8 +181,12 @@ def test_two_ranks_answer_each_item_once_and_write_what_one_writes(tmp_path):
     torch.multiprocessing.start_processes(one_of_two_ranks, (tmp_path,), nprocs=2, start_method="fork")
     (first, error), (second, other_error) = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
     assert [len(first), len(second)] == [7, 6] and not set(first) & set(second)
-    assert "answered with other settings" in error and other_error == error
+    assert "answers to something else" in error and other_error == error
     assert (tmp_path / "two/own/answers.jsonl").read_text() == one.read_text()
+
+
+def always_no(items, cfg):
+    return ({"id": item.id, "answer": "no"} for item in items)
 
 
 @pytest.mark.parametrize("control", ["blank", "shuffled"])
@@ -192,16 +196,13 @@ def test_controls_ask_the_same_about_images_that_do_not_help(control, tmp_path):
     assert [(a.id, a.question, a.reference) for a in items] == [(b.id, b.question, b.reference) for b in changed]
     if control == "blank":
         for item, grey in zip(items, changed, strict=True):
-            assert grey.images[0].size == Image.open(item.images[0]).size and grey.images[0].getcolors() == [
-                (1200, GREY)
-            ]
+            assert grey.images[0].size == Image.open(item.images[0]).size
+            assert grey.images[0].getcolors() == [(1200, GREY)]
     else:
         pairs = {item.images: other.images for item, other in zip(items, changed, strict=True)}
         assert all(a != b for a, b in pairs.items()) and set(pairs) == set(pairs.values()) and len(pairs) == 4
         assert with_control(items, control) == changed
-    path = run_benchmarks(
-        {"mme": opened("mme", tmp_path)}, tmp_path, lambda i, c: [{"id": x.id, "answer": "no"} for x in i], control
-    )
+    path = run_benchmarks({"mme": opened("mme", tmp_path)}, tmp_path, always_no, Asked(control))
     assert path["mme"] == tmp_path / f"mme-{control}/results.json"
     assert json.loads(path["mme"].read_text())["control"] == control
 
