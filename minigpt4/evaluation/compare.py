@@ -85,6 +85,14 @@ def _score(result: Mapping[str, Any], common: list[str]) -> Scores:
     return benchmark.score(items, {name: records[name]["answer"] for name in common})
 
 
+def compare_results(path_a: str | Path, path_b: str | Path, page: Path) -> None:
+    """Print what changed from one results.json to another, and write it as a page. Raises as `compare`."""
+    comparison = compare(path_a, path_b)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(comparison_page(comparison), encoding="utf-8")
+    print(comparison_text(comparison), f"\n{page}")
+
+
 def comparison_text(comparison: Comparison, num_items: int = 20) -> str:
     """Return the comparison as lines of text, with the items that lost and gained most."""
     a, b = comparison.names

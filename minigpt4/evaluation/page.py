@@ -106,7 +106,7 @@ def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
 def reference_text(reference: Any) -> str:
     """Return a reference as it is shown: equal answers of several people once, with their number."""
     if isinstance(reference, dict):
-        return "\n".join(f"{name}: {reference_text(value)}" for name, value in reference.items())
+        return "; ".join(f"{name}: {reference_text(value)}" for name, value in reference.items() if value)
     if isinstance(reference, list) and all(isinstance(value, str) for value in reference):
         counts = {value: reference.count(value) for value in reference}
         return " | ".join(value if count == 1 else f"{value} ({count})" for value, count in counts.items())

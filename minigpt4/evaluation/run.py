@@ -1,8 +1,13 @@
-"""From the names of benchmarks to results: what `evaluate.py --tasks` calls."""
+"""From the names of benchmarks to results: what `evaluate.py --tasks` calls.
+
+add_benchmark_arguments(parser)                                       --tasks, --control, --compare
+evaluate_benchmarks(Config(args), args.tasks, output, args.device, args.control)
+"""
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +19,7 @@ from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, file_sha256
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
-from minigpt4.evaluation.controls import with_control
+from minigpt4.evaluation.controls import CONTROLS, with_control
 from minigpt4.evaluation.results import Run, summary, write_results
 from minigpt4.evaluation.shared_answers import SharedAnswers
 
@@ -42,6 +47,13 @@ class Asked:
     control: str = ""  # one of controls.CONTROLS
     settings: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_benchmark_arguments(parser: ArgumentParser) -> None:
+    """Give evaluate.py its options for benchmarks."""
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="benchmarks, sections of evaluation_datasets")
+    parser.add_argument("--control", choices=CONTROLS, default="", help="ask with grey images, or those of other items")
+    parser.add_argument("--compare", nargs=2, metavar="JSON", help="compare two results.json; no model is needed")
 
 
 def evaluate_benchmarks(
