@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem, Scores
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
 from minigpt4.evaluation.metrics.intervals import Difference
 from minigpt4.evaluation.page import STYLE, document, reference_text
 from minigpt4.evaluation.results import number, read_results
@@ -32,16 +32,14 @@ class Comparison(NamedTuple):
 def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     """Return what changed from one results.json to another.
 
-    Both are scored again over the items that both have answered, so old results are compared by the rules of today.
+    Both are scored again, over the items that both have answered, by one rule: today's, with B's settings.
     Raises ValueError for results of different benchmarks, or without common items, and OSError.
     """
-    results = a, b = read_results(path_a), read_results(path_b)
+    a, b = read_results(path_a), read_results(path_b)
     if a["benchmark"] != b["benchmark"]:
-        raise ValueError(
-            f"'{path_a}' is of {a['benchmark']}, '{path_b}' of {b['benchmark']}; expected the same benchmark"
-        )
-    answered = [{record["id"]: record for record in result["items"] if "answer" in record} for result in results]
-    first, second = answered
+        found = f"'{path_a}' is of {a['benchmark']}, '{path_b}' of {b['benchmark']}"
+        raise ValueError(f"{found}; expected the same benchmark")
+    first, second = _answered(a), _answered(b)
     common = [name for name in first if name in second]
     if not common:
         raise ValueError(f"'{path_a}' and '{path_b}' have no answered item in common")
@@ -49,19 +47,23 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     if other is not None:
         raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
 
-    notes = [f"only {len(common)} items are in both, of {len(first)} and {len(second)} answered"]
-    notes = notes if len(common) < max(len(first), len(second)) else []
-    for key in ("control", "prompt", "data", "weights", "rules", "versions"):
-        if a.get(key) != b.get(key):
-            notes.append(f"{key}: {a.get(key) or 'none'} -> {b.get(key) or 'none'}")
-    scores_a, scores_b = (_score(result, common) for result in results)
+    benchmark = _benchmark_of(b)
+    items = [BenchmarkItem(**{key: second[name][key] for key in BenchmarkItem._fields}) for name in common]
+    scores_a, scores_b = (
+        benchmark.score(items, {name: records[name]["answer"] for name in common}) for records in (first, second)
+    )
     values, differences = {}, {}
-    for name, metric in scores_a.metrics.items():
-        other_metric = scores_b.metrics[name]
-        values[name] = (metric.value(), other_metric.value())
-        differences[name] = metrics.paired_bootstrap(other_metric.rows, metric.rows, metric.of)
+    for name, metric in scores_b.metrics.items():
+        before = scores_a.metrics[name]
+        values[name] = (before.value(), metric.value())
+        differences[name] = metrics.paired_bootstrap(metric.rows, before.rows, metric.of)
     gain = {name: scores_b.per_item[name] - scores_a.per_item[name] for name in common}
-    changed = [(first[name], second[name]) for name in sorted(gain, key=gain.get) if abs(gain[name]) > 1e-9]
+    changed = []
+    for name in sorted(gain, key=gain.get):
+        if abs(gain[name]) > 1e-9:
+            old, new = scores_a.per_item[name], scores_b.per_item[name]
+            changed.append((first[name] | {"score": old}, second[name] | {"score": new}))
+    notes = _notes(a, b, len(common), max(len(first), len(second)))
     return Comparison((str(path_a), str(path_b)), values, differences, changed, len(common), notes)
 
 
@@ -69,20 +71,23 @@ def _answered(result: Mapping[str, Any]) -> dict[str, dict]:
     return {record["id"]: record for record in result["items"] if "answer" in record}
 
 
-def _score(result: Mapping[str, Any], common: list[str]) -> Scores:
-    """Return the scores of the common items of a result."""
-    # a benchmark of somebody's own code registers itself when its module is imported
+def _benchmark_of(result: Mapping[str, Any]) -> Benchmark:
+    """Return the benchmark of a result, to score answers again; its files need not be there."""
+    # one of somebody's own code registers itself when its module is imported
     with suppress(ImportError):
         importlib.import_module(result["module"])
     cls = registry.get_benchmark_class(result["benchmark"])
     known = [field.name for field in dataclasses.fields(cls.Config)]  # not what another version had
     settings = {key: value for key, value in result["settings"].items() if key in known}
-    benchmark = cls(cls.Config(**settings), result["benchmark"])
-    records, items = _answered(result), []
-    for name in common:
-        record = records[name]
-        items.append(BenchmarkItem(name, record["images"], record["question"], record["reference"], record["group"]))
-    return benchmark.score(items, {name: records[name]["answer"] for name in common})
+    return cls(cls.Config(**settings), result["benchmark"])
+
+
+def _notes(a: Mapping[str, Any], b: Mapping[str, Any], num_common: int, most: int) -> list[str]:
+    """Return what else is not the same, so that a difference may come from it."""
+    notes = [f"only {num_common} items are in both, of {most}"] if num_common < most else []
+    pairs = {key: (a.get(key), b.get(key)) for key in ("control", "prompt", "data", "weights", "rules", "versions")}
+    pairs |= {key: (a["settings"].get(key), value) for key, value in b["settings"].items() if key != "prompt"}
+    return notes + [f"{key}: {old or 'none'} -> {new or 'none'}" for key, (old, new) in pairs.items() if old != new]
 
 
 def compare_results(path_a: str | Path, path_b: str | Path, page: Path) -> None:

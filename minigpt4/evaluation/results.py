@@ -90,7 +90,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Return a results.json. Raises OSError, or ValueError for another kind of file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        content["benchmark"], content["metrics"], content["settings"], content["items"]
+        content["benchmark"], content["module"], content["metrics"], content["settings"], content["items"]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no file at '{path}'; expected a results.json of evaluate.py") from error
     except (ValueError, KeyError, TypeError) as error:

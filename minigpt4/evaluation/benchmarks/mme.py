@@ -57,11 +57,11 @@ class MME(Benchmark):
         image = next((file for file in paths if file.is_file()), paths[0])
         items = []
         for number, line in enumerate(lines, start=1):
-            question, _, label = (part.strip() for part in line.partition("\t"))
+            question, label = line.strip().rpartition("\t")[::2]
             if label not in ("Yes", "No"):
                 raise ValueError(f"'{path}' line {number}: expected a question, a tab, and Yes or No")
             name = f"{subtask}/{path.stem}/{number}"
-            items.append(BenchmarkItem(name, (image,), self.prompt().ask(question), label.lower(), subtask))
+            items.append(BenchmarkItem(name, (image,), self.prompt().ask(question.strip()), label.lower(), subtask))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

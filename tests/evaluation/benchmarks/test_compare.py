@@ -111,11 +111,23 @@ def test_results_of_every_benchmark_are_scored_again_from_the_file_alone(writer,
     assert comparison_text(found).count("\n") >= len(found.values)
 
 
+def test_results_of_other_settings_are_scored_by_one_rule(tmp_path):
+    a = results(tmp_path, "a", ["red", "green", "the first"])
+    b = results(tmp_path, "b", ["red", "green", "the first"], metric="caption", max_new_tokens=7)
+    found = compare(a, b)
+    assert found.changed == [] and "CIDEr-D" in found.values
+    assert {"metric: exact_match -> caption", "max_new_tokens: 20 -> 7"} <= set(found.notes)
+    content = json.loads(b.read_text())
+    content["settings"]["of_another_version"] = True
+    b.write_text(json.dumps(content))
+    assert "of_another_version: none -> True" in compare(a, b).notes
+
+
 def test_results_with_few_or_no_items_in_common(tmp_path):
     a = results(tmp_path, "a", ["red", "green", "x"])
     b = results(tmp_path, "b", ["red", None, "x"])
     found = compare(a, b)
-    assert found.num_common == 2 and "only 2 items are in both, of 3 and 2 answered" in found.notes
+    assert found.num_common == 2 and "only 2 items are in both, of 3" in found.notes
     content = json.loads(b.read_text())
     for record in content["items"]:
         record["id"] += "?"

@@ -1,0 +1,54 @@
+"""A benchmark from the configuration to results, with a real, small model."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+import minigpt4
+from minigpt4.common.config import Config
+from minigpt4.common.utils import file_sha256
+from minigpt4.evaluation.run import evaluate_benchmarks
+from tests.evaluation.benchmarks import official
+from tests.small_release import picture
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def config(release, tmp_path, monkeypatch):
+    """Return a function: the Config of six questions about two images."""
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    for seed in range(2):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    words = ["what is it?", "which is the old wall", "who watched?"]
+    rows = [{"image": f"{n % 2}.png", "question": words[n // 2], "answer": "water"} for n in range(6)]
+    official.write_lines(tmp_path / "questions.jsonl", rows)
+
+    def config(**more):
+        section = {"eval_file_path": tmp_path / "questions.jsonl", "img_path": tmp_path, "max_new_tokens": 6, **more}
+        settings = {f"evaluation_datasets.own_jsonl.{key}": value for key, value in section.items()}
+        settings |= {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32"}
+        _, *options = release.options(**settings)
+        return Config(Namespace(cfg_path=str(ROOT / "eval_configs/minigpt4_eval.yaml"), options=options))
+
+    return config
+
+
+def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, release, tmp_path, monkeypatch):
+    one = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "one", "cpu")["own_jsonl"]
+    batch = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")["own_jsonl"]
+    assert one.with_name("answers.jsonl").read_text() == batch.with_name("answers.jsonl").read_text()
+    content = json.loads(batch.read_text())
+    assert content["weights"] == {release.checkpoint.name: file_sha256(release.checkpoint)}
+    assert content["config"]["model"]["arch"] == "mini_gpt4" and content["model"]["temperature"] == 0
+    assert content["counts"]["answered"] == 6 and content["settings"]["batch_size"] == 4
+
+    blank = evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "batch", "cpu", "blank")["own_jsonl"]
+    said = [record["answer"] for record in json.loads(blank.read_text())["items"]]
+    assert said[::2] == said[1::2] and said != [record["answer"] for record in content["items"]]
+
+    monkeypatch.setattr(minigpt4, "load_config", None)  # nothing is left to answer
+    again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")["own_jsonl"]
+    assert json.loads(again.read_text())["metrics"] == content["metrics"]
