@@ -7,6 +7,7 @@ import importlib
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +49,9 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
         raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
 
     benchmark = _benchmark_of(b)
-    items = [BenchmarkItem(**{key: second[name][key] for key in BenchmarkItem._fields}) for name in common]
-    scores_a, scores_b = (
-        benchmark.score(items, {name: records[name]["answer"] for name in common}) for records in (first, second)
-    )
+    items = [BenchmarkItem(*itemgetter(*BenchmarkItem._fields)(second[name])) for name in common]
+    scores_a = benchmark.score(items, {name: first[name]["answer"] for name in common})
+    scores_b = benchmark.score(items, {name: second[name]["answer"] for name in common})
     values, differences = {}, {}
     for name, metric in scores_b.metrics.items():
         before = scores_a.metrics[name]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem, Scores
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
+from minigpt4.evaluation.benchmarks.scores import Scores
 
 LIBRARIES = ("torch", "transformers", "numpy", "pillow")
 

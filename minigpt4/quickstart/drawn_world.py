@@ -10,15 +10,8 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.common.registry import registry
-from minigpt4.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    BenchmarkItem,
-    Metric,
-    Scores,
-    num_empty,
-    with_groups,
-)
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 from minigpt4.quickstart import world
 from minigpt4.quickstart.language import describe
 from minigpt4.quickstart.parser import parse

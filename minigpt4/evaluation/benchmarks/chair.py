@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    BenchmarkItem,
-    Metric,
-    Scores,
-    figure,
-)
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, ident, mapping, read_json, rows
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, figure
 
 
 @dataclass

@@ -5,8 +5,9 @@ from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem, Metric, Scores, num_empty, with_groups
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, ident, mapping, read_json, rows
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 
 
 @registry.register_benchmark("gqa")

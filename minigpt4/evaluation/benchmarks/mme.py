@@ -8,8 +8,9 @@ import numpy as np
 
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
-from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem, Metric, Scores
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import read_text
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores
 from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION, mme_answer
 
 SUBTASKS = [*PERCEPTION, *COGNITION]

@@ -5,17 +5,10 @@ from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    BenchmarkItem,
-    Metric,
-    Scores,
-    num_empty,
-    with_groups,
-)
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.captions import caption_scores
 from minigpt4.evaluation.benchmarks.files import field, ident, read_json_lines
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 
 METRICS = ("exact_match", "vqa_accuracy", "caption")
 

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    BenchmarkItem,
-    Metric,
-    Scores,
-    figure,
-    with_groups,
-)
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, ident, read_json_lines
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, figure, with_groups
 
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 

@@ -5,15 +5,9 @@ from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
-from minigpt4.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    BenchmarkItem,
-    Metric,
-    Scores,
-    with_groups,
-)
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, read_json, rows
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, with_groups
 
 COCO_NAME = 27  # letters of COCO_train2014_000000580957, before _0, the number of the object
 

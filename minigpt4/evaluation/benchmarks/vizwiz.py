@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
-from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem, Scores
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, read_json, rows
+from minigpt4.evaluation.benchmarks.scores import Scores
 from minigpt4.evaluation.benchmarks.vqa import people, vqa_scores
 
 
