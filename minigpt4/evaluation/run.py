@@ -71,12 +71,19 @@ def evaluate_benchmarks(
         launched_processes,
         leave_process_group,
     )
+    from minigpt4.conversation.chat import check_question
     from minigpt4.evaluation.answer_file import settings_of
     from minigpt4.evaluation.answering import answers
 
+    # all that can be refused is refused before the model is loaded
     benchmarks = open_benchmarks(cfg, names)
-    for _, items in benchmarks.values():
+    for name, (_, items) in benchmarks.items():
         with_control(items, control)
+        for item in items:
+            try:
+                check_question(item.question)
+            except ValueError as error:
+                raise ValueError(f"evaluation_datasets.{name}: item '{item.id}': {error}") from error
     if launched_processes(cfg.run_cfg).world_size > 1:
         init_distributed_mode(cfg.run_cfg)
 

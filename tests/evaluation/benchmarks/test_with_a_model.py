@@ -49,6 +49,9 @@ def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, re
     said = [record["answer"] for record in json.loads(blank.read_text())["items"]]
     assert said[::2] == said[1::2] and said != [record["answer"] for record in content["items"]]
 
-    monkeypatch.setattr(minigpt4, "load_config", None)  # nothing is left to answer
+    monkeypatch.setattr(minigpt4, "load_config", None)  # nothing is left to answer, or nothing can be
     again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")["own_jsonl"]
     assert json.loads(again.read_text())["metrics"] == content["metrics"]
+    with pytest.raises(ValueError, match=r"evaluation_datasets\.own_jsonl: item '1': the message is empty"):
+        official.write_lines(tmp_path / "questions.jsonl", [{"image": "0.png", "question": " ", "answer": "x"}])
+        evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "empty", "cpu")
