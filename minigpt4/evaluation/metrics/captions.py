@@ -110,11 +110,11 @@ def rouge_l(
 
 
 class _Vector(NamedTuple):
-    """The weights of a text's n-grams and their norm, for each n; `bigrams` is its length."""
+    """The weights of a text's n-grams and their norm, for each n, and its length in words."""
 
     weights: list[dict]
     norms: list[float]
-    bigrams: int
+    length: int
 
 
 def _words(references: References, answers: Answers, tokenize: Tokenize | None) -> tuple[dict, dict]:
@@ -139,9 +139,8 @@ def _vector(ngrams: Counter, idf: Ids, unknown: float) -> _Vector:
     for ngram, count in ngrams.items():
         weights[len(ngram) - 1][ngram] = count * idf.get(ngram, unknown)
     norms = [math.hypot(*each.values()) for each in weights]
-    # the official code counts a text's length in bigrams, so that a text of one word is as long as an empty one
-    bigrams = sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
-    return _Vector(weights, norms, bigrams)
+    length = sum(count for ngram, count in ngrams.items() if len(ngram) == 1)
+    return _Vector(weights, norms, length)
 
 
 def _cider_similarity(answer: _Vector, reference: _Vector) -> float:
@@ -151,7 +150,7 @@ def _cider_similarity(answer: _Vector, reference: _Vector) -> float:
         common = math.fsum(min(said[ngram], written[ngram]) * written[ngram] for ngram in said if ngram in written)
         norms = answer.norms[n] * reference.norms[n]
         cosines.append(common / norms if norms else 0.0)
-    difference = answer.bigrams - reference.bigrams
+    difference = answer.length - reference.length
     return fmean(cosines) * math.exp(-(difference**2) / (2 * SIGMA**2))
 
 

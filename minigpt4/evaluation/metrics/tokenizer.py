@@ -15,15 +15,19 @@ _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans({"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"})
 _LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but blanks and ASCII punctuation
+# abbreviations keep their period
+_SHORT = "mr|mrs|ms|dr|st|jr|sr|prof|rev|gen|capt|lt|sgt|gov|sen|mt|ave|blvd|rd|ft|inc|co|corp|ltd|bros|dept|vs|etc"
 _TOKEN = re.compile(
     rf"""
-      (?:[a-z]\.){{2,}}                            # u.s. a.m.
-    | (?:mr|mrs|ms|dr|st|jr|sr|prof|vs|etc)\.      # titles and abbreviations keep their period
-    | \d+(?:[.,:/]\d+)+                            # 3.5 1,000 10:30 1/2
-    | o'clock
-    | {_LETTER}+(?=n't\b)                          # do|n't
-    | n't\b
-    | '(?:s|m|d|re|ve|ll|em)\b                     # man|'s
+      https?://\S+ | www\.\S+ | [\w.+-]+@[\w-]+(?:\.[\w-]+)+
+    | </?[a-z]+>
+    | (?:[a-z]\.){{2,}} | (?:{_SHORT})\.            # u.s. a.m. mr.
+    | no\.(?=\s*\d)
+    | (?<!\S)[-+]\d+(?:[.,:/]\d+)*                # -5
+    | \d+(?:[.,:/]\d+)+                           # 3.5 1,000 10:30 1/2
+    | [do]'[a-z]{{2,}}                             # o'clock
+    | n't\b                                       # do|n't
+    | 't(?:is|was)\b | 'n' | '(?:s|m|d|re|ve|ll|em)\b
     | {_LETTER}+(?:[-/_]{_LETTER}+)*(?<!n(?='t\b)) # dog, t-shirt, black/white
     | \.{{2,}} | -+ | [!?]+ | ``|'' | \S
     """,
@@ -31,6 +35,7 @@ _TOKEN = re.compile(
 )
 # words that the treebank writes as two
 _SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"}
+_SPLIT |= {"'tis": "'t is", "'twas": "'t was"}
 
 
 def caption_words(text: str) -> list[str]:

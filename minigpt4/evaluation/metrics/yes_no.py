@@ -105,7 +105,7 @@ def mme_answer(text: str) -> str:
     """Return "yes", "no" or "other", as lmms-eval's `tasks/mme/utils.py` reads an answer.
 
     In lower case, without periods and outer blanks: "y" and "n" alone, else whichever of "yes" and "no" is in the first
-    four letters, "yes" first. MME's own tool does the same without taking periods and blanks away.
+    four letters. MME's own tool does the same without taking periods and blanks away.
     """
     text = text.lower().strip().replace(".", "")
     if text in ("y", "n"):

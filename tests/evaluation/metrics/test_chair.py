@@ -89,6 +89,11 @@ def test_a_table_of_ones_own(tmp_path):
         chair(["a rider"], [["dog"]], synonyms=table)
 
 
+def test_a_word_with_an_entry_is_no_plural_of_another():
+    for table in ({"a": ["pen"], "b": ["pens"]}, {"b": ["pens"], "a": ["pen"]}):
+        assert mentioned_objects("pen pens", table) == ["a", "b"]
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "person girl\n"])
 def test_a_file_without_synonyms(tmp_path, text):
     (tmp_path / "list.txt").write_text(text)

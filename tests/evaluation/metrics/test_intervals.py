@@ -54,6 +54,11 @@ def test_no_difference():
     assert result.value == 0 and result.low < 0 < result.high and result.p_value > 0.5
 
 
+def test_the_p_value_is_two_sided():
+    # of three items with the differences 1, 1, -1 a draw is not above 0 if two or three are the last: 7 of 27
+    assert paired_bootstrap([1, 1, 0], [0, 0, 1], num_samples=5000).p_value == pytest.approx(2 * 7 / 27, abs=0.03)
+
+
 def test_items_are_paired_by_id_not_by_order():
     a = {"x": 1.0, "y": 2.0, "z": 3.0}
     assert paired_bootstrap(a, dict(reversed(a.items()))) == (0, 0, 0, 1)

@@ -1,5 +1,7 @@
 """Words of captions: what Stanford's PTBTokenizer 3.4.1 and coco-caption's punctuation list printed."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,10 @@ PRINTED_BY_COCO_CAPTION = {
     "well-known semi;colon a--b a - b": "well-known semi colon a b a b",
     "I'm we're they've he'll she'd o'clock": "i 'm we 're they 've he 'll she 'd o'clock",
     "Mr. and Mrs. Smith's dogs' 3-year-old boy.": "mr. and mrs. smith 's dogs 3-year-old boy",
+    "A sign no. 747 vs. St. Louis Ave. w/ stickers, etc.": "a sign no. 747 vs. st. louis ave. w / stickers etc.",
+    "an e-mail to bob@x.com at www.example.com": "an e-mail to bob@x.com at www.example.com",
+    "'tis O'Brien's cats 'n' dogs -- -5 and 5-10": "'t is o'brien 's cats 'n' dogs -5 and 5-10",
+    "He is no. A cat": "he is no a cat",
     "A dog (brown) that isn't on its leash -- he's chasing a frisbee.": (
         "a dog -lrb- brown -rrb- that is n't on its leash he 's chasing a frisbee"
     ),
@@ -32,6 +38,13 @@ def test_words_are_those_of_coco_caption(text):
 @pytest.mark.parametrize("text", ["", " \n\t", "...", ". , ! ? ; : - --", "\"\" '' ``", "😀"])
 def test_a_text_without_words(text):
     assert caption_words(text) == []
+
+
+@pytest.mark.parametrize("letter", ["a", "@", "-", ".", "a.", "a-", "a@", "a@a.", "'", "n't", "!", "<a", "１", "/"])
+def test_an_answer_that_repeats_itself_takes_no_longer(letter):
+    start = time.perf_counter()
+    caption_words(letter * 4000)
+    assert time.perf_counter() - start < 5
 
 
 def test_the_tokenizer_has_a_name_for_results():
