@@ -1,51 +1,8 @@
-"""Chat about images: a page in the browser, on this machine only unless asked otherwise, or a terminal.
+"""Chat about images: minigpt4/demo.py, which an installed package starts as `minigpt4-demo`."""
 
-python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0
-python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --cli
-"""
-
-import argparse
 import sys
 
-from minigpt4.common.cli import run_program
-from minigpt4.common.config import add_config_arguments
-from minigpt4.serving.demo import demo
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `demo` takes it; --checkpoint becomes one of the --options."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_config_arguments(parser)
-    parser.add_argument("--checkpoint", metavar="PATH", help="short for --options model.ckpt=PATH")
-    parser.add_argument("--cli", action="store_true", help="chat in the terminal; no page")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
-    where.add_argument("--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU")
-    page = parser.add_argument_group("the page")
-    page.add_argument(
-        "--server-name",
-        default="127.0.0.1",
-        help="0.0.0.0: the whole network (default: %(default)s)",
-    )
-    page.add_argument("--server-port", type=int, help="default: the first that is free from 7860 on")
-    page.add_argument("--auth", metavar="USER:PASS", help="ask for a name and a password")
-    page.add_argument(
-        "--share",
-        action="store_true",
-        help="a public link through gradio's servers; needs --auth",
-    )
-    args = parser.parse_args(argv)
-    if args.auth is not None and not all(args.auth.partition(":")):
-        parser.error("--auth: expected USER:PASS")
-    if args.share and not args.auth:
-        parser.error("--share opens this program to the whole internet: add --auth USER:PASS")
-    if args.checkpoint:
-        pairs = args.options and "=" not in args.options[0]
-        ckpt = ["model.ckpt", args.checkpoint] if pairs else [f"model.ckpt={args.checkpoint}"]
-        args.options = [*(args.options or []), *ckpt]
-    return args
-
+from minigpt4.demo import main
 
 if __name__ == "__main__":
-    sys.exit(run_program(demo, parse_args()))
+    sys.exit(main())

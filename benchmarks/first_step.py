@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 
-import train
+from minigpt4 import train
 from minigpt4.common.startup import startup
 
 AS_2023 = "model.arch=mini_gpt4_loaded_as_2023"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-import train
+from minigpt4 import train
 from minigpt4.common.cli import run_program
 from minigpt4.quickstart import language, world
 from minigpt4.quickstart.prepare import encode

@@ -138,7 +138,7 @@ def test_readme_commands_name_what_exists():
 
 
 def test_make_demo_opens_what_quickstart_wrote():
-    from demo import parse_args
+    from minigpt4.demo import parse_args
     from minigpt4.quickstart import quickstart
 
     written = quickstart.parse_args([]).output / "checkpoint.pth"

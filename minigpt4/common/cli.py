@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _OWN_CODE = Path(__file__).resolve().parents[1]
 def run_program(program: Callable[..., int | None], *args: Any) -> int:
     """Return the exit code of `program(*args)`: 0; 2: configuration refused; 1: another mistake.
 
-    A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM).
+    A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that was closed).
 
     Errors that this package or the program's own file raises are messages for the user, printed as
     such. An error that comes out of a library is unexpected, and keeps its traceback.
@@ -31,16 +32,21 @@ def run_program(program: Callable[..., int | None], *args: Any) -> int:
     try:
         return program(*args) or 0
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        _say(error)
         return 2
     except (ValueError, KeyError, OSError, MemoryError) as error:
         if not _raised_by_us(error, program):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 1
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        _say(str(error) or "interrupted")
         return getattr(error, "exit_code", 130)
+
+
+def _say(message: object) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.stderr, flush=True)
 
 
 def _raised_by_us(error: Exception, program: Callable) -> bool:

@@ -17,15 +17,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.common.config_paths import PACKAGE_DIR, find_path, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_report import Problem as Problem  # for users
-from minigpt4.common.config_values import SECTIONS, apply_options, hide_secrets, load_yaml, typed
+from minigpt4.common.config_section import REQUIRED as REQUIRED  # for users
+from minigpt4.common.config_section import EnvConfig, load_environment
+from minigpt4.common.config_section import as_section as as_section
+from minigpt4.common.config_values import apply_options, check_values, hide_secrets, overlaid, typed
 from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
+from minigpt4.common.yaml_file import read_yaml
 
-REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
-PLACEHOLDER = "/path/to/"
-PACKAGE_DIR = Path(__file__).resolve().parents[1]
+SECTIONS = ("env", "model", "datasets", "run")
+BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its benchmark is asked for
 _DEAD_SECTIONS = ("preprocess",)
 
 
@@ -39,18 +43,6 @@ def add_config_arguments(parser: ArgumentParser) -> None:
         help="override settings of the file, e.g. run.max_epoch=2 model.ckpt=out/checkpoint_3.pth "
         "(or pairs: run.max_epoch 2)",
     )
-
-
-@dataclasses.dataclass
-class EnvConfig:
-    """Settings of the machine."""
-
-    cache_root: str = REQUIRED  # everything downloaded or prepared goes below this folder
-
-
-def load_environment() -> DictConfig:
-    """Return the shipped `env` section."""
-    return load_yaml(PACKAGE_DIR / "configs/default.yaml").env
 
 
 class Config:
@@ -68,29 +60,34 @@ class Config:
     def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
         self.report = Report(unopened)
         # the user's file, with the options over it
-        user = load_yaml(args.cfg_path)
-        self.report.locate(args.cfg_path)
-        apply_options(user, getattr(args, "options", None), self.report)
-        self._check_roots(user, for_training)
+        path = Path(find_path(str(args.cfg_path)))
+        self._user, lines = read_yaml(path)
+        self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}
+        apply_options(self._user, getattr(args, "options", None), self.report)
+        user = OmegaConf.to_container(self._user)
+        sections = self._roots(user, for_training)
         # own code registers names, so it comes before any of them is looked up
-        folders = [Path(args.cfg_path).resolve().parent, Path.cwd()]
-        imports = import_modules(OmegaConf.to_container(user).get("imports", []), folders, self.report)
+        self._folders = [path.resolve().parent]
+        imports = import_modules(user.get("imports", []), [*self._folders, Path.cwd()], self.report)
         # the sections; the model's comes before those of datasets, whose images follow it
-        env = OmegaConf.merge(load_environment(), user.get("env") or {})
+        env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config = OmegaConf.create({"imports": imports} if imports else {})
-        self.config.env = typed(env, EnvConfig, "env", self.report)
-        self.config.model = self._model(user.get("model") or OmegaConf.create())
+        self.config.env = self._typed(env, EnvConfig, "env")
+        self.config.model = self._model(sections["model"])
         self.image_settings = self._image_settings()
         self.config.datasets = {}
-        for name, section in (user.get("datasets") or {}).items():
-            self.config.datasets[name] = self._dataset(name, section or OmegaConf.create())
-        self.config.run = self._run(user.get("run") or OmegaConf.create())
-        if user.get("evaluation_datasets"):  # each section is checked when its benchmark is asked for
-            self.config.evaluation_datasets = user.evaluation_datasets
+        for name in sections["datasets"]:
+            section = self._section(sections["datasets"], name, f"datasets.{name}")
+            self.config.datasets[name] = self._dataset(name, section)
+        self.config.run = self._run(sections["run"])
+        self._benchmarks = sections[BENCHMARKS]
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
-            self._check_values(self.config[root], root)
-        self._preflight(for_training)
+            if not any(problem.key == root for problem in self.report.problems):  # else it is no section at all
+                check_values(self.config[root], root, self.report)
+        self._check_image_sizes()
+        if self.report.is_clean("env"):
+            self._preflight(for_training)
         if self.report.problems:
             raise ConfigError([*self.report.problems, *self.report.unopened.values()])
 
@@ -124,60 +121,88 @@ class Config:
 
         What is wrong with it is added to `report`; None: the name is not registered.
         """
-        where, sections = f"evaluation_datasets.{name}", self.config.setdefault("evaluation_datasets", {})
-        if not isinstance(sections, DictConfig) or not isinstance(sections.get(name) or {}, (dict, DictConfig)):
-            self.report.add(where, "no mapping; expected eval_file_path, img_path and other keys below it")
-            return None
-        user = sections.get(name) or OmegaConf.create()
-        registered = user.get("benchmark") or name
+        where = f"{BENCHMARKS}.{name}"
+        user = self._section(self._benchmarks, name, where)
+        registered = self._filled_in(user.get("benchmark"), f"{where}.benchmark") or name
         cls = self._class("benchmark", registered, where)
-        if cls is None:
+        if cls is None or not self.report.is_clean(where):
             return None
-        sections[name] = typed(OmegaConf.merge(user, {"benchmark": registered}), cls.Config, where, self.report)
-        self._check_values(sections[name], where)
+        sections = self.config.setdefault(BENCHMARKS, {})
+        sections[name] = self._typed(user | {"benchmark": registered}, cls.Config, where)
+        check_values(sections[name], where, self.report)
         return sections[name]
 
     def _preflight(self, for_training: bool) -> None:
         """Let the classes of sections without problems look for files, shards and devices."""
-        sections = [("model", "model", self.model_cfg.get("arch"), self.model_cfg)]
+        sections = [("model", "model", "arch")]
         if for_training:
-            for name, cfg in self.datasets_cfg.items():
-                sections.append(("builder", f"datasets.{name}", cfg.get("builder") or name, cfg))
-            sections.append(("runner", "run", self.run_cfg.get("runner"), self.run_cfg))
-        for kind, where, name, section in sections:
+            sections += [("builder", f"datasets.{name}", "builder") for name in self.datasets_cfg]
+            sections.append(("runner", "run", "runner"))
+        for kind, where, key in sections:
             if self.report.is_clean(where):
+                section = OmegaConf.select(self.config, where)
+                name = section.get(key) or where.removeprefix("datasets.")
                 self.report.add_found(registry.get(kind, name).preflight(section, where), where)
 
-    def _check_roots(self, user: DictConfig, for_training: bool) -> None:
+    def _roots(self, user: dict[str, Any], for_training: bool) -> dict[str, dict[str, Any]]:
+        """Return {name: plain section} of all sections, {} for one that is not there."""
         for root in user:
             if root in _DEAD_SECTIONS:
                 self.report.warnings.append(f"{root}: this section does nothing")
-            elif root not in (known := (*SECTIONS, "imports", "evaluation_datasets")):
+            elif root not in (known := (*SECTIONS, "imports", BENCHMARKS)):
                 self.report.unknown(str(root), "section", known)
         needed = ("model", "datasets", "run") if for_training else ("model",)
         for root in needed[1:]:  # without `model` the report asks for model.arch
             if not user.get(root):
                 self.report.add(root, f"this section is missing; a configuration needs {', '.join(needed)}")
+        return {root: self._section(user, root, root) for root in (*SECTIONS, BENCHMARKS)}
 
-    def _model(self, user: DictConfig) -> DictConfig:
-        arch, model_type = user.get("arch"), user.get("model_type")
-        if not arch:
+    def _section(self, parent: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+        """Return the plain mapping at a key, {} for none; anything else is a problem of the key `where`."""
+        value = self._filled_in(parent.get(key), where)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        if value and not isinstance(value, dict):
+            message = f"{value!r} ({type(value).__name__}) is no section; write its keys below it, as `key: value`"
+            self.report.add(where, message)
+        return value if isinstance(value, dict) else {}
+
+    def _filled_in(self, value: Any, where: str) -> Any:
+        """Return a value of the user's, an interpolation within the user's own settings filled in."""
+        if not (isinstance(value, str) and "${" in value):
+            return value
+        try:
+            return OmegaConf.select(self._user, where)
+        except OmegaConfBaseException as error:
+            self.report.add(where, str(error).splitlines()[0])
+            return None
+
+    def _typed(self, section: dict[str, Any], schema: type, where: str) -> DictConfig:
+        """Return a typed section, its paths looked up."""
+        config = typed(section, schema, where, self.report)
+        settle_paths(config, where, self._folders, self.report)
+        return config
+
+    def _model(self, user: dict[str, Any]) -> DictConfig:
+        arch = self._filled_in(user.get("arch"), "model.arch")
+        model_type = self._filled_in(user.get("model_type"), "model.model_type")
+        if not arch and self.report.is_clean("model.arch"):
             self.report.add("model.arch", f"missing; known: {', '.join(registry.list_models())}")
-            return user
+        if not arch:
+            return OmegaConf.create(user)
         cls = self._class("model", arch, "model.arch")
         files = cls and cls.PRETRAINED_MODEL_CONFIG_DICT
         shipped = self._shipped(files, model_type, "model.model_type", f"type {model_type!r} of {arch}")
         if shipped is None:
-            return user
-        return typed(OmegaConf.merge(shipped.get("model") or {}, user), cls.Config, "model", self.report)
+            return OmegaConf.create(user)
+        return self._typed(overlaid(shipped.get("model") or {}, user), cls.Config, "model")
 
     def _image_settings(self) -> dict[str, Any]:
         """Return the images that the model takes; set `model.image_size` to the tower's if unset."""
-        if not self.report.is_clean("model"):
+        if not (self.report.is_clean("env") and self.report.is_clean("model")):
             return {}
         try:
             image_format = registry.get("model", self.model_cfg.arch).image_format(self.model_cfg)
-        except OmegaConfBaseException:  # _check_values says which value leads nowhere
+        except OmegaConfBaseException:  # check_values says which value leads nowhere
             return {}
         except (ValueError, OSError) as error:
             self.report.add_found([str(error)], "model")
@@ -189,50 +214,46 @@ class Config:
         mean, std = list(image_format.mean), list(image_format.std)
         return {"image_size": image_format.size, "mean": mean, "std": std}
 
-    def _dataset(self, section: str, user: DictConfig) -> DictConfig:
+    def _dataset(self, section: str, user: dict[str, Any]) -> DictConfig:
         """Return the typed section of the builder that its key `builder`, or else its name, names."""
         where = f"datasets.{section}"
-        name, kind = user.get("builder") or section, user.get("type", "default")
-        hint = "" if "builder" in user else f"; a section of any other name needs the key {where}.builder"
+        name = self._filled_in(user.get("builder"), f"{where}.builder") or section
+        kind = self._filled_in(user.get("type", "default"), f"{where}.type")
+        hint = "" if user.get("builder") else f"; a section of any other name needs the key {where}.builder"
         cls = self._class("builder", name, where if hint else f"{where}.builder", hint)
         shipped = self._shipped(cls and cls.DATASET_CONFIG_DICT, kind, f"{where}.type", f"type {kind!r} of {name}")
         if shipped is None:
-            return user
-        merged = OmegaConf.merge((shipped.get("datasets") or {}).get(name) or {}, user)
-        config = typed(merged, cls.Config, where, self.report)
+            return OmegaConf.create(user)
+        config = self._typed(overlaid((shipped.get("datasets") or {}).get(name) or {}, user), cls.Config, where)
+        plain = OmegaConf.to_container(config)
         for role, defaults in (("vis_processor", self.image_settings), ("text_processor", {})):
-            for split, settings in (config.get(role) or {}).items():
-                if settings is not None:
+            splits = plain.get(role)
+            for split in splits if isinstance(splits, dict) else ():
+                if settings := self._section(splits, split, f"{where}.{role}.{split}"):
                     config[role][split] = self._processor(settings, f"{where}.{role}.{split}", defaults)
         return config
 
-    def _processor(self, settings: DictConfig, where: str, defaults: Mapping[str, Any]) -> DictConfig:
+    def _processor(self, given: dict[str, Any], where: str, defaults: Mapping[str, Any]) -> DictConfig:
         """Return a processor's typed section, with those `defaults` that its class knows filled in."""
-        given = OmegaConf.to_container(settings)
-        name = given.pop("name", None)
+        name = self._filled_in(given.get("name"), f"{where}.name")
         if not name:
             self.report.add(f"{where}.name", f"missing; known: {', '.join(registry.list_processors())}")
-            return settings
-        cls = self._class("processor", name, f"{where}.name")
+        cls = self._class("processor", name, f"{where}.name") if name else None
         if cls is None:
-            return settings
+            return OmegaConf.create(given)
+        given = {key: value for key, value in given.items() if key != "name"}
         known = [field.name for field in dataclasses.fields(cls.Config)]
         filled = {key: value for key, value in defaults.items() if key in known and given.get(key) is None}
-        config = OmegaConf.to_container(typed(OmegaConf.create(given | filled), cls.Config, where, self.report))
-        # an interpolation, still text here, is taken at its word
-        size, wanted = config.get("image_size"), defaults.get("image_size")
-        if isinstance(size, int) and wanted not in (None, size) and self.report.is_clean(where):
-            message = f"{size}, but the model takes images of {wanted} pixels; "
-            message += "remove the line, or make it agree with model.image_size"
-            self.report.add(f"{where}.image_size", message)
-        return OmegaConf.merge({"name": name}, config)
+        config = self._typed(given | filled, cls.Config, where)
+        return OmegaConf.create({"name": name} | OmegaConf.to_container(config))
 
-    def _run(self, user: DictConfig) -> DictConfig:
+    def _run(self, user: dict[str, Any]) -> DictConfig:
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
-            if user.get(key) is not None:
-                self._class(kind, user[key], f"run.{key}")
-        cls = self._class("runner", user.get("runner", "runner_base"), "run.runner")
-        return user if cls is None else typed(user, cls.Config, "run", self.report)
+            if (name := self._filled_in(user.get(key), f"run.{key}")) is not None:
+                self._class(kind, name, f"run.{key}")
+        name = self._filled_in(user.get("runner"), "run.runner")
+        cls = self._class("runner", "runner_base" if name is None else name, "run.runner")
+        return OmegaConf.create(user) if cls is None else self._typed(user, cls.Config, "run")
 
     def _class(self, kind: str, name: str, where: str, hint: str = "") -> type | None:
         try:
@@ -241,29 +262,28 @@ class Config:
             self.report.add(where, f"{error}{hint}")
             return None
 
-    def _shipped(self, files: Mapping[str, str] | None, kind: str, where: str, what: str) -> DictConfig | None:
-        """Return the YAML that a class ships for `kind`, empty without any; None: unknown."""
+    def _shipped(self, files: Mapping[str, str] | None, kind: Any, where: str, what: str) -> dict[str, Any] | None:
+        """Return the plain YAML that a class ships for `kind`, empty without any; None: unknown."""
         if not files:
-            return None if files is None else OmegaConf.create()
-        if kind in files:
-            return load_yaml(PACKAGE_DIR / files[kind])
+            return None if files is None else {}
+        if isinstance(kind, str) and kind in files:
+            return OmegaConf.to_container(read_yaml(PACKAGE_DIR / files[kind])[0])
         self.report.unknown(where, what, files, guess=str(kind))
         return None
 
-    def _check_values(self, node: DictConfig, where: str) -> None:
-        """Report unset keys, placeholder paths, and interpolations that lead nowhere."""
-        for key in node:
-            path = f"{where}.{key}"
-            if OmegaConf.is_missing(node, key):
-                self.report.add(path, "missing; it has no default")
-                continue
-            try:
-                value = node[key]
-            except OmegaConfBaseException as error:
-                self.report.add(path, str(error).splitlines()[0])
-                continue
-            if isinstance(value, DictConfig):
-                self._check_values(value, path)
-            elif isinstance(value, str) and PLACEHOLDER in value:
-                message = f"'{value}' is the placeholder of the shipped file; set it to your own path"
-                self.report.add(path, message, is_content=True)
+    def _check_image_sizes(self) -> None:
+        """Report processors of another image size than the model's, for training and for answers alike."""
+        wanted = self.image_settings.get("image_size")
+        for name, section in self.datasets_cfg.items():
+            for split in ("train", "eval") if wanted else ():
+                where = f"datasets.{name}.vis_processor.{split}"
+                if not self.report.is_clean(f"datasets.{name}.vis_processor"):
+                    continue
+                try:
+                    size = OmegaConf.select(section, f"vis_processor.{split}.image_size")
+                except OmegaConfBaseException:  # check_values says it
+                    continue
+                if size not in (None, wanted):
+                    message = f"{size}, but the model takes images of {wanted} pixels; "
+                    message += "remove the line, or make it agree with model.image_size"
+                    self.report.add(f"{where}.image_size", message)

@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from pathlib import Path
-
-import yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +54,6 @@ class Report:
         self.unopened: dict[str, Problem] = {}
         self.places: dict[str, str] = {}  # full key -> where the user set it
         self._patterns = unopened
-
-    def locate(self, path: str | Path) -> None:
-        """Note the line of every key of a YAML file."""
-        file = Path(path)
-        nodes = [("", yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
-        while nodes:
-            where, node = nodes.pop()
-            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-                self.places[f"{where}{key.value}"] = f"{file.name} line {key.start_mark.line + 1}"
-                nodes.append((f"{where}{key.value}.", value))
 
     def add(self, key: str, message: str, is_content: bool = False) -> None:
         """Add a problem; `is_content`: one with what the value names, not with the value."""

@@ -3,38 +3,18 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.config_report import ConfigError, Problem, Report
+from minigpt4.common.config_report import Report
 from minigpt4.common.utils import without_secrets
+from minigpt4.common.yaml_file import checked_tree
 
-SECTIONS = ("env", "model", "datasets", "run")
-
-
-def load_yaml(path: str | Path) -> DictConfig:
-    """Return a YAML file. Raises ConfigError if it is absent, no YAML, or no mapping."""
-    try:
-        loaded = OmegaConf.load(path)
-        if isinstance(loaded, DictConfig):
-            return loaded
-        reason = f"'{path}' holds no sections; expected {', '.join(SECTIONS)}"
-    except FileNotFoundError:
-        reason = f"no file at '{path}'"
-    except IsADirectoryError:
-        reason = f"'{path}' is a folder; give a YAML file"
-    except UnicodeDecodeError:
-        reason = f"'{path}' is not UTF-8 text; give a YAML file"
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
-        reason = f"'{path}' is not valid YAML{place}; look at brackets, quotes, indentation"
-    raise ConfigError([Problem("--cfg-path", reason)])
+PLACEHOLDER = "/path/to/"
 
 
 def apply_options(user: DictConfig, options: Sequence[str] | None, report: Report) -> None:
@@ -51,11 +31,14 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
             report.add("--options", f"'{options[-1]}' has no value; write {options[-1]}=VALUE")
         pairs = list(zip(options[::2], options[1::2], strict=False))
     for key, text in pairs:
+        if not all(key.split(".")):
+            report.add("--options", f"'{key}' is no key; write every item as SECTION.KEY=VALUE")
+            continue
         report.places[key] = "--options"
         try:
             value = _option_value(text)
             OmegaConf.update(user, key, value, merge=isinstance(value, dict), force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError) as error:
             report.add("--options", f"cannot set '{key}': {str(error).splitlines()[0]}")
 
 
@@ -63,15 +46,25 @@ def _option_value(text: str) -> Any:
     """Return the value of an option as YAML reads it, but an unquoted `#` begins no comment."""
     if "#" in text and not text.startswith(("'", '"', "[", "{")):
         return text
+    checked_tree(text)
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
 
 
-def typed(section: DictConfig, schema: type, where: str, report: Report) -> DictConfig:
-    """Return `section` as a structured config of a dataclass; keys that do not fit are reported."""
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain settings with those of `above` over them; mappings are merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlaid(merged[key], value) if both else value
+    return merged
+
+
+def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) -> DictConfig:
+    """Return plain settings as a structured config of a dataclass; keys that do not fit are reported."""
     config = OmegaConf.structured(schema)
     hints = typing.get_type_hints(schema)
     dead = getattr(schema, "DEAD_KEYS", {})
-    for key, value in OmegaConf.to_container(section, resolve=False).items():
+    for key, value in section.items():
         path = f"{where}.{key}"
         if key in dead:
             report.warnings.append(f"{path}: this key does nothing: {dead[key]}")
@@ -81,15 +74,37 @@ def typed(section: DictConfig, schema: type, where: str, report: Report) -> Dict
             continue
         kind = _not_optional(hints[key])
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            value = typed(OmegaConf.create(value), kind, path, report)
+            value = typed(value, kind, path, report)
         if kind is float and type(value) is int:  # OmegaConf takes no 1 for 1.0
             value = float(value)
+        if type(value) in (int, float) and not -(2**63) < value < 2**63:  # nan, too
+            report.add(path, f"{value} is out of range")
+            continue
         try:
-            config[key] = value
+            OmegaConf.update(config, key, value, merge=False)  # converts, as "3" for text, where an assignment warns
         except OmegaConfBaseException:
             found = "null" if value is None else f"{value!r} ({type(value).__name__})"
             report.add(path, f"{found} is not {_describe(hints[key])}")
     return config
+
+
+def check_values(node: DictConfig | ListConfig, where: str, report: Report) -> None:
+    """Report unset keys, placeholder paths, and interpolations that lead nowhere, in a section or a list."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        path = f"{where}.{key}"
+        if OmegaConf.is_missing(node, key):
+            report.add(path, "missing; it has no default")
+            continue
+        try:
+            value = node[key]
+        except OmegaConfBaseException as error:
+            report.add(path, str(error).splitlines()[0])
+            continue
+        if OmegaConf.is_config(value):
+            check_values(value, path, report)
+        elif isinstance(value, str) and PLACEHOLDER in value:
+            message = f"'{value}' is the placeholder of the shipped file; set it to your own path"
+            report.add(path, message, is_content=True)
 
 
 def _not_optional(hint: Any) -> Any:

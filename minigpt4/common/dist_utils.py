@@ -8,6 +8,7 @@ no buffer is ever looked at or sent.
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -37,9 +38,10 @@ def is_main_process() -> bool:
 
 
 def main_print(*args: Any) -> None:
-    """Print to stdout, from rank 0 only."""
+    """Print to stdout, from rank 0 only. Where that is gone or full (a closed terminal, a pipe), a line is lost."""
     if is_main_process():
-        print(*args, flush=True)
+        with suppress(OSError):
+            print(*args, flush=True)
 
 
 class Launch(NamedTuple):
@@ -50,19 +52,59 @@ class Launch(NamedTuple):
     local_rank: int | None = None
 
 
-def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
-    """Return how torchrun, or SLURM's srun, started this process.
+TORCHRUN, SLURM = "torchrun", "SLURM's srun"
+# launcher: its variables for rank, number of processes, and rank on this machine
+_LAUNCHERS = {
+    TORCHRUN: ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    # the script of a SLURM job has SLURM_PROCID and SLURM_NTASKS, too; only srun's tasks have their step's size
+    SLURM: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+}
 
-    Under srun the local rank is the rank modulo the GPUs; a `run.world_size` above 1 goes before SLURM's.
+
+def _launcher(environ: Mapping[str, str]) -> str | None:
+    """Return which of _LAUNCHERS started this process; an empty variable counts as unset."""
+    for name, variables in _LAUNCHERS.items():
+        if all(environ.get(variable) for variable in variables[:2]):
+            return name
+    return None
+
+
+def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
+    """Return how torchrun, SLURM's srun or an MPI started this process; one process of one is alone.
+
+    Under srun the local rank is the rank modulo the GPUs; a `run.world_size` above 1 goes before SLURM's. Raises
+    ValueError that names a variable which is no number, or out of range.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        return Launch(int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0)))
-    if "SLURM_PROCID" in environ:
-        world_size = run_cfg.world_size if run_cfg.world_size > 1 else int(environ.get("SLURM_NTASKS", 1))
-        rank = int(environ["SLURM_PROCID"])
-        if world_size > 1:
-            return Launch(rank, world_size, rank % max(torch.cuda.device_count(), 1))
-    return Launch()
+    launcher = _launcher(environ)
+    if launcher is None:
+        return Launch()
+    launch = Launch(*(_number(environ, variable) for variable in _LAUNCHERS[launcher]))
+    if launcher == SLURM:
+        launch = launch._replace(local_rank=launch.rank % max(torch.cuda.device_count(), 1))
+        launch = launch._replace(world_size=run_cfg.world_size) if run_cfg.world_size > 1 else launch
+    if not launch.rank < launch.world_size:
+        found = f"rank {launch.rank} of {launch.world_size} processes by {_named(launcher)}; ranks begin with 0"
+        raise ValueError(f"{found}. {_UNSET}")
+    # torchrun's one process joins a group, too
+    is_alone = launch.world_size == 1 and not (launcher == TORCHRUN and environ.get("MASTER_ADDR"))
+    return Launch() if is_alone else launch
+
+
+def _named(launcher: str) -> str:
+    """Return a launcher with the variables that speak for it."""
+    return f"{launcher} ({', '.join(_LAUNCHERS[launcher][:2])})"
+
+
+_UNSET = "To start one process alone, unset these variables"
+
+
+def _number(environ: Mapping[str, str], variable: str) -> int:
+    text = environ.get(variable) or "0"
+    if not text.isdecimal():
+        raise ValueError(f"{variable}: {text!r} in the environment is no number. {_UNSET}")
+    return int(text)
 
 
 def run_device(run_cfg: DictConfig) -> torch.device:
@@ -72,14 +114,22 @@ def run_device(run_cfg: DictConfig) -> torch.device:
 
 def launch_problems(run_cfg: DictConfig, where: str, environ: Mapping[str, str] = os.environ) -> list[Problem]:
     """Return what is wrong between the `run` section and the way this process was started."""
-    launch, problems = launched_processes(run_cfg, environ), []
+    problems = []
+    try:
+        launch = launched_processes(run_cfg, environ)
+    except ValueError as error:
+        return [Problem(f"{where}.distributed", str(error))]
+    if launch.local_rank is None:
+        return problems
+    count, by = launch.world_size, f"started by {_named(_launcher(environ))}"
     if launch.world_size > 1 and not run_cfg.distributed:
-        started = f"{launch.world_size} processes were started; start one (python train.py ...)"
-        message = f"False, but {started} or use --options {where}.distributed=True"
+        advice = f"start one (python train.py ...) or use --options {where}.distributed=True"
+        message = f"False, but {count} processes were {by}; {advice}"
         problems.append(Problem(f"{where}.distributed", message))
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
-    if launch.local_rank is not None and run_cfg.dist_url == "env://" and missing:
-        message = f"env:// needs {' and '.join(missing)} in the environment; set them, or give tcp://<host>:<port>"
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+    if run_cfg.dist_url == "env://" and missing:
+        message = f"env:// needs {' and '.join(missing)} in the environment, for the {count} processes {by}; "
+        message += f"set them, or give tcp://<host>:<port>. {_UNSET}"
         problems.append(Problem(f"{where}.dist_url", message))
     return problems
 
@@ -148,10 +198,20 @@ def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """Return on every rank what ``make()`` returns on rank 0, the only rank that calls it."""
-    box = [make() if is_main_process() else None]
+    """Return on every rank what ``make()`` returns on rank 0, the only rank that calls it.
+
+    A ValueError or OSError that it raises there is raised on every rank.
+    """
+    box = [None, None]
+    if is_main_process():
+        try:
+            box[0] = make()
+        except (ValueError, OSError) as error:
+            box[1] = error
     if is_distributed():
         dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
 
 

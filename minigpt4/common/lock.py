@@ -31,8 +31,9 @@ def locked(target: str | Path) -> Iterator[None]:
         yield
     finally:
         if descriptor in _held:  # not in a fork
-            if _is_still_at(path, descriptor):
-                path.unlink()  # before the lock is released: who opened it meanwhile sees that it is gone
+            with suppress(OSError):
+                if _is_still_at(path, descriptor):
+                    path.unlink()  # before the lock is released: who opened it meanwhile sees that it is gone
             _held.remove(descriptor)
             os.close(descriptor)
 
@@ -47,8 +48,8 @@ def _take(path: Path, target: Path) -> int:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise InUseError(
-                f"'{target}' is being written by {owner}; wait for its end, end it, or write elsewhere. If that machine "
-                f"is gone and its lock was not released, delete '{path}'"
+                f"'{target}' is being written by {owner}; wait for its end, end it, or write elsewhere. If that "
+                f"machine is gone and its lock was not released, delete '{path}'"
             ) from None
         except OSError as error:
             logging.warning("'%s' cannot be locked (%s); see to it that nothing else writes there", target, error)
@@ -64,7 +65,7 @@ def _take(path: Path, target: Path) -> int:
 def _is_still_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -53,7 +53,8 @@ class RunLog:
         if tensorboard and is_main_process():
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder))
+            with self._losing_lines(folder):
+                self._board = SummaryWriter(str(folder))
 
     def config(self, plain: dict[str, Any]) -> None:
         """Append the whole configuration to `log.txt`, as one pretty-printed JSON object."""
@@ -66,34 +67,40 @@ class RunLog:
     def has_epoch(self, stats: dict[str, float]) -> bool:
         """Return whether `log.txt` has a line that begins with these numbers of an epoch."""
         path = self.folder / "log.txt"
-        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(encoding="utf-8")
+        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(encoding="utf-8", errors="replace")
 
     def steps(self, records: list[dict[str, Any]]) -> None:
         """Append one JSON line a step to `metrics.jsonl`."""
         if records:
             self._append("metrics.jsonl", "\n".join(json.dumps(record) for record in records))
         for record in records if self._board else ():
-            for key in ("loss", "lr"):
-                self._board.add_scalar(f"train/{key}", record[key], record["step"])
+            with self._losing_lines(self.folder):
+                for key in ("loss", "lr"):
+                    self._board.add_scalar(f"train/{key}", record[key], record["step"])
 
     def close(self) -> None:
         """Close TensorBoard's file; the others are opened for each line."""
         if self._board:
-            self._board.close()
+            with self._losing_lines(self.folder):
+                self._board.close()
 
     def _append(self, name: str, text: str) -> None:
         if not is_main_process():
             return
+        with self._losing_lines(self.folder / name), open(self.folder / name, "ab+") as file:
+            if file.seek(0, os.SEEK_END):  # a run that was killed may have left half a line
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(f"{text}\n".encode())
+
+    @contextmanager
+    def _losing_lines(self, path: Path) -> Iterator[None]:
+        """Within the block, what cannot be written is lost; that is said once."""
         try:
-            with open(self.folder / name, "ab+") as file:
-                if file.seek(0, os.SEEK_END):  # a run that was killed may have left half a line
-                    file.seek(-1, os.SEEK_END)
-                    text = text if file.read(1) == b"\n" else f"\n{text}"
-                file.write(f"{text}\n".encode())
+            yield
         except OSError as error:
             if not self._has_warned:
-                message = "cannot write %s (%s); training goes on without it"
-                logging.warning(message, self.folder / name, error)
+                logging.warning("cannot write %s (%s); training goes on without it", path, error)
             self._has_warned = True
 
 

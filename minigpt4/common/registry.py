@@ -60,13 +60,14 @@ class Registry:
         with startup.phase("imports"):
             importlib.import_module(home)
         known = self._classes[kind]
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             close = get_close_matches(str(name), known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             file = home.replace(".", "/") + (".py" if kind == "lr_scheduler" else "/__init__.py")
+            own = "a module of your own that the configuration names under imports: [my_package.my_module]"
             raise RegistryError(
-                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} Add one in {file}, or in a module "
-                "of your own that the configuration names under imports: [my_package.my_module]"
+                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} Add one in {file}, or in {own}, as "
+                "docs/custom_data.md shows"
             )
         return known[name]
 

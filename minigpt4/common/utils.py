@@ -9,8 +9,19 @@ from minigpt4.common.config_report import Problem
 
 
 def expand_path(path: str | Path) -> Path:
-    """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD."""
-    return Path(os.path.expandvars(str(path))).expanduser()
+    """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD.
+
+    Raises ValueError for a `~` that leads nowhere: nothing is ever written to a folder of that name.
+    """
+    given = os.path.expandvars(str(path))
+    expanded = os.path.expanduser(given)
+    user = given.split("/")[0].removeprefix("~")
+    if expanded.startswith("~") and user:
+        raise ValueError(f"'{path}': there is no user '{user}'; a path below your own home folder begins with ~/")
+    if expanded.startswith("~") or (given.startswith("~") and not user and not os.environ.get("HOME", "~")):
+        nowhere = f"'~' leads nowhere: HOME is not set, and user {os.getuid()} has no entry in /etc/passwd"
+        raise ValueError(f"'{path}': {nowhere}; set HOME, or give an absolute path")
+    return Path(expanded)
 
 
 def is_url(path: str | Path) -> bool:
@@ -26,19 +37,35 @@ def without_secrets(path_or_url: str | Path) -> str:
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 
+def printable(text: object, limit: int = 300) -> str:
+    """Return a text from outside as one line of a log: control characters escaped, at most `limit` characters."""
+    text = str(text)
+    text = text if len(text) <= limit else f"{text[:limit]}.."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def cached_path(path_or_url: str | Path) -> Path:
     """Return where a file is, or would be once downloaded, without touching the network."""
     if not is_url(path_or_url):
         return expand_path(path_or_url)
     # where torch.hub, and so the 2023 release, keeps what it downloads
-    cache = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
-    return expand_path(cache) / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
+    cache = os.environ.get("TORCH_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/torch"
+    try:
+        return expand_path(cache) / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
+    except ValueError as error:
+        raise ValueError(f"no folder for what is downloaded ({error}); set TORCH_HOME") from error
 
 
-def missing_file(path_or_url: str | Path, where: str) -> Problem | None:
-    """Return the Problem of key `where` if a local path is no file, else None; URLs are not tried."""
+def weights_problem(path_or_url: str | Path, where: str) -> Problem | None:
+    """Return the Problem of key `where` if a path is no file of weights, by its first bytes, else None.
+
+    Of a URL only a copy that was downloaded before is looked at.
+    """
     path = cached_path(path_or_url)
-    if is_url(path_or_url) or path.is_file():
+    if path.is_file():
+        found = not_weights(path)
+        return Problem(where, f"'{path}' {found}") if found else None
+    if is_url(path_or_url):
         return None
     found = "a folder" if path.is_dir() else "nothing"
     hint = "give the path of the file or its URL"
@@ -52,24 +79,44 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
 
     A URL may end in `#sha256=<hex>`: the download is then kept only if it has that hash. `where` is
     the configuration key that messages name. Raises FileNotFoundError if a path leads nowhere,
-    ValueError if a download is a web page or has another hash, OSError if the download failed.
+    ValueError if a download is no weights or has another hash, OSError if the download failed.
     """
-    if problem := missing_file(path_or_url, where):
-        raise FileNotFoundError(str(problem))
     path = cached_path(path_or_url)
+    if not path.is_file() and (problem := weights_problem(path_or_url, where)):
+        raise FileNotFoundError(str(problem))
     if not path.is_file():
         _download(path_or_url, path, where)
     return path
 
 
-def check_not_html(path: str | Path, where: str) -> None:
-    """Raise ValueError if the file at `path` is a web page, as a dead link leaves behind."""
+_AGAIN = "the download went wrong. Delete it and download it again"
+
+
+def placeholder(path: str | Path, meant: str = "weights") -> str | None:
+    """Return what stands in a file's place, and what to do; else None. `meant`: what was to be there.
+
+    It is a Git LFS pointer, a web page, or nothing.
+    """
     with open(path, "rb") as file:
-        head = file.read(256).lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        raise ValueError(
-            f"{where}: '{path}' is an HTML page, not weights: the download went wrong. Delete it and download it again"
-        )
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):  # what git leaves of large files without git-lfs
+        advice = "install git-lfs and run `git lfs pull` in its clone, or download it by hand"
+        return f"is a Git LFS pointer, not the file itself: {advice}"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return f"is an HTML page, not {meant}: {_AGAIN}"
+    return None if head else f"is empty: {_AGAIN}"
+
+
+def not_weights(path: str | Path) -> str | None:
+    """Return what a file is instead of weights, and what to do; None where its first bytes may be weights."""
+    if found := placeholder(path):
+        return found
+    with open(path, "rb") as file:
+        head = file.read(512)
+    # weights are binary; an error page of XML or JSON has no control characters
+    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+        return f"is text, not weights (it begins with {head[:40].decode(errors='replace')!r}): {_AGAIN}"
+    return None
 
 
 def _download(url: str, path: Path, where: str) -> None:
@@ -83,7 +130,8 @@ def _download(url: str, path: Path, where: str) -> None:
         fresh = Path(f"{path}.partial")
         try:
             download(address, str(path.parent), filename=fresh.name)
-            check_not_html(fresh, where)
+            if found := not_weights(fresh):
+                raise ValueError(f"{where}: what lies at {without_secrets(address)} {found}")
             expected = fragment.removeprefix("sha256=")
             if expected != fragment and (found := file_sha256(fresh)) != expected.lower():
                 raise ValueError(

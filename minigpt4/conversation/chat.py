@@ -177,7 +177,7 @@ class Chat:
         if len(img_list) != conv.num_images:
             raise ValueError(
                 f"the conversation has {conv.num_images} image slot(s), img_list {len(img_list)}; "
-                "upload_img keeps the two in step"
+                "upload_img keeps the two in step; a slot that a script writes is <Img><ImageHere></Img>"
             )
         self.encode_img(img_list)
         return tuple(img_list)

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from itertools import zip_longest
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
@@ -221,6 +222,15 @@ class Conversation:
     def get_prompt(self) -> str:
         """Return the prompt as one string, for people to read: `<ImageHere>` for a slot."""
         return "".join(map(str, self.segments()))
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Return the texts from message `offset` on in pairs, as 2023's pages show them."""
+        texts = [text for _, text in self.messages[self.offset :]]
+        return [list(pair) for pair in zip_longest(texts[::2], texts[1::2])]
+
+    def dict(self) -> dict[str, object]:
+        """Return 2023's plain values of the dialogue."""
+        return {"system": self.system, "roles": self.roles, "messages": self.messages, "offset": self.offset}
 
     def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
         rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]

@@ -59,8 +59,14 @@ class Sampling:
             value = getattr(self, name)
             if not (isinstance(value, Real) and lowest <= value <= highest):  # also refuses NaN
                 raise ValueError(f"{name}: {value!r}; expected a number from {lowest} to {highest}")
-        if not (self.seed is None or isinstance(self.seed, Integral)):
-            raise ValueError(f"seed: {self.seed!r}; expected a whole number or None")
+            if isinstance(getattr(type(self), name), int):
+                if value == math.inf or value != int(value):
+                    raise ValueError(f"{name}: {value!r}; expected a whole number")
+                object.__setattr__(self, name, int(value))  # a slider's 300.0
+        if not (self.seed is None or (isinstance(self.seed, Integral) and -(2**63) <= self.seed < 2**63)):
+            raise ValueError(f"seed: {self.seed!r}; expected a whole number of 64 bits or None")
+        if not isinstance(self.do_sample, bool):
+            raise ValueError(f"do_sample: {self.do_sample!r}; expected True or False")
 
     @property
     def is_greedy(self) -> bool:

@@ -24,6 +24,7 @@ import ijson
 from tqdm import tqdm
 
 from minigpt4.common.cli import run_program
+from minigpt4.common.lock import locked
 
 REQUIRED = ("url", "caption")
 MAX_BAD_FRACTION = 0.05
@@ -65,17 +66,18 @@ def convert(
     `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the
     order of the list (the list is then read twice). `one_line` turns line breaks inside values into
     spaces. `target` is there whole or not at all. Raises ValueError if the list is no JSON array,
-    holds no usable record, or if more than `max_bad_fraction` of its records cannot be used.
+    holds no usable record, or if more than `max_bad_fraction` of its records cannot be used; InUseError
+    if another process writes `target`.
     """
     source, target = Path(source), Path(target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()
     rows = islice(usable_rows(source, report, "converting", one_line), limit)
-    if sample_seed is not None:
-        total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
-        rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
     with written_whole(target) as file:
+        if sample_seed is not None:
+            total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
+            rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
         writer = csv.writer(file, delimiter="\t")
         for row in rows:
             if not report.written:
@@ -178,16 +180,20 @@ def sample(rows: Iterable[list], total: int, wanted: int, seed: int) -> Iterator
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """Context of a text file that takes the name `path` at the end, and vanishes if an error comes first."""
+    """Context of a text file that takes the name `path` at the end, and vanishes if an error comes first.
+
+    Raises InUseError if another process writes `path`.
+    """
     partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with locked(path):
+        try:
+            with open(partial, "w", encoding="utf-8", newline="") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def main(stem: str, argv: Sequence[str] | None = None) -> int:

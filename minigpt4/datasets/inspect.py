@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError, add_config_arguments
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import is_url
+from minigpt4.common.utils import is_url, printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 SCAN = 2000  # samples of each dataset, some seconds
@@ -29,7 +29,8 @@ SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the 
 MOST_CARDS = 400
 # A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
-UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "datasets.*.build_info.storage")
+UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "run.output_dir", "run.dist*", "run.world_size")
+UNOPENED += ("model.llama_model", "datasets.*.build_info.storage")  # of these what is there is used
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,8 +97,8 @@ def inspect(args: argparse.Namespace) -> int:
     cfg = read_config(args)
     if not args.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
-    preview = registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
-    splits = registry.get_task_class(cfg.run_cfg.task)().build_datasets(cfg)
+    preview = _text_preview(cfg)
+    splits = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg).build_datasets(cfg)
     datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
     scans = []
     for number, dataset in enumerate(datasets):
@@ -114,6 +115,15 @@ def inspect(args: argparse.Namespace) -> int:
     return int(any(found.error or found.missing for found in scans))
 
 
+def _text_preview(cfg: Config) -> Any:
+    try:
+        return registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
+    except (ValueError, OSError):
+        if problem := cfg.report.unopened.get("model.llama_model"):  # the tokenizer is part of what is not there
+            raise ConfigError([problem]) from None
+        raise
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """Return the checked Config; raises ConfigError also for data of which nothing is there."""
     cfg = Config(args, for_training=True, unopened=UNOPENED)
@@ -126,8 +136,8 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def _has_some_shards(cfg: Config, name: str) -> bool:
-    from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder, missing_shards
-    from minigpt4.datasets.datasets.web_dataset import expand_shards
+    from minigpt4.datasets.builders.image_text_pair_builder import ShardsBuilder
+    from minigpt4.datasets.datasets.shard_list import expand_shards, missing_shards
 
     section = cfg.datasets_cfg[name]
     if not issubclass(registry.get_builder_class(section.get("builder") or name), ShardsBuilder):
@@ -141,8 +151,8 @@ def _has_some_shards(cfg: Config, name: str) -> bool:
 
 def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: int) -> Scan:
     """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
-    from minigpt4.datasets.builders.image_text_pair_builder import missing_shards
     from minigpt4.datasets.datasets.base_dataset import DataError, Place
+    from minigpt4.datasets.datasets.shard_list import missing_shards
 
     dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
@@ -236,7 +246,7 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
     for found in scans:
         cards = []
         for sample, _ in found.shown:
-            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {sample['sample_id']}")
+            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {printable(sample['sample_id'], 1000)}")
             pixels = sample["images"] if "images" in sample else [sample["image"]]
             images = list(map(found.dataset.vis_processor.to_image, pixels))
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))

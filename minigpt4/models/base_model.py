@@ -96,6 +96,10 @@ class BaseModel(nn.Module):
         """Return what the trained weights belong to, as plain values: a checkpoint carries it."""
         return {}
 
+    def warnings(self) -> list[str]:
+        """Return what a training should be told of this model's settings when it starts."""
+        return []
+
     def parts(self) -> list[Part]:
         """Return the parts in the order of construction."""
         return [_row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]]

@@ -86,29 +86,39 @@ class MiniGPT4(MiniGPTBase):
         return [*files, expand_path(cfg.llama_model)]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
+        main_print("Loading VIT")
         self.load_vit(cfg)
         if cfg.compile:
             compile_blocks(self.visual_encoder, device)
+        main_print("Loading VIT Done")
+        main_print("Loading Q-Former")
         self.load_qformer(cfg)
+        main_print("Loading Q-Former Done")
+
+    def read_files(self, cfg: MiniGPT4Config) -> None:
+        if cached_path(cfg.vit_ckpt).is_file():  # else it is to be downloaded
+            self.load_vit(cfg)
+        if cached_path(cfg.q_former_model).is_file():
+            self.load_qformer(cfg)
+        super().read_files(cfg)
 
     @startup.phase("ViT")
     def load_vit(self, cfg: MiniGPT4Config) -> None:
         """Fill the ViT from `model.vit_ckpt`. Raises CheckpointError, OSError."""
-        main_print("Loading VIT")
         path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
         hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
         self.tower(cfg).load(self.visual_encoder, path, "model.vit_ckpt", hint)
+        if cfg.freeze_vit:
+            self.vision_identity["vit_ckpt"] = weights.identity(path)
         if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not cfg.freeze_vit):
             reason = "it trains" if not cfg.freeze_vit else "this run does not compute in half precision"
             logging.info("vision encoder in float32: %s", reason)
         if cfg.freeze_vit:
             logging.info("freeze vision encoder")
-        main_print("Loading VIT Done")
 
     @startup.phase("Q-Former")
     def load_qformer(self, cfg: MiniGPT4Config) -> None:
         """Fill Q-Former, queries and ln_vision from `model.q_former_model`. Raises CheckpointError, OSError."""
-        main_print("Loading Q-Former")
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         found = weights.read_tensors(path, "model.q_former_model", root="model")
         expected = {
@@ -118,11 +128,13 @@ class MiniGPT4(MiniGPTBase):
         }
         hint = f"Expected the file of BLIP-2, or its dimensions in '{path.with_suffix('.json')}'"
         found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
+        weights.check_finite(found, "model.q_former_model", path)
         weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
+        if cfg.freeze_qformer:
+            self.vision_identity["q_former_model"] = weights.identity(path)
         logging.info("load checkpoint from %s", path)
         if cfg.freeze_qformer:
             logging.info("freeze Qformer")
-        main_print("Loading Q-Former Done")
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [I, Q, D] of normalised images [I, 3, S, S]; I may be 0."""

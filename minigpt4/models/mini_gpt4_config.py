@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from minigpt4.common.config import REQUIRED, Problem
-from minigpt4.common.utils import expand_path, missing_file
+from minigpt4.common.utils import weights_problem
 from minigpt4.models.base_model import DTYPES
+from minigpt4.models.llm.language_model import folder_problems
 from minigpt4.models.llm.quantization import KINDS
 from minigpt4.models.vision.eva_vit import VIT_MODELS
 from minigpt4.text.prompts import prompt_problems
@@ -50,6 +51,8 @@ class MiniGPT4Config:
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
+    READ_PATHS = ("vit_ckpt", "q_former_model", "llama_model", "prompt_path", "ckpt")
+
     DEAD_KEYS = {
         "prompt": "training prompts come from model.prompt_path",
         "finetuned": "set model.ckpt",
@@ -76,16 +79,8 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     for key in ("image_size", "num_query_token", "max_txt_len"):
         if cfg.get(key) is not None and cfg.get(key) < 1:
             problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))
-    folder = expand_path(cfg.llama_model)
-    if not (folder / "config.json").is_file():
-        problems.append(
-            Problem(
-                f"{where}.llama_model",
-                f"no transformers model in '{folder}' (config.json is not there); give the folder with config.json, "
-                "weights and tokenizer",
-            )
-        )
+    problems += [Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)]
     for key in ("vit_ckpt", "q_former_model", "ckpt"):
         if cfg.get(key):
-            problems += filter(None, [missing_file(cfg.get(key), f"{where}.{key}")])
+            problems += filter(None, [weights_problem(cfg.get(key), f"{where}.{key}")])
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template, where)

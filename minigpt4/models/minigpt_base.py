@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from minigpt4.common.config import Problem
+from minigpt4.common.config import as_section
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import memory, weights
-from minigpt4.models.base_model import BaseModel, Part, resolve_compute_dtype
+from minigpt4.models import weights
+from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
+from minigpt4.models.dry_run import DryRun
 from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
-from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.text.encoder import PromptEncoder
-from minigpt4.text.preview import TextPreview
 from minigpt4.text.prompts import read_prompts
-from minigpt4.text.rows import Row, batch_rows, split_batch, warn_of_cut
+from minigpt4.text.rows import Row, batch_rows, end_problem, split_batch, warn_of_cut
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
 
 
-class MiniGPTBase(BaseModel):
+class MiniGPTBase(DryRun, BaseModel):
     """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
 
     Config = MiniGPT4Config
@@ -45,6 +45,7 @@ class MiniGPTBase(BaseModel):
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
         self.trained_text = cfg.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
         self.mask_eos_labels, self.llm_checkpointing = cfg.mask_eos_labels, cfg.llm_checkpointing
+        self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
         # how the LLM is run
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
@@ -94,10 +95,12 @@ class MiniGPTBase(BaseModel):
 
     @classmethod
     def from_config(cls, cfg: MiniGPT4Config, device: torch.device | str | None = None) -> "MiniGPTBase":
-        """Return the model of a checked `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
+        """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
 
-        Raises ValueError (CheckpointError) or OSError that names the configuration key of a file that does not fit.
+        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. Raises ValueError
+        (CheckpointError, ConfigError) or OSError that names the configuration key of a file that does not fit.
         """
+        cfg = as_section(cfg, cls.Config, "model")
         with startup.phase("imports"):
             cls.import_libraries()
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -114,11 +117,15 @@ class MiniGPTBase(BaseModel):
         if cfg.ckpt:
             main_print(f"Load BLIP2-LLM Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
-            needed = [name for name in model._release_parameters() if name.startswith("llama_proj.")]
-            model.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
-            weights.compare_llm(path, "model.ckpt", model.llm_identity)
+            model.load_ckpt(path)
+            weights.compare_identity(path, "model.ckpt", model.identity())
             model.trained_text = weights.trained_text(path, "model.ckpt") or model.trained_text
         return model.eval()
+
+    def load_ckpt(self, path: Path) -> None:
+        """Take the weights of `model.ckpt`. Raises CheckpointError."""
+        needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
+        self.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
 
     @startup.phase("LLM")
     def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
@@ -140,39 +147,6 @@ class MiniGPTBase(BaseModel):
         width = llm.get_input_embeddings().weight.shape[1]
         self.llama_proj = nn.Linear(self.vision_width, width, device=device)
 
-    @classmethod
-    def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:
-        """Return the problems of the section; nothing is loaded."""
-        return find_problems(cfg, where)
-
-    @classmethod
-    def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "MiniGPTBase":
-        """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
-        model = cls(cfg, compute_dtype)
-        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        model.attach_language(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
-        return model
-
-    @classmethod
-    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str) -> list[Part]:
-        """Return the parts that `from_config` would build on `device`; reads no weights."""
-        device = torch.device(device)
-        quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
-        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
-        return [part._replace(device=str(device)) for part in model.parts()]
-
-    @classmethod
-    def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
-        """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
-        return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg))
-
-    @classmethod
-    def training_memory(
-        cls, cfg: MiniGPT4Config, device: torch.device | str, batch_size: int, max_tokens: int | None = None
-    ) -> int:
-        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
-        return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
-
     def decoder(self) -> "Decoder":
         """Return the Decoder with which a chat runs the LLM."""
         from minigpt4.models.llm.decoding import Decoder
@@ -182,9 +156,9 @@ class MiniGPTBase(BaseModel):
     # checkpoints
 
     def identity(self) -> dict:
-        """Return the LLM and the text around images that the weights are trained for, as plain values."""
+        """Return the frozen weights and the text around images that those which train belong to, as plain values."""
         text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
-        return {"llm": self.llm_identity, **text}
+        return {"llm": self.llm_identity, "vision": self.vision_identity, **text}
 
     def _release_parameters(self) -> dict[str, nn.Parameter]:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
@@ -284,6 +258,9 @@ class MiniGPTBase(BaseModel):
             f"batch has no target token: all {len(rows)} captions are empty after truncation "
             f"(model.max_txt_len={self.max_txt_len}){advice}"
         )
+
+    def warnings(self) -> list[str]:
+        return list(filter(None, [end_problem(self, self.encoder)]))
 
     @property
     def encoder(self) -> PromptEncoder:

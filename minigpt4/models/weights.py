@@ -10,13 +10,13 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import CheckpointError, load_pickle
-from minigpt4.common.utils import check_not_html
+from minigpt4.common.checkpoint import CheckpointError, check_sums, check_weights, load_pickle
+from minigpt4.common.utils import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
@@ -40,6 +40,10 @@ CHECKPOINT_EXCESS = (
 )
 
 
+# Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
+_LARGEST = 1e8
+# What a sidecar can ask for: more would only take minutes and memory before it fails.
+_LARGEST_SIDECAR, _MOST_LAYERS, _MOST = 2**16, 1000, 10**5
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 
@@ -53,48 +57,74 @@ def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, t
     """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
 
     `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
-    Raises CheckpointError if the file is damaged, would run code, or holds something else; ValueError for a web page.
+    Raises CheckpointError if the file is damaged, would run code, or holds something else, such as a web page.
     """
     if path.suffix == ".safetensors":
         state = _read_safetensors(path, where)
     else:
         state = load_pickle(path, where, "Use the released file, or save its state dict alone", mmap=True)
+        check_sums(path, where, "Copy or download it again")
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
-    others = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else None
+    others = [key for key in state if not _is_weight(key, state[key])] if isinstance(state, dict) else None
     if others is None or others:
-        found = f"'{others[0]}' in it is a {type(state[others[0]]).__name__}" if others else f"a {type(state).__name__}"
+        kind = type(state[others[0]]).__name__ if others else ""
+        found = f"'{others[0]!s:.80}' in it is a {kind}" if others else f"a {type(state).__name__}"
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
         raise CheckpointError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
     return state
 
 
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether that is a name and a plain tensor: not sparse, quantised, complex, or without numbers."""
+    is_plain = torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
+    return is_plain and isinstance(name, str) and not (value.is_quantized or value.is_complex())
+
+
 def _read_safetensors(path, where):
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_not_html(path, where)
+    check_weights(path, where)
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # SafetensorError, and others for types that torch does not have
         raise CheckpointError(
-            f"{where}: '{path}' is damaged or no safetensors file ({error}); use another one"
+            f"{where}: '{path}' is damaged or no safetensors file ({error!s:.200}); use another one"
         ) from None
 
 
-def compare_llm(path: Path, where: str, own: dict) -> None:
-    """Warn where a checkpoint says that it was trained with another LLM than `own`, of `language_model.identity`."""
+def identity(path: Path) -> dict[str, str]:
+    """Return {"name", "fingerprint"} of a file of weights."""
+    return {"name": path.name, "fingerprint": fingerprint(path)}
+
+
+def compare_identity(path: Path, where: str, own: dict) -> None:
+    """Warn where a checkpoint says that it was trained with other frozen weights than `own`, a model's `identity()`.
+
+    A checkpoint of another program says nothing.
+    """
     saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
-    theirs = saved.get("progress", {}).get("identity", {}).get("llm")
-    if theirs and theirs["fingerprint"] != own["fingerprint"]:
-        logging.warning(
-            "%s: '%s' was trained with another LLM (%s) than model.llama_model (%s); what it says may be worse, or "
-            "nonsense",
-            where,
-            path,
-            ", ".join(f"{key} {value}" for key, value in theirs.items()),
-            ", ".join(f"{key} {value}" for key, value in own.items()),
-        )
+    theirs = mapping(mapping(mapping(saved).get("progress")).get("identity"))
+    kinds = [("LLM", "model.llama_model", theirs.get("llm"), own.get("llm"))]
+    for key, ours in mapping(own.get("vision")).items():
+        kinds.append((f"{key} file", f"model.{key}", mapping(theirs.get("vision")).get(key), ours))
+    for kind, key, trained_with, ours in kinds:
+        if ours and mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]:
+            logging.warning(
+                "%s: '%s' was trained with another %s (%s) than %s (%s); what it says may be worse, or nonsense",
+                *(where, path, kind, _said(trained_with), key, _said(ours)),
+            )
+
+
+def _said(names: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in names.items())
+
+
+def mapping(value: Any) -> dict:
+    """Return `value`, or an empty dict if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def trained_text(path: Path, where: str) -> tuple[str, str] | None:
@@ -165,12 +195,22 @@ def check_width(state: Tensors, own: torch.Tensor, where: str, path: Path | str)
 
 
 def check_finite(found: Tensors, where: str, path: Path | str) -> None:
-    """Raise CheckpointError that names the tensors of `found` with numbers that are nan or infinite, if any."""
-    bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    """Raise CheckpointError that names the tensors of `found` with numbers that no training leaves behind, if any.
+
+    They are not finite, or so large that a flipped bit made them.
+    """
+    bad, wrong = [], f"above {_LARGEST:.0e}"
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor.detach())  # several times faster than isfinite
+            if not (low > -_LARGEST and high < _LARGEST):
+                bad.append(name)
+            if not (low.isfinite() and high.isfinite()):
+                wrong = "that are not finite"
     if bad:
         raise CheckpointError(
-            f"{where}: '{path}' holds numbers that are not finite: {_listed('bad', bad)}. The training that wrote it "
-            "had failed, or the file is damaged; use an earlier checkpoint"
+            f"{where}: '{path}' holds numbers {wrong}: {_listed('bad', bad)}. The training that wrote it had failed, "
+            "or the file is damaged; use an earlier checkpoint"
         )
 
 
@@ -186,7 +226,8 @@ def _listed(what, items, limit=3):
     if not items:
         return ""
     number = "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
-    return f"{number} {what} ({', '.join(items[:limit])}{', ..' if len(items) > limit else ''})"
+    names = ", ".join(f"{item:.200}" for item in items[:limit])
+    return f"{number} {what} ({names}{', ..' if len(items) > limit else ''})"
 
 
 def _advice(found):
@@ -209,11 +250,16 @@ def dimensions(path: Path, standard: Dimensions, where: str) -> Dimensions:
     optional = getattr(standard, "OPTIONAL", ())
     needed = [field.name for field in dataclasses.fields(standard) if field.name not in optional]
     try:
+        if sidecar.stat().st_size > _LARGEST_SIDECAR:
+            raise ValueError(f"{sidecar.stat().st_size:,} bytes")
         values = json.loads(sidecar.read_text(encoding="utf-8"))
         is_usable = all(type(values[name]) is int and values[name] > 0 for name in (*needed, *values))
         if not is_usable or not names.issuperset(values):
             raise ValueError("unknown or unusable fields")
-    except (ValueError, KeyError, TypeError) as error:
+        for name, value in values.items():
+            if value > (_MOST_LAYERS if name == "depth" or name.endswith("_layers") else _MOST):
+                raise ValueError(f"{name} {value:,}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: '{sidecar}', which gives the dimensions of '{path.name}', is not usable ({error}); expected a "
             f"JSON object of whole numbers with {', '.join(needed)}"

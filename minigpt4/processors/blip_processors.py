@@ -16,7 +16,8 @@ from torchvision.transforms import functional
 
 from minigpt4.common.image_format import CLIP_MEAN, CLIP_STD
 from minigpt4.common.registry import registry
-from minigpt4.processors.base_processor import BaseProcessor, to_rgb
+from minigpt4.processors.base_processor import BaseProcessor
+from minigpt4.processors.images import to_rgb
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:

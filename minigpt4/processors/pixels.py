@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from minigpt4.processors.base_processor import to_rgb
 from minigpt4.processors.blip_processors import BlipImageProcessor
+from minigpt4.processors.images import to_rgb
 
 
 def halves(process: Callable) -> tuple[Callable, Callable | None]:

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from minigpt4.common.config_paths import find_path
+
+# found from any working directory
 STAGES = {
     "stage1": "train_configs/embedded_stage1_pretrain.yaml",
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
@@ -32,7 +34,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-WEIGHTS = ROOT / "minigpt4/quickstart/weights/manifest.json"
+WEIGHTS = Path(__file__).parent / "weights/manifest.json"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,9 +98,9 @@ class Quickstart:
         if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
             print(f"{stage}: {state['checkpoint']} is there; remove {done} to train again")
             return Path(state["checkpoint"])
-        command = [sys.executable, "train.py", "--cfg-path", STAGES[stage], "--options", *options]
+        command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", STAGES[stage], "--options", *options]
         print(" ".join(command), flush=True)
-        if subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ}).returncode != 0:
+        if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
             raise SystemExit(f"quickstart: {stage} failed, see above")
         checkpoint = max(folder.glob("*/checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
         done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
@@ -107,7 +109,7 @@ class Quickstart:
     def _fingerprint(self, stage: str, options: list[str]) -> str:
         from minigpt4.quickstart.prepare import DATA_VERSION
 
-        files = (ROOT / STAGES[stage]).read_bytes() + WEIGHTS.read_bytes()
+        files = Path(find_path(STAGES[stage])).read_bytes() + WEIGHTS.read_bytes()
         return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
 
     def losses(self, checkpoint: Path) -> list[float]:
@@ -128,7 +130,7 @@ class Quickstart:
         from minigpt4.quickstart.report import measure
 
         options = [*self.options, f"model.ckpt={checkpoints['stage2']}"]
-        chat, conv = minigpt4.load(str(ROOT / EVALUATION), options)
+        chat, conv = minigpt4.load(EVALUATION, options)
         results = self.output / "evaluation"
         shutil.rmtree(results, ignore_errors=True)  # of other checkpoints, or of fewer images
         report, answers = measure(chat, conv, checkpoints, self.args.images, results)

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT while training: all ranks agree, save after the same step, and leave."""
+"""Signals to end while training: all ranks agree, save after the same step, and leave."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ import torch
 from minigpt4.common.cli import Interrupted
 from minigpt4.common.dist_utils import get_world_size
 
+# A terminal that closes sends SIGHUP, often twice; schedulers send SIGTERM, or what they are asked for.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_TWICE_AT_ONCE = (signal.SIGTERM, signal.SIGINT)
+
 
 class Interruption:
-    """Notes a signal; `agreed` tells every rank after the same step that one of them got one.
+    """Notes a signal of SIGNALS; `agreed` tells every rank after the same step that one of them got one.
 
-    A second one works as if this were not here. DataLoader workers outlive it: see dataloader_utils.
+    A second SIGTERM or SIGINT works as if this were not here. DataLoader workers outlive it: see dataloader_utils.
     """
 
     def __init__(self) -> None:
@@ -26,8 +31,18 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block signals are noted instead of ending the process."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Within the block signals are noted instead of ending the process.
+
+        Not those that are ignored, as SIGHUP under nohup, or that someone else's code answers.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: how for number, how in before.items() if how in (signal.SIG_DFL, signal.default_int_handler)}
+        for number in before:
+            signal.signal(number, self._note)
+        if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):
+            # torchrun, of a signal that it was not told to hand on, dies, and would leave its ranks at work
+            torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)
+        self._process = os.getpid()
         try:
             yield
         finally:
@@ -35,9 +50,11 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal, self._time = signal.Signals(number), time.monotonic()
-        signal.signal(number, signal.SIG_DFL)
-        logging.warning("%s: saving after this step, then ending", self.signal.name)
+        if number in _TWICE_AT_ONCE:
+            signal.signal(number, signal.SIG_DFL)
+        if self.signal is None and os.getpid() == self._process:  # not a worker, which inherits this
+            self.signal, self._time = signal.Signals(number), time.monotonic()
+            logging.warning("%s: saving after this step, then ending", self.signal.name)
 
     def agreed(self, ranks_interrupted: torch.Tensor) -> bool:
         """Return whether to end. `ranks_interrupted`: how many ranks had a signal, known to all.
@@ -58,11 +75,16 @@ class Interruption:
         event.synchronize()
         return previous.item() > 0
 
-    def ended(self, path: Path | None, epoch: int, step: int) -> Interrupted:
-        """Return the exception that ends the program, after `path` was saved."""
+    def ended(self, is_saved: bool, path: Path | None, epoch: int, step: int) -> Interrupted:
+        """Return the exception that ends the program before a step.
+
+        `is_saved`: whether that step was saved; `path`: the last checkpoint. Both as rank 0 knows them.
+        """
         name = self.signal.name if self.signal else "a signal to another rank"
-        where = f"saved {path}" if path else "nothing could be saved, see above"
-        if self.signal:
-            where += f", {time.monotonic() - self._time:.2f} s after the signal"
-        message = f"ended by {name} before epoch {epoch}, step {step}: {where}; resume with --resume auto"
+        since = f", {time.monotonic() - self._time:.2f} s after the signal" if self.signal else ""
+        where = f"saved {path}{since}; resume with --resume auto"
+        if not is_saved:
+            last = f"the last checkpoint is {path}; resume from it with --resume auto" if path else "there is none"
+            where = f"what was trained since the last checkpoint could not be saved, see above: {last}"
+        message = f"ended by {name} before epoch {epoch}, step {step}: {where}"
         return Interrupted(message, 128 + (self.signal or signal.SIGTERM))

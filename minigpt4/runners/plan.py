@@ -7,23 +7,29 @@ from typing import Any
 
 import torch
 
+from minigpt4.common.checkpoint import load_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.device import in_run_precision, total_memory_bytes
 from minigpt4.common.dist_utils import launched_processes, run_device
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import expand_path
+from minigpt4.common.utils import cached_path, expand_path
 from minigpt4.models.memory import OUTSIDE
 from minigpt4.runners.run_config import RunConfig
+from minigpt4.runners.run_folder import AUTO
 
 
 def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
-    Nothing is loaded: the model has no weights. `gpu_memory_gib`: plan for a GPU of that size, here or not.
-    Return 0, or 1 if a training step does not fit.
+    The model has no weights, but its files are read so far as to see that they fit; the datasets are built, and no
+    sample of them read. `gpu_memory_gib`: plan for a GPU of that size, here or not. Return 0, or 1 if a training step
+    does not fit. Raises ValueError or OSError as a training does at its start.
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
+    _build_data(cfg)
+    if run.resume_ckpt_path not in (None, "", AUTO) and cached_path(run.resume_ckpt_path).is_file():
+        load_checkpoint(run.resume_ckpt_path, "run.resume_ckpt_path")
     device = run_device(run) if gpu_memory_gib is None else torch.device("cuda", 0)
     available = total_memory_bytes(device) if gpu_memory_gib is None else gpu_memory_gib * 2**30
     parts = registry.get_model_class(model_cfg.arch).plan(model_cfg, device)
@@ -37,6 +43,15 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
         f"output below {expand_path(run.output_dir)}"
     )
     return _print_memory(cfg, device, available, sum(part.bytes for part in parts))
+
+
+def _build_data(cfg: Config) -> None:
+    """Build datasets and loaders as training does; no worker starts."""
+    task, run = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg), cfg.run_cfg
+    datasets = task.build_datasets(cfg)
+    task.build_eval_loaders(datasets, run, [*run.valid_splits, *run.test_splits])
+    if not run.evaluate:
+        task.build_train_loader(datasets, run)
 
 
 def _print_memory(cfg: Config, device: torch.device, available: float, weights: int) -> int:

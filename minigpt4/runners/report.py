@@ -24,6 +24,8 @@ def introduce(run: Any) -> None:
             main_print(name)
     main_print(f"number of trainable parameters: {sum(parameter.numel() for parameter in run.trainable)}")
     main_print(parts_table(run.model.parts()))
+    for warning in run.model.warnings():
+        logging.warning(warning)
     if not run.run_cfg.valid_splits:
         logging.info("No validation splits found.")
 

@@ -2,13 +2,14 @@
 
 import importlib.util
 import math
+import os
 from dataclasses import dataclass, field
 
 from minigpt4.common.config import Problem
 from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
 from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
-from minigpt4.common.utils import missing_file
+from minigpt4.common.utils import expand_path, weights_problem
 from minigpt4.runners.run_folder import AUTO
 
 _FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
@@ -80,6 +81,7 @@ class RunConfig:
     step_timeout_s: int = 300  # within training: how long a rank may keep the others waiting
     world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
+    READ_PATHS, WRITTEN_PATHS = ("resume_ckpt_path",), ("output_dir",)
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",
@@ -128,8 +130,30 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         check(is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
     except DeviceError as error:
         problems.append(error.problem)
+    except ValueError:  # the launch, of which launch_problems has told
+        pass
+    if cfg.output_dir and (problem := folder_problem(cfg.output_dir)):
+        problems.append(Problem(f"{where}.output_dir", problem))
     lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None
     check(lacks_board, "tensorboard", "True needs the package tensorboard; pip install tensorboard")
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
-        problems += filter(None, [missing_file(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
+        problems += filter(None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
     return problems
+
+
+def folder_problem(path: str) -> str | None:
+    """Return why no folder can be made below `path`, or nothing; nothing is made."""
+    there = expand_path(path).absolute()
+    while True:
+        try:
+            os.lstat(there)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            there = there.parent
+        except (OSError, ValueError) as error:  # a name that is too long, a null byte
+            return f"{path!r} is no name of a folder ({error})"
+    if not there.is_dir():
+        return f"'{there}' is no folder; give one, which is made if it is not there"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"'{there}' is not writable for user {os.getuid()}; choose another place"
+    return None

@@ -3,16 +3,23 @@
 <output_dir>/<job id>/checkpoint_<epoch>.pth               the end of an epoch (Source: 2023 release); kept
                       checkpoint_<epoch>_iter_<n>.pth      after n steps of that epoch; the last `run.keep_last_k`
                       log.txt, metrics.jsonl, result/
+                      .lock                                while a run writes there: common/lock.py
 """
 
 import itertools
 import logging
+import os
 import re
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, remove
+from minigpt4.common.checkpoint import PARTIAL, CheckpointError, load_checkpoint, remove
+from minigpt4.common.dist_utils import from_main, is_main_process
+from minigpt4.common.lock import InUseError, locked
 
 AUTO = "auto"  # run.resume_ckpt_path: the newest readable checkpoint below run.output_dir, if any
+_STARTED = "%Y%m%d%H%M"  # the name of a run, with a number behind it where that is taken
 _NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
 
 
@@ -30,6 +37,61 @@ def new_folder(root: str | Path, name: str) -> Path:
             message = f"cannot make a folder in '{root}' ({error}); choose another place"
             raise OSError(f"run.output_dir: {message}") from error
     raise OSError(f"run.output_dir: '{root}' is full of runs named {name}")
+
+
+def time_name() -> str:
+    """Return the name of a run that starts now."""
+    return time.strftime(_STARTED)
+
+
+class Hold(ExitStack):
+    """The folders that this run writes, and no other run: locked until the end of a `with` block, or of the process.
+
+    The run's own is kept open, too, so that it is found again if it is renamed. Rank 0 does all that.
+    """
+
+    _descriptor = None  # of the run's folder
+
+    def lock(self, folder: Path) -> None:
+        """Lock a folder, made if need be. Raises InUseError, or OSError that names run.output_dir, on all ranks."""
+
+        def make() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self.enter_context(locked(folder))
+            except InUseError:
+                raise
+            except OSError as error:
+                message = f"cannot make a folder in '{folder}' ({error}); choose another place"
+                raise OSError(f"run.output_dir: {message}") from error
+
+        from_main(make)
+
+    def open(self, folder: Path) -> None:
+        """Lock the run's folder, remove what a killed run left half-written, and keep it open. Raises as `lock`."""
+        self.lock(folder)
+        if is_main_process():
+            for path in folder.iterdir():
+                if path.name.endswith(PARTIAL):
+                    remove(path)
+            self._descriptor = os.open(folder, os.O_RDONLY)
+            self.callback(os.close, self._descriptor)
+
+    def followed(self, folder: Path) -> Path:
+        """Return where the run's folder is now; one that was deleted is made again. Says so."""
+        if self._descriptor is None or folder.is_dir():
+            return folder
+        try:
+            now = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))  # Linux keeps it up to date
+            if os.path.samestat(os.stat(now), os.fstat(self._descriptor)):
+                logging.warning("'%s' is now '%s': the run goes on there", folder, now)
+                return now
+        except OSError:
+            pass  # it was deleted, or this is no Linux
+        with suppress(OSError):  # what is written next says why it cannot be
+            (folder / "result").mkdir(parents=True)
+            logging.warning("'%s' is gone, with what was in it; it is made again, and the run goes on there", folder)
+        return folder
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
@@ -52,7 +114,7 @@ def newest_checkpoint(root: str | Path) -> Path | None:
     One that cannot be read is passed over, with a warning. Raises CheckpointError if none can.
     """
     runs = [found for folder in Path(root).glob("*/") if (found := checkpoints(folder))]
-    runs.sort(key=lambda found: max(path.stat().st_mtime_ns for path in found), reverse=True)
+    runs.sort(key=_start, reverse=True)
     tried = list(itertools.chain.from_iterable(runs))
     for path in tried:
         try:
@@ -67,6 +129,17 @@ def newest_checkpoint(root: str | Path) -> Path | None:
             "see above; to start from the beginning, choose another run.output_dir"
         )
     return None
+
+
+def _start(found: list[Path]) -> tuple[str, int]:
+    """Return when a run began, to be compared: its name says it, which copies and wrong clocks leave alone.
+
+    A name of another form has only the times of the files.
+    """
+    if match := re.fullmatch(r"(\d{12})(?:-(\d+))?", found[0].parent.name):
+        return match[1], int(match[2] or 1)
+    newest = max(path.stat().st_mtime for path in found)
+    return time.strftime(_STARTED, time.localtime(min(newest, time.time()))), 0
 
 
 def prune(folder: str | Path, keep: int) -> None:

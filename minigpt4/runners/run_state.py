@@ -18,13 +18,14 @@ _FREE_KEYS = (
     r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
-    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size)",
+    r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
-    r"model\.llm\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
+    r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
 )
-# Settings that older checkpoints lack; they are now taken from the vision tower, as it always was.
-_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)"
+# What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files.
+_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.vision\..+"
+_MOST_LINES = 40  # that a message lists
 
 
 class Position(NamedTuple):
@@ -32,6 +33,13 @@ class Position(NamedTuple):
 
     epoch: int
     step: int
+
+    @classmethod
+    def after_epoch(cls, epoch: int) -> "Position":
+        """Return that behind a finished epoch; -1: the beginning."""
+        if int(epoch) != epoch or epoch < -1:
+            raise ValueError(f"epoch {epoch}")
+        return cls(int(epoch) + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,24 @@ class Progress:
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
-        """Return what a checkpoint says, None if it is of another program."""
+        """Return what a checkpoint says, None if it is of another program.
+
+        Raises an error of any kind if what it says is malformed.
+        """
         if "progress" not in state:
             return None
         saved = state["progress"]
-        return cls(**saved | {"position": Position(**saved["position"])}, config=state["config"])
+        position, stats = Position(**saved["position"]), saved["stats"] or {}
+        if not all(type(number) is int and number >= 0 for number in position):
+            raise ValueError(f"position {position}")
+        numbers = list(stats.values())
+        for rank in saved["ranks"]:
+            metrics, data = rank["metrics"], rank["data"] or {}
+            numbers += [metrics[name] for name in ("lr_sum", "samples_seen", "skipped", "in_a_row")]
+            numbers += [*metrics["losses"], data.get("seed", 0)]
+        if not all(isinstance(number, int | float) for number in numbers) or not saved["ranks"]:
+            raise TypeError("a number is none")
+        return cls(**saved | {"position": position}, config=state["config"])
 
     def to_plain(self) -> dict[str, Any]:
         """Return what a checkpoint has under `progress`, plain containers."""
@@ -86,8 +107,8 @@ class Progress:
             is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
             is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
             if theirs.get(key) != ours.get(key) and not is_free:
-                lines.append(f"{key}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
-        return lines
+                lines.append(f"{key:.200}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
+        return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
 
     def restore(self, run: Any) -> dict[str, Any]:
         """Put this rank's random generators and gradients back; return the state of its metrics."""

@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint
+from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint, understood
 from minigpt4.common.config import Config as WholeConfig
 from minigpt4.common.config import Problem
 from minigpt4.common.device import explained_out_of_memory
@@ -18,11 +18,12 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import read_ahead, startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
 from minigpt4.runners.report import introduce, print_skipped, sum_up
 from minigpt4.runners.run_config import RunConfig, find_problems
-from minigpt4.runners.run_folder import AUTO, checkpoint_name, new_folder, newest_checkpoint, prune
+from minigpt4.runners.run_folder import AUTO, Hold, checkpoint_name, new_folder, newest_checkpoint, prune, time_name
 from minigpt4.runners.run_state import Position, Progress, random_state_kept
 
 Batches = Iterator[dict[str, Any]]
@@ -47,6 +48,7 @@ class RunnerBase(TrainingLoop):
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
         self.output_dir = self.log = self.last_checkpoint = None
+        self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
     @classmethod
@@ -95,8 +97,13 @@ class RunnerBase(TrainingLoop):
         """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
 
         `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; by default the datasets'.
-        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, a loss of nan.
+        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, another run in
+        its folder, a loss of nan.
         """
+        with self._hold:
+            return self._train(loader)
+
+    def _train(self, loader: Batches | None) -> dict[str, float] | None:
         if self.run_cfg.resume_ckpt_path:
             self._load()
         if self.run_cfg.evaluate:
@@ -110,7 +117,8 @@ class RunnerBase(TrainingLoop):
         self._open_output()
         introduce(self)
         try:
-            with self.interruption.listening(), self.step_timeout.watching():
+            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -130,13 +138,14 @@ class RunnerBase(TrainingLoop):
             max_skipped, log_freq = run_cfg.max_skipped_updates, run_cfg.log_freq
             metrics = MetricLogger(epoch, num_steps, log_freq, self.device, self.log, samples_seen, max_skipped)
             if epoch == self.start.epoch:
-                metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
+                with self._understood("progress"):
+                    metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
             means = self.train_epoch(epoch, metrics)
             samples_seen = metrics.samples_seen
             stats = {f"train_{name}": value for name, value in means.items()}
             is_saved = self._save(Position(epoch + 1, 0), metrics, stats)
             if epoch + 1 < self.max_epoch:
-                self._end_if_told(epoch + 1, 0)
+                self._end_if_told(Position(epoch + 1, 0), is_saved)
             self._end_epoch(stats)
             dist_utils.barrier()
         sum_up(self, time.time() - begin, samples_seen)
@@ -147,13 +156,16 @@ class RunnerBase(TrainingLoop):
         """Save if it is time to, within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
+        self.output_dir = self.log.folder = self._hold.followed(self.output_dir)
         if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
-            self._save(Position(epoch, metrics.index), metrics)
-            self._end_if_told(epoch, metrics.index)
+            position = Position(epoch, metrics.index)
+            self._end_if_told(position, self._save(position, metrics))
 
-    def _end_if_told(self, epoch: int, step: int) -> None:
+    def _end_if_told(self, position: Position, is_saved: bool) -> None:
+        """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
         if self._is_ending:
-            raise self.interruption.ended(self.last_checkpoint, epoch, step)
+            is_saved, path = from_main(lambda: (is_saved, self.last_checkpoint or self.resumed_from))
+            raise self.interruption.ended(is_saved, path, *position)
 
     def _end_epoch(self, stats: dict[str, float] | None) -> None:
         """Evaluate, and write the epoch's line of `log.txt` unless it is there."""
@@ -162,6 +174,7 @@ class RunnerBase(TrainingLoop):
 
     def _nothing_left(self, loader: Batches | None) -> None:
         if self.output_dir:  # it may have ended before its last words
+            self._hold.lock(self.output_dir)
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
             self._end_epoch(self.resumed.stats)
@@ -177,7 +190,8 @@ class RunnerBase(TrainingLoop):
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
         self._open_output()
-        losses = self._split_losses(loaders)
+        with data_watched(self.run_cfg.step_timeout_s, self.interruption):
+            losses = self._split_losses(loaders)
         self.log.epoch(losses)
         main_print(f"Evaluation time {whole_seconds(time.time() - begin)}")
         return losses
@@ -197,26 +211,36 @@ class RunnerBase(TrainingLoop):
         where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
         if is_auto := path == AUTO:
             root = expand_path(self.run_cfg.output_dir)
+            if not self.run_cfg.evaluate:
+                self._hold.lock(root)
             path = from_main(lambda: newest_checkpoint(root))
             if path is None:
                 logging.info("No checkpoint below %s: starting from the beginning", root)
                 return
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
-        self.model.load_trainable(state["model"], where, path=self.resumed_from)
+        with self._understood("model"):
+            self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if self.run_cfg.evaluate:
             return
-        load_optimizer(self.optimizer, state["optimizer"], where)
-        if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
-            self.scaler.load_state_dict(state["scaler"])
+        with self._understood("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"], where)
+        with self._understood("scaler"):
+            if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
+                self.scaler.load_state_dict(state["scaler"])
         # what an exact resume needs; 2023's checkpoints are of the end of an epoch
-        progress = Progress.of_checkpoint(state)
-        self.start = progress.position if progress else Position(int(state["epoch"]) + 1, 0)
+        with self._understood("progress"):
+            progress = Progress.of_checkpoint(state)
+        with self._understood("epoch"):
+            self.start = progress.position if progress else Position.after_epoch(state["epoch"])
         self._saved_step = self.start.step
         if progress and self.run_cfg.resume_mode == "exact":
             self.resumed = progress
             if is_auto:
                 self.output_dir = self.resumed_from.parent
+
+    def _understood(self, key: str) -> AbstractContextManager:
+        return understood(key, "run.resume_ckpt_path", self.resumed_from)
 
     def _open_data(self, loader: Batches | None) -> None:
         """Set the train loader, resumed where the run was, and the length of an epoch."""
@@ -230,20 +254,24 @@ class RunnerBase(TrainingLoop):
             if self.start.step >= self.iters_per_epoch:
                 self.start = Position(self.start.epoch + 1, 0)
             return
-        if lines := self.resumed.differences(self):
+        with self._understood("config' or 'progress"):
+            lines = self.resumed.differences(self)
+        if lines:
             raise CheckpointError(
                 f"run.resume_ckpt_path: '{self.resumed_from}' is of a run with other settings and cannot be resumed "
                 "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
                 "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
             )
-        if data := self.resumed.mine["data"]:
-            self.train_loader.resume(data)
+        with self._understood("progress"):
+            if data := self.resumed.mine["data"]:
+                self.train_loader.resume(data)
 
     def _open_output(self) -> None:
         """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
         if not self.output_dir:
-            root, name = expand_path(self.run_cfg.output_dir), self.job_id or time.strftime("%Y%m%d%H%M")
+            root, name = expand_path(self.run_cfg.output_dir), self.job_id or time_name()
             self.output_dir = from_main(lambda: new_folder(root, name))
+        self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
         self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
         self.log.config(self.config.to_dict())

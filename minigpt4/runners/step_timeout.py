@@ -1,13 +1,16 @@
 """Ranks that wait for each other know for whom: a late or lost one is named and ends the run."""
 
+import itertools
 import logging
 import os
 import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -25,13 +28,15 @@ class LostWorkerError(OSError):
 class StepTimeout:
     """Ends the run if a rank keeps the others waiting for more than `timeout_s` seconds.
 
-    Each rank notes in the process group's store at which step it arrived; a thread looks who is missing.
-    Contract: within `watching`, `arrived` before every collective of the training step.
+    Each rank notes in the process group's store at which step it arrived, and a thread of it counts there as long
+    as the process runs: one that is stopped within an exchange has arrived, but counts no more. The thread also
+    looks who is missing. Contract: within `watching`, `arrived` before every collective of the training step.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s, self._count = timeout_s, 0
         self._since, self._store = time.monotonic(), None
+        self._beats = {}  # {rank: (its count, since when it is that)}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -41,12 +46,15 @@ class StepTimeout:
         """
         is_over = threading.Event()
         self._count, self._since = 0, time.monotonic()
+        self._beats.clear()
         if get_world_size() > 1:
             self._store = dist.PrefixStore("steps", dist.distributed_c10d._get_default_store())
-            self._store.set(str(get_rank()), "0")
+            self._store.set(f"beat {get_rank()}", "0")
+            self._store.set(f"step {get_rank()}", "0")
             threading.Thread(target=self._watch, args=(is_over,), daemon=True).start()
         try:
-            yield
+            with _worker_errors_are_torchs():
+                yield
         except RuntimeError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if reason.startswith("DataLoader worker"):
@@ -66,23 +74,48 @@ class StepTimeout:
         """Note that this rank is about to wait for the others."""
         self._count, self._since = self._count + 1, time.monotonic()
         if self._store is not None:
-            self._store.set(str(get_rank()), str(self._count))
+            self._store.set(f"step {get_rank()}", str(self._count))
 
     def late_ranks(self) -> str:
-        """Return a list of the ranks that are behind this one; "" if the store does not answer."""
-        store, keys = self._store, map(str, range(get_world_size()))
+        """Return a list of the ranks that are behind this one or stand still; "" if the store does not answer."""
         try:
-            return ", ".join(key for key in keys if not store.check([key]) or int(store.get(key)) < self._count)
+            return ", ".join(str(rank) for rank in range(get_world_size()) if self._is_late(rank))
         except RuntimeError:
             return ""
 
+    def _is_late(self, rank: int) -> bool:
+        store, now = self._store, time.monotonic()
+        if not store.check([f"beat {rank}", f"step {rank}"]):
+            return True
+        beat = store.get(f"beat {rank}")
+        if self._beats.get(rank, [None])[0] != beat:
+            self._beats[rank] = beat, now
+        return int(store.get(f"step {rank}")) < self._count or now - self._beats[rank][1] > self.timeout_s
+
     def _watch(self, is_over: threading.Event) -> None:
-        while not is_over.wait(min(5, self.timeout_s / 4)):
+        pause, beats = min(5, self.timeout_s / 4), itertools.count(1)
+        while not is_over.wait(pause):
+            with suppress(RuntimeError):  # the store is gone: the exchange that waits will say so
+                self._store.set(f"beat {get_rank()}", str(next(beats)))
             waited = time.monotonic() - self._since
-            if waited > self.timeout_s and (late := self.late_ranks()):
+            late = self.late_ranks() if waited > pause else ""
+            if late and waited > self.timeout_s:
                 logging.critical(
                     f"rank {get_rank()} waits for rank {late} since {waited:.0f} s (run.step_timeout_s); it "
-                    f"did not come to step {self._count} of this process. Ending the run; resume with --resume auto"
+                    f"did not make step {self._count} of this process. Ending the run; resume with --resume auto"
                 )
                 sys.stderr.flush()
                 os._exit(1)
+
+
+@contextmanager
+def _worker_errors_are_torchs() -> Iterator[None]:
+    """Within the block, a worker that is gone while a tensor is fetched from it is torch's RuntimeError, too."""
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        last_frame = traceback.extract_tb(error.__traceback__)[-1]
+        if "multiprocessing" not in Path(last_frame.filename).parts:
+            raise
+        time.sleep(2)  # torch's own error, which says more, comes within
+        raise RuntimeError(f"DataLoader worker is gone ({error})") from error

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import tempfile
 from argparse import Namespace
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from minigpt4 import load_config
 from minigpt4.common.config import PACKAGE_DIR, Config
@@ -28,10 +30,35 @@ def demo(args: Namespace) -> int | None:
 
         return Terminal(chat, template, **settings).run()
     else:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-        from minigpt4.serving.page import Page
+        with environment_of_gradio(args.server_name, args.share):
+            from minigpt4.serving.page import Page
 
-        Page(chat, template, cfg, settings).launch(args)
+            Page(chat, template, cfg, settings).launch(args)
+
+
+@contextmanager
+def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
+    """Set what gradio reads when it is imported. Raises OSError where there is no place for uploads."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)  # or each event costs a table of all before
+    # it asks its own page whether it is there, which no proxy can tell; others it asks only for a public link
+    known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    own = ["localhost", "127.0.0.1", "::1", server_name.strip("[]")]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [*known, *own]))
+    for name in list(os.environ):
+        if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not share:
+            del os.environ[name]
+    # a folder of this page's own: what lies in it is served to visitors, and removed at the end
+    where = os.environ.get("GRADIO_TEMP_DIR") or None
+    try:
+        if where:
+            os.makedirs(where, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="minigpt4_uploads_", dir=where)
+    except OSError as error:
+        advice = "set GRADIO_TEMP_DIR to a folder that can be written to"
+        raise OSError(f"no place for the images that visitors upload: {error}; {advice}") from error
+    with folder as os.environ["GRADIO_TEMP_DIR"]:
+        yield
 
 
 def _device(args: Namespace, cfg: Config) -> str | None:

@@ -1,65 +1,86 @@
 """The page of the demo, made with gradio; imported only where a page is shown."""
 
 import asyncio
-import re
-import threading
+import os
+import signal
+import sys
 from argparse import Namespace
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from html import unescape
 from pathlib import Path
 
 import gradio as gr
-from torch import nn
+from starlette.middleware import Middleware
 
 from minigpt4.common.config import Config
-from minigpt4.common.device import peak_memory_mib
 from minigpt4.common.utils import is_url
 from minigpt4.conversation.conversation import Chat, Conversation
-from minigpt4.serving.session import Session, Turn, WarmSessions
+from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
+from minigpt4.serving.api import Api, said
+from minigpt4.serving.guard import Guard, Hosts
+from minigpt4.serving.limits import Streams
+from minigpt4.serving.session import Session, Sessions, Turn
+from minigpt4.serving.shown import about, messages
+from minigpt4.serving.uploads import Uploads
 
 FORGET_AFTER_S = 3600  # a session and its uploads, from its last answer
-RANDOM = -1  # seed
 FOLDER = Path(__file__).parent
 EXAMPLES = {  # image -> question; the images are held-out ones of the quickstart
     str(FOLDER / "examples/night_sky.png"): "Describe this image in detail.",
     str(FOLDER / "examples/grass.png"): "What is in this image?",
     str(FOLDER / "examples/brick_wall.png"): "How many objects are there?",
 }
+# how a tab of a browser calls itself, also after a refresh; no other tab knows it
+TAB = """() => sessionStorage.tab ||= crypto.getRandomValues(new Uint32Array(4)).join("-")"""
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of an event
-NOTHING = "nothing to answer: type a question"
+NOTHING = (gr.skip(), gr.skip(), gr.skip(), gr.skip())  # box, chatbot, line and session as they are
 
 
 class Page:
     """The web page. What was said lives in a Session here; no browser is asked about the past.
 
-    `template` is an empty Conversation, `settings` the first values of the controls.
+    `template` is an empty Conversation, `settings` are first values of the controls, where they differ.
     """
 
     def __init__(self, chat: Chat, template: Conversation, cfg: Config, settings: dict):
-        self.chat, self.template = chat, template
-        self.cfg, self.defaults = cfg, settings
-        self.warm = WarmSessions()
-        self.executor = ThreadPoolExecutor(1, "answers")  # one model, one answer at a time
+        self.answers, self.cfg = Answers(chat, template), cfg
+        self.defaults = {name: setting.first for name, setting in SETTINGS.items()} | settings
+        self.sessions = Sessions(age_s=FORGET_AFTER_S)
+        self.streams = Streams()
+        self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
 
     def launch(self, args: Namespace) -> None:
         """Serve until the program is interrupted; `args` are those of demo.py."""
         gr.set_static_paths(list(EXAMPLES))
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
-        self._build().queue(max_size=32, default_concurrency_limit=1).launch(  # 32 people may wait
+        # the theme's edges are too faint
+        edges = {"border_color_primary": "*neutral_300", "input_border_color": "*neutral_300", "block_border_width": "1px"}
+        hosts, blocks = Hosts(args.server_name), self._build()
+        guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
+        # the line is the page's own; gradio only has to hold as many as may stand in it
+        blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
+        share_url = blocks.launch(
             server_name=args.server_name,
             server_port=args.server_port,
             share=args.share,
             auth=tuple(args.auth.split(":", 1)) if args.auth else None,
+            app_kwargs={"middleware": [guard]},
             max_file_size="20mb",
-            max_threads=8,
+            max_threads=40,  # questions, waiting or answered, at the same time
+            state_session_capacity=1000,
             show_error=True,  # what gradio itself refuses is said too
+            enable_monitoring=False,
             footer_links=[],
             ssr_mode=False,
-            theme=gr.themes.Soft(**fonts),
+            theme=gr.themes.Soft(**fonts).set(**edges),
             css_paths=[FOLDER / "page.css"],
-        )
+            js=(FOLDER / "page.js").read_text(encoding="utf-8"),
+            prevent_thread_lock=True,
+        )[2]
+        hosts.add(share_url)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that uploads are removed
+        blocks.block_thread()
 
     def _build(self) -> gr.Blocks:
         with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
@@ -73,10 +94,11 @@ class Page:
                 render_markdown=False,
                 latex_delimiters=[],
                 examples=[{"text": question, "files": [path]} for path, question in EXAMPLES.items()],
-                placeholder="### Drop images into the box below, or begin with one of these",
+                placeholder="### Drop images anywhere, or begin with one of these",
             )
             self.box = gr.MultimodalTextbox(
                 show_label=False,
+                elem_id="box",
                 placeholder="Ask something; add images by the clip, by dropping or by pasting",
                 file_types=["image"],
                 file_count="multiple",
@@ -84,54 +106,58 @@ class Page:
                 stop_btn=False,
                 autofocus=True,
             )
-            _only_uploads(self.box)
-            with gr.Accordion("Settings", open=False):
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
                 self.controls = self._controls()
-            self.line = gr.Markdown(about(self.chat.model, self.cfg), elem_id="about")
-            self.session = gr.State(Session(), time_to_live=FORGET_AFTER_S, delete_callback=self.warm.forget)
-            self._connect()
+            self.line = gr.Markdown(about(self.answers.chat.model, self.cfg), elem_id="about")
+            forget_old = {"delete_callback": lambda _: self.sessions.forget_old()}
+            self.session = gr.State(Session(), time_to_live=FORGET_AFTER_S, **forget_old)
+            self.tab = gr.Textbox(visible=False)  # what page.js calls this tab of the browser
+            self._connect(blocks)
+            api = Api(self.answers, self.defaults, self.streams, self.folder)
+            gr.api(api.chat, api_name="chat", concurrency_limit=None)
+        for block in blocks.blocks.values():
+            _only_uploads(block)
         return blocks
 
     def _controls(self) -> dict:
         """Return the components of the settings by name; gradio holds them to their ranges."""
-        slider, whole = gr.Slider, {"step": 1, "precision": 0}
-        first = self.defaults["temperature"]
-        with gr.Row():
-            upper = {
-                "temperature": slider(0, 2, first, step=0.05, label="Temperature", info="0: always the same answer"),
-                "top_p": slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="1: any word"),
-                "top_k": slider(0, 200, 50, **whole, label="Top-k", info="0: any word"),
-                "num_beams": slider(1, 10, 1, **whole, label="Beams", info="1: word by word"),
-            }
-        with gr.Row():
-            seed = {"minimum": RANDOM, "maximum": 2**53, "precision": 0, "info": f"{RANDOM}: drawn anew"}
-            lower = {
-                "max_new_tokens": slider(1, 1000, 300, **whole, label="Longest answer", info="tokens"),
-                "repetition_penalty": slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none"),
-                "seed": gr.Number(RANDOM, label="Seed", **seed),
-            }
-        return upper | lower
+        controls = {}
+        for names in (["temperature", "top_p", "top_k", "num_beams"], ["max_new_tokens", "repetition_penalty", "seed"]):
+            with gr.Row():
+                for name in names:
+                    least, most, _, step, label, info = SETTINGS[name]
+                    shown = {"label": label, "info": info, "precision": 0 if step == 1 else None, "min_width": 120}
+                    bounds = {"minimum": least, "maximum": most, "value": self.defaults[name]}
+                    kind = gr.Number if name == "seed" else gr.Slider
+                    controls[name] = kind(**bounds, step=step, **shown)
+        return controls
 
     # what it does: an event prepares a turn at once, then `_answer` waits for the model
 
-    def _connect(self) -> None:
+    def _connect(self, blocks: gr.Blocks) -> None:
         session, temperature = self.session, self.controls["temperature"]
         outputs = [self.box, self.chatbot, self.line, session]
-        quick, asking = {"queue": False, **PRIVATE}, {"queue": False, "show_progress": "hidden"}
+        quick = {"queue": False, **PRIVATE}
         prepared = [
-            self.box.submit(self._asked, [self.box, session], outputs, api_name="ask", **asking),
+            self.box.submit(self._asked, [self.box, session], outputs, api_name="ask", **quick),
             self.chatbot.retry(self._retried, [session, temperature], outputs, api_name="retry", **quick),
             self.chatbot.edit(self._edited, session, outputs, api_name="edit", **quick),
             self.chatbot.example_select(self._example, session, outputs, api_name="example", **quick),
         ]
-        answering = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
-        inputs = [session, *self.controls.values()]
+        inputs, answering = [session, *self.controls.values()], {"concurrency_limit": None, **PRIVATE}
         answers = [event.success(self._answer, inputs, outputs, api_name="answer", **answering) for event in prepared]
         for event in answers:
             event.failure(self._stopped, session, outputs, **quick)
         self.box.stop(self._stopped, session, outputs, cancels=answers, **PRIVATE)
         self.chatbot.undo(self._undone, session, outputs, cancels=answers, **PRIVATE)
         self.chatbot.clear(self._cleared, session, outputs, cancels=answers, **PRIVATE)
+        blocks.load(self._returned, self.tab, outputs, js=TAB, api_name="return", **quick)
+
+    async def _returned(self, tab: str, request: gr.Request) -> tuple:
+        """Show a tab of a browser, opened anew or refreshed, what was said in it."""
+        session = self.sessions.of((request.username, tab)) if tab else Session()
+        await _at_rest(session)
+        return gr.skip(), messages(session.turns), gr.skip(), session
 
     def _asked(self, message: dict | None, session: Session) -> tuple:
         message = message or {"text": "", "files": []}
@@ -155,43 +181,40 @@ class Page:
         return self._prepare(session, Turn(question, (path,)) if is_known else None)
 
     def _prepare(self, session: Session, turn: Turn | None) -> tuple:
-        """Return the updates that show `turn`, the next to be answered. Raises gr.Error for none."""
-        if turn is None or not turn.text.strip():
-            raise gr.Error(NOTHING, print_exception=False)
-        session.pending = turn
+        """Return the updates that show `turn`, the next to be answered; none where nothing was asked."""
+        session.pending = turn if turn and turn.text.strip() else None
+        if session.pending is None:
+            return NOTHING
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
         return busy, messages([*session.turns, turn]), gr.skip(), gr.skip()
 
-    async def _answer(self, session: Session, *controls: float) -> AsyncIterator[tuple]:
+    async def _answer(self, session: Session, request: gr.Request, *controls: float) -> AsyncIterator[tuple]:
         """Yield updates of box, chatbot, line and session while the pending turn is answered."""
         turn, session.pending = session.pending, None
         if turn is None:
-            raise gr.Error(NOTHING, print_exception=False)
-        self.warm.use(session)
-        stop, notices = threading.Event(), []
-        session.stop = stop
-        settings = dict(zip(self.controls, controls, strict=True))
-        settings |= {"seed": None if settings["seed"] == RANDOM else settings["seed"], "stop_event": stop}
-        # the thread writes into `turn`; the loop below looks how far it is
-        pieces, shown = session.stream(self.chat, self.template, turn, on_notice=notices.append, **settings), ""
+            yield NOTHING
+            return
+        shown = None
         try:
-            async for _ in in_thread(self.executor, lambda: deque(pieces, 0), stop):
-                while notices:
-                    gr.Warning(notices.pop(0))
-                is_news, shown = turn.answer != shown, turn.answer
-                # also without news: that is when gradio notices a closed tab
-                yield gr.skip(), messages(session.turns) if is_news else gr.skip(), gr.skip(), gr.skip()
+            settings = checked(dict(zip(self.controls, controls, strict=True)))
+            self.sessions.use(session)
+            listener = Listener(lambda: self.streams.is_open(request.session_hash))
+            async with aclosing(self.answers.write(session, turn, settings, listener, gr.Warning)) as steps:
+                async for before in steps:
+                    is_news, shown = (before, turn.answer) != shown, (before, turn.answer)
+                    turns = session.turns if turn in session.turns else [*session.turns, turn]
+                    waiting = f"{before} before you" if before else "…"
+                    # also without news: that is when gradio notices a closed tab
+                    yield gr.skip(), messages(turns, waiting) if is_news else gr.skip(), gr.skip(), gr.skip()
         except Exception as error:
             session.pending = turn
-            is_known = isinstance(error, (ValueError, OSError))
-            message = str(error) if is_known else f"{type(error).__name__}; the program's output says more"
-            raise gr.Error(message, print_exception=not is_known) from error
-        yield _ready(), messages(session.turns), about(self.chat.model, self.cfg), session
+            raise said(error) from error
+        yield _ready(), messages(session.turns), about(self.answers.chat.model, self.cfg), session
 
     async def _stopped(self, session: Session) -> tuple:
         await _at_rest(session)
         turn, session.pending = session.pending, None  # what has no answer goes back into the box
-        return _ready(turn), messages(session.turns), about(self.chat.model, self.cfg), session
+        return _ready(turn), messages(session.turns), about(self.answers.chat.model, self.cfg), session
 
     async def _undone(self, session: Session) -> tuple:
         await _at_rest(session)
@@ -201,23 +224,8 @@ class Page:
 
     async def _cleared(self, session: Session) -> tuple:
         await _at_rest(session)
-        self.warm.forget(session)
+        self.sessions.forget(session)
         return _ready(), [], gr.skip(), session
-
-
-async def in_thread(executor: Executor, work: Callable, stop: threading.Event) -> AsyncIterator[None]:
-    """Yield twenty times a second until `work()`, done by `executor`, ends; raise what it raised.
-
-    However this ends, `stop` is set: `work` is expected to look at it.
-    """
-    job = asyncio.get_running_loop().run_in_executor(executor, work)
-    try:
-        while not (await asyncio.wait({job}, timeout=0.05))[0]:
-            yield
-        job.result()
-    finally:
-        stop.set()
-        job.cancel()  # if it has not begun
 
 
 async def _at_rest(session: Session) -> None:
@@ -234,43 +242,13 @@ def _ready(turn: Turn | None = None) -> dict:
     return gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
 
 
-def _only_uploads(box: gr.MultimodalTextbox) -> None:
-    """Make gradio refuse addresses among the images; it would fetch them."""
-    keep = box.async_move_resource_to_block_cache
+def _only_uploads(block: gr.blocks.Block) -> None:
+    """Make gradio refuse addresses among what is sent to a component; it would fetch them."""
+    keep = block.async_move_resource_to_block_cache
 
     async def keep_file(path: str | None) -> str | None:
         if path is not None and is_url(path):
             raise gr.Error("images are uploaded; addresses are not fetched", print_exception=False)
         return await keep(path)
 
-    box.async_move_resource_to_block_cache = keep_file
-
-
-def about(model: nn.Module, config: Config) -> str:
-    """Return a line on the model that `config` made: sizes, device, number format, memory."""
-    llm, cfg = model.llama_model, config.model_cfg
-    kind = "int8" if cfg.low_resource else cfg.llm_quantization
-    held = str(model.compute_dtype).removeprefix("torch.") if kind == "none" else f"{kind} LLM"
-    parts = [
-        f"{cfg.arch}, {llm.config.model_type} of {llm.num_parameters() / 1e6:,.0f} M parameters",
-        Path(cfg.ckpt).name if cfg.ckpt else "no checkpoint",
-        f"{model.device}, {held}",
-        f"memory {peak_memory_mib(model.device) / 1024:.1f} GiB at most so far",
-    ]
-    return " · ".join(parts)
-
-
-def as_typed(text: str) -> str:
-    """Return HTML that shows `text` as it is: no tag works, so nothing can be loaded by it."""
-    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
-
-
-def messages(turns: list[Turn]) -> list[dict]:
-    """Return what a chatbot shows: two messages a turn; an answer without a word yet is left out."""
-    shown = []
-    for turn in turns:
-        images = [{"path": path} for path in turn.images]
-        shown.append({"role": "user", "content": [*images, as_typed(turn.text)]})
-        if turn.answer or turn is not turns[-1]:
-            shown.append({"role": "assistant", "content": as_typed(turn.answer) or "…"})
-    return shown
+    block.async_move_resource_to_block_cache = keep_file

@@ -1,10 +1,12 @@
 """One person's dialogue, its questions, images and answers. Nothing else changes it."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import Conversation
@@ -27,6 +29,7 @@ class Turn:
     images: tuple[str, ...] = ()  # paths
     embeds: list | None = None
     answer: str = ""
+    is_stopped: bool = False  # the answer ended early, by wish or because its reader left
 
     def __post_init__(self) -> None:
         self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON
@@ -64,7 +67,7 @@ class Session:
         `template` is an empty Conversation, `settings` are those of `Chat.stream_answer`. A turn that is refused
         (ValueError, OSError) or fails leaves the dialogue; one that is stopped stays with what was written.
         """
-        self.is_busy = True
+        self.is_busy, stop = True, settings.get("stop_event")
         try:
             turn.encode(chat)
             # the dialogue so far, then the question
@@ -79,12 +82,13 @@ class Session:
                 conv.append_image()
             chat.ask(turn.text, conv)
             pieces = chat.stream_answer(conv, embeds + turn.embeds, cache=self.cache, **settings)
-            turn.answer = ""
+            turn.answer, turn.is_stopped = "", False
             self.turns.append(turn)
             with closing(pieces):
                 for piece in pieces:
                     turn.answer += piece
                     yield piece
+            turn.is_stopped = stop is not None and stop.is_set()
         except Exception:
             self.turns = [told for told in self.turns if told is not turn]
             raise
@@ -103,19 +107,41 @@ class Session:
         self.cache = PrefixCache()
 
 
-class WarmSessions:
-    """Keeps keys and values of the last sessions only: at 7B and 2,000 tokens they are 1 GB each."""
+class Sessions:
+    """The dialogues of the page, the latest used last. A browser's tab finds its own again by a key.
 
-    def __init__(self, most: int = 4):
-        self.most, self._sessions = most, []
+    Keys and values are kept for the last `warm` only: at 7B and 2,000 tokens they are 1 GB each. More than
+    `most` dialogues are not kept at all, nor older ones than `age_s` from their last answer.
+    """
+
+    def __init__(self, warm: int = 4, most: int = 200, age_s: float = 3600):
+        self.warm, self.most, self.age_s = warm, most, age_s
+        self._used = {}  # session -> when
+        self._by_key = WeakValueDictionary()
+
+    def of(self, key: tuple) -> Session:
+        """Return the session of a key, a new one if there is none."""
+        session = self._by_key.get(key) or Session()
+        self._by_key[key] = session
+        return session
 
     def use(self, session: Session) -> None:
-        """Count `session` as the latest; the one that falls out loses its cache, and is slower."""
-        self._sessions = [other for other in self._sessions if other is not session] + [session]
-        if len(self._sessions) > self.most:
-            self._sessions.pop(0).cache = PrefixCache()
+        """Count `session` as the latest; one that is no longer warm loses its cache, and is slower."""
+        self._used.pop(session, None)
+        self._used[session] = time.monotonic()
+        for other in list(self._used)[: -self.warm]:
+            other.cache = PrefixCache()
+        self.forget_old()
 
     def forget(self, session: Session) -> None:
-        """Free what a session that has ended holds."""
+        """Free what a session holds."""
         session.clear()
-        self._sessions = [other for other in self._sessions if other is not session]
+        self._used.pop(session, None)
+
+    def forget_old(self) -> None:
+        """Forget what nobody has used for long, and the oldest of too many."""
+        oldest = time.monotonic() - self.age_s
+        too_many = list(self._used)[: -self.most]
+        too_old = [session for session, used in self._used.items() if used < oldest]
+        for session in {*too_many, *too_old}:
+            self.forget(session)

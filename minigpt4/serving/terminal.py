@@ -79,8 +79,8 @@ class Terminal:
 
     def take(self, message: str) -> None:
         """Do what a command says, answer anything else. Raises ValueError, OSError, RuntimeError."""
-        line, _, others = message.partition("\n")
-        name, _, rest = line.partition(" ")
+        line, others = message.partition("\n")[::2]
+        name, rest = line.partition(" ")[::2]
         if name in self.commands:
             self.commands[name](rest.strip())
             if others:  # pasted together
@@ -174,8 +174,8 @@ def _edit_lines(commands: list[str]) -> None:
 
     def complete(line: str, number: int) -> str | None:
         """Return the number-th way to go on with the line, None behind the last."""
-        command, space, path = line.partition(" ")
-        if not space:
+        command, path = line.partition(" ")[::2]
+        if " " not in line:
             found = [f"{name} " for name in commands if name.startswith(line)] if line.startswith("/") else []
         else:
             names = sorted(glob.glob(glob.escape(os.path.expanduser(path)) + "*"))

@@ -1,5 +1,6 @@
 """What the LLM reads and learns of a sample, token by token. It takes the tokenizer, no weights."""
 
+import logging
 import random
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
-from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows, end_problem
 
 # kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
 BEGIN = "begin"
@@ -37,7 +38,7 @@ class Token(NamedTuple):
 class TextPreview:
     """What a model of the section `model` makes of the texts of samples, by the function that training calls.
 
-    Raises ValueError or OSError where prompts cannot be read.
+    Raises ValueError or OSError where prompts cannot be read. Warns of an end symbol that would not be learnt.
     """
 
     def __init__(self, cfg: TextSettings, tokenizer, num_image_tokens: int):
@@ -45,6 +46,8 @@ class TextPreview:
         self.num_image_tokens = num_image_tokens
         self.prompts = read_prompts(cfg.prompt_path, cfg.prompt_template) if cfg.prompt_path else []
         self._encoder = PromptEncoder(tokenizer)
+        if problem := end_problem(cfg, self._encoder):
+            logging.warning(problem)
         self._special = set(tokenizer.all_special_ids)
         texts = {key: cfg[key] for key in ("prompt_template", "end_sym", "mask_eos_labels")}
         self._uncut = SimpleNamespace(**texts, max_txt_len=sys.maxsize)

@@ -20,13 +20,20 @@ def prompt_problems(path: str, template: str, where: str = "model") -> list[Prob
     """Return what is wrong with the prompt file, if there is one, and with the template."""
     key = f"{where}.prompt_path"
     if path and not expand_path(path).is_file():
-        return [Problem(key, f"no file at '{expand_path(path)}'; paths are relative to the current folder")]
+        return [
+            Problem(
+                key, f"no file at '{expand_path(path)}'; paths start from the current folder, or that of the YAML file"
+            )
+        ]
     if (path or template) and (count := template.count("{}")) != 1:
         expected = "expected exactly one, where the prompt goes"
         return [Problem(f"{where}.prompt_template", f"{template!r} has {count} {{}}; {expected}")]
     if not path:
         return []
-    lines = _lines(path)
+    try:
+        lines = _lines(path)
+    except UnicodeDecodeError as error:
+        return [Problem(key, f"'{path}' cannot be read ({error}); save it as UTF-8 text")]
     if not lines:
         return [Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")]
     found = [(number, _problem(template.replace("{}", line))) for number, line in lines]
@@ -46,5 +53,5 @@ def _problem(prompt: str) -> str | None:
 
 def _lines(path: str) -> list[tuple[int, str]]:
     """Return (number from 1, line) of the lines that have an image slot."""
-    text = expand_path(path).read_text(encoding="utf-8")
+    text = expand_path(path).read_text(encoding="utf-8-sig")
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if IMAGE_SLOT in line]

@@ -10,7 +10,7 @@ padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than t
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple, Protocol
 
 from minigpt4.text.encoder import PromptEncoder
@@ -156,8 +156,7 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
 
     What is left behind the prompt begins with an answer.
     """
-    # the pad token is the end token
-    unlearnt = {encoder.tokenizer.pad_token_id} if settings.mask_eos_labels else ()
+    unlearnt = _unlearnt(settings, encoder)
     ids = list(encoder.bos)
     labels = [IGNORED] * len(ids)
     is_target = [False] * len(ids)
@@ -175,6 +174,23 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
         end -= 1
     num_kept = ids[:end].count(IMAGE_ID) // num_image_tokens if images else 0
     return Row(ids[:end], labels[:end], num_prompt, images[:num_kept], len(ids) - end)
+
+
+def _unlearnt(settings: TextSettings, encoder: PromptEncoder) -> set[int]:
+    """Return the ids that are no target, wherever they stand: by `mask_eos_labels` the pad token, the end token."""
+    return {encoder.tokenizer.pad_token_id} if settings.mask_eos_labels else set()
+
+
+def end_problem(settings: TextSettings, encoder: PromptEncoder) -> str | None:
+    """Return what is wrong with an end symbol of which no token would be learnt; None if the model learns to stop."""
+    (end,) = encoder.encode_batch([[Text(settings.end_sym, is_structure=True)]])
+    ids = set(chain.from_iterable(piece for piece, _ in end))
+    if not ids or not ids <= _unlearnt(settings, encoder):
+        return None
+    return (
+        f"model.end_sym {settings.end_sym!r} is the end token, and would not be learnt: the model would never stop. "
+        "Set model.mask_eos_labels=False (True is 2023's way, for an end_sym of other tokens)"
+    )
 
 
 def split_batch(samples: dict, rows: Sequence[Row], max_tokens: int) -> list[tuple[dict, float]]:

@@ -125,7 +125,7 @@ def truncated(path):
 
 BAD_FILES = {
     "truncated": (truncated, "is damaged or no file of torch"),
-    "empty": (lambda path: path.write_bytes(b""), "is damaged or no file of torch"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty: the download went wrong"),
     "html": (lambda path: path.write_text("<!DOCTYPE html><html>404"), "is an HTML page, not weights"),
     "weights": (
         lambda path: torch.save({"llama_proj.weight": torch.ones(2)}, path),

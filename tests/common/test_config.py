@@ -8,7 +8,7 @@ import pytest
 from minigpt4.common.config import Config, ConfigError, Problem
 from minigpt4.common.config_report import is_in
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import missing_file
+from minigpt4.common.utils import weights_problem
 from minigpt4.datasets.builders import LaionBuilder
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
@@ -20,8 +20,9 @@ TRAIN = "vis_processor: {train: {name: blip2_image_train}}"
 @pytest.fixture
 def read(tmp_path):
     """Return a function that reads a YAML text, with a section `model` whose files are there."""
-    for name in ("config.json", "vit.pth", "blip2.pth"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("pytorch_model.bin", "vit.pth", "blip2.pth"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
     model = f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna, llama_model: {tmp_path}, "
     model += f"vit_ckpt: {tmp_path}/vit.pth, q_former_model: {tmp_path}/blip2.pth}}\n"
 
@@ -90,16 +91,17 @@ def test_what_a_class_of_the_users_own_says_in_strings_is_filed_by_key(read, mon
 
 
 def test_a_path_into_the_folder_that_was_renamed_says_its_new_name():
-    found = missing_file("minigpt4/embedded/weights/eva_vit.safetensors", "model.vit_ckpt")
+    found = weights_problem("minigpt4/embedded/weights/eva_vit.safetensors", "model.vit_ckpt")
     assert found == Problem(
         "model.vit_ckpt",
         "no file at 'minigpt4/embedded/weights/eva_vit.safetensors' (found nothing); "
         "the folder minigpt4/embedded is now minigpt4/quickstart",
     )
-    assert missing_file("minigpt4/quickstart/weights/none", "x").message.endswith(
+    assert weights_problem("minigpt4/quickstart/weights/none", "x").message.endswith(
         "give the path of the file or its URL"
     )
-    assert missing_file(__file__, "x") is None and missing_file("https://example.org/x.pth", "x") is None
+    weights = Path(__file__).resolve().parents[2] / "minigpt4/quickstart/weights/blip2.safetensors"
+    assert weights_problem(weights, "x") is None and weights_problem("https://example.org/x.pth", "x") is None
 
 
 def test_no_shipped_file_names_the_old_folder():

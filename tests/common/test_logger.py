@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 
 import pytest
 import torch
@@ -106,3 +107,22 @@ def test_durations_and_the_log_format(capsys):
         assert capsys.readouterr().err.rstrip().endswith("[INFO] Start training")
     finally:
         root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.parametrize("left", [1, 7, 40])
+def test_a_disk_that_is_full_within_a_line_costs_lines_and_one_warning(tmp_path, caplog, left):
+    run_log, stats = RunLog(tmp_path), {"train_loss": 0.25}
+    run_log.epoch({"train_loss": 0.5})
+    used, limits = (tmp_path / "log.txt").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (used + left, limits[1]))
+    try:
+        run_log.config({"name": "ä" * 40})
+        run_log.steps([{"step": 1, "loss": 0.5}] * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("training goes on without it") == 1
+    with open(tmp_path / "log.txt", "ab") as file:
+        file.write("ä".encode()[:1])  # another program's half character
+    assert not run_log.has_epoch(stats)
+    run_log.epoch(stats)
+    assert run_log.has_epoch(stats) and (tmp_path / "log.txt").read_bytes().endswith(b'\n{"train_loss": 0.25}\n')

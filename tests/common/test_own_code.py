@@ -107,7 +107,8 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     assert arch == Problem(
         "model.arch",
         "unknown model architecture 'own_model'; known: mini_gpt4. Add one in minigpt4/models/__init__.py, or in a "
-        "module of your own that the configuration names under imports: [my_package.my_module]",
+        "module of your own that the configuration names under imports: [my_package.my_module], as "
+        "docs/custom_data.md shows",
         "c.yaml line 3",
     )
     assert task.key == "run.task" and "imports: [" in task.message and seed.key == "run.sede"
@@ -171,7 +172,9 @@ def installed(folder):
     pytest.importorskip("setuptools", minversion="77")
     source, wheels, target = folder / "source", folder / "wheels", folder / "installed"
     shutil.copytree(ROOT / "minigpt4", source / "minigpt4", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "requirements.txt"):
+    for name in ("train_configs", "eval_configs", "prompts"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "setup.py", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(folder, [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(wheels), str(source)])
@@ -198,7 +201,7 @@ def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release,
         for folder in ("configs", "quickstart/weights"):
             shipped = [file for file in (ROOT / "minigpt4" / folder).rglob("*") if file.is_file()]
             assert shipped and {str(file.relative_to(ROOT)) for file in shipped} <= names
-        # train.py is no part of the package; a copy does not find the checkout's package beside it
+        # a copy of train.py does not find the checkout's package beside it
         program, home, env["PYTHONPATH"] = shutil.copy(program, tmp_path), elsewhere, str(target)
     (home / "own_project").mkdir()
     (home / "own_project/parts.py").write_text(OWN_CODE)

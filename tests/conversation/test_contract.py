@@ -1,21 +1,28 @@
 """Names and calls that other people's scripts rely on: the 2023 demo's and those of VLMEvalKit's MiniGPT-4 adapter."""
 
 import argparse
+import copy
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
 
+import minigpt4
 from minigpt4.conversation.chat import Sampling
 from minigpt4.conversation.conversation import (
+    CHATML,
     CONV_VISION,
+    VICUNA_V0,
     Chat,
     CONV_VISION_LLama2,
     CONV_VISION_minigptv2,
     CONV_VISION_Vicuna0,
+    Conversation,
+    SeparatorStyle,
     StoppingCriteriaSub,
 )
+from minigpt4.models.weights import trained_text
 from tests.golden import GOLDEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +83,65 @@ def test_vlmevalkit(golden_model, vis_processor, template, beams):
         text = chat.model.llama_tokenizer.decode(output_token, skip_special_tokens=True)
     wanted = chat.answer(chat_state.copy(), img_list, **{**kwargs, "do_sample": False})[0]
     assert text.split("###")[0].strip() == wanted
+
+
+def checkpoint(path, **content):
+    torch.save({"model": {}, **content}, path)
+    return path
+
+
+def test_a_checkpoint_knows_its_template(tmp_path):
+    """What ours and 2023's trainers saved; other programs' files say nothing, whatever they hold."""
+    chatml = {"prompt_template": CHATML.training, "end_sym": "<|im_end|>"}
+    other = {"prompt_template": "{}", "end_sym": "\n"}
+    known = CHATML.training, "<|im_end|>"
+    for number, (content, wanted) in enumerate(
+        [
+            ({"progress": {"identity": chatml}, "config": {"model": other}}, known),
+            ({"config": {"model": chatml}}, known),
+            ({"progress": {"identity": {"llm": {}}}, "config": {"model": chatml}}, known),
+            ({"config": {"model": {"prompt_template": ""}}}, None),
+            ({"config": {"model": {"prompt_template": None}}}, None),
+            ({"config": {"model": [1]}, "progress": "x"}, None),
+            ({"config": 3, "progress": [{"identity": chatml}]}, None),
+            ({}, None),
+        ]
+    ):
+        assert trained_text(checkpoint(tmp_path / f"{number}.pth", **content), "model.ckpt") == wanted, content
+
+
+def test_a_template_that_is_not_the_checkpoints_is_said_once(golden_model, vis_processor, caplog):
+    model = copy.copy(golden_model)
+    model.trained_text = VICUNA_V0.training, "###"
+    chat = Chat(model, vis_processor)
+
+    def warnings(conv):
+        caplog.clear()
+        conv = conv.copy()
+        chat.ask("What is it?", conv)
+        chat.answer(conv, [], max_new_tokens=2, temperature=0)
+        return [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+
+    own = Conversation(VICUNA_V0.system[:-3], ("Human", "Assistant"), [], 0, SeparatorStyle.SINGLE, "###")
+    for conv in (CONV_VISION, CONV_VISION_Vicuna0, own):
+        assert not warnings(conv)
+    for conv, words in ((CONV_VISION_LLama2, "'[INST] '"), (Conversation(CHATML), "'<|im_start|>user")):
+        (warning,) = warnings(conv)
+        assert words in warning and repr(VICUNA_V0.training) in warning and "minigpt4.load" in warning
+        assert not warnings(conv)  # once is enough
+    model.trained_text = "", "\n"  # of stage 1: no template at all
+    assert not warnings(CONV_VISION_minigptv2)
+
+
+def test_loading_compares_the_yaml_with_the_checkpoint(release, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    saved = torch.load(release.checkpoint)
+    saved["config"] = {"model": {"prompt_template": CHATML.training, "end_sym": "<|im_end|>"}}
+    torch.save(saved, tmp_path / "chatml.pth")
+    options = release.options(**{"model.low_resource": False, "model.ckpt": tmp_path / "chatml.pth"})[1:]
+    chat, conv = minigpt4.load(str(ROOT / "eval_configs/minigpt4_eval.yaml"), options, "cpu")
+    assert conv.template is VICUNA_V0 and chat.model.prompt_list == []
+    assert sum("was trained with" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_argument_order_and_defaults_of_2023():

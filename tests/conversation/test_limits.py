@@ -137,14 +137,23 @@ def test_the_callers_max_length_holds(chat, embeddings):
         ("max_length", 1),
         ("min_length", -5),
         ("seed", "x"),
+        ("seed", 2**63),
+        ("top_k", 2.5),
+        ("num_beams", 1.5),
+        ("max_new_tokens", float("inf")),
+        ("do_sample", "no"),
     ],
 )
 def test_settings_out_of_range(chat, field, value):
     conv, _ = asked(chat, "hello")
     before = conv.copy()
-    with pytest.raises(ValueError, match=f"^{field}: .*expected a"):
+    with pytest.raises(ValueError, match=f"^{field}: .*expected (a|True)"):
         chat.answer(conv, [], **{field: value})
     assert conv == before
+
+
+def test_whole_numbers_of_a_slider_are_taken():
+    assert Sampling(top_k=50.0, max_new_tokens=300.0) == Sampling() and type(Sampling(top_k=2.0).top_k) is int
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,8 @@ def test_a_conversation_described_as_in_2023():
     assert (conv.get_prompt(), conv.num_images) == (wanted.get_prompt(), 1)
     assert (conv.sep, conv.sep_style, conv.offset) == ("###", SeparatorStyle.SINGLE, 2)
     assert conv.template.is_like(VICUNA_V0) and conv.template.stop == VICUNA_V0.stop
+    assert conv.to_gradio_chatbot() == [["Why?", None]]
+    assert conv.dict()["messages"] == [list(row) for row in rows]
     conv.append_message("Human", "kept")  # the caller's own rows are not changed
     assert len(rows) == 4
 

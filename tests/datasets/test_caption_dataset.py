@@ -102,7 +102,8 @@ def test_annotations_are_checked_record_by_record(tmp_path, content, message):
 def test_records_may_bring_their_instruction(tmp_path):
     records = [{"image_id": "0", "caption": "Red.", "instruction": "Which colour?"}, {"image_id": "0", "caption": "A."}]
     dataset = folder_dataset(tmp_path, [0], records)
-    assert [dataset[n]["instruction"] for n in range(2)] == ["Which colour?", ""]
+    assert dataset[0]["turns"] == (("Which colour?", "Red."),)
+    assert dataset[1]["text_input"] == "A." and "turns" not in dataset[1]
     (tmp_path / "bad.json").write_text('{"annotations": [{"image_id": "0", "caption": "Red.", "instruction": 3}]}')
     with pytest.raises(ValueError, match="record 0: 'instruction' is 3; expected text"):
         read_annotations(tmp_path / "bad.json")

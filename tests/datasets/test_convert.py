@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.lock import locked
 from minigpt4.datasets.convert import convert, main, written_whole
 from tests.golden import GOLDEN
 
@@ -128,6 +129,15 @@ def test_an_interrupted_file_vanishes(tmp_path):
         file.write("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_converter_on_one_output_is_refused(tmp_path, capsys):
+    write_json(tmp_path / "list.json", entries(3))
+    with locked(tmp_path / "list.tsv"):
+        assert run_main(tmp_path) == 1
+    assert f"error: '{tmp_path}/list.tsv' is being written by process " in capsys.readouterr().err
+    assert run_main(tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "list.tsv"]
 
 
 def test_limit_takes_the_first_and_a_seed_draws(tmp_path):

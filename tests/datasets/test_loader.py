@@ -206,3 +206,10 @@ def test_a_trainer_killed_while_it_takes_a_batch_leaves_no_traceback_of_a_worker
             assert len(trainer.recv(words)) == words
     batches.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_more_workers_than_cpus_are_no_warning(tmp_path, recwarn):
+    batches = loader([stream(shard(tmp_path, "0", range(9)))], num_workers=os.cpu_count() + 1)
+    next(batches)
+    batches.close()
+    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]

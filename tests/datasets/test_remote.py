@@ -1,6 +1,7 @@
 """Files behind addresses: what comes late comes, what does not is an error in curl's words."""
 
 import shutil
+import time
 
 import pytest
 
@@ -52,3 +53,19 @@ def test_a_stream_that_is_left_ends_at_once(tmp_path):
         manager = remote.open_url(f"{address}/stalls/0.tar")
         assert manager.__enter__().read(100)
         manager.gen.close()  # as for a loader that is closed; the server would say nothing for two minutes
+
+
+def test_a_trickle_is_given_up_and_a_reader_who_takes_his_time_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "STALL_S", 1)
+    with web_server(tmp_path) as address:
+        with pytest.raises(OSError, match=r"too slow: \d+ bytes came in 1 s of waiting"):  # noqa: SIM117
+            with remote.open_url(f"{address}/trickle/0.tar") as stream:
+                stream.read()
+        with remote.open_url(f"{address}/good/0.tar") as stream:
+            first = stream.read(10)
+            time.sleep(1.5)
+            assert first + stream.read() == (tmp_path / "web.tar").read_bytes()
+
+
+def test_brackets_in_an_address_are_no_pattern_of_curl(read, tmp_path):
+    assert read("good/set[1-3]{a,b}") == (tmp_path / "web.tar").read_bytes()

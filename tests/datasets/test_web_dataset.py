@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import pickle
+import random
 import re
 import shutil
+import tarfile
 import threading
 from pathlib import Path
 
@@ -16,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from webdataset.filters import shuffle
 
+from minigpt4.datasets.datasets import web_dataset
 from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
 from minigpt4.datasets.datasets.dataloader_utils import collate
-from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
+from minigpt4.datasets.datasets.web_dataset import RawSample, WebCaptionDataset, expand_shards, shuffled
 from tests.datasets.shards import ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.survival.processes import bytes_read
 
@@ -72,7 +76,7 @@ def test_each_reason_has_its_count(tmp_path):
             "0": {"json": b'{"caption": "no image"}', "mp4": b"film"},
             "1": {"jpg": jpeg(1)},
             "2": {"jpg": jpeg(2), "json": b"{"},
-            "3": {"jpg": jpeg(3), "json": b'{"text": "other key"}'},
+            "3": {"jpg": jpeg(3), "json": b'{"width": 3}'},
             "4": {"jpg": jpeg(4), "json": b'{"caption": 7}'},
             "5": {"jpg": jpeg(5), "txt": b"\xff\xfe"},
             "6": {"png": bomb.getvalue(), "txt": b"70 million pixels"},
@@ -86,8 +90,9 @@ def test_each_reason_has_its_count(tmp_path):
     assert dataset.skips.report() == {
         "seen": 9,
         "no_image": 1,
-        "no_caption": 1,
-        "bad_caption": 4,
+        "no_caption": 2,
+        "bad_record": 1,
+        "bad_caption": 2,
         "bad_image": 1,
     }
 
@@ -286,12 +291,12 @@ def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(ei
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_usable_sample_among_the_first_thousand_ends_the_run(tmp_path, num_workers):
-    samples = {f"{number:06d}": {"txt": b"a caption", "gif": b"GIF"} for number in range(PROBATION + 5)}
+    samples = {f"{number:06d}": {"txt": b"a caption", "heic": b"HEIC"} for number in range(PROBATION + 5)}
     dataset = stream(write_tar(tmp_path / "0.tar", samples))
     with pytest.raises(DataError) as error:
         next(loader([dataset], num_workers=num_workers))
     assert str(error.value) == (
-        "laion: 1000 of the first 1000 samples had no 'jpg' + 'json' pair (first keys: gif, txt); "
+        "laion: 1000 of the first 1000 samples had no 'jpg' + 'json' pair (first keys: heic, txt); "
         "see dataset/README_1_STAGE.md"
     )
     assert error.value.__suppress_context__
@@ -339,3 +344,63 @@ def test_json_of_img2dataset_is_read(tmp_path):
     assert sample["text_input"] == "A Cat"
     assert sample["sample_id"] == "00000.tar/000000000"
     assert sample["image"].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("number", [0, 1, 99, 100, 150, 1000, 1001, 2500])
+def test_the_shuffle_is_that_of_webdataset(number):
+    raws = [RawSample("0.tar", str(key), {"jpg": b"1234"}, ("jpg",)) for key in range(number)]
+    expected = shuffle(1000, initial=100, rng=random.Random(5))(iter(raws))
+    assert list(shuffled(iter(raws), random.Random(5))) == list(expected)
+
+
+def test_the_shuffle_holds_no_more_bytes_than_it_may(monkeypatch):
+    monkeypatch.setattr(web_dataset, "SHUFFLE_BYTES", 100)
+    taken = []
+
+    def raws():
+        for key in range(300):
+            taken.append(key)
+            yield RawSample("0.tar", str(key), {"jpg": bytes(10)}, ("jpg",))
+
+    seen = []
+    for raw in shuffled(raws(), random.Random(5)):
+        seen.append(int(raw.key))
+        assert len(taken) - len(seen) <= 12
+    assert sorted(seen) == list(range(300)) and seen != sorted(seen)
+
+
+def test_what_names_with_dots_lose_is_counted_pair_by_pair(tmp_path):
+    samples = {f"{number:05d}": pair(1) for number in range(60)}
+    samples |= {f"{number:05d}.{part}": {part: pair(1)[part]} for number in range(60, 530) for part in ("jpg", "json")}
+    location = write_tar(tmp_path / "0.tar", samples)
+    with pytest.raises(DataError, match=r"9\d\.\d% of 1000 samples were unusable .* one name up to the last dot"):
+        list(itertools.islice(loader([stream(location)], batch_size=8), 400))
+
+
+def test_a_name_that_is_not_utf8_is_a_sample_like_others(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for extension, data in pair(0).items():
+            info = tarfile.TarInfo(f"caf\udce9.{extension}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    dataset = stream(str(tmp_path / "0.tar"), epochs=1)
+    dataset.set_split(is_val=False, val_fraction=1e-9)
+    assert one_pass(dataset) == ["0.tar/caf\\xe9"]
+
+
+def test_the_rest_of_a_damaged_shard_is_said(tmp_path, caplog):
+    shard(tmp_path, "bad", range(9))
+    content = bytearray((tmp_path / "bad.tar").read_bytes())
+    content[content.index(b"000005.jpg") + 2] ^= 1
+    (tmp_path / "bad.tar").write_bytes(content)
+    dataset = stream([str(tmp_path / "bad.tar"), shard(tmp_path, "good", range(3))], epochs=1)
+    assert len(one_pass(dataset)) == 4 + 3
+    assert dataset.skips.report() == {"seen": 8, "bad_shard": 1}
+    assert "bad checksum; 4 samples of it were read, what follows is lost" in caplog.text
+
+
+def test_a_fifo_in_place_of_a_shard_is_counted_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo.tar")
+    dataset = stream([str(tmp_path / "fifo.tar"), shard(tmp_path, "good", range(3))], epochs=1)
+    assert len(one_pass(dataset)) == 3
+    assert dataset.skips.report() == {"seen": 4, "bad_shard": 1}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate import evaluate, find_images, parse_args
+from minigpt4.evaluate import evaluate, find_images, parse_args
 from minigpt4.evaluation.answer_file import open_answers
 from tests.small_release import picture
 
@@ -144,7 +144,15 @@ def test_what_the_chat_would_refuse_is_refused_before_anything_is_loaded(ask, tm
 def test_every_image_is_found_once(tmp_path, monkeypatch):
     """Behind links, in folders with the name of an image, whatever way its path is written."""
     monkeypatch.chdir(tmp_path)
-    for place in ("all/a.PNG", "all/sub/b.gif", "all/c.jpg/d.bmp", "elsewhere/e.jpeg", "far/x/f.png", "g.png"):
+    for place in (
+        "all/a.PNG",
+        "all/sub/b.gif",
+        "all/c.jpg/d.bmp",
+        "elsewhere/e.jpeg",
+        "far/x/f.png",
+        "g.png",
+        "all/._a.png",
+    ):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")

@@ -86,6 +86,21 @@ BAD_FILES = {
         [1, 2],
         " is no file of weights (a list); expected names and tensors",
     ),
+    "ViT, a sparse tensor": (
+        "vit_ckpt",
+        {**VIT, "cls_token": torch.zeros(1, 1, DIM).to_sparse()},
+        " is no file of weights ('cls_token' in it is a Tensor); expected names and tensors",
+    ),
+    "ViT, a tensor without a name": (
+        "vit_ckpt",
+        {**VIT, 3: torch.zeros(2)},
+        " is no file of weights ('3' in it is a Tensor); expected names and tensors",
+    ),
+    "checkpoint of another type of number": (
+        "ckpt",
+        {"model": {name: tensor.to(torch.complex64) for name, tensor in CHECKPOINT.items()}},
+        " is no file of weights ('llama_proj.bias' in it is a Tensor)",
+    ),
     "ViT, a training checkpoint": (
         "vit_ckpt",
         {"model": CHECKPOINT, "epoch": 3},
@@ -188,6 +203,16 @@ def test_listed_excess_is_reported_once(tmp_path, caplog):
 
 
 SIDECARS = {
+    "300,000 layers": (
+        '{"embed_dim": 1, "depth": 300000, "num_heads": 1, "mlp_dim": 1, "patch_size": 1}',
+        "depth 300,000",
+    ),
+    "an absurd width": (
+        '{"embed_dim": 1000000000, "depth": 1, "num_heads": 1, "mlp_dim": 1, "patch_size": 1}',
+        "embed_dim 1,000,000,000",
+    ),
+    "deep": ("[" * 60_000, "maximum recursion depth"),
+    "300,000 entries": ("{" + ", ".join(f'"{n}": 1' for n in range(300_000)) + "}", "3,"),
     "not JSON": ("{", "Expecting property name"),
     "a field missing": ('{"embed_dim": 44}', "'depth'"),
     "an unknown field": (
@@ -249,3 +274,65 @@ def test_changing_a_mapped_tensor_leaves_the_file_alone(suffix, tmp_path):
     tensors = weights.read_tensors(path, "model.ckpt")
     tensors["llama_proj.weight"].fill_(3)
     assert path.read_bytes() == before
+
+
+def trained_with(path, **identity):
+    """Write a checkpoint that says what it was trained with."""
+    torch.save({"model": CHECKPOINT, "progress": {"identity": identity}}, path)
+    return str(path)
+
+
+def test_a_checkpoint_knows_the_frozen_files_it_was_trained_with(tmp_path, caplog):
+    mine = golden_model(tmp_path).identity()
+    assert {key: list(found) for key, found in mine["vision"].items()} == {
+        "vit_ckpt": ["name", "fingerprint"],
+        "q_former_model": ["name", "fingerprint"],
+    }
+    save_file({name: 0.9 * tensor for name, tensor in VIT.items()}, tmp_path / "tuned.safetensors")
+    (tmp_path / "tuned.json").write_text((tmp_path / "eva_vit.json").read_text())
+    tuned, ckpt = str(tmp_path / "tuned.safetensors"), trained_with(tmp_path / "ours.pth", **mine)
+    golden_model(tmp_path, ckpt=ckpt)
+    assert "was trained with" not in caplog.text
+    model = golden_model(tmp_path, ckpt=ckpt, vit_ckpt=tuned)
+    fingerprint = mine["vision"]["vit_ckpt"]["fingerprint"]
+    words = (
+        f"'{ckpt}' was trained with another vit_ckpt file (name eva_vit.safetensors, fingerprint {fingerprint}) than"
+    )
+    assert f"{words} model.vit_ckpt (name tuned.safetensors, fingerprint " in caplog.text
+    assert caplog.text.count("was trained with another") == 1
+    assert mine["vision"]["q_former_model"] == model.identity()["vision"]["q_former_model"]
+    # a ViT that trains is in the checkpoint: the file that it began with no longer matters
+    trains = golden_model(tmp_path, ckpt=ckpt, vit_ckpt=tuned, freeze_vit=False)
+    assert list(trains.identity()["vision"]) == ["q_former_model"]
+    assert caplog.text.count("was trained with another") == 1
+
+
+@pytest.mark.parametrize("progress", [[1], {"identity": 3}, {"identity": {"llm": "x", "vision": [2]}}, {}, None])
+def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(progress, tmp_path, caplog):
+    torch.save({"model": CHECKPOINT, "progress": progress}, tmp_path / "other.pth")
+    golden_model(tmp_path, ckpt=str(tmp_path / "other.pth"))
+    assert "was trained with" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["vit_ckpt", "q_former_model", "ckpt"])
+def test_one_flipped_bit_is_found_in_any_source(key, tmp_path):
+    """By the checksums of a .pth, by its size in a file without, which a bit of an exponent makes absurd."""
+    cfg, tensors = golden_config(tmp_path), {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key]
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.dtype == torch.float32)
+    flat = tensors[name].clone().flatten()
+    index = int(flat.abs().argmin() if flat.abs().min() else flat.abs().argmax())
+    flat.view(torch.int32)[index] ^= 1 << 30
+    assert flat[index].isfinite() and abs(flat[index]) > 1e8
+    save_file({**tensors, name: flat.view_as(tensors[name])}, tmp_path / "flipped.safetensors")
+    whole = tmp_path / "whole.pth"
+    torch.save(tensors, whole)
+    content = whole.read_bytes()
+    where = content.index(tensors[name].numpy().tobytes()[:64]) + 5
+    (tmp_path / "flipped.pth").write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+    for stem, sidecar in (("eva_vit", "vit_ckpt"), ("blip2", "q_former_model")):
+        if sidecar == key:
+            (tmp_path / "flipped.json").write_text((tmp_path / f"{stem}.json").read_text())
+    for suffix, message in ((".safetensors", r"holds numbers above 1e\+08"), (".pth", "is damaged .*another checksum")):
+        cfg[key] = str(tmp_path / f"flipped{suffix}")
+        with pytest.raises(CheckpointError, match=rf"^model.{key}: '{cfg[key]}' {message}"):
+            MiniGPT4.from_config(cfg)

@@ -11,7 +11,7 @@ from tests.training import ROOT, torchrun
 PROBE = """
 import hashlib, json, sys
 sys.path.insert(0, {root!r})
-import train
+from minigpt4 import train
 from minigpt4.common.cli import run_program
 from minigpt4.common.dist_utils import get_rank
 from minigpt4.tasks import BaseTask

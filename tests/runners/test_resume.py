@@ -259,6 +259,17 @@ def test_what_the_vision_tower_gives_by_now_is_no_other_setting(cut_run):
     ]
 
 
+def test_other_frozen_weights_are_another_setting_their_names_are_not(cut_run):
+    saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
+    cut_run.model.identity = lambda: {"vision": {"vit_ckpt": {"name": "moved.pth", "fingerprint": "1a"}}}
+    assert Progress.of_checkpoint(saved).differences(cut_run) == []  # one of before they were noted
+    for theirs in ("1a", "2b"):
+        saved["progress"]["identity"] = {"vision": {"vit_ckpt": {"name": "eva.pth", "fingerprint": theirs}}}
+        lines = Progress.of_checkpoint(saved).differences(cut_run)
+        words = ["model.vision.vit_ckpt.fingerprint: '1a', the checkpoint has '2b'"]
+        assert lines == words * (theirs == "2b")
+
+
 def test_a_checkpoint_of_the_five_keys_of_2023_is_gone_on_with_after_its_epoch(tmp_path, storages, cut_run):
     state = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
     old = {key: state[key] for key in ("model", "optimizer", "config", "scaler")} | {"epoch": 0}

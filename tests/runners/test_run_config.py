@@ -1,5 +1,6 @@
 """Settings of a run and how its process was started: what is wrong with them, and what they lead to."""
 
+import os
 import re
 
 import pytest
@@ -74,7 +75,6 @@ def test_launchers(tmp_path):
     assert launched_processes(run_cfg, {}) == (0, 1, None)
     assert launched_processes(run_cfg, torchrun) == (3, 4, 1)
     assert launched_processes(run_cfg, {"SLURM_PROCID": "0"}) == (0, 1, None)
-    assert launched_processes(run_cfg, {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"})[:2] == (2, 8)
     assert launch_problems(run_cfg, "run", torchrun) == []
     assert (
         "env:// needs MASTER_ADDR and MASTER_PORT"
@@ -83,6 +83,91 @@ def test_launchers(tmp_path):
     run_cfg.distributed = False
     (problem,) = launch_problems(run_cfg, "run", torchrun)
     assert str(problem).startswith("run.distributed: False, but 4 processes were started")
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+PLACE = {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
+STARTED = {
+    "nothing": ({}, (0, 1, None)),
+    "a job's script, of four tasks": (JOB, (0, 1, None)),
+    "srun in it": (JOB | {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4, 0)),
+    "srun of one task": (JOB | {"SLURM_STEP_NUM_TASKS": "1"}, (0, 1, None)),
+    "torchrun in it": (JOB | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, (1, 2, 1)),
+    "torchrun, one process": (PLACE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, (0, 1, 0)),
+    "one process, exported by hand": ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, None)),
+    "empty": ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "SLURM_PROCID": ""}, (0, 1, None)),
+    "empty in a job": (JOB | {"RANK": "", "WORLD_SIZE": ""}, (0, 1, None)),
+    "an empty local rank": (PLACE | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, (1, 2, 0)),
+    "half": ({"WORLD_SIZE": "8"}, (0, 1, None)),
+    "mpirun": (
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+        (1, 2, 1),
+    ),
+    "mpiexec, one process": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, None)),
+}
+
+
+@pytest.mark.parametrize("environ, expected", STARTED.values(), ids=STARTED)
+def test_who_started_this_process(environ, expected, tmp_path):
+    assert launched_processes(settings(tmp_path).run_cfg, environ) == expected
+
+
+ASKS = "run.dist_url: env:// needs MASTER_ADDR and MASTER_PORT in the environment, for the 2 processes started by "
+UNSET = "To start one process alone, unset these variables"
+REFUSED = {
+    "srun": ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS);"),
+    "mpirun": ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "mpirun (OMPI_COMM_WORLD_RANK, OMPI_"),
+    "empty place": ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""}, "torchrun (RANK, WORLD_"),
+    "no number": (
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        f"run.distributed: RANK: 'x' in the environment is no number. {UNSET}",
+    ),
+    "negative": (
+        {"RANK": "0", "WORLD_SIZE": "-2"},
+        "run.distributed: WORLD_SIZE: '-2' in the environment is no number.",
+    ),
+    "too large": (
+        PLACE | {"RANK": "2", "WORLD_SIZE": "2"},
+        f"run.distributed: rank 2 of 2 processes by torchrun (RANK, WORLD_SIZE); ranks begin with 0. {UNSET}",
+    ),
+    "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "run.distributed: rank 0 of 0 processes by torchrun"),
+}
+
+
+@pytest.mark.parametrize("environ, message", REFUSED.values(), ids=REFUSED)
+def test_a_start_that_cannot_work_names_the_variables(environ, message, tmp_path, monkeypatch):
+    (problem,) = launch_problems(settings(tmp_path).run_cfg, "run", environ)
+    assert str(problem).startswith(message if message.startswith("run.") else ASKS + message)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert list(map(str, RunnerBase.preflight(settings(tmp_path).run_cfg, "run"))) == [str(problem)]
+
+
+@pytest.mark.parametrize(
+    "path, found",
+    [
+        ("file", "'{tmp}/file' is no folder; give one, which is made if it is not there"),
+        ("file/below", "'{tmp}/file' is no folder; give one, which is made if it is not there"),
+        ("broken link", "'{tmp}/broken link' is no folder; give one, which is made if it is not there"),
+        ("x" * 300, "is no name of a folder ([Errno 36] File name too long: "),
+        ("a\0b", "is no name of a folder ("),
+    ],
+)
+def test_an_output_folder_that_cannot_be_made_is_found_before(path, found, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "broken link").symlink_to(tmp_path / "absent")
+    (problem,) = RunnerBase.preflight(settings(tmp_path / path).run_cfg, "run")
+    assert problem.key == "run.output_dir" and found.format(tmp=tmp_path) in problem.message
+    assert RunnerBase.preflight(settings(tmp_path / "new/folder").run_cfg, "run") == []
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_that_may_not_be_written_is_found_before(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (problem,) = RunnerBase.preflight(settings(tmp_path / "locked/out").run_cfg, "run")
+    assert problem.message.startswith(f"'{tmp_path}/locked' is not writable for user ")
 
 
 def test_no_two_ranks_and_seeds_share_their_numbers():

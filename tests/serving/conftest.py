@@ -24,6 +24,7 @@ def server(roomy, tmp_path_factory):
     server.fill_pool()
     yield server
     server.close()
+    assert list((roomy.root / "gradio").iterdir()) == []  # no upload is left
 
 
 @pytest.fixture

@@ -145,10 +145,12 @@ class Visitor:
 
 
 def shown(messages):
-    return [
-        (message["role"], "".join(unescape(part.get("text", "[image]")) for part in message["content"]))
-        for message in messages
-    ]
+    return [(message["role"], "".join(map(_text_of, message["content"]))) for message in messages]
+
+
+def _text_of(part):
+    """Return what a browser shows of HTML; of an image, its place."""
+    return unescape(re.sub(r"<[^>]*>", "", part["text"])).strip() if "text" in part else "[image]"
 
 
 def is_idle(server, seconds=0.5):

@@ -83,10 +83,12 @@ def raw(function, *data, event=None):
     return lambda visitor: visitor.call(function, *data, event=event)
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
 # what is tried -> what the answer says
 REFUSED = {
-    "no text": (lambda visitor: visitor.ask(""), "type a question"),
-    "blank text": (lambda visitor: visitor.ask(" \n\t "), "type a question"),
     "a million characters": (lambda visitor: visitor.chat("a " * 500_000), "1,000,000 characters; at most 32,768"),
     "more than the context": (lambda visitor: visitor.chat("dog " * 8_000), "shorten the question"),
     "svg": (upload("a.svg", SVG), "a.svg"),
@@ -115,11 +117,17 @@ REFUSED = {
     "an address beside the path": (claim("x.png", url="http://127.0.0.1:80/x.png"), "not uploaded"),
     "temperature below 0": (setting(temperature=-1), "less than minimum"),
     "temperature of 1e9": (setting(temperature=1e9), "greater than maximum"),
-    "temperature not a number": (setting(temperature=float("nan")), "temperature: nan"),
+    "temperature not a number": (setting(temperature=float("nan")), "temperature: 'nan'; expected a number"),
     "temperature infinite": (setting(temperature=float("inf")), "greater than maximum"),
     "temperature a word": (setting(temperature="hot"), "."),
     "temperature absent": (setting(temperature=None), "."),
     "temperature a list": (setting(temperature=[1, 2]), "."),
+    "temperature nested": (setting(temperature={"temperature": [{"value": [1]}]}), "."),
+    "temperature a file": (setting(temperature=file_of("/etc/passwd")), "not uploaded"),
+    "temperature an address": (setting(temperature=file_of("http://127.0.0.1:80/x")), "addresses are not fetched"),
+    "a message nested too deep": (raw("ask", nested(100), None), "nested more than 32 deep"),
+    "settings nested too deep": (setting(top_k=nested(100)), "nested more than 32 deep"),
+    "a message of 3 MB": (lambda visitor: visitor.chat("a " * 1_500_000), "413 more than 2,097,152 bytes"),
     "a thousand million tokens": (setting(max_new_tokens=1e9), "greater than maximum"),
     "a thousand beams": (setting(num_beams=1000), "greater than maximum"),
     "top-p of 0": (setting(top_p=0), "less than minimum"),
@@ -132,15 +140,28 @@ REFUSED = {
     "text a number": (raw("ask", {"text": 5, "files": []}, None), "."),
     "files a word": (raw("ask", {"text": "hi", "files": "/etc/passwd"}, None), "."),
     "too few values": (raw("answer", None), "."),
-    "nothing was asked": (raw("answer", None, *CONTROLS.values()), "nothing to answer"),
-    "again without a question": (raw("retry", None, 1), "nothing to answer"),
-    "edit what is not there": (raw("edit", None, event={"index": 7, "value": "x", "previous_value": ""}), "nothing"),
-    "edit before the first": (raw("edit", None, event={"index": -4, "value": "x", "previous_value": ""}), "nothing"),
-    "edit by a word": (raw("edit", None, event={"index": "x", "value": "x", "previous_value": ""}), "nothing"),
     "edit by nothing": (raw("edit", None, event={}), "."),
-    "an example that is not there": (raw("example", None, event={"index": 10**9, "value": "x"}), "nothing"),
-    "an example by path": (raw("example", None, event={"index": [0], "value": {"files": ["/etc/passwd"]}}), "nothing"),
 }
+
+
+# where nothing was asked nothing happens, and nothing is said
+NOTHING = {
+    "no text": lambda visitor: visitor.ask(""),
+    "blank text": lambda visitor: visitor.ask(" \n\t "),
+    "nothing was asked": raw("answer", None, *CONTROLS.values()),
+    "again without a question": raw("retry", None, 1),
+    "edit what is not there": raw("edit", None, event={"index": 7, "value": "x", "previous_value": ""}),
+    "edit before the first": raw("edit", None, event={"index": -4, "value": "x", "previous_value": ""}),
+    "edit by a word": raw("edit", None, event={"index": "x", "value": "x", "previous_value": ""}),
+    "an example that is not there": raw("example", None, event={"index": 10**9, "value": "x"}),
+    "an example by path": raw("example", None, event={"index": [0], "value": {"files": ["/etc/passwd"]}}),
+}
+
+
+@pytest.mark.parametrize("attempt", NOTHING.values(), ids=NOTHING)
+def test_nothing_happens_and_the_next_turn_works(visitor, attempt):
+    assert attempt(visitor)[:3] == [{"__type__": "update"}] * 3
+    assert len(visitor.chat("hello")) == 2
 
 
 @pytest.mark.parametrize(("attempt", "says"), REFUSED.values(), ids=REFUSED)

@@ -1,6 +1,7 @@
 """What the page and the terminal do with a dialogue, without either: answers are those of a fresh conversation."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections import deque
@@ -10,8 +11,8 @@ from contextlib import aclosing
 import pytest
 
 from minigpt4.conversation.conversation import CONV_VISION
-from minigpt4.serving.page import in_thread
-from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES, Session, Turn, WarmSessions
+from minigpt4.serving.answers import in_thread
+from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES, Session, Sessions, Turn
 from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
 from tests.small_release import picture
 
@@ -83,14 +84,29 @@ def test_an_image_without_words_is_described_and_text_is_made_fit(images):
     assert Turn("a\ud800b").text == "a?b"
 
 
-def test_warm_sessions_keep_only_the_latest_caches():
-    warm, sessions = WarmSessions(2), [Session() for _ in range(3)]
+def test_only_the_latest_sessions_stay_warm_and_old_ones_are_forgotten():
+    kept, sessions = Sessions(warm=2, most=3), [Session(turns=[Turn("x")]) for _ in range(4)]
     caches = [session.cache for session in sessions]
     for session in (sessions[0], sessions[1], sessions[0], sessions[2]):
-        warm.use(session)
-    assert [session.cache is cache for session, cache in zip(sessions, caches, strict=True)] == [True, False, True]
-    warm.forget(sessions[0])
-    assert sessions[0].cache is not caches[0] and len(warm._sessions) == 1
+        kept.use(session)
+    assert [session.cache is cache for session, cache in zip(sessions, caches, strict=True)][:3] == [True, False, True]
+    kept.use(sessions[3])  # the fourth of three at most
+    assert [len(session.turns) for session in sessions] == [1, 0, 1, 1]
+    kept.age_s = 0
+    kept.forget_old()
+    assert not any(session.turns for session in sessions)
+
+
+def test_a_tab_finds_its_session_again_while_it_is_kept():
+    kept = Sessions(most=1)
+    one = kept.of(("", "tab 1"))
+    kept.use(one)
+    assert kept.of(("", "tab 1")) is one
+    assert kept.of(("", "tab 2")) is not one and kept.of(("somebody else", "tab 1")) is not one
+    kept.use(kept.of(("", "tab 3")))
+    del one
+    gc.collect()
+    assert list(kept._by_key) == [("", "tab 3")]
 
 
 def test_a_stopped_answer_ends_within_one_token(chat):  # noqa: F811
@@ -118,5 +134,5 @@ def test_a_stopped_answer_ends_within_one_token(chat):  # noqa: F811
     executor.submit(int).result(timeout=5)  # the thread is free
     assert 3 <= len(begun) < 8, len(begun)
     assert sum(moment > left for moment in begun) <= 1
-    assert not session.is_busy and session.turns[0].answer
+    assert not session.is_busy and session.turns[0].answer and session.turns[0].is_stopped
     executor.shutdown()

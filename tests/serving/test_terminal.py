@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from demo import parse_args
 from minigpt4.conversation.conversation import CONV_VISION
+from minigpt4.demo import parse_args
 from minigpt4.serving.terminal import Terminal
 from tests.conversation.conftest import chat, golden_model, vis_processor  # noqa: F401
 from tests.serving.server import ROOT, command

@@ -26,10 +26,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if kind == "trickle":
+            return self.trickle(body)
         self.wfile.write(body[: len(body) // 2] if kind in ("cut", "stalls") else body)
         self.wfile.flush()
         if kind == "stalls":
             time.sleep(self.server.patience_s)
+
+    def trickle(self, body: bytes) -> None:
+        """Send two bytes at a time."""
+        for place in range(0, len(body), 2):
+            self.wfile.write(body[place : place + 2])
+            self.wfile.flush()
+            time.sleep(0.2)
 
     def log_message(self, *_) -> None:
         """Write no line for each request."""

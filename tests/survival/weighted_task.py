@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train
+from minigpt4 import train
 from minigpt4.common.cli import run_program
 from minigpt4.common.registry import registry
 from minigpt4.tasks import BaseTask

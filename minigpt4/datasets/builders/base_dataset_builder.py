@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt4.common.config import REQUIRED, Problem
+from minigpt4.common.config import REQUIRED, Problem, as_section
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.base_dataset import BaseDataset
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
@@ -17,6 +17,8 @@ SPLITS = ("train", "eval")
 @dataclass
 class BuildInfo:
     storage: Any = REQUIRED  # shards: a pattern or a list of patterns; cc_sbu_align: a folder
+
+    READ_PATHS = ("storage",)
 
 
 @dataclass
@@ -54,9 +56,9 @@ class BaseDatasetBuilder:
     name: str | None = None  # the registered name
 
     def __init__(self, cfg: Mapping, name: str | None = None):
-        """`name` is that of the section, and then of the dataset; by default the builder's own."""
-        self.config = cfg
+        """`cfg`: the section, of a Config or any mapping; `name`: its name and the dataset's, else the builder's."""
         self.name = name or self.name
+        self.config = as_section(cfg, self.Config, f"datasets.{self.name}")
         self.vis_processors, self.text_processors = {}, {}
 
     def build_datasets(self) -> dict[str, BaseDataset]:

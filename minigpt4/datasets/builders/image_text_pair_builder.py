@@ -3,49 +3,47 @@
 And `webdataset`: anybody's tar shards.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import expand_path, is_url
+from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, read_annotations
-from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset, expand_shards
-
-
-def missing_shards(shards: Sequence[str]) -> list[str]:
-    """Return those of a list of shards that are local and not there."""
-    return [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, check_images, read_annotations
+from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
+from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
+from minigpt4.processors import load_image, load_rgb
 
 
 class ShardsBuilder(BaseDatasetBuilder):
-    """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like /data/laion/{00000..10488}.tar."""
+    """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like
+    /data/laion/{00000..10488}.tar, or a folder of tars."""
+
+    load_image = staticmethod(load_image)
 
     def build_train_dataset(self, storage: Any) -> WebCaptionDataset:
-        return WebCaptionDataset(storage, self.vis_processors["train"], self.text_processors["train"], self.name)
+        vis, text = self.vis_processors["train"], self.text_processors["train"]
+        dataset = WebCaptionDataset(storage, vis, text, self.name)
+        dataset.load_image = self.load_image
+        return dataset
 
     @classmethod
     def check_data(cls, info: Mapping) -> None:
-        shards = expand_shards(info["storage"])
-        missing = missing_shards(shards)
-        first = f" (first missing: {missing[0]})" if missing else ""
-        if len(missing) == len(shards):  # also of none
-            raise ValueError(f"no file matches '{info['storage']}'{first}")
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(shards)} shards are missing{first}")
+        check_shards(expand_shards(info["storage"]), info["storage"])
 
 
 @registry.register_builder("laion")
 class LaionBuilder(ShardsBuilder):
     name = "laion"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/laion/defaults.yaml"}
+    load_image = staticmethod(load_rgb)
 
 
 @registry.register_builder("cc_sbu")
 class CCSBUBuilder(ShardsBuilder):
     name = "cc_sbu"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/cc_sbu/defaults.yaml"}
+    load_image = staticmethod(load_rgb)
 
 
 @registry.register_builder("webdataset")
@@ -89,4 +87,4 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
             problems.append(f"'{folder}' has no folder image/")
         if problems:
             raise ValueError(*problems)
-        read_annotations(folder / "filter_cap.json")
+        check_images(read_annotations(folder / "filter_cap.json"), folder / "image")

@@ -49,6 +49,8 @@ class ImageTextFolderBuilder(OwnDataBuilder):
 class AnnotationsInfo(BuildInfo):
     images: str | None = None  # folder that the images' paths start from; by default that of the annotation file
 
+    READ_PATHS = ("storage", "images")
+
 
 @dataclass
 class AnnotationsConfig(DatasetConfig):

@@ -10,13 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from minigpt4.common.image_files import find_file
+from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
+from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
 
-ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
-IMAGE_MARK = "<image>"  # where LLaVA's questions have the image; ours stands before the first question
+csv.field_size_limit(1 << 24)  # characters; Python's own limit, 131,072, would refuse the file
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
@@ -26,12 +29,13 @@ _EXPECTED = (
 class Record(NamedTuple):
     """One usable record. `where` names its file and line; `image` is relative to the image folder.
 
-    `text` is a caption, a tuple of (question, answer), or None for a caption in the .txt file.
+    `text` is a caption or a tuple of (question, answer). Where the caption is in the .txt file beside the image it is
+    the rest of the record, or None.
     """
 
     where: str
     image: str
-    text: str | tuple | None
+    text: str | tuple | dict | None
 
 
 class Fault(NamedTuple):
@@ -63,86 +67,64 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     return records
 
 
-def read_text(record: dict) -> str | tuple[tuple[str, str], ...]:
-    """Return the caption of a record, or its turns as a tuple of (question, answer).
-
-    An "instruction" beside a caption makes a conversation of one turn. Raises SkipSample.
-    """
-    if "conversations" in record:
-        return _turns(record["conversations"])
-    key = next((key for key in ("caption", "text") if key in record), None)
-    if key is None:
-        raise SkipSample("no_caption", f"'caption' is missing (keys: {', '.join(map(str, record)) or 'none'})")
-    caption, instruction = record[key], record.get("instruction", "")
-    for name, value in ((key, caption), ("instruction", instruction)):
-        if not isinstance(value, str):
-            raise SkipSample("bad_caption", f"{name} is {type(value).__name__}, not text")
-    if not caption.strip():
-        raise SkipSample("bad_caption", f"{key} is empty")
-    return ((instruction, caption),) if instruction.strip() else caption
-
-
-def _turns(messages: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
-        found = f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
-        raise SkipSample("bad_caption", f"'conversations' has {found}; expected questions and answers in turn")
-    values = [_message(message, number) for number, message in enumerate(messages)]
-    if (marks := "".join(values).count(IMAGE_MARK)) > 1:
-        raise SkipSample("bad_record", f"{marks} {IMAGE_MARK} in the conversation; a sample has one image")
-    questions = [value.replace(IMAGE_MARK, "").strip() for value in values[::2]]
-    if not all(questions) or not all(map(str.strip, values[1::2])):
-        raise SkipSample("bad_caption", "an empty question or answer in 'conversations'")
-    return tuple(zip(questions, values[1::2], strict=True))
-
-
-def _message(message: Any, number: int) -> str:
-    who, value = None, None
-    if isinstance(message, dict):
-        who, value = message.get("from"), message.get("value")
-    if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
-        expected = ("human", "gpt")[number % 2]
-        found = json.dumps(message, ensure_ascii=False)[:60]
-        wanted = f'{{"from": "{expected}", "value": text}}'
-        raise SkipSample("bad_caption", f"message {number} is {found}; expected {wanted}")
-    return value
-
-
 def _record(where: str, item: Any, folder: Path) -> Record | Fault:
     """Return the Record or Fault of one decoded item. Raises ValueError for a path that is refused."""
     try:
         if not isinstance(item, dict):
             raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
-        return Record(where, _image_path(item, where, folder), read_text(item))
+        image = _image_path(item, where, folder)
+        if not has_text(item) and find_file(folder, text_file(image)):
+            return Record(where, image, item)
+        return Record(where, image, read_text(item))
     except SkipSample as skipped:
         return Fault(where, skipped.reason, skipped.detail)
 
 
+def text_file(image: str) -> str:
+    """Return the name of the text that stands beside an image."""
+    return os.path.splitext(image)[0] + ".txt"
+
+
 def _image_path(item: dict, where: str, folder: Path) -> str:
-    """Return the path of a record's image relative to `folder`."""
-    image = item.get("image", item.get("file_name"))
+    """Return the path of a record's image relative to `folder`, as it is written."""
+    image = next((item[key] for key in ("image", "images", "file_name") if present(item, key) is not None), None)
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
-    if image is None or image == "":
-        keys = ", ".join(map(str, item)) or "none"
-        raise SkipSample("no_image", f"'image' is missing (keys: {keys})")
+    if image is None:
+        raise SkipSample("no_image", f"'image' is missing (keys: {', '.join(map(str, item)) or 'none'})")
     if not isinstance(image, str) or "\0" in image:
         raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one image")
+    image, shown = image.strip(), printable(image, 80)
     if "://" in image or image.startswith("data:"):
         raise ValueError(
-            f"{where}: '{image:.80}' is an address; nothing is fetched while training. Download the images and give "
+            f"{where}: '{shown}' is an address; nothing is fetched while training. Download the images and give "
             "their paths"
         )
-    if os.path.isabs(image) and Path(image).is_relative_to(folder.absolute()):
-        image = str(Path(image).relative_to(folder.absolute()))
-    if os.path.isabs(image) or ".." in re.split(r"[/\\]", image):
-        raise outside(where, image, folder)
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", image):
+        wanted = f"write paths that start from the image folder '{folder}'"
+        raise ValueError(f"{where}: '{shown}' is an absolute path of Windows; {wanted}")
+    if os.path.isabs(image):
+        image = _from_folder(image, folder)
+    if os.path.normpath(image.replace("\\", "/")).split("/")[0] == "..":
+        raise outside(where, shown, folder)
     return os.path.normpath(image)
+
+
+def _from_folder(image: str, folder: Path) -> str:
+    """Return an absolute path as one from `folder`; also where either is written through links."""
+    if Path(image).is_relative_to(folder.absolute()):
+        return str(Path(image).relative_to(folder.absolute()))
+    place, name = os.path.split(image)
+    return os.path.join(os.path.relpath(_real(place), _real(str(folder))), name)
+
+
+_real = lru_cache(os.path.realpath)  # of the few folders that very many paths begin with
 
 
 def outside(where: str, image: str, folder: Path) -> ValueError:
     """Return the ValueError for an image that does not lie below `folder`."""
     return ValueError(
-        f"{where}: '{image}' leads out of the image folder '{folder}'; give paths below it, or name a folder that "
-        "holds all images"
+        f"{where}: '{image}' leads out of the image folder '{folder}'; write paths without '..' that start from one "
+        "folder with all images, links out of it not followed, and name that folder"
     )
 
 
@@ -154,17 +136,21 @@ def _lines(file: TextIO, path: Path) -> Iterator:
         where = f"{path.name} line {number}"
         if line.strip():
             try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Fault(where, "bad_record", f"not valid JSON ({error})")
+                yield where, parse_json(line)
+            except SkipSample as skipped:
+                yield Fault(where, skipped.reason, skipped.detail)
 
 
 def _table(file: TextIO, path: Path) -> Iterator:
-    rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    for row in rows:
-        # a row of too few fields has None in the others, one of too many has them under None
-        fields = {key: value for key, value in row.items() if None not in (key, value)}
-        yield f"{path.name} line {rows.line_num}", fields
+    rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    columns = [name.strip() for name in next(rows, [])]
+    for row in filter(None, rows):
+        where = f"{path.name} line {rows.line_num}"
+        if any(map(str.strip, row[len(columns) :])):
+            detail = f"has {len(row)} fields, the first line {len(columns)}; put texts with commas into quotes"
+            yield Fault(where, "bad_record", detail)
+        else:
+            yield where, dict(zip(columns, row, strict=False))
 
 
 def _json(file: TextIO, path: Path) -> Iterable:

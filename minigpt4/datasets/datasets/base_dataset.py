@@ -16,6 +16,9 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from minigpt4.common.utils import printable
+from minigpt4.datasets.datasets.whereabouts import Whereabouts
+from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
@@ -30,6 +33,7 @@ class SkipSample(Exception):
     """One sample is unusable: `reason` is one of REASONS, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
+        detail = printable(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -47,7 +51,7 @@ def worker_place() -> tuple[int, int]:
 
 
 def _digest(text: str) -> "hashlib._Hash":
-    return hashlib.blake2b(text.encode(), digest_size=8)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)  # names need not be UTF-8
 
 
 @contextmanager
@@ -103,6 +107,7 @@ class SkipCounter:
         row = self.counts[worker_place()[0]]
         row[1 + REASONS.index(reason)] += 1
         # the first of each reason is logged, the last is kept for the error
+        where, detail = printable(where), printable(detail)
         self.first, self.last = self.first or detail, f"{where} {detail}"
         if row[1 + REASONS.index(reason)] == 1:
             message = "%s: skipped %s: %s (%s); more of these are only counted"
@@ -176,6 +181,7 @@ class BaseDataset:
     """
 
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
+    load_image = staticmethod(load_image)  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
 
     def __init__(self, vis_processor: Any, text_processor: Any = None, name: str = "dataset"):
         self.vis_processor, self.text_processor = vis_processor, text_processor
@@ -191,6 +197,7 @@ class BaseDataset:
         """Set the place in the run and start counting anew; before workers start."""
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
+        self.whereabouts = Whereabouts(num_workers)
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         """Make this the training or the validation split; once, before anything is read.

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
+from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
-from minigpt4.datasets.datasets.image_text_dataset import IMAGE_SUFFIXES, ImageTextDataset
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, file_below
+from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.processors import load_rgb
 
 
 def read_annotations(path: str | Path) -> list[dict]:
@@ -15,8 +19,8 @@ def read_annotations(path: str | Path) -> list[dict]:
     Raises ValueError that names the file and, from 0, the record in which something is wrong.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
@@ -34,7 +38,7 @@ def _checked(record: Any, where: str) -> dict:
         value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{where}: '{key}' is {value!r}; expected {expected}")
-    if not isinstance(record.get("instruction", ""), str):
+    if not isinstance(record.get("instruction"), (str, type(None))):
         raise ValueError(f"{where}: 'instruction' is {record['instruction']!r}; expected text")
     image_id = str(record["image_id"])
     path = PurePath(image_id)
@@ -43,14 +47,28 @@ def _checked(record: Any, where: str) -> dict:
     return record | {"image_id": image_id}
 
 
+def image_file(folder: Path, image_id: str) -> str | None:
+    """Return the path, from `folder`, of the image of an `image_id`, whatever its suffix; None without one."""
+    return next(filter(None, (find_file(folder, image_id + suffix) for suffix in IMAGE_SUFFIXES)), None)
+
+
+def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None:
+    """Raise ValueError if of some `most` images, evenly chosen, all are missing."""
+    chosen = records[:: max(1, len(records) // most)]
+    if not any(image_file(folder, record["image_id"]) for record in chosen):
+        first = printable(chosen[0]["image_id"])
+        raise ValueError(f"'{folder}' has no {first}.jpg, nor any other of {len(chosen)} that were looked for")
+
+
 class CaptionDataset(ImageTextDataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i of `read_annotations`.
 
-    `image_id` numbers the distinct images in the order of the records. Where any record has an
-    instruction of its own, all samples have "instruction", '' if none.
+    `image_id` numbers the distinct images in the order of the records. A record with an instruction of its own has
+    "turns".
     """
 
     guide = "dataset/README_2_STAGE.md"
+    load_image = staticmethod(load_rgb)
 
     def __init__(
         self,
@@ -65,14 +83,12 @@ class CaptionDataset(ImageTextDataset):
             annotation += read_annotations(path)
         for record in annotation:
             self.img_ids.setdefault(record["image_id"], len(self.img_ids))
-        self._has_instructions = any("instruction" in record for record in annotation)
         super().__init__(annotation, vis_root, vis_processor, text_processor, name)
 
     def load(self, record: dict, epoch: int) -> dict:
         image_id = record["image_id"]
-        sample = self.sample(self._image_path(image_id), image_id, record["caption"], epoch, image_id)
-        sample["image_id"] = self.img_ids[image_id]
-        return sample | ({"instruction": record.get("instruction", "")} if self._has_instructions else {})
+        sample = self.sample(self._image_path(image_id), read_text(record), epoch, image_id)
+        return sample | {"image_id": self.img_ids[image_id]}
 
     def label_of(self, record: dict) -> str:
         return record["image_id"]
@@ -80,10 +96,6 @@ class CaptionDataset(ImageTextDataset):
     image_of = label_of
 
     def _image_path(self, image_id: str) -> Path:
-        for suffix in IMAGE_SUFFIXES:
-            path = (self.vis_root / f"{image_id}{suffix}").resolve()
-            if path.is_file():
-                if not path.is_relative_to(self.vis_root.resolve()):
-                    raise SkipSample("bad_image", f"{path} lies outside {self.vis_root}")
-                return path
+        if name := image_file(self.vis_root, image_id):
+            return file_below(self.vis_root, name)
         raise SkipSample("missing_file", f"no {image_id}.jpg in {self.vis_root}")

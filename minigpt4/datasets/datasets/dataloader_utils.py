@@ -6,8 +6,10 @@ Each dataset has a DataLoader of its own. Every step one of them is drawn by `sa
 
 import copy
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
@@ -17,7 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, default_collate
 
+from minigpt4.common.waiting import waiting_for
 from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_place
+from minigpt4.datasets.datasets.whereabouts import Whereabouts
 
 
 class EndlessSampler(Sampler):
@@ -97,6 +101,13 @@ def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndar
     return np.array(ratios, dtype=np.float64) / sum(ratios)
 
 
+class _Loader(DataLoader):
+    """A DataLoader that may have more workers than there are CPUs without a warning: they wait for files, too."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Warn of nothing."""
+
+
 class TrainLoader:
     """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
 
@@ -126,10 +137,9 @@ class TrainLoader:
         self._rng = np.random.default_rng([seed, rank])
         self._iterators, self._loaders = {}, []
         for dataset in self.datasets:
-            dataset.bind(self._place, num_workers, max_bad_fraction)
-            dataset.leaves_normalising = True
+            _bind(dataset, self._place, num_workers, max_bad_fraction)
             is_stream = isinstance(dataset, IterableDataset)
-            loader = DataLoader(
+            loader = _Loader(
                 dataset,
                 batch_size=dataset.batch_size or batch_size,
                 sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
@@ -137,7 +147,7 @@ class TrainLoader:
                 prefetch_factor=prefetch_factor if num_workers else None,
                 pin_memory=torch.cuda.is_available(),
                 collate_fn=partial(_collate_with_progress, dataset),
-                worker_init_fn=_outlive_the_trainer,
+                worker_init_fn=partial(_begin_worker, dataset),
                 generator=torch.Generator().manual_seed(seed),  # else it draws from the model's
             )
             self._loaders.append(loader)
@@ -148,9 +158,11 @@ class TrainLoader:
     def __next__(self) -> dict[str, Any]:
         source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
         try:
-            if source not in self._iterators:
-                self._iterators[source] = iter(self._loaders[source])
-            batch = next(self._iterators[source])
+            turn = self._progress[self.datasets[source].name]["batches"]
+            with _waiting_for(self.datasets[source], self._loaders[source].num_workers, turn):
+                if source not in self._iterators:
+                    self._iterators[source] = iter(self._loaders[source])
+                batch = next(self._iterators[source])
         except DataError as error:
             error.__traceback__ = None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
             self.close()
@@ -199,26 +211,39 @@ class TrainLoader:
         self._iterators.clear()
 
 
-class EvalLoader(DataLoader):
+class EvalLoader(_Loader):
     """One rank's share of a validation split, batch by batch; all ranks together give each usable sample once.
 
     A map-style split is dealt by index, so batches are the same for any number of workers.
     """
 
     def __init__(self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad_fraction: float):
-        dataset.bind(place, num_workers, max_bad_fraction)
-        dataset.leaves_normalising = True
+        _bind(dataset, place, num_workers, max_bad_fraction)
+        self._read = dataset
         if not isinstance(dataset, IterableDataset):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
         generator = torch.Generator().manual_seed(place.seed)
         settings = {"num_workers": num_workers, "collate_fn": _collate_usable, "generator": generator}
-        super().__init__(dataset, batch_size, worker_init_fn=_outlive_the_trainer, **settings)
+        super().__init__(dataset, batch_size, worker_init_fn=partial(_begin_worker, self._read), **settings)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        batches = super().__iter__()
         try:
-            yield from filter(None, super().__iter__())
+            for turn in count():
+                with _waiting_for(self._read, self.num_workers, turn):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                if batch:
+                    yield batch
         except DataError as error:
             raise _readable(error) from None
+
+
+def _bind(dataset: Any, place: Place, num_workers: int, max_bad_fraction: float) -> None:
+    dataset.whereabouts = Whereabouts(num_workers)  # for one whose `bind` does not make any
+    dataset.bind(place, num_workers, max_bad_fraction)
+    dataset.leaves_normalising = True
 
 
 def _collate_usable(samples: Sequence[dict | None]) -> dict[str, Any]:
@@ -232,14 +257,31 @@ def _readable(error: DataError) -> DataError:
     return DataError(str(error).rpartition("DataError: ")[2].strip())
 
 
-def _outlive_the_trainer(worker: int) -> None:
+def _waiting_for(dataset: Any, num_workers: int, turn: int) -> AbstractContextManager:
+    """Return a context that says: this process waits for batch number `turn` of a dataset."""
+    worker = turn % max(1, num_workers)  # they are asked in turn
+
+    def what() -> str:
+        pid, shard = dataset.whereabouts.of(worker)
+        where = f", now in {dataset.listing()[shard]}" if shard is not None else ""
+        who = f"worker {worker} (process {pid or 'not begun'})" if num_workers else "a batch"
+        return f"{who} of datasets.{dataset.name}{where}"
+
+    return waiting_for(what, partial(dataset.whereabouts.passed_by, worker))
+
+
+def _begin_worker(dataset: Any, worker: int) -> None:
     """Keep a worker alive and silent whatever becomes of its trainer.
 
-    torchrun sends SIGTERM to the trainer's whole process group, and the trainer then saves: so it
-    has one of its own. A trainer killed while it takes a batch breaks a connection of the thread
-    that hands batches over, whose traceback says nothing new.
+    torchrun sends SIGTERM to the trainer's whole process group, SLURM a signal to each process, and the
+    trainer then saves: so it has a group of its own, and ignores what else the trainer saves at. A trainer
+    killed while it takes a batch breaks a connection of the thread that hands batches over, whose traceback
+    says nothing new.
     """
+    dataset.whereabouts.begin(worker_place()[0])
     os.setpgrp()
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_unless_the_trainer_is_gone
 
 

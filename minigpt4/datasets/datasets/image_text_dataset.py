@@ -1,7 +1,6 @@
 """Images with captions or conversations, record by record: own data, and the base of `cc_sbu_align`."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, SkipSample
+from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file, leads_out, list_files, same_file
+from minigpt4.common.utils import printable
+from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records, text_file
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample
 from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.processors import ImageError
 
-IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 # Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".
 CAPTION_FILES = tuple(f"captions.{kind}" for kind in ("jsonl", "json", "csv", "tsv"))
 CAPTION_FILES += tuple(name.replace("captions", "metadata") for name in CAPTION_FILES)
@@ -30,53 +31,53 @@ def read_folder(folder: str | Path) -> list[Record | Fault]:
     if len(captions) > 1:
         raise ValueError(f"'{folder}' has {' and '.join(captions)}; keep one of them")
     records = read_records(folder / captions[0], folder) if captions else []
-    named = {record.image for record in records if isinstance(record, Record)}
-    # images, and whether each has a text beside it
-    files = set()
-    for place, _, names in os.walk(folder):
-        files.update(os.path.relpath(os.path.join(place, name), folder) for name in names)
-    images = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and os.path.basename(f)[0] != "."]
+    named = {same_file(record.image) for record in records if isinstance(record, Record)}
+    files = list_files(folder, (*IMAGE_SUFFIXES, ".txt"))
+    images = [name for name in files if not name.lower().endswith(".txt")]
+    texts = {same_file(name) for name in files if name.lower().endswith(".txt")}
     if not images:
         raise ValueError(f"'{folder}' has no image; expected {', '.join(IMAGE_SUFFIXES)} files")
     without = []
     for image in images:
-        if image not in named and _text_file(image) in files:
+        name = same_file(image)
+        if name not in named and text_file(name) in texts:
             records.append(Record(image, image, None))
-        elif image not in named:
+        elif name not in named:
             without.append(image)
     if not records:
         raise ValueError(
             f"'{folder}' has no caption for its {len(images)} images; expected a .txt file beside each (first: "
-            f'{_text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
+            f'{text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
     if captions:  # it says which images belong
         logging.info("%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0])
         return records
-    return records + [Fault(name, "no_caption", f"no {_text_file(name)} beside it") for name in without]
-
-
-def _text_file(image: str) -> str:
-    return os.path.splitext(image)[0] + ".txt"
+    return records + [Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without]
 
 
 def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
     """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if all are missing."""
     records = [record for record in records if isinstance(record, Record)]
     chosen = records[:: max(1, len(records) // most)]
-    missing = [record for record in chosen if not _inside(folder, record.image, record.where).is_file()]
-    if len(missing) == len(chosen):
+    names = [find_file(folder, record.image) for record in chosen]
+    for record, name in zip(chosen, names, strict=True):
+        if name is not None and leads_out(folder, name):
+            raise outside(record.where, record.image, folder)
+    if not any(names):
         raise ValueError(
-            f"{missing[0].where}: no file '{missing[0].image}' in the image folder '{folder}', nor any other of "
-            f"{len(chosen)} that were looked for; name the folder that the paths start from (build_info.images)"
+            f"{chosen[0].where}: no file '{printable(chosen[0].image)}' in the image folder '{folder}', nor any other "
+            f"of {len(chosen)} that were looked for; name the folder that the paths start from (build_info.images)"
         )
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """Return the path of a file below `folder`. Raises DataError where a link leads out of it."""
-    path, root = (Path(folder) / name).resolve(), Path(folder).resolve()
-    if not path.is_relative_to(root):
-        raise DataError(str(outside(where, name, root)))
-    return path
+def file_below(folder: Path, name: str) -> Path:
+    """Return the path of the file that `name` means below `folder`. Raises SkipSample."""
+    found = find_file(folder, name)
+    if found is None:
+        raise SkipSample("missing_file", f"no {name} in {folder}")
+    if leads_out(folder, found):
+        raise SkipSample("bad_image", f"{name} is a link out of {folder}")
+    return folder / found
 
 
 class ImageTextDataset(BaseDataset, Dataset):
@@ -97,8 +98,8 @@ class ImageTextDataset(BaseDataset, Dataset):
         faults = [record for record in annotation if isinstance(record, Fault)]
         if faults:
             logging.warning(
-                f"{name}: {len(faults)} of {len(annotation)} records cannot be used; first: {faults[0].where}: "
-                f"{faults[0].reason} ({faults[0].detail})"
+                f"{name}: {len(faults)} of {len(annotation)} records cannot be used; first: "
+                f"{printable(faults[0].where)}: {faults[0].reason} ({printable(faults[0].detail)})"
             )
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
@@ -128,33 +129,29 @@ class ImageTextDataset(BaseDataset, Dataset):
     def load(self, record: Any, epoch: int) -> dict:
         if isinstance(record, Fault):
             raise SkipSample(record.reason, record.detail)
-        path = _inside(self.vis_root, record.image, record.where)
-        text = self._text_beside(record) if record.text is None else record.text
-        return self.sample(path, record.image, text, epoch, record.where)
+        path = file_below(self.vis_root, record.image)
+        text = record.text if isinstance(record.text, (str, tuple)) else self._text_beside(record)
+        return self.sample(path, text, epoch, record.where)
 
     def label_of(self, record: Any) -> str:
         return record.where
 
     def image_of(self, record: Any) -> str:
         """Return what names a record's image: all records of one image are in one split."""
-        return record.where if isinstance(record, Fault) else record.image
+        return record.where if isinstance(record, Fault) else record.image.replace("\\", "/")
 
-    def sample(self, path: Path, image: str, text: Any, epoch: int, label: str) -> dict:
-        """Return the sample of an image file, called `image`, and its text. Raises SkipSample."""
+    def sample(self, path: Path, text: Any, epoch: int, label: str) -> dict:
+        """Return the sample of an image file and its text. Raises SkipSample."""
         try:
-            pixels = load_rgb(path)
-        except FileNotFoundError as error:
-            raise SkipSample("missing_file", f"no {image} in {self.vis_root}") from error
+            pixels = self.load_image(path)
         except (ImageError, OSError) as error:
             raise SkipSample("bad_image", str(error)) from error
-        return self.prepare(pixels, text, epoch, label) | {"sample_id": label}
+        return self.prepare(pixels, text, epoch, label) | {"sample_id": printable(label, 1000)}
 
-    def _text_beside(self, record: Record) -> str:
-        name = _text_file(record.image)
+    def _text_beside(self, record: Record) -> str | tuple:
+        name = text_file(record.image)
         try:
-            caption = _inside(self.vis_root, name, record.where).read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            content = file_below(self.vis_root, name).read_bytes()
+        except OSError as error:
             raise SkipSample("bad_caption", f"{name}: {error}") from error
-        if not caption:
-            raise SkipSample("bad_caption", f"{name} is empty")
-        return caption
+        return read_text({**(record.text or {}), "txt": content})

@@ -22,32 +22,28 @@ it under "stream". Set `start[worker]` to such a position and the stream resumes
 the epoch's shards are read again up to there, and nothing of that is decoded or counted.
 """
 
-import glob
-import json
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset
-from webdataset.filters import shuffle
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from minigpt4.common.utils import expand_path, is_url, without_secrets
-from minigpt4.datasets.datasets.annotations import read_text
+from minigpt4.common.utils import is_url, without_secrets
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
+from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
-from minigpt4.processors import ImageError, load_rgb
+from minigpt4.datasets.datasets.shard_list import expand_shards, open_file
+from minigpt4.datasets.datasets.tar_members import tar_members
+from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, TarSample, tar_samples
+from minigpt4.processors import ImageError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CAPTION_EXTENSIONS = ("json", "txt")
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
+SHUFFLE_BYTES = 1 << 30  # of a worker: with images of many megabytes the buffer holds fewer
 
 
 class RawSample(NamedTuple):
@@ -58,57 +54,28 @@ class RawSample(NamedTuple):
     members: dict
     extensions: tuple
 
-
-def expand_shards(location: str | Iterable[str]) -> list[str]:
-    """Return the list of shards that `location` names: text or a list of texts with braces, globs, `~`, `$VARIABLES`.
-
-    Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
-    """
-    shards = []
-    for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
-        if not isinstance(pattern, str):
-            raise ValueError(f"{pattern!r} is no path of a shard; expected text")
-        if not is_url(pattern):
-            if scheme := urlparse(pattern).scheme:
-                raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
-            pattern = str(expand_path(pattern))
-        try:
-            expanded = expand_urls(pattern)
-        except ValueError as error:
-            raise ValueError(f"'{pattern}': {error}; write ranges as {{00000..00099}}") from error
-        for shard in expanded:
-            shards += sorted(glob.glob(shard)) if not is_url(shard) and glob.has_magic(shard) else [shard]
-    return shards
+    def size(self) -> int:
+        """Return the number of bytes of its members."""
+        return sum(map(len, self.members.values()))
 
 
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
-    """Return the caption of a raw sample as it stands, or the (question, answer) pairs of its conversation.
+    """Return the caption of a raw sample, or the (question, answer) pairs of its conversation.
 
     `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
     """
-    try:
-        record = json.loads(raw.members["json"]) if "json" in raw.members else {}
-        if "conversations" in record and "caption" not in record:
-            return read_text(record)
-        if "txt" in raw.members and "caption" not in record:
-            return raw.members["txt"].decode("utf-8")
-        if "json" in raw.members:
-            caption = record["caption"]
-            if not isinstance(caption, str):
-                raise SkipSample("bad_caption", f"caption is {type(caption).__name__}, not text")
-            return caption
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SkipSample("bad_caption", f"{type(error).__name__}: {error}") from error
-    raise SkipSample("no_caption", ", ".join(raw.extensions))
+    if not raw.members.keys() & set(CAPTION_EXTENSIONS):
+        raise SkipSample("no_caption", ", ".join(raw.extensions))
+    return read_members(raw.members)
 
 
-def read_image(raw: RawSample) -> Image.Image:
-    """Return the image of a raw sample as RGB. Raises SkipSample if there is none that can be decoded."""
+def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Return the image of a raw sample as RGB, made by `load`. Raises SkipSample if none can be decoded."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))
     try:
-        return load_rgb(raw.members[extension])
+        return load(raw.members[extension])
     except ImageError as error:
         raise SkipSample("bad_image", str(error)) from error
 
@@ -180,7 +147,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
         dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
         rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
-        return shuffle(SHUFFLE_BUFFER, initial=100, rng=rng)(dealt)
+        return shuffled(dealt, rng)
 
     def _deal(self, shards: list[str], epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
         if len(shards) >= consumers:
@@ -194,28 +161,30 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                     yield raw
 
     def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
-        """Yield this split's raw samples of a tar; one that is missing, empty or cut off is counted and ends."""
-        found = False
+        """Yield this split's raw samples of a tar; one that is missing, empty or damaged is counted and ends."""
+        found = 0
+        worker, _ = worker_place()
+        self.whereabouts.reads(worker, self.shards.index(shard))
         try:
-            with open_url(shard) if is_url(shard) else open(shard, "rb") as stream:
-                members = (member | {"__url__": shard} for member in tar_file_iterator(stream))
-                # of members with the same name the first one is kept
-                for group in group_by_keys(members, handler=lambda error: True):
-                    found = True
-                    if self.holds(group["__key__"]):
-                        yield _raw_sample(shard, group)
+            with open_url(shard) if is_url(shard) else open_file(shard) as file:
+                for sample in tar_samples(tar_members(file, IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)):
+                    found += 1
+                    if not self.skips.is_counting:
+                        self.whereabouts.pass_by(worker)
+                    if self.holds(sample.key):
+                        yield _raw_sample(shard, sample)
                     elif counted and not self.is_val:
                         self.skips.held_out()
             if not found:
                 raise ValueError("the shard is empty")
-        except Exception as error:  # tar, gzip, curl and the file system raise almost anything
+        except Exception as error:  # curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                detail = f"{type(error).__name__}: {error}".partition(" @ <")[0]  # webdataset adds the stream's name
-                self.skips.skip("bad_shard", name, detail.replace(shard, name))
+                read = f"; {found:,} samples of it were read, what follows is lost" if found else ""
+                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:
-        image, caption = read_image(raw), read_caption(raw)
+        image, caption = read_image(raw, self.load_image), read_caption(raw)
         sample = self.prepare(image, caption, epoch, raw.shard, raw.key)
         return sample | {"sample_id": f"{raw.shard}/{raw.key}"}
 
@@ -234,11 +203,35 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         raise self.skips.nothing_usable()
 
 
+def shuffled(samples: Iterator[RawSample], rng: random.Random) -> Iterator[RawSample]:
+    """Yield samples in an order drawn by `rng` from a buffer, as webdataset's `shuffle(1000, initial=100)` does."""
+    buffer, size = [], 0
+    for sample in samples:
+        # until it is full the buffer grows by one each time
+        new = [sample, *islice(samples, int(len(buffer) + 1 < SHUFFLE_BUFFER))]
+        buffer += new
+        size += sum(each.size() for each in new)
+        is_due = len(buffer) >= 100
+        while is_due or size > SHUFFLE_BYTES:
+            taken = _pick(buffer, rng)
+            size -= taken.size()
+            yield taken
+            is_due = False
+    while buffer:
+        yield _pick(buffer, rng)
+
+
+def _pick(buffer: list[RawSample], rng: random.Random) -> RawSample:
+    """Return a sample drawn from the buffer; the last one takes its place."""
+    place = rng.randint(0, len(buffer) - 1)
+    buffer[place], taken = buffer[-1], buffer[place]
+    buffer.pop()
+    return taken
+
+
 def _file_name(shard: str) -> str:
     return without_secrets(shard).rsplit("/", 1)[-1]
 
 
-def _raw_sample(shard: str, group: dict) -> RawSample:
-    members = {name: data for name, data in group.items() if not name.startswith("__")}
-    known = {name: data for name, data in members.items() if name in IMAGE_EXTENSIONS + CAPTION_EXTENSIONS}
-    return RawSample(_file_name(shard), group["__key__"], known, tuple(sorted(members)))
+def _raw_sample(shard: str, sample: TarSample) -> RawSample:
+    return RawSample(_file_name(shard), sample.key, sample.members, sample.found())

@@ -45,6 +45,8 @@ class BenchmarkConfig:
     max_images: int | None = None  # for a quick look: as many images, evenly spread, with all their questions
     benchmark: str | None = None  # registered name, where the section has another
 
+    READ_PATHS = ("eval_file_path", "img_path")
+
 
 class Benchmark:
     """Base class. A subclass is registered and has Config, RULES, HEADLINE, items and score."""

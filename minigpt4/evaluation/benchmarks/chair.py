@@ -18,6 +18,8 @@ class ChairConfig(BenchmarkConfig):
     split: str = "val2014"
     synonyms: str | None = None  # LisaAnne/Hallucination's synonyms.txt, of published figures; else our own table
 
+    READ_PATHS = (*BenchmarkConfig.READ_PATHS, "synonyms")
+
 
 @registry.register_benchmark("chair")
 class Chair(Benchmark):

@@ -1,14 +1,18 @@
 """The frozen language model and its tokenizer, from a local transformers folder of any family."""
 
+import json
 import logging
 import math
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from minigpt4.common.utils import expand_path, fingerprint
+from minigpt4.common.utils import expand_path, fingerprint, not_weights, placeholder
 from minigpt4.models.llm import quantization
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -19,13 +23,80 @@ SANITY_TEXT = (
     "The children walked to the beach in the morning. They built a castle of sand, and when the water came back in the "
     "afternoon, they sat on the old wall, ate bread and apples, and watched how the waves slowly took it away."
 )
+# Of everything read from a folder. Without it transformers asks on standard input whether to run code that lies there.
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def folder_problems(folder: str | Path) -> list[str]:
+    """Return what is wrong with the files of an LLM's folder, as far as names, sizes and first bytes tell."""
+    folder = expand_path(folder)
+    expected = "give the folder with config.json, weights and tokenizer"
+    if not (folder / "config.json").is_file():
+        return [f"no transformers model in '{folder}' (config.json is not there); {expected}"]
+    texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model") and path.is_file())
+    found = {path: placeholder(path, "a file of the model") for path in texts}
+    if not any(found.values()):  # among them the index that names the weights
+        try:
+            weights = _weight_files(folder)
+        except ValueError as error:
+            return [str(error)]
+        found |= {path: _weights_problem(path) for path in weights}
+        if not weights:
+            return [f"'{folder}' has no weights (model.safetensors or pytorch_model.bin, or shards); {expected}"]
+    return [f"'{path}' {problem}" for path, problem in found.items() if problem]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that transformers takes from a folder, by its index also those that are not there."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            try:
+                shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return [folder / shard for shard in sorted(set(shards))]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"'{index}' does not say where the weights are ({error}); copy it again") from error
+    return []
+
+
+def _weights_problem(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return "is not there, and the index beside it names it; copy all shards of the model there"
+    if (found := not_weights(path)) or path.suffix != ".safetensors":
+        return found
+    try:
+        with safe_open(path, "pt"):  # compares the header with the size
+            return None
+    except SafetensorError as error:
+        return f"is damaged or cut off ({error}); copy it again"
+
+
+@contextmanager
+def _read_by_transformers(what: str, folder: str | Path) -> Iterator[None]:
+    """Within the block any error becomes a ValueError of one line that names the key; a full memory stays one."""
+    try:
+        yield
+    except Exception as error:  # of many kinds, from JSON to Rust
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ..')}"
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that lies in the folder (auto_map), and such code is never run"
+        advice = "give a folder of a family that transformers knows, with config.json, weights and tokenizer"
+        raise ValueError(
+            f"model.llama_model: transformers cannot read {what} of '{folder}' ({reason}); {advice}"
+        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a folder; it pads on the right with its end token, as 2023."""
+    """Return the tokenizer of a folder; it pads on the right with its end token, as 2023. Raises ValueError."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), local_files_only=True)
+    with _read_by_transformers("the tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), **LOCAL)
     _repair_end_tokens(tokenizer, folder)
     _use_sentencepiece_rules(tokenizer)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
@@ -80,7 +151,8 @@ def load_config(folder: str | Path) -> "PreTrainedConfig":
     """Return the configuration of a folder. Raises ValueError for an unknown or remote-code family."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(expand_path(folder), local_files_only=True)
+    with _read_by_transformers("config.json", folder):
+        return AutoConfig.from_pretrained(expand_path(folder), **LOCAL)
 
 
 def load_llm(
@@ -89,12 +161,13 @@ def load_llm(
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
     `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number
-    `gpu`. Raises ValueError if the files lack tensors that the configuration asks for, or the
-    device cannot compute with weights of that kind.
+    `gpu`. Raises ValueError if the files cannot be read or lack tensors that the configuration asks for,
+    or the device cannot compute with weights of that kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, **attention_options(device)}
+    options = {**LOCAL, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= attention_options(device)
     # where the weights lie, and what packs them
     if kind != "none" and device.type == "cuda":
         device = torch.device("cuda", gpu)
@@ -105,8 +178,15 @@ def load_llm(
         )
     if kind == "nf4" or (kind == "none" and device.type != "cpu"):
         options["device_map"] = {"": device}
-    llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
-    # transformers would fill what is missing with random numbers
+    with _read_by_transformers("the weights", folder):
+        llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
+    # transformers would fill what is missing or of another shape with random numbers
+    if wrong := sorted(info["mismatched_keys"]):
+        first = "{} is {}, expected {}".format(wrong[0][0], *map(list, wrong[0][1:]))
+        raise ValueError(
+            f"model.llama_model: the weight files in '{folder}' are of another model than its config.json: "
+            f"{len(wrong)} tensors are of another shape ({first}); copy both from one place"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"model.llama_model: the weight files in '{folder}' lack {len(missing)} tensors that its config.json asks "
@@ -130,8 +210,9 @@ def meta_llm(folder: str | Path, dtype: torch.dtype, kind: str = "none") -> "Pre
     """Return what `load_llm` would, on the meta device: shapes and types, no weights."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(load_config(folder), dtype=dtype)
+    config = load_config(folder)
+    with torch.device("meta"), _read_by_transformers("config.json", folder):
+        llm = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return llm if kind == "none" else quantization.quantise_meta(llm, kind)
 
 

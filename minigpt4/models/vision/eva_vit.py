@@ -68,7 +68,9 @@ class EvaVit(VisionTower):
         """
         found = resize_pos_embed(weights.read_tensors(path, where), network.patch_embed.grid_size[0])
         excess = weights.last_block_excess(self.depth)
-        weights.assign(network, weights.match(found, network.state_dict(), where, path, excess, hint=hint))
+        found = weights.match(found, network.state_dict(), where, path, excess, hint=hint)
+        weights.check_finite(found, where, path)
+        weights.assign(network, found)
 
 
 # Source: BLIP-2; 39 of EVA-CLIP-g's 40 blocks.

@@ -3,8 +3,10 @@
 import json
 import re
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from minigpt4.common.config import Config, ConfigError
 from minigpt4.evaluation.prompts import FILE, find_prompt, shipped_prompts
@@ -195,13 +197,24 @@ def test_all_problems_of_all_benchmarks_are_said_at_once(tmp_path):
         "own_jsonl": "metric: unknown name 'exact'; known: exact_match, vqa_accuracy, caption",
         "vqav2.eval_file_path": "missing; it has no default",
         "mme": "eval_file_path: no subtask in 'absent' (found nothing); MME has existence, count",
-        "vizwiz": "no mapping; expected eval_file_path, img_path",
+        "vizwiz": "7 (int) is no section; write its keys below it",
         "okvqa.eval_file_pth": "unknown key. Did you mean 'eval_file_path'?",
         "pop": "unknown benchmark 'pop'; known: chair, coco_caption",
     }
     for key, message in expected.items():
         assert said[f"evaluation_datasets.{key}"].startswith(message), said
     assert "Did you mean 'pope'?" in said["evaluation_datasets.pop"]
+    with pytest.raises(ConfigError, match=r"evaluation_datasets: 'pope' \(str\) is no section"):
+        config("evaluation_datasets=pope")
+
+
+def test_paths_start_where_others_of_a_configuration_do(tmp_path):
+    options = options_of("gqa", tmp_path / "beside")
+    text = Path("eval_configs/embedded_eval.yaml").read_text()
+    sections = {"gqa": {"eval_file_path": "beside", "img_path": "beside/images"}}
+    (tmp_path / "eval.yaml").write_text(f"{text}\n{yaml.safe_dump({'evaluation_datasets': sections})}")
+    cfg = Config(Namespace(cfg_path=str(tmp_path / "eval.yaml"), options=[]), unopened=["model.*"])
+    assert len(options) == 2 and len(open_benchmarks(cfg, ["gqa"])["gqa"].items) == 2
 
 
 @pytest.mark.parametrize(

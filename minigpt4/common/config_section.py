@@ -1,0 +1,47 @@
+"""The section `env`, and what makes a whole section of any mapping."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
+from minigpt4.common.config_report import ConfigError, Report
+from minigpt4.common.config_values import check_values, typed
+from minigpt4.common.yaml_file import read_yaml
+
+REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
+
+
+@dataclasses.dataclass
+class EnvConfig:
+    """Settings of the machine."""
+
+    cache_root: str = REQUIRED  # everything downloaded or prepared goes below this folder
+
+    WRITTEN_PATHS = ("cache_root",)
+
+
+def load_environment() -> DictConfig:
+    """Return the shipped `env` section."""
+    return read_yaml(PACKAGE_DIR / "configs/default.yaml")[0].env
+
+
+def as_section(cfg: Mapping, schema: type, where: str) -> DictConfig:
+    """Return a section with every key of the dataclass `schema`: a checked one as it is, of any mapping with defaults.
+
+    So `from_config` takes what a YAML file says, as in 2023; `where` is the section's key in messages. Raises
+    ConfigError.
+    """
+    if OmegaConf.is_config(cfg) and OmegaConf.get_type(cfg) is schema:
+        return cfg
+    report = Report()
+    plain = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(cfg)
+    whole = OmegaConf.create({"env": load_environment()})
+    OmegaConf.update(whole, where, typed(plain, schema, where, report), merge=False)
+    section = OmegaConf.select(whole, where)
+    settle_paths(section, where, (), report)
+    check_values(section, where, report)
+    if report.problems:
+        raise ConfigError(report.problems)
+    return section

@@ -1,0 +1,92 @@
+"""Answer one question about many images, as JSON lines; a call that was interrupted resumes where it stopped.
+
+python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --images my_pictures/ --output answers.jsonl
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from minigpt4.common.cli import run_program
+from minigpt4.common.config import Config, add_config_arguments
+from minigpt4.evaluation.answering import Item, answer_file
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line as `evaluate` takes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of images")
+    parser.add_argument(
+        "--prompt", default="Describe this image in detail.", help="what is asked (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        default="answers.jsonl",
+        help='lines {"image", "answer"}; beside it what was asked (default: %(default)s)',
+    )
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy, the same answer each time (default)")
+    return parser.parse_args(argv)
+
+
+def find_images(paths: list[str]) -> list[str]:
+    """Return the image files that `paths` name, each once, folders searched. Raises OSError for one without any."""
+    images = {}
+    for path in paths:
+        files = list(search(path)) if os.path.isdir(path) else [path] if os.path.isfile(path) else []
+        if not files:
+            kinds = ", ".join(SUFFIXES)
+            raise FileNotFoundError(f"--images: no image at '{path}'; give files or folders with {kinds}")
+        for file in files:
+            images.setdefault(place(file), str(Path(file)))
+    return list(images.values())
+
+
+def search(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the images of a folder and all below, also behind links, in the order of their names."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link to where we come from
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise OSError(f"--images: the folder '{folder}' cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from search(entry.path, (*above, real))
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):  # macOS writes ._a.jpg
+            yield entry.path
+
+
+def place(path: str) -> str:
+    """Return the absolute path of a file: the same for every way to write it."""
+    plain = os.path.abspath(path)
+    if os.path.exists(path) and not (os.path.exists(plain) and os.path.samefile(plain, path)):
+        return os.path.join(os.getcwd(), path)  # a/../b where a is a link
+    return plain
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Write a line for every image that has none yet."""
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size: {args.batch_size}; expected at least 1")
+    items = [Item(image, (image,), args.prompt) for image in find_images(args.images)]
+    sampling = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
+    settings = {"key": "image", "identity": place, "batch_size": args.batch_size, **sampling}
+    answer_file(Path(args.output), items, Config(args), args.device, **settings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code of the program with this command line."""
+    return run_program(evaluate, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

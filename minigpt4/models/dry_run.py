@@ -1,0 +1,59 @@
+"""What can be said of a model before its weights are loaded: what is wrong, parts, texts, memory."""
+
+import torch
+
+from minigpt4.common.config import Problem
+from minigpt4.common.utils import cached_path
+from minigpt4.models import memory
+from minigpt4.models.base_model import Part, resolve_compute_dtype
+from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.text.preview import TextPreview
+
+
+class DryRun:
+    """The part of MiniGPTBase that `--dry-run` and inspect ask."""
+
+    @classmethod
+    def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:
+        """Return the problems of the section and of its files, by their first bytes; nothing is loaded."""
+        return find_problems(cfg, where)
+
+    @classmethod
+    def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":
+        """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
+        model = cls(cfg, compute_dtype)
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        model.attach_language(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
+        return model
+
+    @classmethod
+    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str) -> list[Part]:
+        """Return the parts that `from_config` would build on `device`, once its files fit; see `read_files`."""
+        device = torch.device(device)
+        quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
+        model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
+        model.read_files(cfg)
+        return [part._replace(device=str(device)) for part in model.parts()]
+
+    def read_files(self, cfg: MiniGPT4Config) -> None:
+        """Read into a skeleton what `from_config` will read, but for the LLM's weights: names and shapes must fit.
+
+        Files that are still to be downloaded are left out; of large ones little more than the header is read. Raises
+        CheckpointError, ValueError; warns of an end symbol that would not be learnt.
+        """
+        self.text_preview(cfg)
+        if cfg.ckpt and (path := cached_path(cfg.ckpt)).is_file():
+            self.load_ckpt(path)
+
+    @classmethod
+    def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
+        """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
+        return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg))
+
+    @classmethod
+    def training_memory(
+        cls, cfg: MiniGPT4Config, device: torch.device | str, batch_size: int, max_tokens: int | None = None
+    ) -> int:
+        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
+        return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak

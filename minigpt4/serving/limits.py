@@ -1,0 +1,108 @@
+"""How much one request may hold and how often a password may be guessed; who asks for more gets a Refusal."""
+
+import ipaddress
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Message, Receive, Scope
+
+MOST_BYTES = 2 * 2**20  # of a request that uploads nothing
+MOST_DEPTH = 32  # of its JSON
+TRIES_S, TRIES_EACH, TRIES_ALL = 60, 5, 50  # wrong passwords in so many seconds, of one address and of all
+
+
+class Refusal(Exception):
+    """A request that is answered with `status` and a sentence."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Tries:
+    """The wrong passwords of the last minute; the limit on all of them bounds the memory too."""
+
+    def __init__(self):
+        self._tries = deque()  # (when, address)
+
+    def begin(self, address: str) -> tuple[float, str]:
+        """Count a try, which `forgive` takes back. Raises Refusal when there were too many."""
+        now = time.monotonic()
+        while self._tries and self._tries[0][0] < now - TRIES_S:
+            self._tries.popleft()
+        own = [when for when, other in self._tries if other == address]
+        if len(own) >= TRIES_EACH or len(self._tries) >= TRIES_ALL:
+            raise Refusal(429, f"too many wrong passwords: wait {TRIES_S} seconds")
+        self._tries.append((now, address))
+        return self._tries[-1]
+
+    def forgive(self, attempt: tuple[float, str]) -> None:
+        """Forget a try: the password was right."""
+        if attempt in self._tries:
+            self._tries.remove(attempt)
+
+
+class Streams:
+    """The open streams by which answers reach browsers and programs, by gradio's name of the session."""
+
+    def __init__(self):
+        self._open = Counter()
+
+    def is_open(self, session: str) -> bool:
+        """Return whether somebody listens to a session."""
+        return self._open[session] > 0
+
+    @contextmanager
+    def opened(self, scope: Scope) -> Iterator[None]:
+        """Count a request, if it is one that listens, while the context lasts."""
+        folder, name = scope["path"].rsplit("/", 1)
+        session = QueryParams(scope["query_string"]).get("session_hash") if name == "data" else None
+        session = name if folder.endswith("/call/chat") else session
+        self._open[session] += 1
+        try:
+            yield
+        finally:
+            self._open[session] -= 1
+            self._open += Counter()  # drops what is at zero
+
+
+def network_of(scope: Scope) -> str:
+    """Return the address of who asks; of IPv6 the network, for one person has all of it."""
+    host = scope["client"][0] if scope.get("client") else ""
+    return str(ipaddress.ip_network(f"{host}/64", strict=False)) if ":" in host else host
+
+
+async def whole(receive: Receive, headers: Headers) -> Receive:
+    """Read a body; return a `receive` that gives it again. Raises Refusal for a large or deep one."""
+    if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+        return receive
+    if int(headers.get("content-length", 0)) > MOST_BYTES:
+        raise Refusal(413, f"more than {MOST_BYTES:,} bytes: shorten the message")
+    body, is_more = b"", True
+    while is_more:
+        message = await receive()
+        body += message.get("body", b"")
+        is_more = message.get("more_body", False)
+        if len(body) > MOST_BYTES:
+            raise Refusal(413, f"more than {MOST_BYTES:,} bytes: shorten the message")
+    _check_depth(body)
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
+def _check_depth(body: bytes) -> None:
+    """Raise Refusal for JSON so deep that whoever walks through it fails."""
+    outside_strings = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body, flags=re.DOTALL)
+    depth = 0
+    for bracket in re.findall(rb"[\[\]{}]", outside_strings):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MOST_DEPTH:
+            raise Refusal(400, f"JSON nested more than {MOST_DEPTH} deep")
