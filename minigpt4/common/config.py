@@ -33,9 +33,9 @@ BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its ben
 _DEAD_SECTIONS = ("preprocess",)
 
 
-def add_config_arguments(parser: ArgumentParser) -> None:
+def add_config_arguments(parser: ArgumentParser, required: bool = True) -> None:
     """Give an argparse parser the two options that every program shares."""
-    parser.add_argument("--cfg-path", required=True, metavar="YAML", help="configuration file")
+    parser.add_argument("--cfg-path", required=required, metavar="YAML", help="configuration file")
     parser.add_argument(
         "--options",
         nargs="+",

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minigpt4.common.config import Config, add_config_arguments
+from minigpt4.common.config import Config
 from minigpt4.common.registry import registry
+from minigpt4.evaluate import parse_args
 from minigpt4.evaluation.prompts import shipped_prompts
-from minigpt4.evaluation.run import add_benchmark_arguments, open_benchmarks, run_benchmarks
+from minigpt4.evaluation.run import open_benchmarks, run_benchmarks
 from tests.evaluation.benchmarks import official
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,12 +57,7 @@ def configuration(tmp_path, monkeypatch):
 def arguments(command):
     """Return what evaluate.py takes of a command of the documentation."""
     words = shlex.split(command)
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
-    add_benchmark_arguments(parser)
-    parser.add_argument("--output")
-    given = words[words.index("evaluate.py") + 1 :]
-    return parser.parse_args(given if "--cfg-path" in given else [*given, "--cfg-path", "none"])
+    return parse_args(words[words.index("evaluate.py") + 1 :])
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]

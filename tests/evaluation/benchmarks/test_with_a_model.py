@@ -9,7 +9,8 @@ import pytest
 import minigpt4
 from minigpt4.common.config import Config
 from minigpt4.common.utils import file_sha256
-from minigpt4.evaluation.run import evaluate_benchmarks
+from minigpt4.evaluate import main, parse_args
+from minigpt4.evaluation.run import evaluate_benchmarks, open_benchmarks, run_benchmarks
 from tests.evaluation.benchmarks import official
 from tests.small_release import picture
 
@@ -55,3 +56,44 @@ def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, re
     with pytest.raises(ValueError, match=r"evaluation_datasets\.own_jsonl: item '1': the message is empty"):
         official.write_lines(tmp_path / "questions.jsonl", [{"image": "0.png", "question": " ", "answer": "x"}])
         evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "empty", "cpu")
+
+
+CFG = ["--cfg-path", "eval_configs/embedded_eval.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*CFG], "give one of --images, --tasks and --compare"),
+        ([*CFG, "--images", "a", "--tasks", "pope"], "give one of --images, --tasks and --compare"),
+        (["--tasks", "pope"], "the following arguments are required: --cfg-path"),
+        ([*CFG, "--tasks", "pope", "--batch-size", "2"], "--batch-size is for --images"),
+        ([*CFG, "--images", "a", "--control", "blank"], "--control is for --tasks"),
+        ([*CFG, "--tasks", "pope", "--control", "blnk"], "invalid choice: 'blnk'"),
+    ],
+)
+def test_a_command_line_that_asks_for_two_things(command, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args(command)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_task_with_a_typo_ends_the_program_with_a_hint(release, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    options = release.options(**{"model.ckpt": release.checkpoint})
+    assert main(["--cfg-path", "eval_configs/minigpt4_eval.yaml", "--tasks", "popp", *options]) == 2
+    assert "Did you mean 'pope'?" in capsys.readouterr().err
+
+
+def test_two_results_are_compared_without_a_configuration(config, tmp_path, capsys):
+    for name, answers in (("a", ["water", "x", "x", "x", "x", "x"]), ("b", ["water"] * 6)):
+        benchmarks = open_benchmarks(config(), ["own_jsonl"])
+        said = dict(zip((item.id for item in benchmarks["own_jsonl"].items), answers, strict=True))
+        run_benchmarks(benchmarks, tmp_path / name, lambda items, _, said=said: _lines(items, said))
+    paths = [str(tmp_path / name / "own_jsonl/results.json") for name in "ab"]
+    assert main(["--compare", *paths, "--output", str(tmp_path / "c")]) == 0
+    assert "5 items changed" in capsys.readouterr().out and (tmp_path / "c/comparison.html").is_file()
+
+
+def _lines(items, said):
+    return ({"id": item.id, "answer": said[item.id]} for item in items)
