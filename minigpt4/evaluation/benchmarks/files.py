@@ -100,6 +100,11 @@ def ident(row: Mapping, key: str, where: str) -> str:
     return str(value)
 
 
+def group_of(row: Mapping, key: str, where: str) -> str:
+    """Return the group row[key], a number or text, as text; "" where it is missing or null. Raises ValueError."""
+    return "" if row.get(key) in (None, "") else ident(row, key, where)
+
+
 def kind_of(value: Any) -> str:
     """Return what a value is, for a message."""
     return "null" if value is None else KINDS.get(type(value), type(value).__name__)

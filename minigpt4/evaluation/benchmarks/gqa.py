@@ -6,7 +6,7 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
-from minigpt4.evaluation.benchmarks.files import field, ident, mapping, read_json, rows
+from minigpt4.evaluation.benchmarks.files import field, group_of, ident, mapping, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 
 
@@ -27,7 +27,7 @@ class GQA(Benchmark):
         items = []
         for name, image, row, where in _of_list(content, path) if isinstance(content, list) else _of_gqa(content, path):
             question, answer = (field(row, key, str, where) for key in ("question", "answer"))
-            group = (row.get("types") or {}).get("structural", "")
+            group = group_of(mapping(row.get("types") or {}, where), "structural", where)
             items.append(BenchmarkItem(name, (self.image(image),), prompt.ask(question), answer, group))
         return items
 

@@ -7,7 +7,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.captions import caption_scores
-from minigpt4.evaluation.benchmarks.files import field, ident, read_json_lines
+from minigpt4.evaluation.benchmarks.files import field, group_of, ident, read_json_lines
 from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 
 METRICS = ("exact_match", "vqa_accuracy", "caption")
@@ -48,7 +48,7 @@ class OwnJsonl(Benchmark):
             if not answers or not all(isinstance(answer, str) for answer in answers):
                 raise ValueError(f"{where}: 'answers' holds {answers}; expected texts, at least one")
             asked = field(row, "question", str, where) if "question" in row else self.cfg.default_question
-            group, paths = str(row.get("group", "")), tuple(map(self.image, images))
+            group, paths = group_of(row, "group", where), tuple(map(self.image, images))
             items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group))
         return items
 

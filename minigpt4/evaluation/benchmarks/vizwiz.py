@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
-from minigpt4.evaluation.benchmarks.files import field, read_json, rows
+from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Scores
 from minigpt4.evaluation.benchmarks.vqa import people, vqa_scores
 
@@ -30,7 +30,7 @@ class VizWiz(Benchmark):
         items = []
         for where, row in rows(read_json(path), "annotations", path):
             name, question = field(row, "image", str, where), field(row, "question", str, where)
-            group = row.get("answer_type", "")
+            group = group_of(row, "answer_type", where)
             items.append(BenchmarkItem(name, (self.image(name),), prompt.ask(question), people(row, where), group))
         return items
 

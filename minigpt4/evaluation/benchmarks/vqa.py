@@ -7,7 +7,7 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
-from minigpt4.evaluation.benchmarks.files import field, ident, read_json, rows
+from minigpt4.evaluation.benchmarks.files import field, group_of, ident, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
 
 
@@ -36,7 +36,7 @@ class VQAv2(Benchmark):
         annotations = self.find(f"*mscoco*{split}*annotations*.json", path=str(questions.parent))
         answered = {}
         for where, row in rows(read_json(annotations), "annotations", annotations):
-            answered[ident(row, "question_id", where)] = (people(row, where), row.get("answer_type", ""))
+            answered[ident(row, "question_id", where)] = (people(row, where), group_of(row, "answer_type", where))
         items = []
         for where, row in rows(read_json(questions), "questions", questions):
             name, number = ident(row, "question_id", where), ident(row, "image_id", where).zfill(12)
