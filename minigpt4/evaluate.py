@@ -12,11 +12,10 @@ from pathlib import Path
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import BENCHMARKS, Config, add_config_arguments
+from minigpt4.common.image_files import IMAGE_SUFFIXES
 from minigpt4.evaluation.answering import Item, answer_file
 from minigpt4.evaluation.compare import compare_results
 from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +57,7 @@ def find_images(paths: list[str]) -> list[str]:
     for path in paths:
         files = list(search(path)) if os.path.isdir(path) else [path] if os.path.isfile(path) else []
         if not files:
-            kinds = ", ".join(SUFFIXES)
+            kinds = ", ".join(IMAGE_SUFFIXES)
             raise FileNotFoundError(f"--images: no image at '{path}'; give files or folders with {kinds}")
         for file in files:
             images.setdefault(place(file), str(Path(file)))
@@ -77,7 +76,7 @@ def search(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     for entry in entries:
         if entry.is_dir():
             yield from search(entry.path, (*above, real))
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):  # macOS writes ._a.jpg
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("."):  # macOS writes ._a.jpg
             yield entry.path
 
 

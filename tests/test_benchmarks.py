@@ -156,23 +156,16 @@ def test_a_row():
     assert not harness.row("error", "", ours, at_most=3.9)["passed"]
 
 
-@pytest.mark.slow
 def test_all(tmp_path, monkeypatch, capsys):
-    """Every part at its smallest has its rows (of such sizes no gate is asked)."""
-    small = ["--size", "tiny", "--rounds", "1"]
-    on_cpu = ["--device", "cpu"]
-    parts = {"parity": small[:2] + on_cpu, "train": small + on_cpu, "load": ["--size", "vit-slice", "--rounds", "1"]}
-    parts |= {"chat": ["--quick"], "data": ["--quick"], "startup": small}
-    monkeypatch.setattr(suites, "PARTS", {name: (options, []) for name, options in parts.items()})
+    """The parts' rows and gates are put together; each part has a test of its own above."""
+    small = ["--size", "tiny", "--device", "cpu"]
+    startup = ["--size", "tiny", "--rounds", "1"]
+    monkeypatch.setattr(suites, "PARTS", {"parity": (small, []), "startup": (startup, [])})
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # of the files that the parts write
     main(["all", "--quick", "--json", str(tmp_path / "all.json")])
     rows = rows_of(tmp_path / "all.json")
-    # parity, train, load (each also with every byte read), chat, data, and the phases of the start
     phases = [name for name in rows if name.startswith("start, tiny: ")]
-    assert len(rows) == 6 + 2 + 4 + 3 + 6 + len(phases) + 1 and len(phases) > 3
-    for stage in (1, 2):
-        row = rows[f"stage {stage}: step, tiny fp32"]
-        assert len(row["ours"]) == len(row["2023"]) == len(row["stock"]) == 1 and row["share"] > 0
+    assert len(rows) == 6 + len(phases) + 1 and len(phases) > 3
     row = rows["start to the end of the first step, tiny"]
     assert row["ours"][0] > 0 and row["ratio"] > 0
-    assert capsys.readouterr().out.count("stage 2") == 4
+    assert "stage 2" in capsys.readouterr().out

@@ -124,6 +124,13 @@ def with_own_code(example, home, rows):
     with_texts(SECTIONS["A folder of images with texts"][0], home, rows)
 
 
+def with_dataset_class(example, home, rows):
+    (home / "my_xrays.py").write_text(example)
+    images(home / "xrays", rows)
+    records = [{"file": f"{index}.jpg", "finding": row[1]} for index, row in enumerate(rows)]
+    (home / "xrays/findings.json").write_text(json.dumps(records))
+
+
 MAKERS = {
     "A folder of images with texts": with_texts,
     "A folder of images with a captions file": with_table,
@@ -132,6 +139,7 @@ MAKERS = {
     "LLaVA conversations": llava,
     "Tar files": tar_files,
     "Code of your own": with_own_code,
+    "A dataset class of your own": with_dataset_class,
 }
 
 

@@ -161,8 +161,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
 
 def _moment_shape(state: dict[str, Any]) -> tuple[int, ...]:
     """Return the shape of AdamW's moments of one parameter. Raises an error of any kind if they are none."""
-    first, second, step = state["exp_avg"], state["exp_avg_sq"], float(state["step"])
-    if first.shape != second.shape or not math.isfinite(step) or not (first.isfinite() & (second >= 0)).all():
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    if (
+        first.shape != second.shape
+        or not math.isfinite(float(state["step"]))
+        or not (first.isfinite() & (second >= 0)).all()
+    ):
         raise ValueError("moments that do not belong together, or are not finite")
     return tuple(first.shape)
 

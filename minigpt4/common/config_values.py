@@ -93,7 +93,8 @@ def check_values(node: DictConfig | ListConfig, where: str, report: Report) -> N
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         path = f"{where}.{key}"
         if OmegaConf.is_missing(node, key):
-            report.add(path, "missing; it has no default")
+            if report.is_clean(path):  # else what stands there is none
+                report.add(path, "missing; it has no default")
             continue
         try:
             value = node[key]

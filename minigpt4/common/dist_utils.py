@@ -239,8 +239,10 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     return total.tolist()
 
 
-def average_gradients(parameters: Sequence[torch.nn.Parameter], sums: torch.Tensor | None = None) -> None:
-    """Replace the gradients of `parameters` by their means over all ranks; a missing one is zero.
+def average_gradients(
+    parameters: Sequence[torch.nn.Parameter], sums: torch.Tensor | None = None, weight: float = 1
+) -> None:
+    """Replace the gradients of `parameters` by their means over all ranks, each of its `weight`; a missing one is zero.
 
     `sums`, a tensor, is replaced by its sum over all ranks. Raises RuntimeError if a rank is gone.
     """
@@ -250,11 +252,13 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], sums: torch.Tens
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
-    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message a step
+    together = torch.cat(
+        [*(gradient.flatten() for gradient in gradients), gradients[0].new_ones(1)]
+    )  # one message a step
+    together.mul_(weight)
     messages = [together] if sums is None else [together, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()
-    together.div_(get_world_size())
-    means = together.split([gradient.numel() for gradient in gradients])
+    means = together[:-1].div_(together[-1]).split([gradient.numel() for gradient in gradients])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))

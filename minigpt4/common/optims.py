@@ -1,6 +1,8 @@
 """The learning rate of every step, by the two registered schedules, and the AdamW groups.
 
-`epoch` and `step` count from 0, `step` inside its epoch; every batch is a step, also with accumulation.
+`epoch` and `step` count from 0, `step` inside its epoch. All lengths (`iters_per_epoch`, `warmup_steps`, `log_freq`,
+`save_every_iters`) count steps, and every batch is one, also with accumulation, which updates at every
+`accum_grad_iters`-th (Source: 2023 release).
 """
 
 import math

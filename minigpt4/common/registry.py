@@ -66,8 +66,8 @@ class Registry:
             file = home.replace(".", "/") + (".py" if kind == "lr_scheduler" else "/__init__.py")
             own = "a module of your own that the configuration names under imports: [my_package.my_module]"
             raise RegistryError(
-                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} Add one in {file}, or in {own}, as "
-                "docs/custom_data.md shows"
+                f"unknown {label} '{name}'; known: {', '.join(sorted(known))}.{hint} Add one in {file}, or in {own}, "
+                "as docs/custom_data.md shows"
             )
         return known[name]
 

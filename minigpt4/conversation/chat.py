@@ -18,6 +18,7 @@ from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.context import Context
 from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode
 from minigpt4.conversation.images import open_image
+from minigpt4.processors.blip_processors import BlipImageProcessor
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
 from minigpt4.text.templates import Template, template_for
@@ -47,6 +48,14 @@ def check_question(text: str) -> None:
         raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
 
 
+def _fitting(vis_processor: Callable, size: int | None) -> Callable:
+    """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
+    if not isinstance(vis_processor, BlipImageProcessor) or size in (None, vis_processor.image_size):
+        return vis_processor
+    logger.warning("image_size: %d in the image processor, the model takes %d: taken", vis_processor.image_size, size)
+    return type(vis_processor)(size, vis_processor.mean, vis_processor.std)
+
+
 class Chat:
     """Answers questions about images with a MiniGPT model.
 
@@ -63,7 +72,7 @@ class Chat:
     """
 
     def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
-        self.model, self.vis_processor = model, vis_processor
+        self.model, self.vis_processor = model, _fitting(vis_processor, getattr(model, "image_size", None))
         self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()

@@ -52,8 +52,8 @@ class AnswerFile:
             return
         try:
             theirs = json.loads(self._beside.read_bytes())
-            different = [key for key in self.settings if key in theirs and theirs[key] != self.settings[key]]
-        except (ValueError, AttributeError, TypeError) as error:
+            different = [key for key in self.settings if theirs.get(key, self.settings[key]) != self.settings[key]]
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"--output: '{self._beside}' is damaged ({error}); give another --output") from error
         if different:
             differ = [f"{key}: {theirs[key]!r:.200} there, {self.settings[key]!r:.200} now" for key in different]

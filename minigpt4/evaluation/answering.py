@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from minigpt4 import load_config
 from minigpt4.common.config import Config
+from minigpt4.common.utils import printable
 from minigpt4.evaluation.answer_file import open_answers, settings_of
 
 if TYPE_CHECKING:
@@ -61,10 +62,9 @@ def answer_file(
             for line in tqdm(answers(chat, conv, missing, **settings), total=len(missing), unit="item"):
                 file.add(line)
                 num_errors += "error" in line
-        name = str(path).encode(errors="backslashreplace").decode()
         if num_errors:
             print(f"{num_errors} images could not be read, see their lines; a further call tries them again")
-        print(f"{len(missing)} answers added to {name}, {len(items) - len(missing)} were there")
+        print(f"{len(missing)} answers added to {printable(path)}, {len(items) - len(missing)} were there")
 
 
 def answers(

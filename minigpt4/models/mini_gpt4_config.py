@@ -1,5 +1,6 @@
 """The section `model` of a configuration: its keys, their defaults, and what can be wrong with their values."""
 
+import re
 from dataclasses import dataclass
 
 from minigpt4.common.config import REQUIRED, Problem
@@ -37,7 +38,7 @@ class MiniGPT4Config:
     llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
     llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8, fp8) or 4 (nf4, int4)
     low_resource: bool = False  # the key of 2023: llm_quantization int8
-    device_8bit: int = 0  # GPU of the quantised LLM
+    device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
     check_llm: bool = True  # refuse an LLM that does not read English
     llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
     compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
@@ -76,6 +77,8 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices
     ]
+    if not re.fullmatch(r"\d+|cpu|cuda(:\d+)?", str(cfg.device_8bit)):
+        problems.append(Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU"))
     for key in ("image_size", "num_query_token", "max_txt_len"):
         if cfg.get(key) is not None and cfg.get(key) < 1:
             problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))

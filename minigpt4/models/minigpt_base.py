@@ -25,7 +25,7 @@ from minigpt4.models.llm import backends, language_model, layouts, quantization,
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
-from minigpt4.text.rows import Row, batch_rows, end_problem, split_batch, warn_of_cut
+from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch, warn_of_cut
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
@@ -213,7 +213,8 @@ class MiniGPTBase(DryRun, BaseModel):
     def rows(self, samples: dict) -> list[Row]:
         """Return what the LLM reads of each sample of a batch."""
         prompt = self._draw_prompt(samples) if self.prompt_list else ""
-        rows = batch_rows(samples, prompt, self, self.encoder, self.num_image_tokens)
+        with faults_named(samples, prompt, self, self.encoder, self.num_image_tokens):
+            rows = batch_rows(samples, prompt, self, self.encoder, self.num_image_tokens)
         turns = samples.get("turns") or [()] * len(rows)
         if any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
             warn_of_cut(self.max_txt_len)

@@ -43,7 +43,8 @@ CHECKPOINT_EXCESS = (
 # Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
 _LARGEST = 1e8
 # What a sidecar can ask for: more would only take minutes and memory before it fails.
-_LARGEST_SIDECAR, _MOST_LAYERS, _MOST = 2**16, 1000, 10**5
+_LARGEST_SIDECAR = 2**16
+_MOST_LAYERS, _MOST = 1000, 10**5
 # What an LLM of a certain width usually is, for messages.
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 

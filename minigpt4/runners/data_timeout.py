@@ -34,7 +34,8 @@ def _watch(timeout_s: float, interruption: Interruption, is_over: threading.Even
     seen = signalled = None
     since = time.monotonic()
     while not is_over.wait(min(1, timeout_s / 4)):
-        now, wait, signal = time.monotonic(), current_wait(), interruption.signal
+        now, wait = time.monotonic(), current_wait()
+        signal = interruption.signal
         signalled = signalled or (now if signal else None)
         state = wait and (wait, wait.progress())
         if state != seen:

@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
 from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, run_device
-from minigpt4.common.logger import MetricLogger
+from minigpt4.common.logger import MetricLogger, batch_size
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.startup import startup
 from minigpt4.runners.interruption import Interruption
@@ -36,13 +36,14 @@ class TrainingLoop:
     def train_epoch(self, epoch: int, metrics: MetricLogger) -> dict[str, float]:
         """Train from step `metrics.index` on; return the epoch's {"lr", "loss"}, means over all ranks.
 
-        An update takes the gradients of `accum_grad_iters` batches: their mean, the last one of an epoch
-        that of what is left; or, with `accum_reduction: sum`, their sum, what is left going into the first
-        update of the next (Source: 2023 release). Raises NonFiniteLossError.
+        An update takes the gradients of `accum_grad_iters` batches of all ranks; `accum_reduction` says how:
+        tokens: of the mean over all their target tokens, as of one large batch. mean: the mean of their own
+        means. sum: their sum, and the mean over ranks (Source: 2023 release). The last update of an epoch takes
+        what is left; with `sum` that goes into the first one of the next. Raises NonFiniteLossError.
         """
         num_steps, accum = self.iters_per_epoch, self.run_cfg.accum_grad_iters
-        is_mean, limit = self.run_cfg.accum_reduction == "mean", self.run_cfg.max_tokens_per_batch
-        num_bad = 0  # losses since the last update that are not finite
+        reduction, limit = self.run_cfg.accum_reduction, self.run_cfg.max_tokens_per_batch
+        num_bad = weight = 0  # since the last update: losses that are not finite, target tokens
         self.model.train()
         startup.begin("first step")
         for step in range(metrics.index, num_steps):
@@ -54,21 +55,27 @@ class TrainingLoop:
 
             # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own
-            window = min(accum, num_steps - step + step % accum) if is_mean else 1
+            window = min(accum, num_steps - step + step % accum) if reduction == "mean" else 1
             loss = 0
             for part, share in [(batch, 1)] if limit is None else self.model.split(batch, limit):
-                part_loss = self.task.train_step(self.model, part) * share
-                self.scaler.scale(part_loss / window).backward()
-                loss = loss + part_loss.detach()
+                part_loss, num_targets = self.task.loss_and_targets(self.model, part)
+                loss = loss + part_loss.detach() * share
+                if reduction == "tokens":  # with it the gradient is that of the mean over all so far
+                    before, weight = weight, weight + (num_targets or share * batch_size(batch))
+                    self.scale_gradients(before / weight)
+                    part_loss = part_loss * ((weight - before) / weight)
+                else:
+                    part_loss = part_loss * share / window
+                self.scaler.scale(part_loss).backward()
             metrics.add(loss, lr, batch)
             num_bad = num_bad + (~loss.isfinite()).float()
 
             # update
-            is_update = (step + 1) % accum == 0 or (is_mean and step + 1 == num_steps)
+            is_update = (step + 1) % accum == 0 or (reduction != "sum" and step + 1 == num_steps)
             if is_update:
-                is_skipped, ranks_interrupted = self.update(num_bad)
+                is_skipped, ranks_interrupted = self.update(num_bad, weight or 1)
                 metrics.updated(is_skipped)
-                num_bad = 0
+                num_bad = weight = 0
 
             # account
             metrics.check()  # waits for the device, when a line is due
@@ -78,15 +85,21 @@ class TrainingLoop:
                 self.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
 
-    def update(self, num_bad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step the optimizer with the ranks' mean gradient, unless that or a loss is not finite.
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients, if there are any."""
+        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def update(self, num_bad: torch.Tensor, weight: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Step the optimizer with the ranks' mean gradient, each of its `weight`, unless that or a loss is not finite.
 
         Return (whether it was skipped, how many ranks want to end the run), equal on all ranks.
         """
         # what one rank knows becomes what all know
         flags = torch.stack([num_bad, num_bad.new_full((), self.interruption.signal is not None)])
         self.step_timeout.arrived()
-        average_gradients(self.trainable, flags)
+        average_gradients(self.trainable, flags, weight)
 
         # clipping; without a limit only the norm is computed
         limit, is_scaling = self.run_cfg.max_grad_norm, self.scaler.is_enabled()

@@ -22,7 +22,7 @@ _AT_LEAST["keep_last_k"] = 2  # the newest may turn out to be damaged
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
 _CHOICES = {
     "amp_dtype": tuple(AMP_DTYPES),
-    "accum_reduction": ("mean", "sum"),
+    "accum_reduction": ("tokens", "mean", "sum"),
     "warmup_clock": WARMUP_CLOCKS,
     "resume_mode": ("exact", "restart"),
 }
@@ -45,7 +45,7 @@ class RunConfig:
     weight_decay: float | None = None
     beta2: float = 0.999
     accum_grad_iters: int = 1
-    accum_reduction: str = "mean"  # of the gradients of one optimizer step; sum: as 2023
+    accum_reduction: str = "tokens"  # of the batches and ranks of an update | mean, sum (as 2023): see runners/loop.py
     max_grad_norm: float | None = None  # None: no clipping
     max_skipped_updates: int = 5  # in a row, for numbers that are not finite; then the run ends
     amp: bool = False

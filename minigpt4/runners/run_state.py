@@ -161,6 +161,8 @@ def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
     """Return {full key: value} of all that is compared, precision as the run resolves it."""
     flat = _flat(config) | _flat(setup) | _flat({"model": identity})
+    if (flat.get("run.accum_grad_iters"), flat.get("world size")) == (1, 1):
+        flat.pop("run.accum_reduction", None)  # of one batch, all are the same
     if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
         flat["model.llm_precision"] = run_precision(precision, flat["run.amp"], flat["run.amp_dtype"])
     return flat

@@ -44,13 +44,14 @@ def checked(settings: dict[str, object]) -> dict[str, float | None]:
     """Return settings as Sampling takes them. Raises ValueError for what is no number or out of bounds."""
     numbers = {}
     for name, value in settings.items():
-        least, most, _, step = SETTINGS[name][:4]
+        setting = SETTINGS[name]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not least <= value <= most:  # NaN is within nothing
-            raise ValueError(f"{name}: {str(value)[:40]!r}; expected a number from {least} to {most}")
-        if step == 1 and value != math.floor(value):
+        if not is_number or not setting.least <= value <= setting.most:  # NaN is within nothing
+            bounds = f"from {setting.least} to {setting.most}"
+            raise ValueError(f"{name}: {str(value)[:40]!r}; expected a number {bounds}")
+        if setting.step == 1 and value != math.floor(value):
             raise ValueError(f"{name}: {value}; expected a whole number")
-        numbers[name] = int(value) if step == 1 else float(value)
+        numbers[name] = int(value) if setting.step == 1 else float(value)
     if numbers.get("seed") == RANDOM:
         numbers["seed"] = None
     return numbers
@@ -127,24 +128,26 @@ class Answers:
         listener has left; then, and when the iterator is closed, the computation ends with its next token.
         """
         stop, notices = threading.Event(), deque()
+        session.stop = stop
         with self.line.place() as place:
-            # who leaves while waiting, or never listens, costs the model nothing
-            while place.before:
+            # who stops or leaves while waiting, or never listens, costs the model nothing
+            while place.before and not stop.is_set():
                 yield place.before
                 await place.wait(1)
                 listener.stay()
             while not listener.stay():
                 await asyncio.sleep(0.05)
+            if stop.is_set():
+                return
             # the thread writes into `turn`; the loop below looks how far it is
-            session.stop = stop
             shared = {"stop_event": stop, "on_notice": notices.append}
             pieces = session.stream(self.chat, self.template, turn, **shared, **settings)
             async with aclosing(in_thread(self.executor, lambda: deque(pieces, 0), stop)) as steps:
                 async for _ in steps:
-                    while notices:
-                        on_notice(notices.popleft())
                     listener.stay()
                     yield 0
+            for notice in notices:
+                on_notice(notice)
 
 
 async def in_thread(executor: Executor, work: Callable, stop: threading.Event) -> AsyncIterator[None]:

@@ -15,10 +15,10 @@ from minigpt4.common.utils import expand_path
 def demo(args: Namespace) -> int | None:
     """Chat until the user leaves; `args` are those of demo.py. Return the exit code. Raises as `minigpt4.load`."""
     sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log at once
+    cfg = Config(args)
     # a terminal's standard output is the dialogue alone
     with redirect_stdout(sys.stderr) if args.cli else nullcontext():
         print("Initializing Chat")
-        cfg = Config(args)
         chat, template = load_config(cfg, _device(args, cfg))
         print("Initialization Finished", flush=True)
     # the small vision weights that the package ships answer no better for being sampled: greedy

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from minigpt4.common.config import Config
 from minigpt4.common.utils import is_url
+from minigpt4.conversation.chat import MAX_MESSAGE_CHARS
 from minigpt4.conversation.conversation import Chat, Conversation
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
 from minigpt4.serving.api import Api, said
@@ -55,7 +56,11 @@ class Page:
         gr.set_static_paths(list(EXAMPLES))
         fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
         # the theme's edges are too faint
-        edges = {"border_color_primary": "*neutral_300", "input_border_color": "*neutral_300", "block_border_width": "1px"}
+        edges = {
+            "border_color_primary": "*neutral_300",
+            "input_border_color": "*neutral_300",
+            "block_border_width": "1px",
+        }
         hosts, blocks = Hosts(args.server_name), self._build()
         guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
         # the line is the page's own; gradio only has to hold as many as may stand in it
@@ -68,7 +73,7 @@ class Page:
             app_kwargs={"middleware": [guard]},
             max_file_size="20mb",
             max_threads=40,  # questions, waiting or answered, at the same time
-            state_session_capacity=1000,
+            state_session_capacity=500,
             show_error=True,  # what gradio itself refuses is said too
             enable_monitoring=False,
             footer_links=[],
@@ -125,11 +130,17 @@ class Page:
         for names in (["temperature", "top_p", "top_k", "num_beams"], ["max_new_tokens", "repetition_penalty", "seed"]):
             with gr.Row():
                 for name in names:
-                    least, most, _, step, label, info = SETTINGS[name]
-                    shown = {"label": label, "info": info, "precision": 0 if step == 1 else None, "min_width": 120}
-                    bounds = {"minimum": least, "maximum": most, "value": self.defaults[name]}
-                    kind = gr.Number if name == "seed" else gr.Slider
-                    controls[name] = kind(**bounds, step=step, **shown)
+                    setting, kind = SETTINGS[name], gr.Number if name == "seed" else gr.Slider
+                    controls[name] = kind(
+                        value=self.defaults[name],
+                        minimum=setting.least,
+                        maximum=setting.most,
+                        step=setting.step,
+                        precision=0 if setting.step == 1 else None,
+                        label=setting.label,
+                        info=setting.info,
+                        min_width=120,
+                    )
         return controls
 
     # what it does: an event prepares a turn at once, then `_answer` waits for the model
@@ -155,9 +166,10 @@ class Page:
 
     async def _returned(self, tab: str, request: gr.Request) -> tuple:
         """Show a tab of a browser, opened anew or refreshed, what was said in it."""
-        session = self.sessions.of((request.username, tab)) if tab else Session()
-        await _at_rest(session)
-        return gr.skip(), messages(session.turns), gr.skip(), session
+        session = self.sessions.of((request.username, tab)) if 0 < len(tab) < 99 else Session()
+        is_new = not (session.turns or session.pending or session.is_waiting)
+        box, *others = await self._stopped(session)
+        return gr.skip() if is_new else box, *others  # somebody may be typing already
 
     def _asked(self, message: dict | None, session: Session) -> tuple:
         message = message or {"text": "", "files": []}
@@ -182,9 +194,14 @@ class Page:
 
     def _prepare(self, session: Session, turn: Turn | None) -> tuple:
         """Return the updates that show `turn`, the next to be answered; none where nothing was asked."""
-        session.pending = turn if turn and turn.text.strip() else None
-        if session.pending is None:
+        session.pending = None
+        if turn is None or not turn.text.strip():
             return NOTHING
+        if len(turn.text) > MAX_MESSAGE_CHARS:
+            raise gr.Error(
+                f"{len(turn.text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it", print_exception=False
+            )
+        session.pending = turn
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
         return busy, messages([*session.turns, turn]), gr.skip(), gr.skip()
 
@@ -194,7 +211,7 @@ class Page:
         if turn is None:
             yield NOTHING
             return
-        shown = None
+        shown, session.is_waiting = None, True
         try:
             settings = checked(dict(zip(self.controls, controls, strict=True)))
             self.sessions.use(session)
@@ -207,8 +224,11 @@ class Page:
                     # also without news: that is when gradio notices a closed tab
                     yield gr.skip(), messages(turns, waiting) if is_news else gr.skip(), gr.skip(), gr.skip()
         except Exception as error:
-            session.pending = turn
             raise said(error) from error
+        finally:
+            session.is_waiting = False
+            if turn not in session.turns:  # refused, or stopped while it waited
+                session.pending = turn
         yield _ready(), messages(session.turns), about(self.answers.chat.model, self.cfg), session
 
     async def _stopped(self, session: Session) -> tuple:
@@ -229,10 +249,10 @@ class Page:
 
 
 async def _at_rest(session: Session) -> None:
-    """End the answer that is being written, if one is; return when its last token is there."""
+    """End the answer that is waited for or being written, if there is one; return when it has ended."""
     if session.stop is not None:
         session.stop.set()
-    while session.is_busy:
+    while session.is_busy or session.is_waiting:
         await asyncio.sleep(0.02)
 
 

@@ -58,7 +58,8 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     pending: Turn | None = None  # asked, and waiting for the model
     cache: PrefixCache = field(default_factory=PrefixCache)
-    is_busy: bool = False  # an answer is being computed
+    is_waiting: bool = False  # an answer has been asked for, and is not complete
+    is_busy: bool = False  # it is being computed
     stop: threading.Event | None = None  # of the answer that was begun last
 
     def stream(self, chat: Chat, template: Conversation, turn: Turn, **settings: object) -> Iterator[str]:

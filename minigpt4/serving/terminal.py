@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from minigpt4.common.utils import expand_path
+from minigpt4.common.utils import expand_path, printable
 from minigpt4.conversation.chat import Chat, Sampling
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.session import Session, Turn
@@ -113,7 +113,7 @@ class Terminal:
         new.encode(self.chat)
         self.shown.images += new.images
         self.shown.embeds += new.embeds
-        print(f"{Path(path).name}: received")
+        print(f"{printable(Path(path).name)}: received")
 
     def set(self, text: str) -> None:
         """Change a setting of the answers to come."""

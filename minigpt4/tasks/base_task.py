@@ -11,6 +11,7 @@ from minigpt4.common.dist_utils import get_rank, get_world_size, run_device, sum
 from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
 
+VALIDATION = ("val", "eval", "valid", "validation")  # words for one split, in datasets and in run.valid_splits
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
@@ -42,10 +43,18 @@ class BaseTask:
 
         Raises ValueError if the length of an epoch cannot be known: streams have no end.
         """
+        from minigpt4.datasets.datasets.map_style import adapted
+
         datasets, streams = {}, []
         for name, section in cfg.datasets_cfg.items():
-            builder = registry.get_builder_class(section.get("builder") or name)
-            datasets[name] = builder(section, name).build_datasets()
+            builder = registry.get_builder_class(section.get("builder") or name)(section, name)
+            splits = builder.build_datasets().items()  # a user's own may give datasets of torch
+            vis_processor = builder.vis_processors.get("train")
+            datasets[name] = {split: adapted(dataset, name, vis_processor) for split, dataset in splits}
+            if train := datasets[name].get("train"):
+                train.name = name
+                for key in ("sample_ratio", "batch_size"):
+                    setattr(train, key, section.get(key))
             if "train" in datasets[name] and not hasattr(datasets[name]["train"], "__len__"):
                 streams.append(name)
         if streams and cfg.run_cfg.iters_per_epoch is None and not cfg.run_cfg.evaluate:
@@ -70,14 +79,17 @@ class BaseTask:
         )
 
     def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}. Raises ValueError."""
+        """Return {split: [loader of this rank's share, one a dataset]}; see VALIDATION. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
         where, loaders = "run.valid_splits, run.test_splits", {}
         place = Place(run_cfg.seed, get_rank(), get_world_size())
         for split in splits:
-            of_split = [of_dataset[split] for of_dataset in datasets.values() if split in of_dataset]
+            words = VALIDATION if split in VALIDATION else (split,)
+            of_split = []
+            for of_dataset in datasets.values():
+                of_split += [of_dataset[word] for word in (split, *words) if word in of_dataset][:1]
             if not of_split:
                 there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
@@ -92,6 +104,16 @@ class BaseTask:
     def train_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> torch.Tensor:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
+
+    def loss_and_targets(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
+        """Return (`train_step`'s loss, how many target tokens it is the mean of).
+
+        None: the model does not count them, or a task has a `train_step` of its own, whose loss this is.
+        """
+        if getattr(self.train_step, "__func__", None) is not BaseTask.train_step:
+            return self.train_step(model, samples), None
+        outputs = model(samples)
+        return outputs["loss"], int(outputs["num_targets"]) if "num_targets" in outputs else None
 
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
         """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.

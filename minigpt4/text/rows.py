@@ -8,10 +8,11 @@ padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.segments import (
@@ -82,6 +83,32 @@ def batch_rows(
         _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder)
         for parts, start, num_images in zip(encoder.encode_batch(segments), starts, counts, strict=False)
     ]
+
+
+@contextmanager
+def faults_named(samples: dict, *arguments: Any) -> Iterator[None]:
+    """Within the block, which calls `batch_rows` with these arguments, a sample's error is a ValueError with its id.
+
+    One that each sample has by itself is no sample's fault, and stays as it is.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        number = len(samples["text_input"])
+        faulty = {}
+        for index in range(number):
+            try:
+                batch_rows(_part_of_batch(samples, index, index + 1), *arguments)
+            except (TypeError, AttributeError, KeyError, ValueError) as fault:
+                faulty[index] = fault
+        if not faulty or (len(faulty) == number and isinstance(error, ValueError)):
+            raise
+        ids = samples.get("sample_id") or range(number)
+        named = "; ".join(f"{ids[index]}: {fault!s:.200}" for index, fault in faulty.items())
+        raise ValueError(
+            f"the text of {len(faulty)} of the batch's {number} samples cannot be read ({named}). Correct or remove "
+            "them, or let the dataset skip them: docs/custom_data.md"
+        ) from error
 
 
 def image_counts(samples: dict) -> list[int]:

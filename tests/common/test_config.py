@@ -155,6 +155,61 @@ def test_a_size_that_is_not_the_models_is_a_problem(read):
     ]
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_sizes_of_both_splits_and_through_interpolations_are_compared(read, split):
+    processor = f"{{{split}: {{name: blip2_image_eval, image_size: '${{run.log_freq}}'}}}}"
+    section = f"datasets: {{a: {{builder: laion, vis_processor: {processor}}}}}"
+    assert problems_of(read, f"{section}\nrun: {{log_freq: 112}}\n") == [
+        f"datasets.a.vis_processor.{split}.image_size: 112, but the model takes images of 224 pixels; "
+        "remove the line, or make it agree with model.image_size (c.yaml line 2)"
+    ]
+    read(f"{section}\nrun: {{log_freq: 224}}\n")
+
+
 def test_texts_have_no_image_size(read):
     cfg = read("datasets: {laion: {text_processor: {train: {name: blip_caption}}}}\n")
     assert dict(cfg.datasets_cfg.laion.text_processor.train) == {"name": "blip_caption", "prompt": "", "max_words": 50}
+
+
+# `~` and HOME
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """The environment of `docker run --user 12345`: no HOME, and a user without an entry."""
+    for name in ("HOME", "USER", "LOGNAME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+
+
+NOWHERE = (
+    "'~' leads nowhere: HOME is not set, and user 12345 has no entry in /etc/passwd; set HOME, or give an absolute path"
+)
+
+
+def test_without_a_home_the_key_that_needs_one_is_named(read, homeless, monkeypatch, tmp_path):
+    assert problems_of(read, "", "model.ckpt=~/a.pth") == [
+        f"env.cache_root: '~/.cache/minigpt4': {NOWHERE}",
+        f"model.ckpt: '~/a.pth': {NOWHERE} (--options)",
+    ]
+    read("", f"env.cache_root={tmp_path}")
+    downloads = "model.vit_ckpt=https://example.org/vit.pth"
+    (problem,) = problems_of(read, "", f"env.cache_root={tmp_path}", downloads)
+    assert (
+        problem
+        == f"model: no folder for what is downloaded ('~/.cache/torch': {NOWHERE}); set TORCH_HOME (c.yaml line 1)"
+    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    read("", f"env.cache_root={tmp_path}", downloads)
+    monkeypatch.setenv("HOME", "")  # as good as unset
+    assert problems_of(read, "")[0].startswith("env.cache_root: '~/.cache/minigpt4': '~' leads nowhere")
+
+
+@pytest.mark.parametrize("key", ["env.cache_root", "model.llama_model", "model.prompt_path", "run.output_dir"])
+def test_a_user_that_is_not_there_is_a_line_of_the_report(read, key):
+    expected = f"{key}: '~no_user/7b': there is no user 'no_user'; a path below your own home folder begins with ~/"
+    assert problems_of(read, "", f"{key}=~no_user/7b") == [f"{expected} (--options)"]
+
+
+def test_texts_that_begin_like_a_home_are_texts(read):
+    assert read("", "model.end_sym=~nobody/x").model_cfg.end_sym == "~nobody/x"

@@ -23,6 +23,7 @@ from minigpt4.conversation.conversation import (
     StoppingCriteriaSub,
 )
 from minigpt4.models.weights import trained_text
+from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.golden import GOLDEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,8 +161,11 @@ def test_argument_order_and_defaults_of_2023():
     assert defaults["top_k"] == 50
 
 
-def test_vlmevalkit_builds_the_model(release, tmp_path):
-    """The calls of its adapter from the configuration file on: names, attributes and a model moved afterwards."""
+@pytest.mark.parametrize("is_plain", [False, True], ids=["Config", "a plain section"])
+def test_evaluation_kits_build_the_model(release, tmp_path, is_plain, caplog):
+    """Their calls from the file on: names, attributes, a device by name, and a model moved afterwards."""
+    from omegaconf import OmegaConf
+
     from minigpt4.common.config import Config
     from minigpt4.common.registry import registry
 
@@ -171,16 +175,33 @@ def test_vlmevalkit_builds_the_model(release, tmp_path):
     text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  llama_model: '{release.llama}'")
     for key, name in (("vit_ckpt", "eva_vit_g"), ("q_former_model", "blip2_pretrained_flant5xxl")):
         text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  {key}: '{release.hub / name}.pth'")
-    cfg_path.write_text(text)
-    cfg = Config(argparse.Namespace(cfg_path=str(cfg_path), options=None, gpu_id=0))
-    model_config = cfg.model_cfg
-    model_config.device_8bit = 0
+    cfg_path.write_text(text.replace("prompts/alignment.txt", f"{ROOT}/prompts/alignment.txt"))
+    if is_plain:
+        cfg = OmegaConf.load(cfg_path)
+        model_config, datasets = cfg.model, cfg.datasets
+    else:
+        cfg = Config(argparse.Namespace(cfg_path=str(cfg_path), options=None, gpu_id=0))
+        model_config, datasets = cfg.model_cfg, cfg.datasets_cfg
+    model_config.device_8bit = "cpu" if is_plain else 0
     model = registry.get_model_class(model_config.arch).from_config(model_config).to("cpu").eval()
-    processor_config = cfg.datasets_cfg.cc_sbu_align.vis_processor.train
+    processor_config = datasets.cc_sbu_align.vis_processor.train
     vis_processor = registry.get_processor_class(processor_config.name).from_config(processor_config)
     chat = Chat(model, vis_processor, device="cpu", stopping_criteria=None)
-    chat_state, img_list = CONV_VISION_Vicuna0.copy(), []
-    chat.upload_img(IMAGE, chat_state, img_list)
-    chat.encode_img(img_list)
-    chat.ask("What is it?", chat_state)
-    assert chat.answer(chat_state, img_list, max_new_tokens=5, temperature=0)[1].size >= 1
+    for template, is_its_own in ((CONV_VISION_Vicuna0, True), (CONV_VISION_minigptv2, False)):
+        caplog.clear()
+        chat_state, img_list = template.copy(), []
+        chat.upload_img(IMAGE, chat_state, img_list)
+        chat.encode_img(img_list)
+        chat.ask("What is it?", chat_state)
+        assert chat.answer(chat_state, img_list, max_new_tokens=5, temperature=0)[1].size >= 1
+        assert ("was trained with" in caplog.text) is not is_its_own
+
+
+def test_an_image_processor_of_another_size_is_fitted_and_said(golden_model, vis_processor, caplog):
+    large = Blip2ImageEvalProcessor(224, mean=[0.5, 0.5, 0.5])
+    chat = Chat(golden_model, large)
+    assert "image_size: 224 in the image processor, the model takes 42" in caplog.text
+    same = Chat(golden_model, Blip2ImageEvalProcessor(golden_model.image_size, mean=[0.5, 0.5, 0.5]))
+    assert torch.equal(chat.encode_images([IMAGE])[0], same.encode_images([IMAGE])[0])
+    caplog.clear()
+    assert Chat(golden_model, vis_processor).vis_processor is vis_processor and not caplog.text

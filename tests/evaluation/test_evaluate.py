@@ -128,6 +128,21 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
     assert "0 answers added" in ask(*images)[1]
 
 
+def test_an_output_that_does_not_say_what_was_asked(tmp_path, caplog):
+    """Of an earlier version: taken, and said; a damaged account is refused."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"image": "a.jpg", "answer": "one"}\n')
+    with open_answers(path, "image", {"prompt": "x"}) as file:
+        assert file.done == {"a.jpg"} and "does not say what its answers are to" in caplog.text
+    for content in ("", "[]", "{", "[" * 10**5, "7"):
+        (tmp_path / "answers.jsonl.settings.json").write_text(content)
+        with (
+            pytest.raises(ValueError, match=r"settings.json' is damaged"),
+            open_answers(path, "image", {"prompt": "x"}),
+        ):
+            pass
+
+
 def test_what_the_chat_would_refuse_is_refused_before_anything_is_loaded(ask, tmp_path):
     picture(1).save(tmp_path / "a.png")
     for arguments, says in [

@@ -231,7 +231,11 @@ def test_samples_may_bring_their_instruction(tmp_path):
 
 
 PROMPTS = {
-    "no file": (None, "{}", "model.prompt_path: no file at '{path}'; paths are relative to the current folder"),
+    "no file": (
+        None,
+        "{}",
+        "model.prompt_path: no file at '{path}'; paths start from the current folder, or that of the YAML file",
+    ),
     "two slots": (
         "# a comment\n<Img><ImageHere></Img> or <ImageHere>?",
         "{}",

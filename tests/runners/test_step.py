@@ -8,6 +8,7 @@ import torch
 
 from minigpt4.common.logger import NonFiniteLossError
 from minigpt4.runners import RunnerBase
+from tests.golden.model import CONFIG, golden_model
 from tests.training import batches, by_hand, endless, runner, settings, tiny_model, trained, weights
 
 
@@ -31,18 +32,71 @@ def test_accumulation_equals_the_large_batch(tmp_path):
         assert (found[0] - other).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def parted(data, *sizes):
+    """Return batches of these sizes, again and again."""
+    sizes = list(sizes) * (len(data) // sum(sizes))
+    return [{"image": images, "text_input": [""] * len(images)} for images in data.split(sizes)]
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "mean"])
+def test_accumulated_batches_of_unequal_size_count_by_their_targets(tmp_path, reduction):
+    """A sample is a target here. By `mean` each batch counts alike, and the training is another one."""
+    data = torch.cat([batch["image"] for batch in batches(8, 6)])
+    flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1, "accum_reduction": reduction}
+    whole = weights(trained(tmp_path, parted(data, 8), iters_per_epoch=6, **flat))
+    for limit in (None, 2):
+        changes = {"iters_per_epoch": 18, "accum_grad_iters": 3, "max_tokens_per_batch": limit}
+        found = weights(trained(tmp_path, parted(data, 1, 5, 2), **flat, **changes))
+        assert ((found - whole).abs().max() < 1e-6) == (reduction == "tokens")
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "mean"])
+def test_ranks_count_by_their_targets(two_ranks, tmp_path, reduction):
+    data = torch.cat([batch["image"] for batch in batches(8, 6)])
+    flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1, "accum_reduction": reduction}
+
+    def work(rank):
+        halves = [batch for batch in parted(data, 2, 1, 4, 1) if (len(batch["image"]) > 1) == (rank == 0)]
+        run = trained(tmp_path / "ranks_train", halves, iters_per_epoch=12, accum_grad_iters=2, **flat)
+        torch.save(weights(run), tmp_path / f"{rank}.pth")
+
+    code, *_ = two_ranks(work)
+    found = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+    whole = weights(trained(tmp_path, parted(data, 8), iters_per_epoch=6, **flat))
+    assert code == 0 and torch.equal(*found)
+    assert ((found[0] - whole).abs().max() < 1e-6) == (reduction == "tokens")
+
+
+def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
+    """Of the real model, whose targets are the tokens of the captions."""
+    images = torch.randn(3, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(4))
+    texts = ["a", "a very long caption of a bird on a branch", "two birds"]
+    parts = [{"image": images[i : i + 1], "text_input": texts[i : i + 1]} for i in range(3)]
+    changes = {"max_epoch": 1, "warmup_lr": 0.05, "min_lr": 0.05, "weight_decay": 0.0}
+
+    def gradient(fixed, **more):
+        """The first moment after one update is a tenth of its gradient."""
+        run = trained(tmp_path, fixed, golden_model(tmp_path), iters_per_epoch=len(fixed), **changes, **more)
+        return torch.cat([10 * state["exp_avg"].flatten() for state in run.optimizer.state.values()])
+
+    whole = gradient([{"image": images, "text_input": texts}])
+    same, other = (gradient(parts, accum_grad_iters=3, accum_reduction=how) for how in ("tokens", "mean"))
+    assert (same - whole).abs().max() < 1e-5 * whole.abs().max()
+    assert (other - whole).abs().max() > 0.01 * whole.abs().max()
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "mean", "sum"])
 def test_what_an_epoch_leaves_over(tmp_path, reduction):
-    """mean: the rest of an epoch is stepped with its own mean; sum: it goes into the next epoch's first step."""
+    """The rest of an epoch is stepped with its own mean; with sum it goes into the next epoch's first step."""
     fixed = batches(scale=0.01)  # small gradients, so that AdamW's epsilon makes sum and mean differ
     changes = {"warmup_lr": 0.05, "min_lr": 0.05, "iters_per_epoch": 3, "accum_grad_iters": 2}
     run = trained(tmp_path, fixed, accum_reduction=reduction, **changes)
     a, b, c, d, e = fixed
     mean = [(2, [a, b]), (1, [c]), (2, [d, e]), (1, [a])]
     total = [(1, [a, b]), (1, [c, d, e])]
-    expected = by_hand(mean if reduction == "mean" else total, lr=0.05)
-    assert (weights(run) - expected).abs().max() < 1e-6
-    assert (weights(run) - by_hand(total if reduction == "mean" else mean, lr=0.05)).abs().max() > 1e-3
+    expected, other = (total, mean) if reduction == "sum" else (mean, total)
+    assert (weights(run) - by_hand(expected, lr=0.05)).abs().max() < 1e-6
+    assert (weights(run) - by_hand(other, lr=0.05)).abs().max() > 1e-3
 
 
 def test_clipping_bounds_the_gradient_that_adamw_sees(tmp_path):

@@ -285,9 +285,10 @@ def test_a_refresh_keeps_the_conversation_and_another_tab_has_its_own(visit, ima
     tab = Person(person.page.context.new_page(), person.url)
     tab.page.wait_for_timeout(500)
     assert tab.dialogue() == []
-    person.setting("Longest answer", 1000)
+    for label, value in {"Temperature": 0, "Repetition penalty": 1.5, "Longest answer": 1000}.items():
+        person.setting(label, value)
     person.page.get_by_role("button", name="Retry").last.click()
-    person.wait_for(lambda: len(person.last()) > 30)
+    person.wait_for(lambda: len(person.last()) > 100)
     person.page.reload()  # while it is written
     person.wait_for(lambda: person.last().endswith("stopped"))
     assert len(person.dialogue()) == 2 and "session" not in person.page.url
@@ -305,6 +306,15 @@ def test_who_waits_is_told_how_many_are_before(visit, server):
         person.page.wait_for_timeout(700)
         person.ask("hello")
         person.wait_for(lambda: person.last() == "2 before you")
+        person.page.locator(".stop-button").click()
+        person.wait_for(lambda: person.box.input_value() == "hello" and not person.dialogue())
+        person.page.wait_for_timeout(300)  # the button comes back a moment later
+        person.box.press("Enter")
+        person.wait_for(lambda: person.last() in ("2 before you", "1 before you"))
+        person.page.reload()
+        person.wait_for(lambda: person.box.input_value() == "hello" and not person.dialogue())
+        person.setting("Longest answer", 5)
+        person.box.press("Enter")
         person.wait_for(lambda: person.last() == "1 before you", 60)
     person.wait_for(lambda: "before you" not in person.last() and len(person.dialogue()) == 2)
 

@@ -89,7 +89,7 @@ def nested(depth):
 
 # what is tried -> what the answer says
 REFUSED = {
-    "a million characters": (lambda visitor: visitor.chat("a " * 500_000), "1,000,000 characters; at most 32,768"),
+    "characters without end": (lambda visitor: visitor.chat("a " * 200_000), "400,000 characters; at most 32,768"),
     "more than the context": (lambda visitor: visitor.chat("dog " * 8_000), "shorten the question"),
     "svg": (upload("a.svg", SVG), "a.svg"),
     "svg renamed": (upload("a.png", SVG), "expected an image"),
@@ -127,7 +127,7 @@ REFUSED = {
     "temperature an address": (setting(temperature=file_of("http://127.0.0.1:80/x")), "addresses are not fetched"),
     "a message nested too deep": (raw("ask", nested(100), None), "nested more than 32 deep"),
     "settings nested too deep": (setting(top_k=nested(100)), "nested more than 32 deep"),
-    "a message of 3 MB": (lambda visitor: visitor.chat("a " * 1_500_000), "413 more than 2,097,152 bytes"),
+    "a message of 3 MB": (lambda visitor: visitor.chat("a " * 1_500_000), "413 more than 524,288 bytes"),
     "a thousand million tokens": (setting(max_new_tokens=1e9), "greater than maximum"),
     "a thousand beams": (setting(num_beams=1000), "greater than maximum"),
     "top-p of 0": (setting(top_p=0), "less than minimum"),

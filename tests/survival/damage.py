@@ -129,6 +129,23 @@ def cut_in_image(path: Path) -> None:
     path.write_bytes(content[: content.index(b"000006.jpg") + 700])
 
 
+def cut_before(name: str) -> Callable[[Path], object]:
+    """Cut a shard before the header of a member."""
+
+    def cut(path):
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(name.encode())])
+
+    return cut
+
+
+def flip_in_header(path: Path) -> None:
+    """Change one bit of a member's name."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"000007.jpg")] ^= 1
+    path.write_bytes(content)
+
+
 def written(content: bytes) -> Callable[[Path], object]:
     """Put `content` in place of a file's."""
     return lambda path: path.write_bytes(content)

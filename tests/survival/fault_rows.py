@@ -13,8 +13,10 @@ from tests.survival.damage import (
     bomb,
     captions,
     cut_at,
+    cut_before,
     cut_in_image,
     encoded,
+    flip_in_header,
     from_web,
     link_out,
     locked,
@@ -54,11 +56,17 @@ def _shards() -> Iterator[Fault]:
     cut = r"laion: skipped 00001\.tar|laion: skipped .*unexpected end of data.*"
     yield Fault("Shards", "cut at half", cut, lost=BAD_SHARD, make=shards(cut_at(0.5)))
     yield Fault("Shards", "cut within an image", cut, lost=BAD_SHARD, make=shards(cut_in_image))
-    yield Fault("Shards", "an empty file", skipped("empty"), lost=BAD_SHARD, make=shards(written(b"")))
-    noise = written(bytes(range(1, 256)) * 400)
-    yield Fault("Shards", "random bytes", skipped("ReadError"), lost=BAD_SHARD, make=shards(noise))
-    page = written(b"<html>Not found</html>" * 200)
-    yield Fault("Shards", "a web page", skipped("ReadError"), lost=BAD_SHARD, make=shards(page))
+    for name, content, what in (
+        ("an empty file", b"", "an empty file"),
+        ("random bytes", bytes(range(1, 256)) * 400, "no tar archive"),
+        ("a web page", b"<html>Not found</html>" * 200, "a web page"),
+        ("a parquet file", b"PAR1" * 200, "a parquet file"),
+    ):
+        says = rf".*1 of 3 shards cannot be read: '.*00001\.tar': {what}.*"
+        yield Fault("Shards", name, says, 2, make=shards(written(content)))
+    flipped, between = skipped("damaged at byte .*read of it: 2,"), skipped("end mark is missing.*read of it: 1,")
+    yield Fault("Shards", "one bit of a header changed", flipped, lost=BAD_SHARD, make=shards(flip_in_header))
+    yield Fault("Shards", "cut between two members", between, lost=BAD_SHARD, make=shards(cut_before("000006.jpg")))
     gone = r".*1 of 3 shards are missing \(first missing: .*00001\.tar\).*"
     yield Fault("Shards", "one of three missing", gone, 2, make=shards(lambda path: path.unlink()))
     yield Fault("Shards", "a folder in place of one", gone, 2, make=shards(a_folder))
@@ -70,7 +78,8 @@ def _shards() -> Iterator[Fault]:
     wrong = r".*write ranges as \{00000\.\.00099\}.*"
     yield Fault("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
-    yield Fault("Shards", "not readable for the user", skipped("Permission denied"), lost=BAD_SHARD, **unreadable)
+    denied = r".*1 of 3 shards cannot be read: .*Permission denied.*"
+    yield Fault("Shards", "not readable for the user", denied, 2, **unreadable)
     refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"
     for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
         yield Fault("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))

@@ -47,6 +47,19 @@ def loss_of(task, model, folder, size):
     return task.evaluation(model, loaders["val"], torch.device("cpu"))
 
 
+@pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
+def test_words_for_the_validation_split_mean_one(word, tmp_path):
+    cfg, task = settings(tmp_path, batch_size_eval=2), ImageTextPretrainTask()
+    (loaders,) = task.build_eval_loaders({"samples": {"val": Samples()}}, cfg.run_cfg, [word]).values()
+    assert sum(len(batch["text_input"]) for batch in loaders[0]) == len(WORDS)
+    if word != "val":  # a dataset's own split of that name goes first
+        with_both = {"samples": {"val": Samples(), word: (own := Samples())}}
+        loaders = task.build_eval_loaders(with_both, cfg.run_cfg, [word])[word]
+        assert loaders[0].dataset.dataset is own
+    with pytest.raises(ValueError, match=f"no dataset has a split '{word}'"):
+        task.build_eval_loaders({"samples": {"train": Samples()}}, cfg.run_cfg, [word])
+
+
 def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(tmp_path):
     torch.manual_seed(0)
     model, samples = CountsTargets(), Samples()

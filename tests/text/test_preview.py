@@ -111,3 +111,30 @@ def test_prompts_are_drawn_by_the_seed(tmp_path):
     drawn = [text(preview.tokens(SAMPLES["caption"], seed), "prompt") for seed in range(40)]
     assert set(drawn) == {VICUNA_V0.training.replace("{}", line).replace("<ImageHere>", "") for line in lines}
     assert drawn == [text(preview.tokens(SAMPLES["caption"], seed), "prompt") for seed in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("end_sym", "masks", "warns"),
+    [
+        ("</s>", True, True),
+        ("</s></s>", True, True),
+        ("</s>", False, False),
+        ("###</s>", True, False),
+        ("###", True, False),
+        ("\n", True, False),
+        ("", True, False),
+    ],
+)
+def test_an_end_that_would_not_be_learnt_is_said(end_sym, masks, warns, tmp_path, caplog):
+    """By the preview, so by inspect and --dry-run, and by the model, whose training says it at its start."""
+    cfg = golden_config(tmp_path, end_sym=end_sym, mask_eos_labels=masks)
+    MiniGPT4.text_preview(cfg)
+    expected = f"model.end_sym {end_sym!r} is the end token, and would not be learnt: the model would never stop. "
+    expected += "Set model.mask_eos_labels=False (True is 2023's way, for an end_sym of other tokens)"
+    assert caplog.messages == [expected] * warns
+    model = MiniGPT4.from_config(cfg, device="cpu")
+    assert model.warnings() == [expected] * warns
+    labels = model.rows({"text_input": ["A dog."]})[0].labels
+    eos = model.llama_tokenizer.eos_token_id
+    assert warns == (set(labels[-1:]) == {IGNORED}) or end_sym == "###</s>"
+    assert (eos in labels) == (not masks)

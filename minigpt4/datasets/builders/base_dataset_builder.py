@@ -8,6 +8,7 @@ from typing import Any
 from minigpt4.common.config import REQUIRED, Problem, as_section
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.base_dataset import BaseDataset
+from minigpt4.datasets.datasets.map_style import adapted
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
 from minigpt4.processors.blip_processors import BlipImageProcessor
 
@@ -64,7 +65,7 @@ class BaseDatasetBuilder:
     def build_datasets(self) -> dict[str, BaseDataset]:
         """Return {"train": dataset}, and "val" where the section asks for it. Raises ValueError or OSError."""
         self.build_processors()
-        train = self.build_train_dataset(self.config["build_info"]["storage"])
+        train = self._adapted(self.build_train_dataset(self.config["build_info"]["storage"]))
         train.sample_ratio = self.config.get("sample_ratio")
         train.batch_size = self.config.get("batch_size")
         splits, fraction = {"train": train}, self.config.get("val_fraction")
@@ -92,7 +93,10 @@ class BaseDatasetBuilder:
         builder.config = {**self.config, "build_info": _val_info(self.config) or self.config["build_info"]}
         builder.vis_processors = {"train": self.vis_processors["eval"]}
         builder.text_processors = {"train": self.text_processors["eval"]}
-        return builder.build_train_dataset(builder.config["build_info"]["storage"])
+        return builder._adapted(builder.build_train_dataset(builder.config["build_info"]["storage"]))
+
+    def _adapted(self, dataset: Any) -> BaseDataset:
+        return adapted(dataset, self.name, self.vis_processors["train"])
 
     def build_processors(self) -> None:
         """Fill `vis_processors` and `text_processors`, both {split: processor}, from the section."""
@@ -129,7 +133,8 @@ class BaseDatasetBuilder:
         try:
             cls.check_data(info)
         except FileNotFoundError as error:
-            return [Problem(key, f"nothing at '{error.filename}'; expected {cls.EXPECTED}")]
+            expected = f"; expected {cls.EXPECTED}" if cls.EXPECTED else ""
+            return [Problem(key, f"nothing at '{error.filename}'{expected}")]
         except OSError as error:
             return [Problem(key, str(error))]
         except ValueError as error:

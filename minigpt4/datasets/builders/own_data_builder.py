@@ -1,8 +1,10 @@
 """Builders for own data, named by a section's key `builder`: a folder of images, or an annotation file."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
@@ -12,7 +14,12 @@ from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, chec
 
 
 class OwnDataBuilder(BaseDatasetBuilder):
-    """Reads the records in `records`; a subclass says where they and the images are."""
+    """Reads the records in `records`, a class method; a subclass says where they and the images are."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if inspect.isfunction(vars(cls).get("records")):
+            raise TypeError(f"{cls.__qualname__}.records: write @classmethod above it; it is also called by --dry-run")
 
     def build_train_dataset(self, storage: str) -> ImageTextDataset:
         records, folder = self.records(self.config["build_info"])
@@ -70,7 +77,7 @@ class ImageTextJsonlBuilder(OwnDataBuilder):
     @classmethod
     def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:
         path = expand_path(info["storage"])
-        folder = expand_path(info["images"]) if info["images"] else path.parent
+        folder = expand_path(info["images"]) if info.get("images") else path.parent
         if not folder.is_dir():
             raise ValueError(f"no folder at '{folder}' for the images; set build_info.images to it")
         return read_records(path, folder), folder

@@ -181,6 +181,6 @@ def _coco(images: list, annotations: list, path: Path) -> Iterator:
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), (str, int)):
             yield Fault(where, "bad_record", "has no 'image_id'")
         elif annotation["image_id"] not in names:
-            yield Fault(where, "no_image", f"image_id {annotation['image_id']!r} is not among 'images'")
+            yield Fault(where, "no_image", f"image_id {annotation['image_id']!r:.60} is not among 'images'")
         else:
             yield where, {**annotation, "image": names[annotation["image_id"]]}

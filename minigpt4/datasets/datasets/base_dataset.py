@@ -5,11 +5,14 @@ the run, until the budget is spent: then the run stops with a DataError that say
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +158,15 @@ def _breakdown(row: torch.Tensor) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in _by_reason(row).items())
 
 
+class SampleIndex(int):
+    """The index of a sample in map-style data, any dataset's `__getitem__` takes it; ours is told the epoch by it."""
+
+    def __new__(cls, index: int, epoch: int = 0):
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in the run a dataset is read: all that its order depends on beside its own contents."""
@@ -164,15 +176,29 @@ class Place:
     world_size: int = 1
 
 
+def _annotations(path: str | Path) -> list:
+    """Return the records of a JSON file: a list, or what stands under "annotations". Raises ValueError."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
+    records = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(records, list):
+        raise ValueError(f'{path}: expected a list of records, or {{"annotations": [..]}}')
+    return records
+
+
 class BaseDataset:
     """Processors, a name, the mixing ratio and the place in the run: what a loader asks of a dataset.
 
     A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and
-    `__getitem__(index)`, where a training index is (epoch, i). With `IterableDataset` it has
+    `__getitem__(index)`, where a training index is a SampleIndex. With `IterableDataset` it has
     `__iter__` without end, which reads this worker's share (`worker_place`, `place`), begins behind
     `start[worker]`, and says under "stream" where each sample stands. Both have `listing`, and
     `one_pass` for `inspect`; both count what they read in `skips`. For records in a list subclass
-    `ImageTextDataset`, which needs no more than `load`, `label_of` and `image_of`.
+    `ImageTextDataset`, which needs no more than `load`, `label_of` and `image_of`. One that has but `__len__` and
+    `__getitem__` becomes a `MapStyleDataset` (`map_style.adapted`). With `ann_paths`, as in 2023, `annotation` is the
+    list of their records.
 
     A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such
     tensors, empty for text alone; and what is learnt: "text_input" (a caption or answer), with
@@ -183,9 +209,18 @@ class BaseDataset:
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
     load_image = staticmethod(load_image)  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
 
-    def __init__(self, vis_processor: Any, text_processor: Any = None, name: str = "dataset"):
+    def __init__(
+        self,
+        vis_processor: Any = None,
+        text_processor: Any = None,
+        vis_root: str | Path = "",
+        ann_paths: Sequence[str | Path] = (),
+        name: str = "dataset",
+    ):
         self.vis_processor, self.text_processor = vis_processor, text_processor
-        self.name = name
+        self.vis_root, self.name = vis_root, name
+        if ann_paths:
+            self.annotation = list(chain.from_iterable(map(_annotations, ann_paths)))
         self.sample_ratio = None  # share of the batches, relative to the other datasets
         self.batch_size = None  # overrides run.batch_size_train
         self.first_worker = 0  # whose turn it is, see worker_place

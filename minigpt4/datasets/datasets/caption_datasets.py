@@ -33,17 +33,18 @@ def read_annotations(path: str | Path) -> list[dict]:
 
 def _checked(record: Any, where: str) -> dict:
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is {record!r}; expected a mapping with image_id and caption")
+        raise ValueError(f"{where} is {record!r:.60}; expected a mapping with image_id and caption")
     for key, kinds, expected in (("image_id", (str, int), "text or a number"), ("caption", str, "text")):
         value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{where}: '{key}' is {value!r}; expected {expected}")
+            raise ValueError(f"{where}: '{key}' is {value!r:.60}; expected {expected}")
     if not isinstance(record.get("instruction"), (str, type(None))):
-        raise ValueError(f"{where}: 'instruction' is {record['instruction']!r}; expected text")
+        raise ValueError(f"{where}: 'instruction' is {record['instruction']!r:.60}; expected text")
     image_id = str(record["image_id"])
     path = PurePath(image_id)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{where}: image_id '{image_id}' leads out of the image folder; expected a file's stem")
+        shown = printable(image_id, 60)
+        raise ValueError(f"{where}: image_id '{shown}' leads out of the image folder; expected a file's stem")
     return record | {"image_id": image_id}
 
 

@@ -20,12 +20,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, default_collate
 
 from minigpt4.common.waiting import waiting_for
-from minigpt4.datasets.datasets.base_dataset import DataError, Place, worker_place
+from minigpt4.datasets.datasets.base_dataset import DataError, Place, SampleIndex, worker_place
 from minigpt4.datasets.datasets.whereabouts import Whereabouts
 
 
 class EndlessSampler(Sampler):
-    """Yields (epoch, index) without end: one permutation a (seed, epoch), dealt card by card to the ranks.
+    """Yields SampleIndex without end: one permutation a (seed, epoch), dealt card by card to the ranks.
 
     Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or
     padded and a set smaller than a batch simply comes round again. `start`: cards already had.
@@ -35,14 +35,14 @@ class EndlessSampler(Sampler):
         self.size, self.place = size, place
         self.start = start
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         current, order = None, None
         for turn in count(self.start):
             epoch, card = divmod(turn * self.place.world_size + self.place.rank, self.size)
             if epoch != current:
                 rng = np.random.default_rng([self.place.seed, epoch])
                 current, order = epoch, rng.permutation(self.size)
-            yield epoch, int(order[card])
+            yield SampleIndex(order[card], epoch)
 
 
 def collate(samples: Sequence[dict]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     "image" is [B, 3, S, S]. Where a sample has "images" it is those of all samples in their order,
     [N, 3, S, S] ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
     integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
-    tensor [B]; all else is a list of length B, with () for what only other samples have.
+    tensor [B] of integers; all else is a list of length B, with () for what only other samples have.
     """
     batch = {}
     if any("images" in sample for sample in samples):
@@ -69,7 +69,7 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     normalise = next(filter(None, batch.pop("normalise", ())), None)
     if normalise and images:
         batch["normalise"] = normalise
-    if "image_id" in batch:
+    if all(isinstance(number, int) for number in batch.get("image_id", [""])):
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
 

@@ -83,9 +83,9 @@ def file_below(folder: Path, name: str) -> Path:
 class ImageTextDataset(BaseDataset, Dataset):
     """`dataset[i]` -> {"image", "text_input", "sample_id"} of record i, and "turns" where it has a conversation.
 
-    `annotation` holds Records and Faults; the Faults are counted when they are met. An index may
-    also be a pair (epoch, i); the epoch only seeds the augmentation. Where record i cannot be used
-    it is counted, and the next usable one is returned, or None in validation.
+    `annotation` holds Records and Faults; the Faults are counted when they are met. The epoch of a SampleIndex only
+    seeds the augmentation. Where record i cannot be used it is counted, and the next usable one is returned, or None in
+    validation.
     """
 
     guide = "docs/custom_data.md"
@@ -93,8 +93,8 @@ class ImageTextDataset(BaseDataset, Dataset):
     def __init__(
         self, annotation: list, vis_root: str | Path, vis_processor: Any, text_processor: Any = None, name: str = "own"
     ):
-        self.annotation, self.vis_root = annotation, Path(vis_root)
-        super().__init__(vis_processor, text_processor, name)
+        super().__init__(vis_processor, text_processor, Path(vis_root), name=name)
+        self.annotation = annotation
         faults = [record for record in annotation if isinstance(record, Fault)]
         if faults:
             logging.warning(
@@ -109,8 +109,8 @@ class ImageTextDataset(BaseDataset, Dataset):
     def __len__(self) -> int:
         return len(self.annotation)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict | None:
-        epoch, index = index if isinstance(index, tuple) else (0, index)
+    def __getitem__(self, index: int) -> dict | None:
+        epoch = getattr(index, "epoch", 0)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: index {index} of {len(self)} records")
         for step in range(1 if self.is_val else len(self)):
@@ -122,7 +122,7 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     def one_pass(self) -> Iterator[dict]:
         """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
-        for _, index in islice(EndlessSampler(len(self), self.place), len(self)):
+        for index in islice(EndlessSampler(len(self), self.place), len(self)):
             if sample := self.usable(self.annotation[index], epoch=0):
                 yield sample
 

@@ -63,13 +63,14 @@ def parse_json(text: str | bytes) -> Any:
         raise SkipSample("bad_record", f"not valid JSON ({error})") from error
 
 
-def clean_text(text: str) -> str:
-    """Return a text without byte order mark and blanks around it, with LF for line ends.
+def whole_text(text: str) -> str:
+    """Return a text in which half of a surrogate pair, on which tokenizers fail, has become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    Half of a surrogate pair, on which tokenizers fail, becomes U+FFFD.
-    """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip().strip("\ufeff").strip()
+
+def clean_text(text: str) -> str:
+    """Return a whole text without byte order mark and blanks around it, with LF for line ends."""
+    return whole_text(text).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\ufeff").strip()
 
 
 def present(record: dict, key: str) -> Any:

@@ -243,9 +243,10 @@ def _pax_records(content: bytes, start: int) -> dict[str, bytes]:
     while begin < len(content):
         digits = content[begin : begin + 8].partition(b" ")[0]
         end = begin + _number(digits, start)
-        keyword, equals, value = content[begin + len(digits) + 1 : end - 1].partition(b"=")
-        if not equals or content[end - 1 : end] != b"\n":
+        record = content[begin + len(digits) + 1 : end]
+        if end > len(content) or b"=" not in record or not record.endswith(b"\n"):
             raise ReadError(f"damaged at byte {start:,}: a pax header that cannot be read")
+        keyword, value = record[:-1].split(b"=", 1)
         records[keyword.decode("utf-8", "backslashreplace")] = value
         begin = end
     return records

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tarfile import ReadError
 
+from minigpt4.common.image_files import IMAGE_SUFFIXES
 from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 CAPTION_EXTENSIONS = ("json", "txt")
 MAX_WAITING = 64 << 20  # bytes of samples that wait; then the oldest is given out as it is
 
@@ -63,9 +64,10 @@ def tar_samples(members: Iterable[Member]) -> Iterator[TarSample]:
 
 def split_name(name: str) -> tuple[str, str]:
     """Return (what stands before the last dot of a file's name, folders included; the extension, in lower case)."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.rpartition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if dot else (name, "no extension")
+    if "." not in name.rpartition("/")[2]:
+        return name, "no extension"
+    key, extension = name.rsplit(".", 1)
+    return key, extension.lower()
 
 
 class _Grouping:

@@ -2,13 +2,13 @@
 
 One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 
-1. the shard list: brace expansion, a list, globs; local paths or http(s);
+1. the shard list: files, folders, brace expansion, globs, lists of these; local paths or http(s);
 2. the order of shards: a permutation drawn from (seed, epoch), equal for all consumers;
 3. the deal: of C consumers, number c takes the shards c, c + C, ... of that order. With fewer shards than consumers
    each one walks all shards and takes every C-th sample, so that none is without data. Either way the consumers
    together meet each sample exactly once an epoch;
-4. members of a tar that share a key form one raw sample; nothing is decoded yet, and only images, `json` and `txt`
-   are kept, so a pickle in a shard stays bytes that nobody looks at;
+4. members of a tar whose names are equal up to the last dot form one raw sample; nothing is decoded yet, and only
+   images, `json` and `txt` are read, so nobody looks at a pickle in a shard;
 5. a shuffle buffer drawn from (seed, epoch, consumer);
 6. decoding: image to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
 7. the processors, augmentation seeded by (seed, epoch, shard, key).
@@ -99,7 +99,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
         self.epochs = epochs
         self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream resumes
-        super().__init__(vis_processor, text_processor, name)
+        super().__init__(vis_processor, text_processor, name=name)
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
@@ -180,7 +180,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         except Exception as error:  # curl and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                read = f"; {found:,} samples of it were read, what follows is lost" if found else ""
+                read = f"; samples read of it: {found:,}, none behind that" if found else ""
                 self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
 
     def load(self, raw: RawSample, epoch: int) -> dict:

@@ -26,7 +26,7 @@ class Whereabouts:
 
     def of(self, worker: int) -> tuple[int, int | None]:
         """Return (process of a worker, 0 before it begins; the number of its shard, None if it has none)."""
-        process, shard, _ = self._rows[worker].tolist()
+        process, shard = self._rows[worker, :2].tolist()
         return process, None if shard < 0 else shard
 
     def passed_by(self, worker: int) -> int:

@@ -156,7 +156,7 @@ def load_config(folder: str | Path) -> "PreTrainedConfig":
 
 
 def load_llm(
-    folder: str | Path, dtype: torch.dtype, device: torch.device, kind: str = "none", gpu: int = 0
+    folder: str | Path, dtype: torch.dtype, device: torch.device, kind: str = "none", gpu: int | str = 0
 ) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
@@ -170,7 +170,7 @@ def load_llm(
     options |= attention_options(device)
     # where the weights lie, and what packs them
     if kind != "none" and device.type == "cuda":
-        device = torch.device("cuda", gpu)
+        device = torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
     quantization.check_device(kind, device)
     if kind == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(

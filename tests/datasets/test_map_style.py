@@ -1,0 +1,223 @@
+"""Datasets written as for the 2023 release, or as torch alone asks for, train like the package's own."""
+
+import itertools
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+
+from minigpt4.common.config import Problem
+from minigpt4.common.registry import registry
+from minigpt4.datasets.builders import BaseDatasetBuilder
+from minigpt4.datasets.builders.own_data_builder import OwnDataBuilder
+from minigpt4.datasets.datasets.annotations import Record
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, Place, SampleIndex
+from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
+from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
+from minigpt4.datasets.datasets.map_style import adapted
+from minigpt4.processors import Blip2ImageTrainProcessor
+from minigpt4.tasks import ImageTextPretrainTask
+from tests.datasets.shards import ids, jpeg, loader
+from tests.datasets.test_builders import section
+
+
+class Plain(Dataset):
+    """All that torch asks for; image_id is text."""
+
+    def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
+        self.vis_processor, self.text_processor, self.vis_root = vis_processor, text_processor, vis_root
+        self.annotation = json.loads(Path(ann_paths[0]).read_text())["annotations"]
+
+    def __len__(self):
+        return len(self.annotation)
+
+    def __getitem__(self, index):
+        record = self.annotation[index]
+        image = Image.open(Path(self.vis_root) / f"{record['image_id']}.jpg").convert("RGB")
+        return {"image": self.vis_processor(image), "text_input": record["caption"], "image_id": record["image_id"]}
+
+
+class Based(BaseDataset):
+    def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths)
+
+    __len__, __getitem__ = Plain.__len__, Plain.__getitem__
+
+
+class Captions(CaptionDataset):
+    def __getitem__(self, index):
+        return Plain.__getitem__(self, index) | {"image_id": self.img_ids[self.annotation[index]["image_id"]]}
+
+
+class Changed(CaptionDataset):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"text_input": sample["text_input"].upper()}
+
+
+pytestmark = pytest.mark.usefixtures("own_code")  # what is registered is taken back
+STYLES = (Plain, Based, Captions, Changed)
+
+
+class Builder(BaseDatasetBuilder):
+    """As in 2023: `build_datasets` makes all, with words of its own for the splits."""
+
+    def build_datasets(self):
+        self.build_processors()
+        folder = Path(self.config["build_info"]["storage"])
+        vis, text = self.vis_processors["train"], self.text_processors["train"]
+        make = self.style(vis_processor=vis, text_processor=text, vis_root=str(folder), ann_paths=[folder / "c.json"])
+        return {"train": make, "valid": make}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = [{"image_id": name, "caption": f"Caption {name} \ud83d."} for name in "abcdef"]
+    for number, record in enumerate(records):
+        (tmp_path / f"{record['image_id']}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "c.json").write_text(json.dumps({"annotations": records}))
+    return tmp_path
+
+
+def built(style, folder, **more):
+    """Return {split: dataset} as the task builds them of a section "xrays"."""
+    registry.register_builder("xrays")(Builder)
+    Builder.style = style
+    cfg = section("xrays", str(folder), **more)
+    cfg = SimpleNamespace(datasets_cfg={"xrays": cfg}, run_cfg=SimpleNamespace(iters_per_epoch=None, evaluate=False))
+    return ImageTextPretrainTask().build_datasets(cfg)["xrays"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataset_of_2023_gives_each_sample_once_an_epoch(folder, style, num_workers):
+    batches = loader([built(style, folder)["train"]], batch_size=3, num_workers=num_workers)
+    first = list(itertools.islice(batches, 2))
+    assert (
+        sorted(itertools.chain.from_iterable(batch["text_input"] for batch in first))[0].upper() == "CAPTION A \ufffd."
+    )
+    assert len(set(ids(first))) == 6 and all(name.startswith("xrays/") for name in ids(first))
+    assert first[0]["image"].shape[0] == 3 and len(first[0]["image_id"]) == 3
+    assert batches.skip_report() == {"xrays": {"seen": 6}}
+    batches.close()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_its_augmentation_is_the_runs_and_differs_between_epochs(folder, style):
+    epochs = []
+    for seed in (3, 3):
+        batches = loader([built(style, folder)["train"]], batch_size=6, seed=seed)
+        for batch in itertools.islice(batches, 2):
+            order = sorted(range(6), key=ids([batch]).__getitem__)
+            epochs.append(batch["image"][order])
+    assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3])
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_it_resumes_exactly(folder):
+    whole = loader([built(Plain, folder)["train"]], batch_size=2)
+    before, state = [next(whole), next(whole)], whole.state()
+    after = list(itertools.islice(whole, 3))
+    again = loader([built(Plain, folder)["train"]], batch_size=2)
+    again.resume(pickle.loads(pickle.dumps(state)))
+    for batch in after:
+        found = next(again)
+        assert found["sample_id"] == batch["sample_id"] and torch.equal(found["image"], batch["image"])
+    assert len(before) == 2
+
+
+def test_its_ratio_its_sheet_and_its_broken_images(folder):
+    (folder / "b.jpg").write_bytes(b"broken")
+    (folder / "c.jpg").unlink()
+    dataset = built(Plain, folder, sample_ratio=7, batch_size=5)["train"]
+    assert (dataset.sample_ratio, dataset.batch_size, len(dataset.listing())) == (7, 5, 6)
+    samples = list(dataset.one_pass())
+    assert [sample["text_input"][8] for sample in sorted(samples, key=lambda s: s["text_input"])] == list("adef")
+    assert dataset.skips.report() == {"seen": 6, "bad_image": 2}
+    assert dataset.vis_processor.to_image(samples[0]["image"]).size == (8, 8)
+    for name in "adef":
+        (folder / f"{name}.jpg").unlink()
+    with pytest.raises(DataError, match="6 bad_image"):
+        next(loader([built(Plain, folder)["train"]]))
+
+
+@pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
+def test_words_for_validation_are_one(folder, word):
+    run_cfg = SimpleNamespace(seed=1, batch_size_eval=4, num_workers=0, max_bad_fraction=0.1)
+    (found,) = ImageTextPretrainTask().build_eval_loaders({"xrays": built(Plain, folder)}, run_cfg, [word])[word]
+    assert isinstance(found, EvalLoader) and len(ids(found)) == 6
+    with pytest.raises(ValueError, match="no dataset has a split 'test'"):
+        ImageTextPretrainTask().build_eval_loaders({"xrays": built(Plain, folder)}, run_cfg, ["test"])
+
+
+def test_the_base_builder_takes_it_with_a_validation_split(folder):
+    @registry.register_builder("own")
+    class Own(BaseDatasetBuilder):
+        def build_train_dataset(self, storage):
+            return Plain(self.vis_processors["train"], None, storage, [Path(storage) / "c.json"])
+
+    cfg = section("own", str(folder), val_fraction=0.5)
+    splits = Own(cfg, "own").build_datasets()
+    assert len(splits["train"]) + len(splits["val"]) == 6 and len(splits["val"])
+    first = splits["val"][0]
+    assert torch.equal(first["image"], splits["val"][0]["image"]) and splits["val"].is_val
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield {}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"), [(Stream(), "Stream has no __len__"), (BaseDataset(), "BaseDataset has no")]
+)
+def test_what_cannot_be_read_is_refused_by_name(dataset, said):
+    with pytest.raises(ValueError, match=rf"^datasets\.xrays: .*{said}.*a dataset needs __len__ and __getitem__"):
+        adapted(dataset, "xrays")
+
+
+def test_an_index_knows_its_epoch():
+    index = pickle.loads(pickle.dumps(SampleIndex(7, 3)))
+    assert (index, index.epoch, [0] * 8)[2][index] == 0 and (index, index.epoch) == (7, 3)
+    assert "abcdefgh"[index] == "h" and Place().seed == 0
+
+
+# a builder of records
+
+
+def test_a_subclass_of_the_own_data_builder_needs_records_alone(tmp_path):
+    @registry.register_builder("titles")
+    class Titles(OwnDataBuilder):
+        """Images named by their captions."""
+
+        @classmethod
+        def records(cls, info):
+            folder = Path(info["storage"])
+            next(folder.iterdir())
+            return [Record(path.name, path.name, path.stem) for path in sorted(folder.iterdir())], folder
+
+    where = "datasets.titles"
+    assert Titles.preflight(section("titles", str(tmp_path / "none")), where) == [
+        Problem(f"{where}.build_info.storage", f"nothing at '{tmp_path}/none'")
+    ]
+    (tmp_path / "A dog.jpg").write_bytes(jpeg(0))
+    cfg = section("titles", str(tmp_path))
+    assert Titles.preflight(cfg, where) == []
+    assert Titles(cfg, "titles").build_datasets()["train"][0]["text_input"] == "A dog"
+
+
+def test_records_that_is_no_class_method_is_said_at_once():
+    with pytest.raises(TypeError, match=r"Titles\.records: write @classmethod above it"):
+
+        class Titles(OwnDataBuilder):
+            def records(self, info):
+                return [], Path()
+
+
+def test_the_processor_of_these_tests_draws(folder):
+    assert isinstance(built(Plain, folder)["train"].vis_processor, Blip2ImageTrainProcessor)
