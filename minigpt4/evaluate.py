@@ -1,6 +1,7 @@
-"""Answer one question about many images, as JSON lines; a call that was interrupted resumes where it stopped.
+"""Answer one question about many images, or the questions of benchmarks; a call that was interrupted resumes.
 
 python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --images my_pictures/ --output answers.jsonl
+python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --tasks pope vqav2 --output results
 """
 
 import argparse
@@ -10,29 +11,44 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt4.common.cli import run_program
-from minigpt4.common.config import Config, add_config_arguments
+from minigpt4.common.config import BENCHMARKS, Config, add_config_arguments
 from minigpt4.common.image_files import IMAGE_SUFFIXES
 from minigpt4.evaluation.answering import Item, answer_file
+from minigpt4.evaluation.compare import compare_results
+from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as `evaluate` takes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
-    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of images")
+    add_config_arguments(parser, required=False)
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of images")
+    add_benchmark_arguments(parser)
     parser.add_argument(
         "--prompt", default="Describe this image in detail.", help="what is asked (default: %(default)s)"
     )
     parser.add_argument(
         "--output",
-        default="answers.jsonl",
-        help='lines {"image", "answer"}; beside it what was asked (default: %(default)s)',
+        help='of --images: lines {"image", "answer"}, beside it what was asked (default: answers.jsonl); else a folder '
+        "(default: results)",
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     parser.add_argument("--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy, the same answer each time (default)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if sum(map(bool, (args.images, args.tasks, args.compare))) != 1:
+        parser.error("give one of --images, --tasks and --compare")
+    if not (args.cfg_path or args.compare):
+        parser.error("the following arguments are required: --cfg-path")
+    for name in ("prompt", "batch_size", "max_new_tokens", "temperature"):
+        if not args.images and getattr(args, name) != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} is for --images; of benchmarks: --options {BENCHMARKS}.NAME.KEY=VALUE")
+    if args.control and not args.tasks:
+        parser.error("--control is for --tasks")
+    args.output = Path(args.output or ("answers.jsonl" if args.images else "results"))
+    return args
 
 
 def find_images(paths: list[str]) -> list[str]:
@@ -73,13 +89,19 @@ def place(path: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Write a line for every image that has none yet."""
+    """Write a line for every image that has none yet; or the results of benchmarks; or compare two."""
+    if args.compare:
+        compare_results(*args.compare, args.output / "comparison.html")
+        return
+    if args.tasks:
+        evaluate_benchmarks(Config(args), args.tasks, args.output, args.device, args.control)
+        return
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: {args.batch_size}; expected at least 1")
     items = [Item(image, (image,), args.prompt) for image in find_images(args.images)]
     sampling = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
     settings = {"key": "image", "identity": place, "batch_size": args.batch_size, **sampling}
-    answer_file(Path(args.output), items, Config(args), args.device, **settings)
+    answer_file(args.output, items, Config(args), args.device, **settings)
 
 
 def main(argv: list[str] | None = None) -> int:

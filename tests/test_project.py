@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "datasets": {"common", "text", "processors"},
     "models": {"common", "text"},
     "conversation": {"common", "text", "processors", "models"},
-    "evaluation": {"common", "conversation"},
+    "evaluation": {"common", "conversation", "datasets"},
     "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common", "models"},

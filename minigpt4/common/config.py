@@ -29,12 +29,13 @@ from minigpt4.common.registry import RegistryError, registry
 from minigpt4.common.yaml_file import read_yaml
 
 SECTIONS = ("env", "model", "datasets", "run")
-_DEAD_SECTIONS = ("preprocess", "evaluation_datasets")
+BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its benchmark is asked for
+_DEAD_SECTIONS = ("preprocess",)
 
 
-def add_config_arguments(parser: ArgumentParser) -> None:
+def add_config_arguments(parser: ArgumentParser, required: bool = True) -> None:
     """Give an argparse parser the two options that every program shares."""
-    parser.add_argument("--cfg-path", required=True, metavar="YAML", help="configuration file")
+    parser.add_argument("--cfg-path", required=required, metavar="YAML", help="configuration file")
     parser.add_argument(
         "--options",
         nargs="+",
@@ -79,6 +80,7 @@ class Config:
             section = self._section(sections["datasets"], name, f"datasets.{name}")
             self.config.datasets[name] = self._dataset(name, section)
         self.config.run = self._run(sections["run"])
+        self._benchmarks = sections[BENCHMARKS]
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
             if not any(problem.key == root for problem in self.report.problems):  # else it is no section at all
@@ -114,6 +116,22 @@ class Config:
             log("\n======== %s =======\n%s", name, json.dumps(section, indent=4, sort_keys=True))
         log("\n======  Model Attributes  ======\n%s", json.dumps(plain["model"], indent=4, sort_keys=True))
 
+    def benchmark_cfg(self, name: str) -> DictConfig | None:
+        """Return the typed section `evaluation_datasets.<name>` and its registered name as `benchmark`.
+
+        What is wrong with it is added to `report`; None: the name is not registered.
+        """
+        where = f"{BENCHMARKS}.{name}"
+        user = self._section(self._benchmarks, name, where)
+        registered = self._filled_in(user.get("benchmark"), f"{where}.benchmark") or name
+        cls = self._class("benchmark", registered, where)
+        if cls is None or not self.report.is_clean(where):
+            return None
+        sections = self.config.setdefault(BENCHMARKS, {})
+        sections[name] = self._typed(user | {"benchmark": registered}, cls.Config, where)
+        check_values(sections[name], where, self.report)
+        return sections[name]
+
     def _preflight(self, for_training: bool) -> None:
         """Let the classes of sections without problems look for files, shards and devices."""
         sections = [("model", "model", "arch")]
@@ -131,13 +149,13 @@ class Config:
         for root in user:
             if root in _DEAD_SECTIONS:
                 self.report.warnings.append(f"{root}: this section does nothing")
-            elif root not in (*SECTIONS, "imports"):
-                self.report.unknown(str(root), "section", (*SECTIONS, "imports"))
+            elif root not in (known := (*SECTIONS, "imports", BENCHMARKS)):
+                self.report.unknown(str(root), "section", known)
         needed = ("model", "datasets", "run") if for_training else ("model",)
         for root in needed[1:]:  # without `model` the report asks for model.arch
             if not user.get(root):
                 self.report.add(root, f"this section is missing; a configuration needs {', '.join(needed)}")
-        return {root: self._section(user, root, root) for root in SECTIONS}
+        return {root: self._section(user, root, root) for root in (*SECTIONS, BENCHMARKS)}
 
     def _section(self, parent: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
         """Return the plain mapping at a key, {} for none; anything else is a problem of the key `where`."""

@@ -27,6 +27,7 @@ _HOMES = {
     "task": ("minigpt4.tasks", "task"),
     "runner": ("minigpt4.runners", "runner"),
     "lr_scheduler": ("minigpt4.common.optims", "learning-rate schedule"),
+    "benchmark": ("minigpt4.evaluation.benchmarks", "benchmark"),
 }
 
 
@@ -82,14 +83,17 @@ class Registry:
     register_task = partialmethod(register, "task")
     register_runner = partialmethod(register, "runner")
     register_lr_scheduler = partialmethod(register, "lr_scheduler")
+    register_benchmark = partialmethod(register, "benchmark")
     get_model_class = partialmethod(get, "model")
     get_builder_class = partialmethod(get, "builder")
     get_processor_class = partialmethod(get, "processor")
     get_task_class = partialmethod(get, "task")
     get_runner_class = partialmethod(get, "runner")
     get_lr_scheduler_class = partialmethod(get, "lr_scheduler")
+    get_benchmark_class = partialmethod(get, "benchmark")
     list_models = partialmethod(names, "model")
     list_processors = partialmethod(names, "processor")
+    list_benchmarks = partialmethod(names, "benchmark")
 
 
 registry = Registry()

@@ -1,7 +1,8 @@
-"""Evaluation: `answering.py` is the only place that asks a model; a benchmark is one file beside it,
-scored by `metrics`.
+"""Evaluation: from images and questions to figures that can be believed.
 
-The form of a benchmark; evaluate.py has no task by that form yet, the quickstart's own evaluation is the example:
-    examples() -> iterable of (id, images, question, references)    references: the right answers
-    score(answers) -> {metric: value}                               answers: {id: text}
+answering.py      the only place that asks a model         answer_file.py, shared_answers.py   answers on disk
+benchmarks/       official files -> items -> scores        metrics/                            the official rules
+run.py            benchmarks by name, over ranks           controls.py                         blank, shuffled
+results.py        results.json; page.py its HTML           compare.py                          two results
+prompts.txt       the prompts, versioned; prompts.py
 """

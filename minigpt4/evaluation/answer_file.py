@@ -38,7 +38,7 @@ class AnswerFile:
     def __init__(self, path: Path, key: str, settings: dict[str, Any], identity: Callable[[str], str] = str):
         """Raise ValueError for another kind of file, and for one with answers to something else."""
         self.path, self.settings = path, settings
-        self._lines = _read_lines(path, key)
+        self._lines = read_lines(path, key)
         self._errors = {line: identity(read[key]) for line, read in self._lines.items() if "error" in read}
         self.done = {identity(read[key]) for line, read in self._lines.items() if line not in self._errors}
         self._beside = path.with_name(f"{path.name}.settings.json")
@@ -68,9 +68,9 @@ class AnswerFile:
         content = b"".join(kept)
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._beside, json.dumps(self.settings, indent=2).encode() + b"\n")
+            write_whole(self._beside, json.dumps(self.settings, indent=2).encode() + b"\n")
             if not self.path.exists() or self.path.read_bytes() != content:
-                _write_whole(self.path, content)
+                write_whole(self.path, content)
 
     def add(self, line: dict[str, str]) -> None:
         """Append a line. Raises OSError where the disk is full; what is in the file then ends with a whole line."""
@@ -97,7 +97,7 @@ def open_answers(path: Path, *of_file: Any) -> Iterator[AnswerFile]:
         yield AnswerFile(path, *of_file)
 
 
-def _read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
+def read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
     """Return {line: what it says} of the whole lines of a file. Raises ValueError for another kind of file."""
     content = path.read_bytes() if path.is_file() else b""
     lines = {}
@@ -114,7 +114,7 @@ def _read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
     return lines
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either as before or complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

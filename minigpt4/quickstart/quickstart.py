@@ -1,8 +1,8 @@
 """The whole recipe, small: `make quickstart`, or `python -m minigpt4.quickstart`.
 
 Data and language model, both stages by train.py, then evaluation on images and colour-shape pairs never
-seen before. Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png and,
-of stage 2, checkpoint.pth. What is there is used again.
+seen before. Written to --output: report.json, answers.jsonl, accuracy.png, loss.png, pictures.png,
+the folder evaluation with results of the drawn benchmarks and, of stage 2, checkpoint.pth. What is there is used again.
 """
 
 import argparse
@@ -131,7 +131,9 @@ class Quickstart:
 
         options = [*self.options, f"model.ckpt={checkpoints['stage2']}"]
         chat, conv = minigpt4.load(EVALUATION, options)
-        report, answers = measure(chat, conv, checkpoints, self.args.images)
+        results = self.output / "evaluation"
+        shutil.rmtree(results, ignore_errors=True)  # of other checkpoints, or of fewer images
+        report, answers = measure(chat, conv, checkpoints, self.args.images, results)
         with open(self.output / "answers.jsonl", "w") as file:
             file.writelines(json.dumps(answer) + "\n" for answer in answers)
         return {"evaluated": key, **report}

@@ -2,22 +2,32 @@
 
 import base64
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from minigpt4.common.utils import file_sha256
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
+from minigpt4.evaluation import answering
+from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem
+from minigpt4.evaluation.results import read_results
+from minigpt4.evaluation.run import Asked, OpenBenchmark, make_benchmark, run_benchmarks
 from minigpt4.quickstart import evaluate, world
+from minigpt4.quickstart.drawn_world import DrawnConfig
 from minigpt4.quickstart.evaluate import Test
 
 DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 
 
-def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count: int) -> tuple[dict, list[dict]]:
+def measure(
+    chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count: int, output: Path
+) -> tuple[dict, list[dict]]:
     """(report, answers) of `count` held-out images and half as many with left-out pairs.
 
+    The benchmarks of the held-out images write their results, with intervals and pages, to `output`.
     Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the
     images. Ends with stage 2 loaded.
     """
@@ -25,8 +35,9 @@ def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count:
     held_out = evaluate.draw_tests("held_out", count)
     left_out = evaluate.draw_tests("left_out", count // 2)
     few = held_out[: max(1, count // 4)]
-    texts, left_texts = describe(chat, conv, held_out), describe(chat, conv, left_out)
-    answers = ask_questions(chat, conv, held_out)
+    benchmarks = run_drawn_benchmarks(chat, conv, checkpoints["stage2"], count, output)
+    (held_out_score, texts), (questions_score, answers) = map(read_benchmark, benchmarks)
+    left_texts = describe(chat, conv, left_out)
     blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
     blank_texts = evaluate.ask(chat, conv, [blank], [evaluate.DESCRIBE], DESCRIPTION_TOKENS) * count
     wrong_texts = texts[1:] + texts[:1]
@@ -49,10 +60,10 @@ def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count:
             "after_stage1": len(few),
             "untrained_projection": len(few),
         },
-        "held_out": evaluate.score(held_out, texts),
+        "held_out": held_out_score,
         "left_out": evaluate.score(left_out, left_texts),
         "left_out_pairs": evaluate.score_left_out(left_out, left_texts),
-        "questions": evaluate.score_questions(held_out, answers),
+        "questions": questions_score,
         "linear_probe": probe,
         "after_stage1": evaluate.score(few, first_texts),
         "questions_after_stage1": evaluate.score_questions(few, first_answers),
@@ -64,6 +75,32 @@ def measure(chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count:
         "example": {"question": held_out[0].question.text, "answer": answers[0], "description": texts[0]},
     }
     return report, [record(test, *said) for test, *said in zip(held_out, texts, answers, strict=True)]
+
+
+def run_drawn_benchmarks(
+    chat: Chat, conv: Conversation, checkpoint: Path, count: int, output: Path
+) -> tuple[Path, Path]:
+    """The results.json of drawn_world and drawn_questions, `count` images each, by the loaded model."""
+    benchmarks = {}
+    for name in ("drawn_world", "drawn_questions"):
+        benchmark = make_benchmark(name, {"num_images": count})
+        benchmarks[name] = OpenBenchmark(benchmark, benchmark.checked_items())
+
+    def answer(items: Sequence[BenchmarkItem], cfg: DrawnConfig) -> Iterator[dict]:
+        settings = {"batch_size": cfg.batch_size, "temperature": 0, "max_new_tokens": cfg.max_new_tokens}
+        return answering.answers(chat, conv, items, **settings)
+
+    weights = {checkpoint.name: file_sha256(checkpoint)}
+    paths = run_benchmarks(benchmarks, output, answer, Asked(settings=weights, details={"weights": weights}))
+    return paths["drawn_world"], paths["drawn_questions"]
+
+
+def read_benchmark(path: Path) -> tuple[dict[str, float], list[str]]:
+    """({metric: value} to four digits, answers) of a results.json; questions by kind, over all as "all"."""
+    content = read_results(path)
+    names = {name: name.removesuffix("/accuracy") for name in content["metrics"]} | {"accuracy": "all"}
+    figures = {names[name]: round(metric["value"], 4) for name, metric in content["metrics"].items()}
+    return figures, [record["answer"] for record in content["items"]]
 
 
 def describe(chat: Chat, conv: Conversation, tests: list[Test]) -> list[str]:

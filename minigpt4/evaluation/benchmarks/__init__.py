@@ -1,0 +1,17 @@
+"""Benchmarks by registered name, each in a file; docs/evaluation.md says which official files each reads.
+
+The form is `benchmark.Benchmark`: items() and score(items, answers). A benchmark of your own: a subclass with
+`@registry.register_benchmark("name")` in a module that the configuration names under `imports`.
+"""
+
+from minigpt4.evaluation.benchmarks.captions import CocoCaption
+from minigpt4.evaluation.benchmarks.chair import Chair
+from minigpt4.evaluation.benchmarks.gqa import GQA
+from minigpt4.evaluation.benchmarks.mme import MME
+from minigpt4.evaluation.benchmarks.own_jsonl import OwnJsonl
+from minigpt4.evaluation.benchmarks.pope import Pope
+from minigpt4.evaluation.benchmarks.refcoco import RefCOCO
+from minigpt4.evaluation.benchmarks.vizwiz import VizWiz
+from minigpt4.evaluation.benchmarks.vqa import OKVQA, VQAv2
+
+__all__ = ["GQA", "MME", "OKVQA", "Chair", "CocoCaption", "OwnJsonl", "Pope", "RefCOCO", "VQAv2", "VizWiz"]

@@ -1,0 +1,136 @@
+"""What a benchmark is: its section of the configuration, its items, and the figures of their answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minigpt4.common.config import REQUIRED
+from minigpt4.common.utils import expand_path
+from minigpt4.evaluation.benchmarks.files import find_file, find_files
+from minigpt4.evaluation.benchmarks.scores import Scores
+from minigpt4.evaluation.prompts import Prompt, find_prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class BenchmarkItem(NamedTuple):
+    """One question. `id`, `images` and `question` are those of `answering.Item`; the prompt is in the question.
+
+    `reference` is the truth, in the form that the benchmark's `score` reads, of what JSON can hold. Items of the same
+    `group` (a split, a type of question) have figures of their own.
+    """
+
+    id: str
+    images: Sequence[str | Path | Image]
+    question: str
+    reference: Any
+    group: str = ""
+
+
+@dataclass
+class BenchmarkConfig:
+    """A section of `evaluation_datasets`. Subclasses give defaults of their own."""
+
+    eval_file_path: str = REQUIRED  # the official annotation file, or the folder with the official files
+    img_path: str = REQUIRED  # the folder of the images
+    prompt: str = "short_answer"  # a name of prompts.txt, or a text of your own
+    max_new_tokens: int = 20
+    batch_size: int = 8
+    max_images: int | None = None  # for a quick look: as many images, evenly spread, with all their questions
+    benchmark: str | None = None  # registered name, where the section has another
+
+    READ_PATHS = ("eval_file_path", "img_path")
+
+
+class Benchmark:
+    """Base class. A subclass is registered and has Config, RULES, HEADLINE, items and score."""
+
+    Config: type[BenchmarkConfig] = BenchmarkConfig
+    RULES = ""  # whose rules the figures follow, for the results
+    HEADLINE = "accuracy"  # the metric that people quote
+    ASKS = True  # each item has a question of its own
+
+    def __init__(self, cfg: BenchmarkConfig, name: str) -> None:
+        self.cfg = cfg
+        self.name = name  # as registered
+        self.files: list[Path] = []  # all that items() has read, but for the images
+
+    def items(self) -> list[BenchmarkItem]:
+        """Return all items. Raises ValueError or OSError for files that are not in the official format."""
+        raise NotImplementedError
+
+    def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
+        """Return the scores of the answers, by id, one to each of the items."""
+        raise NotImplementedError
+
+    def prompt(self) -> Prompt:
+        """Return the prompt. Raises ValueError for one that does not fit."""
+        return find_prompt(self.cfg.prompt, self.ASKS)
+
+    def find(self, *patterns: str, path: str | None = None) -> Path:
+        """Return the annotation file (see `find_file`) and note that it was read."""
+        self.files.append(find_file(path or self.cfg.eval_file_path, *patterns))
+        return self.files[-1]
+
+    def find_all(self, *patterns: str) -> list[Path]:
+        """Return the annotation files (see `find_files`) and note that they were read."""
+        found = find_files(self.cfg.eval_file_path, *patterns)
+        self.files += found
+        return found
+
+    def image(self, *names: str) -> Path:
+        """Return the first of the names that is in `img_path`; the first name if none is."""
+        paths = [expand_path(self.cfg.img_path) / name for name in names]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    def checked_items(self) -> list[BenchmarkItem]:
+        """Return `items()`, at most those of `max_images` images.
+
+        Raises ValueError or OSError as `items`, and for no item, an id twice, images that are not there, and truth that
+        cannot be scored.
+        """
+        items = self.items()
+        where = f"'{self.files[0]}'" if self.files else "the benchmark"
+        if not items:
+            raise ValueError(f"{where} has no item")
+        most, count = Counter(item.id for item in items).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{where}: the id '{most}' is there {count} times; ids must differ")
+        if self.cfg.max_images is not None:
+            items = items_of_images(items, self.cfg.max_images)
+        self._check_images(items)
+        # what scoring finds wrong with the truth is said now, not after hours of answering
+        try:
+            self.score(items, {item.id: "" for item in items})
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        return items
+
+    def _check_images(self, items: Sequence[BenchmarkItem]) -> None:
+        images = chain.from_iterable(item.images for item in items)
+        paths = dict.fromkeys(image for image in images if isinstance(image, (str, Path)))
+        missing = [path for path in paths if not Path(path).is_file()]
+        if missing:
+            shown = ", ".join(f"'{path}'" for path in missing[:3]) + (", .." if len(missing) > 3 else "")
+            raise FileNotFoundError(f"img_path: {len(missing)} of {len(paths)} images are not there: {shown}")
+
+
+def items_of_images(items: Sequence[BenchmarkItem], count: int) -> list[BenchmarkItem]:
+    """Return the items of `count` images, evenly spread over all. Raises ValueError for less than one image."""
+    if count < 1:
+        raise ValueError(f"max_images: {count}; expected at least 1")
+    images = list(dict.fromkeys(map(images_key, items)))
+    step = max(1.0, len(images) / count)
+    kept = {images[int(number * step)] for number in range(min(count, len(images)))}
+    return [item for item in items if images_key(item) in kept]
+
+
+def images_key(item: BenchmarkItem) -> tuple:
+    """Return what is the same for items about the same images: paths, or which PIL images they are."""
+    return tuple(str(image) if isinstance(image, (str, Path)) else id(image) for image in item.images)

@@ -1,0 +1,95 @@
+"""MME: two questions about each image, one to be answered by yes, one by no; 14 subtasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import expand_path
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
+from minigpt4.evaluation.benchmarks.files import read_text
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores
+from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION, mme_answer
+
+SUBTASKS = [*PERCEPTION, *COGNITION]
+SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+@dataclass
+class MMEConfig(BenchmarkConfig):
+    img_path: str = ""  # the images lie beside the questions
+    prompt: str = "question"  # MME's questions end in "Please answer yes or no."
+    max_new_tokens: int = 10
+
+
+@registry.register_benchmark("mme")
+class MME(Benchmark):
+    """`eval_file_path`: the folder `MME_Benchmark_release_version`, in it a folder for each subtask: images and,
+
+    by the same name, text files of two lines "question<tab>Yes" and "question<tab>No": side by side, or in folders
+    `images` and `questions_answers_YN`.
+    """
+
+    Config = MMEConfig
+    RULES = "MME, answers read as by lmms-eval's task mme; accuracy + accuracy of whole images, times 100, a subtask"
+    HEADLINE = "perception"
+
+    def items(self) -> list[BenchmarkItem]:
+        root, items = expand_path(self.cfg.eval_file_path), []
+        for subtask in SUBTASKS:
+            folder = root / subtask
+            inner = folder / "questions_answers_YN"
+            texts = sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+            self.files += texts
+            for path in texts:
+                items += self._items_of(path, subtask, folder / "images" if inner.is_dir() else folder)
+        if not items:
+            found = "none of its folders has questions" if root.is_dir() else "found nothing"
+            raise FileNotFoundError(f"eval_file_path: no subtask in '{root}' ({found}); MME has {', '.join(SUBTASKS)}")
+        return items
+
+    def _items_of(self, path: Path, subtask: str, images: Path) -> list[BenchmarkItem]:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        if len(lines) != 2:
+            raise ValueError(f"'{path}' has {len(lines)} lines; expected two, each a question, a tab, and Yes or No")
+        paths = [images / (path.stem + suffix) for suffix in SUFFIXES]
+        image = next((file for file in paths if file.is_file()), paths[0])
+        items = []
+        for number, line in enumerate(lines, start=1):
+            question, label = line.strip().rpartition("\t")[::2]
+            if label not in ("Yes", "No"):
+                raise ValueError(f"'{path}' line {number}: expected a question, a tab, and Yes or No")
+            name = f"{subtask}/{path.stem}/{number}"
+            items.append(BenchmarkItem(name, (image,), self.prompt().ask(question.strip()), label.lower(), subtask))
+        return items
+
+    def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
+        read = {name: mme_answer(text) for name, text in answers.items()}
+        right = {item.id: float(read[item.id] == item.reference) for item in items}
+        # by image: its subtask, how many of its questions are right, how many it has
+        images: dict[str, list[float]] = {}
+        for item in items:
+            row = images.setdefault(item.id.rpartition("/")[0], [SUBTASKS.index(item.group), 0, 0])
+            row[1] += right[item.id]
+            row[2] += 1
+        figures = {}
+        parts = {"perception": PERCEPTION, "cognition": COGNITION} | {name: [name] for name in SUBTASKS}
+        for name, subtasks in parts.items():
+            rows = {image: row for image, row in images.items() if SUBTASKS[int(row[0])] in subtasks}
+            if rows:
+                figures[name] = Metric(rows, mme_score)
+        return Scores(figures, right, list(read.values()).count("other"))
+
+
+def mme_score(rows: np.ndarray) -> float:
+    """Return the score of images, the rows [N, 3] of `MME.score`; it is that of `metrics.mme`, fast enough to resample.
+
+    A subtask gives 100 * (share of questions right + share of images with both right); subtasks are summed.
+    """
+    total = 0.0
+    for subtask in np.unique(rows[:, 0]):
+        right, asked = rows[rows[:, 0] == subtask, 1:].T
+        total += 100 * (right.sum() / asked.sum() + np.mean(right == 2))
+    return total

@@ -1,0 +1,38 @@
+"""VizWiz-VQA: questions that blind people asked about their photographs, some of which cannot be answered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from minigpt4.common.registry import registry
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
+from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, rows
+from minigpt4.evaluation.benchmarks.scores import Scores
+from minigpt4.evaluation.benchmarks.vqa import people, vqa_scores
+
+
+@dataclass
+class VizWizConfig(BenchmarkConfig):
+    prompt: str = "short_answer_or_unanswerable"
+
+
+@registry.register_benchmark("vizwiz")
+class VizWiz(Benchmark):
+    """`eval_file_path`: `val.json`, [{"image", "question", "answers": [{"answer"}, ..], "answer_type"}].
+
+    `img_path`: the folder with VizWiz_val_00000000.jpg and the rest.
+    """
+
+    Config = VizWizConfig
+    RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py, as VizWiz's own evaluation"
+
+    def items(self) -> list[BenchmarkItem]:
+        path, prompt = self.find("val.json", "*val*.json"), self.prompt()
+        items = []
+        for where, row in rows(read_json(path), "annotations", path):
+            name, question = field(row, "image", str, where), field(row, "question", str, where)
+            group = group_of(row, "answer_type", where)
+            items.append(BenchmarkItem(name, (self.image(name),), prompt.ask(question), people(row, where), group))
+        return items
+
+    def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
+        return vqa_scores(items, answers)

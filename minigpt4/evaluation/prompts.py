@@ -1,0 +1,54 @@
+"""The prompts of the benchmarks: prompts.txt, versioned, so that a result can say what was asked."""
+
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+FILE = Path(__file__).with_name("prompts.txt")
+SLOT = "{question}"
+
+
+class Prompt(NamedTuple):
+    """`name` is name/version, or "own" for a text of the user."""
+
+    name: str
+    text: str
+
+    def ask(self, question: str = "") -> str:
+        """Return what the model is asked."""
+        return self.text.replace(SLOT, question)
+
+
+@cache
+def shipped_prompts() -> dict[str, Prompt]:
+    """Return the Prompts of prompts.txt by name/version, and the latest of each by its bare name."""
+    prompts = {}
+    for line in FILE.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, text = line.split(": ", 1)
+            # versions are in ascending order
+            prompts[name] = prompts[name.partition("/")[0]] = Prompt(name, text)
+    return prompts
+
+
+def find_prompt(name_or_text: str, takes_question: bool) -> Prompt:
+    """Return a shipped Prompt by name, or the user's own of a text of several words.
+
+    Raises ValueError for an unknown name, and for a prompt that has no {question} where `takes_question`, or has one
+    where there is none to ask.
+    """
+    known = shipped_prompts()
+    if name_or_text in known:
+        prompt = known[name_or_text]
+    elif " " in name_or_text.strip():
+        prompt = Prompt("own", name_or_text)
+    else:
+        close = get_close_matches(name_or_text, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+        raise ValueError(f"prompt: unknown name '{name_or_text}'; {hint} A text of your own has several words")
+    if takes_question and SLOT not in prompt.text:
+        raise ValueError(f"prompt: '{prompt.text}' has no {SLOT}, but this benchmark asks a question about each image")
+    if not takes_question and SLOT in prompt.text:
+        raise ValueError(f"prompt: '{prompt.text}' has {SLOT}, but this benchmark has no questions")
+    return prompt
