@@ -106,8 +106,8 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     )
     assert arch == Problem(
         "model.arch",
-        "unknown model architecture 'own_model'; known: mini_gpt4, minigpt4. Add one in minigpt4/models/__init__.py, or in a "
-        "module of your own that the configuration names under imports: [my_package.my_module], as "
+        "unknown model architecture 'own_model'; known: mini_gpt4, minigpt4. Add one in minigpt4/models/__init__.py, "
+        "or in a module of your own that the configuration names under imports: [my_package.my_module], as "
         "docs/custom_data.md shows",
         "c.yaml line 3",
     )
