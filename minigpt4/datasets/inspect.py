@@ -48,6 +48,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=help_text)
     args = parser.parse_args(argv)
     args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.html")
+    if args.output.suffix.lower() == ".png":  # what it wrote once, so scripts name it
+        args.output = args.output.with_suffix(".html")
+        print(f"--output: the sheet is an HTML page, written to '{args.output}'", file=sys.stderr)
     if args.output.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output: '{args.output}'; the sheet is an HTML page, give a name that ends in .html")
     return args

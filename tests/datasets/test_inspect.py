@@ -356,8 +356,13 @@ def test_numbers_out_of_range_are_refused(arguments, capsys):
 
 def test_another_kind_of_sheet_is_refused_in_words(capsys):
     with pytest.raises(SystemExit):
-        inspect.parse_args(["--cfg-path", "a.yaml", "--output", "a.png"])
-    assert "--output: 'a.png'; the sheet is an HTML page, give a name that ends in .html" in capsys.readouterr().err
+        inspect.parse_args(["--cfg-path", "a.yaml", "--output", "a.txt"])
+    assert "--output: 'a.txt'; the sheet is an HTML page, give a name that ends in .html" in capsys.readouterr().err
+
+
+def test_scripts_that_name_an_image_get_the_page_beside_it(capsys):
+    assert inspect.parse_args(["--cfg-path", "a.yaml", "--output", "b/a.png"]).output == Path("b/a.html")
+    assert "the sheet is an HTML page, written to 'b/a.html'" in capsys.readouterr().err
 
 
 def test_what_is_held_out_is_said(look):
