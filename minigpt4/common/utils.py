@@ -95,6 +95,9 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
 _AGAIN = "the download went wrong. Delete it and download it again"
 
 
+LFS_POINTER = "version https://git-lfs"  # begins what git leaves of large files without git-lfs
+
+
 def placeholder(path: str | Path, meant: str = "weights") -> str | None:
     """Return what stands in a file's place, and what to do; else None. `meant`: what was to be there.
 
@@ -102,7 +105,7 @@ def placeholder(path: str | Path, meant: str = "weights") -> str | None:
     """
     with open(path, "rb") as file:
         head = file.read(512)
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):  # what git leaves of large files without git-lfs
+    if head.startswith(LFS_POINTER.encode()):
         advice = "install git-lfs and run `git lfs pull` in its clone, or download it by hand"
         return f"is a Git LFS pointer, not the file itself: {advice}"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 from braceexpand import braceexpand
 
+from minigpt4.common.image_files import list_files
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.datasets.tar_members import check_archive
 
@@ -117,18 +118,10 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _files(path: str) -> list[str]:
-    """Return the path of a file; of a folder, all tars below it, each folder once whatever links lead there."""
+    """Return the path of a file; of a folder, all tars below it, each once whatever links lead there."""
     if not os.path.isdir(path):
         return [path]
-    found, seen = [], set()
-    for folder, below, names in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        found += [os.path.join(folder, name) for name in names if name.endswith(TAR_NAMES) and name[0] != "."]
-    return sorted(found) or [path]
+    return [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)] or [path]
 
 
 def _what_is_at(path: str) -> str:
