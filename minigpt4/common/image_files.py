@@ -1,11 +1,13 @@
 """Files of a folder: which there are, and which one a written path means."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 # the first four in the order in which cc_sbu_align looks for them
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # begins an absolute one
 
 
 def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, follow_out: bool = False) -> list[str]:

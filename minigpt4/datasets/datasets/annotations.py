@@ -8,13 +8,12 @@ that cannot be used becomes a Fault, which the dataset counts when it meets it.
 import csv
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from minigpt4.common.image_files import find_file
+from minigpt4.common.image_files import WINDOWS_PATH, find_file
 from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
@@ -101,7 +100,7 @@ def _image_path(item: dict, where: str, folder: Path) -> str:
             f"{where}: '{shown}' is an address; nothing is fetched while training. Download the images and give "
             "their paths"
         )
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", image):
+    if WINDOWS_PATH.match(image):
         wanted = f"write paths that start from the image folder '{folder}'"
         raise ValueError(f"{where}: '{shown}' is an absolute path of Windows; {wanted}")
     if os.path.isabs(image):
