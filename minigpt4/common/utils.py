@@ -125,6 +125,9 @@ def not_weights(path: str | Path) -> str | None:
     # weights are binary; an error page of XML or JSON has no control characters
     if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
         return f"is text, not weights (it begins with {head[:40].decode(errors='replace')!r}): {_AGAIN}"
+    # a zip archive or a pickle, by torch; of safetensors the length of a JSON text, and that text
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        return f"is no file of torch or safetensors (it begins with {head[:8]!r}): {_AGAIN}"
     return None
 
 
