@@ -7,12 +7,11 @@ python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --tasks pope vqav2
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import BENCHMARKS, Config, add_config_arguments
-from minigpt4.common.image_files import IMAGE_SUFFIXES
+from minigpt4.common.image_files import IMAGE_SUFFIXES, list_files
 from minigpt4.evaluation.answering import Item, answer_file
 from minigpt4.evaluation.compare import compare_results
 from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
@@ -52,32 +51,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_images(paths: list[str]) -> list[str]:
-    """Return the image files that `paths` name, each once, folders searched. Raises OSError for one without any."""
+    """Return the image files that `paths` name, each once, folders searched, also behind links.
+
+    Raises OSError for a path without any.
+    """
     images = {}
     for path in paths:
-        files = list(search(path)) if os.path.isdir(path) else [path] if os.path.isfile(path) else []
+        files = [path] if os.path.isfile(path) else []
+        if os.path.isdir(path):
+            files = [os.path.join(path, name) for name in list_files(path, follow_out=True)]
         if not files:
             kinds = ", ".join(IMAGE_SUFFIXES)
             raise FileNotFoundError(f"--images: no image at '{path}'; give files or folders with {kinds}")
         for file in files:
             images.setdefault(place(file), str(Path(file)))
     return list(images.values())
-
-
-def search(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the images of a folder and all below, also behind links, in the order of their names."""
-    real = os.path.realpath(folder)
-    if real in above:  # a link to where we come from
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise OSError(f"--images: the folder '{folder}' cannot be read ({error.strerror})") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from search(entry.path, (*above, real))
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("."):  # macOS writes ._a.jpg
-            yield entry.path
 
 
 def place(path: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from minigpt4 import train
@@ -674,6 +675,13 @@ ROWS = [
             "model.ckpt: '{tmp}/bad.pth' is text, not weights (it begins with '{\"error\":\"Repository not found\"}'): the download went wrong. Delete it and download it again (--options)"
         ],
         make=checkpoint(lambda path: path.write_text('{"error":"Repository not found"}')),
+    ),
+    Bad(
+        "a picture as checkpoint",
+        [
+            "model.ckpt: '{tmp}/bad.pth' is no file of torch or safetensors (it begins with b'\\x89PNG\\r\\n\\x1a\\n'): the download went wrong. Delete it and download it again (--options)"
+        ],
+        make=checkpoint(lambda path: Image.new("RGB", (9, 9)).save(path, "PNG")),
     ),
     Bad(
         "an empty file as checkpoint",

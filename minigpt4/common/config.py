@@ -142,7 +142,11 @@ class Config:
             if self.report.is_clean(where):
                 section = OmegaConf.select(self.config, where)
                 name = section.get(key) or where.removeprefix("datasets.")
-                self.report.add_found(registry.get(kind, name).preflight(section, where), where)
+                try:
+                    found = registry.get(kind, name).preflight(section, where)
+                except (ValueError, OSError) as error:  # such as a path that another section has wrong
+                    found = [str(error)]
+                self.report.add_found(found, where)
 
     def _roots(self, user: dict[str, Any], for_training: bool) -> dict[str, dict[str, Any]]:
         """Return {name: plain section} of all sections, {} for one that is not there."""

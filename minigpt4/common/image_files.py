@@ -1,26 +1,38 @@
-"""Image files of a folder: which there are, and which one a written path means."""
+"""Files of a folder: which there are, and which one a written path means."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 # the first four in the order in which cc_sbu_align looks for them
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # begins an absolute one
 
 
-def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, follow_out: bool = False) -> list[str]:
     """Return the paths, from `folder`, of the files in it and below that end in `suffixes` and are not hidden, sorted.
 
-    A link within the folder is passed by: what it leads to is listed under its own name. Raises ValueError that names
-    a link out of the folder, OSError for a folder below that cannot be read.
+    A link to a folder within `folder` is passed by: what it leads to is listed under its own name. Links out of it are
+    refused, for whoever packed the folder could make any text a caption; with `follow_out` they are followed, each
+    folder once. Raises ValueError that names a link out, OSError that names a folder below that cannot be read.
     """
     found, links = [], []
-    for place, folders, names in os.walk(folder, onerror=_raise):
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         files = [name for name in names if name.lower().endswith(suffixes) and name[0] != "."]
-        paths = [os.path.relpath(os.path.join(place, name), folder) for name in (*files, *folders)]
-        links += [path for path in paths if os.path.islink(os.path.join(folder, path)) and leads_out(folder, path)]
-        found += paths[: len(files)]
-    if links:
+        below = [name for name in folders if name[0] != "."]
+        linked = [name for name in (*files, *below) if os.path.islink(os.path.join(place, name))]
+        out = [name for name in linked if leads_out(folder, os.path.relpath(os.path.join(place, name), folder))]
+        folders[:] = [name for name in below if name not in linked or (follow_out and name in out)]
+        links += [os.path.relpath(os.path.join(place, name), folder) for name in out]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in files]
+    if links and not follow_out:
         first = min(links)
         raise ValueError(
             f"'{folder}': '{first}' is a link out of the folder, to '{os.path.realpath(os.path.join(folder, first))}' "
@@ -30,7 +42,7 @@ def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -
 
 
 def _raise(error: OSError) -> None:
-    raise error
+    raise OSError(f"the folder '{error.filename}' cannot be read ({error.strerror})") from error
 
 
 def leads_out(folder: str | Path, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import urldefrag, urlparse
 
@@ -11,9 +12,11 @@ from minigpt4.common.config_report import Problem
 def expand_path(path: str | Path) -> Path:
     """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD.
 
-    Raises ValueError for a `~` that leads nowhere: nothing is ever written to a folder of that name.
+    Raises ValueError for a `~` or a variable that leads nowhere: nothing is ever written to a folder of that name.
     """
     given = os.path.expandvars(str(path))
+    if (unset := re.search(r"\$([A-Za-z_]\w*)", given)) and not os.path.exists(given):
+        raise ValueError(f"'{path}': the variable {unset[1]} is not set in the environment; set it, or write the path")
     expanded = os.path.expanduser(given)
     user = given.split("/")[0].removeprefix("~")
     if expanded.startswith("~") and user:
@@ -95,6 +98,9 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
 _AGAIN = "the download went wrong. Delete it and download it again"
 
 
+LFS_POINTER = "version https://git-lfs"  # begins what git leaves of large files without git-lfs
+
+
 def placeholder(path: str | Path, meant: str = "weights") -> str | None:
     """Return what stands in a file's place, and what to do; else None. `meant`: what was to be there.
 
@@ -102,7 +108,7 @@ def placeholder(path: str | Path, meant: str = "weights") -> str | None:
     """
     with open(path, "rb") as file:
         head = file.read(512)
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):  # what git leaves of large files without git-lfs
+    if head.startswith(LFS_POINTER.encode()):
         advice = "install git-lfs and run `git lfs pull` in its clone, or download it by hand"
         return f"is a Git LFS pointer, not the file itself: {advice}"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -119,6 +125,9 @@ def not_weights(path: str | Path) -> str | None:
     # weights are binary; an error page of XML or JSON has no control characters
     if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
         return f"is text, not weights (it begins with {head[:40].decode(errors='replace')!r}): {_AGAIN}"
+    # a zip archive or a pickle, by torch; of safetensors the length of a JSON text, and that text
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        return f"is no file of torch or safetensors (it begins with {head[:8]!r}): {_AGAIN}"
     return None
 
 

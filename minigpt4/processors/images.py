@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from minigpt4.common.utils import LFS_POINTER
+
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB as RGB; the largest phone images have about 50 million pixels
@@ -65,7 +67,7 @@ def load_image(
     the image is too large or broken; a path that cannot be opened raises OSError.
     """
     data = source if isinstance(source, bytes) else _content(source)
-    if data.startswith(b"version https://git-lfs"):
+    if data.startswith(LFS_POINTER.encode()):
         raise ImageError("a Git LFS pointer, not the image: install git-lfs and run `git lfs pull`")
     try:
         with Image.open(_Bounded(data), formats=FORMATS) as image:

@@ -103,7 +103,7 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
 
     # each key for itself
     for key in (_FOR_EVALUATION if cfg.evaluate else _FOR_TRAINING).split():
-        check(cfg[key] is None, key, "missing; it has no default")
+        check(cfg[key] in (None, ""), key, "missing; it has no default")
     for key, least in _AT_LEAST.items():
         value, most = cfg[key], _AT_MOST.get(key, math.inf)
         limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"

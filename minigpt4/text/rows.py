@@ -212,7 +212,9 @@ def end_problem(settings: TextSettings, encoder: PromptEncoder) -> str | None:
     """Return what is wrong with an end symbol of which no token would be learnt; None if the model learns to stop."""
     (end,) = encoder.encode_batch([[Text(settings.end_sym, is_structure=True)]])
     ids = set(chain.from_iterable(piece for piece, _ in end))
-    if not ids or not ids <= _unlearnt(settings, encoder):
+    if not ids:
+        return "model.end_sym is empty: no end would be learnt, and the model would never stop. Set it to the end token"
+    if not ids <= _unlearnt(settings, encoder):
         return None
     return (
         f"model.end_sym {settings.end_sym!r} is the end token, and would not be learnt: the model would never stop. "

@@ -211,5 +211,39 @@ def test_a_user_that_is_not_there_is_a_line_of_the_report(read, key):
     assert problems_of(read, "", f"{key}=~no_user/7b") == [f"{expected} (--options)"]
 
 
+@pytest.mark.parametrize("path", ["$NO_SUCH/x", "/data/$NO_SUCH/x"])
+def test_a_variable_that_is_not_set_is_a_line_of_the_report(read, path):
+    said = f"'{path}': the variable NO_SUCH is not set in the environment; set it, or write the path"
+    for key in ("env.cache_root", "model.llama_model", "run.output_dir"):
+        assert problems_of(read, "", f"{key}={path}") == [f"{key}: {said} (--options)"]
+
+
 def test_texts_that_begin_like_a_home_are_texts(read):
-    assert read("", "model.end_sym=~nobody/x").model_cfg.end_sym == "~nobody/x"
+    for text in ("~nobody/x", "$NO_SUCH"):
+        assert read("", f"model.end_sym={text}").model_cfg.end_sym == text
+
+
+def test_a_path_that_another_section_has_wrong_is_said_there(read):
+    sections = f"{RUN}datasets:\n  laion: {{build_info: {{storage: '${{model.ckpt}}'}}, {TRAIN}}}\n"
+    options = ("model.ckpt=~no_user/x", "run.output_dir=${model.ckpt}")
+    (problem,) = problems_of(read, sections, *options, for_training=True)[:1]
+    assert problem.startswith("model.ckpt: '~no_user/x': there is no user 'no_user'")
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("run.output_dir=", "run.output_dir: missing; it has no default"),
+        ("datasets.laion.text_processor.train.name=blip2_image_train", "'blip2_image_train' is a processor of images"),
+        ("datasets.laion.vis_processor.eval.name=blip_caption", "'blip_caption' is a processor of texts"),
+        ("datasets.laion.build_info.storage={a: b}", "{'a': 'b'} is no path of a shard; expected text"),
+        (r"datasets.laion.build_info.storage=C:\data\0.tar", r"'C:\data\0.tar' is an absolute path of Windows"),
+        (r"datasets.laion.build_info.storage=data\0.tar", r"(first missing: data\0.tar)"),
+        ("datasets.laion.build_info.storage=https:/host/0.tar", "'https:/host/0.tar' names no host"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_it(read, option, said, tmp_path):
+    sections = f"{RUN}datasets:\n  laion: {{build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}\n"
+    options = (f"model.ckpt={tmp_path}/vit.pth", option)
+    (problem,) = problems_of(read, sections, *options, for_training=True)
+    assert problem.startswith(option.split("=")[0]) and said in problem

@@ -72,8 +72,20 @@ def test_links_within_a_folder_are_no_second_copy_and_no_loop(tmp_path):
     write_images(tmp_path, "all/a.jpg", "aaa.jpg/b.bmp")  # a folder may be called aaa.jpg
     (tmp_path / "all/loop").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "all")
-    assert list_files(tmp_path) == ["aaa.jpg/b.bmp", "all/a.jpg"]
+    (tmp_path / ".hidden").symlink_to("/")
+    assert list_files(tmp_path) == list_files(tmp_path, follow_out=True) == ["aaa.jpg/b.bmp", "all/a.jpg"]
     assert find_file(tmp_path, "again/a.jpg") == "again/a.jpg" and find_file(tmp_path, "aaa.jpg") is None
+
+
+def test_links_out_of_a_folder_are_named_or_followed_once(tmp_path):
+    write_images(tmp_path / "far", "b.jpg")
+    write_images(tmp_path / "data", "a.jpg")
+    (tmp_path / "data/x").symlink_to(tmp_path / "far")
+    (tmp_path / "far/back").symlink_to(tmp_path / "data")
+    (tmp_path / "far/loop").symlink_to(tmp_path / "far")
+    with pytest.raises(ValueError, match=rf"'x' is a link out of the folder, to '{tmp_path}/far' \(1 such links\)"):
+        list_files(tmp_path / "data")
+    assert list_files(tmp_path / "data", follow_out=True) == ["a.jpg", "x/b.jpg"]
 
 
 @pytest.mark.parametrize("kind", ["bmp", "gif", "tif", "tiff", "JPG"])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, Plac
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 from minigpt4.datasets.datasets.map_style import adapted
-from minigpt4.processors import Blip2ImageTrainProcessor
+from minigpt4.processors import Blip2ImageTrainProcessor, ImageError
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.datasets.shards import ids, jpeg, loader
 from tests.datasets.test_builders import section
@@ -143,7 +144,9 @@ def test_its_ratio_its_sheet_and_its_broken_images(folder):
     for name in "adef":
         (folder / f"{name}.jpg").unlink()
     with pytest.raises(DataError, match="6 bad_image"):
-        next(loader([built(Plain, folder)["train"]]))
+        next(loader([dataset]))
+    with pytest.raises(ValueError, match=r"xrays: .*Plain gives no usable sample, 6 were tried; the first: bad_image"):
+        built(Plain, folder)
 
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
@@ -173,10 +176,63 @@ class Stream(IterableDataset):
         yield {}
 
 
+GOOD = {"image": torch.zeros(3, 8, 8), "text_input": "A dog."}
+TURNS = {"image": GOOD["image"], "turns": [["Which \ud83d?", "A cat."]]}
+
+
+class Listed(Dataset):
+    """Samples as they are given; an error is raised."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        if isinstance(sample := self.samples[index], Exception):
+            raise sample
+        return sample
+
+
 @pytest.mark.parametrize(
-    ("dataset", "said"), [(Stream(), "Stream has no __len__"), (BaseDataset(), "BaseDataset has no")]
+    ("sample", "reason", "said"),
+    [
+        (None, "bad_record", "the sample is NoneType, not a mapping"),
+        ((GOOD["image"], "A dog."), "bad_record", "the sample is tuple, not a mapping"),
+        ({"text_input": "A dog."}, "no_image", "'image' is missing (keys: text_input)"),
+        (GOOD | {"image": Image.new("RGB", (8, 8))}, "bad_image", "the image is Image; expected a tensor [3, S, S]"),
+        (GOOD | {"image": torch.zeros(1, 8, 8)}, "bad_image", "the image is [1, 8, 8]; expected a tensor [3, S, S]"),
+        (GOOD | {"image": torch.zeros(3, 9, 9)}, "bad_image", "the image is [3, 9, 9], the first one [3, 8, 8]"),
+        ({"image": GOOD["image"], "answer": "A dog."}, "bad_caption", "'text_input' is missing (keys: image, answer)"),
+        (GOOD | {"text_input": None}, "bad_caption", "'text_input' is NoneType, not text"),
+        (GOOD | {"text_input": " \n"}, "bad_caption", "'text_input' is empty"),
+        (KeyError("caption"), "bad_record", "KeyError: 'caption' (test_map_style.py line "),
+        (ImageError("cut off"), "bad_image", "ImageError: cut off (test_map_style.py line "),
+    ],
+)
+def test_a_sample_of_another_form_is_counted_and_a_dataset_of_them_is_refused(sample, reason, said, caplog):
+    dataset = adapted(Listed([GOOD, sample, TURNS]), "xrays")
+    used = sorted(sample["text_input"] for sample in dataset.one_pass())
+    assert used == ["A cat.", "A dog."] and dataset.skips.report() == {"seen": 3, reason: 1}
+    assert f"skipped record 1: {reason} ({said}" in caplog.text
+    if "the first one" not in said:
+        with pytest.raises(ValueError, match=re.escape(f"2 were tried; the first: {reason} ({said}")):
+            adapted(Listed([sample, sample]), "xrays")
+
+
+def test_turns_alone_are_enough_and_their_texts_are_whole():
+    batch = next(loader([adapted(Listed([TURNS]), "xrays")], batch_size=1))
+    assert batch["text_input"] == ["A cat."] and batch["turns"] == [(("Which \ufffd?", "A cat."),)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [(Stream(), "Stream has no __len__"), (BaseDataset(), "BaseDataset has no"), (None, "NoneType has no")],
 )
 def test_what_cannot_be_read_is_refused_by_name(dataset, said):
+    with pytest.raises(ValueError, match=r"^datasets\.xrays: .*Listed is empty"):
+        adapted(Listed([]), "xrays")
     with pytest.raises(ValueError, match=rf"^datasets\.xrays: .*{said}.*a dataset needs __len__ and __getitem__"):
         adapted(dataset, "xrays")
 

@@ -172,9 +172,13 @@ def test_links_and_absolute_paths_inside_are_fine(root, tmp_path):
     assert build("image_text_jsonl", root / "own.jsonl", **where)[1]["text_input"] == lines[1]["caption"]
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"
+
+
 def written(name, content):
     def make(tmp):
         write_images(tmp, "a.jpg")
+        (tmp / "c.png").write_text(LFS)
         (tmp / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return {"storage": str(tmp / name)}
 
@@ -234,6 +238,36 @@ MISTAKES = [
         "image_text_jsonl",
         written("a.jsonl", '{"image": "train/b.jpg", "caption": "x"}'),
         "a.jsonl line 1: no file 'train/b.jpg' in the image folder '{tmp}', nor any other of 1 that were looked for; name the folder that the paths start from (build_info.images)",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.jsonl", '{"image": "c.png", "caption": "x"}'),
+        "'{tmp}/c.png' is a Git LFS pointer, not the file itself: install git-lfs and run `git lfs pull` in its clone, or download it by hand (1 such images of 1 that were looked at)",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.jsonl", LFS),
+        "{tmp}/a.jsonl: is a Git LFS pointer, not the file itself: install git-lfs and run `git lfs pull` in its clone, or download it by hand",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.csv", "<html>"),
+        "{tmp}/a.csv: is an HTML page, not records: the download went wrong. Delete it and download it again",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.parquet", "PAR1"),
+        "{tmp}/a.parquet: not valid JSON (Expecting value: line 1 column 1 (char 0)); only files called .jsonl, .ndjson, .csv, .tsv are read in another way",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.csv", 'image,caption\na.jpg,x\na.jpg,"Red.\na.jpg,x\n'),
+        "{tmp}/a.csv: the record that begins in line 3 cannot be read (unexpected end of data); close every quote, and write those within a text twice",
+    ),
+    (
+        "image_text_jsonl",
+        written("a.csv", "image,caption,caption\na.jpg,x,y\n"),
+        "{tmp}/a.csv: has the column 'caption' twice; keep one of them",
     ),
     ("image_text_folder", folder(), "'{tmp}/p' has no image; expected .jpg, .png, .jpeg, .webp, .bmp, .gif, .tif, .tiff files"),
     (

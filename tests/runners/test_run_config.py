@@ -87,6 +87,7 @@ def test_launchers(tmp_path):
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 PLACE = {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
+KEYS = ("RANK", "SIZE", "LOCAL_RANK")
 STARTED = {
     "nothing": ({}, (0, 1, None)),
     "a job's script, of four tasks": (JOB, (0, 1, None)),
@@ -103,6 +104,7 @@ STARTED = {
         {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
         (1, 2, 1),
     ),
+    "mpirun_rsh": ({f"MV2_COMM_WORLD_{key}": "1" if key != "SIZE" else "2" for key in KEYS}, (1, 2, 1)),
     "mpiexec, one process": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, None)),
 }
 

@@ -122,7 +122,6 @@ def test_prompts_are_drawn_by_the_seed(tmp_path):
         ("###</s>", True, False),
         ("###", True, False),
         ("\n", True, False),
-        ("", True, False),
     ],
 )
 def test_an_end_that_would_not_be_learnt_is_said(end_sym, masks, warns, tmp_path, caplog):
@@ -138,3 +137,9 @@ def test_an_end_that_would_not_be_learnt_is_said(end_sym, masks, warns, tmp_path
     eos = model.llama_tokenizer.eos_token_id
     assert warns == (set(labels[-1:]) == {IGNORED}) or end_sym == "###</s>"
     assert (eos in labels) == (not masks)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_empty_end_is_said(masks, tmp_path, caplog):
+    MiniGPT4.text_preview(golden_config(tmp_path, end_sym="", mask_eos_labels=masks))
+    assert [line.split(":")[0] for line in caplog.messages] == ["model.end_sym is empty"]

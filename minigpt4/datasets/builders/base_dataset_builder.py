@@ -10,9 +10,10 @@ from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.base_dataset import BaseDataset
 from minigpt4.datasets.datasets.map_style import adapted
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
-from minigpt4.processors.blip_processors import BlipImageProcessor
+from minigpt4.processors.blip_processors import BlipCaptionProcessor, BlipImageProcessor
 
 SPLITS = ("train", "eval")
+_MISTAKEN = {"vis_processor": (BlipCaptionProcessor, "texts"), "text_processor": (BlipImageProcessor, "images")}
 
 
 @dataclass
@@ -178,7 +179,10 @@ def _processor(cfg: Mapping, role: str, split: str, where: str) -> Any:
     section = (cfg.get(role) or {}).get(split)
     if not section:
         return None
+    cls, (other, kind) = registry.get_processor_class(section["name"]), _MISTAKEN[role]
+    if issubclass(cls, other):
+        raise ValueError(f"{where}.{role}.{split}.name: '{section['name']}' is a processor of {kind}")
     try:
-        return registry.get_processor_class(section["name"]).from_config(section)
+        return cls.from_config(section)
     except ValueError as error:
         raise ValueError(f"{where}.{role}.{split}: {error}") from error

@@ -8,14 +8,13 @@ that cannot be used becomes a Fault, which the dataset counts when it meets it.
 import csv
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from minigpt4.common.image_files import find_file
-from minigpt4.common.utils import printable
+from minigpt4.common.image_files import WINDOWS_PATH, find_file
+from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
 
@@ -53,11 +52,13 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
     formats, where no record can be used, and where a path is a URL or leads out of `folder`.
     """
     path, folder = Path(path), Path(folder)
-    reader = {".jsonl": _lines, ".csv": _table, ".tsv": _table}.get(path.suffix.lower(), _json)
+    reader = _READERS.get(path.suffix.lower(), _json)
+    if path.stat().st_size and (found := placeholder(path, "records")):
+        raise ValueError(f"{path}: {found}")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             records = [item if isinstance(item, Fault) else _record(*item, folder) for item in reader(file, path)]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     if not records:
         raise ValueError(f"{path}: has no record; expected records like {_EXPECTED}")
@@ -99,7 +100,7 @@ def _image_path(item: dict, where: str, folder: Path) -> str:
             f"{where}: '{shown}' is an address; nothing is fetched while training. Download the images and give "
             "their paths"
         )
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", image):
+    if WINDOWS_PATH.match(image):
         wanted = f"write paths that start from the image folder '{folder}'"
         raise ValueError(f"{where}: '{shown}' is an absolute path of Windows; {wanted}")
     if os.path.isabs(image):
@@ -142,15 +143,25 @@ def _lines(file: TextIO, path: Path) -> Iterator:
 
 
 def _table(file: TextIO, path: Path) -> Iterator:
-    rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    columns = [name.strip() for name in next(rows, [])]
-    for row in filter(None, rows):
-        where = f"{path.name} line {rows.line_num}"
-        if any(map(str.strip, row[len(columns) :])):
-            detail = f"has {len(row)} fields, the first line {len(columns)}; put texts with commas into quotes"
-            yield Fault(where, "bad_record", detail)
-        else:
-            yield where, dict(zip(columns, row, strict=False))
+    rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    begin = 1
+    try:
+        columns = [name.strip() for name in next(rows, [])]
+        if twice := [name for name in columns if name and columns.count(name) > 1]:
+            raise ValueError(f"{path}: has the column '{twice[0]}' twice; keep one of them")
+        begin = rows.line_num + 1
+        for row in rows:
+            where, begin = f"{path.name} line {rows.line_num}", rows.line_num + 1
+            if any(map(str.strip, row[len(columns) :])):
+                detail = f"has {len(row)} fields, the first line {len(columns)}; put texts with commas into quotes"
+                yield Fault(where, "bad_record", detail)
+            elif row:
+                yield where, dict(zip(columns, row, strict=False))
+    except csv.Error as error:  # a quote that is not closed would take all that follows for one text
+        advice = "close every quote, and write those within a text twice"
+        raise ValueError(
+            f"{path}: the record that begins in line {begin} cannot be read ({error}); {advice}"
+        ) from error
 
 
 def _json(file: TextIO, path: Path) -> Iterable:
@@ -158,6 +169,8 @@ def _json(file: TextIO, path: Path) -> Iterable:
         content = json.load(file)
     except (ValueError, RecursionError) as error:
         hint = "; one record a line is read from files called .jsonl" if "Extra data" in str(error) else ""
+        if not hint and path.suffix.lower() != ".json":
+            hint = f"; only files called {', '.join(_READERS)} are read in another way"
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
     if isinstance(content, list):
         return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
@@ -184,3 +197,6 @@ def _coco(images: list, annotations: list, path: Path) -> Iterator:
             yield Fault(where, "no_image", f"image_id {annotation['image_id']!r:.60} is not among 'images'")
         else:
             yield where, {**annotation, "image": names[annotation["image_id"]]}
+
+
+_READERS = {".jsonl": _lines, ".ndjson": _lines, ".csv": _table, ".tsv": _table}  # all others: _json

@@ -6,9 +6,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
-from minigpt4.common.utils import printable
+from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
-from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, file_below
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_contents, file_below
 from minigpt4.datasets.datasets.record_text import read_text
 from minigpt4.processors import load_rgb
 
@@ -18,6 +18,8 @@ def read_annotations(path: str | Path) -> list[dict]:
 
     Raises ValueError that names the file and, from 0, the record in which something is wrong.
     """
+    if found := placeholder(path, "annotations"):
+        raise ValueError(f"{path}: {found}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -54,11 +56,13 @@ def image_file(folder: Path, image_id: str) -> str | None:
 
 
 def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None:
-    """Raise ValueError if of some `most` images, evenly chosen, all are missing."""
+    """Raise ValueError if of some `most` images, evenly chosen, all are missing, or no images."""
     chosen = records[:: max(1, len(records) // most)]
-    if not any(image_file(folder, record["image_id"]) for record in chosen):
+    names = [image_file(folder, record["image_id"]) for record in chosen]
+    if not any(names):
         first = printable(chosen[0]["image_id"])
         raise ValueError(f"'{folder}' has no {first}.jpg, nor any other of {len(chosen)} that were looked for")
+    check_contents([folder / name for name in names if name])
 
 
 class CaptionDataset(ImageTextDataset):

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file, leads_out, list_files, same_file
-from minigpt4.common.utils import printable
+from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records, text_file
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample
 from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
@@ -56,7 +56,7 @@ def read_folder(folder: str | Path) -> list[Record | Fault]:
 
 
 def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
-    """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if all are missing."""
+    """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if none can be one."""
     records = [record for record in records if isinstance(record, Record)]
     chosen = records[:: max(1, len(records) // most)]
     names = [find_file(folder, record.image) for record in chosen]
@@ -68,6 +68,19 @@ def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 10
             f"{chosen[0].where}: no file '{printable(chosen[0].image)}' in the image folder '{folder}', nor any other "
             f"of {len(chosen)} that were looked for; name the folder that the paths start from (build_info.images)"
         )
+    check_contents([folder / name for name in names if name])
+
+
+def check_contents(images: Sequence[Path]) -> None:
+    """Raise ValueError if of some files all are Git LFS pointers, web pages, empty or not to be read."""
+    faults = []
+    for image in images:
+        try:
+            faults.append(placeholder(image, "an image"))
+        except OSError as error:
+            faults.append(f"cannot be read ({error.strerror})")
+    if all(faults):
+        raise ValueError(f"'{images[0]}' {faults[0]} ({len(faults)} such images of {len(faults)} that were looked at)")
 
 
 def file_below(folder: Path, name: str) -> Path:

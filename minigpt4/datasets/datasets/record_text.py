@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from minigpt4.common.utils import LFS_POINTER
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 
 # Keys by rank. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
@@ -19,7 +20,7 @@ CAPTIONS = ("caption", "text", "response", "txt")
 QUESTIONS = ("instruction", "query")
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 MAX_CHARS = 100_000  # of a record's texts, some 25,000 tokens: `max_txt_len` cuts before, but not before tokenizing
-_IMAGE_MARK = re.compile(r"<img>[^\n]{0,300}?</img>|<\|?image(?:here|_?pad|_?placeholder)?[ _]?\d*\s*\|?>", re.I)
+_IMAGE_MARK = re.compile(r"<img>[^\n]{0,300}?</img>|<\|?image(?:here|_?pad|_?placeholder)?[ _]?\d*\s*/?\|?>", re.I)
 _OTHER_MARK = re.compile(r"<\|?(?:video|audio)(?:_?pad)?[ _]?\d*\s*\|?>", re.I)
 
 Turns = tuple[tuple[str, str], ...]  # (question, answer), ..
@@ -158,6 +159,8 @@ def _check(record: dict, texts: list[str]) -> None:
     if isinstance(images, list) and len(images) > 1:
         raise SkipSample("bad_record", f"has {len(images)} images; a sample has one")
     for text in texts:
+        if text.startswith(LFS_POINTER):
+            raise SkipSample("bad_caption", "a Git LFS pointer, not the text: install git-lfs and run `git lfs pull`")
         if mark := _OTHER_MARK.search(text):
             raise SkipSample("bad_record", f"has {mark[0]} in a text; a sample has one image and no more")
     for key in ("system", "history") if texts[0] else ():

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from tarfile import ReadError
 from typing import BinaryIO
@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 from braceexpand import braceexpand
 
+from minigpt4.common.image_files import WINDOWS_PATH, list_files
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.datasets.tar_members import check_archive
 
@@ -34,7 +35,8 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
     stands. Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
     """
     shards = []
-    for pattern in [location] if isinstance(location, str) or not hasattr(location, "__iter__") else location:
+    is_one = isinstance(location, (str, Mapping)) or not hasattr(location, "__iter__")
+    for pattern in [location] if is_one else location:
         if not isinstance(pattern, str) or not pattern.strip():
             raise ValueError(f"{pattern!r} is no path of a shard; expected text")
         shards += _urls(pattern) if is_url(pattern) else _paths(pattern)
@@ -81,6 +83,8 @@ def open_file(path: str) -> BinaryIO:
 
 def _urls(pattern: str) -> Iterator[str]:
     for url in re.split(r"::(?=https?://)", pattern):  # webdataset's way to write a list
+        if not urlparse(url).netloc:
+            raise ValueError(f"'{url}' names no host; write https://host/path.tar")
         yield from _braces(url)
 
 
@@ -89,6 +93,8 @@ def _paths(pattern: str) -> Iterator[str]:
     if os.path.exists(path):
         yield from _files(path)
         return
+    if WINDOWS_PATH.match(pattern):
+        raise ValueError(f"'{pattern}' is an absolute path of Windows; write it as this machine knows it")
     if scheme := urlparse(pattern).scheme:
         raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
     for part in path.split("::"):
@@ -105,6 +111,8 @@ def _paths(pattern: str) -> Iterator[str]:
 
 def _braces(pattern: str) -> list[str]:
     """Return what `{00000..00099}` and `{a,b}` stand for. Raises ValueError."""
+    if "{" not in pattern:  # braceexpand takes backslashes away
+        return [pattern]
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     try:
         is_long = any(abs(int(last) - int(first)) >= MAX_SHARDS for first, last in ranges)
@@ -117,18 +125,10 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _files(path: str) -> list[str]:
-    """Return the path of a file; of a folder, all tars below it, each folder once whatever links lead there."""
+    """Return the path of a file; of a folder, all tars below it, each once whatever links lead there."""
     if not os.path.isdir(path):
         return [path]
-    found, seen = [], set()
-    for folder, below, names in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        found += [os.path.join(folder, name) for name in names if name.endswith(TAR_NAMES) and name[0] != "."]
-    return sorted(found) or [path]
+    return [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)] or [path]
 
 
 def _what_is_at(path: str) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from tarfile import ReadError, TarInfo
 from typing import BinaryIO, NamedTuple
 
+from minigpt4.common.utils import LFS_POINTER
+
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 64 << 20  # bytes of a member that is read; an image of the most pixels that are taken has less
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
@@ -20,7 +22,7 @@ MAX_END = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros at an archive's end: 
 MAX_RATIO, RATIO_FROM = 100, 64 << 20  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
 _UNPACK = {b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 _OTHER_FORMATS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the data (install git-lfs, then: git lfs pull)",
+    LFS_POINTER.encode(): "a Git LFS pointer, not the data (install git-lfs, then: git lfs pull)",
     b"PAR1": "a parquet file (download again with img2dataset --output_format webdataset)",
     b"\x28\xb5\x2f\xfd": "packed by zstd (unpack it: zstd -d)",
     b"PK\x03\x04": "a zip archive (write its files into a tar)",

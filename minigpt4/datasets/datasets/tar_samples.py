@@ -8,6 +8,7 @@ The members of a sample need not be neighbours, within limits: a sample without 
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tarfile import ReadError
@@ -65,7 +66,11 @@ def tar_samples(members: Iterable[Member]) -> Iterator[TarSample]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return (what stands before the last dot of a file's name, folders included; the extension, in lower case)."""
+    """Return (what stands before the last dot of a file's name, folders included; the extension, in lower case).
+
+    Accents are as most systems write them (NFC), so that names from macOS (NFD) meet those from elsewhere.
+    """
+    name = unicodedata.normalize("NFC", name)
     if "." not in name.rpartition("/")[2]:
         return name, "no extension"
     key, extension = name.rsplit(".", 1)
