@@ -48,12 +48,21 @@ def check_question(text: str) -> None:
         raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
 
 
-def _fitting(vis_processor: Callable, size: int | None) -> Callable:
+def _fitting(vis_processor: Callable, model: nn.Module) -> Callable:
     """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
+    size = getattr(model, "image_size", None)
     if not isinstance(vis_processor, BlipImageProcessor) or size in (None, vis_processor.image_size):
         return vis_processor
-    logger.warning("image_size: %d in the image processor, the model takes %d: taken", vis_processor.image_size, size)
+    _warn_once(model, f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken")
     return type(vis_processor)(size, vis_processor.mean, vis_processor.std)
+
+
+def _warn_once(model: nn.Module, message: str) -> None:
+    """Log a warning unless it was for this model: evaluation kits make a Chat for each image."""
+    said = vars(model).setdefault("warnings_said", set())
+    if message not in said:
+        said.add(message)
+        logger.warning(message)
 
 
 class Chat:
@@ -72,26 +81,22 @@ class Chat:
     """
 
     def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
-        self.model, self.vis_processor = model, _fitting(vis_processor, getattr(model, "image_size", None))
+        self.model, self.vis_processor = model, _fitting(vis_processor, model)
         self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
-        self._checked = set()  # templates
 
     def check_template(self, template: Template) -> None:
         """Warn, once for each, of a dialogue format that is not the one with which the model was trained."""
         prompt_template, end_sym = getattr(self.model, "trained_text", ("", ""))
-        if not prompt_template or template in self._checked:
-            return
-        self._checked.add(template)
-        if not template.is_like(template_for(prompt_template, end_sym)):
-            logger.warning(
-                "the conversation puts %r before a question and %r before an answer; the model was trained with "
-                "prompt_template %r and end_sym %r, so what it says may be nonsense. Use the conversation that "
-                "minigpt4.load returns, or Conversation(template_for(%r, %r))",
-                template.user[0],
-                template.user[1] + template.answer,
-                *(prompt_template, end_sym) * 2,
+        if prompt_template and not template.is_like(template_for(prompt_template, end_sym)):
+            before, between = template.user[0], template.user[1] + template.answer
+            _warn_once(
+                self.model,
+                f"the conversation puts {before!r} before a question and {between!r} before an answer; the model was "
+                f"trained with prompt_template {prompt_template!r} and end_sym {end_sym!r}, so what it says may be "
+                "nonsense. Use the conversation that minigpt4.load returns, or "
+                f"Conversation(template_for({prompt_template!r}, {end_sym!r}))",
             )
 
     # images and questions
@@ -183,6 +188,8 @@ class Chat:
         return isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) == 1 and image.shape[2] == width
 
     def _images(self, conv: "Conversation", img_list: list) -> tuple[Tensor, ...]:
+        if not isinstance(img_list, list):
+            raise ValueError(f"img_list: a {type(img_list).__name__}; expected a list, [] for none")
         if len(img_list) != conv.num_images:
             raise ValueError(
                 f"the conversation has {conv.num_images} image slot(s), img_list {len(img_list)}; "

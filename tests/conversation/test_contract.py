@@ -129,6 +129,7 @@ def test_a_template_that_is_not_the_checkpoints_is_said_once(golden_model, vis_p
     for conv, words in ((CONV_VISION_LLama2, "'[INST] '"), (Conversation(CHATML), "'<|im_start|>user")):
         (warning,) = warnings(conv)
         assert words in warning and repr(VICUNA_V0.training) in warning and "minigpt4.load" in warning
+        chat = Chat(model, vis_processor)  # evaluation kits make one for each image
         assert not warnings(conv)  # once is enough
     model.trained_text = "", "\n"  # of stage 1: no template at all
     assert not warnings(CONV_VISION_minigptv2)
