@@ -56,9 +56,10 @@ TORCHRUN, SLURM = "torchrun", "SLURM's srun"
 # launcher: its variables for rank, number of processes, and rank on this machine
 _LAUNCHERS = {
     TORCHRUN: ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    # before SLURM: its mpirun starts a daemon on each machine by srun, and their processes have both
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     # the script of a SLURM job has SLURM_PROCID and SLURM_NTASKS, too; only srun's tasks have their step's size
     SLURM: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }
 
