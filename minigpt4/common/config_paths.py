@@ -37,7 +37,7 @@ def find_path(path: str, folders: Sequence[Path] = ()) -> str:
 
 
 def settle_paths(section: DictConfig, where: str, folders: Sequence[Path], report: Report) -> None:
-    """Look up the paths of a typed section and of those within it; report a `~` that leads nowhere."""
+    """Look up the paths of a typed section and of those within it; report a `~` or `$NAME` that leads nowhere."""
     plain, schema = OmegaConf.to_container(section), OmegaConf.get_type(section)
     read, written = getattr(schema, "READ_PATHS", ()), getattr(schema, "WRITTEN_PATHS", ())
     for key, value in plain.items():
@@ -58,7 +58,7 @@ def _found(value: Any, folders: Sequence[Path]) -> Any:
 
 def _check_home(path: Any, key: str, report: Report) -> None:
     try:
-        if isinstance(path, str) and path.startswith("~"):
+        if isinstance(path, str) and path.startswith(("~", "$")):
             expand_path(path)
     except ValueError as error:
         report.add(key, str(error))

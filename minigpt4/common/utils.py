@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import urldefrag, urlparse
 
@@ -11,9 +12,12 @@ from minigpt4.common.config_report import Problem
 def expand_path(path: str | Path) -> Path:
     """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD.
 
-    Raises ValueError for a `~` that leads nowhere: nothing is ever written to a folder of that name.
+    Raises ValueError for a `~` or a variable at its beginning that leads nowhere: nothing is ever written to a folder
+    of that name.
     """
     given = os.path.expandvars(str(path))
+    if unset := re.match(r"\$(\w+)", given):
+        raise ValueError(f"'{path}': the variable {unset[1]} is not set; set it, or give an absolute path")
     expanded = os.path.expanduser(given)
     user = given.split("/")[0].removeprefix("~")
     if expanded.startswith("~") and user:

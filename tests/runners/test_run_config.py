@@ -103,6 +103,10 @@ STARTED = {
         {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
         (1, 2, 1),
     ),
+    "mpirun over the machines of a job": (
+        JOB | {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
+        (5, 8, 0),
+    ),
     "mpiexec, one process": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, None)),
 }
 
