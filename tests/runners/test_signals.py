@@ -63,6 +63,16 @@ def test_what_is_ignored_or_answered_stays_so(tmp_path, how):
     assert run.last_checkpoint.name == "checkpoint_1.pth" and signal.getsignal(signal.SIGHUP) is how
 
 
+def test_under_torchrun_and_nohup_a_run_saves(tmp_path, monkeypatch):
+    """torchrun answers SIGHUP under nohup, too: it hands it on, and kills what has not ended 30 s later."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delattr("torch.multiprocessing._prctl_pr_set_pdeathsig")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(Interrupted, match="ended by SIGHUP before epoch 0, step 4: saved"):
+        run_with(tmp_path, signal.SIGHUP).train(endless(batches()))
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_what_could_not_be_saved_is_not_said_to_be(tmp_path):
     run = run_with(tmp_path, signal.SIGUSR1, save_every_iters=2)
     (tmp_path / "out").mkdir()
