@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.conversation.answer_text import AnswerText
-from minigpt4.conversation.context import Context
+from minigpt4.conversation.context import Context, TooLongError
 from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode
 from minigpt4.conversation.images import open_image
 from minigpt4.processors.blip_processors import BlipImageProcessor
@@ -231,7 +231,7 @@ class Chat:
             shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
             prompt = opened(shorter)
         if len(prompt) >= limit:
-            raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
+            raise TooLongError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
         # what the user should know
         if num_left_out:
             left_out = f"the {num_left_out} oldest question(s) are left out, images stay"

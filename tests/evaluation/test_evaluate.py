@@ -224,7 +224,7 @@ def test_each_image_gets_a_line_once_and_an_error_is_tried_again(ask, tmp_path):
     first, said = ask("--images", folder / "1.png")
     assert said.endswith(f"1 answers added to {ask.output}, 0 were there\n")
     records, said = ask("--images", folder, "--batch-size", "2")
-    assert said.endswith(f"3 answers added to {ask.output}, 1 were there\n") and "1 images could not be read" in said
+    assert said.endswith(f"3 answers added to {ask.output}, 1 were there\n") and "1 images have an error" in said
     assert records[:1] == first and ask("--images", folder)[0] == records
     assert [record["image"] for record in records] == [str(folder / f"{name}.png") for name in (1, 0, 2, "bad")]
     assert [list(record) for record in records] == [["image", "answer"]] * 3 + [["image", "error"]]
