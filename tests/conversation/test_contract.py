@@ -3,10 +3,12 @@
 import argparse
 import copy
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TextIteratorStreamer
 
 import minigpt4
 from minigpt4.conversation.chat import Sampling
@@ -84,6 +86,13 @@ def test_vlmevalkit(golden_model, vis_processor, template, beams):
         text = chat.model.llama_tokenizer.decode(output_token, skip_special_tokens=True)
     wanted = chat.answer(chat_state.copy(), img_list, **{**kwargs, "do_sample": False})[0]
     assert text.split("###")[0].strip() == wanted
+    # as streaming servers call it, from a thread
+    streamer = TextIteratorStreamer(chat.model.llama_tokenizer, skip_special_tokens=True, timeout=60)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(chat.model_generate, streamer=streamer, **generation_dict)
+        assert "".join(streamer).split("###")[0].strip() == wanted
+        thread.submit(chat.model_generate, streamer=streamer, context=None)
+        assert "".join(streamer) == ""  # a failure ends it, too
 
 
 def test_a_checkpoint_knows_its_template():
