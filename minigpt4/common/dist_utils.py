@@ -38,9 +38,9 @@ def is_main_process() -> bool:
 
 
 def main_print(*args: Any) -> None:
-    """Print to stdout, from rank 0 only. Where that is gone or full (a closed terminal, a pipe), a line is lost."""
+    """Print to stdout, from rank 0 only. Where that is gone or full, or has no such characters, a line is lost."""
     if is_main_process():
-        with suppress(OSError):
+        with suppress(OSError, UnicodeEncodeError):
             print(*args, flush=True)
 
 

@@ -1,8 +1,10 @@
 """A signal to end: the run saves after the step, says what is true, and ends; what is ignored stays ignored."""
 
+import io
 import itertools
 import os
 import signal
+import sys
 
 import pytest
 
@@ -104,6 +106,17 @@ def test_all_ranks_say_what_rank_0_saved(two_ranks, tmp_path, hit):
     assert code == 0
     assert f"ended by SIGUSR2 before epoch 0, step 4: saved {path}, " in said[hit]
     assert f"ended by a signal to another rank before epoch 0, step 4: saved {path}; resume" in said[1 - hit]
+
+
+@pytest.mark.parametrize("start", [run_program, lambda train: train() and 0], ids=["program", "script"])
+def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch, start):
+    run = runner(settings(f"{tmp_path}/caf\udce9\u2028", max_epoch=1))
+    with monkeypatch.context() as plain:
+        plain.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+        assert not start(lambda: run.train(endless(batches())))
+        said = (sys.stdout.flush(), sys.stdout.buffer.getvalue())[1]
+    assert run.last_checkpoint.is_file()
+    assert (rb"caf\udce9\u2028/" in said) is (start is run_program)
 
 
 class Closed:
