@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from minigpt4.common.config import Config
@@ -41,16 +41,8 @@ def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversat
     if "prompt_path" in section:
         section.prompt_path = ""  # prompts are for training
     model = registry.get_model_class(cfg.model_cfg.arch).from_config(section, device=device)
-    chat = Chat(model, _image_processor(cfg))
+    processor = cfg.image_processor
+    chat = Chat(model, registry.get_processor_class(processor["name"]).from_config(processor))
     conv = Conversation(template_for(cfg.model_cfg.prompt_template, cfg.model_cfg.end_sym))
     chat.check_template(conv.template)
     return chat, conv
-
-
-def _image_processor(cfg: Config) -> Callable:
-    """Return what the first dataset section names, `eval` before `train`; else a plain resize."""
-    for section in cfg.datasets_cfg.values():
-        named = section.vis_processor.eval or section.vis_processor.train
-        if named:
-            return registry.get_processor_class(named["name"]).from_config(named)
-    return registry.get_processor_class("blip2_image_eval").from_config(cfg.image_settings)

@@ -152,8 +152,8 @@ class Images(Dataset):
         self.place = place
 
 
-def torchrun(script, *args, timeout=60):
-    """Run a script on two ranks; its processes end with the test, also if they hang."""
+def torchrun(script, *args, timeout=240):
+    """Run a script on two ranks; its processes end with the test, also if they hang. A busy machine takes its time."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     process = subprocess.Popen(
         [*command, *map(str, args)],

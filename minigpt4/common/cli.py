@@ -29,6 +29,8 @@ def run_program(program: Callable[..., int | None], *args: Any) -> int:
     Errors that this package or the program's own file raises are messages for the user, printed as
     such. An error that comes out of a library is unexpected, and keeps its traceback.
     """
+    with suppress(AttributeError):  # a stream of somebody else's
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
     try:
         return program(*args) or 0
     except ConfigError as error:

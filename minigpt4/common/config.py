@@ -103,6 +103,14 @@ class Config:
         """
         return hide_secrets(OmegaConf.to_container(self.config, resolve=False))
 
+    @property
+    def image_processor(self) -> dict[str, Any]:
+        """The image processor of a chat: what the first dataset section names, `eval` before `train`, or a resize."""
+        for section in self.datasets_cfg.values():
+            if named := section.vis_processor.eval or section.vis_processor.train:
+                return OmegaConf.to_container(named, resolve=True)
+        return {"name": "blip2_image_eval", **self.image_settings}
+
     def pretty_print(self, log: Callable[..., None] = logging.info) -> None:
         """Log the sections, unresolved, in 2023's layout; warn of keys that do nothing any more."""
         for warning in self.report.warnings:

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
-from minigpt4.common.config_report import ConfigError, Report
+from minigpt4.common.config_report import ConfigError, Problem, Report
 from minigpt4.common.config_values import check_values, typed
 from minigpt4.common.yaml_file import read_yaml
 
@@ -27,16 +28,29 @@ def load_environment() -> DictConfig:
     return read_yaml(PACKAGE_DIR / "configs/default.yaml")[0].env
 
 
-def as_section(cfg: Mapping, schema: type, where: str) -> DictConfig:
+def _plain(cfg: Mapping, where: str) -> dict:
+    """Return a mapping as a dict. Raises ConfigError for anything else."""
+    if not isinstance(cfg, Mapping):
+        found = f"{type(cfg).__name__} {cfg!r:.80}"
+        raise ConfigError([Problem(where, f"{found}; expected a mapping, such as the section of a YAML file")])
+    if not OmegaConf.is_config(cfg):
+        return dict(cfg)
+    try:  # what its own file says, of which this is a part
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:  # or the shipped `env`, see as_section
+        return OmegaConf.to_container(cfg)
+
+
+def as_section(cfg: Mapping | None, schema: type, where: str) -> DictConfig:
     """Return a section with every key of the dataclass `schema`: a checked one as it is, of any mapping with defaults.
 
-    So `from_config` takes what a YAML file says, as in 2023; `where` is the section's key in messages. Raises
-    ConfigError.
+    So `from_config` takes what a YAML file says, as in 2023 (None: nothing); `where` is the section's key in messages.
+    Raises ConfigError.
     """
     if OmegaConf.is_config(cfg) and OmegaConf.get_type(cfg) is schema:
         return cfg
     report = Report()
-    plain = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(cfg)
+    plain = _plain({} if cfg is None else cfg, where)
     whole = OmegaConf.create({"env": load_environment()})
     OmegaConf.update(whole, where, typed(plain, schema, where, report), merge=False)
     section = OmegaConf.select(whole, where)

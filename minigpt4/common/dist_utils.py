@@ -38,9 +38,9 @@ def is_main_process() -> bool:
 
 
 def main_print(*args: Any) -> None:
-    """Print to stdout, from rank 0 only. Where that is gone or full (a closed terminal, a pipe), a line is lost."""
+    """Print to stdout, from rank 0 only. Where that is gone or full, or has no such characters, a line is lost."""
     if is_main_process():
-        with suppress(OSError):
+        with suppress(OSError, UnicodeEncodeError):
             print(*args, flush=True)
 
 
@@ -56,9 +56,10 @@ TORCHRUN, SLURM = "torchrun", "SLURM's srun"
 # launcher: its variables for rank, number of processes, and rank on this machine
 _LAUNCHERS = {
     TORCHRUN: ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    # before SLURM: its mpirun starts a daemon on each machine by srun, and their processes have both
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     # the script of a SLURM job has SLURM_PROCID and SLURM_NTASKS, too; only srun's tasks have their step's size
     SLURM: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "mpirun_rsh": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }

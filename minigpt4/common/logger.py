@@ -31,6 +31,14 @@ def setup_logger() -> None:
     logging.basicConfig(level=level, format="%(asctime)s [%(levelname)s] %(message)s", force=True)
 
 
+def warn_once(about: object, message: str) -> None:
+    """Log a warning unless it was logged for this object: scripts make what warns of a model again and again."""
+    said = vars(about).setdefault("warnings_said", set())
+    if message not in said:
+        said.add(message)
+        logging.warning(message)
+
+
 def whole_seconds(seconds: float) -> str:
     """Return a duration as H:MM:SS."""
     return str(timedelta(seconds=int(seconds)))

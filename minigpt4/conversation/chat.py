@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minigpt4.common.logger import warn_once
 from minigpt4.conversation.answer_text import AnswerText
-from minigpt4.conversation.context import Context
+from minigpt4.conversation.context import Context, TooLongError
 from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode
-from minigpt4.conversation.images import open_image
-from minigpt4.processors.blip_processors import BlipImageProcessor
+from minigpt4.conversation.images import fitted_processor, open_image
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
 from minigpt4.text.templates import Template, template_for
@@ -48,14 +48,6 @@ def check_question(text: str) -> None:
         raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
 
 
-def _fitting(vis_processor: Callable, size: int | None) -> Callable:
-    """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
-    if not isinstance(vis_processor, BlipImageProcessor) or size in (None, vis_processor.image_size):
-        return vis_processor
-    logger.warning("image_size: %d in the image processor, the model takes %d: taken", vis_processor.image_size, size)
-    return type(vis_processor)(size, vis_processor.mean, vis_processor.std)
-
-
 class Chat:
     """Answers questions about images with a MiniGPT model.
 
@@ -72,26 +64,22 @@ class Chat:
     """
 
     def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
-        self.model, self.vis_processor = model, _fitting(vis_processor, getattr(model, "image_size", None))
+        self.model, self.vis_processor = model, fitted_processor(vis_processor, model)
         self.stopping_criteria = stopping_criteria
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
-        self._checked = set()  # templates
 
     def check_template(self, template: Template) -> None:
         """Warn, once for each, of a dialogue format that is not the one with which the model was trained."""
         prompt_template, end_sym = getattr(self.model, "trained_text", ("", ""))
-        if not prompt_template or template in self._checked:
-            return
-        self._checked.add(template)
-        if not template.is_like(template_for(prompt_template, end_sym)):
-            logger.warning(
-                "the conversation puts %r before a question and %r before an answer; the model was trained with "
-                "prompt_template %r and end_sym %r, so what it says may be nonsense. Use the conversation that "
-                "minigpt4.load returns, or Conversation(template_for(%r, %r))",
-                template.user[0],
-                template.user[1] + template.answer,
-                *(prompt_template, end_sym) * 2,
+        if prompt_template and not template.is_like(template_for(prompt_template, end_sym)):
+            before, between = template.user[0], template.user[1] + template.answer
+            warn_once(
+                self.model,
+                f"the conversation puts {before!r} before a question and {between!r} before an answer; the model was "
+                f"trained with prompt_template {prompt_template!r} and end_sym {end_sym!r}, so what it says may be "
+                "nonsense. Use the conversation that minigpt4.load returns, or "
+                f"Conversation(template_for({prompt_template!r}, {end_sym!r}))",
             )
 
     # images and questions
@@ -158,9 +146,25 @@ class Chat:
         request = _request(sampling, named, ("on_notice",))
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
-    def model_generate(self, context: Context, **sampling: Any) -> Tensor:
-        """Return token ids [1, T] for what `answer_prepare` returned."""
-        return torch.tensor(self._generate([context], _request((), sampling)))
+    def model_generate(self, context: Context, streamer: Any = None, **sampling: Any) -> Tensor:
+        """Return token ids [1, T] for what `answer_prepare` returned.
+
+        `streamer`, one of transformers, gets each token as soon as it is there; all at the end if there are beams.
+        """
+        request, ids = _request((), sampling), []
+        try:
+            if request.sampling.num_beams > 1:
+                tokens = iter(self._generate([context], request)[0])
+            else:
+                tokens = (token for [(_, token)] in self._decode([context], request))
+            for token in tokens:
+                ids.append(token)
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
+        finally:
+            if streamer is not None:  # whoever reads from it would wait for ever
+                streamer.end()
+        return torch.tensor([ids])
 
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
@@ -183,6 +187,8 @@ class Chat:
         return isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) == 1 and image.shape[2] == width
 
     def _images(self, conv: "Conversation", img_list: list) -> tuple[Tensor, ...]:
+        if not isinstance(img_list, list):
+            raise ValueError(f"img_list: a {type(img_list).__name__}; expected a list, [] for none")
         if len(img_list) != conv.num_images:
             raise ValueError(
                 f"the conversation has {conv.num_images} image slot(s), img_list {len(img_list)}; "
@@ -224,7 +230,7 @@ class Chat:
             shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
             prompt = opened(shorter)
         if len(prompt) >= limit:
-            raise ValueError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
+            raise TooLongError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
         # what the user should know
         if num_left_out:
             left_out = f"the {num_left_out} oldest question(s) are left out, images stay"

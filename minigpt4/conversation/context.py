@@ -10,6 +10,10 @@ from minigpt4.models.llm.layouts import embed
 from minigpt4.text.rows import IMAGE_ID
 
 
+class TooLongError(ValueError):
+    """A question, with its images, that the LLM has no room for."""
+
+
 @dataclass(frozen=True)
 class Context:
     """The prompt of an answer: token ids, IMAGE_ID where image vectors go, and the images."""

@@ -42,6 +42,9 @@ __all__ = [
 SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # how a message shows the place of an image
 
 
+_SETTABLE = ("template", "system", "messages", "offset", "skip_next", "conv_id")  # of a Conversation
+
+
 class SeparatorStyle(Enum):
     """2023's: one separator behind every message, or `sep` behind questions and `sep2` behind answers."""
 
@@ -90,6 +93,8 @@ class Conversation:
     template: Template
     messages: list[list[str | None]]
     offset: int  # 2023's: messages before it are no part of what a page shows
+    skip_next: bool  # 2023's, for servers to use; nothing here reads these two
+    conv_id: object
 
     def __init__(
         self,
@@ -100,14 +105,19 @@ class Conversation:
         sep_style: SeparatorStyle = SeparatorStyle.SINGLE,
         sep: str = "###",
         sep2: str | None = None,
+        skip_next: bool = False,
+        conv_id: object = None,
     ):
         if not isinstance(system, Template):
             system = separated_template(system, roles, sep, sep if sep_style is SeparatorStyle.SINGLE else sep2)
         self.template, self.offset = system, offset
+        self.skip_next, self.conv_id = skip_next, conv_id
         self.messages = [list(row) for row in messages]
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in ("template", "system", "messages", "offset"):
+        if name == "messages" and not isinstance(value, list):
+            raise ValueError(f"conversation.messages: a {type(value).__name__}; expected a list of [role, text]")
+        if name not in _SETTABLE:
             raise AttributeError(
                 f"conversation.{name} is the template's: write Conversation(system=.., roles=.., messages=.., "
                 "sep_style=.., sep=.., sep2=..) with the one that is wanted"
@@ -120,11 +130,13 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """The text that opens the dialogue, with what closes it."""
-        return self.template.system
+        """The text that opens the dialogue."""
+        return self.template.system_text
 
     @system.setter
     def system(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise ValueError(f"conversation.system: a {type(text).__name__}; expected text")
         self.template = self.template.with_system(text)
 
     @property
@@ -146,17 +158,22 @@ class Conversation:
 
     @property
     def num_chars(self) -> int:
-        return len(self.system) + sum(len(message) for _, message in self._read() if message)
+        return len(self.template.system) + sum(len(message) for _, message in self._read() if message)
 
     def copy(self) -> "Conversation":
         """Return an independent copy."""
         return self._with(self.messages)
 
     def append_message(self, role: str, text: str | None) -> None:
-        """Add a message of a role; None opens the answer. What a person typed goes through `append_question`."""
+        """Add a message of a role; None opens the answer. What a person typed goes through `append_question`.
+
+        Raises ValueError for another role, or what is no text.
+        """
         if role not in self.roles:
             raise ValueError(f"conversation: role {role!r}; expected one of {self.roles}")
-        self.messages.append([role, text if text is None or isinstance(text, str) else str(text)])
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(f"conversation: a message of {type(text).__name__}; expected its text, or None")
+        self.messages.append([role, text])
 
     def append_image(self) -> None:
         """Add a message of the user that holds one image slot."""
@@ -229,12 +246,13 @@ class Conversation:
         return [list(pair) for pair in zip_longest(texts[::2], texts[1::2])]
 
     def dict(self) -> dict[str, object]:
-        """Return 2023's plain values of the dialogue."""
-        return {"system": self.system, "roles": self.roles, "messages": self.messages, "offset": self.offset}
+        """Return 2023's plain values of the dialogue: the arguments that make it, if it was made of such."""
+        names = ("system", "roles", "messages", "offset", "sep", "sep2", "conv_id")
+        return {name: getattr(self, name) for name in names}
 
     def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
         rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]
-        conv = Conversation(self.template, offset=self.offset)
+        conv = Conversation(self.template, offset=self.offset, skip_next=self.skip_next, conv_id=self.conv_id)
         conv.messages = rows
         return conv
 

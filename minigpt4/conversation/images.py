@@ -1,9 +1,13 @@
 """From whatever a person uploads to an upright RGB image: by training's reader."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+from torch import nn
 
+from minigpt4.common.logger import warn_once
+from minigpt4.processors.blip_processors import BlipImageProcessor
 from minigpt4.processors.images import FORMATS, MAX_PIXELS, ImageError, as_shown, check_size, load_image
 
 
@@ -23,3 +27,12 @@ def open_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -
         return load_image(source, max_pixels)
     except (OSError, ValueError) as error:
         raise ImageError(f"image '{source}': {error}; expected an image ({', '.join(FORMATS)})") from error
+
+
+def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
+    """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
+    size = getattr(model, "image_size", None)
+    if not isinstance(vis_processor, BlipImageProcessor) or size in (None, vis_processor.image_size):
+        return vis_processor
+    warn_once(model, f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken")
+    return type(vis_processor)(size, vis_processor.mean, vis_processor.std)

@@ -111,7 +111,8 @@ def inspect(args: argparse.Namespace) -> int:
     if any(found.shown for found in scans):
         from minigpt4.datasets.sheet import page
 
-        args.output.write_text(page(*sheet(scans, preview, cfg, args)), encoding="utf-8")
+        content = page(*sheet(scans, preview, cfg, args))
+        args.output.write_text(content, encoding="utf-8", errors="backslashreplace")
         print(f"sheet: {args.output} ({sum(len(found.shown) for found in scans)} samples)")
     if unopened := cfg.report.unopened.values():
         print("\n  ".join(["train.py would not start yet:", *map(str, unopened)]))

@@ -16,20 +16,25 @@ from minigpt4.common.lock import locked
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import fingerprint
 
-_NO_MATTER = ("device_8bit", "prompt_path")  # keys of `model` that change no answer
+# keys of `model` that change no answer: most are for training
+_NO_MATTER = ("device_8bit", "prompt_path", "check_llm", "max_txt_len", "mask_eos_labels", "pack_sequences")
+_NO_MATTER += ("drop_path_rate", "use_grad_checkpoint", "llm_checkpointing")
 
 
 def settings_of(cfg: Config, **asked: Any) -> dict[str, Any]:
-    """Return all that decides an answer: `asked`, the section `model`, the image processors. Files go by content."""
+    """Return all that decides an answer: `asked`, the section `model`, the image processor. Files go by content."""
     files = registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg)
     for key, value in cfg.model_cfg.items():
         path = Path(os.path.expanduser(os.path.expandvars(str(value))))
         is_file = path in files and path.exists()
         if key not in _NO_MATTER:
-            asked[f"model.{key}"] = f"{path.name} ({fingerprint(path)[:16]})" if is_file else value
-    for name, section in cfg.to_dict()["datasets"].items():
-        asked[f"datasets.{name}.vis_processor"] = section["vis_processor"]
-    return asked
+            asked[f"model.{key}"] = {"name": path.name, "content": fingerprint(path)[:16]} if is_file else value
+    return asked | {"image processor": cfg.image_processor}
+
+
+def _content(setting: Any) -> Any:
+    """Return what counts of a setting: of a file its content, whatever it is called now."""
+    return setting.get("content", setting) if isinstance(setting, dict) else setting
 
 
 class AnswerFile:
@@ -39,7 +44,8 @@ class AnswerFile:
         """Raise ValueError for another kind of file, and for one with answers to something else."""
         self.path, self.settings = path, settings
         self._lines = read_lines(path, key)
-        self._errors = {line: identity(read[key]) for line, read in self._lines.items() if "error" in read}
+        unanswered = [line for line, read in self._lines.items() if not isinstance(read.get("answer"), str)]
+        self._errors = {line: identity(self._lines[line][key]) for line in unanswered}
         self.done = {identity(read[key]) for line, read in self._lines.items() if line not in self._errors}
         self._beside = path.with_name(f"{path.name}.settings.json")
         if self.done:
@@ -52,7 +58,8 @@ class AnswerFile:
             return
         try:
             theirs = json.loads(self._beside.read_bytes())
-            different = [key for key in self.settings if theirs.get(key, self.settings[key]) != self.settings[key]]
+            common = [key for key in self.settings if key in theirs.keys()]  # noqa: SIM118 - a list has none
+            different = [key for key in common if _content(theirs[key]) != _content(self.settings[key])]
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"--output: '{self._beside}' is damaged ({error}); give another --output") from error
         if different:
@@ -88,11 +95,15 @@ class AnswerFile:
 
 @contextmanager
 def open_answers(path: Path, *of_file: Any) -> Iterator[AnswerFile]:
-    """Yield AnswerFile(path, *of_file), for this process alone. Raises as it, and OSError where it is in use."""
+    """Yield AnswerFile(path, *of_file), for this process alone. Raises as it, and OSError where it is in use.
+
+    A link stays one: what it leads to is written.
+    """
     if path.exists() and not path.is_file():
         raise ValueError(f"--output: '{path}' is no file; give the name of a file")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()
     with locked(path):
         yield AnswerFile(path, *of_file)
 

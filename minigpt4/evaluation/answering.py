@@ -16,6 +16,7 @@ from minigpt4.evaluation.answer_file import open_answers, settings_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from minigpt4.conversation.conversation import Chat, Conversation
 
@@ -63,14 +64,14 @@ def answer_file(
                 file.add(line)
                 num_errors += "error" in line
         if num_errors:
-            print(f"{num_errors} images could not be read, see their lines; a further call tries them again")
+            print(f"{num_errors} images have an error, see their lines; a further call tries them again")
         print(f"{len(missing)} answers added to {printable(path)}, {len(items) - len(missing)} were there")
 
 
 def answers(
     chat: Chat, conv: Conversation, items: Sequence[Item], key: str = "id", batch_size: int = 8, **sampling: object
 ) -> Iterator[dict[str, str]]:
-    """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of one with a bad image.
+    """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of a bad image or too long a question.
 
     `conv` is an empty Conversation, `sampling` are fields of Sampling. The errors of a batch come first.
     Raises ValueError for a question that the chat refuses.
@@ -95,6 +96,24 @@ def answers(
             for _ in item.images:
                 convs[-1].append_image()
             chat.ask(item.question, convs[-1])
-        texts = chat.answer_batch(convs, embeds, **sampling) if readable else []
-        for item, (text, _) in zip(readable, texts, strict=True):
-            yield {key: item.id, "answer": text}
+        for item, said in zip(readable, _answered(chat, convs, embeds, sampling), strict=True):
+            yield {key: item.id, **said}
+
+
+def _answered(
+    chat: Chat, convs: list[Conversation], embeds: list[list[Tensor]], sampling: dict[str, object]
+) -> list[dict[str, str]]:
+    """Return {"answer": text} of each conversation, {"error": text} of one that is too long; the others go on."""
+    from minigpt4.conversation.context import TooLongError
+
+    if not convs:
+        return []
+    try:
+        return [{"answer": text} for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+    except TooLongError as error:
+        if len(convs) == 1:
+            return [{"error": str(error)}]
+    said = []
+    for conv, its_embeds in zip(convs, embeds, strict=True):
+        said += _answered(chat, [conv], [its_embeds], sampling)
+    return said

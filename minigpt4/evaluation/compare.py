@@ -94,7 +94,7 @@ def compare_results(path_a: str | Path, path_b: str | Path, page: Path) -> None:
     """Print what changed from one results.json to another, and write it as a page. Raises as `compare`."""
     comparison = compare(path_a, path_b)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(comparison_page(comparison), encoding="utf-8")
+    page.write_text(comparison_page(comparison), encoding="utf-8", errors="backslashreplace")
     print(comparison_text(comparison), f"\n{page}")
 
 

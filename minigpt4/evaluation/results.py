@@ -72,9 +72,11 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
         "items": [_record(item, run.lines[item.id], scores) for item in run.items],
     }
     path = folder / "results.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
     page = results_page(content, {item.id: item for item in run.items})
-    path.with_suffix(".html").write_text(page, encoding="utf-8")
+    path.with_suffix(".html").write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -158,7 +158,7 @@ def run_benchmarks(
 
 def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: Asked) -> Path:
     """Run one benchmark and return the path of its results.json."""
-    from minigpt4.common.dist_utils import barrier, get_rank, get_world_size
+    from minigpt4.common.dist_utils import barrier, from_main, get_rank, get_world_size
 
     (benchmark, items), ids = opened, [item.id for item in opened.items]
     prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
@@ -166,8 +166,8 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
     settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images")}
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
-        _on_main(lambda: held.enter_context(shared.locked()))
-        lines = _on_main(lambda: shared.collect(ids))
+        from_main(lambda: held.enter_context(shared.locked()))
+        lines = from_main(lambda: shared.collect(ids))
 
         # this rank's share of what has no answer yet
         start = time.perf_counter()
@@ -181,7 +181,7 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
             run = Run(name, benchmark, items, shared.collect(ids), settings, seconds, len(left))
             return write_results(run, folder, asked.details)
 
-        return _on_main(write)
+        return from_main(write)
 
 
 def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterator[dict]:
@@ -198,19 +198,3 @@ def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -
         yield line
     if waiting:
         raise ValueError(f"{name}: {len(waiting)} items got no answer, first '{min(waiting)}'")
-
-
-def _on_main(make: Callable[[], Any]) -> Any:
-    """Return on every rank what `make` returns on rank 0; a user's mistake is raised on every rank too."""
-    from minigpt4.common.dist_utils import from_main
-
-    def attempt() -> Any:
-        try:
-            return make()
-        except (ValueError, OSError) as error:
-            return error
-
-    result = from_main(attempt)
-    if isinstance(result, Exception):
-        raise result
-    return result

@@ -9,7 +9,7 @@ D LLM width, L positions of a row, N targets.
 import itertools
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -117,15 +117,18 @@ class MiniGPTBase(DryRun, BaseModel):
         if cfg.ckpt:
             main_print(f"Load BLIP2-LLM Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
-            model.load_ckpt(path)
-            weights.compare_identity(path, "model.ckpt", model.identity())
-            model.trained_text = weights.trained_text(path, "model.ckpt") or model.trained_text
+            saved = model.load_ckpt(path)
+            weights.compare_identity(saved, path, "model.ckpt", model.identity())
+            model.trained_text = weights.trained_text(saved) or model.trained_text
         return model.eval()
 
-    def load_ckpt(self, path: Path) -> None:
-        """Take the weights of `model.ckpt`. Raises CheckpointError."""
+    def load_ckpt(self, path: Path) -> Any:
+        """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
+        saved = weights.read_file(path, "model.ckpt")
         needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
-        self.load_trainable(weights.read_tensors(path, "model.ckpt", root="model"), "model.ckpt", needed, path)
+        tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
+        self.load_trainable(tensors, "model.ckpt", needed, path)
+        return saved
 
     @startup.phase("LLM")
     def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:

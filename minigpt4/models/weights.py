@@ -54,17 +54,29 @@ def last_block_excess(depth: int) -> tuple:
     return ((rf"blocks\.{depth}\..+", "last block (the one before it is used)"), *VIT_EXCESS)
 
 
-def read_tensors(path: Path, where: str, root: str | None = None) -> dict[str, torch.Tensor]:
-    """Return {name: tensor on the CPU} of a .pth or .safetensors file, mapped into memory and not yet read.
+def read_file(path: Path, where: str) -> Any:
+    """Return what a .pth or .safetensors file holds, tensors on the CPU, mapped into memory and not yet read.
 
-    `root`: key below which a .pth file holds the tensors. `where` is the configuration key that messages name.
-    Raises CheckpointError if the file is damaged, would run code, or holds something else, such as a web page.
+    `where` is the configuration key that messages name. Raises CheckpointError if the file is damaged, would run code,
+    or is something else, such as a web page.
     """
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path, where)
-    else:
-        state = load_pickle(path, where, "Use the released file, or save its state dict alone", mmap=True)
-        check_sums(path, where, "Copy or download it again")
+        return _read_safetensors(path, where)
+    state = load_pickle(path, where, "Use the released file, or save its state dict alone", mmap=True)
+    check_sums(path, where, "Copy or download it again")
+    return state
+
+
+def read_tensors(path: Path, where: str, root: str | None = None) -> Tensors:
+    """Return the {name: tensor} of `read_file`. Raises as it and `tensors_of`."""
+    return tensors_of(read_file(path, where), path, where, root)
+
+
+def tensors_of(state: Any, path: Path, where: str, root: str | None = None) -> Tensors:
+    """Return the {name: tensor} in what a file holds, in a .pth file below the key `root`, if it has that.
+
+    Raises CheckpointError if it holds something else.
+    """
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
     others = [key for key in state if not _is_weight(key, state[key])] if isinstance(state, dict) else None
@@ -101,12 +113,11 @@ def identity(path: Path) -> dict[str, str]:
     return {"name": path.name, "fingerprint": fingerprint(path)}
 
 
-def compare_identity(path: Path, where: str, own: dict) -> None:
+def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
     """Warn where a checkpoint says that it was trained with other frozen weights than `own`, a model's `identity()`.
 
-    A checkpoint of another program says nothing.
+    `saved` is what its file holds. A checkpoint of another program says nothing.
     """
-    saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
     theirs = mapping(mapping(mapping(saved).get("progress")).get("identity"))
     kinds = [("LLM", "model.llama_model", theirs.get("llm"), own.get("llm"))]
     for key, ours in mapping(own.get("vision")).items():
@@ -128,14 +139,13 @@ def mapping(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def trained_text(path: Path, where: str) -> tuple[str, str] | None:
+def trained_text(saved: Any) -> tuple[str, str] | None:
     """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
-    saved = load_pickle(path, where, "", mmap=True) if path.suffix != ".safetensors" else {}
     for keys in (("progress", "identity"), ("config", "model")):  # ours, and what 2023's trainer saved, too
         found = saved
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        if isinstance(found, dict) and "{}" in str(found.get("prompt_template")):
+            found = mapping(found).get(key)
+        if "{}" in str(mapping(found).get("prompt_template")):
             return str(found["prompt_template"]), str(found.get("end_sym", "\n"))
     return None
 

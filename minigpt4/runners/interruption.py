@@ -35,14 +35,18 @@ class Interruption:
 
         Not those that are ignored, as SIGHUP under nohup, or that someone else's code answers.
         """
+        self._process = os.getpid()
+        is_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        ours = {number: [signal.SIG_DFL, signal.default_int_handler] for number in SIGNALS}
+        if is_by_torchrun:  # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
+            ours[signal.SIGHUP].append(signal.SIG_IGN)
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: how for number, how in before.items() if how in (signal.SIG_DFL, signal.default_int_handler)}
+        before = {number: how for number, how in before.items() if how in ours[number]}
         for number in before:
             signal.signal(number, self._note)
-        if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):
+        if is_by_torchrun and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):
             # torchrun, of a signal that it was not told to hand on, dies, and would leave its ranks at work
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)
-        self._process = os.getpid()
         try:
             yield
         finally:

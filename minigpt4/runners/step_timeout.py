@@ -45,13 +45,14 @@ class StepTimeout:
         Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
         """
         is_over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         self._count, self._since = 0, time.monotonic()
         self._beats.clear()
         if get_world_size() > 1:
             self._store = dist.PrefixStore("steps", dist.distributed_c10d._get_default_store())
             self._store.set(f"beat {get_rank()}", "0")
             self._store.set(f"step {get_rank()}", "0")
-            threading.Thread(target=self._watch, args=(is_over,), daemon=True).start()
+            watch.start()
         try:
             with _worker_errors_are_torchs():
                 yield
@@ -69,6 +70,8 @@ class StepTimeout:
             raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
         finally:
             is_over.set()
+            if watch.is_alive():  # a process that ends while it asks the store would abort
+                watch.join(10)
 
     def arrived(self) -> None:
         """Note that this rank is about to wait for the others."""

@@ -76,6 +76,7 @@ class Terminal:
             except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
                 failed = True
                 print(f"error: {error}", file=sys.stderr, flush=True)
+                messages = _messages()  # after a block that was never ended
 
     def take(self, message: str) -> None:
         """Do what a command says, answer anything else. Raises ValueError, OSError, RuntimeError."""

@@ -47,11 +47,15 @@ class Template:
             learns_answers=True,
         )
 
+    @property
+    def system_text(self) -> str:
+        """`system` without what stands around it."""
+        before, after = self.around_system
+        return self.system.removeprefix(before).removesuffix(after)
+
     def with_system(self, text: str) -> "Template":
         """Return the template with another opening text, given with or without what stands around it."""
         before, after = self.around_system
-        if self.system and after:  # what was read, with its end, may come back with more words behind it
-            text = text.replace(self.system, self.system.removesuffix(after))
         text = text.removeprefix(before).removesuffix(after)
         return replace(self, system=f"{before}{text}{after}" if text or not before else "")
 

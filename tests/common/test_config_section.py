@@ -3,8 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt4.common.config import ConfigError, load_environment
+from minigpt4.common.config import ConfigError, as_section, load_environment
 from minigpt4.common.registry import registry
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from tests.golden.model import golden_config
 
 
@@ -20,6 +21,9 @@ def test_a_model_is_built_of_any_mapping(form, tmp_path):
 
 WRONG = {
     "a typo": ({"llama_model": "x", "end_symb": "#"}, "model.end_symb: unknown key. Did you mean 'end_sym'?"),
+    "None": (None, "model.llama_model: missing; it has no default"),
+    "a path": ("my.yaml", "model: str 'my.yaml'; expected a mapping, such as the section of a YAML file"),
+    "a list": ([1], "model: list [1]; expected a mapping, such as the section of a YAML file"),
     "a key that must be there": ({}, "model.llama_model: missing; it has no default"),
     "a word": ({"llama_model": "x", "max_txt_len": "long"}, "model.max_txt_len: 'long' (str) is not an integer"),
     "null": ({"llama_model": None}, "model.llama_model: null is not text"),
@@ -36,6 +40,11 @@ def test_a_mapping_that_is_no_section_is_refused_by_key(section, message):
     with pytest.raises(ConfigError) as caught:
         registry.get_model_class("mini_gpt4").from_config(section)
     assert list(map(str, caught.value.problems)) == [message]
+
+
+def test_a_part_of_a_file_takes_what_the_rest_says():
+    whole = OmegaConf.create({"root": "/llms", "model": {"llama_model": "${root}/vicuna"}})
+    assert as_section(whole.model, MiniGPT4Config, "model").llama_model == "/llms/vicuna"
 
 
 def test_the_shipped_environment_is_there(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_typed_text_that_looks_like_an_image_is_text_until_a_script_makes_a_plai
 def test_the_system_text_can_be_set(template, opening):
     conv, before = Conversation(template), Conversation(template).get_prompt()
     conv.system = "Be brief."
-    assert conv.get_prompt() == opening == conv.system
+    assert conv.get_prompt() == opening and conv.system == "Be brief."
     conv.system = conv.system  # as it was read
     assert conv.get_prompt() == opening
     conv.system += " Be kind."
@@ -196,6 +196,28 @@ def test_what_cannot_be_set_says_what_to_write():
     for roles, sep in ((("A", "A"), "#"), (("A",), "#"), (("A", 3), "#"), (("A", "B"), None)):
         with pytest.raises(ValueError, match="expected texts, and two different roles"):
             Conversation("S", roles, sep=sep)
+
+
+def test_a_conversation_is_restored_from_its_plain_values():
+    conv = dialogue(VICUNA_V0, answer="A dog.", then="Why?")
+    conv.conv_id, conv.skip_next = "7", True
+    again = Conversation(**json.loads(json.dumps(conv.dict())))
+    assert again.get_prompt() == conv.get_prompt() and (again.num_images, again.conv_id) == (1, "7")
+    assert conv.copy().skip_next and conv.system + conv.sep == VICUNA_V0.system
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda conv: setattr(conv, "messages", None), "messages: a NoneType; expected a list of"),
+        (lambda conv: setattr(conv, "messages", (["Human", "a"],)), "messages: a tuple; expected a list of"),
+        (lambda conv: setattr(conv, "system", None), "system: a NoneType; expected text"),
+        (lambda conv: conv.append_message("Human", ("a", "image")), "a message of tuple; expected its text"),
+    ],
+)
+def test_what_would_go_wrong_later_is_said_at_once(change, says):
+    with pytest.raises(ValueError, match=says):
+        change(CONV_VISION.copy())
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,5 +1,7 @@
 """Questions about images in batches: each is answered as the chat answers it alone."""
 
+import re
+
 import pytest
 
 from minigpt4.conversation.conversation import CONV_VISION
@@ -48,3 +50,11 @@ def test_a_bad_image_spoils_its_own_item_only(chat, tmp_path):  # noqa: F811
 def test_a_question_that_the_chat_refuses_ends_the_program(chat):  # noqa: F811
     with pytest.raises(ValueError, match="type a question"):
         list(answers(chat, CONV_VISION, [Item("a", (picture(0),), " ")], **GREEDY))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_question_without_room_in_the_llm_costs_its_own_answer_only(chat, batch_size):  # noqa: F811
+    items = [Item(str(number), (), question) for number, question in enumerate(["hello", "x y " * 3000, "what ?"])]
+    lines = list(answers(chat, CONV_VISION, items, batch_size=batch_size, **GREEDY))
+    assert re.fullmatch(r"question and images take \d+ tokens of 512: shorten the question", lines[1]["error"])
+    assert lines[::2] == list(answers(chat, CONV_VISION, items[::2], batch_size=batch_size, **GREEDY))

@@ -38,6 +38,7 @@ def ask(release, tmp_path, capsys, monkeypatch):
     return run
 
 
+PROCESSOR = "datasets.cc_sbu_align.vis_processor.train.name"
 SHORT = ["--max-new-tokens", "4"]
 
 
@@ -118,14 +119,32 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
         (["--prompt", "Which colour?"], {}, "prompt: 'Describe this image in detail.' there, 'Which colour.' now"),
         (["--temperature", "0.5"], {}, "temperature: 0.0 there, 0.5 now"),
         (["--max-new-tokens", "5"], {}, "max_new_tokens: 4 there, 5 now"),
-        ([], {"model.ckpt": other}, r"model.ckpt: 'prerained_minigpt4_7b.pth \(\w+\)' there, 'other.pth \(\w+\)' now"),
-        ([], {"model.llama_model": llm}, r"model.llama_model: 'vicuna \(\w+\)' there, 'llm \(\w+\)' now"),
+        (
+            [],
+            {"model.ckpt": other},
+            "model.ckpt: {'name': 'prerained_minigpt4_7b.pth', .* {'name': 'other.pth', .* now",
+        ),
+        ([], {"model.llama_model": llm}, "model.llama_model: {'name': 'vicuna', .* there, {'name': 'llm', .* now"),
+        ([], {PROCESSOR: "blip2_image_train"}, "image processor: .*_eval'.*_train'"),
         ([], {"model.end_sym": "</s>"}, "model.end_sym: '###' there, '</s>' now"),
     ]:
         with pytest.raises(ValueError, match=f"answers.jsonl' holds 1 answers to something else .*{says}"):
             ask(*images, *arguments, **changes)
         assert ask.output.read_bytes() == before
-    assert "0 answers added" in ask(*images)[1]
+    # what changes no answer is no other setting: other names of the same weights, or what is for training
+    same = shutil.copy(release.checkpoint, tmp_path / "renamed.pth")
+    assert "0 answers added" in ask(*images, **{"model.ckpt": same, "model.max_txt_len": 7})[1]
+
+
+def test_a_line_without_an_answer_is_tried_again(tmp_path):
+    """Whoever wrote it; and what a link leads to is written, the link stays."""
+    path, link = tmp_path / "answers.jsonl", tmp_path / "link.jsonl"
+    path.write_text('{"image": "a"}\n{"image": "b", "answer": null}\n{"image": "c", "answer": ""}\n')
+    link.symlink_to(path)
+    with open_answers(link, "image", {}) as file:
+        assert file.done == {"c"}
+        file.begin({"a", "b"})
+    assert link.is_symlink() and path.read_text() == '{"image": "c", "answer": ""}\n'
 
 
 def test_an_output_that_does_not_say_what_was_asked(tmp_path, caplog):
@@ -205,7 +224,7 @@ def test_each_image_gets_a_line_once_and_an_error_is_tried_again(ask, tmp_path):
     first, said = ask("--images", folder / "1.png")
     assert said.endswith(f"1 answers added to {ask.output}, 0 were there\n")
     records, said = ask("--images", folder, "--batch-size", "2")
-    assert said.endswith(f"3 answers added to {ask.output}, 1 were there\n") and "1 images could not be read" in said
+    assert said.endswith(f"3 answers added to {ask.output}, 1 were there\n") and "1 images have an error" in said
     assert records[:1] == first and ask("--images", folder)[0] == records
     assert [record["image"] for record in records] == [str(folder / f"{name}.png") for name in (1, 0, 2, "bad")]
     assert [list(record) for record in records] == [["image", "answer"]] * 3 + [["image", "error"]]

@@ -57,7 +57,7 @@ def play(chat, events):
 
 def test_the_2023_template():
     wanted = read("dialogues.json")["conv_vision"]
-    assert (CONV_VISION.system, list(CONV_VISION.roles)) == (wanted["system"] + wanted["sep"], wanted["roles"])
+    assert (CONV_VISION.system, list(CONV_VISION.roles)) == (wanted["system"], wanted["roles"])
     assert CONV_VISION.messages == []
 
 
@@ -83,7 +83,7 @@ def test_better_where_2023_is_faulty(chat, dialogue):
     """Every event is a message of its own, closed by ###, with every typed character, and only images make slots."""
     conv, images = play(chat, dialogue["events"])
     conv.append_message(conv.roles[1], None)
-    expected, image = conv.system, ""
+    expected, image = conv.template.system, ""
     for who, text in dialogue["events"]:
         if who == "image":
             image = "<Img><ImageHere></Img> "

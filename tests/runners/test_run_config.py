@@ -105,6 +105,10 @@ STARTED = {
         (1, 2, 1),
     ),
     "mpirun_rsh": ({f"MV2_COMM_WORLD_{key}": "1" if key != "SIZE" else "2" for key in KEYS}, (1, 2, 1)),
+    "mpirun over the machines of a job": (
+        JOB | {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
+        (5, 8, 0),
+    ),
     "mpiexec, one process": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, None)),
 }
 

@@ -1,8 +1,10 @@
 """A signal to end: the run saves after the step, says what is true, and ends; what is ignored stays ignored."""
 
+import io
 import itertools
 import os
 import signal
+import sys
 
 import pytest
 
@@ -63,6 +65,16 @@ def test_what_is_ignored_or_answered_stays_so(tmp_path, how):
     assert run.last_checkpoint.name == "checkpoint_1.pth" and signal.getsignal(signal.SIGHUP) is how
 
 
+def test_under_torchrun_and_nohup_a_run_saves(tmp_path, monkeypatch):
+    """torchrun answers SIGHUP under nohup, too: it hands it on, and kills what has not ended 30 s later."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delattr("torch.multiprocessing._prctl_pr_set_pdeathsig")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(Interrupted, match="ended by SIGHUP before epoch 0, step 4: saved"):
+        run_with(tmp_path, signal.SIGHUP).train(endless(batches()))
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_what_could_not_be_saved_is_not_said_to_be(tmp_path):
     run = run_with(tmp_path, signal.SIGUSR1, save_every_iters=2)
     (tmp_path / "out").mkdir()
@@ -94,6 +106,17 @@ def test_all_ranks_say_what_rank_0_saved(two_ranks, tmp_path, hit):
     assert code == 0
     assert f"ended by SIGUSR2 before epoch 0, step 4: saved {path}, " in said[hit]
     assert f"ended by a signal to another rank before epoch 0, step 4: saved {path}; resume" in said[1 - hit]
+
+
+@pytest.mark.parametrize("start", [run_program, lambda train: train() and 0], ids=["program", "script"])
+def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch, start):
+    run = runner(settings(f"{tmp_path}/caf\udce9\u2028", max_epoch=1))
+    with monkeypatch.context() as plain:
+        plain.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+        assert not start(lambda: run.train(endless(batches())))
+        said = (sys.stdout.flush(), sys.stdout.buffer.getvalue())[1]
+    assert run.last_checkpoint.is_file()
+    assert (rb"caf\udce9\u2028/" in said) is (start is run_program)
 
 
 class Closed:

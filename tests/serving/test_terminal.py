@@ -163,6 +163,11 @@ def test_the_keyboard_edits_remembers_completes_and_pastes(keyboard, tmp_path):
     keyboard.read_until("saved to folder/saved.json")
     assert dialogue(tmp_path / "folder/saved.json") == ["so what is", "so what is?", "one\ntwo\n\tthree", "a\nb"]
     keyboard.read_until("> ")
+    keyboard.type('"""half\r')
+    keyboard.read_until(". ")
+    keyboard.type("\x04")
+    keyboard.read_until('that """ began was never ended')
+    keyboard.read_until("> ")
     keyboard.type("/dance\r")
     keyboard.read_until("error: unknown command '/dance'")
     keyboard.read_until("> ")

@@ -82,12 +82,13 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
     def half_blind(items, cfg):
         for item in items:
             is_bad = item.id == "random/1"
-            yield {"id": item.id, "error": "image: broken"} if is_bad else {"id": item.id, "answer": say(item)}
+            yield {"id": item.id, "error": "image: caf\udce9"} if is_bad else {"id": item.id, "answer": say(item)}
 
     content = json.loads(run(tmp_path, tmp_path / "out", half_blind).read_text())
     assert content["counts"] == {"items": 12, "answered": 11, "errors": 1, "unparsable": 0}
     page = (tmp_path / "out/pope/results.html").read_text()
-    assert "1 could not be read and are NOT in the figures" in page and "image: broken" in page
+    assert "1 could not be read and are NOT in the figures" in page and "image: caf" in page
+    assert [line["error"] for line in content["items"] if "error" in line] == ["image: caf\udce9"]  # no UTF-8 name
     asked = []
 
     def mended(items, cfg):
