@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: which folders a wheel takes, and that tools of development are not installed with it."""
+"""What pyproject.toml cannot say: the folders that a wheel takes, and that it does without the tools of development."""
 
 from pathlib import Path
 

@@ -36,13 +36,9 @@ _DEAD_SECTIONS = ("preprocess",)
 def add_config_arguments(parser: ArgumentParser, required: bool = True) -> None:
     """Give an argparse parser the two options that every program shares."""
     parser.add_argument("--cfg-path", required=required, metavar="YAML", help="configuration file")
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="override settings of the file, e.g. run.max_epoch=2 model.ckpt=out/checkpoint_3.pth "
-        "(or pairs: run.max_epoch 2)",
-    )
+    example = "run.max_epoch=2 model.ckpt=out/checkpoint_3.pth (or pairs: run.max_epoch 2)"
+    told = f"override settings of the file, e.g. {example}"
+    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help=told)
 
 
 class Config:

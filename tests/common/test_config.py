@@ -209,7 +209,7 @@ def test_without_a_home_the_key_that_needs_one_is_named(read, homeless, monkeypa
 def test_a_user_or_variable_that_is_not_there_is_a_line_of_the_report(read, key):
     expected = f"{key}: '~no_user/7b': there is no user 'no_user'; a path below your own home folder begins with ~/"
     assert problems_of(read, "", f"{key}=~no_user/7b") == [f"{expected} (--options)"]
-    expected = f"{key}: '$NO_SUCH/7b': the variable NO_SUCH is not set; set it, or give an absolute path"
+    expected = f"{key}: '$NO_SUCH/7b': the variable NO_SUCH is not set in the environment; set it, or write the path"
     assert problems_of(read, "", f"{key}=$NO_SUCH/7b") == [f"{expected} (--options)"]
 
 
