@@ -79,6 +79,8 @@ def test_paths_of_data_and_own_weights_are_beside_the_yaml(release, tmp_path, mo
 def test_the_programs_of_an_installed_package_find_what_is_shipped(release, tmp_path):
     names, target = installed(tmp_path)
     assert {f"minigpt4/{yaml}" for yaml in YAML} | {"minigpt4/prompts/alignment.txt"} <= names
+    (metadata,) = target.glob("minigpt4_research-*.dist-info/METADATA")
+    assert "Requires-Dist: torch" in metadata.read_text() and "pytest" not in metadata.read_text()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     options = [f"model.llama_model={release.llama}", "model.ckpt=", "run.num_workers=0"]

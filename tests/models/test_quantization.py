@@ -159,7 +159,7 @@ def test_answers_plan_and_training(small_llm, tmp_path, kind):
     # bitsandbytes halves the scales of nf4 when it packs the weights for a CPU that has bfloat16
     assert planned._replace(bytes=0) == weights._replace(bytes=0)
     assert planned.bytes == pytest.approx(weights.bytes, rel=0.02 if kind == "nf4" else 0)
-    full = MiniGPT4.plan(golden_config(tmp_path, llama_model=str(small_llm)), "cpu")
+    full = MiniGPT4.plan(golden_config(tmp_path, llama_model=str(small_llm), ckpt=""), "cpu")
     assert (weights.parameters, weights.trainable) == next(p[1:3] for p in full if p.name == "llama_model")
     chat = Chat(model, lambda image: torch.zeros(3, cfg.image_size, cfg.image_size))
     conv, images = asked(chat, "what is it?", chat.encode_images([picture(1)]))
@@ -179,7 +179,7 @@ def test_answers_plan_and_training(small_llm, tmp_path, kind):
 
 def test_sizes_of_the_plan(small_llm, tmp_path):
     def size(**changes):
-        cfg = golden_config(tmp_path, llama_model=str(small_llm), **changes)
+        cfg = golden_config(tmp_path, llama_model=str(small_llm), ckpt="", **changes)
         return next(part.bytes for part in MiniGPT4.plan(cfg, "cpu") if part.name == "llama_model")
 
     layers = 2 * (4 * 128 * 128 + 3 * 128 * 256)
