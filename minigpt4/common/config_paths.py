@@ -37,10 +37,12 @@ def find_path(path: str, folders: Sequence[Path] = ()) -> str:
 
 
 def settle_paths(section: DictConfig, where: str, folders: Sequence[Path], report: Report) -> None:
-    """Look up the paths of a typed section and of those within it; report a `~` or `$NAME` that leads nowhere."""
+    """Look up the paths of a typed section and of those within it; report what leads nowhere or is empty."""
     plain, schema = OmegaConf.to_container(section), OmegaConf.get_type(section)
     read, written = getattr(schema, "READ_PATHS", ()), getattr(schema, "WRITTEN_PATHS", ())
     for key, value in plain.items():
+        if key in (*read, *written) and value == "" and getattr(schema, key, None) not in (None, ""):
+            report.add(f"{where}.{key}", "empty; give a path")
         if key in read:
             section[key] = _found(value, folders)
         if key in (*read, *written):

@@ -14,6 +14,12 @@ from minigpt4.common.config_report import ConfigError, Problem
 # A configuration is small; a text that is not, once its aliases are filled in, is a mistake or an attack.
 MAX_BYTES, MAX_VALUES = 2**20, 50_000
 MAX_DEPTH, MAX_DIGITS = 40, 40
+_ADVICE = {  # what the parser says contains -> what to do
+    "'\\t'": "a tab stands there, indent with spaces",
+    "escape": "a backslash in double quotes begins a sign; write '/', or use single quotes",
+    "another document": "one document is read, remove '---'",
+    "constructor for the tag": "tags such as !name are not read",
+}
 
 
 def read_yaml(path: str | Path) -> tuple[DictConfig, dict[str, int]]:
@@ -114,6 +120,6 @@ def _keys(tree: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
 def _syntax_error(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
-    is_tab = "'\\t'" in str(getattr(error, "problem", ""))
-    advice = "a tab stands there, indent with spaces" if is_tab else "look at brackets, quotes, indentation"
+    problem = str(getattr(error, "problem", ""))
+    advice = next((text for sign, text in _ADVICE.items() if sign in problem), "look at brackets, quotes, indentation")
     return f"is not valid YAML{place}; {advice}"

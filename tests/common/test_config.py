@@ -236,6 +236,9 @@ def test_a_path_that_another_section_has_wrong_is_said_there(read):
     "option, said",
     [
         ("run.output_dir=", "run.output_dir: missing; it has no default"),
+        ("datasets.laion.build_info.storage=", "empty; give a path"),
+        ("env.cache_root=", "empty; give a path"),
+        ("model.llama_model=", "empty; give a path"),
         ("datasets.laion.text_processor.train.name=blip2_image_train", "'blip2_image_train' is a processor of images"),
         ("datasets.laion.vis_processor.eval.name=blip_caption", "'blip_caption' is a processor of texts"),
         ("datasets.laion.build_info.storage={a: b}", "{'a': 'b'} is no path of a shard; expected text"),

@@ -52,7 +52,16 @@ WRONG = {
     ),
     "code": (
         "run: !!python/object/apply:os.system [id]",
-        "--cfg-path: '{}' is not valid YAML in line 1; look at brackets, quotes, indentation",
+        "--cfg-path: '{}' is not valid YAML in line 1; tags such as !name are not read",
+    ),
+    "a path of Windows in double quotes": (
+        'run:\n  output_dir: "C:\\data"',
+        "--cfg-path: '{}' is not valid YAML in line 2; a backslash in double quotes begins a sign; write '/', or use "
+        "single quotes",
+    ),
+    "two documents": (
+        "run: {}\n---\nmodel: {}\n",
+        "--cfg-path: '{}' is not valid YAML in line 2; one document is read, remove '---'",
     ),
     "a null byte": (
         b"run: \0",

@@ -129,7 +129,7 @@ class BaseDatasetBuilder:
     def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
         """Return what is wrong with the data that `info`, the mapping at the key `where`, names."""
         storage, key = info["storage"], f"{where}.storage"
-        if cls.EXPECTED and not isinstance(storage, str):
+        if cls.EXPECTED and not (isinstance(storage, str) and storage.strip()):
             return [Problem(key, f"{storage!r}; expected {cls.EXPECTED}")]
         try:
             cls.check_data(info)
