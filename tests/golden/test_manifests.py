@@ -1,6 +1,7 @@
 """At real size, on the meta device, names and shapes are those of the released files (golden set i)."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -25,10 +26,12 @@ def shapes(keys):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The default configuration, all files absent, with a 7B LLM's config.json."""
+    """The default configuration, all files of weights absent, with a 7B LLM's config.json and any tokenizer."""
     folder = tmp_path_factory.mktemp("vicuna")
     llama = manifest("full_model_state_dict_7b.json")["llama_config"] | {"model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(llama))
+    for file in (GOLDEN / "c_minigpt4/model/llama").glob("*token*"):
+        shutil.copy(file, folder)
     absent = str(folder / "absent.pth")
     section = {"llama_model": str(folder), "vit_ckpt": absent, "q_former_model": absent, "llm_precision": "fp16"}
     return OmegaConf.merge(OmegaConf.structured(MiniGPT4.Config), section)
