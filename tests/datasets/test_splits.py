@@ -13,7 +13,7 @@ from minigpt4.common.device import to_device
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.base_dataset import DataError, Place
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
-from minigpt4.processors import Blip2ImageEvalProcessor, load_rgb
+from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, load_rgb
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.datasets.test_builders import section
 from tests.datasets.test_own_data import LLAVA
@@ -169,7 +169,11 @@ def problems(builder, storage, **more):
     return registry.get_builder_class(builder).preflight(section(builder, storage, **more), "datasets.x")
 
 
-def test_problems_of_splits(tmp_path):
+def test_problems_of_splits(tmp_path, own_code):
+    @registry.register_processor("own_images")
+    class OwnImages(BaseProcessor):
+        """One of the user's own."""
+
     good = make_data("laion", tmp_path / "a", range(3))
     assert problems("laion", good, val={"storage": good}) == problems("laion", good, val_fraction=0.1) == []
     absent = f"no file matches '{tmp_path}/none.tar' (first missing: {tmp_path}/none.tar)"
@@ -179,9 +183,9 @@ def test_problems_of_splits(tmp_path):
     assert problem == Problem("datasets.x.val_fraction", "1.5; expected a number between 0 and 1")
     (problem,) = problems("laion", good, val={"storage": good}, val_fraction=0.1)
     assert problem == Problem("datasets.x.val_fraction", "0.1, and datasets.x.val is there; give one of them")
-    own = {"vis_processor": {"train": {"name": "blip_caption"}}, "val_fraction": 0.1}
+    own = {"vis_processor": {"train": {"name": "own_images"}}, "val_fraction": 0.1}
     assert list(map(str, problems("laion", good, **own))) == [
-        "datasets.x.vis_processor.eval: missing; val needs it where train is a BlipCaptionProcessor"
+        "datasets.x.vis_processor.eval: missing; val needs it where train is a OwnImages"
     ]
 
 

@@ -16,14 +16,14 @@ from minigpt4.common.cli import run_program
 from minigpt4.common.dist_utils import get_rank
 from minigpt4.tasks import BaseTask
 
-seen, models, train_step = [], [], BaseTask.train_step
+seen, models, loss_and_targets = [], [], BaseTask.loss_and_targets
 
 def noted(self, model, samples):
     seen.extend(samples["sample_id"])
     models[:] = [model, get_rank()]
-    return train_step(self, model, samples)
+    return loss_and_targets(self, model, samples)
 
-BaseTask.train_step = noted
+BaseTask.loss_and_targets = noted
 code = run_program(train.train, train.parse_args(sys.argv[2:]))
 model, rank = models
 digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.llama_proj.parameters())).hexdigest()

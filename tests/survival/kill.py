@@ -159,7 +159,7 @@ def outcome(folder: Path) -> dict:
 
 
 def damaged_shards(source: Path, target: Path, shards: int = 5, samples: int = 24) -> str:
-    """Return a pattern of small copies of shards: one is no tar, one is cut off, in one every fifth image is bad."""
+    """Return a pattern of small copies of shards: in one a header is damaged, one is cut off, in one every fifth image is bad."""
     target.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         buffer = io.BytesIO()
@@ -170,7 +170,12 @@ def damaged_shards(source: Path, target: Path, shards: int = 5, samples: int = 2
                     data = b"no image"
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-        content = {1: b"no tar", 2: buffer.getvalue()[: len(buffer.getvalue()) // 2]}.get(shard, buffer.getvalue())
+        content = buffer.getvalue()
+        if shard == 1:  # behind the first sample, or it would be refused before the run
+            middle = content.index(b"ustar", len(content) // 2)
+            content = content[:middle] + b"?" + content[middle + 1 :]
+        if shard == 2:
+            content = content[: len(content) // 2]
         (target / f"{shard:05}.tar").write_bytes(content)
     return f"{target}/{{00000..{shards - 1:05}}}.tar"
 
