@@ -150,8 +150,9 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
 
     # torchrun hands SIGUSR1 on only if it is asked to: it dies of it, and its ranks save and end
     process = command("told")
-    wait_for(process, tmp_path, "told", 20)
+    wait_for(process, tmp_path, "told", int(found[1]) + 2)  # which it has made itself
     ranks = [pid for pid in children(process.pid) if children(pid)]
+    assert len(ranks) == 2
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == -signal.SIGUSR1
     while any(map(is_at_work, ranks)):

@@ -159,7 +159,7 @@ def outcome(folder: Path) -> dict:
 
 
 def damaged_shards(source: Path, target: Path, shards: int = 5, samples: int = 24) -> str:
-    """Return a pattern of small copies of shards: in one a header is damaged, one is cut off, in one every fifth image is bad."""
+    """Return a pattern of small copies of shards: one with a damaged header, one cut off, one with bad images."""
     target.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         buffer = io.BytesIO()
