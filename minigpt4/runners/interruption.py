@@ -28,6 +28,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._time, self._pending = 0.0, None
+        self._tells_death = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -37,6 +38,7 @@ class Interruption:
         """
         self._process = os.getpid()
         is_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        self._tells_death = is_by_torchrun and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig")
         ours = {number: [signal.SIG_DFL, signal.default_int_handler] for number in SIGNALS}
         if is_by_torchrun:  # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
             ours[signal.SIGHUP].append(signal.SIG_IGN)
@@ -44,7 +46,7 @@ class Interruption:
         before = {number: how for number, how in before.items() if how in ours[number]}
         for number in before:
             signal.signal(number, self._note)
-        if is_by_torchrun and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):
+        if self._tells_death:
             # torchrun, of a signal that it was not told to hand on, dies, and would leave its ranks at work
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)
         try:
@@ -54,6 +56,8 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._tells_death and os.getpid() == self._process:  # told once: its threads die one after the other
+            torch.multiprocessing._prctl_pr_set_pdeathsig(0)
         if number in _TWICE_AT_ONCE:
             signal.signal(number, signal.SIG_DFL)
         if self.signal is None and os.getpid() == self._process:  # not a worker, which inherits this

@@ -77,7 +77,8 @@ class StepTimeout:
         """Note that this rank is about to wait for the others."""
         self._count, self._since = self._count + 1, time.monotonic()
         if self._store is not None:
-            self._store.set(f"step {get_rank()}", str(self._count))
+            with suppress(RuntimeError):  # torchrun, which holds the store, is gone: the ranks save and end without it
+                self._store.set(f"step {get_rank()}", str(self._count))
 
     def late_ranks(self) -> str:
         """Return a list of the ranks that are behind this one or stand still; "" if the store does not answer."""
