@@ -140,7 +140,8 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
     process.send_signal(signal.SIGTERM)
     finish(process, tmp_path, "told", code=1)
     text = said(tmp_path, "told")
-    found = re.search(r"ended by SIGTERM before epoch 0, step (\d+): saved (\S+\.pth), ([\d.]+) s after the signal", text)
+    words = r"ended by SIGTERM before epoch 0, step (\d+): saved (\S+\.pth), ([\d.]+) s after the signal"
+    found = re.search(words, text)
     assert found and "DataLoader worker" not in text, text[-3000:]
     assert found[2].endswith(f"checkpoint_0_iter_{found[1]}.pth")
     state = torch.load(found[2], weights_only=True)["progress"]
