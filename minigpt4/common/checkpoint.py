@@ -81,7 +81,7 @@ def check_weights(path: str | Path, where: str) -> None:
 def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
     """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
 
-    Raises CheckpointError, ending in `hint`, if it is damaged is no weights at all, or would run code.
+    Raises CheckpointError, ending in `hint`, if it is damaged, no weights at all, or would run code.
     """
     check_weights(path, where)
     mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped

@@ -1,9 +1,11 @@
 """Paths and files that a configuration names."""
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urldefrag, urlparse
 
 from minigpt4.common.config_report import Problem
@@ -157,6 +159,14 @@ def _download(url: str, path: Path, where: str) -> None:
             ) from error
         finally:
             fresh.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file in UTF-8 holds. Raises OSError, ValueError that names the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
 
 
 def file_sha256(path: str | Path) -> str:

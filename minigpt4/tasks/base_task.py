@@ -120,10 +120,8 @@ class BaseTask:
 
         They are samples where it does not, or where a task has a `train_step` of its own, whose loss this is.
         """
-        if type(self).train_step is not BaseTask.train_step:
-            return self.train_step(model, samples).item(), batch_size(samples)
-        outputs = model(samples)
-        return outputs["loss"].item(), int(outputs.get("num_targets", batch_size(samples)))
+        loss, num_targets = self.loss_and_targets(model, samples)
+        return loss.item(), batch_size(samples) if num_targets is None else num_targets
 
     @torch.no_grad()
     def evaluation(self, model: torch.nn.Module, loaders: list, device: torch.device) -> float:

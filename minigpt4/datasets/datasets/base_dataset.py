@@ -5,7 +5,6 @@ the run, until the budget is spent: then the run stops with a DataError that say
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from minigpt4.common.utils import printable
+from minigpt4.common.utils import printable, read_json
 from minigpt4.datasets.datasets.whereabouts import Whereabouts
 from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
@@ -178,10 +177,7 @@ class Place:
 
 def _annotations(path: str | Path) -> list:
     """Return the records of a JSON file: a list, or what stands under "annotations". Raises ValueError."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
+    content = read_json(path)
     records = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise ValueError(f'{path}: expected a list of records, or {{"annotations": [..]}}')

@@ -1,12 +1,11 @@
 """`cc_sbu_align`: images in a folder, their captions in one JSON file. Source: MiniGPT-4 2023."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
-from minigpt4.common.utils import placeholder, printable
+from minigpt4.common.utils import placeholder, printable, read_json
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_contents, file_below
 from minigpt4.datasets.datasets.record_text import read_text
@@ -20,10 +19,7 @@ def read_annotations(path: str | Path) -> list[dict]:
     """
     if found := placeholder(path, "annotations"):
         raise ValueError(f"{path}: {found}")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON in UTF-8 ({error})") from error
+    content = read_json(path)
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
