@@ -27,6 +27,7 @@ class Item(NamedTuple):
     id: str
     images: Sequence[str | Path | Image]
     question: str
+    options: Sequence[str] = ()  # the answer is the best of them, by loss; without any it is generated
 
 
 def answer_file(
@@ -69,51 +70,100 @@ def answer_file(
 
 
 def answers(
-    chat: Chat, conv: Conversation, items: Sequence[Item], key: str = "id", batch_size: int = 8, **sampling: object
+    chat: Chat,
+    conv: Conversation,
+    items: Sequence[Item],
+    key: str = "id",
+    batch_size: int = 8,
+    ranking: str = "release",
+    **sampling: object,
 ) -> Iterator[dict[str, str]]:
     """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of a bad image or too long a question.
 
-    `conv` is an empty Conversation, `sampling` are fields of Sampling. The errors of a batch come first.
+    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. The errors of
+    a batch come first. Raises ValueError for a question that the chat refuses.
+    """
+    for batch, lines in encoded_batches(chat, conv, items, batch_size):
+        for item_id, error in lines:
+            yield {key: item_id, "error": error}
+        ranked = [asked for asked in batch if asked.item.options]
+        free = [asked for asked in batch if not asked.item.options]
+        said = zip(free, generated(chat, free, sampling), strict=True)
+        chosen = zip(ranked, _each(ranked, lambda some: _chosen(chat, some, ranking)), strict=True)
+        by_item = {id(asked): line for asked, line in chain(said, chosen)}
+        for asked in batch:
+            yield {key: asked.item.id, **by_item[id(asked)]}
+
+
+class Asked(NamedTuple):
+    """An item as the chat takes it."""
+
+    item: Item
+    conv: Conversation
+    embeds: list[Tensor]  # of its images, in order
+
+
+def encoded_batches(
+    chat: Chat, conv: Conversation, items: Sequence[Item], batch_size: int
+) -> Iterator[tuple[list[Asked], list[tuple[str, str]]]]:
+    """Yield (items with their images encoded, [(id, error)] of those with a bad image) of one batch after another.
+
     Raises ValueError for a question that the chat refuses.
     """
     from minigpt4.conversation.images import open_image
 
     for start in range(0, len(items), batch_size):
-        readable, pixels = [], []
+        readable, pixels, errors = [], [], []
         for item in items[start : start + batch_size]:
             try:
                 pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
                 readable.append(item)
             except (ValueError, OSError) as error:
-                yield {key: item.id, "error": str(error)}
+                errors.append((item.id, str(error)))
         # the images of all items are encoded together, then dealt out again
         together = list(chain.from_iterable(pixels))
         encoded = iter(chat.encode_images(together) if together else ())
-        embeds = [list(islice(encoded, len(each))) for each in pixels]
-        convs = []
-        for item in readable:
-            convs.append(conv.copy())
-            for _ in item.images:
-                convs[-1].append_image()
-            chat.ask(item.question, convs[-1])
-        for item, said in zip(readable, _answered(chat, convs, embeds, sampling), strict=True):
-            yield {key: item.id, **said}
+        batch = []
+        for item, own in zip(readable, pixels, strict=True):
+            asked = Asked(item, conv.copy(), list(islice(encoded, len(own))))
+            for _ in own:
+                asked.conv.append_image()
+            chat.ask(item.question, asked.conv)
+            batch.append(asked)
+        yield batch, errors
 
 
-def _answered(
-    chat: Chat, convs: list[Conversation], embeds: list[list[Tensor]], sampling: dict[str, object]
-) -> list[dict[str, str]]:
-    """Return {"answer": text} of each conversation, {"error": text} of one that is too long; the others go on."""
+def generated(chat: Chat, batch: list[Asked], sampling: dict[str, object]) -> list[dict[str, str]]:
+    """Return {"answer": text} of each, {"error": text} of one that is too long."""
+
+    def answer(some: list[Asked]) -> list[str]:
+        convs, embeds = [asked.conv.copy() for asked in some], [asked.embeds for asked in some]
+        return [text for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+
+    return _each(batch, answer)
+
+
+def _chosen(chat: Chat, batch: list[Asked], ranking: str) -> list[str]:
+    from minigpt4.evaluation.ranking import losses_of
+
+    best = []
+    for asked, losses in zip(batch, losses_of(chat, batch, ranking), strict=True):
+        best.append(asked.item.options[losses.index(min(losses))])
+    return best
+
+
+def _each(batch: list[Asked], answer: Callable[[list[Asked]], list[str]]) -> list[dict[str, str]]:
+    """Return {"answer": text} of each item, {"error": text} of one that is too long; the others go on."""
     from minigpt4.conversation.context import TooLongError
 
-    if not convs:
+    if not batch:
         return []
     try:
-        return [{"answer": text} for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+        return [{"answer": text} for text in answer(batch)]
     except TooLongError as error:
-        if len(convs) == 1:
+        if len(batch) == 1:
             return [{"error": str(error)}]
     said = []
-    for conv, its_embeds in zip(convs, embeds, strict=True):
-        said += _answered(chat, [conv], [its_embeds], sampling)
+    for asked in batch:
+        said += _each([asked], answer)
     return said
