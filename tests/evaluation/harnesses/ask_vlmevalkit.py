@@ -1,8 +1,7 @@
-"""Ask VLMEvalKit's own MiniGPT-4, as it is: python ask_vlmevalkit.py REQUEST.json, which names what is set from outside.
+"""Ask VLMEvalKit's own MiniGPT-4, unmodified: python ask_vlmevalkit.py REQUEST.json.
 
-Set from outside are: the device that torch.cuda.current_device() gives, the two values that the adapter's YAML file asks
-its users to fill in (and others of `model`), and for equal answers the template and greedy decoding, of which it has no
-setting.
+Set from outside are: the device that torch.cuda.current_device() gives; the values that the adapter's YAML file asks
+its users to fill in, and others of `model`; for equal answers the template and greedy decoding.
 """
 
 import json

@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 8
 
 @pytest.fixture(scope="session")
 def harness():
-    """Return a function: the Python of a harness's environment, by name. Skips where it can be neither found nor made."""
+    """Return a function: the Python of a harness's environment, by name. Skips without a registry."""
 
     def python(name):
         assert name in HARNESSES
@@ -38,7 +38,7 @@ def harness():
 
 @pytest.fixture(scope="session")
 def items(tmp_path_factory):
-    """Return a folder with ten images and `items.jsonl`: ten questions with an image each, one with two, one without."""
+    """Return a folder with ten images and `items.jsonl`: ten questions with an image each, with two, without."""
     folder = tmp_path_factory.mktemp("items")
     rows = []
     for number in range(10):
