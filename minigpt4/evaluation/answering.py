@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,21 +12,11 @@ from minigpt4 import load_config
 from minigpt4.common.config import Config
 from minigpt4.common.utils import printable
 from minigpt4.evaluation.answer_file import open_answers, settings_of
+from minigpt4.evaluation.items import Asked, Item, encoded_batches
+from minigpt4.evaluation.ranking import losses_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
     from minigpt4.conversation.conversation import Chat, Conversation
-
-
-class Item(NamedTuple):
-    """A question about images: paths or PIL images, in order, or none."""
-
-    id: str
-    images: Sequence[str | Path | Image]
-    question: str
-    options: Sequence[str] = ()  # the answer is the best of them, by loss; without any it is generated
 
 
 def answer_file(
@@ -80,57 +69,18 @@ def answers(
 ) -> Iterator[dict[str, str]]:
     """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of a bad image or too long a question.
 
-    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. The errors of
-    a batch come first. Raises ValueError for a question that the chat refuses.
+    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. Of a batch
+    the errors come first, then what is generated, then what is chosen. Raises ValueError for a question that the chat
+    refuses.
     """
-    for batch, lines in encoded_batches(chat, conv, items, batch_size):
-        for item_id, error in lines:
+    for batch, errors in encoded_batches(chat, conv, items, batch_size):
+        for item_id, error in errors:
             yield {key: item_id, "error": error}
         ranked = [asked for asked in batch if asked.item.options]
         free = [asked for asked in batch if not asked.item.options]
-        said = zip(free, generated(chat, free, sampling), strict=True)
-        chosen = zip(ranked, _each(ranked, lambda some: _chosen(chat, some, ranking)), strict=True)
-        by_item = {id(asked): line for asked, line in chain(said, chosen)}
-        for asked in batch:
-            yield {key: asked.item.id, **by_item[id(asked)]}
-
-
-class Asked(NamedTuple):
-    """An item as the chat takes it."""
-
-    item: Item
-    conv: Conversation
-    embeds: list[Tensor]  # of its images, in order
-
-
-def encoded_batches(
-    chat: Chat, conv: Conversation, items: Sequence[Item], batch_size: int
-) -> Iterator[tuple[list[Asked], list[tuple[str, str]]]]:
-    """Yield (items with their images encoded, [(id, error)] of those with a bad image) of one batch after another.
-
-    Raises ValueError for a question that the chat refuses.
-    """
-    from minigpt4.conversation.images import open_image
-
-    for start in range(0, len(items), batch_size):
-        readable, pixels, errors = [], [], []
-        for item in items[start : start + batch_size]:
-            try:
-                pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
-                readable.append(item)
-            except (ValueError, OSError) as error:
-                errors.append((item.id, str(error)))
-        # the images of all items are encoded together, then dealt out again
-        together = list(chain.from_iterable(pixels))
-        encoded = iter(chat.encode_images(together) if together else ())
-        batch = []
-        for item, own in zip(readable, pixels, strict=True):
-            asked = Asked(item, conv.copy(), list(islice(encoded, len(own))))
-            for _ in own:
-                asked.conv.append_image()
-            chat.ask(item.question, asked.conv)
-            batch.append(asked)
-        yield batch, errors
+        lines = [*generated(chat, free, sampling), *chosen(chat, ranked, ranking)]
+        for asked, line in zip([*free, *ranked], lines, strict=True):
+            yield {key: asked.item.id, **line}
 
 
 def generated(chat: Chat, batch: list[Asked], sampling: dict[str, object]) -> list[dict[str, str]]:
@@ -143,13 +93,14 @@ def generated(chat: Chat, batch: list[Asked], sampling: dict[str, object]) -> li
     return _each(batch, answer)
 
 
-def _chosen(chat: Chat, batch: list[Asked], ranking: str) -> list[str]:
-    from minigpt4.evaluation.ranking import losses_of
+def chosen(chat: Chat, batch: list[Asked], rule: str) -> list[dict[str, str]]:
+    """Return {"answer": the best of its options} of each, {"error": text} of one that is too long."""
 
-    best = []
-    for asked, losses in zip(batch, losses_of(chat, batch, ranking), strict=True):
-        best.append(asked.item.options[losses.index(min(losses))])
-    return best
+    def best(some: list[Asked]) -> list[str]:
+        found = zip(some, losses_of(chat, some, rule), strict=True)
+        return [asked.item.options[losses.index(min(losses))] for asked, losses in found]
+
+    return _each(batch, best)
 
 
 def _each(batch: list[Asked], answer: Callable[[list[Asked]], list[str]]) -> list[dict[str, str]]:

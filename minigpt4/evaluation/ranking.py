@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minigpt4.evaluation.answering import Asked, Item, encoded_batches
+from minigpt4.evaluation.items import Asked, Item, encoded_batches
 
 if TYPE_CHECKING:
     from minigpt4.conversation.answer_losses import AnswerLoss

@@ -51,7 +51,7 @@ class OwnJsonl(Benchmark):
                 raise ValueError(f"{where}: 'answers' holds {answers}; expected texts, at least one")
             asked = field(row, "question", str, where) if "question" in row else self.cfg.default_question
             group, paths = group_of(row, "group", where), tuple(map(self.image, images))
-            items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group, _options(row, where)))
+            items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group, _options(row, answers, where)))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -63,12 +63,14 @@ class OwnJsonl(Benchmark):
         return Scores(with_groups({"score": Metric(right)}, items), right, num_empty(answers))
 
 
-def _options(row: dict, where: str) -> list[str]:
+def _options(row: dict, answers: list[str], where: str) -> list[str]:
     """Return the options of a row, [] for none. Raises ValueError for what no answer can be chosen from."""
     options = field(row, "options", list, where) if "options" in row else []
     texts = {option for option in options if isinstance(option, str) and option.strip()}
     if "options" in row and (len(texts) < 2 or len(texts) < len(options)):
         raise ValueError(f"{where}: 'options' holds {options}; expected two texts or more, all different")
+    if options and not any(best_match(option, answers) for option in options):
+        raise ValueError(f"{where}: none of the answers {answers} is among the options {options}")
     return options
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 import minigpt4
 from minigpt4.conversation.conversation import IMAGE, Conversation, Message, message_segments
-from minigpt4.evaluation.answering import Asked, Item, generated
+from minigpt4.evaluation.answering import generated
+from minigpt4.evaluation.items import Asked, Item
 from minigpt4.evaluation.ranking import losses_of
 
 # of a task's generation_kwargs; the others are for the libraries that other models are made with

@@ -114,6 +114,11 @@ FAULTS = {
         lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "x", "options": ["x", 7]}'),
         "expected two texts or more, all different",
     ),
+    "an answer that is no option": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "z", "options": ["x", "y"]}'),
+        "line 1: none of the answers ['z'] is among the options ['x', 'y']",
+    ),
     "null image": (
         "own_jsonl",
         lambda r: (r / OWN).write_text('{"image": null, "answer": "x"}'),
