@@ -116,6 +116,11 @@ class MiniGPT4Chat(MiniGPT4):
             parts = [IMAGE if part.type == "image" else part.text for part in message.content]
             if message.role == "system":
                 conv.system = " ".join(map(str, parts))
+            elif message.role == "user" and parts.count(IMAGE) == len(parts) - 1 and parts[-1] is not IMAGE:
+                # images, then a question: the prompt of evaluate.py
+                for _ in parts[:-1]:
+                    conv.append_image()
+                conv.append_question(parts[-1])
             else:
                 role = conv.roles[message.role == "assistant"]
                 conv.append_message(role, Message(message_segments(parts)))
