@@ -56,34 +56,43 @@ def tasks(items, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lmms_eval(harness, ask, settings, tasks, tmp_path_factory):
-    """Return a function: the samples of a task that lmms-eval logs, by the id of their document."""
+    """Return a function: what lmms-eval logs of each document, by task and id."""
 
-    def samples(task, *options):
+    def logged(names, *options):
         output = tmp_path_factory.mktemp("lmms")
         model_args = ",".join(f"{key}={value}" for key, value in ({"cfg_path": CFG_PATH} | settings).items())
         command = [harness("lmms-eval"), "-m", "lmms_eval", "--model", "minigpt4", "--model_args", model_args]
-        command += ["--tasks", task, "--include_path", tasks, "--batch_size", "4", "--device", "cpu", *options]
-        ask([*map(str, command), "--log_samples", "--output_path", str(output)], HF_HOME=str(output / "home"))
-        (path,) = output.rglob("*_samples_*.jsonl")
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return {str(line["doc_id"]): line for line in lines}
+        command += ["--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4", "--device", "cpu"]
+        command += [*options, "--log_samples", "--output_path", output]
+        ask([*map(str, command)], HF_HOME=str(output / "home"))
+        samples = {}
+        for name in names:
+            (path,) = output.rglob(f"*_samples_{name}.jsonl")
+            lines = map(json.loads, path.read_text().splitlines())
+            samples[name] = {str(line["doc_id"]): line for line in lines}
+        return samples
 
-    return samples
+    return logged
 
 
-@pytest.mark.parametrize("form", [(), ("--force_simple",)], ids=["chat", "simple"])
-def test_answers_are_those_of_evaluate(lmms_eval, evaluated, form):
+def answers_of(lines):
+    return {name: line["filtered_resps"] for name, line in lines.items()}
+
+
+def test_the_chat_form_answers_as_evaluate(lmms_eval, evaluated):
     expected = evaluated("items.jsonl")
-    found = {name: line["filtered_resps"][0] for name, line in lmms_eval("own_items", *form).items()}
-    assert found == expected and len(found) == 12 and len(set(found.values())) > 5
+    samples = lmms_eval(["own_items"])
+    assert answers_of(samples["own_items"]) == expected
+    assert len(expected) == 12 and len(set(expected.values())) > 5
 
 
-def test_candidates_are_ranked_as_by_evaluate(lmms_eval, evaluated):
-    expected = evaluated("ranked.jsonl", ranking="mean")
+def test_the_simple_form_answers_and_ranks_as_evaluate(lmms_eval, evaluated):
+    samples = lmms_eval(["own_items", "own_ranked"], "--force_simple")
+    assert answers_of(samples["own_items"]) == evaluated("items.jsonl")
     options = ["the old wall", "water", "no"]
     best = {}
-    for name, line in lmms_eval("own_ranked", "--force_simple").items():
-        losses = [float(resp[0]) for resp in line["filtered_resps"]]
+    for name, line in samples["own_ranked"].items():
+        losses = [float(loss) for loss, _ in line["filtered_resps"]]
         best[name] = options[losses.index(min(losses))]
-        assert line["acc"] == float(best[name] == line["target"])
-    assert best == expected and len(set(best.values())) > 1
+        assert float(line["acc"]) == float(best[name] == line["target"])
+    assert best == evaluated("ranked.jsonl", ranking="mean") and len(best) == 12
