@@ -48,5 +48,6 @@ def answer_losses(
     found = chat.model.row_losses(rows, vectors)
 
     # dealt out again
-    losses = zip(found["loss"].tolist(), found["num_targets"].tolist(), (len(row.ids) for row in rows), strict=True)
-    return [[AnswerLoss(*each) for each in islice(losses, len(answers))] for answers in candidates]
+    lengths = [len(row.ids) for row in rows]
+    losses = iter(map(AnswerLoss, found["loss"].tolist(), found["num_targets"].tolist(), lengths))
+    return [list(islice(losses, len(answers))) for answers in candidates]

@@ -54,6 +54,11 @@ class MiniGPT4(lmms):
         """Where the model computes; lmms-eval counts the requests of all ranks there."""
         return self.chat.device
 
+    def document(self, request: Instance) -> Any:
+        """Return the document of a request, whose arguments end with number, task and split."""
+        task, split = request.args[-2:]
+        return self.task_dict[task][split][request.args[-3]]
+
     def dialogue(self, request: Instance) -> tuple[Conversation, list[Any]]:
         """Return the dialogue of a request and its images, in order."""
         raise NotImplementedError(f"{type(self).__name__}.dialogue")
@@ -106,11 +111,13 @@ class MiniGPT4Chat(MiniGPT4):
 
     def dialogue(self, request: Instance) -> tuple[Conversation, list[Any]]:
         """Return the dialogue of a request and its images. Raises ValueError for video and audio."""
-        _, doc_to_messages, _, number, task, split = request.args
-        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][number]))
+        doc_to_messages = request.args[1]
+        messages = ChatMessages(messages=doc_to_messages(self.document(request)))
         images, *others = messages.extract_media()
         if any(others):
-            raise ValueError(f"task {task}: document {number} has video or audio; minigpt4 sees images only")
+            raise ValueError(
+                f"{request.task_name}: document {request.doc_id} has video or audio; minigpt4 sees images only"
+            )
         conv = self.conv.copy()
         for message in messages.messages:
             parts = [IMAGE if part.type == "image" else part.text for part in message.content]
@@ -136,8 +143,8 @@ class MiniGPT4Simple(MiniGPT4):
         """Return the dialogue of a request and its images. Raises ValueError for a request without a document."""
         if len(request.args) != 6:  # of acc_mutual_info: a continuation without a question
             raise ValueError("minigpt4: a continuation needs a question; metrics such as acc_mutual_info cannot be had")
-        question, _, doc_to_visual, number, task, split = request.args
-        images = doc_to_visual(self.task_dict[task][split][number]) or []
+        question, doc_to_visual = request.args[0], request.args[2]
+        images = doc_to_visual(self.document(request)) or []
         conv = self.conv.copy()
         for _ in images:
             conv.append_image()
@@ -164,8 +171,8 @@ class MiniGPT4Simple(MiniGPT4):
 
     def continuation(self, request: Instance) -> str:
         """Return the text whose loss is wanted."""
-        _, target, _, number, task, split = request.args
-        return str(target(self.task_dict[task][split][number]) if callable(target) else target).strip()
+        target = request.args[1]
+        return str(target(self.document(request)) if callable(target) else target).strip()
 
 
 def sampling(kwargs: dict[str, Any]) -> dict[str, Any]:

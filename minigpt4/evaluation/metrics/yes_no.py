@@ -122,9 +122,10 @@ def mme_of(counts: np.ndarray) -> dict:
     """Return the scores of `mme`, without "unparsable", of the counts of an image of `mme_counts` or a sum of them."""
     subtasks = {}
     for name, of_subtask in zip(SUBTASKS, counts.reshape(-1, len(MME_COUNTS)), strict=True):
-        num_right, num_asked, both_right, num_images = of_subtask
-        if num_images:
-            accuracy, accuracy_plus = float(num_right / num_asked), float(both_right / num_images)
+        count = dict(zip(MME_COUNTS, map(int, of_subtask), strict=True))
+        if count["images"]:
+            accuracy = count["questions right"] / count["questions"]
+            accuracy_plus = count["images with both right"] / count["images"]
             score = 100 * (accuracy + accuracy_plus)
             subtasks[name] = {"score": score, "accuracy": accuracy, "accuracy_plus": accuracy_plus}
     return {
