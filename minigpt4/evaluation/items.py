@@ -41,7 +41,8 @@ def encoded_batches(
     from minigpt4.conversation.images import open_image
 
     for start in range(0, len(items), batch_size):
-        readable, pixels, errors = [], [], []
+        readable, errors = [], []
+        pixels = []  # of each item that is readable, of each image
         for item in items[start : start + batch_size]:
             try:
                 pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
