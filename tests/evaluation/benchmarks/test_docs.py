@@ -86,6 +86,11 @@ def small_model(configuration, release, tmp_path, monkeypatch):
     sections = {name: section | {"max_new_tokens": 4} for name, section in configuration.items()}
     content = yaml.safe_dump(model | {"evaluation_datasets": sections})
     (tmp_path / "eval_configs/my_eval.yaml").write_text(content)
+    # two images, so that they can be exchanged
+    (path,) = (tmp_path / "data/vqav2").rglob("*val2014_questions.json")
+    questions = json.loads(path.read_text())
+    questions["questions"][0]["image_id"] = 1
+    path.write_text(json.dumps(questions))
     (tmp_path / "output").mkdir()
     shutil.copy(release.checkpoint, tmp_path / "output/checkpoint_3.pth")
     return release
