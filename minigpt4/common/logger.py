@@ -86,6 +86,10 @@ class RunLog:
                 for key in ("loss", "lr"):
                     self._board.add_scalar(f"train/{key}", record[key], record["step"])
 
+    def validation(self, record: dict[str, Any]) -> None:
+        """Append the losses of a held-out split to `metrics.jsonl`, one JSON line: they alone have "validation"."""
+        self._append("metrics.jsonl", json.dumps(record))
+
     def close(self) -> None:
         """Close TensorBoard's file; the others are opened for each line."""
         if self._board:
@@ -145,6 +149,14 @@ class MetricLogger:
         start = time.perf_counter()
         yield
         self._data_times.append(time.perf_counter() - start)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time that the block takes out of the steps' times."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._start, self._step_start = self._start + seconds, self._step_start + seconds
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs before the next step, be it the next epoch's. Raises NonFiniteLossError."""
