@@ -178,7 +178,7 @@ def say(split: str, found: Any) -> None:
     logging.info("Evaluation on %s: %s", split, losses)
     if found.uses_image is False:
         logging.warning(
-            f"{split}: the model does not use the image: the loss of a sample, a token, is {found.gain:.4f} lower with its "
+            f"{split}: the model does not use the image: per token, a sample's loss is {found.gain:.4f} lower with its "
             f"own image than with a wrong one, standard error {found.error:.4f}, {found.num_pairs} samples ({losses}). "
             "That is usual at the start of training; if it stays, look whether images and texts belong together: "
             "python -m minigpt4.datasets.inspect"
