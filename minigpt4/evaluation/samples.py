@@ -25,7 +25,7 @@ def fixed_samples(dataset: Any, number: int) -> list[dict]:
 
     One that cannot be used is replaced by the next.
     """
-    if not hasattr(dataset, "__getitem__"):
+    if not hasattr(dataset, "__len__"):
         return list(islice(dataset, number))
     size, chosen = len(dataset), []
     number = min(number, size)

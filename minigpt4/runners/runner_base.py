@@ -58,8 +58,7 @@ class RunnerBase(TrainingLoop):
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
         self.output_dir = self.log = self.last_checkpoint = None
-        self._hold = Hold()
-        self._saved_step, self._is_ending = 0, False
+        self._hold, self._saved_step, self._is_ending = Hold(), 0, False
 
     @classmethod
     def preflight(cls, cfg: RunConfig, where: str) -> list[Problem | str]:

@@ -100,8 +100,9 @@ class Validation:
                 self._page = self._page or SamplesPage(loaders[0].source, number)
                 where = {"step": step, "epoch": records[split]["epoch"], "loss": records[split]["loss"]}
                 self._page.add(run.model, run.log.folder, **where)
-        except (ValueError, OSError) as error:
-            logging.warning("samples.html: not written at step %d (%s); training goes on", step, error)
+        except Exception as error:  # of a dataset or model of any kind: no reason to end the run
+            named = f"{type(error).__name__}: {error}"
+            logging.warning("samples.html: not written at step %d (%s); training goes on", step, named)
         finally:
             run.model.train(is_training)
 
