@@ -23,6 +23,12 @@ STAGES = {
     "stage1": "train_configs/embedded_stage1_pretrain.yaml",
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
+# Held-out loss in the middle and at the end of either stage, of images of their own: what is trained stays the same.
+_VALIDATION = "${env.cache_root}/embedded/validation-v3"
+VALIDATION = {
+    "stage1": [f"datasets.laion.val.storage={_VALIDATION}/laion/*.tar", "run.eval_every_iters=185"],
+    "stage2": [f"datasets.cc_sbu_align.val.storage={_VALIDATION}/cc_sbu_align", "run.eval_every_iters=155"],
+}
 EVALUATION = "eval_configs/embedded_eval.yaml"
 # Of this program and its trainings, read when a process starts; what the user has set goes first.
 ENVIRONMENT = {
@@ -90,7 +96,8 @@ class Quickstart:
     def train(self, stage: str, start_from: Path | None) -> Path:
         """The checkpoint of `stage`, trained unless one of the same settings is there."""
         folder = self.output / stage
-        options = [*self.options, f"run.output_dir={folder}", f"run.seed={self.args.seed}", *self.args.options]
+        options = [*self.options, f"run.output_dir={folder}", f"run.seed={self.args.seed}"]
+        options += ["run.valid_splits=[val]", *VALIDATION[stage], *self.args.options]
         if start_from:
             options.append(f"model.ckpt={start_from}")
         done = folder / "finished.json"
@@ -98,11 +105,14 @@ class Quickstart:
         if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
             print(f"{stage}: {state['checkpoint']} is there; remove {done} to train again")
             return Path(state["checkpoint"])
+        from minigpt4.runners.run_folder import checkpoints
+
         command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", STAGES[stage], "--options", *options]
         print(" ".join(command), flush=True)
         if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
             raise SystemExit(f"quickstart: {stage} failed, see above")
-        checkpoint = max(folder.glob("*/checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
+        newest = max(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+        (checkpoint, *_) = checkpoints(newest.parent)
         done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
         return checkpoint
 
@@ -115,7 +125,7 @@ class Quickstart:
     def losses(self, checkpoint: Path) -> list[float]:
         """The loss of each step of the training that wrote `checkpoint`."""
         lines = (checkpoint.parent / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        return [step["loss"] for step in map(json.loads, lines) if "validation" not in step]
 
     # evaluation
 
