@@ -251,6 +251,24 @@ def test_a_signal_within_a_validation_saves_at_once_and_the_resumed_run_validate
     assert records_of(resumed) == records_of(whole) and torch.equal(weights(resumed), weights(whole))
 
 
+def test_two_ranks_validate_together_and_end_together(two_ranks, tmp_path):
+    def work(rank):
+        run = new_runner(tmp_path / "out")
+        run.model.interrupt_at = 8 * rank  # 6 passes a validation: rank 1 gets a signal within its second one
+        with pytest.raises(Interrupted, match=r"before epoch 0, step 6: saved .*checkpoint_0_iter_6.pth"):
+            run.train()
+        resumed = new_runner(tmp_path / "out")
+        resumed.train()
+        (tmp_path / f"{rank}.json").write_text(json.dumps([*weights(resumed).tolist(), resumed.validation.best]))
+        if rank == 0:
+            assert [line["step"] for line in records_of(resumed)] == [3, 6, 7, 10, 13, 14]
+            assert {line["samples"] for line in records_of(resumed)} == {NUM_ITEMS}
+
+    code, *said = two_ranks(work)
+    assert code == 0, said
+    assert json.loads((tmp_path / "0.json").read_text()) == json.loads((tmp_path / "1.json").read_text())
+
+
 def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
     """Swapped numbers in training: what is held out gets worse; the first validation stays the best."""
     changes = {"swapped": True, "save_every_iters": 1, "init_lr": 0.4, "eval_every_iters": 1}
