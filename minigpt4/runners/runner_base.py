@@ -58,7 +58,8 @@ class RunnerBase(TrainingLoop):
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
         self.output_dir = self.log = self.last_checkpoint = None
-        self._hold, self._saved_step, self._is_ending = Hold(), 0, False
+        self._hold = Hold()
+        self._saved_step, self._is_ending = 0, False
 
     @classmethod
     def preflight(cls, cfg: RunConfig, where: str) -> list[Problem | str]:
@@ -178,7 +179,7 @@ class RunnerBase(TrainingLoop):
                 self._is_ending = True
                 self._end_if_told(position, stats is not None or self._save(position, metrics))
             if self.validation.is_best(position):
-                self._save(position, metrics, stats, is_best=True)
+                self._save(position, metrics, stats, best=True)
         return losses
 
     def _end_epoch(self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True) -> None:
@@ -274,17 +275,15 @@ class RunnerBase(TrainingLoop):
         self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
         self.log.config(self.config.to_dict())
 
-    def _save(
-        self, position: Position, metrics: MetricLogger, stats: dict | None = None, is_best: bool = False
-    ) -> bool:
+    def _save(self, position: Position, metrics: MetricLogger, stats: dict | None = None, best: bool = False) -> bool:
         """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
         epoch, step = position
-        self._saved_step = self._saved_step if is_best else step
+        self._saved_step = self._saved_step if best else step
         progress = Progress.of_run(self, position, metrics.state(), stats)  # from all ranks
         if not dist_utils.is_main_process():
             return True
         done = (epoch, step) if step else (epoch - 1,)
-        path = self.output_dir / (BEST if is_best else checkpoint_name(*done))
+        path = self.output_dir / (BEST if best else checkpoint_name(*done))
         logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
         state = {
             "model": self.model.trainable_state_dict(),
@@ -294,7 +293,7 @@ class RunnerBase(TrainingLoop):
             "epoch": epoch - 1,
             "progress": progress.to_plain(),
         }
-        if (is_saved := save_checkpoint(path, state)) and not is_best:
+        if (is_saved := save_checkpoint(path, state)) and not best:
             self.last_checkpoint = path
             prune(self.output_dir, self.run_cfg.keep_last_k)
         return is_saved
