@@ -17,11 +17,11 @@ from minigpt4.common.logger import MetricLogger, RunLog, whole_seconds
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners import report, run_card, trackers
 from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.launch import launched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
-from minigpt4.runners.report import introduce, print_skipped, sum_up
 from minigpt4.runners.run_config import RunConfig, find_problems
 from minigpt4.runners.run_folder import (
     AUTO,
@@ -57,7 +57,7 @@ class RunnerBase(TrainingLoop):
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
-        self.output_dir = self.log = self.last_checkpoint = None
+        self.output_dir = self.log = self.card = self.last_checkpoint = None
         self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
@@ -104,10 +104,10 @@ class RunnerBase(TrainingLoop):
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
-        introduce(self)
+        report.introduce(self)
         try:
-            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
-            with self.interruption.listening(), self.step_timeout.watching(), patience:
+            card, patience = run_card.RunCard(self), data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with card as self.card, self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -132,7 +132,7 @@ class RunnerBase(TrainingLoop):
                 self._end_if_told(Position(epoch + 1, 0), is_saved)
             self._end_epoch(Position(epoch + 1, 0), metrics, stats)
             dist_utils.barrier()
-        sum_up(self, time.time() - begin, samples_seen)
+        report.sum_up(self, time.time() - begin, samples_seen)
         if not is_saved:
             raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
 
@@ -173,13 +173,13 @@ class RunnerBase(TrainingLoop):
         """Return the held-out losses before step `position`; the best so far is saved. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
-        with metrics.paused():
-            losses = self.validation.at(position)
-            if losses is None:
-                self._is_ending = True
-                self._end_if_told(position, stats is not None or self._save(position, metrics))
-            if self.validation.is_best(position):
-                self._save(position, metrics, stats, best=True)
+        begin, losses = time.perf_counter(), self.validation.at(position)
+        if losses is None:
+            self._is_ending = True
+            self._end_if_told(position, stats is not None or self._save(position, metrics))
+        if self.validation.is_best(position):
+            self._save(position, metrics, stats, best=True)
+        metrics.leave_out(time.perf_counter() - begin)
         return losses
 
     def _end_epoch(self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True) -> None:
@@ -194,7 +194,7 @@ class RunnerBase(TrainingLoop):
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
             self._catch_up(self._metrics(self.start.epoch, self.resumed.samples_seen))
-            print_skipped(self.train_loader)
+            report.print_skipped(self)
         main_print(
             f"Nothing left to train: '{self.resumed_from}' has finished epoch {self.start.epoch - 1} "
             f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to train on"
@@ -272,7 +272,7 @@ class RunnerBase(TrainingLoop):
             self.output_dir = from_main(lambda: new_folder(root, name))
         self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
-        self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
+        self.log = RunLog(self.output_dir, trackers.open_trackers(self))
         self.log.config(self.config.to_dict())
 
     def _save(self, position: Position, metrics: MetricLogger, stats: dict | None = None, best: bool = False) -> bool:
