@@ -150,10 +150,6 @@ class MetricLogger:
         yield
         self._data_seconds = time.perf_counter() - start
 
-    def leave_out(self, seconds: float) -> None:
-        """Take time since the last step, which was a validation's, out of the steps' times."""
-        self._start, self._step_start = self._start + seconds, self._step_start + seconds
-
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs before the next step, be it the next epoch's. Raises NonFiniteLossError."""
         self._read()
@@ -181,12 +177,8 @@ class MetricLogger:
         self.samples_seen += batch_size(batch) * get_world_size()
         self.lr_sum += lr
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
-        record = {
-            "step": self.epoch * self.num_steps + self.index,
-            "epoch": self.epoch,
-            "lr": lr,
-            "samples": self.samples_seen,
-        }
+        step = self.epoch * self.num_steps + self.index
+        record = {"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen}
         self._unwritten.append(record | {"batch_samples": batch_size(batch), "batch_tokens": num_tokens})
 
     def updated(self, is_skipped: torch.Tensor) -> None:
@@ -209,8 +201,9 @@ class MetricLogger:
             if not math.isfinite(value):
                 _, ids = self._unread[step - first]
                 samples = f" (samples {', '.join(map(str, ids))})" if ids else ""
-                complaints.append(f"step {step}: loss is {value} on rank {get_rank()}{samples}; optimizer not stepped")
-                logging.warning("%s", complaints[-1])
+                complaint = f"step {step}: loss is {value} on rank {get_rank()}{samples}; optimizer not stepped"
+                logging.warning("%s", complaint)
+                complaints.append(complaint)
         self.losses += values
         self._unread.clear()
         self._judge_updates(complaints)
@@ -275,7 +268,8 @@ class MetricLogger:
         """Print the epoch's total; return {"lr", "loss"}, means over its steps and all ranks."""
         seconds = time.perf_counter() - self._start
         per_step = seconds / max(self.index - self._first_index, 1)
-        main_print(f"Train: data epoch: [{self.epoch}] Total time: {whole_seconds(seconds)} ({per_step:.4f} s / it)")
+        total = f"Total time: {whole_seconds(seconds)} ({per_step:.4f} s / it)"
+        main_print(f"Train: data epoch: [{self.epoch}] {total}")
         finite = [loss for loss in self.losses if math.isfinite(loss)]
         lr_sum, num_lr = sum_over_ranks([self.lr_sum, len(self.losses)], self.device)
         loss_sum, num_losses = sum_over_ranks([math.fsum(finite), len(finite)], self.device)

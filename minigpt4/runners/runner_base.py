@@ -173,13 +173,12 @@ class RunnerBase(TrainingLoop):
         """Return the held-out losses before step `position`; the best so far is saved. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
-        begin, losses = time.perf_counter(), self.validation.at(position)
+        losses = self.validation.at(position)
         if losses is None:
             self._is_ending = True
-            self._end_if_told(position, stats is not None or self._save(position, metrics))
+            self._end_if_told(position, self._save(position, metrics, stats))
         if self.validation.is_best(position):
             self._save(position, metrics, stats, best=True)
-        metrics.leave_out(time.perf_counter() - begin)
         return losses
 
     def _end_epoch(self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True) -> None:
