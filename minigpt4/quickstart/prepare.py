@@ -32,7 +32,7 @@ from minigpt4.quickstart.questions import draw_question
 DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
-NUM_VALIDATION = 24
+NUM_VALIDATION = 12
 Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
