@@ -166,6 +166,11 @@ class Chat:
                 streamer.end()
         return torch.tensor([ids])
 
+    def answer_contexts(self, contexts: Sequence[Context], **sampling: Any) -> list[str]:
+        """Return the texts that follow the prompts of `contexts`, computed as one batch."""
+        answers = zip(contexts, self._generate(contexts, _request((), sampling)), strict=True)
+        return [AnswerText(self.model.llama_tokenizer, context.stop).whole(ids) for context, ids in answers]
+
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
         images = self._images(conv, img_list)

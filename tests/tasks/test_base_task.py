@@ -55,7 +55,7 @@ def test_words_for_the_validation_split_mean_one(word, tmp_path):
     if word != "val":  # a dataset's own split of that name goes first
         with_both = {"samples": {"val": Samples(), word: (own := Samples())}}
         loaders = task.build_eval_loaders(with_both, cfg.run_cfg, [word])[word]
-        assert loaders[0].dataset.dataset is own
+        assert loaders[0].source is own
     with pytest.raises(ValueError, match=f"no dataset has a split '{word}'"):
         task.build_eval_loaders({"samples": {"train": Samples()}}, cfg.run_cfg, [word])
 
