@@ -200,6 +200,7 @@ class MiniGPTBase(DryRun, BaseModel):
         rows = self.rows(samples)
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
+        self.tokens_read += sum(len(row.ids) for row in rows)
         backend = self.choose_backend()
         with self.maybe_autocast():
             if backend == "padded":

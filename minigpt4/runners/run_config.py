@@ -1,9 +1,9 @@
 """Every key of the `run` section with its default, and what can be wrong with its values."""
 
-import importlib.util
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from minigpt4.common.config import Problem
 from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
@@ -11,6 +11,7 @@ from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import expand_path, weights_problem
 from minigpt4.runners.run_folder import AUTO
+from minigpt4.runners.trackers import find_tracker_problems
 
 _FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
 _FOR_EVALUATION = "num_workers output_dir"
@@ -71,7 +72,8 @@ class RunConfig:
     resume_mode: str = "exact"  # exact: no other settings | restart: weights and schedule, data anew
     evaluate: bool = False
     log_freq: int = 50
-    tensorboard: bool = False
+    report_to: Any = None  # trackers: wandb, tensorboard, trackio, mlflow; one name or a list
+    tensorboard: bool = False  # the same as tensorboard in report_to
     # machine
     device: str = "auto"
     read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
@@ -134,8 +136,7 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         pass
     if cfg.output_dir and (problem := folder_problem(cfg.output_dir)):
         problems.append(Problem(f"{where}.output_dir", problem))
-    lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None
-    check(lacks_board, "tensorboard", "True needs the package tensorboard; pip install tensorboard")
+    problems += find_tracker_problems(cfg, where)
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
     return problems

@@ -15,7 +15,7 @@ from minigpt4.common.dist_utils import gather_from_ranks, get_rank, get_world_si
 
 # Settings that change no number of the training, or that `setup` compares by content.
 _FREE_KEYS = (
-    r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
+    r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|report_to|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",

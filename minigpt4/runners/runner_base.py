@@ -18,10 +18,10 @@ from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_sec
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import read_ahead, startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners import report, run_card, trackers
 from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
-from minigpt4.runners.report import introduce, print_skipped, sum_up
 from minigpt4.runners.run_config import RunConfig, find_problems
 from minigpt4.runners.run_folder import AUTO, Hold, checkpoint_name, new_folder, newest_checkpoint, prune, time_name
 from minigpt4.runners.run_state import Position, Progress, random_state_kept
@@ -47,7 +47,7 @@ class RunnerBase(TrainingLoop):
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
-        self.output_dir = self.log = self.last_checkpoint = None
+        self.output_dir = self.log = self.card = self.last_checkpoint = None
         self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
@@ -115,10 +115,10 @@ class RunnerBase(TrainingLoop):
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
-        introduce(self)
+        report.introduce(self)
         try:
-            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
-            with self.interruption.listening(), self.step_timeout.watching(), patience:
+            card, patience = run_card.RunCard(self), data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with card as self.card, self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -148,7 +148,7 @@ class RunnerBase(TrainingLoop):
                 self._end_if_told(Position(epoch + 1, 0), is_saved)
             self._end_epoch(stats)
             dist_utils.barrier()
-        sum_up(self, time.time() - begin, samples_seen)
+        report.sum_up(self, time.time() - begin, samples_seen)
         if not is_saved:
             raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
 
@@ -178,7 +178,7 @@ class RunnerBase(TrainingLoop):
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
             self._end_epoch(self.resumed.stats)
-            print_skipped(self.train_loader)
+            report.print_skipped(self)
         main_print(
             f"Nothing left to train: '{self.resumed_from}' has finished epoch {self.start.epoch - 1} "
             f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to train on"
@@ -273,7 +273,7 @@ class RunnerBase(TrainingLoop):
             self.output_dir = from_main(lambda: new_folder(root, name))
         self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
-        self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
+        self.log = RunLog(self.output_dir, trackers.open_trackers(self))
         self.log.config(self.config.to_dict())
 
     def _save(self, position: Position, metrics: MetricLogger, stats: dict[str, float] | None = None) -> bool:
