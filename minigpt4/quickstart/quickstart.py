@@ -112,11 +112,6 @@ class Quickstart:
         files = Path(find_path(STAGES[stage])).read_bytes() + WEIGHTS.read_bytes()
         return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
 
-    def losses(self, checkpoint: Path) -> list[float]:
-        """The loss of each step of the training that wrote `checkpoint`."""
-        lines = (checkpoint.parent / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
-
     # evaluation
 
     def evaluate(self, checkpoints: dict) -> dict:
@@ -143,17 +138,18 @@ class Quickstart:
     def write(self, report: dict, checkpoints: dict) -> dict:
         """The report with losses and seconds, as written to report.json; and the figures."""
         from minigpt4.quickstart import figures
+        from minigpt4.runners.curves import draw_runs, read_metrics
 
-        losses = {stage: self.losses(checkpoint) for stage, checkpoint in checkpoints.items()}
-        ends = {
-            stage: {"first": round(x[0], 4), "last": round(sum(x[-10:]) / len(x[-10:]), 4)}
-            for stage, x in losses.items()
-        }
+        metrics = {stage: read_metrics(checkpoint.parent) for stage, checkpoint in checkpoints.items()}
+        ends = {}
+        for stage, of_stage in metrics.items():
+            losses = [record["loss"] for record in of_stage.steps]
+            ends[stage] = {"first": round(losses[0], 4), "last": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
         seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
         report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}  # one reused keeps its seconds
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         shutil.copyfile(checkpoints["stage2"], self.output / "checkpoint.pth")
-        figures.draw_losses(losses, self.output / "loss.png")
+        (self.output / "loss.png").write_bytes(draw_runs(metrics))
         figures.draw_accuracies(report, self.output / "accuracy.png")
         answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
         figures.draw_images(answers, self.output / "pictures.png")

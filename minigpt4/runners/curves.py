@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _MOST_POINTS = 2000  # of a curve that is drawn
-_SHARE = 50  # the smoothed curve is a mean over one step in so many
+_SHARE = 30  # the smoothed curve is a mean over one step in so many
 VALIDATION_LINES = {  # key of a validation's line: (words, line style, marker)
     "loss": ("", "-", "o"),
     "blank_loss": (", blank image", ":", "s"),
@@ -87,13 +87,13 @@ def _draw(axis: Any, title: str, metrics: Metrics) -> None:
     axis.set_zorder(rates.get_zorder() + 1)
     axis.patch.set_visible(False)
 
-    raw_label = f"training, mean of {window} steps" if window > 1 else "training"
-    axis.plot(numbers[::every], losses[::every], color=_TRAIN_COLOUR, alpha=0.25, linewidth=0.8)
-    axis.plot(numbers[::every], smoothed(losses, window)[::every], color=_TRAIN_COLOUR, linewidth=1.8, label=raw_label)
+    label = f"training, mean of {window} steps" if window > 1 else "training"
+    axis.plot(numbers[::every], losses[::every], color=_TRAIN_COLOUR, alpha=0.3, linewidth=0.8)
+    axis.plot(numbers[::every], smoothed(losses, window)[::every], color=_TRAIN_COLOUR, linewidth=1.8, label=label)
     shown = [*smoothed(losses, window), *_draw_validations(axis, metrics.validations)]
     axis.plot([], [], color=_LR_COLOUR, linewidth=1, label="learning rate")
 
-    axis.set(title=title, xlabel="step", ylabel="loss per target token")
+    axis.set(title=title, xlabel="step", ylabel="loss")
     axis.set_ylim(0, 1.05 * max(shown, default=1) or 1)  # raw values may reach beyond
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9, framealpha=0.9)

@@ -1,12 +1,14 @@
 """The run card: what a training run was, in its folder as `run_card.json` and, to be read, `run_card.md`.
 
-With them comes `loss.png`. They are written when the run ends, also by a signal or an error, and never cost it anything.
+`loss.png` comes with them. They are written when the run ends, also by a signal or an error, and never cost it a thing.
 """
 
 import json
 import logging
 import math
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +18,9 @@ from typing import Any
 
 from minigpt4.common.checkpoint import PARTIAL, remove
 from minigpt4.common.cli import Interrupted
-from minigpt4.common.config_values import hide_secrets
 from minigpt4.common.dist_utils import get_world_size, is_main_process
 from minigpt4.common.startup import startup
-from minigpt4.common.utils import read_json
+from minigpt4.common.utils import read_json, without_secrets
 from minigpt4.common.versions import git_commit, hardware, versions
 from minigpt4.models.part_hashes import frozen_tensors, part_hashes, tensor_hashes
 from minigpt4.runners.curves import Metrics, loss_picture, read_metrics
@@ -195,11 +196,7 @@ def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def command_line() -> str:
     """Return the command that started this process; addresses in it are without user, password and query."""
-    words = []
-    for word in sys.argv:
-        key, separator, value = word.partition("=")
-        words.append(f"{key}=" + str(hide_secrets(value)) if separator else str(hide_secrets(word)))
-    return " ".join(words)
+    return shlex.join(re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word) for word in sys.argv)
 
 
 def plain(value: Any) -> Any:

@@ -24,8 +24,13 @@ def cell(value: Any) -> str:
         return {True: "yes", False: "**no**", None: "–"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    text = number(value) if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def number(value: float) -> str:
+    """Return a loss as it is shown: four digits behind the point, small ones as powers of ten."""
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _head(card: Mapping[str, Any]) -> str:
@@ -38,7 +43,7 @@ def _result(card: Mapping[str, Any], picture: str | None) -> str:
     final = result["final_loss"]
     rows = [("steps", curve["steps"]), ("samples seen", result["samples_seen"])]
     if final:
-        rows.append(("final loss", f"{final['mean']:.4f} (mean of the last {final['steps']} steps)"))
+        rows.append(("final loss", f"{number(final['mean'])} (mean of the last {final['steps']} steps)"))
         places = ", ".join(f"{name} {_point(curve[name])}" for name in ("first", "lowest", "last"))
         rows.append(("loss", places))
     rows.append(("checkpoint", f"`{result['checkpoint']}`" if result["checkpoint"] else "none"))
@@ -50,7 +55,7 @@ def _result(card: Mapping[str, Any], picture: str | None) -> str:
 
 def _point(point: Sequence[float]) -> str:
     step, loss = point
-    return f"{loss:.4f} at step {step:,}"
+    return f"{number(loss)} at step {step:,}"
 
 
 def _validation(validations: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +89,7 @@ def _source(source: Any) -> str:
 
 def _model(model: Mapping[str, Any]) -> str:
     rows = []
-    for part in model["parts"]:
+    for part in (part for part in model["parts"] if part["parameters"]):
         frozen = model["frozen_sha256"].get(part["name"], {})
         same = f"`{frozen['after'][:16]}`, unchanged" if frozen.get("unchanged") else ""
         if frozen and not same:

@@ -326,6 +326,8 @@ def test_no_secret_is_written_anywhere(release, tmp_path):
     assert '"http://127.0.0.1:9/2.tar"' in result.stderr
     assert "${oc.env:TOKEN}" in result.stderr
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl"}
+    assert {path.name for path in files} == {
+        *("checkpoint_0.pth", "log.txt", "loss.png", "metrics.jsonl", "run_card.json", "run_card.md"),
+    }
     for content in [result.stdout.encode(), result.stderr.encode(), *(path.read_bytes() for path in files)]:
         assert SECRET.encode() not in content
