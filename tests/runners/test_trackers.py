@@ -195,8 +195,8 @@ def logged_losses(name, folder, run_id):
 
         rows = trackio.Api().runs(folder.parent.name)[0].history()
         return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    from wandb.sdk.internal.datastore import DataStore
     from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
 
     found = {}
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
