@@ -46,10 +46,9 @@ def whole_seconds(seconds: float) -> str:
 
 def short_number(value: float) -> str:
     """Return a number of 0 or more in three digits: 0.52, 5.8, 61, 610, 12.3k."""
-    for limit, form in ((1, ".2f"), (9.95, ".1f"), (9999.5, ".0f")):
-        if value < limit:
-            return f"{value:{form}}"
-    return f"{value / 1000:.1f}k"
+    if value >= 9999.5:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.{2 - (value >= 1) - (value >= 9.95)}f}"
 
 
 def batch_size(batch: dict[str, Any]) -> int:
@@ -211,10 +210,10 @@ class MetricLogger:
 
     def _sum_counts(self, records: list[dict[str, Any]]) -> None:
         """Make the samples and tokens of steps those of all ranks, which are all here; one message for all of them."""
-        keys = ("batch_samples", "batch_tokens")
-        counts = iter(sum_over_ranks([record[key] for record in records for key in keys], self.device))
-        for record in records:
-            record |= {key: int(next(counts)) for key in keys}
+        counts = [record["batch_samples"] for record in records] + [record["batch_tokens"] for record in records]
+        counts = list(map(int, sum_over_ranks(counts, self.device)))
+        for record, samples, tokens in zip(records, counts, counts[len(records) :], strict=False):
+            record |= {"batch_samples": samples, "batch_tokens": tokens}
 
     def _judge_updates(self, complaints: list[str]) -> None:
         """Count skipped updates, say so, and end the run after too many in a row."""
@@ -258,13 +257,12 @@ class MetricLogger:
 
     def _rates(self) -> dict[str, float]:
         """Return throughput of all ranks, and the share of its time that this one waits for data, over the window."""
-        seconds = sum(record["seconds"] for record in self._window)
-        sums = {
-            "samples_per_s": sum(record["batch_samples"] for record in self._window),
-            "tokens_per_s": sum(record["batch_tokens"] for record in self._window),
-            "data_wait": sum(record["data_seconds"] for record in self._window),
-        }
-        return {name: round(value / seconds, 4) for name, value in sums.items()}
+        rates = {"samples_per_s": "batch_samples", "tokens_per_s": "batch_tokens", "data_wait": "data_seconds"}
+        seconds = self._window_sum("seconds")
+        return {name: round(self._window_sum(key) / seconds, 4) for name, key in rates.items()}
+
+    def _window_sum(self, key: str) -> float:
+        return sum(record[key] for record in self._window)
 
     def end_epoch(self) -> dict[str, float]:
         """Print the epoch's total; return {"lr", "loss"}, means over its steps and all ranks."""
@@ -285,15 +283,14 @@ class MetricLogger:
     def _progress(self, record: dict[str, Any]) -> str:
         """Return the line of progress: the fields of 2023, as many as there were, then rates."""
         mean_time = (self._step_start - self._start) / (self.index + 1 - self._first_index)
-        times, data_times = ([each[key] for each in self._window] for key in ("seconds", "data_seconds"))
         fields = [
             f"Train: data epoch: [{self.epoch}]",
             f"[{self.index:>{len(str(self.num_steps))}}/{self.num_steps}]",
             f"eta: {whole_seconds(mean_time * (self.num_steps - self.index))}",
             f"lr: {record['lr']:.6f}",
             f"loss: {self.losses[-1]:.4f}",
-            f"time: {sum(times) / len(times):.4f}",
-            f"data: {sum(data_times) / len(data_times):.4f}",
+            f"time: {self._window_sum('seconds') / len(self._window):.4f}",
+            f"data: {self._window_sum('data_seconds') / len(self._window):.4f}",
             f"max mem: {record['memory_mib']}",
             f"{short_number(record['samples_per_s'])} samples/s",
         ]

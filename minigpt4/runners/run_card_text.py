@@ -64,7 +64,7 @@ def _validation(validations: Sequence[Mapping[str, Any]]) -> str:
     known = ("validation", "step", "epoch", "loss", "blank_loss", "wrong_loss", "items", "samples")
     keys = [key for key in known if any(record.get(key) is not None for record in validations)]
     names = {"validation": "split", "blank_loss": "blank image", "wrong_loss": "wrong image"}
-    rows = [[record.get(key) for key in keys] for record in validations]
+    rows = [list(map(record.get, keys)) for record in validations]
     return f"## Validation\n\n{table([names.get(key, key) for key in keys], rows)}"
 
 
@@ -89,12 +89,13 @@ def _source(source: Any) -> str:
 
 def _model(model: Mapping[str, Any]) -> str:
     rows = []
-    for part in (part for part in model["parts"] if part["parameters"]):
+    for part in model["parts"]:
         frozen = model["frozen_sha256"].get(part["name"], {})
         same = f"`{frozen['after'][:16]}`, unchanged" if frozen.get("unchanged") else ""
         if frozen and not same:
             same = f"**changed** from `{str(frozen['before'])[:16]}` to `{frozen['after'][:16]}`"
-        rows.append([part["name"], part["parameters"], part["trainable"], part["dtype"], same or "trained"])
+        if part["parameters"]:
+            rows.append([part["name"], part["parameters"], part["trainable"], part["dtype"], same or "trained"])
     columns = ("part", "parameters", "trained", "type", "sha256 of what is frozen, before and after")
     text = f"## Model: {model['arch']}\n\n{table(columns, rows)}"
     if changed := model["changed_tensors"]:

@@ -22,7 +22,8 @@ from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import is_main_process
 
 START_S = 30  # how long a run waits for a tracker to start
-CLOSE_S = 30  # and at its end, for what is still to be sent
+CLOSE_S = 30  # and at its end, for what is still to be sent: so long without progress,
+_MOST_WAITS = 4  # and so many times that in all
 _WANDB_START_S = 20  # without an answer of the server by then, W&B works offline
 _MOST_WAITING = 10_000  # records that wait for a tracker that is slower than the training
 _IDS = "trackers.json"  # in the run's folder: {tracker: the id of its run}, for a resume
@@ -78,13 +79,17 @@ class Trackers:
             thread.send(record)
 
     def close(self) -> None:
-        """Wait until all is sent, no longer than CLOSE_S, and end the trackers' runs."""
+        """Wait until all is sent, no longer than CLOSE_S without progress, and end the trackers' runs."""
         for thread in self._threads:
             thread.end()
         for thread in self._threads:
-            thread.join(CLOSE_S)
+            for _ in range(_MOST_WAITS):
+                num_sent = thread.num_sent
+                thread.join(CLOSE_S)
+                if thread.num_sent == num_sent:
+                    break
             if thread.is_alive():
-                logging.warning("%s: not all was sent within %d s; the rest is lost", thread.name, CLOSE_S)
+                logging.warning("%s: not all could be sent within %d s; the rest is lost", thread.name, CLOSE_S)
 
 
 class _RunIds:
@@ -109,9 +114,9 @@ class _TrackerThread(threading.Thread):
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], ids: _RunIds) -> None:
         super().__init__(name=name, daemon=True)
-        self._folder, self._config, self._ids = folder, config, ids
-        self._records = queue.Queue(_MOST_WAITING)
-        self._has_lost = False
+        self._folder, self._config = folder, config
+        self._ids, self._records = ids, queue.Queue(_MOST_WAITING)
+        self.num_sent, self._has_lost = 0, False
         self.is_open = threading.Event()  # or has failed
         # here, not in the thread: a worker that is forked within an import would wait for it for ever
         self._is_usable = self._saved_from_errors("cannot be imported", importlib.import_module, name)
@@ -153,6 +158,7 @@ class _TrackerThread(threading.Thread):
     def _work(self) -> None:
         while (record := self._records.get()) is not None:
             self._tracker.log(tracked(record), step=record["step"])
+            self.num_sent += 1
         self._tracker.finish()
 
     def _saved_from_errors(self, what: str, call: Callable, *args: Any) -> bool:
