@@ -41,7 +41,8 @@ class RunCard:
     def __init__(self, run: Any) -> None:
         self.run = run
         self.counts: SampleCounts | None = None  # of all ranks, once they have been exchanged
-        self._frozen, self._start, self._started = {}, time.time(), _now()
+        self._frozen: dict[str, str] = {}  # {name of a tensor: its hash} at the beginning
+        self._start, self._started = time.time(), _now()
 
     def __enter__(self) -> "RunCard":
         if is_main_process():

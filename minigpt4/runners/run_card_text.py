@@ -62,7 +62,8 @@ def _validation(validations: Sequence[Mapping[str, Any]]) -> str:
     if not validations:
         return ""
     known = ("validation", "step", "epoch", "loss", "blank_loss", "wrong_loss", "items", "samples")
-    keys = [key for key in known if any(record.get(key) is not None for record in validations)]
+    there = set().union(*validations)
+    keys = [key for key in known if key in there]
     names = {"validation": "split", "blank_loss": "blank image", "wrong_loss": "wrong image"}
     rows = [list(map(record.get, keys)) for record in validations]
     return f"## Validation\n\n{table([names.get(key, key) for key in keys], rows)}"
