@@ -201,4 +201,4 @@ def logged_losses(name, folder, run_id):
     found = []  # in the files of both processes, as protobuf: the key, two bytes of tag, the length, JSON
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
         found += re.findall(rb"train/loss\x82\x01.([\d.e-]+)", path.read_bytes(), flags=re.DOTALL)
-    return dict(enumerate(map(float, found)))
+    return dict(enumerate(dict.fromkeys(map(float, found))))  # each stands in the history and in the summary
