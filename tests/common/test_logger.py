@@ -139,13 +139,13 @@ def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsy
         metrics.check()
         metrics.end_step()
     records = written(tmp_path)
-    assert [records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")] == [3, 1, 3, 3000]
-    # of the last 20 steps of 3 s each: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
+    assert [records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")] == [2, 1, 3, 3000]
+    # of the last 20 steps of 2 s each, what comes between them not counted: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
     rates = [records[-1][key] for key in ("samples_per_s", "tokens_per_s", "data_wait")]
-    assert rates == [round(50 / 60, 4), 500.0, round(20 / 60, 4)]
+    assert rates == [1.25, 750.0, 0.5]
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "  loss: 1.0000  time: 3.0000  data: 1.0000  max mem: " in line
-    assert line.endswith("  0.83 samples/s  500 tok/s  wait 33%")
+    assert "  loss: 1.0000  time: 2.0000  data: 1.0000  max mem: " in line
+    assert line.endswith("  1.2 samples/s  750 tok/s  wait 50%")
 
 
 @pytest.mark.parametrize(

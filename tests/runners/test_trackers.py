@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import threading
 import types
@@ -197,17 +198,7 @@ def logged_losses(name, folder, run_id):
 
         rows = SQLiteStorage.get_logs(folder.parent.name, folder.name)
         return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    found = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        for content in iter(store.scan_data, None):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(content)
-            values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-            if "train/loss" in values:
-                found[json.loads(values["_step"])] = json.loads(values["train/loss"])
-    return found
+    found = []  # in the files of both processes, as protobuf: the key, two bytes of tag, the length, JSON
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+        found += re.findall(rb"train/loss\x82\x01.([\d.e-]+)", path.read_bytes(), flags=re.DOTALL)
+    return dict(enumerate(dict.fromkeys(map(float, found))))  # each stands in the history and in the summary
