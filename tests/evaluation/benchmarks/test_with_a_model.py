@@ -8,7 +8,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import yaml
 
 import minigpt4
 from minigpt4.common.config import Config
@@ -22,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def config(release, tmp_path, monkeypatch):
-    """Return a function: the Config of six questions about two images."""
+def options(release, tmp_path, monkeypatch):
+    """Return a function: the command line's options for six questions about two images."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     for seed in range(2):
         picture(seed).save(tmp_path / f"{seed}.png")
@@ -31,14 +30,20 @@ def config(release, tmp_path, monkeypatch):
     rows = [{"image": f"{n % 2}.png", "question": words[n // 2], "answer": "water"} for n in range(6)]
     official.write_lines(tmp_path / "questions.jsonl", rows)
 
-    def config(**more):
+    def options(**more):
         section = {"eval_file_path": tmp_path / "questions.jsonl", "img_path": tmp_path, "max_new_tokens": 6, **more}
         settings = {f"evaluation_datasets.own_jsonl.{key}": value for key, value in section.items()}
         settings |= {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32"}
-        _, *options = release.options(**settings)
-        return Config(Namespace(cfg_path=str(ROOT / "eval_configs/minigpt4_eval.yaml"), options=options))
+        return release.options(**settings)
 
-    return config
+    return options
+
+
+@pytest.fixture
+def config(options):
+    """Return a function: the Config of `options`."""
+    path = str(ROOT / "eval_configs/minigpt4_eval.yaml")
+    return lambda **more: Config(Namespace(cfg_path=path, options=options(**more)[1:]))
 
 
 def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, release, tmp_path, monkeypatch):
@@ -80,18 +85,17 @@ main(sys.argv[2:])
 """
 
 
-def test_a_killed_evaluation_resumes_and_writes_the_same(config, release, tmp_path):
+def test_a_killed_evaluation_resumes_and_writes_the_same(config, options, release, tmp_path):
     whole = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "whole", "cpu")["own_jsonl"]
-    cfg = config(batch_size=1)
-    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(cfg.to_dict()))
-    command = ["--cfg-path", str(tmp_path / "cfg.yaml"), "--tasks", "own_jsonl", "--output", str(tmp_path / "killed")]
-    program = [sys.executable, "-c", KILLED, "4", *command, "--device", "cpu"]
+    command = ["--cfg-path", "eval_configs/minigpt4_eval.yaml", "--tasks", "own_jsonl", "--device", "cpu"]
+    command += ["--output", str(tmp_path / "killed"), *options(batch_size=1)]
+    program = [sys.executable, "-c", KILLED, "4", *command]
     result = subprocess.run(program, cwd=ROOT, env=release.env, capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL, result.stdout + result.stderr
     folder = tmp_path / "killed/own_jsonl"
     before = (folder / "answers.part0.jsonl").read_text()
     assert before.count("\n") == 4 and not (folder / "results.json").exists()
-    again = evaluate_benchmarks(cfg, ["own_jsonl"], tmp_path / "killed", "cpu")["own_jsonl"]
+    again = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "killed", "cpu")["own_jsonl"]
     assert (folder / "answers.jsonl").read_text() == whole.with_name("answers.jsonl").read_text()
     assert (folder / "answers.jsonl").read_text().startswith(before)
     content, expected = (json.loads(path.read_text()) for path in (again, whole))
