@@ -67,7 +67,7 @@ def read_rows(form: Format, paths: Sequence[Path]) -> Records:
     """
     if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
         raise ValueError(f"{twice[0]}: the file is given twice; its records would count double")
-    records = []
+    records, asked = [], {}
     for path in paths:
         found: Records = []
         for row_id, row in _rows(json_of(path), form, path):
@@ -75,11 +75,21 @@ def read_rows(form: Format, paths: Sequence[Path]) -> Records:
             try:
                 if not isinstance(row, dict):
                     raise SkipSample("bad_record", f"is {type(row).__name__}, not a mapping")
-                found += form.make(row, spot)
+                found += [_once(example, asked) for example in form.make(row, spot)]
             except SkipSample as skipped:
                 found.append(Fault(str(spot), skipped.reason, skipped.detail))
         records += usable(found, path, form.expected)
     return records
+
+
+def _once(example: Example, asked: dict[int | str, Spot]) -> Example:
+    """Return an example, noted in `asked` by its question's id. Raises SkipSample for an id that is there already."""
+    first = example.where
+    if example.question_id is not None:
+        first = asked.setdefault(example.question_id, example.where)
+    if first is not example.where:
+        raise SkipSample("bad_record", f"question_id {example.question_id} is there twice; first: {first}")
+    return example
 
 
 def json_of(path: Path) -> Any:
