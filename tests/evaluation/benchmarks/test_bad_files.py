@@ -155,6 +155,26 @@ FAULTS = {
         "line 1: expected a question, a tab",
     ),
     "no size": ("refcoco", lambda r: edit(r / "refcoco_val.json", without("width")), "[0]: 'width' is missing"),
+    "no label": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").write_text('{"image": "a", "caption": "b"}'),
+        "'label' is missing",
+    ),
+    "another label": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").write_text('{"image": "a", "caption": "b", "label": 2}'),
+        "'label' is 2; expected 0 or 1",
+    ),
+    "no test.jsonl": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").rename(r / "vsr/other"),
+        "(found a folder without test.jsonl or *vsr*.json*)",
+    ),
+    "a label of text": (
+        "hm",
+        lambda r: (r / "hm/dev_seen.jsonl").write_text('{"img": "a", "text": "b", "label": "1"}'),
+        "'label' is text; expected a number",
+    ),
     "no box": (
         "refcoco",
         lambda r: edit(r / "refcoco_val.json", lambda c: c[0].update(bbox=[1, 2])),
