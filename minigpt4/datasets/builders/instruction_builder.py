@@ -112,8 +112,8 @@ class InstructionBuilder(BaseDatasetBuilder):
         super().build_processors()
         for split, processor in self.vis_processors.items():
             if isinstance(processor, Blip2ImageTrainProcessor):
-                size, mean, std = processor.image_size, processor.mean, processor.std
-                self.vis_processors[split] = Blip2ImageEvalProcessor(size, mean, std)
+                whole = Blip2ImageEvalProcessor(processor.image_size, processor.mean, processor.std)
+                self.vis_processors[split] = whole
 
     @classmethod
     def records(cls, info: Mapping) -> tuple[Records, layouts.Files]:

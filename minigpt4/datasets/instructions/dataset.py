@@ -54,8 +54,8 @@ class InstructionDataset(ImageTextDataset):
         pool: Sequence[str] = (SLOT,),
         exact_boxes: bool = False,
     ):
-        self.task, self.folders, self.pool = task, list(folders), list(pool)
-        self.exact_boxes = exact_boxes
+        self.task, self.exact_boxes = task, exact_boxes
+        self.folders, self.pool = list(folders), list(pool)
         super().__init__(annotation, folders[0] if folders else "", vis_processor, text_processor, name)
 
     def load(self, record: Example | Fault, epoch: int) -> dict:
@@ -88,7 +88,8 @@ class InstructionDataset(ImageTextDataset):
 
     def _exchange(self, record: Example, draw: random.Random, size: tuple[int, int]) -> dict:
         """Return one instruction and its answer."""
-        task, asked, said = self.task, record.questions, record.answers
+        task = self.task
+        asked, said = record.questions, record.answers
         if task.is_inverse:
             asked, said = said, asked
         words = self._words(draw.choice(asked), size, task.cleans_question)

@@ -76,8 +76,8 @@ def _with_boxes(row: dict, spot: Spot, question: str, answer: str) -> Example:
         numbers = _NUMBERS.fullmatch(box)
         if not numbers:
             raise SkipSample("bad_record", f"the box {box:.40} is none; expected {{<x0><y0><x1><y1>}}")
-        left, top, right, bottom = map(int, numbers.groups())
-        if max(right, bottom) > 100 or left > right or top > bottom:
+        corners = tuple(map(int, numbers.groups()))
+        if max(corners) > 100 or corners[0] > corners[2] or corners[1] > corners[3]:
             raise SkipSample("bad_record", f"the box {box} is out of range; expected 0 <= x0 <= x1 <= 100, y alike")
     image_id = id_of(row, "image_id")
     return Example(spot, f"{image_id}.jpg", (question,), (answer,), image_id)
