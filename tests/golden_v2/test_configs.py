@@ -70,12 +70,13 @@ def test_all_22_datasets_are_built_and_mixed_as_the_file_says(small):
 
 def test_its_sections_of_benchmarks_are_read(small, tmp_path):
     (name,) = (name for name in CONFIGS if CONFIGS[name].get("evaluation_datasets"))
-    known = {"refcoco", "refcoco+", "refcocog", "gqa", "okvqa", "vizwiz", "vsr", "hm"}
+    known = {"refcoco", "refcoco+", "refcocog", "gqa", "okvqa", "vizwiz", "vsr", "hm", "iconvqa"}
     sections = CONFIGS[name]["evaluation_datasets"]
     options = []
     for benchmark in known & set(sections):
         root = tmp_path / benchmark
-        files = official.refcoco(root, benchmark) if "refcoco" in benchmark else getattr(official, benchmark)(root)
+        writer = getattr(official, {"iconvqa": "iconqa"}.get(benchmark, benchmark), None)
+        files = official.refcoco(root, benchmark) if "refcoco" in benchmark else writer(root)
         paths = {"img_path": root / "images", **files}
         options += [f"evaluation_datasets.{benchmark}.{key}={value}" for key, value in paths.items()]
     cfg = Config(Namespace(cfg_path=small(name), options=options))

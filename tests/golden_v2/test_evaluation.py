@@ -132,7 +132,7 @@ def files_of(run, root):
         write_json(root / "mscoco_val2014_annotations_clean.json", {"annotations": inputs["annotations"]})
         draw(root, [f"{row['image_id']:012d}.jpg" for row in inputs["split"]])
         return {"eval_file_path": str(root), "img_path": str(root)}
-    images = [row.get("image") or row.get("img") for row in inputs]
+    images = [row.get("image") or row.get("img") or f"{row['image_id']}/image.png" for row in inputs]
     draw(root, images)
     path = root / ("rows.jsonl" if run["dataset"] in ("hm", "vsr") else "rows.json")
     lines = "\n".join(map(json.dumps, inputs))
@@ -160,6 +160,21 @@ def test_eval_vqa(name, tmp_path):
     # eval_vqa rounds OK-VQA's figure to two places
     tolerance = 0.005 if run["dataset"] == "okvqa" else 1e-9
     assert 100 * figure.value() == pytest.approx(printed, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name, run in EVAL_VQA.items() if run["canned_ranks"]])
+def test_eval_vqa_by_ranking(name, tmp_path):
+    run = EVAL_VQA[name]
+    benchmark = make_benchmark(run["dataset"], files_of(run, tmp_path))
+    items = benchmark.checked_items()
+    texts = [text for call in run["calls"] for text in call["texts"]]
+    assert [f"<s>[INST] <Img><ImageHere></Img> {item.question} [/INST]" for item in items] == texts
+    # the script joins the choices by _, so that one with a _ in it is two
+    split = ["_".join(item.options).split("_") for item in items]
+    assert [len(choices) for choices in split] == [number for call in run["calls"] for number in call["num_cand"]]
+    best = [choices[ranks[0]] for choices, ranks in zip(split, run["canned_ranks"], strict=True)]
+    figure = benchmark.score(items, dict(zip([item.id for item in items], best, strict=True))).metrics["accuracy"]
+    assert 100 * figure.value() == pytest.approx(*numbers_of(run["stdout"]).values())
 
 
 # the metric of OK-VQA

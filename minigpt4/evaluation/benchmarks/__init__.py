@@ -8,6 +8,7 @@ from minigpt4.evaluation.benchmarks.captions import CocoCaption
 from minigpt4.evaluation.benchmarks.chair import Chair
 from minigpt4.evaluation.benchmarks.gqa import GQA
 from minigpt4.evaluation.benchmarks.hateful_memes import HatefulMemes
+from minigpt4.evaluation.benchmarks.iconqa import IconQA
 from minigpt4.evaluation.benchmarks.mme import MME
 from minigpt4.evaluation.benchmarks.own_jsonl import OwnJsonl
 from minigpt4.evaluation.benchmarks.pope import Pope
@@ -24,6 +25,7 @@ __all__ = [
     "Chair",
     "CocoCaption",
     "HatefulMemes",
+    "IconQA",
     "OwnJsonl",
     "Pope",
     "RefCOCO",

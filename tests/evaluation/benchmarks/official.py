@@ -162,6 +162,15 @@ def vsr(root):
     return {"eval_file_path": root / "vsr"}
 
 
+def iconqa(root):
+    rows = [{"image_id": "7", "question": "Which shape?", "choices": ["circle", "square"], "answer": 1}]
+    rows.append({"image_id": "8", "question": "How many?", "choices": ["a_b", "2", "3"], "answer": 0})
+    for number, row in enumerate(rows):
+        draw(root / f"images/{row['image_id']}/image.png", number)
+    write_json(root / "iconqa/choose_text_val.json", rows)
+    return {"eval_file_path": root / "iconqa"}
+
+
 def hm(root):
     rows = [{"id": 1, "img": "img/1.png", "text": "love you", "label": 0}]
     rows.append({"id": 2, "img": "img/2.png", "text": "go away", "label": 1})
@@ -183,7 +192,7 @@ def own_jsonl(root):
     return {"eval_file_path": root / "questions.jsonl"}
 
 
-WRITERS = [coco_caption, vqav2, okvqa, vizwiz, gqa, pope, chair, mme, refcoco, vsr, hm, own_jsonl]
+WRITERS = [coco_caption, vqav2, okvqa, vizwiz, gqa, pope, chair, mme, refcoco, vsr, iconqa, hm, own_jsonl]
 
 
 def opened(name, root, writer=None, **settings):

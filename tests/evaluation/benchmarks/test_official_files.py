@@ -24,6 +24,7 @@ def test_every_registered_name_has_a_class_with_rules_and_a_headline():
         "refcocog",
         "nocaps",
         "flickr30k",
+        "iconvqa",
     }
     for name in names:
         assert registry.get_benchmark_class(name).RULES and registry.get_benchmark_class(name).HEADLINE
@@ -170,6 +171,17 @@ def test_true_or_false_statements(tmp_path):
     found, scores = figures(benchmark, items, ["True.", "I do not know"])
     assert found["accuracy"] == 0.5 and found["accuracy_minigpt4"] == 0 and found["on/accuracy"] == 1
     assert scores.unparsable == 1
+
+
+def test_choices_of_iconqa(tmp_path):
+    benchmark, items = opened("iconqa", tmp_path)
+    assert [(item.reference, item.options) for item in items] == [
+        ("square", ["circle", "square"]),
+        ("a_b", ["a_b", "2", "3"]),
+    ]
+    assert items[0].question.startswith("[vqa] ") and items[1].images == (tmp_path / "images/8/image.png",)
+    found, scores = figures(benchmark, items, ["square", "2"])
+    assert found == {"accuracy": 0.5} and scores.unparsable == 0
 
 
 def test_hateful_memes(tmp_path):
