@@ -134,7 +134,8 @@ def test_a_validation_split_holds_other_images(infos):
 
 def test_the_files_of_a_dataset_and_of_its_inverse_are_read_once(infos):
     a, b = (build(name, infos[name])["train"] for name in ("refcoco", "invrefcoco"))
-    assert a.annotation is b.annotation
+    assert a.annotation is b.annotation and a.fingerprint == b.fingerprint
+    assert a.fingerprint != build("refcoco", infos["refcoco"], val_fraction=0.5)["train"].fingerprint
     assert (a[0]["answer"], b[0]["answer"]) == ("{<10><10><30><30>}", "boat 1")
 
 
