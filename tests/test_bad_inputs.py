@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 
 from minigpt4 import train
 from minigpt4.common.cli import run_program
+from minigpt4.common.registry import registry
 from tests.small_release import jpeg_bytes, picture, write_align_folder, write_checkpoint, write_tar
 
+KNOWN_BUILDERS = f"known: {', '.join(registry.names('builder'))}."
 STAGE_1, STAGE_2 = "train_configs/minigpt4_stage1_pretrain.yaml", "train_configs/minigpt4_stage2_finetune.yaml"
 
 
@@ -305,7 +307,7 @@ ROWS = [
     Bad(
         "unknown builder of own data",
         [
-            "datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
+            f"datasets.cc_sbu_align.builder: unknown dataset builder 'image_text_json'; {KNOWN_BUILDERS} Did you mean 'image_text_jsonl'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["datasets.cc_sbu_align.builder=image_text_json"],
     ),
@@ -352,7 +354,7 @@ ROWS = [
     Bad(
         "unknown dataset",
         [
-            "datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset. Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
+            f"datasets.cc_sbu_alignn: unknown dataset builder 'cc_sbu_alignn'; {KNOWN_BUILDERS} Did you mean 'cc_sbu_align'? Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows; a section of any other name needs the key datasets.cc_sbu_alignn.builder (config.yaml line 14)"
         ],
         text=("cc_sbu_align:", "cc_sbu_alignn:"),
     ),

@@ -256,6 +256,9 @@ class Config:
         return OmegaConf.create({"name": name} | OmegaConf.to_container(config))
 
     def _run(self, user: dict[str, Any]) -> DictConfig:
+        sizes = [section.get("batch_size") for section in self.config.datasets.values()]
+        if sizes and all(sizes):  # each dataset has its own: as in the newest release run.batch_size_train may lack
+            user = {"batch_size_train": max(sizes)} | user
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
             if (name := self._filled_in(user.get(key), f"run.{key}")) is not None:
                 self._class(kind, name, f"run.{key}")

@@ -92,7 +92,7 @@ def evaluate_benchmarks(
         return load_config(cfg, device)
 
     def answer(items: Sequence[BenchmarkItem], section: BenchmarkConfig) -> Iterator[dict]:
-        sampling = {"temperature": 0.0, "max_new_tokens": section.max_new_tokens}
+        sampling = {key: getattr(section, key) for key in ("temperature", "seed", "max_new_tokens")}
         return answers(*model(), items, batch_size=section.batch_size, ranking=section.ranking, **sampling)
 
     # the checkpoint whole, the frozen weights by a sample of their bytes
@@ -164,6 +164,8 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
     prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
     settings = {"benchmark": benchmark.name, "control": asked.control, "prompt": prompt.text, "data": files}
     settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")}
+    drawn = {key: getattr(benchmark.cfg, key, None) for key in ("temperature", "resample")}
+    settings |= {key: value for key, value in drawn.items() if value}  # not there by default: older answers go on
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
         from_main(lambda: held.enter_context(shared.locked()))
@@ -173,7 +175,7 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         start = time.perf_counter()
         left = [item for item in items if "answer" not in lines.get(item.id, {})]
         if share := left[get_rank() :: get_world_size()]:
-            shared.add(get_rank(), _checked(answer(share, benchmark.cfg), share, name))
+            shared.add(get_rank(), _checked(benchmark.answers(share, answer), share, name))
         barrier()
 
         def write() -> Path:

@@ -204,7 +204,11 @@ class Listed(Dataset):
         (GOOD | {"image": Image.new("RGB", (8, 8))}, "bad_image", "the image is Image; expected a tensor [3, S, S]"),
         (GOOD | {"image": torch.zeros(1, 8, 8)}, "bad_image", "the image is [1, 8, 8]; expected a tensor [3, S, S]"),
         (GOOD | {"image": torch.zeros(3, 9, 9)}, "bad_image", "the image is [3, 9, 9], the first one [3, 8, 8]"),
-        ({"image": GOOD["image"], "answer": "A dog."}, "bad_caption", "'text_input' is missing (keys: image, answer)"),
+        (
+            {"image": GOOD["image"], "caption": "A dog."},
+            "bad_caption",
+            "'text_input' is missing (keys: image, caption)",
+        ),
         (GOOD | {"text_input": None}, "bad_caption", "'text_input' is NoneType, not text"),
         (GOOD | {"text_input": " \n"}, "bad_caption", "'text_input' is empty"),
         (KeyError("caption"), "bad_record", "KeyError: 'caption' (test_map_style.py line "),

@@ -192,7 +192,7 @@ def test_any_section_may_name_its_builder(tmp_path):
     assert laion.builder is None and laion.build_info.storage.endswith(".tar")
 
 
-KNOWN = "known: cc_sbu, cc_sbu_align, image_text_folder, image_text_jsonl, laion, webdataset."
+KNOWN = f"known: {', '.join(registry.names('builder'))}."
 ADD_ONE = "Add one in minigpt4/datasets/builders/__init__.py, or in a module of your own that the configuration names "
 ADD_ONE += "under imports: [my_package.my_module], as docs/custom_data.md shows"
 WRONG_NAMES = {

@@ -10,6 +10,7 @@ from minigpt4.datasets.builders.image_text_pair_builder import (
     LaionBuilder,
     WebDatasetBuilder,
 )
+from minigpt4.datasets.builders.instruction_builder import InstructionBuilder
 from minigpt4.datasets.builders.own_data_builder import ImageTextFolderBuilder, ImageTextJsonlBuilder
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "CCSBUBuilder",
     "ImageTextFolderBuilder",
     "ImageTextJsonlBuilder",
+    "InstructionBuilder",
     "LaionBuilder",
     "WebDatasetBuilder",
 ]

@@ -66,7 +66,7 @@ class BaseDatasetBuilder:
     def build_datasets(self) -> dict[str, BaseDataset]:
         """Return {"train": dataset}, and "val" where the section asks for it. Raises ValueError or OSError."""
         self.build_processors()
-        train = self._adapted(self.build_train_dataset(self.config["build_info"]["storage"]))
+        train = self._adapted(self.build_train_dataset(self.config["build_info"].get("storage")))
         train.sample_ratio = self.config.get("sample_ratio")
         train.batch_size = self.config.get("batch_size")
         splits, fraction = {"train": train}, self.config.get("val_fraction")
@@ -94,7 +94,7 @@ class BaseDatasetBuilder:
         builder.config = {**self.config, "build_info": _val_info(self.config) or self.config["build_info"]}
         builder.vis_processors = {"train": self.vis_processors["eval"]}
         builder.text_processors = {"train": self.text_processors["eval"]}
-        return builder._adapted(builder.build_train_dataset(builder.config["build_info"]["storage"]))
+        return builder._adapted(builder.build_train_dataset(builder.config["build_info"].get("storage")))
 
     def _adapted(self, dataset: Any) -> BaseDataset:
         return adapted(dataset, self.name, self.vis_processors["train"])

@@ -278,6 +278,16 @@ class BaseDataset:
         `image` may be a list of images, which are then in the sample as the list "images". `text`
         is a caption, or the (question, answer) pairs of a conversation: these are in the sample as
         "turns", and the first answer takes the caption's place. The text processor makes the texts.
+        """
+        sample = self.processed(image, *identity)
+        clean = self.text_processor or str
+        if isinstance(text, str):
+            return sample | {"text_input": clean(text)}
+        turns = tuple((question, clean(answer)) for question, answer in text)
+        return sample | {"text_input": turns[0][1], "turns": turns}
+
+    def processed(self, image: Image.Image | list, *identity: object) -> dict:
+        """Return {"image": [3, S, S]}, or {"images": list} of a list; augmentation as in `prepare`.
 
         With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and
         "normalise" turns it, or a batch of them, into what the processor would have given.
@@ -286,10 +296,4 @@ class BaseDataset:
         with seeded_by(self.place.seed, *identity):
             is_list = isinstance(image, list)
             sample = {"images": list(map(process, image))} if is_list else {"image": process(image)}
-        if normalise is not None:
-            sample["normalise"] = normalise
-        clean = self.text_processor or str
-        if isinstance(text, str):
-            return sample | {"text_input": clean(text)}
-        turns = tuple((question, clean(answer)) for question, answer in text)
-        return sample | {"text_input": turns[0][1], "turns": turns}
+        return sample if normalise is None else sample | {"normalise": normalise}

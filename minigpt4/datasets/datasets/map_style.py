@@ -14,6 +14,7 @@ from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.processors import ImageError
 
+_V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")
 TRIED = 10  # samples of which one must be usable, before a run begins
 
 
@@ -43,6 +44,7 @@ def adapted(dataset: Any, name: str, vis_processor: Any = None) -> BaseDataset:
 class MapStyleDataset(ImageTextDataset):
     """Any dataset with `__len__` and `__getitem__(int)`, whose samples have "image", and "text_input" or "turns".
 
+    Or the keys of MiniGPT-v2: "answer" and "instruction_input", "conv_a" and "conv_q"; then also without an image.
     What a processor draws from torch's generator is seeded by the run. A sample that ends in an error, as Pillow's for
     a broken image, or that is of another form, is counted, and the next one stands in.
     """
@@ -102,6 +104,8 @@ def _checked(sample: Any) -> dict:
         found = type(sample).__name__
         raise SkipSample("bad_record", f"the sample is {found}, not a mapping with image and text_input")
     sample = dict(sample)
+    if not sample.keys() & {"image", "images"} and sample.keys() & set(_V2_TEXTS):
+        sample["images"] = []  # the newest release's text alone
     if "images" not in sample and sample.get("image") is None:
         raise SkipSample("no_image", f"'image' is missing (keys: {', '.join(map(str, sample)) or 'none'})")
     for image in sample.get("images", [sample.get("image")]):
@@ -112,13 +116,15 @@ def _checked(sample: Any) -> dict:
     if turns := sample.get("turns"):
         sample["turns"] = tuple((_whole(question), _whole(answer)) for question, answer in turns)
         sample.setdefault("text_input", sample["turns"][0][1])
-    for key in sample.keys() & {"text_input", "instruction"}:
+    for key in sample.keys() & {"text_input", "instruction", *_V2_TEXTS}:
         sample[key] = _whole(sample[key])
-    text = sample.get("text_input")
+    # what is learnt: of 2023 and of own datasets, or else of the newest release
+    learnt = next((key for key in ("text_input", "answer", "conv_a") if key in sample), "text_input")
+    text = sample.get(learnt)
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
-        found = found if "text_input" in sample else "missing"
-        raise SkipSample("bad_caption", f"'text_input' is {found} (keys: {', '.join(map(str, sample))})")
+        found = found if learnt in sample else "missing"
+        raise SkipSample("bad_caption", f"'{learnt}' is {found} (keys: {', '.join(map(str, sample))})")
     return sample
 
 

@@ -36,7 +36,7 @@ def read_text(record: Any) -> str | Turns:
     key, messages = _first(record, CONVERSATIONS)
     turns = _bounded(_turns(messages, key) if key else [_question_and_caption(record)])
     _check(record, list(chain.from_iterable(turns)))
-    turns = tuple((_without_mark(question), _without_mark(answer)) for question, answer in turns)
+    turns = tuple((without_image_mark(question), without_image_mark(answer)) for question, answer in turns)
     is_caption = len(turns) == 1 and not turns[0][0]
     if not all(answer and (question or is_caption) for question, answer in turns):
         raise SkipSample("bad_caption", f"an empty question or answer in '{key}'" if key else "the caption is empty")
@@ -111,8 +111,8 @@ def _question_and_caption(record: dict) -> tuple[str, str]:
 
 
 def _turns(messages: Any, key: str) -> list[tuple[str, str]]:
-    if isinstance(messages, list) and _parts(messages[0])[0] == "system":
-        if _parts(messages[0])[1]:
+    if isinstance(messages, list) and message_parts(messages[0])[0] == "system":
+        if message_parts(messages[0])[1]:
             raise SkipSample("bad_record", f"has a system message in '{key}'; the model's template has its own")
         messages = messages[1:]
     if not isinstance(messages, list) or not messages or len(messages) % 2:
@@ -123,7 +123,7 @@ def _turns(messages: Any, key: str) -> list[tuple[str, str]]:
 
 
 def _message(message: Any, number: int) -> str:
-    who, value = _parts(message)
+    who, value = message_parts(message)
     if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
         expected = f'{{"from": "{("human", "gpt")[number % 2]}", "value": text}}'
         found = json.dumps(message, ensure_ascii=False)[:60]
@@ -131,7 +131,7 @@ def _message(message: Any, number: int) -> str:
     return clean_text(value)
 
 
-def _parts(message: Any) -> tuple[Any, Any]:
+def message_parts(message: Any) -> tuple[Any, Any]:
     """Return who says a message, and what; {"from", "value"} is LLaVA's, {"role", "content"} that of most others."""
     if not isinstance(message, dict):
         return None, None
@@ -168,6 +168,7 @@ def _check(record: dict, texts: list[str]) -> None:
             raise SkipSample("bad_record", f"has a '{key}', which is not read; write all turns as 'messages'")
 
 
-def _without_mark(text: str) -> str:
+def without_image_mark(text: str) -> str:
+    """Return a text without the marks that stand for its image, and without the blanks around them."""
     pieces = _IMAGE_MARK.split(text)
     return " ".join(filter(None, map(str.strip, pieces))) if len(pieces) > 1 else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -44,6 +44,8 @@ class BenchmarkConfig:
     prompt: str = "short_answer"  # a name of prompts.txt, or a text of your own
     max_new_tokens: int = 20
     batch_size: int = 8
+    temperature: float = 0.0  # 0: greedy; else answers are drawn, by `seed`
+    seed: int = 0
     max_images: int | None = None  # for a quick look: as many images, evenly spread, with all their questions
     ranking: str = "release"  # of items with options, one of ranking.RULES
     benchmark: str | None = None  # registered name, where the section has another
@@ -72,6 +74,10 @@ class Benchmark:
         """Return the scores of the answers, by id, one to each of the items."""
         raise NotImplementedError
 
+    def answers(self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]) -> Iterable[dict]:
+        """Return the lines of `answer(items, cfg)` (see run.Answer), one to each item; a benchmark may ask again."""
+        return answer(items, self.cfg)
+
     def prompt(self) -> Prompt:
         """Return the prompt. Raises ValueError for one that does not fit."""
         return find_prompt(self.cfg.prompt, self.ASKS)
@@ -99,6 +105,8 @@ class Benchmark:
         cannot be scored.
         """
         check_rule(self.cfg.ranking)
+        if not self.cfg.temperature >= 0:
+            raise ValueError(f"temperature: {self.cfg.temperature}; expected 0 (greedy) or more")
         items = self.items()
         where = f"'{self.files[0]}'" if self.files else "the benchmark"
         if not items:

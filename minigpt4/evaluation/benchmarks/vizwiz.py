@@ -1,9 +1,11 @@
 """VizWiz-VQA: questions that blind people asked about their photographs, some of which cannot be answered."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
+from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Scores
@@ -23,16 +25,18 @@ class VizWiz(Benchmark):
     """
 
     Config = VizWizConfig
-    RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py, as VizWiz's own evaluation"
+    RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py, as VizWiz's own; accuracy_minigpt4: MiniGPT-4, eval_vqa.py"
 
     def items(self) -> list[BenchmarkItem]:
         path, prompt = self.find("val.json", "*val*.json"), self.prompt()
-        items = []
+        items, num_asked = [], Counter()
         for where, row in rows(read_json(path), "annotations", path):
-            name, question = field(row, "image", str, where), field(row, "question", str, where)
+            name, question = field(row, "image", str, where), prompt.ask(field(row, "question", str, where))
+            num_asked[name] += 1  # once each in the official file
+            item_id = name if num_asked[name] == 1 else f"{name}/{num_asked[name]}"
             group = group_of(row, "answer_type", where)
-            items.append(BenchmarkItem(name, (self.image(name),), prompt.ask(question), people(row, where), group))
+            items.append(BenchmarkItem(item_id, (self.image(name),), question, people(row, where), group))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        return vqa_scores(items, answers)
+        return vqa_scores(items, answers, metrics.vizwiz_accuracy_minigpt4)

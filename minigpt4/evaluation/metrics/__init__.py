@@ -10,12 +10,18 @@ two lists; ids that do not match, nulls and missing references are a ValueError.
 `X_counts` has the counts of each item and `X_of` makes the figure of their sum: together they give its interval.
 """
 
-from minigpt4.evaluation.metrics.boxes import box_accuracy, box_iou, parse_box
+from minigpt4.evaluation.metrics.boxes import box_accuracy, box_iou, parse_box, starts_with_box
 from minigpt4.evaluation.metrics.captions import bleu, bleu_counts, bleu_of, cider_d, rouge_l
 from minigpt4.evaluation.metrics.chair import chair, chair_counts, chair_of, mentioned_objects, read_synonyms
 from minigpt4.evaluation.metrics.intervals import bootstrap, paired_bootstrap
 from minigpt4.evaluation.metrics.tokenizer import CAPTION_TOKENIZER, caption_words
-from minigpt4.evaluation.metrics.vqa import exact_match, vqa_accuracy
+from minigpt4.evaluation.metrics.vqa import (
+    exact_match,
+    lowered_match,
+    vizwiz_accuracy_minigpt4,
+    vqa_accuracy,
+    vqa_accuracy_minigpt4,
+)
 from minigpt4.evaluation.metrics.yes_no import MMEQuestion, mme, mme_counts, mme_of, pope, pope_counts, pope_of
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "chair_of",
     "cider_d",
     "exact_match",
+    "lowered_match",
     "mentioned_objects",
     "mme",
     "mme_counts",
@@ -44,5 +51,8 @@ __all__ = [
     "pope_of",
     "read_synonyms",
     "rouge_l",
+    "starts_with_box",
+    "vizwiz_accuracy_minigpt4",
     "vqa_accuracy",
+    "vqa_accuracy_minigpt4",
 ]

@@ -32,13 +32,15 @@ def box_accuracy(
     boxes: Mapping[Hashable, Box] | Sequence[Box],
     sizes: Mapping[Hashable, Sequence[float]] | Sequence[Sequence[float]],
     resolution: int = 100,
+    is_common: bool = False,
 ) -> dict:
     """Return how many answers name the right box, by the rule of MiniGPT-4's `eval_scripts/eval_ref.py`.
 
-    {"accuracy", "unparsable", "count", "iou": by id}: an answer is right if the intersection over union, pixels
-    inclusive (`plus_one`), is MORE than 0.5. `boxes` are (x, y, width, height) in pixels as in COCO's files, `sizes`
-    (width, height) of the image. An unparsable answer (`parse_box`) is wrong. lmms-eval counts 0.5 as right and adds
-    no pixel. Raises ValueError for ids that do not match and for what is no box or size.
+    {"accuracy", "unparsable", "count", "iou" and "hits": by id}: an answer is right if the intersection over union,
+    pixels inclusive (`plus_one`), is MORE than 0.5; with `is_common`, the rule of most others (lmms-eval), if that
+    without the added pixels is 0.5 or more. `boxes` are (x, y, width, height) in pixels as in COCO's files, `sizes`
+    (width, height) of the image. An unparsable answer (`parse_box`) is wrong. Raises ValueError for ids that do not
+    match and for what is no box or size.
     """
     said, right = matched(answers, boxes, "boxes")
     sizes = aligned(sizes, right, "sizes")
@@ -48,9 +50,10 @@ def box_accuracy(
         size = _numbers(sizes[item], 2, f"size of {item!r}")
         named = parse_box(text, resolution)
         unparsable += named is None
-        iou[item] = box_iou(np.multiply(named, size * 2), truth, plus_one=True) if named else 0.0
-    hits = sum(value > 0.5 for value in iou.values())
-    return {"accuracy": hits / len(iou), "unparsable": unparsable, "count": len(iou), "iou": iou}
+        iou[item] = box_iou(np.multiply(named, size * 2), truth, plus_one=not is_common) if named else 0.0
+    hits = {item: float(value > 0.5 or (is_common and value == 0.5)) for item, value in iou.items()}
+    accuracy = sum(hits.values()) / len(hits)
+    return {"accuracy": accuracy, "unparsable": unparsable, "count": len(iou), "iou": iou, "hits": hits}
 
 
 def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, float] | None:
@@ -59,9 +62,13 @@ def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, fl
     As MiniGPT-v2 writes it: the text starts with the box, blanks and <unk> aside, and holds no fifth number, so
     a second box makes it unparsable.
     """
-    text = text.replace("<unk>", "").replace(" ", "").strip()
     numbers = [int(digits) / resolution for digits in re.findall(r"\d+", text)]
-    return tuple(numbers) if _BOX.match(text) and len(numbers) == 4 else None
+    return tuple(numbers) if starts_with_box(text) and len(numbers) == 4 else None
+
+
+def starts_with_box(text: str) -> bool:
+    """Return whether a text begins with {<x1><y1><x2><y2>}, blanks and <unk> aside: MiniGPT-v2 asks again if not."""
+    return bool(_BOX.match(text.replace("<unk>", "").replace(" ", "").strip()))
 
 
 def _area(left: float, top: float, right: float, bottom: float, extra: float) -> float:

@@ -39,6 +39,37 @@ def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     return fmean(min(1.0, (agreeing - (text == said)) / 3) for text in written)
 
 
+def vqa_accuracy_minigpt4(answer: str, human_answers: Sequence[str]) -> float:
+    """Return `vqa_accuracy` as MiniGPT-4's `eval_vqa.py` computes it for OK-VQA.
+
+    The answer is lowered, and both sides are normalised by `normalise_answer`; neither is where the people are
+    unanimous. Raises ValueError for no human answer and for what is not text.
+    """
+    said = _on_one_line(text_of(answer, "answer").lower().replace("<unk>", ""))
+    written = [_on_one_line(text) for text in texts_of(human_answers, "human_answers")]
+    if len(set(written)) > 1:
+        said, written = normalise_answer(said), list(map(normalise_answer, written))
+    agreeing = written.count(said)
+    return fmean(min(1.0, (agreeing - (text == said)) / 3) for text in written)
+
+
+def vizwiz_accuracy_minigpt4(answer: str, human_answers: Sequence[str]) -> float:
+    """Return the share of three people who gave this answer, at most 1, as MiniGPT-4's `eval_vqa.py` does for VizWiz.
+
+    Capitals do not count, all else does. Raises ValueError for no human answer and for what is not text.
+    """
+    said = text_of(answer, "answer").lower()
+    return min(1.0, [text.lower() for text in texts_of(human_answers, "human_answers")].count(said) / 3)
+
+
+def lowered_match(answer: str, label: str) -> float:
+    """Return 1.0 if the answer in lower case is the label as it stands, as MiniGPT-4's `eval_vqa.py` for GQA and VSR.
+
+    Raises ValueError for what is not text.
+    """
+    return float(text_of(answer, "answer").lower() == text_of(label, "label"))
+
+
 def exact_match(answer: str, label: str) -> float:
     """Return 1.0 if the answer is the label, else 0.0; case, punctuation and surplus blanks do not count.
 
@@ -55,7 +86,7 @@ def normalise_answer(text: str) -> str:
     Line ends and tabs become blanks, `normalise_punctuation`, lower case, number words to ten become digits, articles
     are dropped, and apostrophes that are missing put in: "The two dogs, dont!" -> "2 dogs don't".
     """
-    text = normalise_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
+    text = normalise_punctuation(_on_one_line(text))
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_contractions().get(word, word) for word in words if word not in _ARTICLES)
 
@@ -73,6 +104,10 @@ def normalise_punctuation(text: str) -> str:
         text = text.replace(mark, "" if is_removed else " ")
     # the official code hands a flag, 32, to re.sub as the number of periods to remove
     return _PERIOD.sub("", text, count=32)
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _bare(text: str) -> str:

@@ -152,6 +152,34 @@ def refcoco(root, name="refcoco"):
     return {"eval_file_path": root}
 
 
+def vsr(root):
+    rows = []
+    for number, (caption, label) in enumerate([("The cat is on the mat.", 1), ("The cat is under the car.", 0)]):
+        draw(root / f"images/{number:012}.jpg", number)
+        relation = ("on", "under")[number]
+        rows.append({"image": f"{number:012}.jpg", "caption": caption, "label": label, "relation": relation})
+    write_lines(root / "vsr/test.jsonl", rows)
+    return {"eval_file_path": root / "vsr"}
+
+
+def iconqa(root):
+    rows = [{"image_id": "7", "question": "Which shape?", "choices": ["circle", "square"], "answer": 1}]
+    rows.append({"image_id": "8", "question": "How many?", "choices": ["a_b", "2", "3"], "answer": 0})
+    for number, row in enumerate(rows):
+        draw(root / f"images/{row['image_id']}/image.png", number)
+    write_json(root / "iconqa/choose_text_val.json", rows)
+    return {"eval_file_path": root / "iconqa"}
+
+
+def hm(root):
+    rows = [{"id": 1, "img": "img/1.png", "text": "love you", "label": 0}]
+    rows.append({"id": 2, "img": "img/2.png", "text": "go away", "label": 1})
+    for number, row in enumerate(rows):
+        draw(root / "images" / row["img"], number)
+    write_lines(root / "hm/dev_seen.jsonl", rows)
+    return {"eval_file_path": root / "hm"}
+
+
 def own_jsonl(root):
     rows = [
         {"id": "first", "image": "a.jpg", "question": "What colour?", "answer": "red"},
@@ -164,7 +192,7 @@ def own_jsonl(root):
     return {"eval_file_path": root / "questions.jsonl"}
 
 
-WRITERS = [coco_caption, vqav2, okvqa, vizwiz, gqa, pope, chair, mme, refcoco, own_jsonl]
+WRITERS = [coco_caption, vqav2, okvqa, vizwiz, gqa, pope, chair, mme, refcoco, vsr, iconqa, hm, own_jsonl]
 
 
 def opened(name, root, writer=None, **settings):

@@ -155,6 +155,36 @@ FAULTS = {
         "line 1: expected a question, a tab",
     ),
     "no size": ("refcoco", lambda r: edit(r / "refcoco_val.json", without("width")), "[0]: 'width' is missing"),
+    "no label": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").write_text('{"image": "a", "caption": "b"}'),
+        "'label' is missing",
+    ),
+    "another label": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").write_text('{"image": "a", "caption": "b", "label": 2}'),
+        "'label' is 2; expected 0 or 1",
+    ),
+    "no test.jsonl": (
+        "vsr",
+        lambda r: (r / "vsr/test.jsonl").rename(r / "vsr/other"),
+        "(found a folder without test.jsonl or *vsr*.json*)",
+    ),
+    "one choice": (
+        "iconqa",
+        lambda r: edit(r / "iconqa/choose_text_val.json", lambda c: c[0].update(choices=["circle"])),
+        "'choices' holds ['circle']; expected two texts or more",
+    ),
+    "no such choice": (
+        "iconqa",
+        lambda r: edit(r / "iconqa/choose_text_val.json", lambda c: c[0].update(answer=2)),
+        "'answer' is 2; expected the place of a choice, 0 to 1",
+    ),
+    "a label of text": (
+        "hm",
+        lambda r: (r / "hm/dev_seen.jsonl").write_text('{"img": "a", "text": "b", "label": "1"}'),
+        "'label' is text; expected a number",
+    ),
     "no box": (
         "refcoco",
         lambda r: edit(r / "refcoco_val.json", lambda c: c[0].update(bbox=[1, 2])),
@@ -190,7 +220,7 @@ def options_of(name, root, **more):
 
 def test_sections_are_typed_and_keep_the_keys_of_the_release(tmp_path):
     keys = options_of("gqa", tmp_path, batch_size=10, max_new_tokens=20)
-    unused = ["evaluation_datasets.iconvqa.eval_file_path=/path/to/eval/annotation/path"]
+    unused = ["evaluation_datasets.vsr.eval_file_path=/path/to/eval/annotation/path"]
     ((name, (benchmark, items)),) = open_benchmarks(config(*keys, *unused), ["gqa", "gqa"]).items()
     assert (name, benchmark.cfg.batch_size, benchmark.cfg.max_new_tokens, len(items)) == ("gqa", 10, 20, 2)
 

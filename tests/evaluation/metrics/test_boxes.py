@@ -114,3 +114,18 @@ def test_iou_is_symmetric_and_moves_with_the_boxes(a, b, plus_one, offset):
     assert 0 <= value <= 1 and value == box_iou(b, a, plus_one)
     moved = [[number + offset for number in box] for box in (a, b)]
     assert box_iou(*moved, plus_one) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "box", "by_release", "common"),
+    [
+        ("{<0><0><1><3>}", (0, 0, 2, 4), 1.0, 0.0),  # 8 of 15 inclusive pixels, 3 of 8 others
+        ("{<0><0><2><4>}", (0, 0, 4, 4), 1.0, 1.0),  # 15 of 25, and just a half
+        ("{<0><0><1><4>}", (0, 0, 4, 4), 0.0, 0.0),
+        ("a cup", (0, 0, 4, 4), 0.0, 0.0),
+    ],
+)
+def test_the_rule_of_most_others_adds_no_pixel_and_takes_a_half(answer, box, by_release, common):
+    settings = ([answer], [box], [(100, 100)])
+    assert box_accuracy(*settings)["accuracy"] == by_release
+    assert box_accuracy(*settings, is_common=True)["accuracy"] == common

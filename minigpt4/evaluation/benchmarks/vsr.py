@@ -1,0 +1,51 @@
+"""VSR: is a statement about where things are in the image true or false?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from minigpt4.common.registry import registry
+from minigpt4.evaluation import metrics
+from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
+from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, read_json_lines, rows
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, with_groups
+
+LABELS = ("false", "true")
+
+
+@dataclass
+class VSRConfig(BenchmarkConfig):
+    prompt: str = "minigpt_v2_vsr"
+    max_new_tokens: int = 10
+
+
+@registry.register_benchmark("vsr")
+class VSR(Benchmark):
+    """`eval_file_path`: `test.jsonl` of cambridgeltl/vsr_zeroshot (nothing is fetched from the hub), a JSON list, too
+
+        {"image": "000000085637.jpg", "caption": "The cat is on the mat.", "label": 1, "relation"}
+    `img_path`: the folder of the images. A relation has figures of its own.
+    """
+
+    Config = VSRConfig
+    RULES = "exact match, case and punctuation aside; accuracy_minigpt4: eval_vqa.py's, where only case is"
+
+    def items(self) -> list[BenchmarkItem]:
+        path, prompt = self.find("test.jsonl", "*vsr*.json*"), self.prompt()
+        listed = read_json_lines(path) if path.suffix == ".jsonl" else rows(read_json(path), "", path)
+        items = []
+        for number, (where, row) in enumerate(listed):
+            label = field(row, "label", int, where)
+            if label not in (0, 1):
+                raise ValueError(f"{where}: 'label' is {label}; expected 0 or 1")
+            image, question = self.image(field(row, "image", str, where)), prompt.ask(field(row, "caption", str, where))
+            items.append(
+                BenchmarkItem(str(number), (image,), question, LABELS[label], group_of(row, "relation", where))
+            )
+        return items
+
+    def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
+        right = {item.id: metrics.exact_match(answers[item.id], item.reference) for item in items}
+        by_release = {item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items}
+        figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
+        said = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
+        return Scores(with_groups(figures, items), right, sum(text not in LABELS for text in said))
