@@ -203,7 +203,7 @@ def test_a_bomb_is_given_up_in_little_time_and_memory(pack, name):
         (b'{"__kind__": "wids-shard-index-v1"}', "JSON, perhaps an index of shards"),
         (b"\xff\xd8\xff\xe0" + b"jpeg" * 200, "no tar archive: (invalid header|bad checksum)"),
         (b"text", "no tar archive: truncated header"),
-        (gzip.compress(b"no tar" * 99), "no tar archive: (invalid header|bad checksum)"),
+        (gzip.compress(b"no tar" * 99, mtime=0), "no tar archive: (invalid header|bad checksum)"),
     ],
 )
 def test_what_is_no_tar_is_named(content, says):
