@@ -32,7 +32,8 @@ def tokenizer_of(model, chatml_tokenizer):
 
 def settings(template, **changes):
     texts = {"prompt_template": template.training, "end_sym": END[template], "max_txt_len": 1000}
-    return SimpleNamespace(**{**texts, "mask_eos_labels": False, **changes})
+    limits = {"mask_eos_labels": False, "chat_template": False, "max_context_len": 3800}
+    return SimpleNamespace(**{**texts, **limits, **changes})
 
 
 def row_of(tokenizer, template, turns, **changes):

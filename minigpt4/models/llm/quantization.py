@@ -283,3 +283,4 @@ class NF4Shape(_Quantised):
 
 
 _LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
+OWN_LAYERS = tuple(_LAYERS.values())
