@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from minigpt4.text.segments import Marked
 
 TEXTS = ("answer", "instruction_input", "conv_q", "conv_a", "connect_sym")  # the release's keys, a text a sample
@@ -48,6 +46,8 @@ def _turns(sample: dict[str, str], name: Any) -> tuple[tuple[Marked, str], ...]:
 
 def _images(samples: dict[str, Any], size: int) -> dict[str, Any]:
     """Return "image" [I, 3, S, S] of all samples in order, and "num_images"."""
+    import torch  # a preview, and --help, have no images
+
     image = samples.get("image")
     if image is None:
         return {"image": torch.empty(0, 3, 0, 0), "num_images": [0] * size}
