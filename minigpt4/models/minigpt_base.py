@@ -8,6 +8,7 @@ D LLM width, L positions of a row, N targets.
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -163,16 +164,34 @@ class MiniGPTBase(DryRun, TrainedWeights, BaseModel):
 
     # forward: images, rows, loss
 
-    def forward(self, samples: dict) -> dict:
+    def forward(self, samples: dict, reduction: str = "mean") -> dict:
         """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": N}.
 
         `samples` has "image", the images [I, 3, S, S] of all samples in order, and the texts that
-        `text.rows.batch_rows` describes; or it is a batch of the newest release, `text.release_samples`. Raises
-        ValueError for a batch without a target. Waits for no device.
+        `text.rows.batch_rows` describes; or it is a batch of the newest release, `text.release_samples`. The
+        `reduction` "none" gives `row_losses`. Raises ValueError for a batch without a target. Waits for no device.
         """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction: {reduction!r}; expected 'mean' or 'none'")
         samples = from_release(samples)
-        images = self.encode_batch(samples["image"])  # [I, Q, D]
-        rows = self.rows(samples)
+        images, rows = self.encode_batch(samples["image"]), self.rows(samples)
+        if reduction == "none":
+            return self.row_losses(rows, images)
+        losses, _ = self._target_losses(rows, images)
+        return {"loss": losses.mean(), "num_targets": len(losses)}
+
+    def row_losses(self, rows: list[Row], images: torch.Tensor) -> dict:
+        """Return {"loss": sum over each row's targets [B], "num_targets": [B]}, 0 and 0 for a row without one.
+
+        `images` are vectors [I, Q, D]; several rows may have one image. Neither depends on the other rows. Raises
+        ValueError if no row has a target.
+        """
+        losses, order = self._target_losses(rows, images)
+        counts = layouts.send([row.num_targets for row in rows], losses.device)
+        return {"loss": row_logits.sums_of_rows(losses, order, rows), "num_targets": counts}
+
+    def _target_losses(self, rows: list[Row], images: torch.Tensor) -> tuple[torch.Tensor, Sequence[int]]:
+        """Return (cross entropy of each target [N], the rows as they stand in it one behind the other)."""
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
         backend = self.choose_backend()
@@ -180,13 +199,13 @@ class MiniGPTBase(DryRun, TrainedWeights, BaseModel):
             if backend == "padded":
                 pad_id = self.llama_tokenizer.pad_token_id
                 logits, targets = row_logits.padded(self.llama_model, rows, images, pad_id, self.llm_checkpointing)
+                order = range(len(rows))
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
                 label_logits = backends.PACKED[backend]
                 logits = row_logits.packed(self.llama_model, packed, images, label_logits, self.llm_checkpointing)
-                targets = packed.targets
-        loss = row_logits.CrossEntropy.apply(logits, layouts.send(targets, logits.device))
-        return {"loss": loss, "num_targets": len(targets)}
+                targets, order = packed.targets, packed.rows
+        return row_logits.TokenLosses.apply(logits, layouts.send(targets, logits.device)), order
 
     def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.

@@ -250,7 +250,7 @@ def test_gradients_of_llm_weights_are_transformers_own(name, trained, recompute)
 
     packed = layouts.pack(rows, 2, may_share=False)
     logits = row_logits.packed(llm, packed, images, backends.PACKED["packed"], recompute)
-    found = gradients(row_logits.CrossEntropy.apply(logits, torch.tensor(packed.targets)))
+    found = gradients(row_logits.TokenLosses.apply(logits, torch.tensor(packed.targets)).mean())
     losses = []
     for row in rows:
         logits = llm(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0, :-1]

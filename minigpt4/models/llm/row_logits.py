@@ -69,8 +69,18 @@ def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad
     }
 
 
-class CrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of logits [N, V] with targets [N] in float32, a few rows at a time.
+def sums_of_rows(losses: torch.Tensor, order: Sequence[int], rows: Sequence[Row]) -> torch.Tensor:
+    """Return the sum of each row's losses [B], 0 for a row without a target.
+
+    `losses` [N] are those of the rows' targets, one row behind the other as `order` has them.
+    """
+    # by pieces: on a GPU a scattered sum is not the same each time
+    sums = [part.sum() for part in losses.split([rows[number].num_targets for number in order])]
+    return losses.new_zeros(len(rows)).index_copy(0, send(order, losses.device), torch.stack(sums))
+
+
+class TokenLosses(torch.autograd.Function):
+    """Cross entropy [N] of logits [N, V] with targets [N] in float32, a few rows at a time.
 
     For backward it keeps the logits in their own type and nothing in float32.
     """
@@ -78,21 +88,21 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, targets)
-        size, sums = _rows_at_a_time(logits), []
+        size, losses = _rows_at_a_time(logits), []
         for rows, target in zip(logits.split(size), targets.split(size), strict=True):
-            sums.append(nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
-        return torch.stack(sums).sum() / len(targets)
+            losses.append(nn.functional.cross_entropy(rows.float(), target, reduction="none"))
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets = ctx.saved_tensors
         size, out = _rows_at_a_time(logits), torch.empty_like(logits)
-        scale = grad / len(targets)
-        for part, rows, target in zip(out.split(size), logits.split(size), targets.split(size), strict=True):
+        parts = zip(*(each.split(size) for each in (out, logits, targets, grad)), strict=True)
+        for part, rows, target, scale in parts:
             # the gradient: what softmax gives each token, less one for the target
             shares = rows.float().softmax(-1)
             shares.scatter_add_(1, target[:, None], shares.new_full((len(target), 1), -1.0))
-            part.copy_(shares.mul_(scale))
+            part.copy_(shares.mul_(scale[:, None]))
         return out, None
 
 
