@@ -7,7 +7,7 @@ serves many sessions; one answer (or batch) at a time is the sensible load of on
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # it imports this module for its 2023 name
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 
 MAX_MESSAGE_CHARS = 32_768  # some 8,000 tokens; refused before it costs tokenising
+_PENALTY = [field.name for field in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
 _SHARED = ("cache", "stop_event", "on_notice")  # arguments of answers beside those of Sampling
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Chat:
 
     Arguments that `answer`, `stream_answer` and `answer_batch` share:
       conv, img_list    the dialogue, whose last message is the user's, and its images in order
-      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, ..
+      sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, .. (see `_request`)
       stop_event        a threading.Event; when set, the answer ends with the token being computed
       on_notice         called with a sentence when turns had to be left out; logs it by default
       cache             the conversation's PrefixCache: only what is new is computed
@@ -119,7 +120,7 @@ class Chat:
         Raises ValueError for a dialogue without an open question or settings out of range; then, as
         after any other error, `conv` is as it was.
         """
-        request = _request(sampling, named, _SHARED)
+        request = self._request(sampling, named, _SHARED)
         context = self._context(conv, img_list, request)
         return self._close(conv, context, self._generate([context], request)[0])
 
@@ -128,7 +129,7 @@ class Chat:
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
         """
-        request = _request(sampling, named, _SHARED)
+        request = self._request(sampling, named, _SHARED)
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
@@ -143,7 +144,7 @@ class Chat:
 
     def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
         """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
-        request = _request(sampling, named, ("on_notice",))
+        request = self._request(sampling, named, ("on_notice",))
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
     def model_generate(self, context: Context, streamer: Any = None, **sampling: Any) -> Tensor:
@@ -173,6 +174,11 @@ class Chat:
         return context.embeds(self.model.llama_model.get_input_embeddings())
 
     # parts of them
+
+    def _request(self, sampling: Sequence, named: dict[str, Any], others: Sequence[str]) -> Request:
+        """Return the Request of one answer, with the model's repetition penalty where none is given."""
+        usual = {"repetition_penalty": getattr(self.model, "repetition_penalty", 1.0)}
+        return _request(sampling, (usual if len(sampling) <= _PENALTY else {}) | named, others)
 
     def _pixels(self, image: Any) -> Tensor:
         if not isinstance(image, torch.Tensor):

@@ -23,6 +23,7 @@ from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
 from minigpt4.models.llm import adapters, backends, language_model, layouts, quantization, row_logits
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
+from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
 
 
-class MiniGPTBase(DryRun, TrainedWeights, BaseModel):
+class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
     """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
 
     Config = MiniGPT4Config
