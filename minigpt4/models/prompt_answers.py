@@ -38,6 +38,8 @@ class PromptAnswers:
         Each is the same alone and in a batch. It ends with the end token, or with `stop_words_ids`: ids, or sequences
         of them. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises ValueError.
         """
+        from transformers import RepetitionPenaltyLogitsProcessor  # `generate` skips as many tokens as are padded
+
         embeds, mask = self.prompt_embeds(images, texts)
         stops = [[stop] if isinstance(stop, int) else list(stop) for stop in stop_words_ids]
         ends = {self.llama_tokenizer.eos_token_id, *(stop[0] for stop in stops if len(stop) == 1)}
@@ -49,7 +51,7 @@ class PromptAnswers:
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=max(min_length - 1, 0),
                 num_beams=num_beams,
-                repetition_penalty=float(repetition_penalty),
+                logits_processor=[RepetitionPenaltyLogitsProcessor(float(repetition_penalty))],
                 length_penalty=float(length_penalty),
                 do_sample=do_sample,
                 eos_token_id=sorted(ends),

@@ -3,15 +3,18 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import minigpt4
 from minigpt4.common.registry import registry
 from tests.golden_v2 import GOLDEN, read
 
+PACKAGE = Path(minigpt4.__file__).parent
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/forward_cases.json"))
 CONFIGS = {path.parent.name: read(f"{path.parent.name}/config.json") for path in GOLDEN.glob("*/config.json")}
 DIMS = next((config for config in CONFIGS.values() if "vit" in config), {})
@@ -48,22 +51,21 @@ def llm_folder(name, folder):
 def golden_config(which, folder, **changes):
     """Return the `model` section of a folder of the set (the ViT copied into `folder`), with `changes`."""
     config = CONFIGS[which]
+    model_class = registry.get_model_class(config["arch"])
+    defaults = PACKAGE / model_class.PRETRAINED_MODEL_CONFIG_DICT[config.get("model_type", "pretrain")]
     section = {
         "arch": config["arch"],
         "vit_ckpt": str(write_vit(folder)),
         "llama_model": str(llm_folder(config.get("llama", "llama"), folder)),
         "ckpt": str(GOLDEN / "model" / CHECKPOINTS[config["arch"]]),
         "image_size": config.get("image_size", DIMS["image_size"]),
-        "has_qformer": False,
-        "mask_eos_labels": False,
         "vit_precision": "fp32",
         "llm_precision": "fp32",
         "check_llm": False,  # random weights
         **{key: config[key] for key in ("lora_r", "lora_alpha", "prompt_template") if key in config},
         **changes,
     }
-    model_class = registry.get_model_class(config["arch"])
-    return OmegaConf.merge(OmegaConf.structured(model_class.Config), section)
+    return OmegaConf.merge(OmegaConf.structured(model_class.Config), OmegaConf.load(defaults).model, section)
 
 
 def golden_model(which, folder, **changes):

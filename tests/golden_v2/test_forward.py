@@ -155,6 +155,16 @@ def test_loss_and_gradients(models, which, case, backend, monkeypatch):
     assert without == case["grad_is_none"]
 
 
+@pytest.mark.parametrize(("which", "case"), [c for c in cases(None) if c.values[1]["reduction"] == "none"])
+def test_losses_of_samples(models, which, case):
+    """The release divides a sample's sum by the padded length of its batch; ours says the sum, and of how many."""
+    model, samples, golden = played(models, which, case)
+    found = model(samples, reduction="none")
+    length = golden["inputs_embeds"].shape[1]
+    np.testing.assert_allclose(found["loss"].detach() / (length - 1), golden["loss"], rtol=0, atol=LOSS)
+    assert found["num_targets"].tolist() == (golden["part_targets"] != IGNORED).sum(1).tolist()
+
+
 @pytest.mark.parametrize(("which", "case"), cases("pad token in the text"))
 def test_a_pad_token_in_the_text_is_read_and_learnt(models, which, case):
     """The release does not attend to it in a conversation, and does not learn it in an answer."""
