@@ -18,7 +18,7 @@ from minigpt4.common.registry import registry
 from minigpt4.runners.run_config import RunConfig
 from minigpt4.tasks import setup_task
 from tests.golden_v2 import GOLDEN, read
-from tests.golden_v2.model import FOLDERS, golden_config
+from tests.golden_v2.model import CONFIGS, FOLDERS, golden_config
 
 RUN_KEYS = [field.name for field in dataclasses.fields(RunConfig)]
 # The fixtures' README: measured between torch versions 4.1e-6, 5.7e-6, 1.3e-5 and 3.7e-7.
@@ -39,9 +39,15 @@ def golden_batches(which):
     return batches
 
 
+def settings_of_one_prompt(which):
+    """Return the settings of the forward case with one prompt: a run without settings of its own has them."""
+    cases = read(f"{which}/forward_cases.json")
+    return next((case["settings"] for case in cases if "one_prompt" in case["name"]), {})
+
+
 def build(which, run, folder, initial):
     """Return the runner around the model at the golden start, through the configuration that train.py checks."""
-    settings = read(f"{which}/runs.json").get("settings", {})
+    settings = read(f"{which}/runs.json").get("settings") or settings_of_one_prompt(which)
     model_cfg = golden_config(which, folder, **settings)
     keys = [key for key in model_cfg if model_cfg[key] not in (None, "")]
     options = {f"run.{key}": value for key, value in run["run"].items() if key in RUN_KEYS}
@@ -61,6 +67,7 @@ def build(which, run, folder, initial):
     for part in model.llama_model.modules():  # the fixtures were made without it
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
+    model.prompt_list = CONFIGS[which].get("one_prompt", [])
     model.load_trainable(parameters(initial, "init"), "the fixture")
     return registry.get_runner_class(cfg.run_cfg.runner)(cfg=cfg, task=task, model=model, datasets={})
 

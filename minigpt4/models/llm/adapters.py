@@ -5,7 +5,8 @@ adapter's name, `default`, before `.weight`, and `.base_layer` before that of th
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -53,6 +54,19 @@ def train(llm: nn.Module, mode: bool) -> None:
     """Let the updates drop inputs, or not; the LLM that they are beside stays in evaluation mode."""
     for layer in _layers(llm):
         layer.lora_dropout.train(mode)
+
+
+@contextmanager
+def without_dropout(llm: nn.Module) -> Iterator[None]:
+    """Within the block nothing in the LLM is dropped, so that two ways to compute can be compared."""
+    dropping = [part for part in llm.modules() if isinstance(part, nn.Dropout) and part.training]
+    for part in dropping:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in dropping:
+            part.train()
 
 
 def merge(llm: nn.Module) -> None:
