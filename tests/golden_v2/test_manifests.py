@@ -54,9 +54,8 @@ def test_checkpoints(skeletons, name):
     """What the release saves is what we save, constants aside; and we take all of it."""
     model, released = skeletons(*SAVED[name]), read(f"i_manifest/{name}")
     released = released.get("keys", released)
-    found = {
-        key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in model.trainable_state_dict().items()
-    }
+    own = model.trainable_state_dict()
+    found = {key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in own.items()}
     assert found == {key: value for key, value in released.items() if not key.endswith(CONSTANTS)}
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in released.items()}
     taken = weights.match(state, own, "model.ckpt", "file", weights.CHECKPOINT_EXCESS)
