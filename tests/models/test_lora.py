@@ -10,6 +10,7 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models.llm import adapters
 from tests.golden_v2 import GOLDEN
 from tests.golden_v2.model import golden_config, golden_model
+from tests.training import found_by_two_ranks
 
 ATOL = 1e-5  # float32; gradients are up to 3, measured differences up to 3e-6
 CKPT = GOLDEN / "model/minigpt_v2_ckpt.safetensors"
@@ -252,3 +253,45 @@ def test_the_plan_counts_what_trains(tmp_path):
     sizes = {name: torch.Size(shape).numel() for name, shape in config["trainable"].items()}
     assert parts["llama_model"].trainable == sum(size for name, size in sizes.items() if ".lora_" in name)
     assert parts["llama_proj"].trainable == sizes["llama_proj.weight"] + sizes["llama_proj.bias"]
+
+
+TWO_RANKS = """
+import json, os, sys
+from pathlib import Path
+import torch
+from minigpt4.common.dist_utils import average_gradients
+from minigpt4.runners import RunnerBase
+from tests.golden_v2.model import golden_model
+from tests.models.test_lora import batch, text_alone
+from tests.training import settings
+
+root, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+cfg = settings(root)
+cfg.pretty_print = lambda: None
+folder = root / f"model_{rank}"
+folder.mkdir()
+with RunnerBase.launched(cfg):
+    model = golden_model("b_minigpt_v2", folder, chat_template=True, end_sym="</s>")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01)
+    # rank 1 never has an image; in the last step neither has
+    for samples in (batch(model), text_alone()) if rank == 0 else (text_alone(), text_alone()):
+        model(samples)["loss"].backward()
+        average_gradients(trained)
+        optimizer.step()
+        optimizer.zero_grad()
+    steps = [int(optimizer.state[parameter]["step"]) for parameter in trained]
+    sums = [parameter.double().sum().item() for parameter in trained]
+    json.dump({"steps": steps, "sums": sums}, open(root / f"found_{rank}.json", "w"))
+"""
+
+
+def text_alone():
+    return {"instruction_input": ["List two animals."], "answer": ["a cat and a dog"]}
+
+
+def test_two_ranks_train_what_they_can_when_one_has_no_image(tmp_path):
+    """Neither waits; both have the same weights; a step without any image leaves the projection alone on both."""
+    first, second, _ = found_by_two_ranks(TWO_RANKS, tmp_path)
+    assert first == second
+    assert first["steps"] == [2] * 8 + [1] * 2  # LoRA, then weight and bias of the projection
