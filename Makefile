@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart demo test test-fast latest oldest survival check clean
+.PHONY: help quickstart demo test test-fast latest oldest survival lmms-eval vlmevalkit check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
@@ -16,6 +16,8 @@ help:
 	@echo "make latest       the tests of make test-fast with the newest release of every package, bounds left out"
 	@echo "make oldest       the whole test suite with the oldest releases that requirements.txt allows"
 	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"
+	@echo "make lmms-eval    lmms-eval with the model minigpt4, in build/lmms-eval; then its tests"
+	@echo "make vlmevalkit   VLMEvalKit, in build/vlmevalkit, whose MiniGPT-4 is this one; then its tests"
 	@echo "make check        lint and formatting"
 	@echo "make clean        remove the environment and outputs"
 
@@ -51,6 +53,10 @@ oldest:
 
 survival: $(READY)
 	$(BIN)/python -m pytest tests/survival -m survival --fault-table docs/reliability.md
+
+lmms-eval vlmevalkit: $(READY)
+	$(BIN)/python -m tests.evaluation.harnesses.environment $@
+	$(BIN)/python -m pytest tests/evaluation/harnesses/test_$(subst -,_,$@).py
 
 check: $(READY)
 	$(BIN)/ruff check .

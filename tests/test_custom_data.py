@@ -196,7 +196,10 @@ def test_the_documented_section_trains(name, rows, tmp_path, run, capsys, own_co
 
 @pytest.mark.parametrize("name", ["JSON lines", "Tar files"])
 def test_the_documented_validation_is_in_the_log(name, rows, tmp_path, run, capsys):
-    """The loss on what is held out falls with that on what is learnt; both ways of asking for a split."""
+    """The loss on what is held out falls with that on what is learnt; both ways of asking for a split.
+
+    Beside it stand controls, and answers to some of it on a page.
+    """
     example, section = SECTIONS[name]
     MAKERS[name](example, tmp_path, rows)
     text = (ROOT / "docs/custom_data.md").read_text(encoding="utf-8").split("\n## Validation")[1]
@@ -208,4 +211,13 @@ def test_the_documented_validation_is_in_the_log(name, rows, tmp_path, run, caps
     folder = run(config, **asked, **{"run.max_epoch": 2, "run.iters_per_epoch": 6})
     first, last = map(json.loads, (folder / "log.txt").read_text().splitlines()[-2:])
     assert last["val_loss"] < first["val_loss"] - 0.05
+    assert all(first[f"val_{name}_loss"] > 0 for name in ("blank", "wrong"))
+    records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [6, 12]
+    assert [record["loss"] for record in records] == [first["val_loss"], last["val_loss"]]
+    page = (folder / "samples.html").read_text()
+    for sample in records[0]["samples"]:
+        assert "[image]" in sample["prompt"] and sample["reference"] and sample["reference"] in page
+    assert len(records[0]["samples"]) == page.count('src="data:image/') == page.count("<figure>") > 0
+    assert "http" not in page.split("</style>")[1]
     assert ("left to val" in capsys.readouterr().out) == (name == "Tar files")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "evaluation": {"common", "conversation", "datasets"},
     "serving": {"common", "conversation"},
     "tasks": {"common", "datasets"},
-    "runners": {"common", "models"},
+    "runners": {"common", "models", "conversation", "evaluation"},
 }
 # the quickstart may import everything, and nothing imports it
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)

@@ -50,8 +50,11 @@ def test_stage_1_trains_and_says_what_2023_said(stage1):
         "checkpoint_0.pth",
         "checkpoint_1.pth",
         "log.txt",
+        "loss.png",
         "metrics.jsonl",
         "result",
+        "run_card.json",
+        "run_card.md",
     ]
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(6))

@@ -5,6 +5,7 @@ the projection is the last result of a backward pass, so there is nothing to ove
 no buffer is ever looked at or sent.
 """
 
+import importlib
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,6 +154,9 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     rank, world_size = launch[:2]
     print(f"| distributed init (rank {rank}, world {world_size}): {run_cfg.dist_url}", flush=True)
     timeout = timedelta(seconds=run_cfg.dist_timeout_s)
+    # Imported later (torch's optimizers do), it would keep the group of then as a default of its functions;
+    # gloo's threads then outlive `leave_process_group`, and the process can abort on its way out.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         store, *_ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
         # torchrun keeps its store over restarts: without a prefix, a rank would look for those of before

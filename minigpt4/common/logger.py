@@ -1,22 +1,20 @@
-"""What a run says and writes: lines of the 2023 shapes, `log.txt`, `metrics.jsonl`, TensorBoard."""
+"""What a run says while it trains: lines of the 2023 shapes, and the numbers of each step."""
 
-import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from minigpt4.common.device import peak_memory_mib
 from minigpt4.common.dist_utils import get_rank, get_world_size, is_main_process, main_print, sum_over_ranks
+from minigpt4.common.run_log import RunLog
 
 _TIMER_WINDOW = 20  # iterations that `time` and `data` are means of
 
@@ -44,72 +42,16 @@ def whole_seconds(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
+def short_number(value: float) -> str:
+    """Return a number of 0 or more in three digits: 0.52, 5.8, 61, 610, 12.3k."""
+    if value >= 9999.5:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.{2 - (value >= 1) - (value >= 9.95)}f}"
+
+
 def batch_size(batch: dict[str, Any]) -> int:
     """Return the number of samples of a batch: each of its values has one entry a sample."""
     return len(next(iter(batch.values())))
-
-
-class RunLog:
-    """The text files of a run, written by rank 0, and TensorBoard's.
-
-    A full disk or a lost folder costs lines and one warning, never the training.
-    """
-
-    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
-        self.folder, self._has_warned = folder, False
-        self._board = None
-        if tensorboard and is_main_process():
-            from torch.utils.tensorboard import SummaryWriter
-
-            with self._losing_lines(folder):
-                self._board = SummaryWriter(str(folder))
-
-    def config(self, plain: dict[str, Any]) -> None:
-        """Append the whole configuration to `log.txt`, as one pretty-printed JSON object."""
-        self._append("log.txt", json.dumps(plain, indent=4))
-
-    def epoch(self, stats: dict[str, float]) -> None:
-        """Append the numbers of an epoch to `log.txt`, as one JSON line."""
-        self._append("log.txt", json.dumps(stats))
-
-    def has_epoch(self, stats: dict[str, float]) -> bool:
-        """Return whether `log.txt` has a line that begins with these numbers of an epoch."""
-        path = self.folder / "log.txt"
-        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(encoding="utf-8", errors="replace")
-
-    def steps(self, records: list[dict[str, Any]]) -> None:
-        """Append one JSON line a step to `metrics.jsonl`."""
-        if records:
-            self._append("metrics.jsonl", "\n".join(json.dumps(record) for record in records))
-        for record in records if self._board else ():
-            with self._losing_lines(self.folder):
-                for key in ("loss", "lr"):
-                    self._board.add_scalar(f"train/{key}", record[key], record["step"])
-
-    def close(self) -> None:
-        """Close TensorBoard's file; the others are opened for each line."""
-        if self._board:
-            with self._losing_lines(self.folder):
-                self._board.close()
-
-    def _append(self, name: str, text: str) -> None:
-        if not is_main_process():
-            return
-        with self._losing_lines(self.folder / name), open(self.folder / name, "ab+") as file:
-            if file.seek(0, os.SEEK_END):  # a run that was killed may have left half a line
-                file.seek(-1, os.SEEK_END)
-                text = text if file.read(1) == b"\n" else f"\n{text}"
-            file.write(f"{text}\n".encode())
-
-    @contextmanager
-    def _losing_lines(self, path: Path) -> Iterator[None]:
-        """Within the block, what cannot be written is lost; that is said once."""
-        try:
-            yield
-        except OSError as error:
-            if not self._has_warned:
-                logging.warning("cannot write %s (%s); training goes on without it", path, error)
-            self._has_warned = True
 
 
 @dataclass
@@ -135,16 +77,17 @@ class MetricLogger:
         self.index = self._first_index = self._num_unknown = 0  # to be made; first of this process; of unknown loss
         self.skipped = self._in_a_row = 0
         self._unread, self._unread_updates = [], []  # until a line is due
-        self._unwritten = []
-        self._times, self._data_times = deque(maxlen=_TIMER_WINDOW), deque(maxlen=_TIMER_WINDOW)
+        self._unwritten, self._last = [], {}  # records of steps; the last one that was written
+        self._window = deque(maxlen=_TIMER_WINDOW)  # those that rates are of
+        self._data_seconds = 0.0
         self._start = self._step_start = time.perf_counter()
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
-        """Time the block as `data`: waiting for the loader."""
-        start = time.perf_counter()
+        """Time the block as `data`: waiting for the loader. A step begins here, behind what was saved or validated."""
+        start = self._step_start = time.perf_counter()
         yield
-        self._data_times.append(time.perf_counter() - start)
+        self._data_seconds = time.perf_counter() - start
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs before the next step, be it the next epoch's. Raises NonFiniteLossError."""
@@ -165,13 +108,17 @@ class MetricLogger:
         self._num_unknown, self.samples_seen = index - len(self.losses), state["samples_seen"]
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
-    def add(self, loss: torch.Tensor, lr: float, batch: dict[str, Any]) -> None:
-        """Take the loss (a scalar tensor, any device) and lr of the current step, and its batch."""
+    def add(self, loss: torch.Tensor, lr: float, batch: dict[str, Any], num_tokens: int = 0) -> None:
+        """Take the loss (a scalar tensor, any device) and lr of the current step, and its batch.
+
+        `num_tokens`: positions that the LLM read for it on this rank, text and image, without padding; 0 if unknown.
+        """
         self.samples_seen += batch_size(batch) * get_world_size()
         self.lr_sum += lr
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
         step = self.epoch * self.num_steps + self.index
-        self._unwritten.append({"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen})
+        record = {"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen}
+        self._unwritten.append(record | {"batch_samples": batch_size(batch), "batch_tokens": num_tokens})
 
     def updated(self, is_skipped: torch.Tensor) -> None:
         """Take whether the update was skipped on all ranks; after its last batch's `add`."""
@@ -187,6 +134,7 @@ class MetricLogger:
         if not self._unread:
             return
         values, complaints = torch.stack([loss for loss, _ in self._unread]).tolist(), []
+        self._sum_counts(self._unwritten[-len(values) :])
         first = self.epoch * self.num_steps + self._num_unknown + len(self.losses)
         for step, value in enumerate(values, start=first):
             if not math.isfinite(value):
@@ -198,6 +146,13 @@ class MetricLogger:
         self.losses += values
         self._unread.clear()
         self._judge_updates(complaints)
+
+    def _sum_counts(self, records: list[dict[str, Any]]) -> None:
+        """Make the samples and tokens of steps those of all ranks, which are all here; one message for all of them."""
+        counts = [record["batch_samples"] for record in records] + [record["batch_tokens"] for record in records]
+        counts = list(map(int, sum_over_ranks(counts, self.device)))
+        for record, samples, tokens in zip(records, counts, counts[len(records) :], strict=False):
+            record |= {"batch_samples": samples, "batch_tokens": tokens}
 
     def _judge_updates(self, complaints: list[str]) -> None:
         """Count skipped updates, say so, and end the run after too many in a row."""
@@ -220,12 +175,11 @@ class MetricLogger:
     def end_step(self) -> None:
         """Close the iteration: note its time, and print and write what is due."""
         before, self._step_start = self._step_start, time.perf_counter()
-        self._times.append(self._step_start - before)
-        self._unwritten[-1] |= {"seconds": self._times[-1], "data_seconds": self._data_times[-1]}
+        self._unwritten[-1] |= {"seconds": self._step_start - before, "data_seconds": self._data_seconds}
         if not self._unread:
-            if self._is_due():
-                main_print(self._progress(self._unwritten[-1]["lr"]))
             self._write()
+            if self._is_due():
+                main_print(self._progress(self._last))
         self.index += 1
 
     def _write(self) -> None:
@@ -234,8 +188,20 @@ class MetricLogger:
         losses = self.losses[len(self.losses) - len(self._unwritten) :]
         for record, loss in zip(self._unwritten, losses, strict=True):
             record |= {"loss": loss if math.isfinite(loss) else None, "memory_mib": memory}  # JSON knows no nan
+            self._window.append(record)
+            record |= self._rates()
+            self._last = record
         self.run_log.steps(self._unwritten)
-        self._unwritten.clear()
+        self._unwritten = []
+
+    def _rates(self) -> dict[str, float]:
+        """Return throughput of all ranks, and the share of its time that this one waits for data, over the window."""
+        rates = {"samples_per_s": "batch_samples", "tokens_per_s": "batch_tokens", "data_wait": "data_seconds"}
+        seconds = self._window_sum("seconds")
+        return {name: round(self._window_sum(key) / seconds, 4) for name, key in rates.items()}
+
+    def _window_sum(self, key: str) -> float:
+        return sum(record[key] for record in self._window)
 
     def end_epoch(self) -> dict[str, float]:
         """Print the epoch's total; return {"lr", "loss"}, means over its steps and all ranks."""
@@ -253,17 +219,20 @@ class MetricLogger:
     def _is_due(self) -> bool:
         return self.index % self.log_freq == 0 or self.index == self.num_steps - 1
 
-    def _progress(self, lr: float) -> str:
+    def _progress(self, record: dict[str, Any]) -> str:
+        """Return the line of progress: the fields of 2023, as many as there were, then rates."""
         mean_time = (self._step_start - self._start) / (self.index + 1 - self._first_index)
         fields = [
             f"Train: data epoch: [{self.epoch}]",
             f"[{self.index:>{len(str(self.num_steps))}}/{self.num_steps}]",
             f"eta: {whole_seconds(mean_time * (self.num_steps - self.index))}",
-            f"lr: {lr:.6f}",
+            f"lr: {record['lr']:.6f}",
             f"loss: {self.losses[-1]:.4f}",
-            f"time: {sum(self._times) / len(self._times):.4f}",
-            f"data: {sum(self._data_times) / len(self._data_times):.4f}",
+            f"time: {self._window_sum('seconds') / len(self._window):.4f}",
+            f"data: {self._window_sum('data_seconds') / len(self._window):.4f}",
+            f"max mem: {record['memory_mib']}",
+            f"{short_number(record['samples_per_s'])} samples/s",
         ]
-        if self.device.type == "cuda":
-            fields.append(f"max mem: {peak_memory_mib(self.device):.0f}")
-        return "  ".join(fields)
+        if record["tokens_per_s"]:
+            fields.append(f"{short_number(record['tokens_per_s'])} tok/s")
+        return "  ".join([*fields, f"wait {record['data_wait']:.0%}"])

@@ -29,8 +29,9 @@ SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the 
 MOST_CARDS = 400
 # A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
-UNOPENED += ("run.resume_ckpt_path", "run.tensorboard", "run.output_dir", "run.dist*", "run.world_size")
-UNOPENED += ("model.llama_model", "datasets.*.build_info.storage")  # of these what is there is used
+UNOPENED += ("run.resume_ckpt_path", "run.report_to", "run.tensorboard", "run.output_dir", "run.dist*")
+UNOPENED += ("run.world_size", "model.llama_model")
+UNOPENED += ("datasets.*.build_info.storage",)  # of these what is there is used
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,20 +12,11 @@ from minigpt4 import load_config
 from minigpt4.common.config import Config
 from minigpt4.common.utils import printable
 from minigpt4.evaluation.answer_file import open_answers, settings_of
+from minigpt4.evaluation.items import Asked, Item, encoded_batches
+from minigpt4.evaluation.ranking import losses_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
     from minigpt4.conversation.conversation import Chat, Conversation
-
-
-class Item(NamedTuple):
-    """A question about images: paths or PIL images, in order, or none."""
-
-    id: str
-    images: Sequence[str | Path | Image]
-    question: str
 
 
 def answer_file(
@@ -69,51 +59,62 @@ def answer_file(
 
 
 def answers(
-    chat: Chat, conv: Conversation, items: Sequence[Item], key: str = "id", batch_size: int = 8, **sampling: object
+    chat: Chat,
+    conv: Conversation,
+    items: Sequence[Item],
+    key: str = "id",
+    batch_size: int = 8,
+    ranking: str = "release",
+    **sampling: object,
 ) -> Iterator[dict[str, str]]:
     """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of a bad image or too long a question.
 
-    `conv` is an empty Conversation, `sampling` are fields of Sampling. The errors of a batch come first.
-    Raises ValueError for a question that the chat refuses.
+    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. Of a batch
+    the errors come first, then what is generated, then what is chosen. Raises ValueError for a question that the chat
+    refuses.
     """
-    from minigpt4.conversation.images import open_image
-
-    for start in range(0, len(items), batch_size):
-        readable, pixels = [], []
-        for item in items[start : start + batch_size]:
-            try:
-                pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
-                readable.append(item)
-            except (ValueError, OSError) as error:
-                yield {key: item.id, "error": str(error)}
-        # the images of all items are encoded together, then dealt out again
-        together = list(chain.from_iterable(pixels))
-        encoded = iter(chat.encode_images(together) if together else ())
-        embeds = [list(islice(encoded, len(each))) for each in pixels]
-        convs = []
-        for item in readable:
-            convs.append(conv.copy())
-            for _ in item.images:
-                convs[-1].append_image()
-            chat.ask(item.question, convs[-1])
-        for item, said in zip(readable, _answered(chat, convs, embeds, sampling), strict=True):
-            yield {key: item.id, **said}
+    for batch, errors in encoded_batches(chat, conv, items, batch_size):
+        for item_id, error in errors:
+            yield {key: item_id, "error": error}
+        ranked = [asked for asked in batch if asked.item.options]
+        free = [asked for asked in batch if not asked.item.options]
+        lines = [*generated(chat, free, sampling), *chosen(chat, ranked, ranking)]
+        for asked, line in zip([*free, *ranked], lines, strict=True):
+            yield {key: asked.item.id, **line}
 
 
-def _answered(
-    chat: Chat, convs: list[Conversation], embeds: list[list[Tensor]], sampling: dict[str, object]
-) -> list[dict[str, str]]:
-    """Return {"answer": text} of each conversation, {"error": text} of one that is too long; the others go on."""
+def generated(chat: Chat, batch: list[Asked], sampling: dict[str, object]) -> list[dict[str, str]]:
+    """Return {"answer": text} of each, {"error": text} of one that is too long."""
+
+    def answer(some: list[Asked]) -> list[str]:
+        convs, embeds = [asked.conv.copy() for asked in some], [asked.embeds for asked in some]
+        return [text for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+
+    return _each(batch, answer)
+
+
+def chosen(chat: Chat, batch: list[Asked], rule: str) -> list[dict[str, str]]:
+    """Return {"answer": the best of its options} of each, {"error": text} of one that is too long."""
+
+    def best(some: list[Asked]) -> list[str]:
+        found = zip(some, losses_of(chat, some, rule), strict=True)
+        return [asked.item.options[losses.index(min(losses))] for asked, losses in found]
+
+    return _each(batch, best)
+
+
+def _each(batch: list[Asked], answer: Callable[[list[Asked]], list[str]]) -> list[dict[str, str]]:
+    """Return {"answer": text} of each item, {"error": text} of one that is too long; the others go on."""
     from minigpt4.conversation.context import TooLongError
 
-    if not convs:
+    if not batch:
         return []
     try:
-        return [{"answer": text} for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+        return [{"answer": text} for text in answer(batch)]
     except TooLongError as error:
-        if len(convs) == 1:
+        if len(batch) == 1:
             return [{"error": str(error)}]
     said = []
-    for conv, its_embeds in zip(convs, embeds, strict=True):
-        said += _answered(chat, [conv], [its_embeds], sampling)
+    for asked in batch:
+        said += _each([asked], answer)
     return said

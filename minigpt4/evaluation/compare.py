@@ -7,7 +7,6 @@ import importlib
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
         raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
 
     benchmark = _benchmark_of(b)
-    items = [BenchmarkItem(*itemgetter(*BenchmarkItem._fields)(second[name])) for name in common]
+    items = [_item(second[name]) for name in common]
     scores_a = benchmark.score(items, {name: first[name]["answer"] for name in common})
     scores_b = benchmark.score(items, {name: second[name]["answer"] for name in common})
     values, differences = {}, {}
@@ -65,6 +64,11 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
             changed.append((first[name] | {"score": old}, second[name] | {"score": new}))
     notes = _notes(a, b, len(common), max(len(first), len(second)))
     return Comparison((str(path_a), str(path_b)), values, differences, changed, len(common), notes)
+
+
+def _item(record: Mapping[str, Any]) -> BenchmarkItem:
+    """Return the item of a record; results keep all that scoring needs, not the options."""
+    return BenchmarkItem(**{key: record[key] for key in BenchmarkItem._fields if key != "options"})
 
 
 def _answered(result: Mapping[str, Any]) -> dict[str, dict]:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTROLS = ("blank", "shuffled")
-GREY = (128, 128, 128)
 
 
 def with_control(items: Sequence[BenchmarkItem], control: str) -> list[BenchmarkItem]:
@@ -39,11 +38,10 @@ class BlankItem(BenchmarkItem):
 
 def blank(image: "str | Path | Image") -> "Image":
     """Return a grey image of the size of another. Raises ValueError or OSError as `open_image`."""
-    from PIL import Image
-
     from minigpt4.conversation.images import open_image
+    from minigpt4.datasets.datasets.image_controls import blank_image
 
-    return Image.new("RGB", open_image(image).size, GREY)
+    return blank_image(open_image(image).size)
 
 
 def shuffled(items: Sequence[BenchmarkItem], seed: int = 0) -> list[BenchmarkItem]:

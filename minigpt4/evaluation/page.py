@@ -99,7 +99,7 @@ def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
     terms |= {"score": f"{record['score']:.3f}"} if "score" in record else {}
     shown = {name: value for name, value in terms.items() if value is not None}
     listed = "".join(f"<dt>{name}</dt><dd>{visible(str(value))}</dd>" for name, value in shown.items())
-    images = "".join(map(_img, item.images)) if "answer" in record else ""
+    images = "".join(map(image_element, item.images)) if "answer" in record else ""
     return f'<figure>{images}<div class="id">{visible(record["id"])}</div><dl>{listed}</dl></figure>\n'
 
 
@@ -113,7 +113,7 @@ def reference_text(reference: Any) -> str:
     return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
-def _img(source: "str | Path | Image") -> str:
+def image_element(source: "str | Path | Image") -> str:
     """Return an image element that holds its data; the pixels of small ones stay visible."""
     from minigpt4.conversation.images import open_image
 

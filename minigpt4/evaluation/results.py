@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minigpt4.common.versions import versions
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
 from minigpt4.evaluation.benchmarks.scores import Scores
-
-LIBRARIES = ("torch", "transformers", "numpy", "pillow")
 
 
 class Run(NamedTuple):
@@ -99,14 +96,6 @@ def read_results(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is no results.json of evaluate.py ({type(error).__name__}: {error})") from error
     return content
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries that answers depend on."""
-    from minigpt4 import __version__
-
-    found = {"python": platform.python_version(), "minigpt4": __version__}
-    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def summary(path: Path) -> str:

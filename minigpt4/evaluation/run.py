@@ -93,7 +93,7 @@ def evaluate_benchmarks(
 
     def answer(items: Sequence[BenchmarkItem], section: BenchmarkConfig) -> Iterator[dict]:
         sampling = {"temperature": 0.0, "max_new_tokens": section.max_new_tokens}
-        return answers(*model(), items, batch_size=section.batch_size, **sampling)
+        return answers(*model(), items, batch_size=section.batch_size, ranking=section.ranking, **sampling)
 
     # the checkpoint whole, the frozen weights by a sample of their bytes
     ckpt = cached_path(cfg.model_cfg.ckpt) if cfg.model_cfg.get("ckpt") else None
@@ -163,7 +163,7 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
     (benchmark, items), ids = opened, [item.id for item in opened.items]
     prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
     settings = {"benchmark": benchmark.name, "control": asked.control, "prompt": prompt.text, "data": files}
-    settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images")}
+    settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")}
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
         from_main(lambda: held.enter_context(shared.locked()))

@@ -39,6 +39,7 @@ class BaseModel(nn.Module):
     PRETRAINED_MODEL_CONFIG_DICT = {}  # model_type -> YAML file, its path absolute or from the package's folder
     compute_dtype = torch.float32
     frozen = ()  # names of the parts that never train
+    tokens_read = 0  # positions that the LLM has read so far, text and image, without padding; 0 if nobody counts
 
     @classmethod
     def text_preview(cls, cfg: Any) -> Any:

@@ -195,6 +195,7 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         """Return (cross entropy of each target [N], the rows as they stand in it one behind the other)."""
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
+        self.tokens_read += sum(len(row.ids) for row in rows)
         backend = self.choose_backend()
         with self.maybe_autocast():
             if backend == "padded":

@@ -1,4 +1,4 @@
-"""The figures of a quickstart: losses, accuracies beside controls, held-out images with answers."""
+"""The figures of a quickstart: accuracies beside controls, held-out images with answers; losses: runners/curves.py."""
 
 import base64
 import io
@@ -25,21 +25,6 @@ def _pyplot():
     from matplotlib import pyplot
 
     return pyplot
-
-
-def draw_losses(losses: dict[str, list[float]], path: Path) -> None:
-    """`losses`: stage -> loss of each step."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, len(losses), figsize=(5 * len(losses), 3.2), squeeze=False)
-    for axis, (stage, values) in zip(axes[0], losses.items(), strict=True):
-        last_20 = [values[max(0, step - 19) : step + 1] for step in range(len(values))]
-        smooth = [sum(part) / len(part) for part in last_20]
-        axis.plot(values, alpha=0.3)
-        axis.plot(smooth, color="C0")
-        axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def draw_accuracies(report: dict, path: Path) -> None:

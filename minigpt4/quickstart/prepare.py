@@ -6,6 +6,8 @@ Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/` with thre
                        NNNNN_stats.json; terse captions that name nearly everything, and a few facts
                        in random order
     cc_sbu_align/      filter_cap.json and image/<id>.jpg; long descriptions, and answers to questions
+
+and `validation-v<DATA_VERSION>/` with a few images that no training shows, as `laion/` and as `cc_sbu_align/`.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from minigpt4.quickstart.questions import draw_question
 DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
+NUM_VALIDATION = 12
 Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
@@ -43,47 +46,72 @@ def data_folder(cache: Path) -> Path:
     return cache / f"data-v{DATA_VERSION}"
 
 
+def validation_folder(cache: Path) -> Path:
+    """The folder of what is held out from both stages below `cache`."""
+    return cache / f"validation-v{DATA_VERSION}"
+
+
 def encode(image: np.ndarray) -> bytes:
     """An image (RGB) as JPEG bytes of img2dataset's quality."""
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def write_data(folder: Path) -> Path:
-    """`folder` with the three data sets, written if absent; it appears in one rename, complete."""
-    if folder.is_dir():
-        return folder
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with tqdm(total=sum(NUM_SAMPLES.values()), desc="drawing", unit="image") as progress:
+    """`folder` with the three data sets, written if absent."""
+
+    def write(scratch: Path, progress: tqdm) -> None:
         first, second = NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"]
         write_shards(scratch / "laion", 0, first, language.list_caption, progress)
         write_shards(scratch / "cc_sbu", first, second, language.fact_caption, progress)
         write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
+
+    return _written(folder, write, sum(NUM_SAMPLES.values()))
+
+
+def write_validation(folder: Path) -> Path:
+    """`folder` with a few images of unseen compositions, captioned as in either stage, written if absent."""
+
+    def write(scratch: Path, progress: tqdm) -> None:
+        write_shards(scratch / "laion", 0, NUM_VALIDATION, language.list_caption, progress, world.VALIDATION)
+        write_alignment_set(scratch / "cc_sbu_align", NUM_VALIDATION, progress, world.VALIDATION)
+
+    return _written(folder, write, 2 * NUM_VALIDATION)
+
+
+def _written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) -> Path:
+    """`folder`, filled by `write` if absent; it appears in one rename, complete."""
+    if folder.is_dir():
+        return folder
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with tqdm(total=num_images, desc="drawing", unit="image") as progress:
+        write(scratch, progress)
     scratch.rename(folder)
     return folder
 
 
-def write_shards(folder: Path, first: int, count: int, caption: Caption, progress: tqdm) -> None:
-    """Stage-1 images `first` .. `first + count - 1` as tars with 9-digit keys."""
+def write_shards(folder: Path, first: int, count: int, caption: Caption, progress: tqdm, split: str = "stage1") -> None:
+    """Images `first` .. `first + count - 1` of a split as tars with 9-digit keys."""
     folder.mkdir(parents=True)
-    for shard in range(count // SHARD_SIZE):
+    size = min(SHARD_SIZE, count)
+    for shard in range(count // size):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
-            for number in range(SHARD_SIZE):
+            for number in range(size):
                 key = f"{shard:05}{number:04}"
-                for extension, data in pair(key, first + shard * SHARD_SIZE + number, caption).items():
+                for extension, data in pair(key, first + shard * size + number, caption, split).items():
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 progress.update()
-        stats = {"count": SHARD_SIZE, "successes": SHARD_SIZE, "failed_to_download": 0, "failed_to_resize": 0}
+        stats = {"count": size, "successes": size, "failed_to_download": 0, "failed_to_resize": 0}
         (folder / f"{shard:05}_stats.json").write_text(json.dumps(stats, indent=4))
 
 
-def pair(key: str, index: int, caption: Caption) -> dict[str, bytes]:
-    """The three members of stage-1 image `index` in a shard, by extension."""
-    scene, image = world.draw("stage1", index)[:2]
-    text = caption(scene, world.generator("stage1", index).spawn(1)[0])
-    record = {"url": f"drawn:stage1/{index}", "caption": text, "key": key}
+def pair(key: str, index: int, caption: Caption, split: str) -> dict[str, bytes]:
+    """The three members of image `index` of a split in a shard, by extension."""
+    scene, image = world.draw(split, index)[:2]
+    text = caption(scene, world.generator(split, index).spawn(1)[0])
+    record = {"url": f"drawn:{split}/{index}", "caption": text, "key": key}
     record |= {"status": "success", "error_message": None}
     for name, size in (("width", image.shape[1]), ("height", image.shape[0])):
         record |= {name: size, f"original_{name}": size}
@@ -91,14 +119,14 @@ def pair(key: str, index: int, caption: Caption) -> dict[str, bytes]:
     return {"jpg": encode(image), "txt": text.encode(), "json": content}
 
 
-def write_alignment_set(folder: Path, count: int, progress: tqdm) -> None:
-    """Stage-2 images `0` .. `count - 1`: each has a description, two in three a question as well."""
+def write_alignment_set(folder: Path, count: int, progress: tqdm, split: str = "stage2") -> None:
+    """Images `0` .. `count - 1` of a split: each has a description, two in three a question as well."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for index in range(count):
-        scene, image = world.draw("stage2", index)[:2]
+        scene, image = world.draw(split, index)[:2]
         (folder / "image" / f"{index}.jpg").write_bytes(encode(image))
-        rng = world.generator("stage2", index).spawn(1)[0]
+        rng = world.generator(split, index).spawn(1)[0]
         annotations.append({"image_id": str(index), "caption": language.describe(scene, rng)})
         if index % 3:
             asked = draw_question(scene, index - index // 3)
@@ -113,6 +141,7 @@ def prepare(cache_root: str | Path | None = None) -> Path:
     cache = cache_folder(cache_root)
     prepare_llm(cache / "llm")
     write_data(data_folder(cache))
+    write_validation(validation_folder(cache))
     return cache
 
 

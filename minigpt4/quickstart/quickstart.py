@@ -23,6 +23,12 @@ STAGES = {
     "stage1": "train_configs/embedded_stage1_pretrain.yaml",
     "stage2": "train_configs/embedded_stage2_finetune.yaml",
 }
+# Held-out loss in the middle and at the end of either stage, of images of their own: what is trained stays the same.
+_VALIDATION = "${env.cache_root}/embedded/validation-v3"
+VALIDATION = {
+    "stage1": [f"datasets.laion.val.storage={_VALIDATION}/laion/*.tar", "run.eval_every_iters=185"],
+    "stage2": [f"datasets.cc_sbu_align.val.storage={_VALIDATION}/cc_sbu_align", "run.eval_every_iters=155"],
+}
 EVALUATION = "eval_configs/embedded_eval.yaml"
 # Of this program and its trainings, read when a process starts; what the user has set goes first.
 ENVIRONMENT = {
@@ -90,7 +96,8 @@ class Quickstart:
     def train(self, stage: str, start_from: Path | None) -> Path:
         """The checkpoint of `stage`, trained unless one of the same settings is there."""
         folder = self.output / stage
-        options = [*self.options, f"run.output_dir={folder}", f"run.seed={self.args.seed}", *self.args.options]
+        options = [*self.options, f"run.output_dir={folder}", f"run.seed={self.args.seed}"]
+        options += ["run.valid_splits=[val]", *VALIDATION[stage], *self.args.options]
         if start_from:
             options.append(f"model.ckpt={start_from}")
         done = folder / "finished.json"
@@ -98,11 +105,14 @@ class Quickstart:
         if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
             print(f"{stage}: {state['checkpoint']} is there; remove {done} to train again")
             return Path(state["checkpoint"])
+        from minigpt4.runners.run_folder import checkpoints
+
         command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", STAGES[stage], "--options", *options]
         print(" ".join(command), flush=True)
         if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
             raise SystemExit(f"quickstart: {stage} failed, see above")
-        checkpoint = max(folder.glob("*/checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
+        newest = max(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+        (checkpoint, *_) = checkpoints(newest.parent)
         done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
         return checkpoint
 
@@ -111,11 +121,6 @@ class Quickstart:
 
         files = Path(find_path(STAGES[stage])).read_bytes() + WEIGHTS.read_bytes()
         return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
-
-    def losses(self, checkpoint: Path) -> list[float]:
-        """The loss of each step of the training that wrote `checkpoint`."""
-        lines = (checkpoint.parent / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
 
     # evaluation
 
@@ -143,17 +148,18 @@ class Quickstart:
     def write(self, report: dict, checkpoints: dict) -> dict:
         """The report with losses and seconds, as written to report.json; and the figures."""
         from minigpt4.quickstart import figures
+        from minigpt4.runners.curves import draw_runs, read_metrics
 
-        losses = {stage: self.losses(checkpoint) for stage, checkpoint in checkpoints.items()}
-        ends = {
-            stage: {"first": round(x[0], 4), "last": round(sum(x[-10:]) / len(x[-10:]), 4)}
-            for stage, x in losses.items()
-        }
+        metrics = {stage: read_metrics(checkpoint.parent) for stage, checkpoint in checkpoints.items()}
+        ends = {}
+        for stage, of_stage in metrics.items():
+            losses = [record["loss"] for record in of_stage.steps]
+            ends[stage] = {"first": round(losses[0], 4), "last": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
         seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
         report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}  # one reused keeps its seconds
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         shutil.copyfile(checkpoints["stage2"], self.output / "checkpoint.pth")
-        figures.draw_losses(losses, self.output / "loss.png")
+        (self.output / "loss.png").write_bytes(draw_runs(metrics))
         figures.draw_accuracies(report, self.output / "accuracy.png")
         answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
         figures.draw_images(answers, self.output / "pictures.png")

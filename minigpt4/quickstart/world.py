@@ -32,6 +32,7 @@ LEFT_OUT_PAIRS = frozenset(
 
 TRAIN_SPLITS = ("pretrain", "stage1", "stage2")
 EVAL_SPLITS = ("held_out", "left_out")
+VALIDATION = "validation"  # scenes as of held_out, looked at while training
 _EVAL_SHARE = 10  # one composition in ten is for evaluation
 
 _RGB = {
@@ -73,7 +74,7 @@ class Scene:
 
 def generator(split: str, index: int) -> np.random.Generator:
     """Random numbers of image `index` of `split`: the same on every machine."""
-    return np.random.default_rng([VERSION, (TRAIN_SPLITS + EVAL_SPLITS).index(split), index])
+    return np.random.default_rng([VERSION, (*TRAIN_SPLITS, *EVAL_SPLITS, VALIDATION).index(split), index])
 
 
 def sample_scene(split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)) -> Scene:
@@ -85,7 +86,7 @@ def sample_scene(split: str, rng: np.random.Generator, numbers: tuple[int, int] 
         if len({(o.colour, o.shape) for o in objects}) < len(objects):
             continue
         scene = Scene(pick(BACKGROUNDS), objects)
-        wanted = (split in EVAL_SPLITS, split == "left_out")
+        wanted = (split not in TRAIN_SPLITS, split == "left_out")
         if (scene.is_for_evaluation(), scene.has_left_out_pair()) == wanted:
             return scene
 

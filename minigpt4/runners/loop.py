@@ -56,7 +56,7 @@ class TrainingLoop:
             # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own
             window = min(accum, num_steps - step + step % accum) if reduction == "mean" else 1
-            loss = 0
+            loss, tokens_before = 0, self.model.tokens_read
             for part, share in [(batch, 1)] if limit is None else self.model.split(batch, limit):
                 part_loss, num_targets = self.task.loss_and_targets(self.model, part)
                 loss = loss + part_loss.detach() * share
@@ -67,7 +67,7 @@ class TrainingLoop:
                 else:
                     part_loss = part_loss * share / window
                 self.scaler.scale(part_loss).backward()
-            metrics.add(loss, lr, batch)
+            metrics.add(loss, lr, batch, self.model.tokens_read - tokens_before)
             num_bad = num_bad + (~loss.isfinite()).float()
 
             # update

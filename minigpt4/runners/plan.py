@@ -14,8 +14,8 @@ from minigpt4.common.dist_utils import launched_processes, run_device
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, expand_path
 from minigpt4.models.memory import OUTSIDE
-from minigpt4.runners.run_config import RunConfig
-from minigpt4.runners.run_folder import AUTO
+from minigpt4.runners.run_config import RunConfig, best_metrics
+from minigpt4.runners.run_folder import AUTO, BEST
 
 
 def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
@@ -42,6 +42,13 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
         f"{launched_processes(run).world_size} process(es) x {run.batch_size_train} samples a step; "
         f"output below {expand_path(run.output_dir)}"
     )
+    if run.valid_splits:
+        every = f"every {run.eval_every_iters} steps and " if run.eval_every_iters else ""
+        controls = ", with blank and with wrong images, too" if run.eval_controls else ""
+        print(
+            f"validation: {every}at the end of each epoch, on {', '.join(run.valid_splits)}{controls}; "
+            f"{run.best_metric or best_metrics(run)[0]} decides about {BEST}"
+        )
     return _print_memory(cfg, device, available, sum(part.bytes for part in parts))
 
 

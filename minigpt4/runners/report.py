@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigpt4.common.dist_utils import gather_from_ranks, main_print
 from minigpt4.common.logger import whole_seconds
@@ -34,17 +34,46 @@ def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
     """Say how training went and what to do next."""
     main_print(f"Training time {whole_seconds(seconds)}")
     main_print(f"Samples seen: {samples_seen}; log and metrics: {run.output_dir}")
-    print_skipped(run.train_loader)
+    run.card.counts = print_skipped(run)
     if run.last_checkpoint:
         main_print(f"Checkpoint: {run.last_checkpoint}")
         main_print(f"Next: use these weights by --options model.ckpt={run.last_checkpoint}")
 
 
-def print_skipped(loader: Any) -> None:
-    """Print how many samples of each dataset were skipped, by reason, on all ranks."""
+class SampleCounts(NamedTuple):
+    """{dataset: {"samples": trained on, "met", "skipped": {reason: number}, "held_out"}} of so many ranks."""
+
+    of_dataset: dict[str, dict[str, Any]]
+    num_ranks: int
+
+
+def count_samples(run: Any, of_all_ranks: bool = True) -> SampleCounts:
+    """Return what became of the samples of each dataset; nothing of a loader that does not say. Called by all ranks."""
+    loader, mine = run.train_loader, {}
     for name, counts in getattr(loader, "skip_report", dict)().items():
-        total = sum(map(Counter, gather_from_ranks(counts)), Counter())
-        met, held_out = total.pop("seen", 0), total.pop("held_out", 0)
-        reasons = ", ".join(f"{count} {reason}" for reason, count in total.items())
-        rest = (f" ({reasons})" if reasons else "") + (f"; {held_out} left to val" if held_out else "")
-        main_print(f"{name}: {total.total()} of {met} samples skipped{rest}")
+        mine[name] = counts | {"trained on": _num_samples(loader, name, run.run_cfg.batch_size_train)}
+    ranks = gather_from_ranks(mine) if of_all_ranks else [mine]
+    counted = {}
+    for name in mine:
+        total = sum((Counter(each[name]) for each in ranks), Counter())
+        counted[name] = {"samples": total.pop("trained on", 0), "met": total.pop("seen", 0)}
+        counted[name] |= {"held_out": total.pop("held_out", 0), "skipped": dict(total)}
+    return SampleCounts(counted, len(ranks))
+
+
+def _num_samples(loader: Any, name: str, batch_size: int) -> int:
+    """Return how many samples of a dataset this rank was handed."""
+    (dataset,) = (dataset for dataset in loader.datasets if dataset.name == name)
+    return loader.state()["progress"][name]["batches"] * (dataset.batch_size or batch_size)
+
+
+def print_skipped(run: Any) -> SampleCounts:
+    """Print how many samples of each dataset were skipped, by reason, on all ranks; return the counts."""
+    counts = count_samples(run)
+    for name, found in counts.of_dataset.items():
+        skipped = found["skipped"]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        rest = f" ({reasons})" if reasons else ""
+        rest += f"; {found['held_out']} left to val" if found["held_out"] else ""
+        main_print(f"{name}: {sum(skipped.values())} of {found['met']} samples skipped{rest}")
+    return counts

@@ -1,9 +1,9 @@
 """Every key of the `run` section with its default, and what can be wrong with its values."""
 
-import importlib.util
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from minigpt4.common.config import Problem
 from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
@@ -11,12 +11,14 @@ from minigpt4.common.dist_utils import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import expand_path, weights_problem
 from minigpt4.runners.run_folder import AUTO
+from minigpt4.runners.trackers import find_tracker_problems
 
 _FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
 _FOR_EVALUATION = "num_workers output_dir"
 _FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
-_FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch"
-_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction"
+_FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch eval_every_iters"
+_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction "
+_FROM_ZERO += "eval_samples"
 _AT_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 _AT_LEAST["keep_last_k"] = 2  # the newest may turn out to be damaged
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
@@ -62,6 +64,13 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     max_bad_fraction: float = 0.05
+    # validation, of valid_splits: at the end of each epoch, and
+    eval_every_iters: int | None = None  # .. after so many steps of it
+    eval_controls: bool = True  # also the loss with blank and with wrong images: three forward passes for one
+    eval_samples: int = 4  # held-out samples whose greedy answers samples.html shows
+    best_metric: str | None = (
+        None  # of checkpoint_best.pth: <split>_loss (default: the first split's), <split>_wrong_gap
+    )
     # run
     seed: int = 42
     output_dir: str | None = None
@@ -71,7 +80,8 @@ class RunConfig:
     resume_mode: str = "exact"  # exact: no other settings | restart: weights and schedule, data anew
     evaluate: bool = False
     log_freq: int = 50
-    tensorboard: bool = False
+    report_to: Any = None  # trackers: wandb, tensorboard, trackio, mlflow; one name or a list
+    tensorboard: bool = False  # the same as tensorboard in report_to
     # machine
     device: str = "auto"
     read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
@@ -118,6 +128,10 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
     check(bool(splits) and lacks_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
     message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
     check(cfg.evaluate and not splits, "evaluate", message)
+    check(cfg.eval_every_iters and not cfg.valid_splits, "eval_every_iters", f"{where}.valid_splits is empty; name one")
+    known = best_metrics(cfg)
+    advice = f"known: {', '.join(known)}" if known else f"{where}.valid_splits is empty; name one"
+    check(cfg.best_metric not in (None, *known), "best_metric", f"'{cfg.best_metric}' is not measured; {advice}")
     lacks_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
     check(lacks_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
     message = f"{list(cfg.train_splits)} has no 'train', the split that is trained on"
@@ -134,11 +148,19 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         pass
     if cfg.output_dir and (problem := folder_problem(cfg.output_dir)):
         problems.append(Problem(f"{where}.output_dir", problem))
-    lacks_board = cfg.tensorboard and importlib.util.find_spec("tensorboard") is None
-    check(lacks_board, "tensorboard", "True needs the package tensorboard; pip install tensorboard")
+    problems += find_tracker_problems(cfg, where)
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
     return problems
+
+
+def best_metrics(cfg: RunConfig) -> list[str]:
+    """Return what `best_metric` may be; the first one is the default.
+
+    <split>_loss: the lower, the better. <split>_wrong_gap: how much higher the loss with wrong images is; the higher.
+    """
+    controls = [f"{split}_wrong_gap" for split in cfg.valid_splits] if cfg.eval_controls else []
+    return [*(f"{split}_loss" for split in cfg.valid_splits), *controls]
 
 
 def folder_problem(path: str) -> str | None:

@@ -2,7 +2,9 @@
 
 <output_dir>/<job id>/checkpoint_<epoch>.pth               the end of an epoch (Source: 2023 release); kept
                       checkpoint_<epoch>_iter_<n>.pth      after n steps of that epoch; the last `run.keep_last_k`
+                      checkpoint_best.pth                  of the best validation; kept, and no place that `auto` finds
                       log.txt, metrics.jsonl, result/
+                      samples.html, samples.jsonl          answers to held-out samples, by validation
                       .lock                                while a run writes there: common/lock.py
 """
 
@@ -19,6 +21,7 @@ from minigpt4.common.dist_utils import from_main, is_main_process
 from minigpt4.common.lock import InUseError, locked
 
 AUTO = "auto"  # run.resume_ckpt_path: the newest readable checkpoint below run.output_dir, if any
+BEST = "checkpoint_best.pth"
 _STARTED = "%Y%m%d%H%M"  # the name of a run, with a number behind it where that is taken
 _NAME = re.compile(r"checkpoint_(\d+)(?:_iter_(\d+))?\.pth")
 

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.device import run_precision
 from minigpt4.common.dist_utils import gather_from_ranks, get_rank, get_world_size
 
 # Settings that change no number of the training, or that `setup` compares by content.
 _FREE_KEYS = (
-    r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|tensorboard)",
+    r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|report_to|tensorboard)",
     r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
+    r"run\.(eval_every_iters|eval_controls|eval_samples|best_metric)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
@@ -52,6 +54,7 @@ class Progress:
     identity: dict[str, Any]  # what the weights are for: `BaseModel.identity()`
     stats: dict[str, float] | None  # means of an epoch at its end, for log.txt
     config: dict[str, Any]
+    best: dict[str, Any] | None = None  # the best validation so far: "metric", "value", "step"
 
     mine = property(lambda self: self.ranks[get_rank()])
     samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # by all ranks
@@ -68,7 +71,7 @@ class Progress:
             "gradients": None if all(gradient is None for gradient in gradients) else gradients,
         }
         identity, config = run.model.identity(), run.config.to_dict()
-        return cls(position, _setup(run), gather_from_ranks(mine), identity, stats, config)
+        return cls(position, _setup(run), gather_from_ranks(mine), identity, stats, config, run.validation.best)
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
@@ -82,7 +85,8 @@ class Progress:
         position, stats = Position(**saved["position"]), saved["stats"] or {}
         if not all(type(number) is int and number >= 0 for number in position):
             raise ValueError(f"position {position}")
-        numbers = list(stats.values())
+        best = saved.get("best")  # absent in older checkpoints
+        numbers = [*stats.values(), *([best["value"], best["step"]] if best else ())]
         for rank in saved["ranks"]:
             metrics, data = rank["metrics"], rank["data"] or {}
             numbers += [metrics[name] for name in ("lr_sum", "samples_seen", "skipped", "in_a_row")]
@@ -109,6 +113,15 @@ class Progress:
             if theirs.get(key) != ours.get(key) and not is_free:
                 lines.append(f"{key:.200}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
         return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
+
+    def check_settings(self, run: Any) -> None:
+        """Raise CheckpointError, with what differs, if `run` cannot be resumed here exactly."""
+        if lines := self.differences(run):
+            raise CheckpointError(
+                f"run.resume_ckpt_path: '{run.resumed_from}' is of a run with other settings and cannot be resumed "
+                "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
+                "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
+            )
 
     def restore(self, run: Any) -> dict[str, Any]:
         """Put this rank's random generators and gradients back; return the state of its metrics."""

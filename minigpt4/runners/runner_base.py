@@ -3,28 +3,38 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint, understood
+from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, understood
 from minigpt4.common.config import Config as WholeConfig
 from minigpt4.common.config import Problem
-from minigpt4.common.device import explained_out_of_memory
 from minigpt4.common.dist_utils import derived_seed, from_main, main_print
-from minigpt4.common.logger import MetricLogger, RunLog, setup_logger, whole_seconds
+from minigpt4.common.logger import MetricLogger, RunLog, whole_seconds
 from minigpt4.common.registry import registry
-from minigpt4.common.startup import read_ahead, startup
+from minigpt4.common.startup import startup
 from minigpt4.common.utils import expand_path
+from minigpt4.runners import report, run_card, trackers
 from minigpt4.runners.data_timeout import data_watched
+from minigpt4.runners.launch import launched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
-from minigpt4.runners.report import introduce, print_skipped, sum_up
 from minigpt4.runners.run_config import RunConfig, find_problems
-from minigpt4.runners.run_folder import AUTO, Hold, checkpoint_name, new_folder, newest_checkpoint, prune, time_name
-from minigpt4.runners.run_state import Position, Progress, random_state_kept
+from minigpt4.runners.run_folder import (
+    AUTO,
+    BEST,
+    Hold,
+    checkpoint_name,
+    new_folder,
+    newest_checkpoint,
+    prune,
+    time_name,
+)
+from minigpt4.runners.run_state import Position, Progress
+from minigpt4.runners.validation import Validation, log_line
 
 Batches = Iterator[dict[str, Any]]
 
@@ -42,12 +52,12 @@ class RunnerBase(TrainingLoop):
     def __init__(self, cfg: WholeConfig, task: Any, model: Any, datasets: dict, job_id: str | None = None) -> None:
         super().__init__(cfg, task, model)
         self.config, self.datasets = cfg, datasets
-        self.job_id, self.eval_loaders = job_id, {}
+        self.job_id, self.validation = job_id, Validation(self)
         # where training begins, the checkpoint that says so, and its Progress for an exact resume
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
         # what it writes, once it trains or evaluates
-        self.output_dir = self.log = self.last_checkpoint = None
+        self.output_dir = self.log = self.card = self.last_checkpoint = None
         self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
@@ -56,28 +66,7 @@ class RunnerBase(TrainingLoop):
         """Return the problems of the `run` section; nothing is loaded."""
         return find_problems(cfg, where)
 
-    print_plan = staticmethod(print_plan)
-
-    @staticmethod
-    @contextmanager
-    def launched(cfg: WholeConfig) -> Iterator[str | None]:
-        """Start and end this process's part of the run: group, log, seeds, files read ahead.
-
-        Gives None, or the runner's `job_id`. Until training all ranks draw the same, e.g. new weights.
-        """
-        launch = dist_utils.init_distributed_mode(cfg.run_cfg)
-        try:
-            dist_utils.setup_seeds(cfg.run_cfg.seed)
-            setup_logger()
-            cfg.pretty_print()
-            if cfg.run_cfg.read_ahead and not launch.local_rank:  # one process reads for all
-                read_ahead(registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg))
-            with explained_out_of_memory(cfg.run_cfg):
-                yield None
-        except BaseException:
-            dist_utils.leave_process_group(after_error=True)
-            raise
-        dist_utils.leave_process_group()
+    print_plan, launched = staticmethod(print_plan), staticmethod(launched)
 
     @classmethod
     def run(cls, cfg: WholeConfig) -> None:
@@ -108,17 +97,17 @@ class RunnerBase(TrainingLoop):
             self._load()
         if self.run_cfg.evaluate:
             return self.evaluate()
-        self.eval_loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, self.run_cfg.valid_splits)
+        self.validation.open()
         if self.start.epoch >= self.max_epoch:
             return self._nothing_left(loader)
         self._open_data(loader)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
-        introduce(self)
+        report.introduce(self)
         try:
-            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
-            with self.interruption.listening(), self.step_timeout.watching(), patience:
+            card, patience = run_card.RunCard(self), data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            with card as self.card, self.interruption.listening(), self.step_timeout.watching(), patience:
                 self._train_epochs()
         finally:
             self.log.close()
@@ -126,40 +115,53 @@ class RunnerBase(TrainingLoop):
                 self.train_loader.close()
 
     def _train_epochs(self) -> None:
-        run_cfg, num_steps = self.run_cfg, self.iters_per_epoch
         begin, is_saved = time.time(), False
         samples_seen = self.resumed.samples_seen if self.resumed else 0
-        if self.resumed and run_cfg.resume_ckpt_path == AUTO:
-            self._end_epoch(self.resumed.stats)  # the run may have ended before it could
         for epoch in range(self.start.epoch, self.max_epoch):
-            dist_utils.setup_seeds(run_cfg.seed, dist_utils.get_rank(), epoch)
-            logging.info("Start training")
-            logging.info("Start training epoch %d, %d iters per inner epoch.", epoch, num_steps)
-            max_skipped, log_freq = run_cfg.max_skipped_updates, run_cfg.log_freq
-            metrics = MetricLogger(epoch, num_steps, log_freq, self.device, self.log, samples_seen, max_skipped)
+            dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank(), epoch)
+            metrics = self._metrics(epoch, samples_seen)
             if epoch == self.start.epoch:
-                with self._understood("progress"):
-                    metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
+                self._catch_up(metrics)
+            logging.info("Start training")
+            logging.info("Start training epoch %d, %d iters per inner epoch.", epoch, self.iters_per_epoch)
             means = self.train_epoch(epoch, metrics)
             samples_seen = metrics.samples_seen
             stats = {f"train_{name}": value for name, value in means.items()}
             is_saved = self._save(Position(epoch + 1, 0), metrics, stats)
             if epoch + 1 < self.max_epoch:
                 self._end_if_told(Position(epoch + 1, 0), is_saved)
-            self._end_epoch(stats)
+            self._end_epoch(Position(epoch + 1, 0), metrics, stats)
             dist_utils.barrier()
-        sum_up(self, time.time() - begin, samples_seen)
+        report.sum_up(self, time.time() - begin, samples_seen)
         if not is_saved:
             raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
 
+    def _metrics(self, epoch: int, samples_seen: int) -> MetricLogger:
+        """Return the metrics of an epoch, of the first one as they were where the run resumes."""
+        cfg, own = self.run_cfg, (self.device, self.log, samples_seen)
+        metrics = MetricLogger(epoch, self.iters_per_epoch, cfg.log_freq, *own, cfg.max_skipped_updates)
+        if epoch == self.start.epoch:
+            with self._understood("progress"):
+                metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
+        return metrics
+
+    def _catch_up(self, metrics: MetricLogger) -> None:
+        """Do what the run that is resumed exactly may not have come to behind its last checkpoint."""
+        if stats := self.resumed.stats if self.resumed else None:
+            self._end_epoch(self.start, metrics, stats, in_log=self.run_cfg.resume_ckpt_path == AUTO)
+        elif self.resumed and self.validation.is_due(self.start.step):
+            self._validate(self.start, metrics)
+
     def after_step(self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor) -> None:
-        """Save if it is time to, within an epoch; end the run if a rank was told to."""
+        """Save and validate if it is time to, within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
         self.output_dir = self.log.folder = self._hold.followed(self.output_dir)
         if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
             position = Position(epoch, metrics.index)
             self._end_if_told(position, self._save(position, metrics))
+        if self.validation.is_due(metrics.index):
+            self._validate(Position(epoch, metrics.index), metrics)
 
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
         """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
@@ -167,43 +169,46 @@ class RunnerBase(TrainingLoop):
             is_saved, path = from_main(lambda: (is_saved, self.last_checkpoint or self.resumed_from))
             raise self.interruption.ended(is_saved, path, *position)
 
-    def _end_epoch(self, stats: dict[str, float] | None) -> None:
-        """Evaluate, and write the epoch's line of `log.txt` unless it is there."""
-        if stats and not from_main(lambda: self.log.has_epoch(stats)):
-            self.log.epoch(stats | self._split_losses(self.eval_loaders))
+    def _validate(self, position: Position, metrics: MetricLogger, stats: dict | None = None) -> dict[str, float]:
+        """Return the held-out losses before step `position`; the best so far is saved. Ends the run if told to."""
+        if not self.validation.loaders:
+            return {}
+        losses = self.validation.at(position)
+        if losses is None:
+            self._is_ending = True
+            self._end_if_told(position, self._save(position, metrics, stats))
+        if self.validation.is_best(position):
+            self._save(position, metrics, stats, best=True)
+        return losses
+
+    def _end_epoch(self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True) -> None:
+        """Validate, and write the epoch's line of `log.txt` unless it is there."""
+        losses = self._validate(position, metrics, stats)
+        if in_log and not from_main(lambda: self.log.has_epoch(stats)):
+            self.log.epoch(stats | losses)
 
     def _nothing_left(self, loader: Batches | None) -> None:
         if self.output_dir:  # it may have ended before its last words
             self._hold.lock(self.output_dir)
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
-            self._end_epoch(self.resumed.stats)
-            print_skipped(self.train_loader)
+            self._catch_up(self._metrics(self.start.epoch, self.resumed.samples_seen))
+            report.print_skipped(self)
         main_print(
             f"Nothing left to train: '{self.resumed_from}' has finished epoch {self.start.epoch - 1} "
             f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to train on"
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Return {split: mean loss} of `valid_splits` and `test_splits`; `log.txt` gets them too."""
+        """Return losses of `valid_splits` and `test_splits`, as `log.txt` gets them, "<split>_loss" first."""
         begin = time.time()
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
         self._open_output()
         with data_watched(self.run_cfg.step_timeout_s, self.interruption):
-            losses = self._split_losses(loaders)
+            losses = log_line(self.validation.measure(loaders))
         self.log.epoch(losses)
         main_print(f"Evaluation time {whole_seconds(time.time() - begin)}")
-        return losses
-
-    def _split_losses(self, loaders: dict[str, list[Any]]) -> dict[str, float]:
-        """Return {"<split>_loss": mean loss} of {split: loaders}; training's random state stays."""
-        losses = {}
-        with random_state_kept(self.device):
-            for split, of_split in loaders.items():
-                dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank())  # always the same
-                losses[f"{split}_loss"] = loss = self.task.evaluation(self.model, of_split, self.device)
-                logging.info("Evaluation on %s: loss %.4f", split, loss)
         return losses
 
     def _load(self) -> None:
@@ -235,7 +240,7 @@ class RunnerBase(TrainingLoop):
             self.start = progress.position if progress else Position.after_epoch(state["epoch"])
         self._saved_step = self.start.step
         if progress and self.run_cfg.resume_mode == "exact":
-            self.resumed = progress
+            self.resumed, self.validation.best = progress, progress.best
             if is_auto:
                 self.output_dir = self.resumed_from.parent
 
@@ -255,14 +260,7 @@ class RunnerBase(TrainingLoop):
                 self.start = Position(self.start.epoch + 1, 0)
             return
         with self._understood("config' or 'progress"):
-            lines = self.resumed.differences(self)
-        if lines:
-            raise CheckpointError(
-                f"run.resume_ckpt_path: '{self.resumed_from}' is of a run with other settings and cannot be resumed "
-                "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
-                "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
-            )
-        with self._understood("progress"):
+            self.resumed.check_settings(self)
             if data := self.resumed.mine["data"]:
                 self.train_loader.resume(data)
 
@@ -273,18 +271,18 @@ class RunnerBase(TrainingLoop):
             self.output_dir = from_main(lambda: new_folder(root, name))
         self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
-        self.log = RunLog(self.output_dir, self.run_cfg.tensorboard)
+        self.log = RunLog(self.output_dir, trackers.open_trackers(self))
         self.log.config(self.config.to_dict())
 
-    def _save(self, position: Position, metrics: MetricLogger, stats: dict[str, float] | None = None) -> bool:
-        """Write a checkpoint before step `position` from rank 0; return whether it is there."""
+    def _save(self, position: Position, metrics: MetricLogger, stats: dict | None = None, best: bool = False) -> bool:
+        """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
         epoch, step = position
-        self._saved_step = step
+        self._saved_step = self._saved_step if best else step
         progress = Progress.of_run(self, position, metrics.state(), stats)  # from all ranks
         if not dist_utils.is_main_process():
             return True
         done = (epoch, step) if step else (epoch - 1,)
-        path = self.output_dir / checkpoint_name(*done)
+        path = self.output_dir / (BEST if best else checkpoint_name(*done))
         logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
         state = {
             "model": self.model.trainable_state_dict(),
@@ -294,7 +292,7 @@ class RunnerBase(TrainingLoop):
             "epoch": epoch - 1,
             "progress": progress.to_plain(),
         }
-        if is_saved := save_checkpoint(path, state):
+        if (is_saved := save_checkpoint(path, state)) and not best:
             self.last_checkpoint = path
             prune(self.output_dir, self.run_cfg.keep_last_k)
         return is_saved

@@ -1,17 +1,19 @@
 """What differs between tasks: model, datasets, the loss of a batch, evaluation. The loop is the runner's."""
 
-from itertools import chain
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from minigpt4.common.config import Config, DictConfig
-from minigpt4.common.device import in_run_precision, to_device
-from minigpt4.common.dist_utils import get_rank, get_world_size, run_device, sum_over_ranks
+from minigpt4.common.device import in_run_precision
+from minigpt4.common.dist_utils import get_rank, get_world_size, run_device
 from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
+from minigpt4.tasks.held_out import HeldOut, held_out_losses
 
 VALIDATION = ("val", "eval", "valid", "validation")  # words for one split, in datasets and in run.valid_splits
+_LOSSES = ("train_step", "loss_and_targets", "valid_step")  # what says that a task has a loss of its own
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
@@ -97,7 +99,7 @@ class BaseTask:
             sizes = [len(each) if hasattr(each, "__len__") else getattr(each, "epochs", None) for each in of_split]
             if not all(sizes):
                 raise ValueError(f"{where}: '{split}' is empty or a stream without an end; it needs map-style data")
-            options = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction)
+            options = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction, run_cfg.eval_controls)
             loaders[split] = [EvalLoader(dataset, place, *options) for dataset in of_split]
         return loaders
 
@@ -123,15 +125,24 @@ class BaseTask:
         loss, num_targets = self.loss_and_targets(model, samples)
         return loss.item(), batch_size(samples) if num_targets is None else num_targets
 
-    @torch.no_grad()
+    def has_sample_losses(self, model: torch.nn.Module) -> bool:
+        """Return whether `sample_losses` is there: the model has `row_losses`, and the task no loss of its own."""
+        own = [name for name in _LOSSES if getattr(getattr(self, name), "__func__", None) is not vars(BaseTask)[name]]
+        return hasattr(model, "row_losses") and not own
+
+    def sample_losses(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (sum of the loss over each sample's target tokens [B], how many these are [B])."""
+        outputs = model(samples, reduction="none")
+        return outputs["loss"], outputs["num_targets"]
+
     def evaluation(self, model: torch.nn.Module, loaders: list, device: torch.device) -> float:
         """Return the mean loss per item (see `valid_step`) over all ranks. Raises ValueError for no item."""
-        model.eval()
-        loss_sum, count = 0.0, 0
-        for index, samples in enumerate(chain.from_iterable(loaders)):  # what it draws is the same every time
-            loss, num_items = self.valid_step(model, to_device(samples, device) | {"iters": index})
-            loss_sum, count = loss_sum + loss * num_items, count + num_items
-        loss_sum, count = sum_over_ranks([loss_sum, count], device)
-        if not count:
-            raise ValueError("run.valid_splits, run.test_splits: no sample of the split could be used, see above")
-        return loss_sum / count
+        return held_out_losses(self, model, loaders, device).loss
+
+    def held_out(
+        self, model: torch.nn.Module, loaders: list, device: torch.device, is_told_to_end: Callable[[], bool]
+    ) -> HeldOut | None:
+        """Return loss and controls of a split, as `held_out_losses`; of a task's own `evaluation` the loss alone."""
+        if getattr(self.evaluation, "__func__", None) is not BaseTask.evaluation:
+            return HeldOut(self.evaluation(model, loaders, device))
+        return held_out_losses(self, model, loaders, device, is_told_to_end)

@@ -133,6 +133,27 @@ def context_ids(segments: Sequence[Segment], encoder: PromptEncoder, image_sizes
     return ids
 
 
+def answer_row(
+    segments: Sequence[Segment],
+    answer: str,
+    template: Template,
+    encoder: PromptEncoder,
+    image_sizes: Sequence[int],
+    images: range,
+) -> Row:
+    """Return the Row of a dialogue that waits for its answer (see `context_ids`), with an answer and its end symbol.
+
+    As in training the answer is tokenised by itself; it is never cut, and all of it is a target.
+    """
+    prompt = context_ids(segments, encoder, image_sizes)
+    end = template.stop[0] if template.stop else ""
+    target = [Text(template.neutralise(answer), is_target=True), Text(end, is_structure=True, is_target=True)]
+    ids = []
+    for content, _ in encoder.encode_batch([target])[0]:
+        ids += content
+    return Row([*prompt, *ids], [IGNORED] * len(prompt) + ids, len(prompt), images, 0)
+
+
 def sample_segments(sample: dict, prompt: str, num_images: int, settings: TextSettings) -> list[Segment]:
     """Return the segments of one training sample; see `batch_rows`."""
     turns, caption = sample.get("turns"), sample["text_input"]

@@ -7,7 +7,7 @@ import resource
 import pytest
 import torch
 
-from minigpt4.common.logger import MetricLogger, NonFiniteLossError, RunLog, setup_logger, whole_seconds
+from minigpt4.common.logger import MetricLogger, NonFiniteLossError, RunLog, setup_logger, short_number, whole_seconds
 
 NOT_THE_CPU = torch.device("meta")  # reading a loss from there costs, so the logger waits until a line is due
 
@@ -126,3 +126,38 @@ def test_a_disk_that_is_full_within_a_line_costs_lines_and_one_warning(tmp_path,
     assert not run_log.has_epoch(stats)
     run_log.epoch(stats)
     assert run_log.has_epoch(stats) and (tmp_path / "log.txt").read_bytes().endswith(b'\n{"train_loss": 0.25}\n')
+
+
+def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsys, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("minigpt4.common.logger.time.perf_counter", lambda: float(next(clock)))
+    metrics = MetricLogger(0, 30, 10, torch.device("cpu"), RunLog(tmp_path))
+    for step in range(30):
+        with metrics.fetching():  # from one reading of the clock to the next: a second
+            pass
+        metrics.add(torch.tensor(1.0), 0.5, {"image": torch.zeros(2 + step % 2, 1)}, num_tokens=3000 * (step % 2))
+        metrics.check()
+        metrics.end_step()
+    records = written(tmp_path)
+    assert [records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")] == [2, 1, 3, 3000]
+    # of the last 20 steps of 2 s each, what comes between them not counted: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
+    rates = [records[-1][key] for key in ("samples_per_s", "tokens_per_s", "data_wait")]
+    assert rates == [1.25, 750.0, 0.5]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "  loss: 1.0000  time: 2.0000  data: 1.0000  max mem: " in line
+    assert line.endswith("  1.2 samples/s  750 tok/s  wait 50%")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.00"), (0.523, "0.52"), (5.84, "5.8"), (9.96, "10"), (610.4, "610"), (9999.4, "9999"), (12345, "12.3k")],
+)
+def test_rates_in_three_digits(value, text):
+    assert short_number(value) == text
+
+
+def test_a_validation_is_a_line_of_its_own(tmp_path):
+    run_log = RunLog(tmp_path)
+    run_log.steps([{"step": 1, "loss": 0.5}])
+    run_log.validation({"validation": "val", "step": 1, "loss": 0.75})
+    assert written(tmp_path) == [{"step": 1, "loss": 0.5}, {"validation": "val", "step": 1, "loss": 0.75}]

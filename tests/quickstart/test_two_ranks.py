@@ -47,5 +47,7 @@ def test_two_ranks_train_the_embedded_default(tmp_path):
     assert len(first["seen"]) == len(second["seen"]) == 12
     assert len({*first["seen"], *second["seen"]}) == 24
     (folder,) = output.iterdir()  # of rank 0; rank 1 made none
-    assert {path.name for path in folder.iterdir()} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl", "result"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("checkpoint_0.pth", "log.txt", "loss.png", "metrics.jsonl", "result", "run_card.json", "run_card.md"),
+    }
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3

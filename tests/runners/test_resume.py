@@ -128,7 +128,7 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
     whole.train()
     assert all(torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True))
     before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
-    whole._split_losses(whole.eval_loaders)  # what the model draws there is drawn for nobody else
+    whole.validation.measure(whole.validation.loaders)  # what the model draws there is drawn for nobody else
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
     lines = [json.loads(line) for line in epoch_lines(whole)]
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_holds_the_resolved_precision_resumes_exactly(cut_run)
 
 def test_progress_is_read_and_written_in_one_form(cut_run):
     saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
-    assert list(saved["progress"]) == ["position", "setup", "ranks", "identity", "stats"]
+    assert list(saved["progress"]) == ["position", "setup", "ranks", "identity", "stats", "best"]
     assert list(saved["progress"]["ranks"][0]) == ["rng", "data", "metrics", "gradients"]
     progress = Progress.of_checkpoint(saved)
     assert progress.to_plain() == saved["progress"] and progress.samples_seen == 16
@@ -326,6 +326,8 @@ def test_no_secret_is_written_anywhere(release, tmp_path):
     assert '"http://127.0.0.1:9/2.tar"' in result.stderr
     assert "${oc.env:TOKEN}" in result.stderr
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"checkpoint_0.pth", "log.txt", "metrics.jsonl"}
+    assert {path.name for path in files} == {
+        *("checkpoint_0.pth", "log.txt", "loss.png", "metrics.jsonl", "run_card.json", "run_card.md"),
+    }
     for content in [result.stdout.encode(), result.stderr.encode(), *(path.read_bytes() for path in files)]:
         assert SECRET.encode() not in content

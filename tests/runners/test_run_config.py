@@ -29,6 +29,18 @@ PROBLEMS = [
     ({"train_splits": ["val"]}, "run.train_splits: ['val'] has no 'train', the split that is trained on"),
     ({"lr_sched": "linear_warmup_step_lr"}, "run.lr_decay_rate: missing; linear_warmup_step_lr needs it"),
     ({"valid_splits": ["val"]}, "run.batch_size_eval: missing; the splits val need it"),
+    ({"eval_every_iters": 0}, "run.eval_every_iters: 0 is out of range; it must be at least 1"),
+    ({"eval_every_iters": 5}, "run.eval_every_iters: run.valid_splits is empty; name one"),
+    ({"eval_samples": -1}, "run.eval_samples: -1 is out of range; it must be at least 0"),
+    (
+        {"valid_splits": ["val"], "best_metric": "bleu"},
+        "run.best_metric: 'bleu' is not measured; known: val_loss, val_wrong_gap",
+    ),
+    (
+        {"valid_splits": ["val"], "best_metric": "val_wrong_gap", "eval_controls": False},
+        "run.best_metric: 'val_wrong_gap' is not measured; known: val_loss",
+    ),
+    ({"best_metric": "val_loss"}, "run.best_metric: 'val_loss' is not measured; run.valid_splits is empty; name one"),
     (
         {"evaluate": True},
         "run.evaluate: True, but run.valid_splits and run.test_splits are empty; name one",

@@ -37,8 +37,11 @@ def test_resumed_equals_uninterrupted(tmp_path):
         "checkpoint_1.pth",
         "checkpoint_2.pth",
         "log.txt",
+        "loss.png",
         "metrics.jsonl",
         "result",
+        "run_card.json",
+        "run_card.md",
     ]
 
 
@@ -158,7 +161,7 @@ def test_lines_of_the_2023_shapes(tmp_path, capsys, caplog):
     assert re.search(r"^visual_encoder +42 +0  float32  cpu$", out, flags=re.M)
     progress = re.findall(
         rf"^Train: data epoch: \[0\]  \[ *(\d+)/12\]  eta: {TIME}  lr: (\d\.\d{{6}})  loss: (\d+\.\d{{4}})"
-        r"  time: \d+\.\d{4}  data: \d+\.\d{4}$",
+        r"  time: \d+\.\d{4}  data: \d+\.\d{4}  max mem: \d+  [\d.]+k? samples/s  wait \d+%$",
         out,
         flags=re.M,
     )
@@ -183,7 +186,10 @@ def test_log_and_metrics_hold_numbers(tmp_path):
     steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(12))
     assert [step["samples"] for step in steps] == list(range(4, 52, 4))
-    assert set(steps[0]) == {"step", "epoch", "lr", "samples", "seconds", "data_seconds", "loss", "memory_mib"}
+    assert set(steps[0]) == {
+        *("step", "epoch", "lr", "samples", "seconds", "data_seconds", "loss", "memory_mib"),
+        *("batch_samples", "batch_tokens", "samples_per_s", "tokens_per_s", "data_wait"),
+    }
     for epoch, stats in enumerate(epochs):
         of_epoch = [step for step in steps if step["epoch"] == epoch]
         assert list(stats) == ["train_lr", "train_loss"]

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, defau
 
 from minigpt4.common.waiting import waiting_for
 from minigpt4.datasets.datasets.base_dataset import DataError, Place, SampleIndex, worker_place
+from minigpt4.datasets.datasets.image_controls import with_other_images
 from minigpt4.datasets.datasets.whereabouts import Whereabouts
 
 
@@ -214,23 +215,27 @@ class TrainLoader:
 class EvalLoader(_Loader):
     """One rank's share of a validation split, batch by batch; all ranks together give each usable sample once.
 
-    A map-style split is dealt by index, so batches are the same for any number of workers.
+    A map-style split is dealt by index, so batches are the same for any number of workers. `with_others`: samples
+    have "other_images", see image_controls.
     """
 
-    def __init__(self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad_fraction: float):
-        _bind(dataset, place, num_workers, max_bad_fraction)
-        self._read = dataset
+    def __init__(
+        self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad: float, with_others: bool = False
+    ):
+        _bind(dataset, place, num_workers, max_bad)
+        self.source = dataset
+        dataset = with_other_images(dataset) if with_others else dataset
         if not isinstance(dataset, IterableDataset):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
         generator = torch.Generator().manual_seed(place.seed)
         settings = {"num_workers": num_workers, "collate_fn": _collate_usable, "generator": generator}
-        super().__init__(dataset, batch_size, worker_init_fn=partial(_begin_worker, self._read), **settings)
+        super().__init__(dataset, batch_size, worker_init_fn=partial(_begin_worker, self.source), **settings)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = super().__iter__()
         try:
             for turn in count():
-                with _waiting_for(self._read, self.num_workers, turn):
+                with _waiting_for(self.source, self.num_workers, turn):
                     batch = next(batches, None)
                 if batch is None:
                     return

@@ -14,13 +14,14 @@ from minigpt4.common.utils import expand_path
 from minigpt4.evaluation.benchmarks.files import find_file, find_files
 from minigpt4.evaluation.benchmarks.scores import Scores
 from minigpt4.evaluation.prompts import Prompt, find_prompt
+from minigpt4.evaluation.ranking import check_rule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class BenchmarkItem(NamedTuple):
-    """One question. `id`, `images` and `question` are those of `answering.Item`; the prompt is in the question.
+    """One question. `id`, `images`, `question`, `options` are those of `answering.Item`; the prompt is in the question.
 
     `reference` is the truth, in the form that the benchmark's `score` reads, of what JSON can hold. Items of the same
     `group` (a split, a type of question) have figures of their own.
@@ -31,6 +32,7 @@ class BenchmarkItem(NamedTuple):
     question: str
     reference: Any
     group: str = ""
+    options: Sequence[str] = ()
 
 
 @dataclass
@@ -43,6 +45,7 @@ class BenchmarkConfig:
     max_new_tokens: int = 20
     batch_size: int = 8
     max_images: int | None = None  # for a quick look: as many images, evenly spread, with all their questions
+    ranking: str = "release"  # of items with options, one of ranking.RULES
     benchmark: str | None = None  # registered name, where the section has another
 
     READ_PATHS = ("eval_file_path", "img_path")
@@ -95,6 +98,7 @@ class Benchmark:
         Raises ValueError or OSError as `items`, and for no item, an id twice, images that are not there, and truth that
         cannot be scored.
         """
+        check_rule(self.cfg.ranking)
         items = self.items()
         where = f"'{self.files[0]}'" if self.files else "the benchmark"
         if not items:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt4.common.image_files import IMAGE_SUFFIXES
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
+from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import read_text
-from minigpt4.evaluation.benchmarks.scores import Metric, Scores
-from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION, mme_answer
-
-SUBTASKS = [*PERCEPTION, *COGNITION]
-SUFFIXES = (".jpg", ".png", ".jpeg")
+from minigpt4.evaluation.benchmarks.scores import Metric, Scores, figure
+from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION, SUBTASKS, MMEQuestion, mme_answer
 
 
 @dataclass
@@ -54,7 +53,7 @@ class MME(Benchmark):
         lines = [line for line in read_text(path).splitlines() if line.strip()]
         if len(lines) != 2:
             raise ValueError(f"'{path}' has {len(lines)} lines; expected two, each a question, a tab, and Yes or No")
-        paths = [images / (path.stem + suffix) for suffix in SUFFIXES]
+        paths = [images / (path.stem + suffix) for suffix in IMAGE_SUFFIXES]
         image = next((file for file in paths if file.is_file()), paths[0])
         items = []
         for number, line in enumerate(lines, start=1):
@@ -66,30 +65,21 @@ class MME(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        read = {name: mme_answer(text) for name, text in answers.items()}
-        right = {item.id: float(read[item.id] == item.reference) for item in items}
-        # by image: its subtask, how many of its questions are right, how many it has
-        images: dict[str, list[float]] = {}
-        for item in items:
-            row = images.setdefault(item.id.rpartition("/")[0], [SUBTASKS.index(item.group), 0, 0])
-            row[1] += right[item.id]
-            row[2] += 1
+        questions = {item.id: MMEQuestion(item.group, item.id.rpartition("/")[0], item.reference) for item in items}
+        counts = metrics.mme_counts(answers, questions)
         figures = {}
         parts = {"perception": PERCEPTION, "cognition": COGNITION} | {name: [name] for name in SUBTASKS}
         for name, subtasks in parts.items():
-            rows = {image: row for image, row in images.items() if SUBTASKS[int(row[0])] in subtasks}
+            rows = {image: count for (subtask, image), count in counts.items() if subtask in subtasks}
             if rows:
-                figures[name] = Metric(rows, mme_score)
+                figures[name] = Metric(rows, figure(_scores, name))
+        read = {name: mme_answer(text) for name, text in answers.items()}
+        right = {item.id: float(read[item.id] == item.reference) for item in items}
         return Scores(figures, right, list(read.values()).count("other"))
 
 
-def mme_score(rows: np.ndarray) -> float:
-    """Return the score of images, the rows [N, 3] of `MME.score`; it is that of `metrics.mme`, fast enough to resample.
-
-    A subtask gives 100 * (share of questions right + share of images with both right); subtasks are summed.
-    """
-    total = 0.0
-    for subtask in np.unique(rows[:, 0]):
-        right, asked = rows[rows[:, 0] == subtask, 1:].T
-        total += 100 * (right.sum() / asked.sum() + np.mean(right == 2))
-    return total
+def _scores(counts: np.ndarray) -> dict[str, float]:
+    """Return the scores of `metrics.mme_of` by name, 0 for what is not there."""
+    found = metrics.mme_of(counts)
+    scores = dict.fromkeys(SUBTASKS, 0.0) | {name: values["score"] for name, values in found["subtasks"].items()}
+    return scores | {"perception": found["perception"], "cognition": found["cognition"]}

@@ -24,8 +24,10 @@ class OwnJsonlConfig(BenchmarkConfig):
 class OwnJsonl(Benchmark):
     """`eval_file_path`: JSON lines
 
-        {"image": path or "images": [paths], "question": text, "answer": text or "answers": [texts], "id", "group"}
-    where question, id (default: the number of the line) and group (figures of its own) may be left out.
+        {"image": path or "images": [paths], "question": text, "answer": text or "answers": [texts], "id", "group",
+         "options": [texts]}
+    where question, id (default: the number of the line), group (figures of its own) and options may be left out. With
+    options the answer is not generated: it is the one of them that the model finds likeliest.
     `img_path`: the folder that the images' paths start from.
     """
 
@@ -49,7 +51,7 @@ class OwnJsonl(Benchmark):
                 raise ValueError(f"{where}: 'answers' holds {answers}; expected texts, at least one")
             asked = field(row, "question", str, where) if "question" in row else self.cfg.default_question
             group, paths = group_of(row, "group", where), tuple(map(self.image, images))
-            items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group))
+            items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group, _options(row, answers, where)))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -59,6 +61,17 @@ class OwnJsonl(Benchmark):
         one = metrics.vqa_accuracy if self.cfg.metric == "vqa_accuracy" else best_match
         right = {item.id: one(answers[item.id], item.reference) for item in items}
         return Scores(with_groups({"score": Metric(right)}, items), right, num_empty(answers))
+
+
+def _options(row: dict, answers: list[str], where: str) -> list[str]:
+    """Return the options of a row, [] for none. Raises ValueError for what no answer can be chosen from."""
+    options = field(row, "options", list, where) if "options" in row else []
+    texts = {option for option in options if isinstance(option, str) and option.strip()}
+    if "options" in row and (len(texts) < 2 or len(texts) < len(options)):
+        raise ValueError(f"{where}: 'options' holds {options}; expected two texts or more, all different")
+    if options and not any(best_match(option, answers) for option in options):
+        raise ValueError(f"{where}: none of the answers {answers} is among the options {options}")
+    return options
 
 
 def best_match(answer: str, labels: Sequence[str]) -> float:

@@ -16,7 +16,7 @@ from minigpt4.evaluation.metrics.chair import chair, chair_counts, chair_of, men
 from minigpt4.evaluation.metrics.intervals import bootstrap, paired_bootstrap
 from minigpt4.evaluation.metrics.tokenizer import CAPTION_TOKENIZER, caption_words
 from minigpt4.evaluation.metrics.vqa import exact_match, vqa_accuracy
-from minigpt4.evaluation.metrics.yes_no import MMEQuestion, mme, pope, pope_counts, pope_of
+from minigpt4.evaluation.metrics.yes_no import MMEQuestion, mme, mme_counts, mme_of, pope, pope_counts, pope_of
 
 __all__ = [
     "CAPTION_TOKENIZER",
@@ -35,6 +35,8 @@ __all__ = [
     "exact_match",
     "mentioned_objects",
     "mme",
+    "mme_counts",
+    "mme_of",
     "paired_bootstrap",
     "parse_box",
     "pope",

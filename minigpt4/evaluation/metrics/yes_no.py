@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt4.evaluation.metrics.matching import matched, text_of
+from minigpt4.evaluation.metrics.matching import keyed, matched, text_of
 
 PERCEPTION = ["existence", "count", "position", "color", "posters"]
 PERCEPTION += ["celebrity", "scene", "landmark", "artwork", "OCR"]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
+SUBTASKS = [*PERCEPTION, *COGNITION]
+MME_COUNTS = ["questions right", "questions", "images with both right", "images"]
 POPE_COUNTS = ["true yes", "false yes", "true no", "false no", "unparsable"]
 
 
@@ -86,18 +88,50 @@ def mme(answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hash
     `mme_answer` reads as "other" is wrong. Raises ValueError for ids that do not match, an image with other than two
     questions, an unknown subtask and other labels.
     """
+    counts = mme_counts(answers, questions)
+    for (subtask, image), count in counts.items():
+        num_asked = count.reshape(-1, len(MME_COUNTS)).sum(axis=0)[1]
+        if num_asked != 2:
+            raise ValueError(f"{subtask}: image {image!r} has {num_asked} questions; MME asks two about each")
+    unparsable = sum(mme_answer(text) == "other" for text in keyed(answers, "answers").values())
+    return mme_of(sum(counts.values())) | {"unparsable": unparsable}
+
+
+def mme_counts(
+    answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hashable, MMEQuestion]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return by (subtask, image) what `mme_of` makes scores of: MME_COUNTS of each subtask, one behind the other.
+
+    Raises ValueError as `mme`, but not for an image with another number of questions: one may have no answer.
+    """
     said, asked = matched(answers, questions, "questions")
-    right: dict[str, dict[str, list[bool]]] = {}
+    right: dict[tuple[str, str], list[bool]] = {}
     for item, question in asked.items():
         question = _mme_question(question, item)
         is_right = mme_answer(said[item]) == question.label
-        right.setdefault(question.subtask, {}).setdefault(question.image, []).append(is_right)
-    subtasks = {name: _mme_score(images, name) for name, images in right.items()}
+        right.setdefault((question.subtask, question.image), []).append(is_right)
+    counts = {}
+    for (subtask, image), of_image in right.items():
+        table = np.zeros((len(SUBTASKS), len(MME_COUNTS)), dtype=int)
+        table[SUBTASKS.index(subtask)] = sum(of_image), len(of_image), sum(of_image) == 2, 1
+        counts[subtask, image] = table.ravel()
+    return counts
+
+
+def mme_of(counts: np.ndarray) -> dict:
+    """Return the scores of `mme`, without "unparsable", of the counts of an image of `mme_counts` or a sum of them."""
+    subtasks = {}
+    for name, of_subtask in zip(SUBTASKS, counts.reshape(-1, len(MME_COUNTS)), strict=True):
+        count = dict(zip(MME_COUNTS, map(int, of_subtask), strict=True))
+        if count["images"]:
+            accuracy = count["questions right"] / count["questions"]
+            accuracy_plus = count["images with both right"] / count["images"]
+            score = 100 * (accuracy + accuracy_plus)
+            subtasks[name] = {"score": score, "accuracy": accuracy, "accuracy_plus": accuracy_plus}
     return {
         "perception": sum(subtasks[name]["score"] for name in PERCEPTION if name in subtasks),
         "cognition": sum(subtasks[name]["score"] for name in COGNITION if name in subtasks),
         "subtasks": subtasks,
-        "unparsable": sum(mme_answer(text) == "other" for text in said.values()),
     }
 
 
@@ -118,19 +152,10 @@ def _mme_question(values: Sequence[str], item: Hashable) -> MMEQuestion:
     if not isinstance(values, (tuple, list)) or len(values) != 3:
         raise ValueError(f"question of {item!r}: expected (subtask, image, label)")
     question = MMEQuestion(*values)
-    if question.subtask not in PERCEPTION + COGNITION:
-        known = ", ".join(PERCEPTION + COGNITION)
+    if question.subtask not in SUBTASKS:
+        known = ", ".join(SUBTASKS)
         raise ValueError(f"question of {item!r}: unknown subtask {question.subtask!r}; MME has {known}")
     return question._replace(label=_label(question.label, item))
-
-
-def _mme_score(images: dict[str, list[bool]], subtask: str) -> dict[str, float]:
-    for image, right in images.items():
-        if len(right) != 2:
-            raise ValueError(f"{subtask}: image {image!r} has {len(right)} questions; MME asks two about each")
-    accuracy = sum(map(sum, images.values())) / (2 * len(images))
-    accuracy_plus = sum(map(all, images.values())) / len(images)
-    return {"score": 100 * (accuracy + accuracy_plus), "accuracy": accuracy, "accuracy_plus": accuracy_plus}
 
 
 def _label(label: str, item: Hashable) -> str:

@@ -75,7 +75,8 @@ def sums_of_rows(losses: torch.Tensor, order: Sequence[int], rows: Sequence[Row]
     `losses` [N] are those of the rows' targets, one row behind the other as `order` has them.
     """
     # by pieces: on a GPU a scattered sum is not the same each time
-    sums = [part.sum() for part in losses.split([rows[number].num_targets for number in order])]
+    counts = [rows[number].num_targets for number in order]
+    sums = [part.sum() for part in losses.split(counts)]
     return losses.new_zeros(len(rows)).index_copy(0, send(order, losses.device), torch.stack(sums))
 
 

@@ -99,6 +99,26 @@ FAULTS = {
         lambda r: (r / OWN).write_text('{"image": "a.jpg", "answers": []}'),
         "expected texts, at least one",
     ),
+    "one option": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "x", "options": ["x"]}'),
+        "line 1: 'options' holds ['x']; expected two texts or more, all different",
+    ),
+    "the same option twice": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "x", "options": ["x", "y", "x"]}'),
+        "expected two texts or more, all different",
+    ),
+    "an option that is no text": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "x", "options": ["x", 7]}'),
+        "expected two texts or more, all different",
+    ),
+    "an answer that is no option": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "z", "options": ["x", "y"]}'),
+        "line 1: none of the answers ['z'] is among the options ['x', 'y']",
+    ),
     "null image": (
         "own_jsonl",
         lambda r: (r / OWN).write_text('{"image": null, "answer": "x"}'),

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.common.registry import registry
-from minigpt4.evaluate import parse_args
+from minigpt4.evaluate import main, parse_args
 from minigpt4.evaluation.prompts import shipped_prompts
 from minigpt4.evaluation.run import open_benchmarks, run_benchmarks
 from tests.evaluation.benchmarks import official
@@ -73,6 +75,52 @@ def test_each_command_finds_its_benchmarks(command, configuration):
     assert list(benchmarks) == args.tasks and all(items for _, items in benchmarks.values())
 
 
+@pytest.fixture
+def small_model(configuration, release, tmp_path, monkeypatch):
+    """The documentation's YAML with a small real model, whose checkpoint is where the commands expect it."""
+    monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
+    model = yaml.safe_load((ROOT / "eval_configs/minigpt4_eval.yaml").read_text())
+    model["model"] |= {"llama_model": str(release.llama), "ckpt": "output/checkpoint_3.pth", "low_resource": False}
+    model["model"] |= {"llm_precision": "fp32"}
+    model["run"] = model.get("run", {}) | {"device": "cpu"}
+    sections = {name: section | {"max_new_tokens": 4} for name, section in configuration.items()}
+    content = yaml.safe_dump(model | {"evaluation_datasets": sections})
+    (tmp_path / "eval_configs/my_eval.yaml").write_text(content)
+    # two images, so that they can be exchanged
+    (path,) = (tmp_path / "data/vqav2").rglob("*val2014_questions.json")
+    questions = json.loads(path.read_text())
+    questions["questions"][0]["image_id"] = 1
+    path.write_text(json.dumps(questions))
+    (tmp_path / "output").mkdir()
+    shutil.copy(release.checkpoint, tmp_path / "output/checkpoint_3.pth")
+    return release
+
+
+def test_the_commands_run_one_after_another_and_write_what_is_promised(small_model, tmp_path, capsys):
+    programs = [shlex.split(command)[0] for command in COMMANDS]
+    assert programs.count("python") >= 5 and programs.count("torchrun") == 1
+    for command, program in zip(COMMANDS, programs, strict=True):
+        args = arguments(command)
+        if program == "python":
+            assert main(shlex.split(command)[2:]) == 0, capsys.readouterr().err
+        else:
+            alone = {name: (args.output / name / "answers.jsonl").read_text() for name in args.tasks}
+            shutil.rmtree(args.output)
+            words = shlex.split(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+            words[words.index("evaluate.py")] = str(ROOT / "evaluate.py")
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            result = subprocess.run([*launcher, *words[1:]], capture_output=True, text=True, env=small_model.env)
+            assert result.returncode == 0, result.stdout + result.stderr
+            for name, text in alone.items():
+                assert (args.output / name / "answers.jsonl").read_text() == text
+        for name in args.tasks or ():
+            folder = args.output / (f"{name}-{args.control}" if args.control else name)
+            counts = json.loads((folder / "results.json").read_text())["counts"]
+            assert counts["answered"] == counts["items"] > 0 and (folder / "results.html").is_file()
+        if args.compare:
+            assert (args.output / "comparison.html").is_file()
+
+
 def test_each_section_opens(configuration):
     args = argparse.Namespace(cfg_path="eval_configs/my_eval.yaml", options=[])
     assert len(open_benchmarks(Config(args, unopened=["model.*"]), configuration)) == len(configuration) >= 10
@@ -99,7 +147,16 @@ def test_the_lines_of_your_own_are_read(configuration, tmp_path):
             official.draw(tmp_path / "my_images" / image)
     args = argparse.Namespace(cfg_path="eval_configs/my_eval.yaml", options=[])
     _, items = open_benchmarks(Config(args, unopened=["model.*"]), ["own_jsonl"])["own_jsonl"]
-    assert [(item.id, len(item.images), item.group) for item in items] == [("1", 1, "colours"), ("door", 2, "")]
+    assert [(item.id, len(item.images), item.group) for item in items[:2]] == [("1", 1, "colours"), ("door", 2, "")]
+    assert (items[2].id, items[2].options, len(items)) == ("kettle", ["yes", "no"], 3)
+
+
+def test_the_example_of_ranking_runs(small_model, tmp_path):
+    (block,) = [block for block in blocks("python") if "candidate_losses" in block]
+    official.draw(tmp_path / "kitchen.jpg")
+    names = {}
+    exec(block, names)
+    assert len(names["losses"]) == 2 and len(set(names["losses"])) == 2
 
 
 def always_red(items, cfg):
@@ -107,7 +164,7 @@ def always_red(items, cfg):
 
 
 def test_the_example_of_a_benchmark_of_your_own_works(configuration, own_code, tmp_path):
-    (block,) = blocks("python")
+    (block,) = [block for block in blocks("python") if "register_benchmark" in block]
     (tmp_path / "my_colours.py").write_text(block)
     (tmp_path / "colours.txt").write_text("a.png red\nb.png green\n")
     for number, name in enumerate(["a.png", "b.png"]):

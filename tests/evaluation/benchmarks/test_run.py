@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
 
-from minigpt4.evaluation.controls import GREY, with_control
+from minigpt4.datasets.datasets.image_controls import GREY
+from minigpt4.evaluation.controls import with_control
 from minigpt4.evaluation.results import summary
 from minigpt4.evaluation.run import Asked, run_benchmarks
 from tests.evaluation.benchmarks import official

@@ -1,10 +1,14 @@
 """A benchmark from the configuration to results, with a real, small model."""
 
 import json
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 
 import minigpt4
 from minigpt4.common.config import Config
@@ -56,6 +60,43 @@ def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, re
     with pytest.raises(ValueError, match=r"evaluation_datasets\.own_jsonl: item '1': the message is empty"):
         official.write_lines(tmp_path / "questions.jsonl", [{"image": "0.png", "question": " ", "answer": "x"}])
         evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "empty", "cpu")
+
+
+KILLED = """
+import os, signal, sys
+from minigpt4.evaluate import main
+from minigpt4.evaluation.answer_file import AnswerFile
+
+add, lines = AnswerFile.add, []
+
+def add_and_die(self, line):
+    add(self, line)
+    lines.append(line)
+    if len(lines) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+AnswerFile.add = add_and_die
+main(sys.argv[2:])
+"""
+
+
+def test_a_killed_evaluation_resumes_and_writes_the_same(config, release, tmp_path):
+    whole = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "whole", "cpu")["own_jsonl"]
+    cfg = config(batch_size=1)
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(cfg.to_dict()))
+    command = ["--cfg-path", str(tmp_path / "cfg.yaml"), "--tasks", "own_jsonl", "--output", str(tmp_path / "killed")]
+    program = [sys.executable, "-c", KILLED, "4", *command, "--device", "cpu"]
+    result = subprocess.run(program, cwd=ROOT, env=release.env, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stdout + result.stderr
+    folder = tmp_path / "killed/own_jsonl"
+    before = (folder / "answers.part0.jsonl").read_text()
+    assert before.count("\n") == 4 and not (folder / "results.json").exists()
+    again = evaluate_benchmarks(cfg, ["own_jsonl"], tmp_path / "killed", "cpu")["own_jsonl"]
+    assert (folder / "answers.jsonl").read_text() == whole.with_name("answers.jsonl").read_text()
+    assert (folder / "answers.jsonl").read_text().startswith(before)
+    content, expected = (json.loads(path.read_text()) for path in (again, whole))
+    assert content["asked_in_this_call"] == 2
+    assert content["metrics"] == expected["metrics"] and content["items"] == expected["items"]
 
 
 CFG = ["--cfg-path", "eval_configs/embedded_eval.yaml"]

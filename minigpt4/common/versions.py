@@ -1,0 +1,58 @@
+"""What a result depends on beside its settings: versions, the state of a clone, the machine."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of the libraries that results depend on."""
+    from minigpt4 import __version__
+
+    found = {"python": platform.python_version(), "minigpt4": __version__}
+    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+@lru_cache
+def git_commit() -> str | None:
+    """Return the commit of the clone that this package lies in, "-dirty" behind it with changes; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # also not where an installed package lies below somebody's clone
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
+
+
+def hardware() -> dict[str, Any]:
+    """Return what this machine computes with, as plain values."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,46 @@
+"""Answers to the prompts that training reads: those of samples, not of a dialogue."""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.context import Context
+from minigpt4.text.release_samples import from_release
+from minigpt4.text.rows import IMAGE_ID
+
+
+def can_answer(model: nn.Module) -> bool:
+    """Return whether a model has what `answer_samples` needs."""
+    needed = ("rows", "encode_batch", "num_image_tokens", "decoder", "llama_tokenizer", "end_sym")
+    return all(hasattr(model, name) for name in needed)
+
+
+@torch.no_grad()
+def answer_samples(model: nn.Module, samples: dict[str, Any], max_new_tokens: int) -> list[tuple[str, str]]:
+    """Return (prompt, greedy answer) of each sample of a batch on the model's device, computed as one batch.
+
+    A prompt is what stands before the first answer in the sample's row, token by token; in its text `[image]` stands
+    for the vectors of an image. An answer ends before `end_sym`, or after `max_new_tokens` tokens.
+    """
+    samples = from_release(samples)
+    vectors = model.encode_batch(samples["image"]).split(1)
+    stop, contexts = (model.end_sym if model.end_sym.strip() else "\n",), []
+    for row in model.rows(samples):
+        ids = tuple(row.ids[: row.num_prompt])
+        num_images = ids.count(IMAGE_ID) // model.num_image_tokens
+        images = tuple(vectors[number] for number in row.images[:num_images])
+        contexts.append(Context(ids, images, stop, max_new_tokens))
+    prompts = [_shown(context.ids, model.llama_tokenizer, model.num_image_tokens) for context in contexts]
+    answers = Chat(model, None).answer_contexts(contexts, temperature=0, max_new_tokens=max_new_tokens)
+    return list(zip(prompts, answers, strict=True))
+
+
+def _shown(ids: tuple[int, ...], tokenizer: Any, num_image_tokens: int) -> str:
+    parts = []
+    for is_image, run in groupby(ids, lambda index: index == IMAGE_ID):
+        run = list(run)
+        parts.append("[image]" * (len(run) // num_image_tokens) if is_image else tokenizer.decode(run))
+    return "".join(parts)

@@ -1,0 +1,17 @@
+"""The plugin for lmms-eval: `pip install .` makes the model `minigpt4` known to it, see docs/evaluation.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+HERE = "minigpt4.evaluation.lmms.models"
+
+
+def manifest() -> ModelManifest:
+    """Return what lmms-eval asks of the entry point `lmms_eval.models`; its models are imported when they are used."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("minigpt4", f"{HERE}.MiniGPT4Simple", f"{HERE}.MiniGPT4Chat", aliases=("mini_gpt4",))

@@ -1,0 +1,238 @@
+"""The run card: what a training run was, in its folder as `run_card.json` and, to be read, `run_card.md`.
+
+`loss.png` comes with them. They are written when the run ends, also by a signal or an error, and never cost it a thing.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from minigpt4.common.checkpoint import PARTIAL, remove
+from minigpt4.common.cli import Interrupted
+from minigpt4.common.dist_utils import get_world_size, is_main_process
+from minigpt4.common.startup import startup
+from minigpt4.common.utils import read_json, without_secrets
+from minigpt4.common.versions import git_commit, hardware, versions
+from minigpt4.models.part_hashes import frozen_tensors, part_hashes, tensor_hashes
+from minigpt4.runners.curves import Metrics, loss_picture, read_metrics
+from minigpt4.runners.report import SampleCounts, count_samples
+from minigpt4.runners.run_card_text import card_text
+
+NAME, PICTURE = "run_card", "loss.png"
+_POINTS = 50  # of the curve
+_FINAL_STEPS = 50  # that the final loss is the mean of
+
+
+class RunCard:
+    """Within a `with` block the runner `run`, its folder open, trains; the card is written behind it, by rank 0.
+
+    The hashes of what is frozen are taken on entering and on leaving: the same, or something trained that should not.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.counts: SampleCounts | None = None  # of all ranks, once they have been exchanged
+        self._frozen: dict[str, str] = {}  # {name of a tensor: its hash} at the beginning
+        self._start, self._started = time.time(), _now()
+
+    def __enter__(self) -> "RunCard":
+        if is_main_process():
+            self._frozen = tensor_hashes(frozen_tensors(self.run.model))
+        self._start = time.time()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if is_main_process():
+            try:
+                self._write(_outcome(error))
+            except Exception as problem:  # of any kind: the training is over, and what it gives is saved
+                logging.warning("%s not written (%s: %.300s)", NAME, type(problem).__name__, problem)
+
+    def _write(self, outcome: str) -> None:
+        folder, seconds = self.run.output_dir, time.time() - self._start
+        try:
+            metrics = read_metrics(folder)
+        except OSError:  # no step was made, or the folder is lost
+            metrics = Metrics([], [])
+        if picture := loss_picture(f"{folder.parent.name} / {folder.name}", metrics):
+            write_whole(folder / PICTURE, picture)
+        card = plain(self._content(outcome, metrics, seconds, earlier_card(folder)))
+        text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(folder / f"{NAME}.json", f"{text}\n".encode(errors="backslashreplace"))
+        picture_name = PICTURE if picture else None
+        write_whole(folder / f"{NAME}.md", card_text(card, picture_name).encode(errors="backslashreplace"))
+
+    def _content(self, outcome: str, metrics: Metrics, seconds: float, earlier: dict[str, Any]) -> dict[str, Any]:
+        run = self.run
+        config = run.config.to_dict()
+        process = self._process(outcome, metrics, seconds)
+        return {
+            "run": run.output_dir.name,
+            "outcome": outcome,
+            "recipe": {"command": command_line(), "resumed_from": _text(run.resumed_from), "config": config},
+            "model": self._model(config, earlier),
+            "data": self._data(config),
+            "curve": curve(metrics.steps),
+            "validation": metrics.validations,
+            "result": {
+                "final_loss": final_loss(metrics.steps),
+                "samples_seen": metrics.steps[-1]["samples"] if metrics.steps else 0,
+                "trained_sha256": part_hashes(tensor_hashes(run.model.trainable_state_dict())),
+                "checkpoint": _text(run.last_checkpoint or run.resumed_from),
+            },
+            "processes": [*earlier.get("processes", []), process],
+        }
+
+    def _process(self, outcome: str, metrics: Metrics, seconds: float) -> dict[str, Any]:
+        """Return what this process adds to the run; a resumed run has had several."""
+        first = self.run.start.epoch * self.run.iters_per_epoch + self.run.start.step
+        own = [record for record in metrics.steps if record["step"] >= first]
+        validation = sum(record.get("seconds") or 0 for record in metrics.validations if record["step"] >= first)
+        return {
+            "started": self._started,
+            "ended": _now(),
+            "outcome": outcome,
+            "steps": [own[0]["step"], own[-1]["step"]] if own else None,
+            "seconds": {
+                "start_up": round(sum(startup.seconds.values()), 1),
+                "training": round(seconds, 1),
+                "of_it_validation": round(validation, 1),
+            },
+            "ranks": get_world_size(),
+            "device": str(self.run.device),
+            "peak_memory_mib": own[-1]["memory_mib"] if own else None,
+            "hardware": hardware(),
+            "versions": versions() | {"commit": git_commit()},
+        }
+
+    def _model(self, config: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+        """Return sizes and hashes of the parts; what is frozen and changed is said aloud."""
+        model = self.run.model
+        tensors = frozen_tensors(model)
+        after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
+        changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
+        # a resumed run is compared with its very beginning
+        begun = part_hashes(self._frozen) | _hashes_before(earlier)
+        frozen = {}
+        for part, hash_after in part_hashes(after).items():
+            frozen[part] = {"before": begun.get(part), "after": hash_after, "unchanged": begun.get(part) == hash_after}
+        if changed or not all(part["unchanged"] for part in frozen.values()):
+            names = ", ".join(changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]])
+            logging.warning("frozen weights are not what they were before training: %s", names)
+        return {
+            "arch": config.get("model", {}).get("arch", type(model).__name__),
+            "parts": [part._asdict() for part in model.parts()],
+            "frozen_sha256": frozen,
+            "changed_tensors": changed,
+            "files": {key: value for key, value in model.identity().items() if key in ("llm", "vision")},
+        }
+
+    def _data(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return what each dataset is, and what became of its samples."""
+        counts = self.counts or count_samples(self.run, of_all_ranks=False)
+        data = {}
+        for name, splits in self.run.datasets.items():
+            if "train" not in splits:
+                continue
+            dataset, section = splits["train"], config.get("datasets", {}).get(name, {})
+            listing = dataset.listing() if hasattr(dataset, "listing") else None
+            data[name] = {
+                "source": section.get("build_info"),
+                "sha": getattr(dataset, "fingerprint", None),
+                "records": len(dataset) if hasattr(dataset, "__len__") else None,
+                "files": len(listing) if listing is not None and not hasattr(dataset, "__len__") else None,
+                "sample_ratio": getattr(dataset, "sample_ratio", None),
+                **counts.of_dataset.get(name, {}),
+                "counted_on_ranks": counts.num_ranks,
+                "ranks": get_world_size(),
+            }
+        return data
+
+
+def _hashes_before(card: Mapping[str, Any]) -> dict[str, str]:
+    frozen = card.get("model", {}).get("frozen_sha256", {})
+    return {part: found["before"] for part, found in frozen.items()}
+
+
+def earlier_card(folder: Path) -> dict[str, Any]:
+    """Return the card that an earlier process of the run left; {} without one that can be read."""
+    try:
+        card = read_json(folder / f"{NAME}.json")
+        _hashes_before(card), list(card["processes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return card
+
+
+def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the first, last and lowest loss, and about 50 points, each the mean loss up to it since the last one."""
+    known = [(record["step"], record["loss"]) for record in steps if record["loss"] is not None]
+    if not known:
+        return {"steps": len(steps), "first": None, "last": None, "lowest": None, "points": []}
+    every = math.ceil(len(known) / _POINTS)
+    points = []
+    for start in range(0, len(known), every):
+        part = known[start : start + every]
+        points.append([part[-1][0], round(math.fsum(loss for _, loss in part) / len(part), 6)])
+    lowest = min(known, key=lambda point: point[1])
+    return {"steps": len(steps), "first": known[0], "last": known[-1], "lowest": lowest, "points": points}
+
+
+def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return {"mean", "steps"}: the mean loss of so many last steps."""
+    losses = [record["loss"] for record in steps if record["loss"] is not None][-_FINAL_STEPS:]
+    return {"mean": math.fsum(losses) / len(losses), "steps": len(losses)} if losses else None
+
+
+def command_line() -> str:
+    """Return the command that started this process; addresses in it are without user, password and query."""
+    return shlex.join(re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word) for word in sys.argv)
+
+
+def plain(value: Any) -> Any:
+    """Return containers of what strict JSON knows: numbers that are not finite become null, other kinds text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, which is a warning."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        logging.warning("%s not written (%s)", path, error)
+        remove(partial)
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "finished"
+    if isinstance(error, Interrupted):
+        return f"interrupted: {error}"
+    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

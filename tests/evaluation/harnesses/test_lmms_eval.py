@@ -1,0 +1,98 @@
+"""The plugin in the real lmms-eval: found by its entry point, the answers are those of evaluate.py."""
+
+import json
+
+import pytest
+
+from tests.evaluation.harnesses.conftest import CFG_PATH, MAX_NEW_TOKENS
+
+pytestmark = pytest.mark.registry
+
+CODE = """
+from pathlib import Path
+from PIL import Image
+
+FOLDER = Path({folder!r})
+
+def images(doc):
+    return [Image.open(FOLDER / name).convert("RGB") for name in doc["images"]]
+
+def right(doc, results):
+    return {{"right": float(results[0] == doc["answer"])}}
+"""
+TASK = """
+task: own_{name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_visual: !function code.images
+doc_to_text: question
+doc_to_target: answer
+metadata: [{{version: 0}}]
+"""
+GENERATED = """
+generation_kwargs: {{max_new_tokens: {tokens}, temperature: 0, until: []}}
+process_results: !function code.right
+metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
+"""
+RANKED = """
+doc_to_choice: options
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(items, tmp_path_factory):
+    """Return the folder of two tasks of lmms-eval: own_items, generated, and own_ranked."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "code.py").write_text(CODE.format(folder=str(items)))
+    task = TASK.format(name="items", kind="generate_until", file=items / "items.jsonl")
+    (folder / "items.yaml").write_text(task + GENERATED.format(tokens=MAX_NEW_TOKENS))
+    task = TASK.format(name="ranked", kind="multiple_choice", file=items / "ranked.jsonl")
+    (folder / "ranked.yaml").write_text(task + RANKED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lmms_eval(harness, ask, settings, tasks, tmp_path_factory):
+    """Return a function: what lmms-eval logs of each document, by task and id."""
+
+    def logged(names, *options):
+        output = tmp_path_factory.mktemp("lmms")
+        model_args = ",".join(f"{key}={value}" for key, value in ({"cfg_path": CFG_PATH} | settings).items())
+        command = [harness("lmms-eval"), "-m", "lmms_eval", "--model", "minigpt4", "--model_args", model_args]
+        command += ["--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4", "--device", "cpu"]
+        command += [*options, "--log_samples", "--output_path", output]
+        ask([*map(str, command)], HF_HOME=str(output / "home"))
+        samples = {}
+        for name in names:
+            (path,) = output.rglob(f"*_samples_{name}.jsonl")
+            lines = map(json.loads, path.read_text().splitlines())
+            samples[name] = {str(line["doc_id"]): line for line in lines}
+        return samples
+
+    return logged
+
+
+def answers_of(lines):
+    return {name: line["filtered_resps"] for name, line in lines.items()}
+
+
+def test_the_chat_form_answers_as_evaluate(lmms_eval, evaluated):
+    expected = evaluated("items.jsonl")
+    samples = lmms_eval(["own_items"])
+    assert answers_of(samples["own_items"]) == expected
+    assert len(expected) == 12 and len(set(expected.values())) > 5
+
+
+def test_the_simple_form_answers_and_ranks_as_evaluate(lmms_eval, evaluated):
+    samples = lmms_eval(["own_items", "own_ranked"], "--force_simple")
+    assert answers_of(samples["own_items"]) == evaluated("items.jsonl")
+    options = ["the old wall", "water", "no"]
+    best = {}
+    for name, line in samples["own_ranked"].items():
+        losses = [float(loss) for loss, _ in line["filtered_resps"]]
+        best[name] = options[losses.index(min(losses))]
+        assert float(line["acc"]) == float(best[name] == line["target"])
+    assert best == evaluated("ranked.jsonl", ranking="mean") and len(best) == 12
