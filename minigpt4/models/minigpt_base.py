@@ -25,10 +25,11 @@ from minigpt4.models.llm import adapters, backends, language_model, layouts, qua
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
+from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import from_release
-from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch, warn_of_cut
+from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder

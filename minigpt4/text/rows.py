@@ -7,7 +7,6 @@ form, by one encoder, which begins both with BOS (`PromptEncoder.bos`). How a ba
 padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, Protocol
 
+from minigpt4.text.cutting import warn_of_cut_prompt
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.segments import (
     IMAGE,
@@ -297,21 +297,3 @@ def _part_of_batch(samples: dict, start: int, stop: int) -> dict:
         else:
             part[key] = value[images] if key == "image" else value[start:stop]
     return part
-
-
-@lru_cache
-def warn_of_cut(max_txt_len: int) -> None:
-    """Say once that conversations are longer than the limit."""
-    logging.warning(
-        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
-        "python -m minigpt4.datasets.inspect counts them all"
-    )
-
-
-@lru_cache
-def warn_of_cut_prompt(max_context_len: int) -> None:
-    """Say once that prompts are longer than the limit."""
-    logging.warning(
-        f"a prompt is longer than model.max_context_len={max_context_len} tokens: its end is cut off, with what the "
-        "template puts behind the question. Said once"
-    )
