@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minigpt4.conversation.conversation import Conversation
+from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.encoder import PromptEncoder
-from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows, warn_of_cut
+from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows
 from minigpt4.text.segments import IMAGE
 from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from tests.golden.model import CONFIG, golden_model
