@@ -250,21 +250,26 @@ def average_gradients(
 ) -> None:
     """Replace the gradients of `parameters` by their means over all ranks, each of its `weight`; a missing one is zero.
 
-    `sums`, a tensor, is replaced by its sum over all ranks. Raises RuntimeError if a rank is gone.
+    One that all ranks lack stays missing: the optimizer leaves that parameter alone. `sums`, a tensor, is replaced by
+    its sum over all ranks. Raises RuntimeError if a rank is gone.
     """
     if get_world_size() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    missing = [number for number, parameter in enumerate(parameters) if parameter.grad is None]
+    for number in missing:
+        parameters[number].grad = torch.zeros_like(parameters[number])
     gradients = [parameter.grad for parameter in parameters]
-    together = torch.cat(
-        [*(gradient.flatten() for gradient in gradients), gradients[0].new_ones(1)]
-    )  # one message a step
+    # one message a step: the gradients, which of them are there, and the weight
+    there = gradients[0].new_ones(len(gradients))
+    there[missing] = 0
+    together = torch.cat([*(gradient.flatten() for gradient in gradients), there, there.new_ones(1)])
     together.mul_(weight)
     messages = [together] if sums is None else [together, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()
-    means = together[:-1].div_(together[-1]).split([gradient.numel() for gradient in gradients])
+    *means, there = together[:-1].div_(together[-1]).split([*map(torch.numel, gradients), len(gradients)])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
+    for number, is_there in zip(missing, there[missing].tolist() if missing else (), strict=True):
+        if not is_there:
+            parameters[number].grad = None

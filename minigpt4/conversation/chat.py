@@ -4,7 +4,6 @@ A session is a Conversation, its list of image embeddings and, if wanted, a Pref
 serves many sessions; one answer (or batch) at a time is the sensible load of one model.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from minigpt4.common.logger import warn_once
 from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.context import Context, TooLongError
-from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode
+from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode, request_of
 from minigpt4.conversation.images import fitted_processor, open_image
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
@@ -30,14 +29,6 @@ __all__ = ["Chat", "PrefixCache", "Sampling"]
 
 MAX_MESSAGE_CHARS = 32_768  # some 8,000 tokens; refused before it costs tokenising
 _SHARED = ("cache", "stop_event", "on_notice")  # arguments of answers beside those of Sampling
-
-logger = logging.getLogger(__name__)
-
-
-def _request(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = ()) -> Request:
-    """Return the Request of an answer's arguments: those of Sampling, and `others` of _SHARED."""
-    given = {name: named.pop(name) for name in others if name in named}
-    return Request(Sampling(*sampling, **named), **{"on_notice": logger.warning} | given)
 
 
 def check_question(text: str) -> None:
@@ -65,7 +56,7 @@ class Chat:
 
     def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
         self.model, self.vis_processor = model, fitted_processor(vis_processor, model)
-        self.stopping_criteria = stopping_criteria
+        self.stopping_criteria, self.penalty = stopping_criteria, getattr(model, "repetition_penalty", 1)
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
@@ -119,7 +110,7 @@ class Chat:
         Raises ValueError for a dialogue without an open question or settings out of range; then, as
         after any other error, `conv` is as it was.
         """
-        request = _request(sampling, named, _SHARED)
+        request = request_of(sampling, named, _SHARED, self.penalty)
         context = self._context(conv, img_list, request)
         return self._close(conv, context, self._generate([context], request)[0])
 
@@ -128,14 +119,14 @@ class Chat:
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
         """
-        request = _request(sampling, named, _SHARED)
+        request = request_of(sampling, named, _SHARED, self.penalty)
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
         self, convs: Sequence["Conversation"], img_lists: Sequence[list], *sampling: Any, **named: Any
     ) -> list[tuple[str, np.ndarray]]:
         """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
-        request = _request(sampling, named, ("stop_event", "on_notice"))
+        request = request_of(sampling, named, ("stop_event", "on_notice"))
         pairs = zip(convs, img_lists, strict=True)
         contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
         answers = self._generate(contexts, request)
@@ -143,7 +134,7 @@ class Chat:
 
     def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
         """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
-        request = _request(sampling, named, ("on_notice",))
+        request = request_of(sampling, named, ("on_notice",), self.penalty)
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
     def model_generate(self, context: Context, streamer: Any = None, **sampling: Any) -> Tensor:
@@ -151,7 +142,7 @@ class Chat:
 
         `streamer`, one of transformers, gets each token as soon as it is there; all at the end if there are beams.
         """
-        request, ids = _request((), sampling), []
+        request, ids = request_of((), sampling), []
         try:
             if request.sampling.num_beams > 1:
                 tokens = iter(self._generate([context], request)[0])
@@ -168,7 +159,7 @@ class Chat:
 
     def answer_contexts(self, contexts: Sequence[Context], **sampling: Any) -> list[str]:
         """Return the texts that follow the prompts of `contexts`, computed as one batch."""
-        answers = zip(contexts, self._generate(contexts, _request((), sampling)), strict=True)
+        answers = zip(contexts, self._generate(contexts, request_of((), sampling)), strict=True)
         return [AnswerText(self.model.llama_tokenizer, context.stop).whole(ids) for context, ids in answers]
 
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:

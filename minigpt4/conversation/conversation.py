@@ -12,6 +12,7 @@ from minigpt4.text.segments import IMAGE, IMAGE_SLOT, Segment, Text, dialogue_se
 from minigpt4.text.templates import (
     CHATML,
     LLAMA2,
+    MINIGPT_V2,
     TEMPLATES,
     VICUNA_V0,
     VICUNA_V1,
@@ -24,6 +25,7 @@ __all__ = [
     "CHATML",
     "CONV_VISION",
     "LLAMA2",
+    "MINIGPT_V2",
     "TEMPLATES",
     "VICUNA_V0",
     "VICUNA_V1",
@@ -275,4 +277,4 @@ CONV_VISION = Conversation(VICUNA_V0)  # the 2023 demo's
 # ends with </s>.
 CONV_VISION_Vicuna0 = Conversation(replace(VICUNA_V0, answer="Assistant: "))
 CONV_VISION_LLama2 = Conversation(LLAMA2)
-CONV_VISION_minigptv2 = Conversation(replace(LLAMA2, assistant=(" [/INST]", "</s><s>"), answer=" [/INST]", system=""))
+CONV_VISION_minigptv2 = Conversation(MINIGPT_V2)

@@ -6,9 +6,10 @@ of its own, and the keys and values of a conversation live on between turns. Bea
 `generate`'s.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,6 +82,20 @@ class Request(NamedTuple):
     on_notice: Callable[[str], None]
     cache: "PrefixCache | None" = None
     stop_event: Event | None = None
+
+
+_PENALTY = [field.name for field in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
+
+
+def request_of(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1) -> Request:
+    """Return the Request of an answer's arguments: those of Sampling, and fields of Request, which `others` names.
+
+    `penalty`: of repetition, where they say none. One answer has the model's, those of a batch have none.
+    """
+    if len(sampling) <= _PENALTY:
+        named.setdefault("repetition_penalty", penalty)
+    given = {name: named.pop(name) for name in others if name in named}
+    return Request(Sampling(*sampling, **named), **{"on_notice": logging.getLogger(__name__).warning} | given)
 
 
 def filter_logits(logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()) -> Tensor:

@@ -1,8 +1,10 @@
 """From whatever a person uploads to an upright RGB image: by training's reader."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import nn
 
@@ -11,8 +13,14 @@ from minigpt4.processors.blip_processors import BlipImageProcessor
 from minigpt4.processors.images import FORMATS, MAX_PIXELS, ImageError, as_shown, check_size, load_image
 
 
-def open_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return a path's or PIL image as upright RGB; raises FileNotFoundError or ImageError."""
+def open_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a path's, PIL or numpy image (uint8 [H, W] or [H, W, C]) as upright RGB.
+
+    Raises FileNotFoundError or ImageError.
+    """
+    if isinstance(source, np.ndarray):
+        with suppress(TypeError, ValueError):  # of another type or shape: refused below
+            source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         check_size(source, max_pixels)
         try:
@@ -20,7 +28,7 @@ def open_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -
         except Exception as error:  # what is decoded only now makes Pillow raise almost anything
             raise ImageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(source, (str, Path)):
-        raise ImageError(f"image: {type(source).__name__}; expected a path, a PIL image or a tensor of pixels")
+        raise ImageError(f"image: {type(source).__name__}; expected a path, a PIL or numpy image or a tensor of pixels")
     if not Path(source).is_file():
         raise FileNotFoundError(f"image: no file '{source}'")
     try:

@@ -8,12 +8,13 @@ from torch import nn
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.context import Context
+from minigpt4.text.release_samples import from_release
 from minigpt4.text.rows import IMAGE_ID
 
 
 def can_answer(model: nn.Module) -> bool:
     """Return whether a model has what `answer_samples` needs."""
-    needed = ("rows", "encode_images", "num_image_tokens", "decoder", "llama_tokenizer", "end_sym")
+    needed = ("rows", "encode_batch", "num_image_tokens", "decoder", "llama_tokenizer", "end_sym")
     return all(hasattr(model, name) for name in needed)
 
 
@@ -24,7 +25,8 @@ def answer_samples(model: nn.Module, samples: dict[str, Any], max_new_tokens: in
     A prompt is what stands before the first answer in the sample's row, token by token; in its text `[image]` stands
     for the vectors of an image. An answer ends before `end_sym`, or after `max_new_tokens` tokens.
     """
-    vectors = model.encode_images(samples["image"]).split(1)
+    samples = from_release(samples)
+    vectors = model.encode_batch(samples["image"]).split(1)
     stop, contexts = (model.end_sym if model.end_sym.strip() else "\n",), []
     for row in model.rows(samples):
         ids = tuple(row.ids[: row.num_prompt])

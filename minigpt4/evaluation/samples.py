@@ -63,7 +63,9 @@ class SamplesPage:
         said = []
         for sample, (prompt, answer) in zip(self.samples, answers, strict=True):
             shown = {"id": str(sample.get("sample_id", "")), "prompt": prompt, "answer": answer}
-            said.append(shown | {"reference": sample["text_input"]})
+            # of 2023 and own data, or of the newest release
+            reference = next(sample[key] for key in ("text_input", "answer", "conv_a") if key in sample)
+            said.append(shown | {"reference": reference})
         records = [record for record in read_records(folder / RECORDS) if record["step"] != where["step"]]
         records = sorted([*records, {**where, "samples": said}], key=lambda record: record["step"])
         text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)

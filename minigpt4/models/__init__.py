@@ -3,5 +3,6 @@
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.minigpt_v2 import MiniGPTv2
 
-__all__ = ["BaseModel", "MiniGPT4", "MiniGPTBase"]
+__all__ = ["BaseModel", "MiniGPT4", "MiniGPTBase", "MiniGPTv2"]

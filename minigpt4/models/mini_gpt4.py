@@ -1,6 +1,6 @@
-"""MiniGPT-4 of 2023: a frozen ViT and Q-Former, one trained linear layer, a frozen LLM.
+"""MiniGPT-4: a frozen ViT, with Q-Former (2023) or with merged patches, one trained linear layer, a frozen LLM.
 
-Shapes: I images, S image size, Dv ViT width, Q queries, H Q-Former width, D LLM width.
+Shapes: I images, S image size, Dv ViT width, Q vectors an image, H their width, D LLM width.
 """
 
 import logging
@@ -17,6 +17,7 @@ from minigpt4.common.utils import cached_path, expand_path, resolve_file
 from minigpt4.models import weights
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.vision import merging
 from minigpt4.models.vision.eva_vit import VIT_MODELS, compile_blocks, half_linears
 from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
 from minigpt4.models.vision.tower import VisionTower
@@ -25,32 +26,44 @@ from minigpt4.models.vision.tower import VisionTower
 @registry.register_model("mini_gpt4")
 @registry.register_model("minigpt4")  # its name in later YAML files, VLMEvalKit's among them
 class MiniGPT4(MiniGPTBase):
-    """ViT -> ln_vision -> Q-Former -> llama_proj -> LLM."""
+    """ViT -> ln_vision -> Q-Former, or neighbouring patches merged -> llama_proj -> LLM."""
 
-    PRETRAINED_MODEL_CONFIG_DICT = dict.fromkeys(
-        ("pretrain_vicuna", "pretrain_vicuna_7b"), "configs/models/minigpt4.yaml"
-    )
-    release_name = staticmethod(to_release_name)
+    PRETRAINED_MODEL_CONFIG_DICT = {
+        "pretrain_vicuna": "configs/models/minigpt4.yaml",
+        "pretrain_vicuna_7b": "configs/models/minigpt4.yaml",
+        # the newest release's
+        "pretrain_vicuna0": "configs/models/minigpt4_vicuna0.yaml",
+        "pretrain_llama2": "configs/models/minigpt4_llama2.yaml",
+    }
 
     def __init__(self, cfg: MiniGPT4Config, compute_dtype: torch.dtype):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
+        self.image_size = cfg.image_size or tower.image_size
+        self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
+        self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
+        self.ln_vision = LayerNorm(tower.width, device="meta")
+        if cfg.has_qformer:
+            self.add_qformer(cfg, tower)
+        else:
+            self.Qformer = self.query_tokens = None
+            self.bridge_shape = merging.num_merged(tower, self.image_size), merging.NUM_MERGED * tower.width
+        if cfg.vit_precision == "fp16" and cfg.freeze_vit:
+            half_linears(self.visual_encoder, compute_dtype)
+        if cfg.freeze_vit:
+            self.freeze("visual_encoder", "ln_vision")
+
+    def add_qformer(self, cfg: MiniGPT4Config, tower: VisionTower) -> None:
+        """Make the Q-Former and its queries. Raises ValueError if it is one for another tower."""
         qformer = weights.dimensions(cached_path(cfg.q_former_model), QFormerConfig(), "model.q_former_model")
         if qformer.encoder_width != tower.width:
             raise ValueError(
                 f"model.q_former_model: its Q-Former looks at {qformer.encoder_width}-wide image tokens, the "
                 f"ViT of model.vit_ckpt makes {tower.width}-wide ones; take files that belong together"
             )
-        self.image_size = cfg.image_size or tower.image_size
-        self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
-        self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
-        self.ln_vision = LayerNorm(tower.width, device="meta")
         self.Qformer = build_qformer(qformer)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, qformer.hidden_size, device="meta"))
-        if cfg.vit_precision == "fp16" and cfg.freeze_vit:
-            half_linears(self.visual_encoder, compute_dtype)
-        if cfg.freeze_vit:
-            self.freeze("visual_encoder", "ln_vision")
+        self.bridge_shape = cfg.num_query_token, qformer.hidden_size
         if cfg.freeze_qformer:
             self.freeze("Qformer", "query_tokens")
 
@@ -68,15 +81,21 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def image_tokens(cls, cfg: MiniGPT4Config) -> int:
-        return cfg.num_query_token
+        if cfg.has_qformer:
+            return cfg.num_query_token
+        tower = cls.tower(cfg)
+        return merging.num_merged(tower, cfg.image_size or tower.image_size)
 
     @property
     def num_image_tokens(self) -> int:
-        return self.query_tokens.shape[1]
+        return self.bridge_shape[0]
 
     @property
     def vision_width(self) -> int:
-        return self.query_tokens.shape[2]
+        return self.bridge_shape[1]
+
+    def release_name(self, name: str) -> str:
+        return super().release_name(to_release_name(name))
 
     @staticmethod
     def import_libraries() -> None:
@@ -85,8 +104,8 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
-        files = [cached_path(file) for file in (cfg.vit_ckpt, cfg.q_former_model, cfg.ckpt) if file]
-        return [*files, expand_path(cfg.llama_model)]
+        files = [cfg.vit_ckpt, cfg.q_former_model if cfg.has_qformer else "", cfg.ckpt]
+        return [*map(cached_path, filter(None, files)), expand_path(cfg.llama_model)]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         main_print("Loading VIT")
@@ -94,6 +113,10 @@ class MiniGPT4(MiniGPTBase):
         if cfg.compile:
             compile_blocks(self.visual_encoder, device)
         main_print("Loading VIT Done")
+        if not cfg.has_qformer:
+            main_print("Do not use Q-Former here.")
+            self.reset_ln_vision()
+            return
         main_print("Loading Q-Former")
         self.load_qformer(cfg)
         main_print("Loading Q-Former Done")
@@ -101,7 +124,7 @@ class MiniGPT4(MiniGPTBase):
     def read_files(self, cfg: MiniGPT4Config) -> None:
         if cached_path(cfg.vit_ckpt).is_file():  # else it is to be downloaded
             self.load_vit(cfg)
-        if cached_path(cfg.q_former_model).is_file():
+        if cfg.has_qformer and cached_path(cfg.q_former_model).is_file():
             self.load_qformer(cfg)
         super().read_files(cfg)
 
@@ -139,11 +162,15 @@ class MiniGPT4(MiniGPTBase):
         if cfg.freeze_qformer:
             logging.info("freeze Qformer")
 
+    def reset_ln_vision(self) -> None:
+        """Give ln_vision a weight of ones and no bias: without a Q-Former no file holds it.
+
+        Source: the newest release, whose projections were trained behind that.
+        """
+        self.ln_vision.to_empty(device="cpu").reset_parameters()
+
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]; I may be 0."""
-        if not len(image):  # vision kernels refuse it; the projection still gets its gradient, of zeros
-            with self.maybe_autocast():
-                return self.llama_proj(self.query_tokens.expand(0, -1, -1))
+        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]."""
         if not image.is_floating_point():
             raise ValueError(
                 f"image: {image.dtype}; expected normalised images: a loader's batch becomes that in "
@@ -156,6 +183,8 @@ class MiniGPT4(MiniGPTBase):
             )
         with self.maybe_autocast():
             image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [I, 1 + patches, Dv]
+            if self.Qformer is None:
+                return self.llama_proj(merging.merge_patches(image_embeds))  # [I, Q, D]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
             return self.llama_proj(queries)  # [I, Q, D]
 

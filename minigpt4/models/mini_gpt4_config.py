@@ -29,7 +29,8 @@ class MiniGPT4Config:
     use_grad_checkpoint: bool = False  # of the ViT
     vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
     freeze_vit: bool = True  # and ln_vision
-    # Q-Former
+    # Q-Former; without one, vectors of neighbouring patches are joined
+    has_qformer: bool = True
     q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL
     num_query_token: int = 32
     freeze_qformer: bool = True  # and query_tokens
@@ -41,14 +42,21 @@ class MiniGPT4Config:
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
     check_llm: bool = True  # refuse an LLM that does not read English
     llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
+    use_grad_checkpoint_llm: bool = False  # the newest release's name of the same
+    lora_r: int = 0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
+    lora_alpha: int = 16  # they count alpha / r
     compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
     # text
     prompt_path: str = ""
     prompt_template: str = ""  # one {} for the prompt
+    chat_template: bool = False  # an `instruction_input` of the newest release's data goes into prompt_template
+    max_context_len: int = 3800  # tokens of a prompt, images included
     max_txt_len: int = 32  # tokens of a caption, end symbol included
     end_sym: str = "\n"
     mask_eos_labels: bool = True  # 2023: an end token in the text is no target; False where end_sym is the end token
     pack_sequences: bool = True  # texts of a batch without padding, where the LLM can; same loss and gradient
+    # a chat, unless it says otherwise
+    repetition_penalty: float = 1.0  # of answers
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
@@ -79,11 +87,13 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     ]
     if not re.fullmatch(r"\d+|cpu|cuda(:\d+)?", str(cfg.device_8bit)):
         problems.append(Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU"))
-    for key in ("image_size", "num_query_token", "max_txt_len"):
+    for key in ("image_size", "num_query_token", "lora_alpha", "max_context_len", "max_txt_len"):
         if cfg.get(key) is not None and cfg.get(key) < 1:
             problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))
+    if cfg.lora_r < 0:
+        problems.append(Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM"))
     problems += [Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)]
     for key in ("vit_ckpt", "q_former_model", "ckpt"):
-        if cfg.get(key):
+        if cfg.get(key) and (cfg.has_qformer or key != "q_former_model"):
             problems += filter(None, [weights_problem(cfg.get(key), f"{where}.{key}")])
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template, where)

@@ -9,8 +9,7 @@ D LLM width, L positions of a row, N targets.
 import itertools
 import random
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,17 +21,21 @@ from minigpt4.common.utils import resolve_file
 from minigpt4.models import weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
-from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
+from minigpt4.models.llm import adapters, backends, language_model, layouts, quantization, row_logits
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
+from minigpt4.models.prompt_answers import PromptAnswers
+from minigpt4.models.trained_weights import TrainedWeights
+from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
-from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch, warn_of_cut
+from minigpt4.text.release_samples import from_release
+from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch
 
 if TYPE_CHECKING:  # imports transformers
     from minigpt4.models.llm.decoding import Decoder
 
 
-class MiniGPTBase(DryRun, BaseModel):
+class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
     """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
 
     Config = MiniGPT4Config
@@ -45,9 +48,12 @@ class MiniGPTBase(DryRun, BaseModel):
         self.prompt_list, self.prompt_template = [], cfg.prompt_template
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
         self.trained_text = cfg.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
-        self.mask_eos_labels, self.llm_checkpointing = cfg.mask_eos_labels, cfg.llm_checkpointing
+        self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
+        self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
         self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
-        # how the LLM is run
+        # how the LLM is run, and what of it trains
+        self.llm_checkpointing = cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm
+        self.lora_r, self.lora_alpha = cfg.lora_r, cfg.lora_alpha
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
         self._llm_trained = False  # when llm_backend was chosen
@@ -74,13 +80,8 @@ class MiniGPTBase(DryRun, BaseModel):
         raise NotImplementedError(f"{type(self).__name__}.load_vision")
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]; I may be 0."""
+        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]."""
         raise NotImplementedError(f"{type(self).__name__}.encode_images")
-
-    @staticmethod
-    def release_name(name: str) -> str:
-        """Return what the release's checkpoints call our parameter `name`."""
-        return name
 
     @staticmethod
     def import_libraries() -> None:
@@ -116,20 +117,12 @@ class MiniGPTBase(DryRun, BaseModel):
             main_print(f"Load {len(model.prompt_list)} training prompts")
             main_print(f"Prompt Example \n{model.prompt_list[0]}")
         if cfg.ckpt:
-            main_print(f"Load BLIP2-LLM Checkpoint: {cfg.ckpt}")
+            main_print(f"Load {cls.CHECKPOINT} Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
             saved = model.load_ckpt(path)
             weights.compare_identity(saved, path, "model.ckpt", model.identity())
             model.trained_text = weights.trained_text(saved) or model.trained_text
         return model.eval()
-
-    def load_ckpt(self, path: Path) -> Any:
-        """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
-        saved = weights.read_file(path, "model.ckpt")
-        needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
-        tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
-        self.load_trainable(tensors, "model.ckpt", needed, path)
-        return saved
 
     @startup.phase("LLM")
     def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
@@ -145,11 +138,20 @@ class MiniGPTBase(DryRun, BaseModel):
         main_print("Loading LLAMA Done")
 
     def attach_language(self, llm: nn.Module, device: torch.device | str) -> None:
-        """Take a frozen LLM, and make the projection into its embedding space."""
+        """Take a frozen LLM, add what of it trains, and make the projection into its embedding space."""
         self.llama_model = llm
         self.freeze("llama_model")
+        if self.lora_r:
+            adapters.add_lora(llm, self.lora_r, self.lora_alpha)
+            main_print(adapters.said(llm))
         width = llm.get_input_embeddings().weight.shape[1]
         self.llama_proj = nn.Linear(self.vision_width, width, device=device)
+
+    def train(self, mode: bool = True) -> "MiniGPTBase":
+        super().train(mode)
+        if self.lora_r and hasattr(self, "llama_model"):
+            adapters.train(self.llama_model, mode)
+        return self
 
     def decoder(self) -> "Decoder":
         """Return the Decoder with which a chat runs the LLM."""
@@ -157,37 +159,10 @@ class MiniGPTBase(DryRun, BaseModel):
 
         return Decoder(self.llama_model)
 
-    # checkpoints
-
     def identity(self) -> dict:
         """Return the frozen weights and the text around images that those which train belong to, as plain values."""
         text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
         return {"llm": self.llm_identity, "vision": self.vision_identity, **text}
-
-    def _release_parameters(self) -> dict[str, nn.Parameter]:
-        return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
-
-    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone."""
-        return {name: tensor.detach() for name, tensor in self._release_parameters().items() if tensor.requires_grad}
-
-    @torch.no_grad()
-    def load_trainable(
-        self, state: dict, where: str, needed: list[str] | None = None, path: Path | str = "checkpoint"
-    ) -> None:
-        """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
-
-        Other parameters of the model that are there are taken too: another run may have trained them.
-        Raises CheckpointError.
-        """
-        own = self._release_parameters()
-        needed = self.trainable_state_dict() if needed is None else needed
-        weights.check_width(state, self.llama_proj.weight, where, path)
-        expected = {name: own[name] for name in needed}
-        found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own)
-        weights.check_finite(found, where, path)
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
 
     # forward: images, rows, loss
 
@@ -195,12 +170,13 @@ class MiniGPTBase(DryRun, BaseModel):
         """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": N}.
 
         `samples` has "image", the images [I, 3, S, S] of all samples in order, and the texts that
-        `text.rows.batch_rows` describes. The `reduction` "none" gives `row_losses`. Raises ValueError for a batch
-        without a target. Waits for no device.
+        `text.rows.batch_rows` describes; or it is a batch of the newest release, `text.release_samples`. The
+        `reduction` "none" gives `row_losses`. Raises ValueError for a batch without a target. Waits for no device.
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r}; expected 'mean' or 'none'")
-        images, rows = self.encode_images(samples["image"]), self.rows(samples)
+        samples = from_release(samples)
+        images, rows = self.encode_batch(samples["image"]), self.rows(samples)
         if reduction == "none":
             return self.row_losses(rows, images)
         losses, _ = self._target_losses(rows, images)
@@ -234,8 +210,21 @@ class MiniGPTBase(DryRun, BaseModel):
                 targets, order = packed.targets, packed.rows
         return row_logits.TokenLosses.apply(logits, layouts.send(targets, logits.device)), order
 
+    def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
+        """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.
+
+        Then the projection has a gradient of zeros, for there must be one; where the LLM trains, it has none, and the
+        optimizer leaves the projection alone in that step. Source: the newest release.
+        """
+        if len(image):
+            return self.encode_images(image)
+        none = self.llama_proj.weight.new_zeros(0, self.num_image_tokens, self.vision_width)
+        with self.maybe_autocast(), torch.set_grad_enabled(not language_model.trains(self.llama_model)):
+            return self.llama_proj(none)
+
     def rows(self, samples: dict) -> list[Row]:
         """Return what the LLM reads of each sample of a batch."""
+        samples = from_release(samples)
         prompt = self._draw_prompt(samples) if self.prompt_list else ""
         with faults_named(samples, prompt, self, self.encoder, self.num_image_tokens):
             rows = batch_rows(samples, prompt, self, self.encoder, self.num_image_tokens)
@@ -249,6 +238,7 @@ class MiniGPTBase(DryRun, BaseModel):
 
         A sample with more is a part of its own. The parts' losses times their shares add up to the batch's loss.
         """
+        samples = from_release(samples)
         return split_batch(samples, self.rows(samples), max_tokens)
 
     def build_inputs(self, samples: dict) -> tuple[dict[str, torch.Tensor], int]:
@@ -257,10 +247,11 @@ class MiniGPTBase(DryRun, BaseModel):
         And the most positions that a row has behind its prompt. Labels are the token ids of captions and answers,
         IGNORED elsewhere. Raises ValueError if there are none.
         """
+        samples = from_release(samples)
         rows = self.rows(samples)
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
-        images = self.encode_images(samples["image"])
+        images = self.encode_batch(samples["image"])
         inputs = row_logits.padded_inputs(self.llama_model, rows, images, self.llama_tokenizer.pad_token_id)
         return inputs, max(len(row.ids) - row.num_prompt for row in rows)
 

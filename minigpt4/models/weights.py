@@ -36,7 +36,7 @@ QFORMER_EXCESS = (
 )
 CHECKPOINT_EXCESS = (
     (r"Qformer\.bert\.embeddings\.position_ids", "constant of 2023's text embeddings"),
-    (r"llama_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "constant of 2023's LLaMA"),
+    (r"llama_model\.(base_model\.model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "constant of LLaMA"),
 )
 
 
@@ -46,6 +46,7 @@ _LARGEST = 1e8
 _LARGEST_SIDECAR = 2**16
 _MOST_LAYERS, _MOST = 1000, 10**5
 # What an LLM of a certain width usually is, for messages.
+_BRIDGES = "those of a Q-Former are narrow ({}), merged patches wide ({})"
 _LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 
 
@@ -202,6 +203,11 @@ def check_width(state: Tensors, own: torch.Tensor, where: str, path: Path | str)
         raise CheckpointError(
             f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
             f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
+        )
+    if found is not None and found.ndim == 2 and found.shape[1] != own.shape[1]:
+        raise CheckpointError(
+            f"{where}: '{path}' projects image vectors of width {found.shape[1]}, the model has {own.shape[1]}-wide "
+            f"ones: {_BRIDGES.format(*sorted((found.shape[1], own.shape[1])))}; set model.has_qformer as it was trained"
         )
 
 

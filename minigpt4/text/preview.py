@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
+from minigpt4.text.release_samples import TEXTS, from_release
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows, end_problem
 
 # kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
@@ -19,6 +20,7 @@ IMAGE = "image"
 TARGET = "target"
 GIVEN = "given"
 CUT = "cut"
+_TEXT_KEYS = ("prompt_template", "end_sym", "mask_eos_labels", "chat_template", "max_context_len")
 KINDS = (BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT)
 
 
@@ -49,7 +51,7 @@ class TextPreview:
         if problem := end_problem(cfg, self._encoder):
             logging.warning(problem)
         self._special = set(tokenizer.all_special_ids)
-        texts = {key: cfg[key] for key in ("prompt_template", "end_sym", "mask_eos_labels")}
+        texts = {key: cfg[key] for key in _TEXT_KEYS}
         self._uncut = SimpleNamespace(**texts, max_txt_len=sys.maxsize)
 
     def lengths(self, samples: Sequence[dict]) -> list[tuple[int, int]]:
@@ -82,10 +84,10 @@ class TextPreview:
 
     def _rows(self, samples: Sequence[dict], prompt: str, settings: TextSettings) -> list[Row]:
         batch = {}
-        for key in ("text_input", "turns", "instruction"):
+        for key in ("text_input", "turns", "instruction", *TEXTS):
             if any(key in sample for sample in samples):
                 batch[key] = [sample.get(key, ()) for sample in samples]
-        batch["num_images"] = [len(sample["images"]) if "images" in sample else 1 for sample in samples]
+        batch = from_release(batch) | {"num_images": list(map(_num_images, samples))}
         return batch_rows(batch, prompt, settings, self._encoder, self.num_image_tokens)
 
     def _spell(self, ids: list[int], kinds: list[str]) -> list[Token]:
@@ -103,3 +105,9 @@ class TextPreview:
             if is_broken:  # the limit runs through a character: what is behind it is spelt anew
                 first, before = end, ""
         return tokens
+
+
+def _num_images(sample: dict) -> int:
+    if "images" in sample:
+        return len(sample["images"])
+    return int("image" in sample or "text_input" in sample)  # the release's samples of text alone have no image

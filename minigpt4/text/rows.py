@@ -7,21 +7,24 @@ form, by one encoder, which begins both with BOS (`PromptEncoder.bos`). How a ba
 padded, is the matter of `models/llm/layouts.py`. Nothing here needs more than the tokenizer.
 """
 
-import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, Protocol
 
+from minigpt4.text.cutting import warn_of_cut_prompt
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.segments import (
     IMAGE,
     IMAGE_SLOT,
+    Marked,
     Part,
     Segment,
     Text,
     dialogue_segments,
+    marked_segments,
     message_segments,
     prompt_segments,
 )
@@ -37,6 +40,8 @@ class TextSettings(Protocol):
     prompt_template: str
     end_sym: str
     max_txt_len: int
+    max_context_len: int
+    chat_template: bool
     mask_eos_labels: bool
 
 
@@ -68,10 +73,12 @@ def batch_rows(
     `samples` has "text_input", a list of captions or answers, and may have, each a list of one entry a sample:
     "num_images" (one each if absent); "instruction", a text, '' for none; "turns", (question, answer) pairs, () for
     none. A question is a text, or a sequence of texts and IMAGE; images that no question places stand before the
-    first one. `prompt` is the one drawn for this batch, for samples without instruction and turns.
+    first one. Or it is Marked: a marked instruction is the whole prompt, unless `settings.chat_template` sets it into
+    the template. `prompt` is the one drawn for this batch, for samples without instruction and turns.
 
-    The text behind the first question is cut to `settings.max_txt_len` positions. Raises ValueError for questions
-    without a prompt template, which alone can tell them from answers, and for more or fewer slots than images.
+    The prompt behind BOS is cut to `settings.max_context_len` positions, what follows it to `settings.max_txt_len`.
+    Raises ValueError for questions without a prompt template, which alone can tell them from answers, and for more or
+    fewer slots than images.
     """
     counts = image_counts(samples)
     segments = []
@@ -151,16 +158,21 @@ def sample_segments(sample: dict, prompt: str, num_images: int, settings: TextSe
     """Return the segments of one training sample; see `batch_rows`."""
     turns, caption = sample.get("turns"), sample["text_input"]
     instruction = sample.get("instruction")
-    if not turns and not instruction:
+    is_whole_prompt = isinstance(instruction, Marked) and not settings.chat_template
+    if not turns and (not instruction or is_whole_prompt):
         answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
-        return [*_prompt_with_images(prompt, num_images), answer]
+        if not instruction:
+            return [*_prompt_with_images(prompt, num_images), answer]
+        _check_slots("instruction", instruction.num_images, num_images)
+        return [*prompt_segments(instruction), answer]
     # questions, in the fixed text of the model's own template
     template = _training_template(settings.prompt_template, settings.end_sym)
     turns = turns or [(instruction, Text(caption, is_structure=True))]
     questions = _with_images([question for question, _ in turns], num_images)
     messages = []
     for question, (_, answer) in zip(questions, turns, strict=True):
-        messages.append((True, message_segments(question, template.neutralise)))
+        segments_of = marked_segments if isinstance(question, Marked) else message_segments
+        messages.append((True, segments_of(question, template.neutralise)))
         is_caption = isinstance(answer, Text)
         messages.append((False, [answer] if is_caption else message_segments([answer], template.neutralise)))
     return dialogue_segments(template, messages)
@@ -188,15 +200,19 @@ def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
     return [*segments[:slot], *[IMAGE] * num_images, *segments[slot + 1 :]]
 
 
-def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> list[Sequence[Part]]:
-    """Return the parts of each question; images that no question places stand before the first one."""
-    parts = [(question,) if isinstance(question, str) else tuple(question) for question in questions]
-    num_slots = sum(question.count(IMAGE) for question in parts)
-    if not num_slots:
+def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> list[Marked | Sequence[Part]]:
+    """Return each question, Marked or as parts; images that no question places stand before the first one."""
+    parts = [(question,) if type(question) is str else question for question in questions]
+    num_slots = sum(part.num_images if isinstance(part, Marked) else tuple(part).count(IMAGE) for part in parts)
+    if not num_slots and not isinstance(parts[0], Marked):
         return [(*[IMAGE] * num_images, *parts[0]), *parts[1:]]
-    if num_slots != num_images:
-        raise ValueError(f"turns: {num_slots} image slots in the questions, the sample has {num_images} images")
+    _check_slots("turns", num_slots, num_images)
     return parts
+
+
+def _check_slots(where: str, num_slots: int, num_images: int) -> None:
+    if num_slots != num_images:
+        raise ValueError(f"{where}: {num_slots} image slots in the questions, the sample has {num_images} images")
 
 
 def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettings, encoder: PromptEncoder) -> Row:
@@ -216,11 +232,17 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
     if labels:
         labels[0] = IGNORED  # nothing comes before it that could predict it
     num_prompt = is_target.index(True) if any(is_target) else len(ids)
+    # the prompt is cut at its end
+    if (excess := num_prompt - len(encoder.bos) - settings.max_context_len) > 0:
+        warn_of_cut_prompt(settings.max_context_len)
+        for values in (ids, labels, is_target):
+            del values[num_prompt - excess : num_prompt]
+        num_prompt -= excess
     # cut to the limit, then back to the end of an answer
     end = min(len(ids), num_prompt + settings.max_txt_len)
     while end > num_prompt and not is_target[end - 1]:
         end -= 1
-    num_kept = ids[:end].count(IMAGE_ID) // num_image_tokens if images else 0
+    num_kept = math.ceil(ids[:end].count(IMAGE_ID) / num_image_tokens)  # the last one may be cut
     return Row(ids[:end], labels[:end], num_prompt, images[:num_kept], len(ids) - end)
 
 
@@ -275,12 +297,3 @@ def _part_of_batch(samples: dict, start: int, stop: int) -> dict:
         else:
             part[key] = value[images] if key == "image" else value[start:stop]
     return part
-
-
-@lru_cache
-def warn_of_cut(max_txt_len: int) -> None:
-    """Say once that conversations are longer than the limit."""
-    logging.warning(
-        f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
-        "python -m minigpt4.datasets.inspect counts them all"
-    )

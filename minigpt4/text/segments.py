@@ -44,6 +44,17 @@ class Text:
         return self.text
 
 
+class Marked(str):
+    """A question that marks the places of its images itself: each `<ImageHere>` in it is one, all else is text.
+
+    So are the questions of the newest release's samples.
+    """
+
+    @property
+    def num_images(self) -> int:
+        return self.count(IMAGE_SLOT)
+
+
 Segment = ImageSlot | Text
 Part = str | ImageSlot  # of a message: typed text or an image
 
@@ -54,6 +65,15 @@ def message_segments(parts: Sequence[Part], clean: Callable[[str], str] = str) -
     for index, part in enumerate(parts):
         segments += [Text(" ", True)] if index else []
         segments += [Text("<Img>", True), IMAGE, Text("</Img>", True)] if part is IMAGE else [Text(clean(part))]
+    return segments
+
+
+def marked_segments(question: Marked, clean: Callable[[str], str] = str) -> list[Segment]:
+    """Return the segments of a question that marks its images; `clean` is applied to its text."""
+    first, *others = question.split(IMAGE_SLOT)
+    segments: list[Segment] = [Text(clean(first))]
+    for piece in others:
+        segments += [IMAGE, Text(clean(piece))]
     return segments
 
 

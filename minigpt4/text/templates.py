@@ -114,6 +114,10 @@ LLAMA2 = Template(
     system=VISION_SYSTEM,
     markers=("[INST]", "[/INST]", "<<SYS>>"),
 )
+# Source: MiniGPT-v2, which opens an answer without a space.
+MINIGPT_V2 = replace(
+    LLAMA2, assistant=(" [/INST]", "</s><s>"), answer=" [/INST]", training="[INST] {} [/INST]", system=""
+)
 # The chat prompt is the training prompt, token for token. Source: the format of SmolLM2, Qwen and others.
 CHATML = Template(
     roles=("user", "assistant"),
@@ -124,7 +128,7 @@ CHATML = Template(
     training="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
     around_system=("<|im_start|>system\n", "<|im_end|>\n"),
 )
-TEMPLATES = (VICUNA_V0, VICUNA_V1, LLAMA2, CHATML)
+TEMPLATES = (VICUNA_V0, VICUNA_V1, LLAMA2, MINIGPT_V2, CHATML)
 
 
 def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Template:
@@ -134,9 +138,10 @@ def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Temp
     """
     if not prompt_template:
         return VICUNA_V0
-    for template in TEMPLATES:
-        if template.training.strip() == prompt_template.strip():
-            return template
+    for same in (str, str.strip):  # else spaces around it aside
+        known = {same(template.training): template for template in reversed(TEMPLATES)}
+        if same(prompt_template) in known:
+            return known[same(prompt_template)]
     if "{}" not in prompt_template:
         raise ValueError(f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one")
     before, after = prompt_template.split("{}", 1)

@@ -88,7 +88,7 @@ def test_bad_files_are_refused_and_change_nothing(chat, tmp_path, name):
 @pytest.mark.parametrize("image", [7, None, b"\x89PNG", np.zeros((4, 4, 3))], ids=["int", "None", "bytes", "array"])
 def test_other_types_are_refused(chat, image):
     conv, images = CONV_VISION.copy(), []
-    with pytest.raises(ImageError, match="expected a path, a PIL image or a tensor of pixels"):
+    with pytest.raises(ImageError, match="expected a path, a PIL or numpy image or a tensor of pixels"):
         chat.upload_img(image, conv, images)
     with pytest.raises(FileNotFoundError, match=r"image: no file 'nowhere\.png'"):
         chat.upload_img("nowhere.png", conv, images)

@@ -16,8 +16,10 @@ FOLDER = GOLDEN / "i_manifest"
 BUFFERS = ("position_ids", "inv_freq")
 
 
-def manifest(name):
-    return json.loads((FOLDER / name).read_text())
+def manifest(pattern):
+    """Return what the one file of that name holds; it may name the size of the set's LLM."""
+    (path,) = FOLDER.glob(pattern)
+    return json.loads(path.read_text())
 
 
 def shapes(keys):
@@ -28,7 +30,7 @@ def shapes(keys):
 def config(tmp_path_factory):
     """The default configuration, all files of weights absent, with a 7B LLM's config.json and any tokenizer."""
     folder = tmp_path_factory.mktemp("vicuna")
-    llama = manifest("full_model_state_dict_7b.json")["llama_config"] | {"model_type": "llama"}
+    llama = manifest("full_model_state_dict_*.json")["llama_config"] | {"model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(llama))
     for file in (GOLDEN / "c_minigpt4/model/llama").glob("*token*"):
         shutil.copy(file, folder)
@@ -62,7 +64,7 @@ def test_blip2_file(model):
 
 def test_whole_model(model):
     found = own_tensors(model, "")
-    released = manifest("full_model_state_dict_7b.json")
+    released = manifest("full_model_state_dict_*.json")
     assert {name: list(tensor.shape) for name, tensor in found.items()} == shapes(released["keys"])
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in found.items()}
     assert types == {name: key["dtype"] for name, key in released["keys"].items() if name in found}
@@ -70,7 +72,7 @@ def test_whole_model(model):
 
 
 def test_checkpoint(model):
-    released = manifest("minigpt4_checkpoint_7b.json")
+    released = manifest("minigpt4_checkpoint_*.json")
     found = {name: list(tensor.shape) for name, tensor in model.trainable_state_dict().items()}
     assert found == released["trainable_parameters"]
     assert sum(tensor.numel() for tensor in model.trainable_state_dict().values()) == 3_149_824

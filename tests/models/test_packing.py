@@ -143,7 +143,7 @@ def test_pack_by_hand():
     ]  # what both begin with, each up to what predicts 8, and 6
     assert packed.lengths == [5, 3]
     assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
-    assert packed.images == [2, 0]
+    assert packed.vectors == [4, 5, 0, 1]
     assert packed.predicting == [5, 7, 8]
     assert packed.targets == [8, 4, 6]
 

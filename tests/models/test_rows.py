@@ -130,7 +130,7 @@ def test_the_projection_is_accumulated_over_batches(model):
 
 
 def test_a_cut_conversation_is_said_on_every_path(tmp_path, caplog):
-    from minigpt4.text.rows import warn_of_cut
+    from minigpt4.text.cutting import warn_of_cut
 
     model = golden_model(tmp_path, max_txt_len=4, **TEMPLATE)
     for backend in ("padded", "packed", "lean"):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minigpt4.conversation.conversation import Conversation
+from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.encoder import PromptEncoder
-from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows, warn_of_cut
+from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows
 from minigpt4.text.segments import IMAGE
 from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from tests.golden.model import CONFIG, golden_model
@@ -32,7 +33,8 @@ def tokenizer_of(model, chatml_tokenizer):
 
 def settings(template, **changes):
     texts = {"prompt_template": template.training, "end_sym": END[template], "max_txt_len": 1000}
-    return SimpleNamespace(**{**texts, "mask_eos_labels": False, **changes})
+    limits = {"mask_eos_labels": False, "chat_template": False, "max_context_len": 3800}
+    return SimpleNamespace(**{**texts, **limits, **changes})
 
 
 def row_of(tokenizer, template, turns, **changes):

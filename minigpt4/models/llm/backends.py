@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minigpt4.models.llm import attention, lean, packing
+from minigpt4.models.llm import adapters, attention, lean, packing
 from minigpt4.models.llm.language_model import trains
 from minigpt4.models.llm.quantization import FP8Linear
 
@@ -59,7 +59,8 @@ def _obstacle(llm: nn.Module, backend: str) -> str | None:
     if weight.is_meta or isinstance(weight, FakeTensor):
         return "nothing runs" if backend == "compiled" else None
     try:
-        error = _error(llm, PACKED[backend])
+        with adapters.without_dropout(llm):
+            error = _error(llm, PACKED[backend])
     except Exception as refusal:  # whatever a foreign model raises, it cannot take this backend
         return f"{type(refusal).__name__}: {str(refusal).splitlines()[0] if str(refusal) else ''}"
     has_fp8 = any(isinstance(part, FP8Linear) for part in llm.modules())

@@ -22,18 +22,18 @@ class Packed(NamedTuple):
     lengths: list[int]  # of these rows, without what they share
     ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
     positions: list[int]  # [T] from 0 in each row
-    images: list[int]  # index in the batch of each image that is fed, in the order of its place
+    vectors: list[int]  # [P] index among those of the batch's images, of each that is fed, in the order of its place
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N]
 
 
 class Padded(NamedTuple):
-    """A batch as lists of equal length, padded on the right; `images` as in Packed, of all rows."""
+    """A batch as lists of equal length, padded on the right; `vectors` as in Packed, of all rows."""
 
     ids: list[list[int]]  # [B][L]
     mask: list[list[int]]  # [B][L] 1 where a row has a position
     labels: list[list[int]]  # [B][L]
-    images: list[int]
+    vectors: list[int]
 
 
 def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> Packed:
@@ -59,10 +59,16 @@ def pack(rows: Sequence[Row], num_image_tokens: int, may_share: bool = True) -> 
         packed.lengths.append(len(ids) - len(shared))
         packed.ids.extend(ids[len(shared) :])
         packed.positions.extend(range(len(shared), len(ids)))
-        packed.images.extend(row.images[: ids.count(IMAGE_ID) // num_image_tokens])
+        packed.vectors.extend(_vectors(row, ids, num_image_tokens))
         packed.predicting.extend(start + place - 1 for place in places)
         packed.targets.extend(row.labels[place] for place in places)
     return packed
+
+
+def _vectors(row: Row, ids: Sequence[int], num_image_tokens: int) -> range:
+    """Return the vectors that the first positions `ids` of a row take; the last image may be cut."""
+    start = row.images.start * num_image_tokens
+    return range(start, start + ids.count(IMAGE_ID))
 
 
 def _target_places(row: Row) -> list[int]:
@@ -73,7 +79,7 @@ def _is_same_text(column: tuple[int, ...]) -> bool:
     return len(set(column)) == 1 and column[0] != IMAGE_ID
 
 
-def pad(rows: Sequence[Row], pad_id: int) -> Padded:
+def pad(rows: Sequence[Row], num_image_tokens: int, pad_id: int) -> Padded:
     """Return the rows padded to the longest."""
     longest = max(len(row.ids) for row in rows)
     padded = Padded([], [], [], [])
@@ -82,7 +88,7 @@ def pad(rows: Sequence[Row], pad_id: int) -> Padded:
         padded.ids.append(row.ids + [pad_id] * room)
         padded.mask.append([1] * len(row.ids) + [0] * room)
         padded.labels.append(row.labels + [IGNORED] * room)
-        padded.images.extend(row.images)
+        padded.vectors.extend(_vectors(row, row.ids, num_image_tokens))
     return padded
 
 
@@ -97,11 +103,12 @@ def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | N
     return words if vectors is None else words.index_copy(0, send(places, device), vectors.to(words))
 
 
-def select_images(images: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+def select_vectors(images: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     """Return the vectors [P, D] of images [B, Q, D] in another order, some left out."""
-    if list(order) != list(range(len(images))):
-        images = images.index_select(0, send(order, images.device))
-    return images.flatten(0, 1)
+    vectors = images.flatten(0, 1)
+    if list(order) != list(range(len(vectors))):
+        vectors = vectors.index_select(0, send(order, images.device))
+    return vectors
 
 
 def send(values: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -136,6 +136,15 @@ class _Quantised(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = bias
+        self.shape = tuple(weight.shape)  # [out, in]; a kind that packs its weights says otherwise
+
+    @property
+    def in_features(self) -> int:
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [.., out] of x [.., in], in the type of x or of autocast."""
@@ -256,7 +265,9 @@ class Int4Linear(_Quantised):
         middle = (low + 8 * step.float()).bfloat16()
         levels = ((weight - middle.float()) / step.float() + 8).round().clamp(0, 15).to(torch.int32)
         scale = torch.cat([step, middle], -1).transpose(0, 1).contiguous()
-        return cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
+        layer = cls(cls._pack(levels.view(rows, columns)), scale, linear.bias)
+        layer.shape = (rows, columns)
+        return layer
 
     @staticmethod
     def _pack(levels: Tensor) -> Tensor:
@@ -283,3 +294,4 @@ class NF4Shape(_Quantised):
 
 
 _LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
+OWN_LAYERS = tuple(_LAYERS.values())

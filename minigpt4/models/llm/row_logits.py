@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from minigpt4.models.llm.attention import Segments
-from minigpt4.models.llm.layouts import Packed, embed, pad, select_images, send
+from minigpt4.models.llm.layouts import Packed, embed, pad, select_vectors, send
 from minigpt4.models.llm.recompute import recompute_layers
 from minigpt4.text.rows import IGNORED, Row
 
@@ -27,7 +27,7 @@ def packed(
     """
     embedding = llm.get_input_embeddings()
     device = embedding.weight.device
-    embeds = embed(embedding, batch.ids, select_images(images, batch.images))
+    embeds = embed(embedding, batch.ids, select_vectors(images, batch.vectors))
     segments = Segments(batch.lengths, device, batch.num_shared)
     positions, predicting = send(batch.positions, device), send(batch.predicting, device)
     return label_logits(llm, embeds, positions, segments, predicting, recompute)
@@ -57,11 +57,11 @@ def padded(
 
 def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int) -> dict[str, torch.Tensor]:
     """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}."""
-    batch = pad(rows, pad_id)
+    batch = pad(rows, images.shape[1], pad_id)
     ids = []
     for row_ids in batch.ids:
         ids += row_ids
-    embeds = embed(llm.get_input_embeddings(), ids, select_images(images, batch.images))
+    embeds = embed(llm.get_input_embeddings(), ids, select_vectors(images, batch.vectors))
     return {
         "inputs_embeds": embeds.unflatten(0, (len(rows), -1)),
         "attention_mask": torch.tensor(batch.mask).to(embeds.device),

@@ -1,0 +1,63 @@
+"""The checkpoints of a model: what trains, under the names that the release's files have."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.models import weights
+from minigpt4.models.llm import adapters
+
+
+class TrainedWeights:
+    """The part of MiniGPTBase that writes and reads checkpoints."""
+
+    CHECKPOINT = "BLIP2-LLM"  # what the release calls it when it loads one
+
+    def release_name(self, name: str) -> str:
+        """Return what the release's checkpoints call our parameter `name`."""
+        return adapters.to_release_name(name) if self.lora_r else name
+
+    def _release_parameters(self) -> dict[str, nn.Parameter]:
+        return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
+
+    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone."""
+        return {name: tensor.detach() for name, tensor in self._release_parameters().items() if tensor.requires_grad}
+
+    def load_ckpt(self, path: Path) -> Any:
+        """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
+        saved = weights.read_file(path, "model.ckpt")
+        tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
+        needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
+        if any(".lora_" in name for name in tensors):
+            needed += filter(adapters.is_lora, self._release_parameters())
+        elif self.lora_r:
+            logging.warning(f"model.ckpt: '{path}' has no LoRA; the model's starts anew, from the LLM as it is")
+        self.load_trainable(tensors, "model.ckpt", needed, path)
+        return saved
+
+    @torch.no_grad()
+    def load_trainable(
+        self, state: dict, where: str, needed: list[str] | None = None, path: Path | str = "checkpoint"
+    ) -> None:
+        """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
+
+        Other parameters of the model that are there are taken too: another run may have trained them.
+        Raises CheckpointError.
+        """
+        own = self._release_parameters()
+        needed = self.trainable_state_dict() if needed is None else needed
+        try:
+            state = adapters.in_release_names(state)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: '{path}': {error}") from None
+        weights.check_width(state, self.llama_proj.weight, where, path)
+        expected, hint = {name: own[name] for name in needed}, adapters.advice(state, own, self.lora_r)
+        found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint)
+        weights.check_finite(found, where, path)
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
