@@ -85,10 +85,10 @@ class Batches:
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job) -> None:
-        """Let a job wait for its answer."""
+    def add(self, *jobs: Job) -> None:
+        """Let jobs wait for their answers, in this order."""
         with self._changed:
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
 
     def close(self) -> None:
