@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -30,6 +30,7 @@ MOST_BYTES = 28 * 2**20  # of a request: the largest image in base64, and text
 MOST_BYTES_ALL = 256 * 2**20  # of the requests that are being read
 READ_S = 120  # for one request to come
 TYPES = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error", 500: "server_error"}
+STREAM = {**SAFE, "cache-control": "no-cache", "x-accel-buffering": "no"}  # the latter: nginx passes pieces on
 
 
 class OpenAI:
@@ -127,27 +128,47 @@ class Completions:
         """Answer one request; whoever leaves is not answered any more. Raises what `_on_error` tells the client."""
         api, headers = self.api, Headers(scope=scope)
         api.admit(scope)
-        with api.line.place():
-            with api.room(headers):
-                try:
-                    receive = await asyncio.wait_for(whole(receive, headers, MOST_BYTES), READ_S)
-                except asyncio.TimeoutError:
-                    raise Refusal(408, f"the request did not come within {READ_S} s") from None
-                request = await asyncio.to_thread(ChatRequest.read, await Request(scope, receive).body())
-                api.check_model(request.model)
-                job = await self._job(request)
+        with api.line.place(), ExitStack() as room:
+            room.enter_context(api.room(headers))
+            try:
+                receive = await asyncio.wait_for(whole(receive, headers, MOST_BYTES), READ_S)
+            except asyncio.TimeoutError:
+                raise Refusal(408, f"the request did not come within {READ_S} s") from None
             # whichever ends first: the answer, or the client's patience
-            work = asyncio.ensure_future(self._answer(job, request, scope, receive, send))
+            work = asyncio.ensure_future(self._answer(await Request(scope, receive).body(), room, scope, send))
             left = asyncio.ensure_future(_left(receive))
             try:
                 await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
                 if work.done():
                     work.result()
             finally:
-                job.stop.set()
                 work.cancel()
                 left.cancel()
                 await asyncio.gather(work, left, return_exceptions=True)
+
+    async def _answer(self, body: bytes, room: ExitStack, scope: Scope, send: Send) -> None:
+        """Answer a request; `room` is left once its images are read, and nothing large waits for the model."""
+        request = await asyncio.to_thread(ChatRequest.read, body)
+        self.api.check_model(request.model)
+        job = await self._job(request)
+        is_streamed, options = request.stream, request.stream_options
+        del body, request
+        room.close()
+        self.api.batches.add(job)
+        try:
+            async with aclosing(job.pieces()) as pieces:
+                # what is refused is refused before anything is sent
+                first = await anext(pieces, None)
+                if is_streamed:
+                    content = self._events(job, options is not None and bool(options.include_usage), first, pieces)
+                    response = StreamingResponse(content, media_type="text/event-stream", headers=STREAM)
+                else:
+                    response = JSONResponse(
+                        self._completion(job, first, [piece async for piece in pieces]), headers=SAFE
+                    )
+                await response(scope, _never, send)
+        finally:
+            job.stop.set()
 
     async def _job(self, request: ChatRequest) -> Job:
         """Return the request as a job. Raises ValueError or OSError for what is wrong with it."""
@@ -156,24 +177,14 @@ class Completions:
         images = [await self.api.images.read(url) for url in request.image_urls]
         return Job(conv, images, settings)
 
-    async def _answer(self, job: Job, request: ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
-        self.api.batches.add(job)
-        async with aclosing(job.pieces()) as pieces:
-            # what is refused is refused before anything is sent
-            first = await anext(pieces, None)
-            if request.stream:
-                content = self._events(job, request, first, pieces)
-                response = StreamingResponse(content, media_type="text/event-stream", headers=_no_cache())
-            else:
-                text = (first or "") + "".join([piece async for piece in pieces])
-                choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None}
-                choice["finish_reason"] = _finish_reason(job)
-                body = self._head("chat.completion") | {"choices": [choice], "usage": _usage(job)} | _notices(job)
-                response = JSONResponse(body, headers=SAFE)
-            await response(scope, _never, send)
+    def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:
+        """Return the whole answer as the API has it."""
+        message = {"role": "assistant", "content": (first or "") + "".join(pieces)}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(job)}
+        return self._head("chat.completion") | {"choices": [choice], "usage": _usage(job)} | _notices(job)
 
     async def _events(
-        self, job: Job, request: ChatRequest, first: str | None, pieces: AsyncIterator[str]
+        self, job: Job, has_usage: bool, first: str | None, pieces: AsyncIterator[str]
     ) -> AsyncIterator[str]:
         """Yield server-sent events: a chunk for each piece, the last with the reason why it ends, [DONE]."""
         head = self._head("chat.completion.chunk")
@@ -190,7 +201,7 @@ class Completions:
             yield _event(_error(error)[1])
             return
         yield chunk({}, _finish_reason(job), **_notices(job))
-        if request.stream_options and request.stream_options.include_usage:
+        if has_usage:
             yield _event(head | {"choices": [], "usage": _usage(job)})
         yield "data: [DONE]\n\n"
 
@@ -207,10 +218,6 @@ async def _left(receive: Receive) -> None:
 async def _never() -> dict:
     """Stand in for `receive` where `_left` already reads it."""
     return await asyncio.get_running_loop().create_future()
-
-
-def _no_cache() -> dict[str, str]:
-    return {**SAFE, "cache-control": "no-cache", "x-accel-buffering": "no"}  # the latter: nginx passes pieces on
 
 
 def _event(data: dict[str, object]) -> str:

@@ -12,7 +12,7 @@ from minigpt4.serving.answers import SETTINGS, checked
 from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
 from minigpt4.text.segments import IMAGE, message_segments
 
-MOST_MESSAGES = 500
+MOST_MESSAGES, MOST_IMAGES = 500, 64  # of a dialogue
 MOST_STOPS, MOST_STOP_CHARS = 4, 100
 # what says nothing about the answer
 IGNORED = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity"}
@@ -129,10 +129,12 @@ class ChatRequest(_Strict):
 
     @property
     def image_urls(self) -> list[str]:
-        """Where the images are, in the dialogue's order."""
+        """Where the images are, in the dialogue's order. Raises ValueError for too many."""
         urls = []
         for message in self.messages:
             urls += [part.image_url.url for part in message.parts if isinstance(part, ImagePart)]
+        if len(urls) > MOST_IMAGES:
+            raise ValueError(f"messages: {len(urls)} images; at most {MOST_IMAGES} in a dialogue")
         return urls
 
     def conversation(self, chat: Chat, empty: Conversation) -> Conversation:

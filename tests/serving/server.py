@@ -52,7 +52,7 @@ class Server:
             )
         self.url = self._wait_for(self.ready)
 
-    def _wait_for(self, pattern, seconds=120):
+    def _wait_for(self, pattern, seconds=600):
         for _ in range(seconds * 10):
             if found := re.search(pattern, self.output()):
                 return found[1]

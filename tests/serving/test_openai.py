@@ -247,6 +247,11 @@ REFUSED = {
         400,
         "9 images in one message; at most 8",
     ),
+    "65 images": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": JPEG}}] * 5}] * 13},
+        400,
+        "65 images; at most 64",
+    ),
     "an image of the assistant": (
         {"messages": [{**user("x", 1), "role": "assistant"}, user("x")]},
         400,
