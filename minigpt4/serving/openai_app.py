@@ -48,9 +48,10 @@ class OpenAI:
         batch_size: int = 8,
         most_waiting: int = 64,
     ):
-        self.chat, self.template, self.name = chat, template, name
-        self.hosts, self.api_key, self.tries = hosts, api_key, Tries()
-        self.defaults = defaults or {}
+        self.chat, self.template = chat, template
+        self.name, self.defaults = name, defaults or {}
+        self.hosts, self.api_key = hosts, api_key
+        self.tries = Tries()
         self.line, self.images = Line(most_waiting), Images(chat, is_fetching)
         self.batches = Batches(chat, batch_size)
         self.started = int(time.time())
@@ -81,7 +82,7 @@ class OpenAI:
             return
         # each wrong key counts, as wrong passwords of the page do
         attempt = self.tries.begin(network_of(scope))
-        kind, _, key = headers.get("authorization", "").partition(" ")
+        kind, key = (*headers.get("authorization", "").split(" ", 1), "", "")[:2]
         if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self.api_key.encode()):
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
         self.tries.forgive(attempt)
