@@ -130,6 +130,7 @@ def test_prefixes_of_several_conversations_are_kept(loaded, batches):
         for _ in range(2):
             for question in QUESTIONS[:2]:
                 each = job(loaded, question, image=3)
+                batches.add(each)
                 await text_of(each)
                 found.append((each.num_cached, len(each.context.ids)))
         return found
