@@ -10,7 +10,7 @@ from minigpt4.quickstart.quickstart import require_environment
 if __name__ == "__main__" and sys.argv[1:2] == ["train"]:
     require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared
 
-from benchmarks import chat, counted, data, harness, load, parity, startup, suites, train
+from benchmarks import chat, counted, data, harness, load, parity, serve, startup, suites, train
 
 # each has HELP, OPTIONS and run(args) -> {"rows": [..], ..}
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "memory": counted.MEMORY,
     "parity": parity,
     "qformer": train.QFORMER,
+    "serve": serve,
     "startup": startup,
     "train": train,
     "vit": train.VIT,

@@ -15,6 +15,7 @@ PARTS = {  # command -> (options of --quick, options otherwise)
     "train": (["--rounds", "3", "--device", "cpu"], ["--device", "cpu"]),
     "load": (["--rounds", "1"], []),
     "chat": (["--rounds", "3", "--turns", "2"], []),
+    "serve": (["--rounds", "3"], []),
     "data": (["--rounds", "6", "--images", "320", "--size", data.JUDGED], []),
     "flops": (["--quick"], ["--quick"]),
     "memory": (["--quick"], ["--quick"]),

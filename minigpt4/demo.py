@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from minigpt4.common.cli import run_program
-from minigpt4.common.config import add_config_arguments
+from minigpt4.serving.arguments import add_model_arguments, with_checkpoint
 from minigpt4.serving.demo import demo
 
 
@@ -16,12 +16,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as `demo` takes it; --checkpoint becomes one of the --options."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_config_arguments(parser)
-    parser.add_argument("--checkpoint", metavar="PATH", help="short for --options model.ckpt=PATH")
+    add_model_arguments(parser)
     parser.add_argument("--cli", action="store_true", help="chat in the terminal; no page")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
-    where.add_argument("--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU")
     page = parser.add_argument_group("the page")
     page.add_argument(
         "--server-name",
@@ -40,11 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--auth: expected USER:PASS")
     if args.share and not args.auth:
         parser.error("--share opens this program to the whole internet: add --auth USER:PASS")
-    if args.checkpoint:
-        pairs = args.options and "=" not in args.options[0]
-        ckpt = ["model.ckpt", args.checkpoint] if pairs else [f"model.ckpt={args.checkpoint}"]
-        args.options = [*(args.options or []), *ckpt]
-    return args
+    return with_checkpoint(args)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -44,6 +44,13 @@ def test_chat(tmp_path):
     assert rows[fifth]["ratio"] > rows[second]["ratio"] > 1
 
 
+def test_serve(tmp_path):
+    """At toy size: batches give the answers of one by one (it exits otherwise); no time is judged."""
+    assert main(["serve", "--quick", "--rounds", "1", "--json", str(tmp_path / "serve.json")]) == 0
+    (row,) = rows_of(tmp_path / "serve.json").values()
+    assert row["ours"] and row["2023"] and row["ratio"] > 0
+
+
 @pytest.mark.slow
 def test_train(tmp_path):
     """At toy size: parity is checked first, every way has its row."""

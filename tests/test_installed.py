@@ -91,7 +91,7 @@ def test_the_programs_of_an_installed_package_find_what_is_shipped(release, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(target / "minigpt4/prompts/embedded_alignment.txt") in done.stdout
     assert not list(elsewhere.iterdir())
-    for program in ("minigpt4-demo", "minigpt4-evaluate"):
+    for program in ("minigpt4-demo", "minigpt4-evaluate", "minigpt4-serve"):
         done = subprocess.run(
             [target / "bin" / program, "--help"], cwd=elsewhere, env=env, capture_output=True, text=True
         )

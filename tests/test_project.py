@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "models": {"common", "text"},
     "conversation": {"common", "text", "processors", "models"},
     "evaluation": {"common", "conversation", "datasets"},
-    "serving": {"common", "conversation"},
+    "serving": {"common", "text", "processors", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common", "models", "conversation", "evaluation"},
 }
@@ -99,7 +99,7 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py"])
+@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py", "minigpt4/serve.py"])
 def test_help_answers_without_torch(program):
     command = [sys.executable, "-c", HELP_PROBE, program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -16,7 +16,22 @@ class AnswerText:
         self.tokenizer, self.stop = tokenizer, stop
         self._shown = self._settled = ""
         self._before = self._start = 0  # the text of ids[:start] is settled
+        self.ids, self._num_given = [], 0  # of `add`
         self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+    def add(self, token: int) -> str:
+        """Take the next token; return what of `safe` is new."""
+        self.ids.append(token)
+        return self._new(self.safe(self.ids))
+
+    def rest(self) -> str:
+        """Return what of `whole` no `add` has returned."""
+        return self._new(self.whole(self.ids))
+
+    def _new(self, text: str) -> str:
+        new = text[self._num_given :]
+        self._num_given += len(new)
+        return new
 
     def whole(self, ids: Sequence[int]) -> str:
         """Return a finished answer: without special tokens, up to the first stop string, stripped."""

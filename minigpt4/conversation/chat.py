@@ -263,25 +263,21 @@ class Chat:
         return decode(self.decoder, contexts, request, stop_rule, bos)
 
     def _stream(self, conv: "Conversation", context: Context, request: Request) -> Iterator[str]:
-        answer_text, ids = AnswerText(self.model.llama_tokenizer, context.stop), []
-        shown = ""
+        answer_text = AnswerText(self.model.llama_tokenizer, context.stop)
         try:
             if request.sampling.num_beams > 1:
-                ids = self._generate([context], request)[0]
+                answer_text.ids += self._generate([context], request)[0]
             else:
                 with closing(self._decode([context], request)) as steps:
                     for [(_, token)] in steps:
-                        ids.append(token)
-                        text = answer_text.safe(ids)
-                        if len(text) > len(shown):
-                            yield text[len(shown) :]
-                            shown = text
+                        if piece := answer_text.add(token):
+                            yield piece
         except GeneratorExit:
-            self._close(conv, context, ids)
+            self._close(conv, context, answer_text.ids)
             raise
-        text, _ = self._close(conv, context, ids)
-        if len(text) > len(shown):
-            yield text[len(shown) :]
+        self._close(conv, context, answer_text.ids)
+        if piece := answer_text.rest():
+            yield piece
 
     def _close(self, conv: "Conversation", context: Context, ids: list[int]) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""

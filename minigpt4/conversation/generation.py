@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt4.conversation.context import Context
+from minigpt4.conversation.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import DynamicCache
-
     from minigpt4.models.llm.decoding import Decoder
 
 MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are computed no further
@@ -80,8 +79,9 @@ class Request(NamedTuple):
 
     sampling: Sampling
     on_notice: Callable[[str], None]
-    cache: "PrefixCache | None" = None
+    cache: PrefixCache | None = None
     stop_event: Event | None = None
+    stop_events: Sequence[Event] = ()  # one a row, which ends that row alone
 
 
 _PENALTY = [field.name for field in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
@@ -167,44 +167,6 @@ class StopRule:
         return any(string in text for string in self.strings)
 
 
-class PrefixCache:
-    """Keys and values of a conversation's last prompt and answer; hand it to each of its turns.
-
-    What the next prompt has in common with it, position by position, is not computed again. The
-    content is taken out while it is in use: two answers at once are only slower, never wrong.
-    """
-
-    def __init__(self):
-        self._content = None
-
-    def take(self, context: Context) -> tuple["DynamicCache | None", int]:
-        """Return (keys and values or None, how many leading positions of `context` they cover)."""
-        content, self._content = self._content, None
-        if content is None:
-            return None, 0
-        past, *covered = content
-        # one position at least is computed, for its logits
-        common = min(context.common_prefix(*covered), len(context.ids) - 1)
-        excess = past.get_seq_length() - common
-        # a sliding window has forgotten what it would need
-        if not common or any(getattr(past, "is_sliding", ())):
-            return None, 0
-        if excess:
-            past.crop(-excess)
-        return past, common
-
-    def put(self, past: "DynamicCache", context: Context, new_ids: Sequence[int]) -> None:
-        """Keep `past`, which covers `context` and all or some of the tokens written after it.
-
-        A pass that was broken off leaves layers of unequal length: then nothing is kept.
-        """
-        parts = [layer.keys for layer in past.layers] + [layer.values for layer in past.layers]
-        if any(part is None for part in parts) or len({part.shape[-2] for part in parts}) > 1:
-            return
-        ids = (*context.ids, *new_ids)[: past.get_seq_length()]
-        self._content = past, ids, context.images
-
-
 def padded_batch(llm: nn.Module, contexts: Sequence[Context], reused: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return (embeddings [B, T, D], mask [B, T] or None, positions [B, T]), padded on the left.
 
@@ -250,6 +212,9 @@ def decode(
                 history = torch.cat([history, tokens[:, None]], 1)
                 yield list(zip(rows[is_open].tolist(), tokens[is_open].tolist(), strict=True))
                 is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
+                if request.stop_events:
+                    is_stopped = [request.stop_events[row].is_set() for row in rows.tolist()]
+                    is_open = is_open & ~torch.tensor(is_stopped, device=device)
                 num_open = int(is_open.sum())
                 if not num_open:
                     return

@@ -57,17 +57,27 @@ def checked(settings: dict[str, object]) -> dict[str, float | None]:
     return numbers
 
 
+class LineFullError(ValueError):
+    """Too many wait; `status` is HTTP's."""
+
+    status = 429
+
+
 class Line:
     """Those who wait for the model, in the order in which they came. Used by one event loop."""
 
     def __init__(self, most: int = MOST_WAITING):
         self.most, self._places = most, deque()
 
+    def __len__(self) -> int:
+        """How many wait or are being answered."""
+        return len(self._places)
+
     @contextmanager
     def place(self) -> Iterator["Place"]:
-        """Stand in line while the context lasts. Raises ValueError when the line is full."""
+        """Stand in line while the context lasts. Raises LineFullError when the line is full."""
         if len(self._places) > self.most:
-            raise ValueError(f"the line is full, {self.most} people wait: try again in a minute")
+            raise LineFullError(f"the line is full, {self.most} people wait: try again in a minute")
         place = Place(self._places)
         self._places.append(place)
         try:

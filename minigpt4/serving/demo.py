@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from minigpt4 import load_config
-from minigpt4.common.config import PACKAGE_DIR, Config
-from minigpt4.common.utils import expand_path
+from minigpt4.common.config import Config
+from minigpt4.serving.arguments import device_of, first_settings
 
 
 def demo(args: Namespace) -> int | None:
@@ -19,11 +19,9 @@ def demo(args: Namespace) -> int | None:
     # a terminal's standard output is the dialogue alone
     with redirect_stdout(sys.stderr) if args.cli else nullcontext():
         print("Initializing Chat")
-        chat, template = load_config(cfg, _device(args, cfg))
+        chat, template = load_config(cfg, device_of(args, cfg))
         print("Initialization Finished", flush=True)
-    # the small vision weights that the package ships answer no better for being sampled: greedy
-    is_small = expand_path(cfg.model_cfg.vit_ckpt).resolve().is_relative_to(PACKAGE_DIR)
-    settings = {"temperature": 0.0 if is_small else 1.0}
+    settings = first_settings(cfg)
     # libraries of the page are loaded only where one is shown
     if args.cli:
         from minigpt4.serving.terminal import Terminal
@@ -61,16 +59,3 @@ def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
         raise OSError(f"no place for the images that visitors upload: {error}; {advice}") from error
     with folder as os.environ["GRADIO_TEMP_DIR"]:
         yield
-
-
-def _device(args: Namespace, cfg: Config) -> str | None:
-    """Return the name of the device, None for `run.device`; an 8-bit LLM goes to the same GPU."""
-    if args.gpu_id is None:
-        return args.device
-    import torch
-
-    if not torch.cuda.is_available():
-        print(f"--gpu-id {args.gpu_id}: torch sees no CUDA GPU on this machine; the CPU is used", file=sys.stderr)
-        return "cpu"
-    cfg.model_cfg.device_8bit = args.gpu_id
-    return f"cuda:{args.gpu_id}"

@@ -80,21 +80,22 @@ def network_of(scope: Scope) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
-async def whole(receive: Receive, headers: Headers) -> Receive:
+async def whole(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> Receive:
     """Read a body; return a `receive` that gives it again. Raises Refusal for a large or deep one."""
     if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
         return receive
-    if int(headers.get("content-length", 0)) > MOST_BYTES:
-        raise Refusal(413, f"more than {MOST_BYTES:,} bytes: shorten the message")
-    body, is_more = b"", True
+    too_large = Refusal(413, f"more than {most:,} bytes: shorten the message")
+    if int(headers.get("content-length", 0)) > most:
+        raise too_large
+    body, is_more = bytearray(), True
     while is_more:
         message = await receive()
         body += message.get("body", b"")
         is_more = message.get("more_body", False)
-        if len(body) > MOST_BYTES:
-            raise Refusal(413, f"more than {MOST_BYTES:,} bytes: shorten the message")
+        if len(body) > most:
+            raise too_large
     _check_depth(body)
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def again() -> Message:
         return messages.pop() if messages else await receive()
@@ -102,9 +103,9 @@ async def whole(receive: Receive, headers: Headers) -> Receive:
     return again
 
 
-def _check_depth(body: bytes) -> None:
+def _check_depth(body: bytes | bytearray) -> None:
     """Raise Refusal for JSON so deep that whoever walks through it fails."""
-    outside_strings = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body, flags=re.DOTALL)
+    outside_strings = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*"', b"", body, flags=re.DOTALL)
     depth = 0
     for bracket in re.findall(rb"[\[\]{}]", outside_strings):
         depth += 1 if bracket in b"[{" else -1

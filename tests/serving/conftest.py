@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.serving.server import Server, Visitor
+import minigpt4
+from tests.serving.server import Server, Visitor, command
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,13 @@ def server(roomy, tmp_path_factory):
 @pytest.fixture
 def visitor(server):
     return Visitor(server)
+
+
+@pytest.fixture(scope="session")
+def loaded(roomy):
+    """The same model in this process: (Chat, empty Conversation)."""
+    line = command(roomy)
+    options = line[line.index("--options") + 1 :]
+    options += [f"model.vit_ckpt={roomy.hub}/eva_vit_g.pth", f"model.q_former_model={roomy.hub}"]
+    options[-1] += "/blip2_pretrained_flant5xxl.pth"
+    return minigpt4.load("eval_configs/minigpt4_eval.yaml", options)

@@ -25,33 +25,40 @@ CONTROLS = {
 }
 
 
-def command(release, *arguments, **options):
-    """Return the command line of demo.py with the small model of the released layout."""
+def command(release, *arguments, program=("demo.py",), **options):
+    """Return the command line of a program with the small model of the released layout."""
     settings = {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32", **options}
     settings["env.cache_root"] = release.root / "cache"
     config = ["--cfg-path", "eval_configs/minigpt4_eval.yaml", *release.options(**settings)]
-    return [sys.executable, "demo.py", *config, *arguments]
+    return [sys.executable, *program, *config, *arguments]
 
 
 class Server:
     """A running demo.py."""
+
+    program = ("demo.py",)
+    ready = r"Running on local URL:\s+(http://[\d.]+:\d+)"
 
     def __init__(self, release, log, *arguments):
         self.log = log
         env = {**release.env, "GRADIO_TEMP_DIR": str(release.root / "gradio")}
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                command(release, *arguments), cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
+                command(release, *arguments, program=self.program),
+                cwd=ROOT,
+                env=env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
-        self.url = self._wait_for(r"Running on local URL:\s+(http://[\d.]+:\d+)")
+        self.url = self._wait_for(self.ready)
 
-    def _wait_for(self, pattern, seconds=120):
+    def _wait_for(self, pattern, seconds=600):
         for _ in range(seconds * 10):
             if found := re.search(pattern, self.output()):
                 return found[1]
             assert self.process.poll() is None, self.output()
             time.sleep(0.1)
-        raise AssertionError(f"the demo did not start in {seconds} s:\n{self.output()}")
+        raise AssertionError(f"it did not start in {seconds} s:\n{self.output()}")
 
     def output(self):
         return Path(self.log).read_text(errors="replace")

@@ -1,0 +1,47 @@
+"""Serve a model to programs by the OpenAI API: /v1/chat/completions, /v1/models, /health.
+
+python -m minigpt4.serve --cfg-path eval_configs/minigpt4_eval.yaml --checkpoint checkpoint_4.pth
+MINIGPT4_API_KEY=... python -m minigpt4.serve --cfg-path eval_configs/minigpt4_eval.yaml --server-name 0.0.0.0
+"""
+
+import argparse
+import sys
+
+from minigpt4.common.cli import run_program
+from minigpt4.serving.arguments import add_model_arguments, with_checkpoint
+from minigpt4.serving.serve import API_KEY, serve
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line as `serve` takes it; --checkpoint becomes one of the --options."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add_model_arguments(parser)
+    server = parser.add_argument_group("the server")
+    server.add_argument("--server-name", default="127.0.0.1", help="0.0.0.0: the whole network (default: %(default)s)")
+    server.add_argument("--server-port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
+    server.add_argument("--url", help="the address of a proxy in front, whose name clients use")
+    server.add_argument("--api-key", metavar="KEY", help=f"what clients have to send (default: ${API_KEY}, or none)")
+    server.add_argument("--model-name", metavar="NAME", help="by which clients ask for the model (default: model.arch)")
+    server.add_argument(
+        "--fetch-images", action="store_true", help="read images also from http(s) addresses of the public internet"
+    )
+    server.add_argument(
+        "--batch-size", type=int, default=8, help="requests answered at once, if decoded alike (default: %(default)s)"
+    )
+    server.add_argument("--most-waiting", type=int, default=64, help="then 429 (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.most_waiting < 1:
+        parser.error("--batch-size, --most-waiting: expected at least 1")
+    if not 0 <= args.server_port < 2**16:
+        parser.error(f"--server-port: {args.server_port}; expected 0 to 65535")
+    return with_checkpoint(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code of the program with this command line."""
+    return run_program(serve, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What a client of the OpenAI API sends: checked, then a Conversation, its images and the settings of the answer."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, Chat, check_question
+from minigpt4.conversation.conversation import Conversation, Message
+from minigpt4.serving.answers import SETTINGS, checked
+from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
+from minigpt4.text.segments import IMAGE, message_segments
+
+MOST_MESSAGES, MOST_IMAGES = 500, 64  # of a dialogue
+MOST_STOPS, MOST_STOP_CHARS = 4, 100
+# what says nothing about the answer
+IGNORED = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity"}
+# what is only accepted with the value that changes nothing
+NEUTRAL = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logprobs": False, "logit_bias": {}, "tools": []}
+NEUTRAL |= {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}
+NEUTRAL |= {"parallel_tool_calls": True}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class ImageUrl(_Strict):
+    """Where an image is; `detail` is ignored: the model has one size."""
+
+    url: str
+    detail: str | None = None
+
+
+class TextPart(_Strict):
+    """Text of a message: text and nothing else, whatever stands in it."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Strict):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class ChatMessage(_Strict):
+    """One message of the dialogue."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        """The content as a list, whichever way it was written."""
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """The text parts, a line each."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+class StreamOptions(_Strict):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Strict):
+    """The body of POST /v1/chat/completions. `top_k` and `repetition_penalty` are additions of ours."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    max_tokens: float | None = None
+    max_completion_tokens: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, body: bytes) -> "ChatRequest":
+        """Return the request of a body. Raises ValueError that says where it is wrong."""
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where or 'the request'}: {first['msg']}") from None
+        for name, value in request.model_extra.items():
+            if name not in IGNORED and value is not None and NEUTRAL.get(name, ...) != value:
+                raise ValueError(f"{name[:40]}: {str(value)[:40]} is not supported by this server: leave it out")
+        return request
+
+    def settings(self, defaults: dict[str, float]) -> dict[str, float | None]:
+        """Return fields of Sampling, within the page's bounds; `defaults` stand where nothing is given.
+
+        Raises ValueError.
+        """
+        longest = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+            "max_new_tokens": longest,
+            "seed": self.seed,
+        }
+        first = {name: SETTINGS[name].first for name in given if name != "repetition_penalty"}  # that is the model's
+        return checked(first | defaults | {name: value for name, value in given.items() if value is not None})
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end an answer, beside the template's. Raises ValueError."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MOST_STOPS or any(not 0 < len(stop) <= MOST_STOP_CHARS for stop in stops):
+            raise ValueError(f"stop: expected at most {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters")
+        return tuple(stops)
+
+    @property
+    def image_urls(self) -> list[str]:
+        """Where the images are, in the dialogue's order. Raises ValueError for too many."""
+        urls = []
+        for message in self.messages:
+            urls += [part.image_url.url for part in message.parts if isinstance(part, ImagePart)]
+        if len(urls) > MOST_IMAGES:
+            raise ValueError(f"messages: {len(urls)} images; at most {MOST_IMAGES} in a dialogue")
+        return urls
+
+    def conversation(self, chat: Chat, empty: Conversation) -> Conversation:
+        """Return the dialogue, in the template of `empty`. Raises ValueError that names the message."""
+        conv = empty.copy()
+        conv.template = replace(conv.template, stop=tuple(dict.fromkeys((*conv.template.stop, *self.stops))))
+        system = [message.text for message in self.messages if message.role in ("system", "developer")]
+        if system:
+            conv.system = _system_text("\n".join(system), chat, conv)
+        for number, message in enumerate(self.messages):
+            try:
+                _append(message, chat, conv)
+            except ValueError as error:
+                raise ValueError(f"messages.{number}: {error}") from error
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last one must be the user's")
+        return conv
+
+
+def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
+    """Return a system message's text, which stands in the prompt as the template's own."""
+    names = (*chat.encoder.special_ids, *conv.template.markers)
+    if found := [name for name in names if name and name in text]:
+        raise ValueError(f"messages: the system message holds {found[0]!r}, which only the template may write")
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise ValueError(f"messages: the system message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}")
+    return text
+
+
+def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
+    """Append a message as `Chat` would: images before the text one by one; others where they stand in it."""
+    is_image = [isinstance(part, ImagePart) for part in message.parts]
+    if message.role != "user":
+        if any(is_image):
+            raise ValueError(f"images of the {message.role} are not supported: only the user's")
+        if message.role == "assistant":
+            _check_length(message.text)
+            conv.append_message(conv.roles[1], message.text)
+        return
+    if sum(is_image) > MAX_IMAGES:
+        raise ValueError(f"{sum(is_image)} images in one message; at most {MAX_IMAGES}")
+    question = message.text if message.text.strip() or not any(is_image) else DEFAULT_QUESTION
+    check_question(question)
+    if is_image == sorted(is_image, reverse=True):
+        for _ in range(sum(is_image)):
+            conv.append_image()
+        chat.ask(question, conv)
+    else:
+        parts = [IMAGE if isinstance(part, ImagePart) else part.text for part in _with_text(message.parts)]
+        conv.append_message(conv.roles[0], Message(message_segments(parts)))
+
+
+def _with_text(parts: Iterable[TextPart | ImagePart]) -> list[TextPart | ImagePart]:
+    return [part for part in parts if isinstance(part, ImagePart) or part.text]
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}")
