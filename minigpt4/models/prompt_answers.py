@@ -127,8 +127,11 @@ class PromptAnswers:
 
 def _end_with(ids: torch.Tensor, stops: Sequence[list[int]]) -> torch.Tensor:
     """Return which rows of ids [B, T] end with one of `stops`, as bool [B]."""
-    ended = [any(row[-len(stop) :] == stop for stop in stops) for row in ids.tolist()]
-    return torch.tensor(ended, device=ids.device)
+
+    def ends(row: list[int]) -> bool:
+        return any(row[-len(stop) :] == stop for stop in stops)
+
+    return torch.tensor(list(map(ends, ids.tolist())), device=ids.device)
 
 
 def _check(images: torch.Tensor, texts: Sequence[str]) -> None:

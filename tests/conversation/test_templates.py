@@ -81,7 +81,9 @@ def test_prompt_of_two_turns(name):
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.roles[0])
 def test_the_configuration_chooses_the_template(template):
     assert template_for(template.training) is template
-    assert template_for(template.training.strip(), "anything") is template
+    bare = template.training.strip()
+    exact = [other for other in TEMPLATES if other.training == bare]  # MiniGPT-v2's is Llama-2's without the last space
+    assert template_for(bare, "anything") is (exact[0] if exact else template)
 
 
 def test_without_a_prompt_template_the_2023_format_holds():

@@ -197,7 +197,8 @@ def test_a_row_is_what_the_chat_feeds(chatml_tokenizer, turns, images):
         conv.messages += [["user", asked], ["assistant", None if last else told]]
     fed = context_ids(conv.segments(), encoder, [2] * images)
     section = type("Section", (), {"prompt_template": CHATML.training, "end_sym": "<|im_end|>"})
-    section.max_txt_len, section.mask_eos_labels = 10_000, False
+    section.max_txt_len = section.max_context_len = 10_000
+    section.mask_eos_labels = section.chat_template = False
     samples = {"text_input": [""], "turns": [turns], "num_images": [images]}
     (row,) = batch_rows(samples, "", section, encoder, num_image_tokens=2)
     assert row.ids[: len(fed)] == fed
