@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
@@ -99,7 +99,7 @@ class MiniGPT4(lmms):
         """Raise NotImplementedError: tasks of several rounds are not supported."""
         raise NotImplementedError("minigpt4: tasks of several rounds are not supported; use those of one question")
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Raise NotImplementedError: lmms-eval has no chat form of it."""
         raise NotImplementedError("minigpt4: candidates are ranked in the simple form only: add --force_simple")
 
@@ -151,8 +151,10 @@ class MiniGPT4Simple(MiniGPT4):
         self.chat.ask(question, conv)
         return conv, images
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Return (mean loss a token, whether the continuation is what the model says greedily) of each request.
+
+        It stands in a GenerationResult: of a plain pair lmms-eval 0.7 makes a text, and fails.
 
         lmms-eval takes the least loss for the best. A continuation is tokenised by itself and ends with the template's
         end symbol, as an answer in training; the blank that lmms-eval puts before it is the template's matter.
@@ -166,7 +168,8 @@ class MiniGPT4Simple(MiniGPT4):
             losses = losses_of(self.chat, batch, "mean")
             lines = generated(self.chat, batch, sampling({}))
             for asked, loss, line in zip(batch, losses, lines, strict=True):
-                found.append((loss[0], line.get("answer") == asked.item.options[0]))
+                pair = (loss[0], line.get("answer") == asked.item.options[0])
+                found.append(GenerationResult(text=pair))
         return found
 
     def continuation(self, request: Instance) -> str:

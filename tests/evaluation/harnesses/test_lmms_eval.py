@@ -64,11 +64,12 @@ def lmms_eval(harness, ask, settings, tasks, tmp_path_factory):
         command = [harness("lmms-eval"), "-m", "lmms_eval", "--model", "minigpt4", "--model_args", model_args]
         command += ["--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4", "--device", "cpu"]
         command += [*options, "--log_samples", "--output_path", output]
-        ask([*map(str, command)], HF_HOME=str(output / "home"))
+        said = ask([*map(str, command)], HF_HOME=str(output / "home"))
         samples = {}
         for name in names:
-            (path,) = output.rglob(f"*_samples_{name}.jsonl")
-            lines = map(json.loads, path.read_text().splitlines())
+            paths = list(output.rglob(f"*_samples_{name}.jsonl"))
+            assert len(paths) == 1, said[-8000:]
+            lines = map(json.loads, paths[0].read_text().splitlines())
             samples[name] = {str(line["doc_id"]): line for line in lines}
         return samples
 
