@@ -234,7 +234,7 @@ ROWS = [
         "no sections",
         [
             "datasets: this section is missing; a configuration needs model, datasets, run",
-            "model.arch: missing; known: mini_gpt4, minigpt4",
+            "model.arch: missing; known: mini_gpt4, minigpt4, minigpt_v2",
             "run.lr_sched: missing; it has no default",
             "run.init_lr: missing; it has no default",
             "run.min_lr: missing; it has no default",
@@ -295,14 +295,14 @@ ROWS = [
     Bad(
         "unknown architecture",
         [
-            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4, minigpt4. Did you mean 'minigpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
+            "model.arch: unknown model architecture 'minigpt5'; known: mini_gpt4, minigpt4, minigpt_v2. Did you mean 'minigpt4'? Add one in minigpt4/models/__init__.py, or in a module of your own that the configuration names under imports: [my_package.my_module], as docs/custom_data.md shows (--options)"
         ],
         ["model.arch=minigpt5"],
     ),
     Bad(
         "unknown model type",
-        ["model.model_type: unknown type 'pretrain_vicuna0' of mini_gpt4. Did you mean 'pretrain_vicuna'? (--options)"],
-        ["model.model_type=pretrain_vicuna0"],
+        ["model.model_type: unknown type 'pretrain_vicuna1' of mini_gpt4. Did you mean 'pretrain_vicuna'? (--options)"],
+        ["model.model_type=pretrain_vicuna1"],
     ),
     Bad(
         "unknown builder of own data",
@@ -792,7 +792,7 @@ ROWS = [
     Bad(
         "a checkpoint of another Q-Former",
         [
-            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is of another shape (llama_proj.weight is [64, 768], expected [64, 40])"
+            "error: model.ckpt: '{tmp}/bad.pth' projects image vectors of width 768, the model has 40-wide ones: those of a Q-Former are narrow (40), merged patches wide (768); set model.has_qformer as it was trained"
         ],
         make=checkpoint(lambda path: write_checkpoint(path, 768, 64)),
         code=1,

@@ -106,9 +106,9 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     )
     assert arch == Problem(
         "model.arch",
-        "unknown model architecture 'own_model'; known: mini_gpt4, minigpt4. Add one in minigpt4/models/__init__.py, "
-        "or in a module of your own that the configuration names under imports: [my_package.my_module], as "
-        "docs/custom_data.md shows",
+        "unknown model architecture 'own_model'; known: mini_gpt4, minigpt4, minigpt_v2. Add one in "
+        "minigpt4/models/__init__.py, or in a module of your own that the configuration names under "
+        "imports: [my_package.my_module], as docs/custom_data.md shows",
         "c.yaml line 3",
     )
     assert task.key == "run.task" and "imports: [" in task.message and seed.key == "run.sede"

@@ -151,7 +151,8 @@ def test_its_ratio_its_sheet_and_its_broken_images(folder):
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
 def test_words_for_validation_are_one(folder, word):
-    run_cfg = SimpleNamespace(seed=1, batch_size_eval=4, num_workers=0, max_bad_fraction=0.1)
+    settings = {"batch_size_eval": 4, "num_workers": 0, "max_bad_fraction": 0.1, "eval_controls": True}
+    run_cfg = SimpleNamespace(seed=1, **settings)
     (found,) = ImageTextPretrainTask().build_eval_loaders({"xrays": built(Plain, folder)}, run_cfg, [word])[word]
     assert isinstance(found, EvalLoader) and len(ids(found)) == 6
     with pytest.raises(ValueError, match="no dataset has a split 'test'"):
