@@ -44,9 +44,9 @@ def test_the_model_of_the_quickstart_answers_with_a_warning_about_its_template(h
     if not checkpoint.is_file():
         pytest.skip(f"no {checkpoint.relative_to(ROOT)}: make quickstart writes it")
     args = Namespace(cfg_path=str(ROOT / "eval_configs/embedded_eval.yaml"), options=[f"model.ckpt={checkpoint}"])
-    keys = ("vit_ckpt", "q_former_model", "num_query_token", "llama_model", "llm_precision", "prompt_template")
-    keys += ("end_sym", "mask_eos_labels", "ckpt")
-    model = {key: Config(args).to_dict()["model"][key] for key in keys} | {"low_resource": False}
+    keys = "vit_ckpt image_size q_former_model num_query_token llama_model llm_precision prompt_template "
+    keys += "end_sym mask_eos_labels ckpt"
+    model = {key: Config(args).to_dict()["model"][key] for key in keys.split()} | {"low_resource": False}
     picture(0).save(tmp_path / "image.png")
     request = {
         "yaml": {"model": model},
