@@ -28,6 +28,7 @@ from minigpt4.runners.report import SampleCounts, count_samples
 from minigpt4.runners.run_card_text import card_text
 
 NAME, PICTURE = "run_card", "loss.png"
+INTERRUPTED = "interrupted"  # how the outcome of a run that was told to end begins
 _POINTS = 50  # of the curve
 _FINAL_STEPS = 50  # that the final loss is the mean of
 
@@ -81,7 +82,7 @@ class RunCard:
             "run": run.output_dir.name,
             "outcome": outcome,
             "recipe": {"command": command_line(), "resumed_from": _text(run.resumed_from), "config": config},
-            "model": self._model(config, earlier),
+            "model": self._model(config, earlier, is_over=not outcome.startswith(INTERRUPTED)),
             "data": self._data(config),
             "curve": curve(metrics.steps),
             "validation": metrics.validations,
@@ -116,20 +117,24 @@ class RunCard:
             "versions": versions() | {"commit": git_commit()},
         }
 
-    def _model(self, config: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-        """Return sizes and hashes of the parts; what is frozen and changed is said aloud."""
-        model = self.run.model
-        tensors = frozen_tensors(model)
-        after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
-        changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
-        # a resumed run is compared with its very beginning
+    def _model(self, config: dict[str, Any], earlier: dict[str, Any], is_over: bool) -> dict[str, Any]:
+        """Return sizes and hashes of the parts; what is frozen and changed is said aloud.
+
+        A run that is told to end has seconds left: the one that resumes it compares, with the very beginning.
+        """
+        model, changed = self.run.model, []
         begun = part_hashes(self._frozen) | _hashes_before(earlier)
-        frozen = {}
-        for part, hash_after in part_hashes(after).items():
-            frozen[part] = {"before": begun.get(part), "after": hash_after, "unchanged": begun.get(part) == hash_after}
-        if changed or not all(part["unchanged"] for part in frozen.values()):
-            names = ", ".join(changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]])
-            logging.warning("frozen weights are not what they were before training: %s", names)
+        frozen = {part: {"before": before, "after": None, "unchanged": None} for part, before in begun.items()}
+        if is_over:
+            tensors = frozen_tensors(model)
+            after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
+            changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
+            frozen = {}
+            for part, now in part_hashes(after).items():
+                frozen[part] = {"before": begun.get(part), "after": now, "unchanged": begun.get(part) == now}
+            if changed or not all(part["unchanged"] for part in frozen.values()):
+                names = ", ".join(changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]])
+                logging.warning("frozen weights are not what they were before training: %s", names)
         return {
             "arch": config.get("model", {}).get("arch", type(model).__name__),
             "parts": [part._asdict() for part in model.parts()],
@@ -226,7 +231,7 @@ def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "finished"
     if isinstance(error, Interrupted):
-        return f"interrupted: {error}"
+        return f"{INTERRUPTED}: {error}"
     return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
 
 

@@ -93,7 +93,9 @@ def _model(model: Mapping[str, Any]) -> str:
     for part in model["parts"]:
         frozen = model["frozen_sha256"].get(part["name"], {})
         same = f"`{frozen['after'][:16]}`, unchanged" if frozen.get("unchanged") else ""
-        if frozen and not same:
+        if frozen and frozen["after"] is None:
+            same = f"`{str(frozen['before'])[:16]}` before; compared when the run is resumed and ends"
+        elif frozen and not same:
             same = f"**changed** from `{str(frozen['before'])[:16]}` to `{frozen['after'][:16]}`"
         if part["parameters"]:
             rows.append([part["name"], part["parameters"], part["trainable"], part["dtype"], same or "trained"])
