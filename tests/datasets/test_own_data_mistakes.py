@@ -216,7 +216,7 @@ MISTAKES = [
         written("a.jsonl", '\n{"img": "a.jpg", "caption": "x"}\n'),
         f"{{tmp}}/a.jsonl: none of its 1 records can be used; a.jsonl line 2: 'image' is missing (keys: img, caption); expected {EXPECTED}",
     ),
-    ("image_text_jsonl", written("a.jsonl", ""), f"{{tmp}}/a.jsonl: has no record; expected records like {EXPECTED}"),
+    ("image_text_jsonl", written("a.jsonl", ""), f"{{tmp}}/a.jsonl: no record to train on; expected {EXPECTED}"),
     ("image_text_jsonl", written("a.json", "{"), "{tmp}/a.json: not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
     (
         "image_text_jsonl",

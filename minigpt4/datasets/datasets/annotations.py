@@ -60,11 +60,16 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
             records = [item if isinstance(item, Fault) else _record(*item, folder) for item in reader(file, path)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
+    return usable(records, path, _EXPECTED)
+
+
+def usable(records: list, path: Path, expected: str) -> list:
+    """Return the records of a file, some of them Faults. Raises ValueError where none of them can be used."""
     if not records:
-        raise ValueError(f"{path}: has no record; expected records like {_EXPECTED}")
+        raise ValueError(f"{path}: no record to train on; expected {expected}")
     if all(isinstance(record, Fault) for record in records):
-        fault = f"{records[0].where}: {records[0].detail}"
-        raise ValueError(f"{path}: none of its {len(records)} records can be used; {fault}; expected {_EXPECTED}")
+        first = f"{records[0].where}: {records[0].detail}"
+        raise ValueError(f"{path}: none of its {len(records)} records can be used; {first}; expected {expected}")
     return records
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt4.common.utils import placeholder, read_json
-from minigpt4.datasets.datasets.annotations import Fault
+from minigpt4.datasets.datasets.annotations import Fault, usable
 from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import whole_text
 
@@ -97,16 +97,6 @@ def json_of(path: Path) -> Any:
     if found := placeholder(path, "annotations"):
         raise ValueError(f"{path}: {found}")
     return read_json(path)
-
-
-def usable(records: Records, path: Path, expected: str) -> Records:
-    """Return the records of a file. Raises ValueError where none of them can be used."""
-    if not records:
-        raise ValueError(f"{path}: no record to train on; expected {expected}")
-    if all(isinstance(record, Fault) for record in records):
-        first = f"{records[0].where}: {records[0].detail}"
-        raise ValueError(f"{path}: none of its {len(records)} records can be used; {first}; expected {expected}")
-    return records
 
 
 def _rows(content: Any, form: Format, path: Path) -> Iterator[tuple[int | str, Any]]:
