@@ -139,6 +139,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
 
     Raises CheckpointError if `saved` is of other parameters, any error if it is no state of AdamW.
     """
+    # By count and shape: AdamW's state has no names.
     own, groups = optimizer.state_dict()["param_groups"], saved.get("param_groups", [])
     own_sizes = [len(group["params"]) for group in own]
     sizes = [len(group["params"]) for group in groups]
@@ -152,11 +153,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
             f"{list(own_shapes.values())}. Freeze the same parts as the run that wrote it, or start a new run from its "
             "weights with model.ckpt"
         )
+    # A flipped bit in the moments would be a wrong step, not an error.
     for state in saved["state"].values():
         first, second = state["exp_avg"], state["exp_avg_sq"]
         is_usable = (first.isfinite() & (second >= 0)).all() and math.isfinite(float(state["step"]))
         if first.shape != second.shape or not is_usable:
             raise ValueError("moments that do not belong together, or are not finite")
+    # Only the moments come from the checkpoint; the schedule and the decay are the configuration's.
     for old, new in zip(groups, own, strict=True):
         if old.get("weight_decay") != new["weight_decay"]:
             change = new["weight_decay"], old["weight_decay"]

@@ -72,6 +72,7 @@ def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) 
         if key not in hints:
             report.unknown(path, "key", hints)
             continue
+        # Sections within the section are checked by their own dataclass.
         kind = _not_optional(hints[key])
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             value = typed(value, kind, path, report)

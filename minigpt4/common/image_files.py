@@ -20,11 +20,13 @@ def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, f
     found, links = [], []
     seen = set()
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        # Links may lead in circles: each folder is read once.
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
+        # Links within the folder lead to what is listed anyway; links out of it are kept apart.
         files = [name for name in names if name.lower().endswith(suffixes) and name[0] != "."]
         below = [name for name in folders if name[0] != "."]
         linked = [name for name in (*files, *below) if os.path.islink(os.path.join(place, name))]

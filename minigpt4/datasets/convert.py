@@ -73,6 +73,7 @@ def convert(
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()
+    # The list may be larger than memory: it is read as a stream, for a sample twice.
     rows = islice(usable_rows(source, report, "converting", one_line), limit)
     with written_whole(target) as file:
         if sample_seed is not None:

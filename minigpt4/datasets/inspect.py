@@ -200,6 +200,7 @@ def table(found: Scan, cfg: Config) -> list[str]:
     dataset, rows = found.dataset, []
     if hasattr(dataset, "shards"):
         rows += _shard_rows(found)
+    # What was read of the dataset, and what of it cannot be used, by reason.
     counts = dataset.skips.report()
     seen, held_out = counts.pop("seen"), counts.pop("held_out", 0)
     first = f"the first {seen:,} samples in training's order (--scan all for the rest)"
@@ -214,6 +215,7 @@ def table(found: Scan, cfg: Config) -> list[str]:
         rows.append(("", f"too many: training stops above {limit}, judged from a worker's thousandth sample on"))
     if found.error:
         rows.append(("stopped", found.error))
+    # How long the texts are against max_txt_len: what is cut off is not learnt.
     if total := found.lengths.total():
         lengths = ", ".join(f"{name} {found.percentile(q)}" for name, q in (("5%", 5), ("median", 50), ("95%", 95)))
         rows.append(("text", f"tokens, end symbol included: {lengths}, longest {max(found.lengths)}"))
@@ -258,6 +260,7 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
         groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
+    # The settings that decide what is learnt stand above the images.
     prompts = "none"
     if preview.prompts:
         prompts = f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own"

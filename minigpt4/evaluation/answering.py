@@ -35,6 +35,7 @@ def answer_file(
     """
     from minigpt4.conversation.chat import Sampling, check_question
 
+    # Bad questions and settings are refused before the model is loaded, which takes minutes.
     sampling = {name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__}
     questions = list(dict.fromkeys(item.question for item in items))
     Sampling(**sampling)
@@ -43,6 +44,7 @@ def answer_file(
             check_question(question)
         except ValueError as error:
             raise ValueError(f"--prompt: {error}") from error
+    # A file that answers something else is refused; of this one only what is missing is asked.
     asked = settings_of(cfg, prompt=questions[0] if len(questions) == 1 else questions, **sampling)
     with open_answers(path, settings.get("key", "id"), asked, identity) as file:
         missing = [item for item in items if identity(item.id) not in file.done]

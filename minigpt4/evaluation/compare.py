@@ -39,6 +39,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     if a["benchmark"] != b["benchmark"]:
         found = f"'{path_a}' is of {a['benchmark']}, '{path_b}' of {b['benchmark']}"
         raise ValueError(f"{found}; expected the same benchmark")
+    # Only the same items with the same references can be compared.
     first, second = _answered(a), _answered(b)
     common = [name for name in first if name in second]
     if not common:
@@ -47,6 +48,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     if other is not None:
         raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
 
+    # Both are scored by one rule; the difference is paired by item, which makes its interval narrower.
     benchmark = _benchmark_of(b)
     items = [_item(second[name]) for name in common]
     scores_a = benchmark.score(items, {name: first[name]["answer"] for name in common})
@@ -56,6 +58,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
         before = scores_a.metrics[name]
         values[name] = (before.value(), metric.value())
         differences[name] = metrics.paired_bootstrap(metric.rows, before.rows, metric.of)
+    # The items whose score changed, the greatest loss first.
     gain = {name: scores_b.per_item[name] - scores_a.per_item[name] for name in common}
     changed = []
     for name in sorted(gain, key=gain.get):

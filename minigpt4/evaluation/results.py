@@ -34,12 +34,14 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
     """
     from minigpt4.evaluation.page import results_page
 
+    # A figure over a part of the benchmark would pass for one over the whole.
     missing = [item.id for item in run.items if item.id not in run.lines]
     if missing:
         raise ValueError(
             f"{run.name}: {len(missing)} of {len(run.items)} items have no answer, first '{missing[0]}'; "
             f"do all ranks write to the same '{folder}'?"
         )
+    # An unreadable image is an error of the data, not a wrong answer of the model.
     answered = [item for item in run.items if "answer" in run.lines[item.id]]
     if not answered:
         raise ValueError(f"{run.name}: no item has an answer; the first error: {run.lines[run.items[0].id]['error']}")
@@ -68,6 +70,7 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
         **details,
         "items": [_record(item, run.lines[item.id], scores) for item in run.items],
     }
+    # Half a surrogate pair in an answer must not lose the results.
     path = folder / "results.json"
     path.write_text(
         json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"

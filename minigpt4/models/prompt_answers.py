@@ -41,6 +41,7 @@ class PromptAnswers:
         from transformers import RepetitionPenaltyLogitsProcessor  # `generate` skips as many tokens as are padded
 
         embeds, mask = self.prompt_embeds(images, texts)
+        # A stop of one id ends a row as the end token does; longer ones need the ids before it.
         stops = [[stop] if isinstance(stop, int) else list(stop) for stop in stop_words_ids]
         ends = {self.llama_tokenizer.eos_token_id, *(stop[0] for stop in stops if len(stop) == 1)}
         drawing = {"temperature": float(temperature), "top_p": float(top_p)}
@@ -69,6 +70,7 @@ class PromptAnswers:
         for text, own in zip(texts, vectors, strict=True):
             ids = context_ids(prompt_segments(text), self.encoder, [len(own)])
             rows.append(embed(embedding, ids, own))
+        # Padded on the left: a new token stands beside the last one of its prompt.
         longest = max(map(len, rows))
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=vectors.device)
         return torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows]), mask

@@ -27,15 +27,18 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
+    # What a training reads at its start is read here, so that it fails here.
     _build_data(cfg)
     if run.resume_ckpt_path not in (None, "", AUTO) and cached_path(run.resume_ckpt_path).is_file():
         load_checkpoint(run.resume_ckpt_path, "run.resume_ckpt_path")
+    # The model, without its weights: its parts, their precision and bytes.
     device = run_device(run) if gpu_memory_gib is None else torch.device("cuda", 0)
     available = total_memory_bytes(device) if gpu_memory_gib is None else gpu_memory_gib * 2**30
     parts = registry.get_model_class(model_cfg.arch).plan(model_cfg, device)
     print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
     if run.evaluate:
         return 0
+    # What would be trained, for how long, and where it goes.
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
     print(
         f"training: {sum(part.trainable for part in parts):,} parameters, {run.max_epoch} epochs of {steps}, "

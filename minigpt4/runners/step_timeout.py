@@ -44,6 +44,7 @@ class StepTimeout:
 
         Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
         """
+        # Ranks tell each other their step by the store, which works while a collective hangs.
         is_over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         self._count, self._since = 0, time.monotonic()

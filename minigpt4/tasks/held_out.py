@@ -85,6 +85,7 @@ def _sums_of_batch(
         losses, counts = task.sample_losses(model, to_device(samples, device) | {"iters": 0})
         return losses.double().cpu(), counts.cpu()
 
+    # A model that cannot give a loss a sample has its batch mean only, and no controls.
     others = batch.pop("other_images", ())
     sums = {"samples": batch_size(batch)}
     if not task.has_sample_losses(model):
@@ -92,11 +93,13 @@ def _sums_of_batch(
         return sums | dict.fromkeys(("loss", *CONTROLS), loss * num_items) | {"items": num_items}
     losses, counts = of_samples(batch)
     sums |= dict.fromkeys(("loss", *CONTROLS), losses.sum().item()) | {"items": counts.sum().item()}
+    # The same texts with blank and with wrong images: what the own image is worth.
     controls = _controls(batch, others, getattr(loader.source, "vis_processor", None))
     if not controls:
         return sums
     of_control = {name: of_samples(samples)[0] for name, samples in controls.items()}
     sums |= {name: of_control[name].sum().item() for name in CONTROLS}
+    # The gain a token is compared sample by sample, over those that have another's image.
     has_control = torch.tensor([bool(len(other)) for other in others]) & (counts > 0)
     gains = ((of_control["wrong"] - losses) / counts)[has_control]
     return sums | {"pairs": len(gains), "gain": gains.sum().item(), "gain_squared": gains.square().sum().item()}

@@ -133,9 +133,11 @@ class TrainLoader:
     ):
         self.datasets = list(datasets)
         self.ratios = mixing_ratios(self.datasets, ratios)
+        # Which samples a rank reads, and how far the batches handed out reach in each worker of a dataset.
         self._place = Place(seed, rank, world_size)
         self._progress = {dataset.name: {"batches": 0, "workers": {}} for dataset in self.datasets}
         self._rng = np.random.default_rng([seed, rank])
+        # Workers start with the first batch of their dataset: one with a ratio of 0 has none.
         self._iterators, self._loaders = {}, []
         for dataset in self.datasets:
             _bind(dataset, self._place, num_workers, max_bad_fraction)

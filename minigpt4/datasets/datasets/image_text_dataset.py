@@ -27,10 +27,12 @@ def read_folder(folder: str | Path) -> list[Record | Fault]:
     Raises OSError, or ValueError where there is no image, no caption, or two captions files.
     """
     folder = Path(folder)
+    # A captions file speaks for the whole folder.
     captions = [name for name in CAPTION_FILES if (folder / name).is_file()]
     if len(captions) > 1:
         raise ValueError(f"'{folder}' has {' and '.join(captions)}; keep one of them")
     records = read_records(folder / captions[0], folder) if captions else []
+    # Images that it does not name have a text of the same name beside them, or none.
     named = {same_file(record.image) for record in records if isinstance(record, Record)}
     files = list_files(folder, (*IMAGE_SUFFIXES, ".txt"))
     images = [name for name in files if not name.lower().endswith(".txt")]
