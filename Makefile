@@ -35,10 +35,10 @@ demo: $(READY)
 	$(BIN)/python demo.py --cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 latest:
 	mkdir -p build

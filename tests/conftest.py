@@ -15,6 +15,15 @@ from minigpt4.common.registry import registry
 from tests.small_release import write_small_release
 
 
+SLOW = ("slow", "registry", "browser")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that hold slow tests: a worker takes whole files, and none should end with a long one."""
+    first = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
+    items.sort(key=lambda item: item.path not in first)  # the order is kept otherwise
+
+
 @pytest.fixture(autouse=True)
 def no_logger_left_behind():
     """Programs that run inside a test set up logging to its captured stream, which is closed after it."""

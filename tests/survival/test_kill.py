@@ -1,4 +1,4 @@
-"""Killed runs equal uninterrupted ones: one of each stage with the toy LLM, twenty with the real one."""
+"""Killed runs equal uninterrupted ones: one of stage 1 with the toy LLM, twenty of each stage with the real one."""
 
 import random
 
@@ -8,11 +8,10 @@ from tests.survival.kill import STAGES, Trials, kill_while_saving
 
 
 @pytest.mark.slow
-def test_killed_runs_equal_uninterrupted_ones(cache, tmp_path):
+def test_a_killed_run_equals_the_uninterrupted_one(cache, tmp_path):
     trials = Trials(tmp_path, cache, random.Random(3))
-    for stage in ("stage1", "stage2"):
-        (trial,) = trials.stage(stage, runs=1)
-        assert trial["kills"] >= 1 and not trial["differs"], (stage, trial)
+    (trial,) = trials.stage("stage1", runs=1)
+    assert trial["kills"] >= 1 and not trial["differs"], trial
     assert "bad_shard" in str(trials.whole["stage1"]["counts"])
     assert len(trials.whole["stage1"]["losses"]) == 24
 
