@@ -64,6 +64,12 @@ class BaseModel(nn.Module):
         """Return the pixels that a model of this section takes; None leaves it to the processors."""
         return None
 
+    @classmethod
+    def settle(cls, cfg: Any) -> None:
+        """Fill in what a section leaves to its files. Raises ValueError, OSError if those are wrong."""
+        if cfg.get("image_size", 0) is None and (image_format := cls.image_format(cfg)):
+            cfg.image_size = image_format.size
+
     def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
         """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.split")

@@ -24,7 +24,7 @@ class DryRun:
         """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
         model = cls(cfg, compute_dtype)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        model.attach_language(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
+        model.attach_language(language_model.meta_llm(cfg.llama_model, model.llm_dtype, kind), "meta")
         return model
 
     @classmethod
