@@ -99,6 +99,10 @@ class BaseModel(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
+    def part_of(self, name: str) -> str | None:
+        """Return which part of `run.lr` a parameter belongs to, by its name; None: `run.init_lr` is its rate."""
+        return None
+
     def identity(self) -> dict:
         """Return what the trained weights belong to, as plain values: a checkpoint carries it."""
         return {}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.models import projector, weights
+from minigpt4.models import projector, training_parts, weights
 from minigpt4.models.llm import adapters
 
 
@@ -20,6 +20,10 @@ class TrainedWeights:
     def release_name(self, name: str) -> str:
         """Return what the release's checkpoints call our parameter `name`."""
         return adapters.to_release_name(name) if self.lora_r else name
+
+    def part_of(self, name: str) -> str | None:
+        """Return the part of `model.train` and `run.lr` that a parameter belongs to."""
+        return training_parts.part_of(name)
 
     def _release_parameters(self) -> dict[str, nn.Parameter]:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}

@@ -4,6 +4,9 @@ Shapes: B images, S image size, P patch size, N patches, D width.
 """
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +87,8 @@ class TransformersVit(VisionTower):
         options = {"config": _vision_config(path, less=1), "local_files_only": True, "trust_remote_code": False}
         options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded, info = AutoModel.from_pretrained(path, **options)
+            with _quiet():
+                loaded, info = AutoModel.from_pretrained(path, **options)
         except Exception as error:  # of many kinds, from JSON to Rust
             raise CheckpointError(
                 f"{where}: transformers cannot read the weights of '{path}' ({error!s:.200})"
@@ -126,17 +130,26 @@ class PenultimateVit(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return tokens [B, prefix + N, D] of normalised pixels [B, 3, S, S]."""
         if self.family == "siglip2_vision_model":
-            patches, shapes = self._patches(pixels)
-            return self.model(patches, None, shapes).last_hidden_state
+            model = getattr(self.model, "vision_model", self.model)
+            embeddings = model.embeddings.patch_embedding(self._patches(pixels)) + self._positions(pixels)
+            return model.encoder(inputs_embeds=embeddings).last_hidden_state
         return self.model(pixels, **self.options).last_hidden_state
 
-    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (patches [B, N, P * P * 3], row by row, colours last; numbers of rows and columns [B, 2])."""
+    def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return SigLIP 2's patches [B, N, P * P * 3], row by row, colours last."""
         size = self.patch_size
         patches = pixels.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [B, 3, rows, P, columns, P]
-        rows = patches.shape[2]
-        shapes = torch.full((len(pixels), 2), rows, device=pixels.device)
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2), shapes
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
+
+    def _positions(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return SigLIP 2's position embeddings [N, D], resampled to the image as transformers does."""
+        weight = getattr(self.model, "vision_model", self.model).embeddings.position_embedding.weight
+        old, new = round(len(weight) ** 0.5), pixels.shape[-1] // self.patch_size
+        if old == new:
+            return weight
+        grid = weight.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()
+        resized = nn.functional.interpolate(grid, (new, new), mode="bilinear", antialias=True)
+        return resized[0].flatten(1).T.to(weight.dtype)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -146,14 +159,31 @@ class PenultimateVit(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in backward, while the tower is in training mode."""
         if enable:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
+            name = "activation_checkpointing_enable"  # the later name
+            enable_it = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
+            enable_it({"use_reentrant": False})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from listing the tensors that are left out on purpose; `load` looks at all of them."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def _without_end(model: nn.Module) -> None:
-    """Take out the norm behind the last block."""
+    """Take out the norm behind the last block, and DINOv2's token for masked patches: neither would train."""
     for part in list(model.modules()):
+        if getattr(part, "mask_token", None) is not None:
+            part.mask_token = None
         for name in _NORMS:
             if isinstance(getattr(part, name, None), nn.LayerNorm):
                 setattr(part, name, nn.Identity())
