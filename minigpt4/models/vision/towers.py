@@ -50,12 +50,10 @@ def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
     if not cfg.vision_model:
         return [Problem(key, f"'{name}' is not one of {', '.join(VIT_MODELS)}"), *problems]
     if not is_folder(cfg):
-        import timm
-
-        if not timm.is_model(name):
-            known = ", ".join(VIT_MODELS)
-            found = f"'{name}' is no folder, no model of timm and not {known}; give the folder of a transformers model"
-            return [Problem(key, found)]
+        try:
+            TimmVit.of_name(name)
+        except ValueError as error:
+            return [Problem.parse(error, where)]
         if cfg.vit_ckpt == standard_file:
             return [Problem(f"{where}.vit_ckpt", f"missing; {where}.vision_model {name} of timm needs its weight file")]
     return problems
