@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.common.config_images import check_images
 from minigpt4.common.config_paths import PACKAGE_DIR, find_path, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_report import Problem as Problem  # for users
@@ -81,7 +82,7 @@ class Config:
         for root in SECTIONS if for_training else ("env", "model"):
             if not any(problem.key == root for problem in self.report.problems):  # else it is no section at all
                 check_values(self.config[root], root, self.report)
-        self._check_image_sizes()
+        check_images(self.datasets_cfg, self.image_settings, self.report)
         if self.report.is_clean("env"):
             self._preflight(for_training)
         if self.report.problems:
@@ -205,11 +206,13 @@ class Config:
         return self._typed(overlaid(shipped.get("model") or {}, user), cls.Config, "model")
 
     def _image_settings(self) -> dict[str, Any]:
-        """Return the images that the model takes; set `model.image_size` to the tower's if unset."""
+        """Return the images that the model takes; let its class fill in what the section leaves to its files."""
         if not (self.report.is_clean("env") and self.report.is_clean("model")):
             return {}
         try:
-            image_format = registry.get("model", self.model_cfg.arch).image_format(self.model_cfg)
+            model = registry.get("model", self.model_cfg.arch)
+            image_format = model.image_format(self.model_cfg)
+            model.settle(self.model_cfg)
         except OmegaConfBaseException:  # check_values says which value leads nowhere
             return {}
         except (ValueError, OSError) as error:
@@ -217,8 +220,6 @@ class Config:
             return {}
         if image_format is None:
             return {}
-        if self.model_cfg.get("image_size", 0) is None:
-            self.model_cfg.image_size = image_format.size
         mean, std = list(image_format.mean), list(image_format.std)
         return {"image_size": image_format.size, "mean": mean, "std": std}
 
@@ -281,20 +282,3 @@ class Config:
             return OmegaConf.to_container(read_yaml(PACKAGE_DIR / files[kind])[0])
         self.report.unknown(where, what, files, guess=str(kind))
         return None
-
-    def _check_image_sizes(self) -> None:
-        """Report processors of another image size than the model's, for training and for answers alike."""
-        wanted = self.image_settings.get("image_size")
-        for name, section in self.datasets_cfg.items():
-            for split in ("train", "eval") if wanted else ():
-                where = f"datasets.{name}.vis_processor.{split}"
-                if not self.report.is_clean(f"datasets.{name}.vis_processor"):
-                    continue
-                try:
-                    size = OmegaConf.select(section, f"vis_processor.{split}.image_size")
-                except OmegaConfBaseException:  # check_values says it
-                    continue
-                if size not in (None, wanted):
-                    message = f"{size}, but the model takes images of {wanted} pixels; "
-                    message += "remove the line, or make it agree with model.image_size"
-                    self.report.add(f"{where}.image_size", message)

@@ -104,17 +104,16 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
         block.compile()
 
 
-def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int) -> dict[str, torch.Tensor]:
-    """Return `tensors` with `pos_embed` [1, 1 + N, D] resampled to grid x grid patches, the class token's kept."""
+def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1) -> dict[str, torch.Tensor]:
+    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches, the P prefix tokens' kept."""
     from timm.layers import resample_abs_pos_embed
 
     if "pos_embed" not in tensors:
         return tensors
-    old = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    old = math.isqrt(tensors["pos_embed"].shape[1] - num_prefix)
     if old == grid:
         return tensors
     main_print(f"Position interpolate from {old}x{old} to {grid}x{grid}")
-    resized = resample_abs_pos_embed(
-        tensors["pos_embed"].float(), new_size=[grid, grid], old_size=[old, old], num_prefix_tokens=1, antialias=False
-    )
+    sizes = {"new_size": [grid, grid], "old_size": [old, old], "num_prefix_tokens": num_prefix}
+    resized = resample_abs_pos_embed(tensors["pos_embed"].float(), **sizes, antialias=False)
     return {**tensors, "pos_embed": resized}
