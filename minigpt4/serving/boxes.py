@@ -23,7 +23,7 @@ _BOXES = rf"{_BOX}(?:\s*(?:<delim>\s*)?{_BOX})*"
 PHRASE = re.compile(rf"<p>(?P<words>(?:(?!</?p>).)*)</p>(?:\s*(?P<boxes>{_BOXES}))?|(?P<bare>{_BOXES})")
 # white letters are legible on each, and each shows on a light and on a dark page
 COLOURS = ("#c62828", "#1565c0", "#2e7d32", "#7b1fa2", "#b34700", "#00747a", "#c2185b", "#6d4c41")
-PICTURE_SIDE = 640  # pixels of the longer side of what is shown, drawn at twice the size of the page's
+PICTURE_SIDE = 640  # pixels of the longer side, drawn twice as large as it is shown: for fine screens
 
 
 class Phrase(NamedTuple):
@@ -104,11 +104,11 @@ def picture(path: str, text: str) -> str:
 
 @lru_cache(64)
 def _picture(path: str, phrases: tuple[Phrase, ...]) -> str:
-    drawn = io.BytesIO()
-    draw(_resized(path), list(phrases)).save(drawn, "JPEG", quality=88)
-    count = sum(len(phrase.boxes) for phrase in phrases)
-    source = base64.b64encode(drawn.getvalue()).decode()
-    return f'<img alt="the image with {count} box(es)" src="data:image/jpeg;base64,{source}">'
+    image, file = draw(_resized(path), list(phrases)), io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    alt = f"the image with {sum(len(phrase.boxes) for phrase in phrases)} box(es)"
+    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f'<img alt="{alt}" width="{image.width // 2}" height="{image.height // 2}" src="{source}">'
 
 
 @lru_cache(16)

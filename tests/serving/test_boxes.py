@@ -110,7 +110,7 @@ def test_words_are_coloured_and_the_whole_answer_can_be_copied():
 BOX_PIECES = [*PIECES, "<p>", "</p>", " {<1><2><3><4>}", "<delim>", "{<9>", "<-7>", "{<200><0><-3><5>}"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(BOX_PIECES) | st.text(max_size=5), max_size=12).map("".join))
 def test_no_text_with_boxes_makes_a_tag_that_loads_or_runs(text):
     for tag, attributes in tags_of(as_markdown(text, True)):
