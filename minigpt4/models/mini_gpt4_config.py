@@ -66,6 +66,7 @@ class MiniGPT4Config:
     pack_sequences: bool = True  # texts of a batch without padding, where the LLM can; same loss and gradient
     # a chat, unless it says otherwise
     repetition_penalty: float = 1.0  # of answers
+    reads_boxes: bool = False  # it was trained on MiniGPT-v2's task identifiers and boxes: the demo offers them
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 

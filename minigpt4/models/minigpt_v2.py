@@ -20,6 +20,7 @@ class MiniGPTv2Config(MiniGPT4Config):
     max_txt_len: int = 300
     mask_eos_labels: bool = False
     repetition_penalty: float = 1.05
+    reads_boxes: bool = True
 
 
 @registry.register_model("minigpt_v2")

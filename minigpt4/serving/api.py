@@ -26,13 +26,13 @@ class Api:
         top_k: int = SETTINGS["top_k"].first,
         num_beams: int = SETTINGS["num_beams"].first,
         max_new_tokens: int = SETTINGS["max_new_tokens"].first,
-        repetition_penalty: float = SETTINGS["repetition_penalty"].first,
+        repetition_penalty: float | None = None,
         seed: int = SETTINGS["seed"].first,
         request: gr.Request = None,
     ) -> str:
         """Return the answer to a question about images, each one gradio_client.handle_file(PATH)."""
         settings = {
-            "temperature": self.defaults["temperature"] if temperature is None else temperature,
+            "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
             "num_beams": num_beams,
@@ -40,6 +40,8 @@ class Api:
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         }
+        for name in ("temperature", "repetition_penalty"):  # the model's
+            settings[name] = self.defaults[name] if settings[name] is None else settings[name]
         try:
             turn = self.turn(question, images)
             listener = Listener(lambda: self.streams.is_open(request.session_hash))

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from html import unescape
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from minigpt4.serving.guard import Guard, Hosts
 from minigpt4.serving.limits import Streams
 from minigpt4.serving.session import Session, Sessions, Turn
 from minigpt4.serving.shown import about, messages
+from minigpt4.serving.tasks import add_tasks
 from minigpt4.serving.uploads import Uploads
 
 FORGET_AFTER_S = 3600  # a session and its uploads, from its last answer
@@ -46,7 +48,10 @@ class Page:
 
     def __init__(self, chat: Chat, template: Conversation, cfg: Config, settings: dict):
         self.answers, self.cfg = Answers(chat, template), cfg
-        self.defaults = {name: setting.first for name, setting in SETTINGS.items()} | settings
+        first = {name: setting.first for name, setting in SETTINGS.items()}
+        self.defaults = first | {"repetition_penalty": chat.penalty} | settings
+        self.reads_boxes = cfg.model_cfg.get("reads_boxes", False)  # a model of one's own may have no such key
+        self.messages = partial(messages, with_boxes=self.reads_boxes)
         self.sessions = Sessions(age_s=FORGET_AFTER_S)
         self.streams = Streams()
         self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
@@ -112,6 +117,8 @@ class Page:
                 stop_btn=False,
                 autofocus=True,
             )
+            if self.reads_boxes:
+                add_tasks(blocks, self.chatbot, self.box)
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 self.controls = self._controls()
             self.line = gr.Markdown(about(self.answers.chat.model, self.cfg), elem_id="about")
@@ -204,7 +211,7 @@ class Page:
             )
         session.pending = turn
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
-        return busy, messages([*session.turns, turn]), gr.skip(), gr.skip()
+        return busy, self.messages([*session.turns, turn]), gr.skip(), gr.skip()
 
     async def _answer(self, session: Session, request: gr.Request, *controls: float) -> AsyncIterator[tuple]:
         """Yield updates of box, chatbot, line and session while the pending turn is answered."""
@@ -223,25 +230,26 @@ class Page:
                     turns = session.turns if turn in session.turns else [*session.turns, turn]
                     waiting = f"{before} before you" if before else "…"
                     # also without news: that is when gradio notices a closed tab
-                    yield gr.skip(), messages(turns, waiting) if is_news else gr.skip(), gr.skip(), gr.skip()
+                    chat = await asyncio.to_thread(self.messages, turns, waiting) if is_news else gr.skip()
+                    yield gr.skip(), chat, gr.skip(), gr.skip()
         except Exception as error:
             raise said(error) from error
         finally:
             session.is_waiting = False
             if turn not in session.turns:  # refused, or stopped while it waited
                 session.pending = turn
-        yield _ready(), messages(session.turns), about(self.answers.chat.model, self.cfg), session
+        yield _ready(), self.messages(session.turns), about(self.answers.chat.model, self.cfg), session
 
     async def _stopped(self, session: Session) -> tuple:
         await _at_rest(session)
         turn, session.pending = session.pending, None  # what has no answer goes back into the box
-        return _ready(turn), messages(session.turns), about(self.answers.chat.model, self.cfg), session
+        return _ready(turn), self.messages(session.turns), about(self.answers.chat.model, self.cfg), session
 
     async def _undone(self, session: Session) -> tuple:
         await _at_rest(session)
         turn = session.pending or (session.turns.pop() if session.turns else None)
         session.pending = None
-        return _ready(turn), messages(session.turns), gr.skip(), session
+        return _ready(turn), self.messages(session.turns), gr.skip(), session
 
     async def _cleared(self, session: Session) -> tuple:
         await _at_rest(session)

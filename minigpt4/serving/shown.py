@@ -5,10 +5,14 @@ from html import escape
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererProtocol
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 from torch import nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import peak_memory_mib
+from minigpt4.serving.boxes import PHRASE, colours_of, name_group, phrase_of, phrases_in, picture, remarks
 from minigpt4.serving.session import Turn
 
 # HTML in an answer is text; so are links and images, which would lead and load from anywhere
@@ -16,31 +20,74 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("ta
 _MARKDOWN.disable(["image", "link", "autolink", "reference"])
 
 
+def _read_phrase(state: StateInline, silent: bool) -> bool:
+    """Take words with boxes as one token, where their colours are known: a rule of the Markdown parser."""
+    match = PHRASE.match(state.src, state.pos, state.posMax) if state.env.get("colours") else None
+    if match and not silent:
+        state.push("phrase", "", 0).meta["match"] = match
+    state.pos = match.end() if match else state.pos
+    return match is not None
+
+
+def _write_phrase(_: RendererProtocol, tokens: list[Token], index: int, __: object, env: dict) -> str:
+    """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
+    match = tokens[index].meta["match"]
+    phrase, (start, end) = phrase_of(match), match.span(name_group(match))
+    texts = match.string[match.start() : start], match.string[start:end], match.string[end : match.end()]
+    before, name, after = map(escape, texts)
+    style = f' class="phrase" style="background: {env["colours"][phrase.name]}"' if phrase.boxes else ""
+    return f'<span class="raw">{before}</span><span{style}>{name}</span><span class="raw">{after}</span>'
+
+
+_MARKDOWN.inline.ruler.after("text", "phrase", _read_phrase)
+_MARKDOWN.add_render_rule("phrase", _write_phrase)
+
+
 def as_typed(text: str) -> str:
     """Return HTML that shows `text` as it is: no tag works, so nothing can be loaded by it."""
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
 
 
-def as_markdown(text: str) -> str:
-    """Return HTML of an answer's Markdown: headings, lists, tables, emphasis, code."""
-    return f'<div class="answer">{_MARKDOWN.render(text)}</div>'
+def as_markdown(text: str, with_boxes: bool = False) -> str:
+    """Return HTML of an answer's Markdown: headings, lists, tables, emphasis, code.
+
+    `with_boxes`: words that have boxes are in their colours, and what is odd about a box is said.
+    """
+    phrases = phrases_in(text) if with_boxes else []
+    notes = "".join(f'<p class="note">{escape(remark)}</p>' for remark in remarks(phrases))
+    return f'<div class="answer">{_MARKDOWN.render(text, {"colours": colours_of(phrases)})}</div>{notes}'
 
 
-def messages(turns: list[Turn], waiting: str = "") -> list[dict]:
-    """Return what a chatbot shows: two messages a turn. `waiting` stands for the words of the last answer to come."""
-    shown = []
+def messages(turns: list[Turn], waiting: str = "", with_boxes: bool = False) -> list[dict]:
+    """Return what a chatbot shows: two messages a turn. `waiting` stands for the words of the last answer to come.
+
+    `with_boxes`: boxes of questions and answers are drawn on the latest image before them.
+    """
+    shown, latest = [], None
     for turn in turns:
         # an old image may be gone from the server
         images = [{"path": path} for path in turn.images if Path(path).is_file()]
-        shown.append({"role": "user", "content": [*images, as_typed(turn.text)]})
+        latest = turn.images[-1] if with_boxes and turn.images else latest
+        shown.append({"role": "user", "content": [*images, *_drawn(latest, turn.text), as_typed(turn.text)]})
         mark = '<p class="note">stopped</p>' if turn.is_stopped else ""
         if turn.answer or mark:
-            shown.append({"role": "assistant", "content": as_markdown(turn.answer) + mark})
+            pictures = _drawn(latest, turn.answer)
+            answer = as_markdown(turn.answer, bool(pictures)) + mark
+            shown.append({"role": "assistant", "content": [answer, *pictures] if pictures else answer})
         elif waiting and turn is turns[-1]:
             shown.append({"role": "assistant", "content": f'<p class="note">{escape(waiting)}</p>'})
         elif turn is not turns[-1]:
             shown.append({"role": "assistant", "content": "…"})
     return shown
+
+
+def _drawn(path: str | None, text: str) -> list[dict]:
+    """Return the image with the boxes of `text` as a part of a message, if there are both."""
+    try:
+        html = picture(path, text) if path and Path(path).is_file() else ""
+    except (OSError, ValueError):  # no image: the turn is about to be refused, which says so
+        html = ""
+    return [{"type": "component", "component": "html", "constructor_args": {}, "props": {}, "value": html}] * bool(html)
 
 
 def about(model: nn.Module, config: Config) -> str:

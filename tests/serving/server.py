@@ -44,13 +44,16 @@ class Server:
         env = {**release.env, "GRADIO_TEMP_DIR": str(release.root / "gradio")}
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                command(release, *arguments, program=self.program),
+                self.command(release, *arguments),
                 cwd=ROOT,
                 env=env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
         self.url = self._wait_for(self.ready)
+
+    def command(self, release, *arguments):
+        return command(release, *arguments, program=self.program)
 
     def _wait_for(self, pattern, seconds=600):
         for _ in range(seconds * 10):

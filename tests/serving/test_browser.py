@@ -407,6 +407,7 @@ def test_layout(visit, width, scheme):
     per_row = 4 if width == 1280 else 2
     assert [rows.count(y) for y in dict.fromkeys(rows)] == ([4, 2] if per_row == 4 else [2, 2, 2]), rows
     assert person.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert person.page.locator("#tasks").count() == 0  # it reads no boxes
 
 
 def test_an_example_is_answered(visit):
