@@ -32,8 +32,11 @@ _BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
 
 
 def to_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
-    """Return our tensors under transformers' names. Raises KeyError for one that has none."""
-    tensors = dict(tensors)
+    """Return our tensors under transformers' names; of LoRA, which was merged, nothing is left.
+
+    Raises KeyError for one that has none.
+    """
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if name.endswith(".attn.q_bias")]:
         query, value = tensors.pop(name), tensors.pop(name.replace("q_bias", "v_bias"))
         tensors[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])

@@ -1,6 +1,7 @@
 """Tokenizer, chat template, image processor and stop ids of an export: our prompts, by transformers' means."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.image_format import ImageFormat
@@ -10,6 +11,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
+_TEXTS = ("user", "assistant", "answer", "system", "around_system", "markers")  # of a Template, in the Jinja template
 # A stop string is tokenised by what stands before it.
 _BEFORE = ("", "a", "a.", "a ", "a\n")
 
@@ -55,62 +57,10 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", template: Template, known: An
 
 
 def chat_template(template: Template, has_bos: bool) -> str:
-    """Return the Jinja template whose prompts are those of `Conversation`.
-
-    Images before a question become turns, as by `Chat.upload_img`; others stand where they stand.
-    """
-
-    def text(value: str) -> str:
-        return json.dumps(value, ensure_ascii=False)
-
-    def cleaned(name: str) -> str:
-        for marker in template.markers:
-            name += f" | replace({text(marker)}, {text(marker[:-1] + ' ' + marker[-1])})"
-        return name
-
-    (before, after), (opens, closes) = template.user, template.assistant
-    first, last = template.around_system
-    image = text(f"<Img>{IMAGE_TOKEN}</Img>")
-    lines = [
-        "{%- macro said(content) -%}",
-        "{%- if content is string -%}{{ " + cleaned("content") + " }}{%- else -%}",
-        "{%- for part in content if part.type == 'text' -%}{{ '' if loop.first else '\\n' }}{{ "
-        + cleaned("part.text")
-        + " }}{%- endfor -%}{%- endif -%}",
-        "{%- endmacro -%}",
-        "{{- bos_token -}}" if has_bos else "",
-        "{%- if messages and messages[0].role == 'system' -%}",
-        "{{ " + text(first) + " + said(messages[0].content) + " + text(last) + " }}",
-        "{%- else -%}{{ " + text(template.system) + " }}{%- endif -%}",
-        "{%- for message in messages if message.role != 'system' -%}",
-        "{%- if message.role == 'assistant' -%}",
-        "{{ " + text(opens) + " + said(message.content) + " + text(closes) + " }}",
-        "{%- elif message.content is string -%}",
-        "{{ " + text(before) + " + said(message.content) + " + text(after) + " }}",
-        "{%- else -%}",
-        "{%- set seen = namespace(text=false, mixed=false) -%}",
-        "{%- for part in message.content -%}",
-        "{%- if part.type == 'text' -%}{%- set seen.text = true -%}",
-        "{%- elif seen.text -%}{%- set seen.mixed = true -%}{%- endif -%}",
-        "{%- endfor -%}",
-        "{{ " + text(before) + " }}",
-        "{%- set seen.text = false -%}",
-        "{%- for part in message.content -%}",
-        "{%- if part.type == 'text' -%}",
-        "{{ '' if loop.first else ('\\n' if seen.text and not seen.mixed else ' ') }}{{ "
-        + cleaned("part.text")
-        + " }}",
-        "{%- set seen.text = true -%}",
-        "{%- else -%}",
-        "{{ '' if loop.first else (' ' if seen.mixed else " + text(after + before) + ") }}{{ " + image + " }}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        "{{ " + text(after) + " }}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        "{%- if add_generation_prompt -%}{{ " + text(template.answer) + " }}{%- endif -%}",
-    ]
-    return "".join(lines)
+    """Return the Jinja template whose prompts are `Conversation`'s: chat_template.jinja with a format's texts."""
+    texts = {key: getattr(template, key) for key in _TEXTS} | {"bos": has_bos}
+    head = [f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}" for key, value in texts.items()]
+    return "\n".join([*head, (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")])
 
 
 def make_processor(
