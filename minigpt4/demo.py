@@ -2,13 +2,15 @@
 
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --cli
+python demo.py --checkpoint minigpt4/quickstart/checkpoint
 """
 
 import argparse
 import sys
 
+from minigpt4.common.checkpoint_folder import with_checkpoint
 from minigpt4.common.cli import run_program
-from minigpt4.serving.arguments import add_model_arguments, with_checkpoint
+from minigpt4.serving.arguments import add_model_arguments
 from minigpt4.serving.demo import demo
 
 
@@ -36,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--auth: expected USER:PASS")
     if args.share and not args.auth:
         parser.error("--share opens this program to the whole internet: add --auth USER:PASS")
-    return with_checkpoint(args)
+    return with_checkpoint(args, parser)
 
 
 def main(argv: list[str] | None = None) -> int:

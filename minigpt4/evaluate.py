@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from minigpt4.common.checkpoint_folder import CHECKPOINT_HELP, with_checkpoint
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import BENCHMARKS, Config, add_config_arguments
 from minigpt4.common.image_files import IMAGE_SUFFIXES, list_files
@@ -21,6 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as `evaluate` takes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser, required=False)
+    parser.add_argument("--checkpoint", metavar="PATH", help=CHECKPOINT_HELP)
     parser.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of images")
     add_benchmark_arguments(parser)
     parser.add_argument(
@@ -38,8 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if sum(map(bool, (args.images, args.tasks, args.compare))) != 1:
         parser.error("give one of --images, --tasks and --compare")
-    if not (args.cfg_path or args.compare):
-        parser.error("the following arguments are required: --cfg-path")
+    if not args.compare:
+        args = with_checkpoint(args, parser)
     for name in ("prompt", "batch_size", "max_new_tokens", "temperature"):
         if not args.images and getattr(args, name) != parser.get_default(name):
             option = f"--{name.replace('_', '-')}"

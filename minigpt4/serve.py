@@ -1,14 +1,16 @@
 """Serve a model to programs by the OpenAI API: /v1/chat/completions, /v1/models, /health.
 
 python -m minigpt4.serve --cfg-path eval_configs/minigpt4_eval.yaml --checkpoint checkpoint_4.pth
+python -m minigpt4.serve --checkpoint minigpt4/quickstart/checkpoint
 MINIGPT4_API_KEY=... python -m minigpt4.serve --cfg-path eval_configs/minigpt4_eval.yaml --server-name 0.0.0.0
 """
 
 import argparse
 import sys
 
+from minigpt4.common.checkpoint_folder import with_checkpoint
 from minigpt4.common.cli import run_program
-from minigpt4.serving.arguments import add_model_arguments, with_checkpoint
+from minigpt4.serving.arguments import add_model_arguments
 from minigpt4.serving.serve import API_KEY, serve
 
 
@@ -35,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--batch-size, --most-waiting: expected at least 1")
     if not 0 <= args.server_port < 2**16:
         parser.error(f"--server-port: {args.server_port}; expected 0 to 65535")
-    return with_checkpoint(args)
+    return with_checkpoint(args, parser)
 
 
 def main(argv: list[str] | None = None) -> int:

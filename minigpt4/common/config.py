@@ -17,8 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigpt4.common.checkpoint_folder import opened
 from minigpt4.common.config_images import check_images
-from minigpt4.common.config_paths import PACKAGE_DIR, find_path, settle_paths
+from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_report import Problem as Problem  # for users
 from minigpt4.common.config_section import REQUIRED as REQUIRED  # for users
@@ -56,11 +57,10 @@ class Config:
 
     def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
         self.report = Report(unopened)
-        # the user's file, with the options over it
-        path = Path(find_path(str(args.cfg_path)))
+        path, options = opened(args)
         self._user, lines = read_yaml(path)
         self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}
-        apply_options(self._user, getattr(args, "options", None), self.report)
+        apply_options(self._user, options, self.report)
         user = OmegaConf.to_container(self._user)
         sections = self._roots(user, for_training)
         # own code registers names, so it comes before any of them is looked up

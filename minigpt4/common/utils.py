@@ -49,10 +49,18 @@ def printable(text: object, limit: int = 300) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+# of a checkpoint folder, see common/checkpoint_folder.py
+FOLDER_WEIGHTS, FOLDER_MANIFEST = "model.safetensors", "manifest.json"
+
+
 def cached_path(path_or_url: str | Path) -> Path:
-    """Return where a file is, or would be once downloaded, without touching the network."""
+    """Return where a file is, or would be once downloaded, without touching the network.
+
+    Of a checkpoint folder it is the weights.
+    """
     if not is_url(path_or_url):
-        return expand_path(path_or_url)
+        path = expand_path(path_or_url)
+        return path / FOLDER_WEIGHTS if (path / FOLDER_MANIFEST).is_file() else path
     # where torch.hub, and so the 2023 release, keeps what it downloads
     cache = os.environ.get("TORCH_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/torch"
     try:

@@ -4,7 +4,7 @@ import torch
 
 from minigpt4.common.config import Problem
 from minigpt4.common.utils import cached_path
-from minigpt4.models import memory
+from minigpt4.models import checkpoint_folder, memory
 from minigpt4.models.base_model import Part, resolve_compute_dtype
 from minigpt4.models.llm import language_model, quantization
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
@@ -44,8 +44,9 @@ class DryRun:
         CheckpointError, ValueError; warns of an end symbol that would not be learnt.
         """
         self.text_preview(cfg)
+        self.llm_identity = language_model.identity(cfg.llama_model, self.llama_model)
         if cfg.ckpt and (path := cached_path(cfg.ckpt)).is_file():
-            self.load_ckpt(path)
+            checkpoint_folder.compared(self.load_ckpt(path), path, cfg, self.identity())
 
     @classmethod
     def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:

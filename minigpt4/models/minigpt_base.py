@@ -16,7 +16,7 @@ from minigpt4.common.config import as_section
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import training_parts, weights
+from minigpt4.models import checkpoint_folder, training_parts, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
 from minigpt4.models.language_side import LanguageSide
@@ -120,8 +120,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         if cfg.ckpt:
             main_print(f"Load {cls.CHECKPOINT} Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
-            saved = model.load_ckpt(path)
-            weights.compare_identity(saved, path, "model.ckpt", model.identity())
+            saved = checkpoint_folder.compared(model.load_ckpt(path), path, cfg, model.identity())
             model.trained_text = weights.trained_text(saved) or model.trained_text
         return model.eval()
 

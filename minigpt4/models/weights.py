@@ -152,11 +152,12 @@ def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
         if ours and mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]:
             logging.warning(
                 "%s: '%s' was trained with another %s (%s) than %s (%s); what it says may be worse, or nonsense",
-                *(where, path, kind, _said(trained_with), key, _said(ours)),
+                *(where, path, kind, said(trained_with), key, said(ours)),
             )
 
 
-def _said(names: dict) -> str:
+def said(names: dict) -> str:
+    """Return an identity as a person reads it."""
     return ", ".join(f"{name} {value}" for name, value in names.items())
 
 

@@ -3,26 +3,18 @@
 import argparse
 import sys
 
+from minigpt4.common.checkpoint_folder import CHECKPOINT_HELP
 from minigpt4.common.config import PACKAGE_DIR, Config, add_config_arguments
 from minigpt4.common.utils import expand_path
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg-path, --options, --checkpoint, --device and --gpu-id."""
-    add_config_arguments(parser)
-    parser.add_argument("--checkpoint", metavar="PATH", help="short for --options model.ckpt=PATH")
+    add_config_arguments(parser, required=False)
+    parser.add_argument("--checkpoint", metavar="PATH", help=CHECKPOINT_HELP)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     where.add_argument("--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU")
-
-
-def with_checkpoint(args: argparse.Namespace) -> argparse.Namespace:
-    """Return parsed arguments whose --checkpoint has become one of the --options."""
-    if args.checkpoint:
-        pairs = args.options and "=" not in args.options[0]
-        ckpt = ["model.ckpt", args.checkpoint] if pairs else [f"model.ckpt={args.checkpoint}"]
-        args.options = [*(args.options or []), *ckpt]
-    return args
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:

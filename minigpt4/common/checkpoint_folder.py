@@ -1,0 +1,52 @@
+"""A checkpoint folder: trained weights with all that says what they are, opened by one path.
+
+    model.safetensors    what trains, under the names of a run's checkpoints
+    manifest.json        the LLM and the vision files it was trained with, template, licence, hash of the weights
+    config.yaml          the section `model` of the run: with it the folder is a --cfg-path
+    run_card.json, .md   of the run that made it, if there was one
+
+`models/checkpoint_folder.py` writes it and compares it with a model.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt4.common.config_paths import find_path
+from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, expand_path
+
+CONFIG = "config.yaml"
+CHECKPOINT_HELP = "short for --options model.ckpt=PATH; of a checkpoint folder it is also the --cfg-path, without one"
+
+
+def is_checkpoint_folder(path: str | Path) -> bool:
+    """Whether that is a folder with trained weights and their manifest."""
+    folder = expand_path(path)
+    return all((folder / name).is_file() for name in (FOLDER_MANIFEST, FOLDER_WEIGHTS))
+
+
+def opened(args: Namespace) -> tuple[Path, Sequence[str]]:
+    """Return (YAML file, --options) of a command line; a checkpoint folder given as --cfg-path is model.ckpt, too."""
+    path, options = Path(find_path(str(args.cfg_path))), getattr(args, "options", None) or ()
+    if not is_checkpoint_folder(path):
+        return path, options
+    return path / CONFIG, with_option(options, "model.ckpt", str(path.resolve()), first=True)
+
+
+def with_option(options: Sequence[str] | None, key: str, value: str, first: bool = False) -> list[str]:
+    """Return --options with one more, in their spelling: items KEY=VALUE or pairs; the `first` one yields to others."""
+    options = list(options or ())
+    added = [key, value] if options and "=" not in options[0] else [f"{key}={value}"]
+    return [*added, *options] if first else [*options, *added]
+
+
+def with_checkpoint(args: Namespace, parser: ArgumentParser) -> Namespace:
+    """Return parsed arguments whose --checkpoint has become one of the --options, a folder also the --cfg-path."""
+    if args.checkpoint:
+        args.checkpoint = find_path(args.checkpoint)
+        args.options = with_option(args.options, "model.ckpt", args.checkpoint)
+        if not args.cfg_path and is_checkpoint_folder(args.checkpoint):
+            args.cfg_path = args.checkpoint
+    if not args.cfg_path:
+        parser.error("the following arguments are required: --cfg-path, or --checkpoint with a checkpoint folder")
+    return args

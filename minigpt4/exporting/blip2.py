@@ -1,0 +1,52 @@
+"""The Q-Former form as transformers' Blip2ForConditionalGeneration."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from minigpt4.exporting import names
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import Blip2ForConditionalGeneration, PreTrainedConfig
+
+NORM_EPS = 1e-6  # of timm's blocks; of ln_vision 1e-5, which the class cannot hold: see docs/serving.md
+
+
+def text_config(model: nn.Module) -> "PreTrainedConfig":
+    """Return the LLM's configuration without the path that it was read from."""
+    config = copy.deepcopy(model.llama_model.config)
+    config._name_or_path = ""
+    return config
+
+
+def to_blip2(model: nn.Module, image_token_id: int) -> "Blip2ForConditionalGeneration":
+    """Return transformers' class with the tensors of a MiniGPT4 with Q-Former, none of them copied or cast."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2VisionConfig
+
+    vit = model.visual_encoder
+    block = vit.blocks[0]
+    vision = Blip2VisionConfig(
+        hidden_size=vit.embed_dim,
+        intermediate_size=block.mlp.fc1.out_features,
+        num_hidden_layers=len(vit.blocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=model.image_size,
+        patch_size=vit.patch_embed.patch_size[0],
+        layer_norm_eps=NORM_EPS,
+    )
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config=model.Qformer.bert.config,
+        text_config=text_config(model),
+        num_query_tokens=model.query_tokens.shape[1],
+        image_token_index=image_token_id,
+        tie_word_embeddings=model.llama_model.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        exported = Blip2ForConditionalGeneration(config)
+    state = names.to_transformers(model.state_dict(), names.BLIP2)
+    exported.load_state_dict(state, assign=True)
+    exported.tie_weights()
+    return exported.eval()

@@ -1,0 +1,31 @@
+"""What minigpt4/export.py does with its arguments."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from minigpt4.exporting.back import import_hf, is_export
+from minigpt4.exporting.hf import export_hf
+from minigpt4.exporting.opening import open_config, open_skeleton, write_checkpoint
+
+
+def export(args: Namespace) -> None:
+    """Write what --to asks for; `args` are those of minigpt4/export.py.
+
+    Raises ValueError (CheckpointError, ConfigError) or OSError for what cannot be read, held by the format, or
+    written.
+    """
+    kind, folder = args.to[0], Path(args.to[1])
+    if is_export(args.checkpoint):
+        if kind != "checkpoint":
+            raise ValueError(f"CHECKPOINT: '{args.checkpoint}' is an export already; give its checkpoint")
+        import_hf(Path(args.checkpoint), folder)
+        print(f"'{folder}' has the weights of '{args.checkpoint}', bit for bit")
+        return
+    cfg = open_config(args.checkpoint, args.cfg_path, args.options or ())
+    if kind == "hf":
+        class_name = export_hf(cfg, folder, args.license)
+        print(f"'{folder}' is a {class_name} of transformers: transformers serve {folder}")
+        return
+    model, saved = open_skeleton(cfg)
+    write_checkpoint(cfg, model, saved, folder, args.license)
+    print(f"'{folder}' is opened by its path: python demo.py --checkpoint {folder}")

@@ -1,0 +1,115 @@
+"""`--to hf`: a folder that transformers, and what is built on it, opens without code of ours; and the way back."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig
+
+from minigpt4.common.config import Config
+from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, read_json
+from minigpt4.exporting import processing
+from minigpt4.exporting.card import model_card
+from minigpt4.exporting.forms import form_of
+from minigpt4.exporting.opening import check_exportable, open_model, write_checkpoint
+from minigpt4.models.base_model import DTYPES
+from minigpt4.models.llm import language_model
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.text.templates import Template, template_for
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import GenerationConfig
+
+OWN = "minigpt4"  # the folder within an export that says what the checkpoint was
+MAX_NEW_TOKENS = 300  # of an answer, as a chat's; transformers' own is 20
+
+
+def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
+    """Write `folder`, whole or not at all; return the name of the class that opens it.
+
+    Raises FileExistsError if there is something at `folder`, ValueError for a model that no class can hold, and as
+    `open_model`.
+    """
+    section = cfg.model_cfg
+    form = form_of(section)
+    check_exportable(section)
+    with written_whole(folder) as scratch:
+        model, saved = open_model(cfg)
+        template = template_for(*model.trained_text)
+        tokenizer = processing.with_image_token(model.llama_tokenizer)
+        image_id = tokenizer.convert_tokens_to_ids(processing.IMAGE_TOKEN)
+        # before the LLM gets a row more
+        write_checkpoint(cfg, model, saved, scratch / OWN, license)
+        (scratch / OWN / FOLDER_WEIGHTS).unlink()
+        make_room(model, image_id)
+        # the model, its settings, what makes its inputs
+        exported = form.build(model, image_id)
+        exported.generation_config = generation_settings(model, template, image_id)
+        exported.save_pretrained(scratch)
+        exported.config.dtype = dtype_of(section)
+        exported.config.save_pretrained(scratch)
+        image = type(model).image_format(section)
+        processing.make_processor(tokenizer, image, model.num_image_tokens, template).save_pretrained(scratch)
+        class_name = type(exported).__name__
+        card = model_card(class_name, template, read_json(scratch / OWN / FOLDER_MANIFEST))
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+    return class_name
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into; it becomes `folder` if the block succeeds. Raises FileExistsError for one there."""
+    if folder.exists():
+        raise FileExistsError(f"'{folder}' is there already; give a new folder, or remove it")
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@torch.no_grad()
+def make_room(model: MiniGPTBase, image_id: int) -> None:
+    """Give the LLM a row for the image token, if its vocabulary has none left.
+
+    It is the mean of all others: its logit is their mean, so that no greedy answer has it.
+    """
+    llm = model.llama_model
+    size = len(llm.get_input_embeddings().weight)
+    if image_id < size:
+        return
+    llm.resize_token_embeddings(image_id + 1, mean_resizing=False)
+    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        layer.weight[size:] = layer.weight[:size].float().mean(0).to(layer.weight.dtype)
+
+
+def generation_settings(model: MiniGPTBase, template: Template, image_id: int) -> "GenerationConfig":
+    """Return the settings of `generate`: greedy, ending where a chat's answers end."""
+    from transformers import GenerationConfig
+
+    tokenizer = model.llama_tokenizer
+    known = getattr(model.llama_model.generation_config, "eos_token_id", None)
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=processing.stop_ids(tokenizer, template, known),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_id],
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+    )
+
+
+def dtype_of(section: DictConfig) -> str:
+    """Return the type in which others shall compute: `model.llm_precision`; `auto`: that of the LLM's files."""
+    if section.llm_precision in DTYPES:
+        return str(DTYPES[section.llm_precision]).removeprefix("torch.")
+    if section.lora_r:
+        return "float32"
+    found = language_model.load_config(section.llama_model).dtype
+    return str(found or torch.float32).removeprefix("torch.")

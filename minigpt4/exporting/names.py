@@ -1,0 +1,63 @@
+"""The names of our tensors in transformers' classes, both ways.
+
+D is the ViT's width. All tensors keep their values; `qkv.bias` is the query's and the value's joined, zeros between.
+"""
+
+import re
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+# (our names, transformers'); a pair of patterns whose {} is the number of a layer. Source: transformers' blip_2.
+_VIT = (
+    ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+    ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
+    ("visual_encoder.patch_embed.proj.", "vision_model.embeddings.patch_embedding."),
+    ("visual_encoder.blocks.{}.norm1.", "vision_model.encoder.layers.{}.layer_norm1."),
+    ("visual_encoder.blocks.{}.norm2.", "vision_model.encoder.layers.{}.layer_norm2."),
+    ("visual_encoder.blocks.{}.attn.qkv.", "vision_model.encoder.layers.{}.self_attn.qkv."),
+    ("visual_encoder.blocks.{}.attn.proj.", "vision_model.encoder.layers.{}.self_attn.projection."),
+    ("visual_encoder.blocks.{}.mlp.", "vision_model.encoder.layers.{}.mlp."),
+    ("ln_vision.", "vision_model.post_layernorm."),
+)
+BLIP2 = (
+    *_VIT,
+    ("query_tokens", "query_tokens"),
+    ("Qformer.bert.", "qformer."),
+    ("llama_proj.", "language_projection."),
+    ("llama_model.", "language_model."),
+)
+_BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
+
+
+def to_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
+    """Return our tensors under transformers' names; of LoRA, which was merged, nothing is left.
+
+    Raises KeyError for one that has none.
+    """
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name in [name for name in tensors if name.endswith(".attn.q_bias")]:
+        query, value = tensors.pop(name), tensors.pop(name.replace("q_bias", "v_bias"))
+        tensors[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+    return {_renamed(name, table): tensor for name, tensor in tensors.items()}
+
+
+def from_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
+    """Return transformers' tensors under our names: the inverse of `to_transformers`. Raises KeyError."""
+    back = tuple((theirs, ours) for ours, theirs in table)
+    found = {}
+    for name, tensor in tensors.items():
+        ours = _renamed(name, back)
+        if match := _BIAS.fullmatch(ours):
+            found[f"{match[1]}q_bias"], _, found[f"{match[1]}v_bias"] = (part.clone() for part in tensor.chunk(3))
+        else:
+            found[ours] = tensor
+    return found
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for old, new in table:
+        if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
+            return new.format(*match.groups()) + name[match.end() :]
+    raise KeyError(name)

@@ -1,0 +1,107 @@
+"""A checkpoint to be exported: its configuration, and its model with every tensor in the type of its file."""
+
+import shutil
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.checkpoint_folder import CONFIG, is_checkpoint_folder, with_option
+from minigpt4.common.config import Config
+from minigpt4.common.registry import registry
+from minigpt4.common.utils import resolve_file
+from minigpt4.models import checkpoint_folder, weights
+from minigpt4.models.llm import adapters, language_model, quantization
+from minigpt4.models.minigpt_base import MiniGPTBase
+
+
+def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[str] = ()) -> Config:
+    """Return the Config of a checkpoint: that of `cfg_path`, else what a folder or a training's checkpoint says itself.
+
+    Raises ConfigError, CheckpointError, OSError.
+    """
+    if cfg_path or is_checkpoint_folder(checkpoint):
+        options = with_option(options, "model.ckpt", checkpoint)
+        return Config(Namespace(cfg_path=cfg_path or checkpoint, options=options))
+    saved = weights.read_file(resolve_file(checkpoint, "CHECKPOINT"), "CHECKPOINT")
+    config = weights.mapping(weights.mapping(saved).get("config"))
+    if not weights.mapping(config.get("model")).get("arch"):
+        raise CheckpointError(f"CHECKPOINT: '{checkpoint}' does not say which model it is of; give --cfg-path YAML")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / CONFIG
+        path.write_text(checkpoint_folder.config_text(config), encoding="utf-8")
+        return Config(Namespace(cfg_path=str(path), options=with_option(options, "model.ckpt", checkpoint)))
+
+
+def check_exportable(section: DictConfig) -> None:
+    """Raise ValueError for a model that cannot be exported as it is configured."""
+    kind = quantization.kind_of(section.llm_quantization, section.low_resource)
+    if kind != "none":
+        raise ValueError(
+            f"model.llm_quantization: {kind}; an export holds the LLM's own weights, and programs that serve it "
+            "quantise them in their way. Add --options model.low_resource=False model.llm_quantization=none"
+        )
+
+
+def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
+    """Return (the model on the CPU, what its checkpoint says of itself); LoRA is merged into the LLM, in float32.
+
+    Raises ValueError, OSError, as `from_config`.
+    """
+    section = cfg.model_cfg
+    check_exportable(section)
+    model = registry.get_model_class(section.arch)(section, torch.float32)
+    model.load_vision(section, torch.device("cpu"))
+    model.llama_tokenizer = language_model.load_tokenizer(section.llama_model)
+    dtype = torch.float32 if section.lora_r else "auto"
+    llm = language_model.load_llm(section.llama_model, dtype, torch.device("cpu"))
+    model.attach_language(llm, "cpu")
+    model.llm_identity = language_model.identity(section.llama_model, llm)
+    path = resolve_file(section.ckpt, "model.ckpt")
+    saved = checkpoint_folder.compared(model.load_ckpt(path), path, section, model.identity())
+    model.trained_text = weights.trained_text(saved) or model.trained_text
+    if section.lora_r:
+        adapters.merge(llm)
+    return model.eval(), saved
+
+
+def open_skeleton(cfg: Config) -> tuple[MiniGPTBase, Any]:
+    """Return what `open_model` does, without the LLM's weights: its shapes are on the meta device."""
+    section = cfg.model_cfg
+    model = registry.get_model_class(section.arch).skeleton(section, torch.float32)
+    model.read_files(section)
+    saved = weights.read_file(resolve_file(section.ckpt, "model.ckpt"), "model.ckpt")
+    return model, saved
+
+
+def write_checkpoint(cfg: Config, model: MiniGPTBase, saved: Any, folder: Path, license: str | None = None) -> None:
+    """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
+
+    One that is a folder already is copied. Raises ValueError for a licence that is not the folder's own.
+    """
+    section = cfg.model_cfg
+    path = resolve_file(section.ckpt, "model.ckpt")
+    if is_checkpoint_folder(section.ckpt):
+        own = checkpoint_folder.read_manifest(path.parent, "CHECKPOINT").get("licence")
+        if license not in (None, own):
+            raise ValueError(f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there")
+        shutil.copytree(path.parent, folder)
+        return
+    found = weights.read_tensors(path, "model.ckpt", root="model")
+    names = {model.release_name(name) for name, _ in model.named_parameters()}
+    tensors = {name: tensor for name, tensor in adapters.in_release_names(found).items() if name in names}
+    checkpoint_folder.write_folder(
+        folder, tensors, cfg.to_dict(), identity_of(saved, model), section, license, source=path
+    )
+
+
+def identity_of(saved: Any, model: MiniGPTBase) -> Mapping[str, Any]:
+    """Return what a checkpoint says that it belongs to; of one that does not, the model that took its weights."""
+    theirs = weights.mapping(weights.mapping(weights.mapping(saved).get("progress")).get("identity"))
+    own = model.identity()
+    return own | {key: value for key, value in theirs.items() if key in own}

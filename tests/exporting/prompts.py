@@ -1,0 +1,99 @@
+"""Dialogues as a client of the OpenAI API sends them, and as a chat holds them."""
+
+import torch
+
+from minigpt4.conversation.conversation import Message
+from minigpt4.text.rows import IMAGE_ID, context_ids
+from minigpt4.text.segments import IMAGE, message_segments
+
+QUESTIONS = (
+    "What is it?",
+    "Describe the old wall.",
+    "  two  spaces, a new\nline",
+    "Why ### so? ####",
+    "Zwölf grüne Bäume 🌳",
+    "",
+)
+SYSTEM = "You are terse."
+
+
+def user(*parts):
+    """Return a message of the user: texts, and numbers of images."""
+    content = []
+    for part in parts:
+        is_text = isinstance(part, str)
+        content.append({"type": "text", "text": part} if is_text else {"type": "image", "number": part})
+    return {"role": "user", "content": content}
+
+
+def dialogues():
+    """Return 20 dialogues of zero, one and two images."""
+    found = [[user(question)] for question in QUESTIONS[:5]]
+    found += [[user(number, question)] for number, question in enumerate(QUESTIONS[:5])]
+    found += [[user(0, 1, question)] for question in QUESTIONS[:3]]
+    found += [[user("Compare", 0, "with", 1)], [user("What is", 2, "here?")]]
+    answered = {"role": "assistant", "content": "An old wall."}
+    found += [[user(0, "What is it?"), answered, user("Why?")], [user(0, "Now?"), answered, user(1, "And this?")]]
+    found += [[user("Who?"), answered, user(3, "What is it?")], [{"role": "system", "content": SYSTEM}, user(0, "So?")]]
+    return [*found, [{"role": "user", "content": "A string alone."}]]
+
+
+def our_conversation(template, messages):
+    """Return (Conversation, numbers of its images) of a dialogue."""
+    conv, images = template.copy(), []
+    for message in messages:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text", part.get("number")) for part in content]
+        if message["role"] == "system":
+            conv.system = content
+        elif message["role"] == "assistant":
+            conv.append_message(conv.roles[1], content)
+        else:
+            numbers = [part for part in parts if not isinstance(part, str)]
+            images += numbers
+            if parts[: len(numbers)] == numbers:
+                for _ in numbers:
+                    conv.append_image()
+                conv.append_question(parts[-1])
+            else:
+                parts = [part if isinstance(part, str) else IMAGE for part in parts]
+                conv.append_message(conv.roles[0], Message(message_segments(parts)))
+    conv.append_message(conv.roles[1], None)
+    return conv, images
+
+
+def their_inputs(processor, messages, images):
+    """Return what the exported processor makes of a dialogue; of one without an image, a blank one with it."""
+    filled = []
+    for message in messages:
+        content = parts = message["content"]
+        if not isinstance(parts, str):
+            content = [
+                part if "text" in part else {"type": "image", "image": images[part["number"]]} for part in content
+            ]
+        filled.append({**message, "content": content})
+    inputs = processor.apply_chat_template(
+        filled, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return dict(inputs)
+
+
+@torch.no_grad()
+def largest_difference(chat, template, exported, processor, images):
+    """Return the largest difference of logits over the dialogues; their ids are compared one by one."""
+    worst, llm = 0.0, chat.model.llama_model
+    blank = torch.zeros(1, 3, chat.model.image_size, chat.model.image_size)
+    size = llm.get_input_embeddings().weight.shape[0]
+    for messages in dialogues():
+        conv, numbers = our_conversation(template, messages)
+        embedded = chat.encode_images([images[number] for number in numbers]) if numbers else []
+        sizes = [chat.model.num_image_tokens] * len(numbers)
+        ids = context_ids(conv.segments(), chat.encoder, sizes)
+        inputs = their_inputs(processor, messages, images)
+        image_id = exported.config.image_token_id
+        assert [image_id if i == IMAGE_ID else i for i in ids] == inputs["input_ids"][0].tolist(), messages
+        ours = llm(inputs_embeds=chat.get_context_emb(conv, embedded)).logits
+        inputs.setdefault("pixel_values", blank)
+        theirs = exported(**inputs).logits[..., :size]
+        worst = max(worst, (ours - theirs).abs().max().item())
+    return worst

@@ -1,0 +1,106 @@
+"""Exports to transformers: the same logits, the same text through `transformers serve`, and the way back."""
+
+import filecmp
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minigpt4
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.export import main
+from minigpt4.exporting.back import exported_tensors, import_hf
+from minigpt4.exporting.opening import open_config, open_model
+from minigpt4.models import weights
+from tests.exporting.conftest import CFG_PATH
+from tests.exporting.prompts import dialogues, largest_difference
+from tests.small_release import picture
+
+
+@pytest.fixture(scope="module")
+def exported(folders):
+    """Return (model, processor) as transformers opens the export; the processor with Pillow, which resizes as we do."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folders.hf)
+    return model.eval(), AutoProcessor.from_pretrained(folders.hf, backend="pil")
+
+
+def test_logits_are_ours_on_20_prompts_with_zero_one_and_two_images(folders, exported):
+    model, processor = exported
+    assert type(model).__name__ == "Blip2ForConditionalGeneration"
+    chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
+    assert len(dialogues()) == 20
+    images = [picture(number) for number in range(5)]
+    assert largest_difference(chat, template, model, processor, images) < 1e-5
+
+
+def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
+    names = sorted(path.name for path in folders.checkpoint.iterdir())
+    assert names == ["config.yaml", "manifest.json", "model.safetensors"]
+    assert filecmp.cmpfiles(folders.checkpoint, folders.again, names, shallow=False) == (names, [], [])
+    # the frozen vision, too: every tensor that the files of the release have, in float32
+    found = exported_tensors(folders.hf)
+    vit = weights.read_tensors(hub.hub / "eva_vit_g.pth", "vit")
+    blip2 = weights.read_tensors(hub.hub / "blip2_pretrained_flant5xxl.pth", "blip2", root="model")
+    ours = {f"visual_encoder.{name}": tensor for name, tensor in vit.items()} | blip2
+    same = [name for name in found if name in ours and name != "visual_encoder.pos_embed"]  # that one is resampled
+    assert len(same) > 50 and all(torch.equal(found[name], ours[name].float()) for name in same)
+
+
+def test_an_export_that_was_trained_since_is_no_checkpoint(folders, tmp_path):
+    shutil.copytree(folders.hf, tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    tensors["language_projection.bias"][0] += 1
+    save_file(tensors, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="they were trained or converted since"):
+        import_hf(tmp_path / "hf", tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_generation_ends_where_a_chat_ends(folders, exported):
+    settings = exported[0].generation_config
+    tokenizer = exported[1].tokenizer
+    assert tokenizer.eos_token_id in settings.eos_token_id and settings.max_new_tokens == 300
+    ids = tokenizer("It is a wall.###", add_special_tokens=False).input_ids
+    assert set(ids[-2:]) & set(settings.eos_token_id)
+
+
+def test_what_cannot_be_exported_is_refused_by_name(folders, hub, options, tmp_path, capsys):
+    command = [str(hub.checkpoint), "--cfg-path", CFG_PATH, "--to", "hf", str(tmp_path / "hf"), "--options", *options]
+    assert main([*command, "model.low_resource=True"]) == 1
+    assert "model.llm_quantization: int8; an export holds the LLM's own weights" in capsys.readouterr().err
+    assert main([*command, "model.has_qformer=False"]) == 1
+    assert "no class of transformers joins neighbouring patches" in capsys.readouterr().err
+    assert main([str(folders.checkpoint), "--to", "hf", str(folders.hf)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_lora_is_merged_into_the_llm(hub, options, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    options = [*options, "model.lora_r=2"]
+    cfg = open_config(str(hub.checkpoint), CFG_PATH, options)
+    model, _ = open_model(cfg)
+    generator = torch.Generator().manual_seed(1)
+    lora = {name: tensor for name, tensor in model.trainable_state_dict().items() if ".lora_" in name}
+    state = torch.load(hub.checkpoint, weights_only=True)
+    state["model"] |= {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in lora.items()}
+    torch.save(state, tmp_path / "lora.pth")
+    command = [str(tmp_path / "lora.pth"), "--cfg-path", CFG_PATH, "--options", *options]
+    assert len(lora) == 8 and main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0
+    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").eval()
+    chat, _ = minigpt4.load(CFG_PATH, [*options, f"model.ckpt={tmp_path / 'lora.pth'}"])
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        ours = chat.model.llama_model(input_ids=ids).logits
+        theirs = exported.language_model(input_ids=ids).logits[..., : ours.shape[-1]]
+    # merged beforehand or added to each product: measured 1e-6 of numbers up to 10
+    assert (ours - theirs).abs().max() < 1e-5 and ours.abs().max() > 1
+    with pytest.raises(CheckpointError, match="LoRA was merged into the LLM, for good"):
+        import_hf(tmp_path / "hf", tmp_path / "again")
+    manifest = json.loads((tmp_path / "hf/minigpt4/manifest.json").read_text())
+    assert len(manifest["weights"]["tensors"]) == 10
