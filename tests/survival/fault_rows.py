@@ -80,7 +80,7 @@ def _shards() -> Iterator[Fault]:
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
     denied = r".*1 of 3 shards cannot be read: .*Permission denied.*"
     yield Fault("Shards", "not readable for the user", denied, 2, **unreadable)
-    refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"
+    refused = r".*'{}:' is refused; shards are local files, http\(s\) URLs, or .*"
     for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
         yield Fault("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
 
