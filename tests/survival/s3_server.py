@@ -23,17 +23,17 @@ class Faults:
         self.moto, self.asked = moto, Counter()
 
     def __call__(self, environ, start_response):
-        path = environ["PATH_INFO"]
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         kind, is_object = path.split("/")[1], path.count("/") > 1
-        if environ["REQUEST_METHOD"] == "PUT" or not is_object:
+        if method == "PUT" or not is_object:
             return self.moto(environ, start_response)
-        self.asked[path, environ["REQUEST_METHOD"]] += 1
-        if kind == "503" or (kind == "busy" and self.asked[path, environ["REQUEST_METHOD"]] <= 2):
+        self.asked[path, method] += 1
+        if kind == "503" or (kind == "busy" and self.asked[path, method] <= 2):
             start_response("503 Slow Down", [("Content-Type", "text/xml"), ("Content-Length", str(len(SLOW_DOWN)))])
-            return [SLOW_DOWN]
+            return [SLOW_DOWN] if method == "GET" else []
         body = self.moto(environ, start_response)
-        is_cut = kind == "cut" or (kind == "cut-twice" and self.asked[path, "GET"] <= 2)
-        return half(b"".join(body)) if is_cut and environ["REQUEST_METHOD"] == "GET" else body
+        is_cut = kind == "cut" or (kind == "cut-twice" and self.asked[path, method] <= 2)
+        return half(b"".join(body)) if is_cut and method == "GET" else body
 
 
 def half(body: bytes) -> Iterator[bytes]:
@@ -52,7 +52,7 @@ def s3_server() -> Iterator[str]:
         def log(self, *_):
             """Write no line for each request."""
 
-    application = Faults(DomainDispatcherApplication(create_backend_app, "s3"))
+    application = Faults(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     server.daemon_threads, server.block_on_close = True, False
     Thread(target=server.serve_forever, daemon=True).start()
@@ -73,5 +73,6 @@ def s3_server() -> Iterator[str]:
 def put(address: str, name: str, content: bytes | Path) -> str:
     """Make a bucket, or store an object `bucket/key`; return its s3:// address."""
     data = content.read_bytes() if isinstance(content, Path) else content
-    with urlopen(Request(f"{address}/{name}", data=data, method="PUT")):
+    headers = {"Content-Type": "application/octet-stream"}
+    with urlopen(Request(f"{address}/{name}", data, headers, method="PUT")):
         return f"s3://{name}"
