@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart demo test test-fast latest oldest survival lmms-eval vlmevalkit check clean
+.PHONY: help quickstart demo test test-fast latest oldest object-stores survival lmms-eval vlmevalkit check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-fast    without the tests that take minutes"
 	@echo "make latest       the tests of make test-fast with the newest release of every package, bounds left out"
 	@echo "make oldest       the whole test suite with the oldest releases that requirements.txt allows"
+	@echo "make object-stores  adds s3fs and an S3 server to the environment; then the tests of shards in object stores"
 	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"
 	@echo "make lmms-eval    lmms-eval with the model minigpt4, in build/lmms-eval; then its tests"
 	@echo "make vlmevalkit   VLMEvalKit, in build/vlmevalkit, whose MiniGPT-4 is this one; then its tests"
@@ -51,7 +52,14 @@ oldest:
 	build/uv/bin/uv pip compile -q --resolution lowest-direct requirements.txt -o build/oldest.txt
 	$(MAKE) test VENV=build/oldest REQUIREMENTS=build/oldest.txt
 
+STORES := s3fs "moto[server]"
+object-stores: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check $(STORES)
+	$(BIN)/python -m pytest tests/datasets/test_object_store.py tests/runners/test_s3_training.py
+	$(BIN)/python -m pytest tests/survival/test_faults.py -k object_store
+
 survival: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check $(STORES)
 	$(BIN)/python -m pytest tests/survival -m survival --fault-table docs/reliability.md
 
 lmms-eval vlmevalkit: $(READY)

@@ -501,7 +501,7 @@ ROWS = [
     Bad(
         "a shell as shard",
         [
-            "datasets.laion.build_info.storage: 'pipe:cat x.tar': 'pipe:' is refused; shards are local files or http(s) URLs (--options)"
+            "datasets.laion.build_info.storage: 'pipe:cat x.tar': 'pipe:' is refused; shards are local files, http(s) URLs, or addresses of an object store: s3://, gs://, hf:// (--options)"
         ],
         ["datasets.laion.build_info.storage=pipe:cat x.tar"],
         yaml=STAGE_1,

@@ -82,6 +82,9 @@ def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.envi
     """
     launcher = _launcher(environ)
     if launcher is None:
+        there, missing = sorted(_LAUNCHERS[TORCHRUN][:2], key=lambda name: not environ.get(name))
+        if environ.get(there) and (there, environ[there]) != ("WORLD_SIZE", "1"):
+            raise ValueError(f"{there} is set in the environment, {missing} is not; torchrun sets both. {_UNSET}")
         return Launch()
     launch = Launch(*(_number(environ, variable) for variable in _LAUNCHERS[launcher]))
     if launcher == SLURM:
@@ -159,8 +162,10 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     importlib.import_module("torch.distributed.nn.functional")
     try:
         store, *_ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
-        # torchrun keeps its store over restarts: without a prefix, a rank would look for those of before
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # torchrun may keep its own store over restarts: without a prefix, a rank would look for those of before. Where
+        # the store is new each time the prefix is one: an agent that was replaced counts its restarts from 0
+        is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_kept else "in a new store"
         dist.init_process_group(
             "nccl" if is_on_gpu else "gloo",
             store=dist.PrefixStore(f"attempt {attempt}", store),

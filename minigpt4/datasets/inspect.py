@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError, add_config_arguments
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import is_url, printable
+from minigpt4.common.utils import printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 SCAN = 2000  # samples of each dataset, some seconds
@@ -231,10 +231,12 @@ def _share(number: int, total: int) -> str:
 
 def _shard_rows(found: Scan) -> list[tuple[str, str]]:
     """Return the rows about tars, and about the downloads whose statistics lie beside them."""
+    from minigpt4.datasets.datasets.shard_list import is_address
+
     shards = [*found.dataset.shards, *found.missing]
     missing = f", {len(found.missing):,} missing (first: {found.missing[0]})" if found.missing else ", 0 missing"
     rows = [("shards", f"{len(found.dataset.shards):,} found{missing}")]
-    for folder in sorted({Path(shard).parent for shard in shards if not is_url(shard)}):
+    for folder in sorted({Path(shard).parent for shard in shards if not is_address(shard)}):
         try:
             stats = read_download_stats(folder)
         except ValueError as error:

@@ -39,6 +39,7 @@ def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
     main_print(f"Training time {whole_seconds(seconds)}")
     main_print(f"Samples seen: {samples_seen}; log and metrics: {run.output_dir}")
     run.card.counts = print_skipped(run)
+    print_cache_use(run)
     if run.last_checkpoint:
         main_print(f"Checkpoint: {run.last_checkpoint}")
         main_print(f"Next: use these weights by --options model.ckpt={run.last_checkpoint}")
@@ -81,3 +82,13 @@ def print_skipped(run: Any) -> SampleCounts:
         rest += f"; {found['held_out']} left to val" if found["held_out"] else ""
         main_print(f"{name}: {sum(skipped.values())} of {found['met']} samples skipped{rest}")
     return counts
+
+
+def print_cache_use(run: Any) -> None:
+    """Print what became of the shards that a dataset has a cache for, on all ranks since this start."""
+    for dataset in getattr(run.train_loader, "datasets", ()):
+        counts = gather_from_ranks(getattr(dataset, "cache_counts", dict)())
+        if total := sum(map(Counter, counts), Counter()):
+            main_print(
+                f"{dataset.name}: run.shard_cache: {', '.join(f'{number} {use}' for use, number in total.items())}"
+            )

@@ -18,7 +18,7 @@ _FOR_EVALUATION = "num_workers output_dir"
 _FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
 _FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch eval_every_iters"
 _FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction "
-_FROM_ZERO += "eval_samples"
+_FROM_ZERO += "eval_samples shard_cache_gb"
 _AT_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 _AT_LEAST["keep_last_k"] = 2  # the newest may turn out to be damaged
 _AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
@@ -75,6 +75,8 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     max_bad_fraction: float = 0.05
+    shard_cache: str | None = None  # folder that keeps shards read from addresses, shared by the ranks of a machine
+    shard_cache_gb: float = 50  # its bound, in 10^9 bytes
     # validation, of valid_splits: at the end of each epoch, and
     eval_every_iters: int | None = None  # .. after so many steps of it
     eval_controls: bool = True  # also the loss with blank and with wrong images: three forward passes for one
@@ -102,7 +104,7 @@ class RunConfig:
     step_timeout_s: int = 300  # how long a rank may keep the others waiting, or data a rank
     world_size: int = 1  # above 1: takes precedence over SLURM's number of tasks
 
-    WRITTEN_PATHS = ("output_dir", "resume_ckpt_path")
+    WRITTEN_PATHS = ("output_dir", "resume_ckpt_path", "shard_cache")
     DEAD_KEYS = {  # not annotated: a table of the class, not a key of the section
         "use_dist_eval_sampler": "evaluation is always divided among the ranks",
         "train_dataset_ratios": "set datasets.<name>.sample_ratio",
@@ -165,8 +167,9 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         problems.append(error.problem)
     except ValueError:  # the launch, of which launch_problems has told
         pass
-    if cfg.output_dir and (problem := folder_problem(cfg.output_dir)):
-        problems.append(Problem(f"{where}.output_dir", problem))
+    for key in ("output_dir", "shard_cache"):
+        if cfg[key] and (problem := folder_problem(cfg[key])):
+            problems.append(Problem(f"{where}.{key}", problem))
     problems += find_tracker_problems(cfg, where)
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
         problems += filter(None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])

@@ -10,6 +10,7 @@ from minigpt4.common.device import in_run_precision
 from minigpt4.common.dist_utils import get_rank, get_world_size, run_device
 from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
+from minigpt4.common.utils import expand_path
 from minigpt4.tasks.held_out import HeldOut, held_out_losses
 
 VALIDATION = ("val", "eval", "valid", "validation")  # words for one split, in datasets and in run.valid_splits
@@ -46,13 +47,19 @@ class BaseTask:
         Raises ValueError if the length of an epoch cannot be known: streams have no end.
         """
         from minigpt4.datasets.datasets.map_style import adapted
+        from minigpt4.datasets.datasets.shard_cache import ShardCache
 
-        datasets, streams = {}, []
+        datasets, streams, cache = {}, [], None
+        if folder := cfg.run_cfg.shard_cache:
+            cache = ShardCache(expand_path(folder), int(cfg.run_cfg.shard_cache_gb * 1e9))
         for name, section in cfg.datasets_cfg.items():
             builder = registry.get_builder_class(section.get("builder") or name)(section, name)
             splits = builder.build_datasets().items()  # a user's own may give datasets of torch
             vis_processor = builder.vis_processors.get("train")
             datasets[name] = {split: adapted(dataset, name, vis_processor) for split, dataset in splits}
+            for dataset in datasets[name].values():
+                if hasattr(dataset, "shard_cache"):
+                    dataset.shard_cache = cache
             if train := datasets[name].get("train"):
                 train.name = name
                 for key in ("sample_ratio", "batch_size"):

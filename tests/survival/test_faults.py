@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.survival.fault_rows import FAULTS
+from tests.survival.fault_rows import FAULTS, S3
 from tests.survival.matrix import BEGIN, END, Matrix, counted, table, write_section
+from tests.survival.s3_server import MISSING, REASON, s3_server
 from tests.survival.web_server import web_server
 from tests.training import batches, by_hand, found_by_two_ranks
 
@@ -30,8 +31,25 @@ def test_a_quick_fault_is_as_declared(matrix, name):
     assert not outcome["wrong"] and outcome["message"] and str(matrix.folder) not in str(outcome)
 
 
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server():
+        yield
+
+
+@pytest.mark.skipif(bool(MISSING), reason=REASON)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.group == S3], ids=lambda fault: fault.name)
+def test_a_fault_of_an_object_store_is_as_declared(s3, matrix, fault):
+    outcome = matrix.outcome(fault)
+    assert not outcome["wrong"] and outcome["message"]
+
+
+def marked(fault):
+    return pytest.param(fault, marks=pytest.mark.skipif(fault.group == S3 and bool(MISSING), reason=REASON))
+
+
 @pytest.mark.survival
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.group}: {fault.name}")
+@pytest.mark.parametrize("fault", map(marked, FAULTS), ids=lambda fault: f"{fault.group}: {fault.name}")
 def test_a_fault_is_as_declared(outcomes, fault):
     outcome = outcomes[fault.group, fault.name].result()
     assert not outcome["wrong"]

@@ -14,9 +14,11 @@ from braceexpand import braceexpand
 
 from minigpt4.common.image_files import WINDOWS_PATH, list_files
 from minigpt4.common.utils import expand_path, is_url
+from minigpt4.datasets.datasets.object_store import PACKAGES, check_objects, is_object
 from minigpt4.datasets.datasets.tar_members import check_archive
 
 TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ACCEPTED = "local files, http(s) URLs, or addresses of an object store: s3://, gs://, hf://"
 MAX_SHARDS = 1_000_000  # of a pattern
 LOOKED_AT = 500  # shards whose beginning is read by `check_shards`
 _KINDS = {
@@ -32,24 +34,32 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
     """Return the shards that `location` names: text or a list of texts, with `~` and `$VARIABLES`.
 
     A file is itself, a folder all tars below it; braces and globs are looked for only in what is not there as it
-    stands. Globs that match nothing are left out. Raises ValueError for other addresses than http(s).
+    stands. Globs that match nothing are left out. Raises ValueError for anything but ACCEPTED.
     """
     shards = []
     is_one = isinstance(location, (str, Mapping)) or not hasattr(location, "__iter__")
     for pattern in [location] if is_one else location:
         if not isinstance(pattern, str) or not pattern.strip():
             raise ValueError(f"{pattern!r} is no path of a shard; expected text")
-        shards += _urls(pattern) if is_url(pattern) else _paths(pattern)
+        shards += _addresses(pattern) if is_address(pattern) else _paths(pattern)
     return shards
+
+
+def is_address(shard: str) -> bool:
+    """Return whether a shard is none of this machine."""
+    return is_url(shard) or is_object(shard)
 
 
 def missing_shards(shards: Sequence[str]) -> list[str]:
     """Return those of a list of shards that are local and no file."""
-    return [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
+    return [shard for shard in shards if not is_address(shard) and not os.path.isfile(shard)]
 
 
 def check_shards(shards: Sequence[str], storage: object) -> None:
-    """Raise ValueError where local shards of `storage` are missing, or do not begin as tars; of many some are read."""
+    """Raise ValueError where local shards of `storage` are missing, or do not begin as tars; of many some are read.
+
+    Of an object store the first shard is asked for.
+    """
     if missing := missing_shards(shards):
         what = _what_is_at(missing[0])
         first = f" (first missing: {missing[0]})" + (f"; there is {what}" if what else "")
@@ -59,7 +69,8 @@ def check_shards(shards: Sequence[str], storage: object) -> None:
     if not shards:
         raise ValueError(f"no file matches '{storage}'")
 
-    local = [shard for shard in shards if not is_url(shard)]
+    check_objects([shard for shard in shards if is_object(shard)])
+    local = [shard for shard in shards if not is_address(shard)]
     looked_at = local[:: -(-len(local) // LOOKED_AT)] if local else []
     faults = []
     for shard in looked_at:
@@ -81,11 +92,17 @@ def open_file(path: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def _urls(pattern: str) -> Iterator[str]:
-    for url in re.split(r"::(?=https?://)", pattern):  # webdataset's way to write a list
-        if not urlparse(url).netloc:
-            raise ValueError(f"'{url}' names no host; write https://host/path.tar")
-        yield from _braces(url)
+def _addresses(pattern: str) -> Iterator[str]:
+    schemes = "|".join(("https?", *PACKAGES))
+    for address in re.split(rf"::(?=(?:{schemes})://)", pattern):  # webdataset's way to write a list
+        if not urlparse(address).netloc:
+            what, example = ("bucket", "s3://bucket") if is_object(address) else ("host", "https://host")
+            raise ValueError(f"'{address}' names no {what}; write {example}/path.tar")
+        shards = _braces(address)
+        if is_object(address) and not all(shard.endswith(TAR_NAMES) and "*" not in shard for shard in shards):
+            example = "s3://bucket/{00000..00099}.tar"
+            raise ValueError(f"'{address}': object stores are not searched; name the tar files, as {example}")
+        yield from shards
 
 
 def _paths(pattern: str) -> Iterator[str]:
@@ -96,7 +113,7 @@ def _paths(pattern: str) -> Iterator[str]:
     if WINDOWS_PATH.match(pattern):
         raise ValueError(f"'{pattern}' is an absolute path of Windows; write it as this machine knows it")
     if scheme := urlparse(pattern).scheme:
-        raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are local files or http(s) URLs")
+        raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are {ACCEPTED}")
     for part in path.split("::"):
         folder = os.path.dirname(part)  # the folders that are there as they stand
         while folder and not os.path.isdir(folder):

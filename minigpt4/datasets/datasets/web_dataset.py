@@ -2,7 +2,7 @@
 
 One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
 
-1. the shard list: files, folders, brace expansion, globs, lists of these; local paths or http(s);
+1. the shard list: files, folders, brace expansion, globs, lists of these; local paths, http(s) or object stores;
 2. the order of shards: a permutation drawn from (seed, epoch), equal for all consumers;
 3. the deal: of C consumers, number c takes the shards c, c + C, ... of that order. With fewer shards than consumers
    each one walks all shards and takes every C-th sample, so that none is without data. Either way the consumers
@@ -26,18 +26,22 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from minigpt4.common.utils import is_url, without_secrets
+from minigpt4.common.utils import without_secrets
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
+from minigpt4.datasets.datasets.object_store import is_object, open_object
 from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
-from minigpt4.datasets.datasets.shard_list import expand_shards, open_file
+from minigpt4.datasets.datasets.shard_cache import USES, ShardCache
+from minigpt4.datasets.datasets.shard_list import expand_shards, is_address, open_file
 from minigpt4.datasets.datasets.tar_members import tar_members
 from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, TarSample, tar_samples
 from minigpt4.processors import ImageError
@@ -83,8 +87,11 @@ def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Im
 class WebCaptionDataset(BaseDataset, IterableDataset):
     """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes.
 
-    Samples with a conversation have "turns" too.
+    Samples with a conversation have "turns" too. `shard_cache` keeps shards that are not local; what became of them is
+    counted in `cache_use`, one row of USES a worker.
     """
+
+    shard_cache: ShardCache | None = None
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
+        self.cache_use = torch.zeros(max(1, num_workers), len(USES), dtype=torch.int64).share_memory_()
         workers = max(1, num_workers)
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
@@ -166,7 +174,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         worker, _ = worker_place()
         self.whereabouts.reads(worker, self.shards.index(shard))
         try:
-            with open_url(shard) if is_url(shard) else open_file(shard) as file:
+            with self._opened(shard) as file:
                 for sample in tar_samples(tar_members(file, IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)):
                     found += 1
                     if not self.skips.is_counting:
@@ -177,11 +185,28 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                         self.skips.held_out()
             if not found:
                 raise ValueError("the shard is empty")
-        except Exception as error:  # curl and the file system raise almost anything
+        except Exception as error:  # curl, fsspec and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
                 read = f"; samples read of it: {found:,}, none behind that" if found else ""
                 self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
+
+    def _opened(self, shard: str) -> AbstractContextManager:
+        if not is_address(shard):
+            return open_file(shard)
+        fetch = open_object if is_object(shard) else open_url
+        return self.shard_cache.opened(shard, fetch, self._note_cache_use) if self.shard_cache else fetch(shard)
+
+    def cache_counts(self) -> dict[str, int]:
+        """Return how many shards were read from the cache, kept in it, or not; all workers together."""
+        return dict(zip(USES, self.cache_use.sum(0).tolist(), strict=True))
+
+    def _note_cache_use(self, use: int, why: str) -> None:
+        row = self.cache_use[worker_place()[0]]
+        row[use] += 1
+        if why and row[use] == 1:
+            message = "%s: a shard could not be kept in run.shard_cache (%s), and is read as it comes; %s"
+            logging.warning(message, self.name, why, "more of these are only counted")
 
     def load(self, raw: RawSample, epoch: int) -> dict:
         image, caption = read_image(raw, self.load_image), read_caption(raw)

@@ -1,0 +1,86 @@
+"""Shards of object stores: read from a real S3 server that fails now and then; what is refused before a run."""
+
+import random
+import re
+import sys
+
+import pytest
+
+from minigpt4.datasets.datasets import object_store
+from minigpt4.datasets.datasets.object_store import check_objects, open_object
+from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
+from tests.survival.s3_server import MISSING, REASON, put, s3_server
+
+needs_s3 = pytest.mark.skipif(bool(MISSING), reason=REASON)
+WHOLE = random.Random(0).randbytes(70_001)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server() as address:
+        for bucket in ("good", "503", "busy", "cut", "cut-twice"):
+            put(address, f"{bucket}/a/0.tar", WHOLE)
+        yield address
+
+
+@pytest.fixture
+def read(s3, monkeypatch):
+    monkeypatch.setattr(object_store, "WAITS_S", (0, 0, 0))
+    monkeypatch.setattr(object_store, "BLOCK", 30_000)
+
+    def read(address):
+        with open_object(address) as stream:
+            return stream.read(700) + stream.read()
+
+    return read
+
+
+@needs_s3
+@pytest.mark.parametrize("bucket", ["good", "busy", "cut-twice"])
+def test_an_object_comes_whole(read, bucket):
+    assert read(f"s3://{bucket}/a/0.tar") == WHOLE
+
+
+@needs_s3
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("s3://good/a/1.tar", r"FileNotFoundError.*good/a/1\.tar"),
+        ("s3://nowhere/a/1.tar", "FileNotFoundError"),
+        ("s3://503/a/0.tar", "Service Unavailable"),
+        ("s3://cut/a/0.tar", "payload is not completed|bytes came"),
+    ],
+)
+def test_what_does_not_come_is_an_error(read, address, words):
+    with pytest.raises(Exception) as found:
+        read(address)
+    assert re.search(words, f"{type(found.value).__name__}: {found.value}")
+
+
+@needs_s3
+def test_the_first_shard_is_asked_for_before_a_run(s3, monkeypatch):
+    monkeypatch.setattr(object_store, "WAITS_S", (0, 0, 0))
+    check_shards(expand_shards("s3://good/a/{0..9}.tar"), "")
+    check_shards(expand_shards("s3://503/a/0.tar"), "")  # it may answer when the run begins
+    with pytest.raises(ValueError, match=r"'s3://good/b/0\.tar': FileNotFoundError"):
+        check_shards(expand_shards("s3://good/b/{0..9}.tar"), "")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    words = r"'gs://bucket/0\.tar' needs the package gcsfs \(.*\): pip install gcsfs"
+    with pytest.raises(ValueError, match=words):
+        check_objects(["gs://bucket/0.tar"])
+    with pytest.raises(ValueError, match=words), open_object("gs://bucket/0.tar"):
+        pass
+
+
+def test_addresses_are_named_one_by_one():
+    expected = [f"hf://datasets/me/set/{number}.tar" for number in (0, 1)]
+    assert expand_shards("hf://datasets/me/set/{0..1}.tar") == expected
+    assert expand_shards("s3://a/0.tar::gs://b/0.tar") == ["s3://a/0.tar", "gs://b/0.tar"]
+    for storage in ("s3://bucket/*.tar", "s3://bucket/folder/"):
+        with pytest.raises(ValueError, match="object stores are not searched; name the tar files"):
+            expand_shards(storage)
+    with pytest.raises(ValueError, match="names no bucket"):
+        expand_shards("s3:///0.tar")
