@@ -9,6 +9,7 @@ D LLM width, L positions of a row, N targets.
 import itertools
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from minigpt4.common.utils import resolve_file
 from minigpt4.models import weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
-from minigpt4.models.llm import adapters, backends, language_model, layouts, quantization, row_logits
+from minigpt4.models.llm import adapters, backends, language_model, layouts, quantization, row_logits, sharding
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
@@ -96,11 +97,14 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
     # building
 
     @classmethod
-    def from_config(cls, cfg: MiniGPT4Config, device: torch.device | str | None = None) -> "MiniGPTBase":
+    def from_config(
+        cls, cfg: MiniGPT4Config, device: torch.device | str | None = None, shard_llm: bool = False
+    ) -> "MiniGPTBase":
         """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
 
-        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. Raises ValueError
-        (CheckpointError, ConfigError) or OSError that names the configuration key of a file that does not fit.
+        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. `shard_llm`: called by all
+        ranks, each holds a share of the LLM. Raises ValueError (CheckpointError, ConfigError) or OSError that names
+        the configuration key of a file that does not fit.
         """
         cfg = as_section(cfg, cls.Config, "model")
         with startup.phase("imports"):
@@ -111,7 +115,7 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
-        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"))
+        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"), shard_llm)
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
@@ -125,12 +129,13 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         return model.eval()
 
     @startup.phase("LLM")
-    def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
+    def load_language(self, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool = False) -> None:
         """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, kind, cfg.device_8bit)
+        where = device, kind, cfg.device_8bit, cfg.device_map
+        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, *where, shard_llm)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self.attach_language(llm, device)
@@ -152,6 +157,9 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         if self.lora_r and hasattr(self, "llama_model"):
             adapters.train(self.llama_model, mode)
         return self
+
+    def in_turns(self) -> AbstractContextManager:
+        return sharding.in_turns(self.llama_model)
 
     def decoder(self) -> "Decoder":
         """Return the Decoder with which a chat runs the LLM."""

@@ -21,6 +21,7 @@ _FREE_KEYS = (
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(eval_every_iters|eval_controls|eval_samples|best_metric)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
+    r"run\.shard_llm",  # where the weights lie
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
     r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
