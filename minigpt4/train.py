@@ -40,6 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="GIB",
         help="with --dry-run: plan for a GPU with so much memory, which need not be here",
     )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="with --dry-run: plan for N processes with a GPU each, which need not be here (see run.shard_llm)",
+    )
     args = parser.parse_args(argv)
     if args.resume:
         setting, options = ["run.resume_ckpt_path", args.resume], args.options or []
@@ -54,10 +60,12 @@ def train(args: argparse.Namespace) -> int:
         if not args.dry_run:
             raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
         args.options = [*(args.options or []), "run.device=auto"]
+    if args.gpus is not None and not (args.dry_run and args.gpus > 0):
+        raise ValueError(f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it")
     cfg = Config(args, for_training=True)
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
-        return runner_class.print_plan(cfg, args.gpu_memory)
+        return runner_class.print_plan(cfg, args.gpu_memory, args.gpus)
     runner_class.run(cfg)
     return 0
 

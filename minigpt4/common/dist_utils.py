@@ -250,6 +250,15 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     return total.tolist()
 
 
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """Return the largest of all ranks' `value`."""
+    if not is_distributed():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def average_gradients(
     parameters: Sequence[torch.nn.Parameter], sums: torch.Tensor | None = None, weight: float = 1
 ) -> None:

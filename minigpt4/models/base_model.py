@@ -60,6 +60,11 @@ class BaseModel(nn.Module):
         return []
 
     @classmethod
+    def refusal_to_shard(cls, cfg: Any) -> str | None:
+        """Return why the LLM of a section cannot be divided among ranks, None if it can."""
+        return f"{cls.__name__} does not divide its LLM among ranks; set run.shard_llm=False"
+
+    @classmethod
     def image_format(cls, cfg: Any) -> ImageFormat | None:
         """Return the pixels that a model of this section takes; None leaves it to the processors."""
         return None
@@ -73,6 +78,10 @@ class BaseModel(nn.Module):
     def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
         """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.split")
+
+    def in_turns(self) -> AbstractContextManager:
+        """Return a context within which ranks may run the model unequally often, without backward."""
+        return nullcontext()
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ from minigpt4.common.config import Problem
 from minigpt4.common.utils import cached_path
 from minigpt4.models import checkpoint_folder, memory
 from minigpt4.models.base_model import Part, resolve_compute_dtype
-from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.llm import language_model, quantization, sharding
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
 from minigpt4.text.preview import TextPreview
 
@@ -20,6 +20,17 @@ class DryRun:
         return find_problems(cfg, where)
 
     @classmethod
+    def refusal_to_shard(cls, cfg: MiniGPT4Config) -> str | None:
+        """See BaseModel."""
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        if cfg.lora_r:
+            return f"only a frozen LLM is divided among ranks, and model.lora_r is {cfg.lora_r}; set it to 0"
+        if kind not in sharding.KINDS:
+            known = ", ".join(sharding.KINDS)
+            return f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
+        return None
+
+    @classmethod
     def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":
         """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
         cls.settle(cfg)
@@ -29,13 +40,17 @@ class DryRun:
         return model
 
     @classmethod
-    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str) -> list[Part]:
-        """Return the parts that `from_config` would build on `device`, once its files fit; see `read_files`."""
+    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str, num_shares: int = 1) -> list[Part]:
+        """Return the parts that `from_config` would build on `device`, once its files fit; see `read_files`.
+
+        `num_shares`: into how many the LLM is divided; its `bytes` are those of one.
+        """
         device = torch.device(device)
         quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
         model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
         model.read_files(cfg)
-        return [part._replace(device=str(device)) for part in model.parts()]
+        sizes = {} if num_shares == 1 else {"llama_model": sharding.share_bytes(model.llama_model, num_shares)}
+        return [part._replace(device=str(device), bytes=sizes.get(part.name, part.bytes)) for part in model.parts()]
 
     def read_files(self, cfg: MiniGPT4Config) -> None:
         """Read into a skeleton what `from_config` will read, but for the LLM's weights: names and shapes must fit.
@@ -56,7 +71,21 @@ class DryRun:
 
     @classmethod
     def training_memory(
-        cls, cfg: MiniGPT4Config, device: torch.device | str, batch_size: int, max_tokens: int | None = None
+        cls,
+        cfg: MiniGPT4Config,
+        device: torch.device | str,
+        batch_size: int,
+        max_tokens: int | None = None,
+        num_shares: int = 1,
     ) -> int:
-        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted."""
-        return memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted.
+
+        `num_shares`: into how many the LLM is divided; then counted is one of them, and what a step gathers.
+        """
+        peak = memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+        if num_shares == 1:
+            return peak
+        llm = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device))).llama_model
+        return (
+            peak - sharding.share_bytes(llm, 1) + sharding.share_bytes(llm, num_shares) + sharding.gathered_bytes(llm)
+        )

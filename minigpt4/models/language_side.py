@@ -26,12 +26,13 @@ class LanguageSide:
         chat_format.settle(cfg)
 
     @startup.phase("LLM")
-    def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
+    def load_language(self, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool = False) -> None:
         """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        llm = language_model.load_llm(cfg.llama_model, self.llm_dtype, device, kind, cfg.device_8bit)
+        where = device, kind, cfg.device_8bit, cfg.device_map
+        llm = language_model.load_llm(cfg.llama_model, self.llm_dtype, *where, shard_llm)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self.attach_language(llm, device)

@@ -8,7 +8,7 @@ from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.utils import weights_problem
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm.language_model import folder_problems
-from minigpt4.models.llm.quantization import KINDS
+from minigpt4.models.llm.quantization import KINDS, kind_of
 from minigpt4.models.projector import KINDS as PROJECTORS
 from minigpt4.models.training_parts import TrainConfig, mode_problems, modes
 from minigpt4.models.vision.merging import GROUPS
@@ -48,6 +48,7 @@ class MiniGPT4Config:
     llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8, fp8) or 4 (nf4, int4)
     low_resource: bool = False  # the key of 2023: llm_quantization int8
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
+    device_map: str = "none"  # auto, or another of accelerate's: spreads the LLM of a chat over all GPUs
     check_llm: bool = True  # refuse an LLM that does not read English
     llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
     use_grad_checkpoint_llm: bool = False  # the newest release's name of the same
@@ -86,6 +87,7 @@ _CHOICES = {
     "vit_precision": ("fp16", "fp32"),
     "llm_precision": ("auto", *DTYPES),
     "llm_quantization": KINDS,
+    "device_map": ("none", "auto", "balanced", "balanced_low_0", "sequential"),  # of accelerate
 }
 
 
@@ -96,6 +98,9 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices
     ]
+    if cfg.device_map != "none" and (kind := kind_of(cfg.llm_quantization, cfg.low_resource)) not in ("none", "nf4"):
+        message = f"the LLM in {kind} lies on one device; to spread it, take model.llm_quantization none or nf4"
+        problems.append(Problem(f"{where}.device_map", message))
     if not re.fullmatch(r"\d+|cpu|cuda(:\d+)?", str(cfg.device_8bit)):
         problems.append(Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU"))
     for key in ("image_size", "num_query_token", "lora_alpha", "max_context_len", "max_txt_len"):

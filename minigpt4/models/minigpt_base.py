@@ -9,6 +9,7 @@ D LLM width, L positions of a row, N targets.
 import itertools
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -20,7 +21,7 @@ from minigpt4.models import checkpoint_folder, training_parts, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
 from minigpt4.models.language_side import LanguageSide
-from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
+from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits, sharding
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
@@ -96,11 +97,14 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
     # building
 
     @classmethod
-    def from_config(cls, cfg: MiniGPT4Config, device: torch.device | str | None = None) -> "MiniGPTBase":
+    def from_config(
+        cls, cfg: MiniGPT4Config, device: torch.device | str | None = None, shard_llm: bool = False
+    ) -> "MiniGPTBase":
         """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
 
-        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. Raises ValueError
-        (CheckpointError, ConfigError) or OSError that names the configuration key of a file that does not fit.
+        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. `shard_llm`: called by all
+        ranks, each holds a share of the LLM. Raises ValueError (CheckpointError, ConfigError) or OSError that names
+        the configuration key of a file that does not fit.
         """
         cfg = as_section(cfg, cls.Config, "model")
         cls.settle(cfg)
@@ -112,7 +116,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
-        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"))
+        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"), shard_llm)
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
@@ -123,6 +127,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             saved = checkpoint_folder.compared(model.load_ckpt(path), path, cfg, model.identity())
             model.trained_text = weights.trained_text(saved) or model.trained_text
         return model.eval()
+
+    def in_turns(self) -> AbstractContextManager:
+        return sharding.in_turns(self.llama_model)
 
     def identity(self) -> dict:
         """Return the frozen weights and the text around images that those which train belong to, as plain values."""

@@ -13,8 +13,18 @@ _MOST_THREADS = 8  # each holds a copy of a tensor that lies on a GPU
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return {name: tensor} of the parameters that do not train, and of the buffers."""
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    """Return {name: tensor} of the parameters that do not train, and of the buffers.
+
+    Of an LLM that is divided among ranks, this rank's shares: a part of its own, `llama_model (1 of 2 shares)`.
+    """
+    frozen = {}
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "to_local"):  # torch's DTensor
+            part, _, rest = name.partition(".")
+            name = f"{part} (1 of {parameter.device_mesh.size()} shares).{rest}"
+            parameter = parameter.to_local()
+        if not parameter.requires_grad:
+            frozen[name] = parameter
     return frozen | dict(_saved_buffers(model))
 
 

@@ -7,10 +7,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
-from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, run_device
+from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, max_over_ranks, run_device
 from minigpt4.common.logger import MetricLogger, batch_size
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.startup import startup
+from minigpt4.models.llm import sharding
 from minigpt4.runners.interruption import Interruption
 from minigpt4.runners.step_timeout import StepTimeout
 
@@ -57,7 +58,9 @@ class TrainingLoop:
             # whose losses times their shares add up to its own
             window = min(accum, num_steps - step + step % accum) if reduction == "mean" else 1
             loss, tokens_before = 0, self.model.tokens_read
-            for part, share in [(batch, 1)] if limit is None else self.model.split(batch, limit):
+            parts = [(batch, 1)] if limit is None else self.model.split(batch, limit)
+            missing = self.begin_passes(len(parts))
+            for part, share in parts:
                 part_loss, num_targets = self.task.loss_and_targets(self.model, part)
                 loss = loss + part_loss.detach() * share
                 if reduction == "tokens":  # with it the gradient is that of the mean over all so far
@@ -68,6 +71,8 @@ class TrainingLoop:
                     part_loss = part_loss * share / window
                 self.scaler.scale(part_loss).backward()
             metrics.add(loss, lr, batch, self.model.tokens_read - tokens_before)
+            for _ in range(missing):  # for the weights that this rank holds; it counts nothing
+                (self.task.loss_and_targets(self.model, part)[0] * 0).backward()
             num_bad = num_bad + (~loss.isfinite()).float()
 
             # update
@@ -84,6 +89,14 @@ class TrainingLoop:
             if is_update:
                 self.after_step(epoch, metrics, ranks_interrupted)
         return metrics.end_epoch()
+
+    def begin_passes(self, number: int) -> int:
+        """Return how many passes of an LLM that ranks hold together another rank makes beyond `number` in this step."""
+        if not sharding.is_sharded(self.model):
+            return 0
+        self.step_timeout.arrived()  # such a pass waits for the others
+        is_alike = self.run_cfg.max_tokens_per_batch is None  # one pass on every rank
+        return 0 if is_alike else max_over_ranks(number, self.device) - number
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the gradients, if there are any."""

@@ -11,6 +11,7 @@ from minigpt4.common.checkpoint import load_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.device import in_run_precision, total_memory_bytes
 from minigpt4.common.dist_utils import launched_processes, run_device
+from minigpt4.common.llm_shares import num_shares
 from minigpt4.common.optims import rates
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, expand_path
@@ -20,12 +21,12 @@ from minigpt4.runners.run_config import RunConfig, best_metrics
 from minigpt4.runners.run_folder import AUTO, BEST
 
 
-def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
+def print_plan(cfg: Config, gpu_memory_gib: float | None = None, num_gpus: int | None = None) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
     The model has no weights, but its files are read so far as to see that they fit; the datasets are built, and no
-    sample of them read. `gpu_memory_gib`: plan for a GPU of that size, here or not. Return 0, or 1 if a training step
-    does not fit. Raises ValueError or OSError as a training does at its start.
+    sample of them read. `gpu_memory_gib`: plan for a GPU of that size, here or not; `num_gpus`: for so many, a process
+    each. Return 0, or 1 if a training step does not fit. Raises ValueError or OSError as a training does at its start.
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
@@ -36,7 +37,9 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     # The model, without its weights: its parts, their precision and bytes.
     device = run_device(run) if gpu_memory_gib is None else torch.device("cuda", 0)
     available = total_memory_bytes(device) if gpu_memory_gib is None else gpu_memory_gib * 2**30
-    parts = registry.get_model_class(model_cfg.arch).plan(model_cfg, device)
+    num_ranks = num_gpus or launched_processes(run).world_size
+    shares = num_shares(cfg, num_ranks)
+    parts = registry.get_model_class(model_cfg.arch).plan(model_cfg, device, **_sharded(shares))
     print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
     if run.evaluate:
         return 0
@@ -46,7 +49,7 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
     print(
         f"training: {sum(part.trainable for part in parts):,} parameters, {run.max_epoch} epochs of {steps}, "
-        f"{launched_processes(run).world_size} process(es) x {run.batch_size_train} samples a step; "
+        f"{num_ranks} process(es) x {run.batch_size_train} samples a step; "
         f"output below {expand_path(run.output_dir)}"
     )
     if run.valid_splits:
@@ -56,7 +59,12 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
             f"validation: {every}at the end of each epoch, on {', '.join(run.valid_splits)}{controls}; "
             f"{run.best_metric or best_metrics(run)[0]} decides about {BEST}"
         )
-    return _print_memory(cfg, device, available, sum(part.bytes for part in parts))
+    return _print_memory(cfg, device, available, sum(part.bytes for part in parts), num_ranks)
+
+
+def _sharded(num_shares: int) -> dict[str, int]:
+    """Return the argument that only a model that divides its LLM is given."""
+    return {"num_shares": num_shares} if num_shares > 1 else {}
 
 
 def _build_data(cfg: Config) -> None:
@@ -68,51 +76,56 @@ def _build_data(cfg: Config) -> None:
         task.build_train_loader(datasets, run)
 
 
-def _print_memory(cfg: Config, device: torch.device, available: float, weights: int) -> int:
+def _print_memory(cfg: Config, device: torch.device, available: float, weights: int, num_ranks: int) -> int:
     """Print what a step holds and the device has; return 0 if it fits, else print what helps and return 1."""
     outside = OUTSIDE if device.type == "cuda" else 0
-    limit, needed = available - outside, _needed(cfg, device)
+    limit, needed = available - outside, _needed(cfg, device, num_ranks)
     beside = f"; {size_text(outside)} for CUDA itself, assumed" if outside else ""
+    shared = f", the LLM divided among {num_ranks} processes" if cfg.run_cfg.shard_llm and num_ranks > 1 else ""
     print(
-        f"memory: {size_text(weights)} of weights, at most {size_text(needed)} in a step of texts of "
+        f"memory: {size_text(weights)} of weights{shared}, at most {size_text(needed)} in a step of texts of "
         f"model.max_txt_len={cfg.model_cfg.max_txt_len} tokens, counted{beside}; "
         f"{device} has {size_text(available)}"
     )
     if needed <= limit:
         return 0
     print("That does not fit. What a step would hold with other settings:")
-    for options in _remedies(cfg, device, limit):
-        needed = _needed(cfg, device, **options)
+    for options in _remedies(cfg, device, limit, num_ranks):
+        needed = _needed(cfg, device, num_ranks, **options)
         verdict = "fits" if needed <= limit else "does not fit"
         options = " ".join(f"{key}={value}" for key, value in options.items())
         print(f"  {size_text(needed):>9}  {verdict:<12}  --options {options}")
     return 1
 
 
-def _needed(cfg: Config, device: torch.device, **options: Any) -> int:
-    """Return the most bytes that a step holds, with the settings `options` changed."""
+def _needed(cfg: Config, device: torch.device, num_ranks: int, **options: Any) -> int:
+    """Return the most bytes that a step of one of `num_ranks` processes holds, with the settings `options` changed."""
     run, model = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)  # a copy
     for key, value in options.items():
         if key.startswith("model."):
             model[key.removeprefix("model.")] = value
     batch_size = options.get("run.batch_size_train", run.batch_size_train)
     count = registry.get_model_class(model.arch).training_memory
-    return count(model, device, batch_size, run.max_tokens_per_batch)
+    shares = num_ranks if options.get("run.shard_llm", run.shard_llm) else 1
+    return count(model, device, batch_size, run.max_tokens_per_batch, **_sharded(shares))
 
 
-def _remedies(cfg: Config, device: torch.device, limit: float) -> Iterator[dict[str, Any]]:
+def _remedies(cfg: Config, device: torch.device, limit: float, num_ranks: int) -> Iterator[dict[str, Any]]:
     """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
     run, model_cfg = cfg.run_cfg, cfg.model_cfg
     kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
     is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
     settings = [{"model.llm_checkpointing": True}] * (not model_cfg.llm_checkpointing)
     settings += [{"model.llm_quantization": kind} for kind in kinds] * (not is_quantised)
+    can_share = registry.get_model_class(model_cfg.arch).refusal_to_shard(model_cfg) is None
+    if num_ranks > 1 and not run.shard_llm and can_share:
+        yield {"run.shard_llm": True}
     yield from settings
     batch_size = run.batch_size_train
     while batch_size > 1:
         batch_size = -(-batch_size // 2)
         options = _smaller(run, batch_size)
-        if batch_size == 1 or _needed(cfg, device, **options) <= limit:
+        if batch_size == 1 or _needed(cfg, device, num_ranks, **options) <= limit:
             yield options
             break
     if settings:

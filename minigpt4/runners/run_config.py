@@ -98,6 +98,7 @@ class RunConfig:
     # machine
     device: str = "auto"
     read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
+    shard_llm: bool = False  # each rank holds a share of the frozen LLM, for one that is larger than a card
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group

@@ -22,10 +22,11 @@ _FREE_KEYS = (
     r"run\.(eval_every_iters|eval_controls|eval_samples|best_metric)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(shard_cache|shard_cache_gb)",
+    r"run\.shard_llm",  # where the weights lie
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
     r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vision_model|vit_ckpt|q_former_model|ckpt|prompt_path)",
-    r"model\.(device_8bit|check_llm)",
+    r"model\.(device_8bit|device_map|check_llm)",
 )
 # What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files; parts
 # that had no choice.

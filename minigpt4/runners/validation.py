@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.dist_utils import from_main, setup_seeds
+from minigpt4.models.llm.sharding import is_sharded
 from minigpt4.runners.run_config import best_metrics
 from minigpt4.runners.run_state import Position, random_state_kept
 
@@ -90,6 +91,9 @@ class Validation:
 
         run, number = self.run, self.run.run_cfg.eval_samples
         if not number or not can_answer(run.model):
+            return
+        if is_sharded(run.model):
+            logging.info("samples.html: not written, every token of an answer would gather the LLM (run.shard_llm)")
             return
         split, loaders = next(iter(self.loaders.items()))
         is_training = run.model.training

@@ -8,6 +8,7 @@ import torch
 from minigpt4.common.config import Config, DictConfig
 from minigpt4.common.device import in_run_precision
 from minigpt4.common.dist_utils import get_rank, get_world_size, run_device
+from minigpt4.common.llm_shares import num_shares
 from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
@@ -36,10 +37,11 @@ class BaseTask:
         return cls()
 
     def build_model(self, cfg: Config) -> torch.nn.Module:
-        """Return the model of the `model` section on the run's device, in its precision."""
+        """Return the model of the `model` section on the run's device, in its precision. Raises ConfigError."""
         model_cfg = in_run_precision(cfg.model_cfg, cfg.run_cfg)
         cls = registry.get_model_class(model_cfg.arch)
-        return cls.from_config(model_cfg, device=run_device(cfg.run_cfg))
+        shard = {"shard_llm": True} if num_shares(cfg, get_world_size()) > 1 else {}
+        return cls.from_config(model_cfg, device=run_device(cfg.run_cfg), **shard)
 
     def build_datasets(self, cfg: Config) -> Datasets:
         """Return {dataset name: {split: dataset}} of the `datasets` section.

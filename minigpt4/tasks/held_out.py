@@ -1,7 +1,8 @@
 """The loss of a held-out split, and of the same samples with blank and with other samples' images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -65,8 +66,8 @@ def held_out_losses(
     """
     model.eval()
     sums = dict.fromkeys(SUMS, 0.0)
-    for loader in loaders:
-        for batch in loader:
+    with getattr(model, "in_turns", nullcontext)():  # ranks may have shares of other sizes
+        for batch, loader in _batches(loaders):
             if is_told_to_end():
                 sums["told_to_end"] = 1.0
                 break
@@ -74,6 +75,13 @@ def held_out_losses(
                 sums[name] += number
     sums = dict(zip(SUMS, sum_over_ranks(list(sums.values()), device), strict=True))
     return None if sums["told_to_end"] else _means(sums)
+
+
+def _batches(loaders: list) -> Iterator[tuple[Batch, Any]]:
+    """Yield (batch, its loader)."""
+    for loader in loaders:
+        for batch in loader:
+            yield batch, loader
 
 
 def _sums_of_batch(

@@ -167,13 +167,14 @@ class Decoder:
     """Runs one LLM for many sessions, each with keys and values of its own.
 
     `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where
-    a GPU is there and every layer attends to everything. A second answer at the same time takes the
+    a GPU is there, all layers lie on it, and each attends to everything. A second answer at the same time takes the
     plain steps.
     """
 
     def __init__(self, llm: nn.Module, static: bool | None = None):
         self.llm, self.cache_name = llm, cache_name(llm)
         can = all(isinstance(layer, InPlaceLayer) for layer in new_past(llm).layers)
+        can &= len(set(getattr(llm, "hf_device_map", {}).values())) < 2  # a graph is of one device
         is_cuda = llm.get_input_embeddings().weight.is_cuda
         self.static = can and (is_cuda if static is None else static)
         self._steps, self._lock = None, threading.Lock()

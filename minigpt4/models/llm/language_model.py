@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.utils import expand_path, fingerprint, not_weights, placeholder
-from minigpt4.models.llm import quantization
+from minigpt4.models.llm import quantization, sharding
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -165,13 +165,20 @@ def load_config(folder: str | Path) -> "PreTrainedConfig":
 
 
 def load_llm(
-    folder: str | Path, dtype: torch.dtype, device: torch.device, kind: str = "none", gpu: int | str = 0
+    folder: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    kind: str = "none",
+    gpu: int | str = 0,
+    device_map: str = "none",
+    shard: bool = False,
 ) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
     `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number
-    `gpu`. Raises ValueError if the files cannot be read or lack tensors that the configuration asks for,
-    or the device cannot compute with weights of that kind.
+    `gpu`. `device_map`: they are spread over all devices, see accelerate. `shard`: called by all
+    ranks, each gets its share. Raises ValueError if the files cannot be read or lack tensors that the
+    configuration asks for, or the device cannot compute with weights of that kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -185,7 +192,9 @@ def load_llm(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    if kind == "nf4" or (kind == "none" and device.type != "cpu"):
+    if device_map != "none":
+        options["device_map"] = device_map
+    elif not shard and (kind == "nf4" or (kind == "none" and device.type != "cpu")):
         options["device_map"] = {"": device}
     with _read_by_transformers("the weights", folder):
         llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
@@ -203,7 +212,9 @@ def load_llm(
         )
     if unused := sorted(info["unexpected_keys"]):
         logging.info("model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3]))
-    if kind not in ("none", "nf4"):
+    if shard:
+        sharding.shard(llm, kind, device)
+    elif kind not in ("none", "nf4"):
         llm = quantization.quantise(llm, kind, device)
     quantization.refuse_training(llm, kind, device)
     return llm.eval()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt4.models.llm import quantization
+from minigpt4.models.llm import quantization, sharding
 from minigpt4.models.llm import recompute as checkpointing
 from minigpt4.models.llm.attention import Segments, attend
 
@@ -207,13 +207,18 @@ def label_logits(
     kernels: Kernels = EAGER,
 ) -> Tensor:
     """Return the logits [N, V] at the positions `predicting` [N] of packed embeddings [T, D]."""
+    of_whole = sharding.gathered(llm, _label_logits)
+    return of_whole(llm, embeds, positions, segments, predicting, recompute, kernels)
+
+
+def _label_logits(llm, embeds, positions, segments, predicting, recompute, kernels):
     model, x = llm.get_decoder(), embeds
     cos, sin = (each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None]))  # [T, 1, d]
     sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
     call = partial(checkpointing.recompute, _through) if recompute else _through
     for layer in model.layers:
         kept = predicting if layer is model.layers[-1] else slice(None)
-        x = call(layer, x, cos, sin, segments, kept, kernels)
+        x = sharding.gathered(layer, call)(layer, x, cos, sin, segments, kept, kernels)
     return llm.get_output_embeddings()(model.norm(x))
 
 

@@ -89,7 +89,7 @@ def product_backward(layer: nn.Module, gradient: Tensor) -> Tensor:
 def quantise(llm: nn.Module, kind: str, device: torch.device) -> nn.Module:
     """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
     for name, linear in linears(llm).items():
-        llm.set_submodule(name, _LAYERS[kind].of(linear.to(device)))
+        llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
     return llm.to(device)
 
 
@@ -105,7 +105,7 @@ def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
             "nf4": (((rows * columns // 2, 1), torch.uint8), ((rows * columns // NF4_GROUP,), torch.float32)),
         }[kind]
         weight, scale = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored)
-        layer = _LAYERS[kind](weight, scale, linear.bias)
+        layer = LAYERS[kind](weight, scale, linear.bias)
         layer.shape = (rows, columns)
         llm.set_submodule(name, layer)
     return llm
@@ -293,5 +293,5 @@ class NF4Shape(_Quantised):
         return gradient @ gradient.new_empty(self.shape)
 
 
-_LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
-OWN_LAYERS = tuple(_LAYERS.values())
+LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
+OWN_LAYERS = tuple(LAYERS.values())

@@ -1,0 +1,123 @@
+"""`run.shard_llm` through train.py: two ranks train the embedded default, with a toy LLM, and hold it together."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from minigpt4 import train
+from minigpt4.common.config import ConfigError
+from minigpt4.tasks import BaseTask
+from tests.quickstart.conftest import cache  # noqa: F401 (a fixture)
+from tests.training import ROOT
+
+SHORT = {
+    "run.device": "cpu",
+    "run.iters_per_epoch": 4,
+    "run.batch_size_train": 3,
+    "run.batch_size_eval": 2,
+    "run.save_every_iters": 2,
+    "run.log_freq": 1,
+    "run.max_tokens_per_batch": 60,  # parts, whose number is not the same on both ranks
+    "run.valid_splits": "[val]",
+    "run.read_ahead": False,
+}
+
+
+def command_line(root, output, **settings):
+    shard = root / "embedded/validation-v3/laion/00000.tar"
+    settings = {**SHORT, "datasets.laion.val.storage": shard, "run.output_dir": output, **settings}
+    options = [f"{key}={value}" for key, value in {"env.cache_root": root, **settings}.items()]
+    return ["--cfg-path", str(ROOT / "train_configs/embedded_stage1_pretrain.yaml"), "--options", *options]
+
+
+def be_rank(rank, port, said, arguments, killed_at):
+    """train.py in a process of torchrun's, which at the beginning of step `killed_at` is killed."""
+    sys.stdout = sys.stderr = open(f"{said}_{rank}.txt", "w", buffering=1)  # noqa: SIM115
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
+    usual = BaseTask.loss_and_targets
+
+    def loss_and_targets(self, model, samples):
+        if samples["iters"] == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(self, model, samples)
+
+    BaseTask.loss_and_targets = loss_and_targets
+    sys.exit(train.train(train.parse_args(arguments)))
+
+
+def two_ranks(said, arguments, killed_at=None):
+    """Return (exit codes, what rank 0 said) of two ranks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    fork = partial(multiprocessing.get_context("fork").Process, target=be_rank, daemon=True)
+    ranks = [fork(args=(rank, port, said, arguments, killed_at)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(900)
+    return [process.exitcode for process in ranks], said.with_name(f"{said.name}_0.txt").read_text()
+
+
+def result(output):
+    """Return (weights, losses of the steps, held-out losses) of the one run below `output`."""
+    (folder,) = output.iterdir()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = torch.load(folder / "checkpoint_0.pth", weights_only=True)["model"]
+    losses = {line["step"]: line["loss"] for line in lines if "validation" not in line}
+    held_out = [(line["loss"], line["samples"]) for line in lines if "validation" in line]
+    return weights, losses, held_out
+
+
+def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # noqa: F811
+    codes, said = two_ranks(tmp_path / "whole", command_line(cache, tmp_path / "whole"))
+    assert codes == [0, 0], said
+    shared = {"run.output_dir": tmp_path / "shared", "run.shard_llm": True, "run.resume_ckpt_path": "auto"}
+    codes, said = two_ranks(tmp_path / "killed", command_line(cache, tmp_path / "shared", **shared), killed_at=3)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL], said
+    codes, said = two_ranks(tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared))
+    assert codes == [0, 0], said
+    assert "samples.html: not written" in said and "frozen weights are not" not in said
+    (expected, losses, held_out), (found, my_losses, mine) = result(tmp_path / "whole"), result(tmp_path / "shared")
+    assert found.keys() == expected.keys() == {"llama_proj.weight", "llama_proj.bias"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert my_losses == losses and list(losses) == list(range(4)) and mine == held_out != []
+    (card,) = (tmp_path / "shared").glob("*/run_card.json")
+    parts = json.loads(card.read_text())["model"]["frozen_sha256"]
+    assert parts["llama_model (1 of 2 shares)"]["unchanged"]
+
+
+def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
+    def planned(*more, **settings):
+        arguments = command_line(cache, tmp_path, **settings)
+        assert train.train(train.parse_args([*arguments, "--dry-run", *more])) == 0
+        return capsys.readouterr().out
+
+    alone, shared = planned(**{"run.shard_llm": True}), planned("--gpus", "8", **{"run.shard_llm": True})
+    assert "one process has nobody to share the LLM with" in alone and "divided" not in alone
+    assert "8 process(es)" in shared and "of weights, the LLM divided among 8 processes, at most" in shared
+    with pytest.raises(ValueError, match=r"--gpus 2: .*--dry-run"):
+        train.train(train.parse_args([*command_line(cache, tmp_path), "--gpus", "2"]))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"run.shard_llm": True, "model.lora_r": 4}, "run.shard_llm: only a frozen LLM .* model.lora_r is 4"),
+        ({"run.shard_llm": True, "model.llm_quantization": "nf4"}, "run.shard_llm: .*nf4 cannot .*none, int8, fp8"),
+        ({"model.device_map": "auto"}, "model.device_map: spreads the LLM of a chat .*run.shard_llm=True"),
+        ({"model.device_map": "auto", "model.llm_quantization": "int8"}, "model.device_map: the LLM in int8 lies on"),
+        ({"model.device_map": "cuda:1"}, "model.device_map: 'cuda:1' is not one of none, auto, balanced"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(settings, message, cache, tmp_path):  # noqa: F811
+    arguments = command_line(cache, tmp_path, **settings)
+    with pytest.raises(ConfigError, match=message):
+        train.train(train.parse_args([*arguments, "--dry-run"]))
