@@ -14,7 +14,6 @@ import pytest
 from minigpt4.common.registry import registry
 from tests.small_release import write_small_release
 
-
 SLOW = ("slow", "registry", "browser")
 
 

@@ -120,7 +120,7 @@ def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
     images = []
     chat.upload_img(batches[0]["image"][0], conv, images)
     chat.ask("What is this?", conv)
-    text, ids = chat.answer(conv, images, max_new_tokens=4, num_beams=1, do_sample=False)
+    _, ids = chat.answer(conv, images, max_new_tokens=4, num_beams=1, do_sample=False)
     assert images[0].shape[1] == loaded.num_image_tokens and 1 <= len(ids) <= 4
 
 
@@ -428,7 +428,6 @@ def test_a_chat_template_that_cannot_be_used_says_so(parts):
     tokenizer = load_tokenizer(section.llama_model)
     for template in ("{{ raise_exception('no') }}", "{{ messages[-1].content }}", "{{ broken"):
         tokenizer.chat_template = template
-        with pytest.raises(
-            ValueError, match="^model.prompt_template: the tokenizer's own chat template cannot be used"
-        ):
+        message = r"^model\.prompt_template: the tokenizer's own chat template cannot be used"
+        with pytest.raises(ValueError, match=message):
             read_chat_template(tokenizer)
