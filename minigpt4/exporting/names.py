@@ -50,7 +50,8 @@ def from_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> T
     for name, tensor in tensors.items():
         ours = _renamed(name, back)
         if match := _BIAS.fullmatch(ours):
-            found[f"{match[1]}q_bias"], _, found[f"{match[1]}v_bias"] = (part.clone() for part in tensor.chunk(3))
+            parts = tensor.chunk(3)  # that of the keys is zero
+            found |= {f"{match[1]}q_bias": parts[0].clone(), f"{match[1]}v_bias": parts[2].clone()}
         else:
             found[ours] = tensor
     return found

@@ -20,7 +20,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     frozen = {}
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "to_local"):  # torch's DTensor
-            part, _, rest = name.partition(".")
+            part, rest = name.split(".", 1)
             name = f"{part} (1 of {parameter.device_mesh.size()} shares).{rest}"
             parameter = parameter.to_local()
         if not parameter.requires_grad:

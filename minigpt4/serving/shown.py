@@ -33,8 +33,8 @@ def _write_phrase(_: RendererProtocol, tokens: list[Token], index: int, __: obje
     """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
     match = tokens[index].meta["match"]
     phrase, (start, end) = phrase_of(match), match.span(name_group(match))
-    texts = match.string[match.start() : start], match.string[start:end], match.string[end : match.end()]
-    before, name, after = map(escape, texts)
+    before, after = escape(match.string[match.start() : start]), escape(match.string[end : match.end()])
+    name = escape(match.string[start:end])
     style = f' class="phrase" style="background: {env["colours"][phrase.name]}"' if phrase.boxes else ""
     return f'<span class="raw">{before}</span><span{style}>{name}</span><span class="raw">{after}</span>'
 

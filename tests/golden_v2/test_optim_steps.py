@@ -11,6 +11,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from minigpt4.common.checkpoint import load_checkpoint
 from minigpt4.common.config import Config
@@ -49,7 +50,7 @@ def build(which, run, folder, initial):
     """Return the runner around the model at the golden start, through the configuration that train.py checks."""
     settings = read(f"{which}/runs.json").get("settings") or settings_of_one_prompt(which)
     model_cfg = golden_config(which, folder, **settings)
-    keys = [key for key in model_cfg if model_cfg[key] not in (None, "")]
+    section = {key: value for key, value in OmegaConf.to_container(model_cfg).items() if value not in (None, "")}
     options = {f"run.{key}": value for key, value in run["run"].items() if key in RUN_KEYS}
     options |= {
         "run.task": "image_text_pretrain",
@@ -60,7 +61,7 @@ def build(which, run, folder, initial):
         "run.device": "cpu",
         "run.output_dir": folder,
     }
-    (folder / "model.yaml").write_text(json.dumps({"model": {key: model_cfg[key] for key in keys}, "run": {}}))
+    (folder / "model.yaml").write_text(json.dumps({"model": section, "run": {}}))
     cfg = Config(Namespace(cfg_path=str(folder / "model.yaml"), options=[f"{key}={options[key]}" for key in options]))
     task = setup_task(cfg)
     model = task.build_model(cfg)

@@ -93,8 +93,11 @@ def share_bytes(llm: nn.Module, num_shards: int) -> int:
 
 def gathered_bytes(llm: nn.Module) -> int:
     """Return the bytes that a step holds beside the shares, at most: PARTS_AT_ONCE of the largest part."""
-    sizes = [sum(parameter.nbytes for parameter in part.parameters()) for part in parts(llm)[:-1]]
-    return PARTS_AT_ONCE * max(sizes)
+    return PARTS_AT_ONCE * max(map(_num_bytes, parts(llm)[:-1]))
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 @contextmanager
@@ -107,9 +110,10 @@ def in_turns(llm: nn.Module) -> Iterator[None]:
     if not is_sharded(llm):
         yield
         return
-    embedding, *others, whole = parts(llm)
+    all_parts = parts(llm)
+    embedding, whole = all_parts[0], all_parts[-1]
     # what a call gathers, in that order: of nothing, of the embedding, of the LLM
-    calls, device = ([], [embedding], [whole, *others]), embedding.weight.device
+    calls, device = ([], [embedding], [whole, *all_parts[1:-1]]), embedding.weight.device
 
     def await_turn(wish: int, *_: Any) -> None:
         """Lend until all ranks that want a call want the same as this one; `wish`: an index of `calls`."""
