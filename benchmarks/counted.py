@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks import baseline_2023, workload
 from benchmarks.harness import DEVICE, QUICK, ROUNDS, Clock, Command, row, take_turns, timed
-from benchmarks.workload import OFFICIAL_BATCH, meta_model
+from benchmarks.workload import OFFICIAL_BATCH, V2_BATCH, V2_TOKENS, meta_model
 from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.memory import OUTSIDE, Cost, count_step
@@ -41,6 +41,7 @@ def count_memory(args: Namespace) -> dict:
     rows = [log_row(stage) for stage in LOG]
     for size, stage in product(sizes, OFFICIAL_BATCH):
         rows += memory_rows(size, stage, kinds)
+    rows += [row for kind in kinds for row in v2_rows(kind)]
     return {"rows": rows, "cards": {} if args.quick else cards(sizes)}
 
 
@@ -89,6 +90,25 @@ def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
     return rows
 
 
+def v2_rows(kind: str) -> list[dict]:
+    """Return the rows of MiniGPT-v2's finetuning with LoRA: its peak, and what a token keeps for backward."""
+    rows = []
+    for checkpointing in (False, True):
+        model = workload.meta_model_v2(kind, checkpointing)
+        one, all_of_them = (cost(model, full_texts(V2_TOKENS, size), loss_of(model)) for size in (1, V2_BATCH))
+        added = num_tokens(model, full_texts(V2_TOKENS, V2_BATCH)) - num_tokens(model, full_texts(V2_TOKENS, 1))
+        name = f"MiniGPT-v2: 7b{', checkpointing' * checkpointing}{f', {kind}' * (kind != 'none')}"
+        peak = [all_of_them.peak / 2**30]
+        rows.append(row(f"{name}: peak, batch {V2_BATCH}", "GiB", peak, limit=one.weights / 2**30))
+        rows.append(row(f"{name}: kept a token", "kB", [(all_of_them.held - one.held) / added / 1000]))
+    return rows
+
+
+def full_texts(num_tokens: int, batch_size: int) -> dict:
+    """Return a batch of texts of that length."""
+    return {"text_input": ["a" * num_tokens] * batch_size}
+
+
 def flops_row(size: str, stage: int) -> dict:
     """Return the row of what a step executes: TFLOP of matrix products."""
     tflop = {}
@@ -106,19 +126,27 @@ def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
     table = {}
     print("\nlargest batch (of the official one) on a card of .. GB, texts of full length")
     print(f"{'':<32}" + "".join(f"{card:>8}" for card in CARDS))
-    for size, stage, kind, checkpointing in product(sizes, OFFICIAL_BATCH, KINDS, (False, True)):
-        official, peaks = OFFICIAL_BATCH[stage], []
+    cases = {"7b MiniGPT-v2": (V2_BATCH, V2_TOKENS, workload.meta_model_v2)}
+    for size, stage in product(sizes, OFFICIAL_BATCH):
+        make = partial(stage_model, size, stage)
+        cases[f"{size} stage {stage}"] = (OFFICIAL_BATCH[stage], workload.STAGES[stage][3], make)
+    for (case, (official, length, make)), kind, checkpointing in product(cases.items(), KINDS, (False, True)):
+        peaks = []
         for batch_size in (1, official):
-            model, _ = meta_model(size, stage, 1, kind, checkpointing)
-            batch = {"text_input": ["a" * workload.STAGES[stage][3]] * batch_size}
-            peaks.append(cost(model, batch, loss_of(model)).peak + OUTSIDE)
+            model = make(kind, checkpointing)
+            peaks.append(cost(model, full_texts(length, batch_size), loss_of(model)).peak + OUTSIDE)
         # memory grows by as much with each sample
         slope = (peaks[1] - peaks[0]) / (official - 1)
         largest = {card: int(min(official, 1 + (card * 2**30 - peaks[0]) // slope)) for card in CARDS}
-        name = f"{size} stage {stage} {kind}{' checkpointing' * checkpointing}"
+        name = f"{case} {kind}{' checkpointing' * checkpointing}"
         table[name] = {card: max(0, batch) for card, batch in largest.items()}
         print(f"{name:<32}" + "".join(f"{batch or '-':>8}" for batch in table[name].values()))
     return table
+
+
+def stage_model(size: str, stage: int, kind: str, checkpointing: bool) -> nn.Module:
+    """Return the model of a stage, see workload.meta_model."""
+    return meta_model(size, stage, 1, kind, checkpointing)[0]
 
 
 def loss_of(model: nn.Module) -> Loss:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from minigpt4.models import MiniGPT4, memory
+from minigpt4.models import MiniGPT4, MiniGPTv2, memory
 from minigpt4.models.llm import backends, language_model
 from minigpt4.models.memory import without_values
 from minigpt4.text.rows import IGNORED as IGNORED
@@ -40,6 +40,7 @@ SIZES = {
 STAGES = {1: (16, 5, 4, 32), 2: (105, 25, 60, 160)}  # tokens of a text: mean, deviation, least, most
 PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the image
 OFFICIAL_BATCH = {1: 64, 2: 12}  # of the configurations of the stages
+V2_BATCH, V2_TOKENS = 6, 1024  # of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
 LLM_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 VIT_NAMES = ("embed_dim", "depth", "num_heads", "mlp_dim")
 QFORMER_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -100,6 +101,17 @@ def meta_model(
     model.llama_tokenizer = memory.tokenizer_of_characters()
     use_stage(model, stage, prompt)
     return model, {"text_input": texts(stage, batch_size)}
+
+
+def meta_model_v2(kind: str = "none", checkpointing: bool = False) -> MiniGPTv2:
+    """Return MiniGPT-v2 on the 7B with LoRA, in float16 on the meta device, as its YAML file has it; see meta_model."""
+    with TemporaryDirectory() as folder:
+        files = {key: model_config("7b", folder)[key] for key in ("vit_ckpt", "llama_model")}
+        cfg = OmegaConf.merge(OmegaConf.structured(MiniGPTv2.Config), files)
+        cfg.llm_quantization, cfg.llm_checkpointing, cfg.max_txt_len = kind, checkpointing, V2_TOKENS
+        model = MiniGPTv2.skeleton(cfg, torch.float16).train()
+    model.llama_tokenizer = memory.tokenizer_of_characters()
+    return model
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Answers to the prompts that training reads: those of samples, not of a dialogue."""
 
+import math
 from itertools import groupby
 from typing import Any
 
@@ -30,9 +31,12 @@ def answer_samples(model: nn.Module, samples: dict[str, Any], max_new_tokens: in
     stop, contexts = (model.end_sym if model.end_sym.strip() else "\n",), []
     for row in model.rows(samples):
         ids = tuple(row.ids[: row.num_prompt])
-        num_images = ids.count(IMAGE_ID) // model.num_image_tokens
-        images = tuple(vectors[number] for number in row.images[:num_images])
-        contexts.append(Context(ids, images, stop, max_new_tokens))
+        # the prompt may be cut within its last image
+        images, left = [], ids.count(IMAGE_ID)
+        while left > 0:
+            images.append(vectors[row.images[len(images)]][:, :left])
+            left -= images[-1].shape[1]
+        contexts.append(Context(ids, tuple(images), stop, max_new_tokens))
     prompts = [_shown(context.ids, model.llama_tokenizer, model.num_image_tokens) for context in contexts]
     answers = Chat(model, None).answer_contexts(contexts, temperature=0, max_new_tokens=max_new_tokens)
     return list(zip(prompts, answers, strict=True))
@@ -42,5 +46,5 @@ def _shown(ids: tuple[int, ...], tokenizer: Any, num_image_tokens: int) -> str:
     parts = []
     for is_image, run in groupby(ids, lambda index: index == IMAGE_ID):
         run = list(run)
-        parts.append("[image]" * (len(run) // num_image_tokens) if is_image else tokenizer.decode(run))
+        parts.append("[image]" * math.ceil(len(run) / num_image_tokens) if is_image else tokenizer.decode(run))
     return "".join(parts)

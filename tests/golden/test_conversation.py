@@ -50,8 +50,10 @@ def play(chat, events):
             assert chat.upload_img(str(HERE / "images" / what), conv, images) == "Received."
         elif who == "user":
             chat.ask(what, conv)
-        else:
+        elif who == "assistant":
             conv.append_message(conv.roles[1], what)
+        else:
+            pytest.skip(f"an event of the kind {who}, which is not known here")
     return conv, images
 
 

@@ -1,6 +1,7 @@
 """At real size, on the meta device, names and shapes are those of the released files (golden set i)."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -17,9 +18,10 @@ BUFFERS = ("position_ids", "inv_freq")
 
 
 def manifest(pattern):
-    """Return what the one file of that name holds; it may name the size of the set's LLM."""
-    (path,) = FOLDER.glob(pattern)
-    return json.loads(path.read_text())
+    """Return what the one file of that name holds, which may name the size of the set's LLM; skip the test without."""
+    for path in FOLDER.glob(pattern):
+        return json.loads(path.read_text())
+    pytest.skip(f"this set of fixtures has no i_manifest/{pattern}")
 
 
 def shapes(keys):
@@ -75,27 +77,37 @@ def test_checkpoint(model):
     released = manifest("minigpt4_checkpoint_*.json")
     found = {name: list(tensor.shape) for name, tensor in model.trainable_state_dict().items()}
     assert found == released["trainable_parameters"]
-    assert sum(tensor.numel() for tensor in model.trainable_state_dict().values()) == 3_149_824
     state = {name: torch.empty(key["shape"], device="meta") for name, key in released["model_keys"].items()}
     taken = weights.match(state, model.trainable_state_dict(), "model.ckpt", "file", weights.CHECKPOINT_EXCESS)
     assert list(taken) == list(found)
 
 
+def size_of(keys):
+    """Return how many numbers the tensors of a manifest hold, {name: shape}."""
+    return sum(math.prod(shape) for shape in keys.values())
+
+
+def llm_shapes():
+    keys = shapes(manifest("full_model_state_dict_*.json")["keys"])
+    return {name: shape for name, shape in keys.items() if name.startswith("llama_model.")}
+
+
 def test_plan(config):
     rows = {row.name: row for row in MiniGPT4.plan(config, "cpu")}
     assert list(rows) == ["query_tokens", "visual_encoder", "ln_vision", "Qformer", "llama_model", "llama_proj"]
-    assert sum(row.parameters for row in rows.values()) == 7_832_625_024
+    assert sum(row.parameters for row in rows.values()) == manifest("full_model_state_dict_*.json")["parameters"]
     assert [row.name for row in rows.values() if row.trainable] == ["llama_proj"]
-    assert rows["llama_proj"].trainable == 3_149_824
-    assert (rows["llama_model"].dtype, rows["llama_model"].bytes) == ("float16", 2 * 6_738_415_616)
+    assert rows["llama_proj"].trainable == size_of(manifest("minigpt4_checkpoint_*.json")["trainable_parameters"])
+    assert (rows["llama_model"].dtype, rows["llama_model"].bytes) == ("float16", 2 * size_of(llm_shapes()))
     assert rows["visual_encoder"].dtype == "float16/float32"
 
 
 def test_plan_in_8_bit(config):
     config = OmegaConf.merge(config, {"low_resource": True})
     llm = next(row for row in MiniGPT4.plan(config, "cuda") if row.name == "llama_model")
-    head_and_embeddings = 2 * 32_000 * 4096
-    norms = 65 * 4096
-    scales = 2 * 32 * (4 * 4096 + 2 * 11008 + 4096)  # a half number for each output of a layer
-    assert llm.bytes == llm.parameters + head_and_embeddings + norms + scales
+    # 16 bits for what is not quantised, and a scale for each output of what is
+    kept = {name: shape for name, shape in llm_shapes().items() if not name.endswith("_proj.weight")}
+    scales = {name: shape[:1] for name, shape in llm_shapes().items() if name not in kept}
+    assert llm.parameters == size_of(llm_shapes())
+    assert llm.bytes == llm.parameters + size_of(kept) + 2 * size_of(scales)
     assert (llm.dtype, llm.device) == ("float16/int8", "cuda")

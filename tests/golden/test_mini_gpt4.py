@@ -36,14 +36,14 @@ def model(tmp_path_factory):
     return golden_model(tmp_path_factory.mktemp("golden"))
 
 
-def model_of(case, folder):
+def model_of(case, folder, **changes):
     prompt_path = ""
     if case["prompt_lines"]:
         prompt_path = folder / "prompts.txt"
         prompt_path.write_text("\n".join(case["prompt_lines"]), encoding="utf-8")
     template = case["prompt_template"] or ""
     texts = {key: case[key] for key in ("max_txt_len", "end_sym")}
-    return golden_model(folder, prompt_path=str(prompt_path), prompt_template=template, **texts)
+    return golden_model(folder, prompt_path=str(prompt_path), prompt_template=template, **texts, **changes)
 
 
 def assert_close(found, expected, atol=ATOL):

@@ -18,6 +18,7 @@ def read(name, default=()):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
-def needs(name):
-    """Return the mark of tests that cannot be without a file or folder of the set."""
-    return pytest.mark.skipif(not (GOLDEN / name).exists(), reason=f"this set of fixtures has no {name}")
+def needs(*names):
+    """Return the mark of tests that cannot be without some files or folders of the set."""
+    absent = [name for name in names if not (GOLDEN / name).exists()]
+    return pytest.mark.skipif(bool(absent), reason=f"this set of fixtures has no {', '.join(absent)}")

@@ -1,19 +1,10 @@
 """The made-up images and annotations of the set's f_datasets, written as files for the datasets that read them."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 
 from PIL import Image
-
-GOLDEN_V2 = Path(os.environ.get("MINIGPT4_GOLDEN_V2") or Path(__file__).parent / "data")
-
-
-def read(name):
-    """Return a JSON file of the set, or None where it has none of that name."""
-    path = GOLDEN_V2 / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def filled_in(node, root):

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import minigpt4
@@ -18,11 +20,32 @@ PACKAGE = Path(minigpt4.__file__).parent
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/forward_cases.json"))
 CONFIGS = {path.parent.name: read(f"{path.parent.name}/config.json") for path in GOLDEN.glob("*/config.json")}
 DIMS = next((config for config in CONFIGS.values() if "vit" in config), {})
-CHECKPOINTS = {"minigpt_v2": "minigpt_v2_ckpt.safetensors", "minigpt4": "minigpt4_noqf_ckpt.safetensors"}
+V2, LLAMA2 = "minigpt_v2", "minigpt4_llama2"  # what the sets d and e call their models
+
+
+def folder_of(name):
+    """Return the folder of the set with the model that its sets d and e call `name`; skip the test if it has none."""
+    for which, config in CONFIGS.items():
+        if name in (which, config["arch"], f"{config['arch']}_{config.get('llama')}"):
+            return which
+    pytest.skip(f"this set of fixtures has no model {name}")
+
+
+def checkpoint_of(name):
+    """Return the set's checkpoint for a model: with LoRA, if the model has it, or without."""
+    has_lora = "lora_r" in CONFIGS[folder_of(name)]
+    for path in sorted((GOLDEN / "model").glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+        if "llama_proj.weight" in names and any(".lora_" in each for each in names) == has_lora:
+            return path
+    pytest.skip(f"this set of fixtures has no checkpoint of {name}")
 
 
 def write_vit(folder):
     """Copy the set's ViT with its sidecar into `folder`; return its path."""
+    if not DIMS:
+        pytest.skip("this set of fixtures has no config.json with the dimensions of its ViT")
     path = folder / "eva_vit.safetensors"
     shutil.copy(GOLDEN / "model" / path.name, path)
     tensors = load_file(path)
@@ -49,16 +72,16 @@ def llm_folder(name, folder):
 
 
 def golden_config(which, folder, **changes):
-    """Return the `model` section of a folder of the set (the ViT copied into `folder`), with `changes`."""
-    config = CONFIGS[which]
+    """Return the `model` section of a folder or model of the set (the ViT copied into `folder`), with `changes`."""
+    config = CONFIGS[folder_of(which)]
     model_class = registry.get_model_class(config["arch"])
     defaults = PACKAGE / model_class.PRETRAINED_MODEL_CONFIG_DICT[config.get("model_type", "pretrain")]
     section = {
         "arch": config["arch"],
         "vit_ckpt": str(write_vit(folder)),
-        "llama_model": str(llm_folder(config.get("llama", "llama"), folder)),
-        "ckpt": str(GOLDEN / "model" / CHECKPOINTS[config["arch"]]),
         "image_size": config.get("image_size", DIMS["image_size"]),
+        "llama_model": str(llm_folder(config.get("llama", "llama"), folder)),
+        "ckpt": str(checkpoint_of(which)),
         "vit_precision": "fp32",
         "llm_precision": "fp32",
         "check_llm": False,  # random weights
@@ -69,7 +92,7 @@ def golden_config(which, folder, **changes):
 
 
 def golden_model(which, folder, **changes):
-    """Return the model of a folder of the set in float32 on the CPU."""
+    """Return the model of a folder or model of the set in float32 on the CPU."""
     cfg = golden_config(which, folder, **changes)
     return registry.get_model_class(cfg.arch).from_config(cfg, device="cpu")
 

@@ -15,9 +15,9 @@ from minigpt4.evaluation.run import open_benchmarks
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.datasets.instruction_files import write_all
 from tests.evaluation.benchmarks import official
-from tests.golden_v2.made_up_data import read
+from tests.golden_v2 import read
 
-CONFIGS = (read("j_configs/merged.json") or {"configs": {}})["configs"]
+CONFIGS = read("j_configs/merged.json", {"configs": {}})["configs"]
 pytestmark = pytest.mark.skipif(not CONFIGS, reason="this set of fixtures has no j_configs")
 TRAINING = [name for name in CONFIGS if name.startswith("train_configs/")]
 

@@ -15,13 +15,14 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.metrics.vqa import normalise_answer, normalise_punctuation
 from minigpt4.evaluation.run import OpenBenchmark, make_benchmark, run_benchmarks
-from tests.golden_v2.made_up_data import read, write_json
+from tests.golden_v2 import needs, read
+from tests.golden_v2.made_up_data import write_json
 
-EVAL_REF = read("h_evaluation/eval_ref.json") or {"runs": {}}
-EVAL_VQA = read("h_evaluation/eval_vqa.json") or {}
-IOU = read("h_evaluation/iou.json") or {"cases": []}
-BOXES = read("h_evaluation/box_acceptance.json") or {"cases": []}
-VQA_METRIC = read("h_evaluation/vqa_metric.json") or {"normalisation": [], "accuracy": []}
+EVAL_REF = read("h_evaluation/eval_ref.json", {"runs": {}})
+EVAL_VQA = read("h_evaluation/eval_vqa.json", {})
+IOU = read("h_evaluation/iou.json", {"cases": []})
+BOXES = read("h_evaluation/box_acceptance.json", {"cases": []})
+VQA_METRIC = read("h_evaluation/vqa_metric.json", {"normalisation": [], "accuracy": []})
 PROMPTS = {"okvqa": "minigpt_v2_vqa", "gqa": "minigpt_v2_vqa", "vizwiz": "minigpt_v2_vizwiz"}  # others by default
 SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
 
@@ -109,6 +110,7 @@ def test_eval_ref(name, tmp_path):
     assert run["first_call"]["texts"][0] == f"<s>[INST] <Img><ImageHere></Img> {first} [/INST]"
 
 
+@needs("h_evaluation/eval_ref.json")
 def test_only_what_begins_with_no_box_is_asked_again_and_in_its_own_words():
     benchmark = make_benchmark("refcoco", {"eval_file_path": "", "img_path": "", "resample": 5})
     answers = EVAL_REF["canned_answers"]

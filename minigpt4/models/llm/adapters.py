@@ -5,6 +5,7 @@ adapter's name, `default`, before `.weight`, and `.base_layer` before that of th
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -43,11 +44,22 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
         )
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none")
     config._register_custom_module(dict.fromkeys(quantization.OWN_LAYERS, Linear))  # peft knows those of libraries
-    inject_adapter_in_model(config, llm)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # of ours, which it then takes
+        inject_adapter_in_model(config, llm)
+    for layer in _layers(llm):
+        layer.lora_dropout = nn.ModuleDict({name: _Dropout(part.p) for name, part in layer.lora_dropout.items()})
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+class _Dropout(nn.Dropout):
+    """Keeps a byte a number for backward on any device; that of torch, on a CPU, a number in the input's type."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 
 def train(llm: nn.Module, mode: bool) -> None:
