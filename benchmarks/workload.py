@@ -108,8 +108,7 @@ def meta_model_v2(kind: str = "none", checkpointing: bool = False) -> MiniGPTv2:
     with TemporaryDirectory() as folder:
         files = {key: model_config("7b", folder)[key] for key in ("vit_ckpt", "llama_model")}
         cfg = OmegaConf.merge(OmegaConf.structured(MiniGPTv2.Config), files)
-        cfg.llm_quantization, cfg.llm_checkpointing = kind, checkpointing
-        cfg.max_txt_len = V2_TOKENS
+        cfg.llm_quantization, cfg.llm_checkpointing, cfg.max_txt_len = kind, checkpointing, V2_TOKENS
         model = MiniGPTv2.skeleton(cfg, torch.float16).train()
     model.llama_tokenizer = memory.tokenizer_of_characters()
     return model

@@ -1,5 +1,6 @@
 """LoRA: gradients of every path are transformers' own, its names are all read, merged and unmerged answer alike."""
 
+import gc
 import logging
 import warnings
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from minigpt4.conversation.sample_answers import answer_samples
 from minigpt4.models import MiniGPTv2, memory
 from minigpt4.models.llm import adapters
+from minigpt4.text.rows import IMAGE_ID
 from tests.golden_v2.model import CONFIGS, V2, checkpoint_of, folder_of, golden_config, golden_model
 from tests.training import found_by_two_ranks
 
@@ -210,35 +212,45 @@ def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
     counted = memory.count(MiniGPTv2, golden_config(V2, tmp_path, **settings), torch.device("cpu"), 3)
     model = golden_model(V2, tmp_path, **settings).train()
     model.llama_tokenizer = memory.tokenizer_of_characters()
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    samples = {"image": torch.randn(3, 3, model.image_size, model.image_size), "text_input": ["a" * 40] * 3}
     model.choose_backend()
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = (storage, -(-storage.nbytes() // memory.ROUNDING) * memory.ROUNDING)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    before, saved = alive(), {}
+    samples = {"image": torch.randn(3, 3, model.image_size, model.image_size), "text_input": ["a" * 40] * 3}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda each: saved.update(storage_of(each)) or each, lambda each: each
+    ):
         loss = model(samples)["loss"]
-    # beside: moments and a step's number of each parameter that trains, the images
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    others = [size for each in trained for size in (each.nbytes, each.nbytes, 4)] + [samples["image"].nbytes]
-    others = sum(-(-size // memory.ROUNDING) * memory.ROUNDING for size in others)
-    measured = sum(size for _, size in saved.values()) + others
+    # what autograd saved, what Python holds beside, and the moments and number of steps of what trains
+    found = saved | alive()
+    sizes = [storage.nbytes() for place, storage in found.items() if place not in before]
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
+        sizes += [parameter.nbytes, parameter.nbytes, 4]
+    measured = sum(-(-size // memory.ROUNDING) * memory.ROUNDING for size in sizes)
     print(f"kept for backward, beside weights: {measured:,} bytes, counted {counted.held - counted.weights:,}")
     assert measured == pytest.approx(counted.held - counted.weights, rel=0.02)
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("limit", [0, 5, 8])
-def test_samples_whose_prompt_is_cut_within_an_image_are_answered(model, limit):
-    """Of text and two images of four vectors: the prompt ends before, within and behind them."""
-    model.max_context_len = max(1, limit)
-    answers = answer_samples(model, batch(model), 3)
-    assert len(answers) == 4 and all(isinstance(text, str) for _, text in answers)
+def storage_of(tensor):
+    """Return {place: storage} of a tensor."""
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage()}
+
+
+def alive():
+    """Return {place: storage} of all tensors that Python holds."""
+    found = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu":
+            found |= storage_of(each)
+    return found
+
+
+@pytest.mark.parametrize("within", [0, 2, 4])
+def test_samples_whose_prompt_is_cut_before_within_or_behind_an_image_are_answered(model, within):
+    samples = batch(model)
+    model.max_context_len = model.rows(samples)[0].ids.index(IMAGE_ID) - len(model.encoder.bos) + within
+    assert model.rows(samples)[0].ids[: model.rows(samples)[0].num_prompt].count(IMAGE_ID) == within
+    answers = answer_samples(model, samples, 3)
+    assert [prompt.count("[image]") for prompt, _ in answers] == [bool(within), bool(within), 0, bool(within)]
 
 
 TWO_RANKS = """
