@@ -32,11 +32,13 @@ def _read_phrase(state: StateInline, silent: bool) -> bool:
 def _write_phrase(_: RendererProtocol, tokens: list[Token], index: int, __: object, env: dict) -> str:
     """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
     match = tokens[index].meta["match"]
-    phrase, (start, end) = phrase_of(match), match.span(name_group(match))
-    before, after = escape(match.string[match.start() : start]), escape(match.string[end : match.end()])
-    name = escape(match.string[start:end])
-    style = f' class="phrase" style="background: {env["colours"][phrase.name]}"' if phrase.boxes else ""
-    return f'<span class="raw">{before}</span><span{style}>{name}</span><span class="raw">{after}</span>'
+    phrase, group = phrase_of(match), name_group(match)
+    before, after = match.string[match.start() : match.start(group)], match.string[match.end(group) : match.end()]
+    # no colour for words without boxes, nor for those that Markdown has changed (`\|` in a table)
+    colour = env["colours"].get(phrase.name) if phrase.boxes else None
+    style = f' class="phrase" style="background: {colour}"' if colour else ""
+    hidden = '<span class="raw">{}</span>'.format
+    return f"{hidden(escape(before))}<span{style}>{escape(match[group])}</span>{hidden(escape(after))}"
 
 
 _MARKDOWN.inline.ruler.after("text", "phrase", _read_phrase)

@@ -57,4 +57,3 @@ def teach(model, answers, steps=40):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(loss.item())

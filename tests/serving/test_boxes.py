@@ -107,6 +107,12 @@ def test_words_are_coloured_and_the_whole_answer_can_be_copied():
     assert copied == f"Look: {GROUNDED}, <p>no box</p>, <p>code</p> {{<1><2><3><4>}}"
 
 
+def test_words_that_markdown_changes_are_words():
+    text = "|a|b|\n|-|-|\n|<p>x\\|y</p> {<1><2><3><4>}|z|"
+    assert "<span>x|y</span>" in as_markdown(text, True)
+    assert "<span>\ufffd</span>" in as_markdown("<p>\0</p> {<1><2><3><4>}", True)
+
+
 BOX_PIECES = [*PIECES, "<p>", "</p>", " {<1><2><3><4>}", "<delim>", "{<9>", "<-7>", "{<200><0><-3><5>}"]
 
 

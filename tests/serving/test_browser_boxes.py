@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.serving.server import Server
-from tests.serving.small_v2 import write_small_v2
+from tests.serving.small_v2 import GROUNDED, write_small_v2
 from tests.serving.test_browser import chromium, images, visit  # noqa: F401
 from tests.small_release import SmallRelease
 
@@ -78,13 +78,15 @@ def test_boxes_in_questions_and_answers(visit, images):  # noqa: F811
         "all => all.map(one => getComputedStyle(one).backgroundColor)"
     )
     assert colours == ["rgb(198, 40, 40)", "rgb(21, 101, 192)"]
+    press(person, "Copy conversation")  # what the model wrote, identifiers included
+    person.wait_for(lambda: GROUNDED in person.page.evaluate("navigator.clipboard.readText()"))
     # a second turn about the same image
     press(person, "refer")
     person.wait_for(lambda: person.box.input_value() == "[refer] ")
     person.ask("[refer] stars")
     person.wait_for(lambda: pictures(person, "bot") == [640, 640])
     assert person.wait()[3] == "{<50><20><60><30>}"
-    # a question with a box that is drawn; what is copied are the model's own words
+    # a question with a box that is drawn
     press(person, "Clear")
     person.wait_for(lambda: not person.dialogue())
     person.give(images[0])
