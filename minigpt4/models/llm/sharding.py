@@ -93,8 +93,10 @@ def share_bytes(llm: nn.Module, num_shards: int) -> int:
 
 def gathered_bytes(llm: nn.Module) -> int:
     """Return the bytes that a step holds beside the shares, at most: PARTS_AT_ONCE of the largest part."""
-    sizes = [sum(parameter.nbytes for parameter in part.parameters()) for part in parts(llm)[:-1]]
-    return PARTS_AT_ONCE * max(sizes)
+    largest = 0
+    for part in parts(llm)[:-1]:
+        largest = max(largest, sum(parameter.nbytes for parameter in part.parameters()))
+    return PARTS_AT_ONCE * largest
 
 
 @contextmanager
@@ -107,9 +109,10 @@ def in_turns(llm: nn.Module) -> Iterator[None]:
     if not is_sharded(llm):
         yield
         return
-    embedding, *others, whole = parts(llm)
+    embedding, *others = parts(llm)[:-1]
     # what a call gathers, in that order: of nothing, of the embedding, of the LLM
-    calls, device = ([], [embedding], [whole, *others]), embedding.weight.device
+    calls = ([], [embedding], [llm, *others])
+    device = embedding.weight.device
 
     def await_turn(wish: int, *_: Any) -> None:
         """Lend until all ranks that want a call want the same as this one; `wish`: an index of `calls`."""
@@ -119,7 +122,7 @@ def in_turns(llm: nn.Module) -> Iterator[None]:
                 part.reshard()
 
     hooks = []
-    for wish, module in enumerate((embedding, whole), start=1):
+    for wish, module in enumerate((embedding, llm), start=1):
         hooks.append(module.register_forward_pre_hook(partial(await_turn, wish), prepend=True))
     try:
         yield
