@@ -20,8 +20,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     frozen = {}
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "to_local"):  # torch's DTensor
-            part, rest = name.split(".", 1)
-            name = f"{part} (1 of {parameter.device_mesh.size()} shares).{rest}"
+            name = name.replace(".", f" (1 of {parameter.device_mesh.size()} shares).", 1)
             parameter = parameter.to_local()
         if not parameter.requires_grad:
             frozen[name] = parameter

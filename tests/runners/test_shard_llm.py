@@ -13,6 +13,7 @@ import torch
 
 from minigpt4 import train
 from minigpt4.common.config import ConfigError
+from minigpt4.models import MiniGPT4
 from minigpt4.tasks import BaseTask
 from tests.quickstart.conftest import cache  # noqa: F401 (a fixture)
 from tests.training import ROOT
@@ -24,7 +25,7 @@ SHORT = {
     "run.batch_size_eval": 2,
     "run.save_every_iters": 2,
     "run.log_freq": 1,
-    "run.max_tokens_per_batch": 60,  # parts, whose number is not the same on both ranks
+    "run.max_tokens_per_batch": 1,  # see `be_rank`
     "run.valid_splits": "[val]",
     "run.read_ahead": False,
 }
@@ -38,23 +39,30 @@ def command_line(root, output, **settings):
 
 
 def be_rank(rank, port, said, arguments, killed_at):
-    """train.py in a process of torchrun's, which at the beginning of step `killed_at` is killed."""
+    """train.py in a process of torchrun's, which at the beginning of step `killed_at` is killed.
+
+    A batch of rank 1 goes sample by sample, one of rank 0 as it is; how many passes each makes is said at the end.
+    """
     sys.stdout = sys.stderr = open(f"{said}_{rank}.txt", "w", buffering=1)  # noqa: SIM115
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
-    usual = BaseTask.loss_and_targets
+    usual, split, passes = BaseTask.loss_and_targets, MiniGPT4.split, []
 
     def loss_and_targets(self, model, samples):
+        passes.append(samples["iters"])
         if samples["iters"] == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return usual(self, model, samples)
 
     BaseTask.loss_and_targets = loss_and_targets
-    sys.exit(train.train(train.parse_args(arguments)))
+    MiniGPT4.split = lambda self, samples, limit: split(self, samples, limit if rank else 1000)
+    code = train.train(train.parse_args(arguments))
+    print("passes", passes)
+    sys.exit(code)
 
 
 def two_ranks(said, arguments, killed_at=None):
-    """Return (exit codes, what rank 0 said) of two ranks."""
+    """Return (exit codes, what each rank said) of two ranks."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     fork = partial(multiprocessing.get_context("fork").Process, target=be_rank, daemon=True)
@@ -63,7 +71,8 @@ def two_ranks(said, arguments, killed_at=None):
         process.start()
     for process in ranks:
         process.join(900)
-    return [process.exitcode for process in ranks], said.with_name(f"{said.name}_0.txt").read_text()
+    texts = [said.with_name(f"{said.name}_{rank}.txt").read_text() for rank in range(2)]
+    return [process.exitcode for process in ranks], texts
 
 
 def result(output):
@@ -79,12 +88,14 @@ def result(output):
 def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # noqa: F811
     codes, said = two_ranks(tmp_path / "whole", command_line(cache, tmp_path / "whole"))
     assert codes == [0, 0], said
+    assert "passes [0, 1, 2, 3]" in said[0] and "passes [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]" in said[1]
     shared = {"run.output_dir": tmp_path / "shared", "run.shard_llm": True, "run.resume_ckpt_path": "auto"}
     codes, said = two_ranks(tmp_path / "killed", command_line(cache, tmp_path / "shared", **shared), killed_at=3)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL], said
     codes, said = two_ranks(tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared))
     assert codes == [0, 0], said
-    assert "samples.html: not written" in said and "frozen weights are not" not in said
+    assert all("passes [2, 2, 2, 3, 3, 3]" in text for text in said)  # rank 0 lends its shares in two of three
+    assert "samples.html: not written" in said[0] and "frozen weights are not" not in said[0]
     (expected, losses, held_out), (found, my_losses, mine) = result(tmp_path / "whole"), result(tmp_path / "shared")
     assert found.keys() == expected.keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -185,7 +185,7 @@ def load_llm(
     options = {**LOCAL, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= attention_options(device)
     # where the weights lie, and what packs them
-    if kind != "none" and device.type == "cuda":
+    if kind != "none" and device.type == "cuda" and not shard:
         device = torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
     quantization.check_device(kind, device)
     if kind == "nf4":

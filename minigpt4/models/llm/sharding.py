@@ -93,11 +93,10 @@ def share_bytes(llm: nn.Module, num_shards: int) -> int:
 
 def gathered_bytes(llm: nn.Module) -> int:
     """Return the bytes that a step holds beside the shares, at most: PARTS_AT_ONCE of the largest part."""
-    return PARTS_AT_ONCE * max(map(_num_bytes, parts(llm)[:-1]))
-
-
-def _num_bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+    largest = 0
+    for part in parts(llm)[:-1]:
+        largest = max(largest, sum(parameter.nbytes for parameter in part.parameters()))
+    return PARTS_AT_ONCE * largest
 
 
 @contextmanager
@@ -110,10 +109,10 @@ def in_turns(llm: nn.Module) -> Iterator[None]:
     if not is_sharded(llm):
         yield
         return
-    all_parts = parts(llm)
-    embedding, whole = all_parts[0], all_parts[-1]
+    embedding, *others = parts(llm)[:-1]
     # what a call gathers, in that order: of nothing, of the embedding, of the LLM
-    calls, device = ([], [embedding], [whole, *all_parts[1:-1]]), embedding.weight.device
+    calls = ([], [embedding], [llm, *others])
+    device = embedding.weight.device
 
     def await_turn(wish: int, *_: Any) -> None:
         """Lend until all ranks that want a call want the same as this one; `wish`: an index of `calls`."""
@@ -123,7 +122,7 @@ def in_turns(llm: nn.Module) -> Iterator[None]:
                 part.reshard()
 
     hooks = []
-    for wish, module in enumerate((embedding, whole), start=1):
+    for wish, module in enumerate((embedding, llm), start=1):
         hooks.append(module.register_forward_pre_hook(partial(await_turn, wish), prepend=True))
     try:
         yield
