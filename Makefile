@@ -6,10 +6,11 @@ READY  := $(VENV)/.ready
 REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
 
-.PHONY: help quickstart demo test test-fast latest oldest object-stores survival lmms-eval vlmevalkit check clean
+.PHONY: help quickstart quickstart-v2 demo test test-fast latest oldest object-stores survival lmms-eval vlmevalkit check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
+	@echo "make quickstart-v2   a small MiniGPT-v2: boxes, names of what is in them, questions; its figures beside controls"
 	@echo "make demo         after quickstart: chat about images in the browser"
 	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
@@ -30,6 +31,9 @@ $(READY): $(REQUIREMENTS) pyproject.toml
 
 quickstart: $(READY)
 	$(BIN)/python -m minigpt4.quickstart
+
+quickstart-v2: $(READY)
+	$(BIN)/python -m minigpt4.quickstart.v2
 
 demo: $(READY)
 	@test -f $(TRAINED) || { echo "no $(TRAINED): run make quickstart first"; exit 1; }

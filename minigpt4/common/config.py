@@ -132,10 +132,10 @@ class Config:
         cls = self._class("benchmark", registered, where)
         if cls is None or not self.report.is_clean(where):
             return None
-        sections = self.config.setdefault(BENCHMARKS, {})
-        sections[name] = self._typed(user | {"benchmark": registered}, cls.Config, where)
-        check_values(sections[name], where, self.report)
-        return sections[name]
+        self.config.setdefault(BENCHMARKS, {})  # what it returns at first is no part of the configuration
+        self.config[BENCHMARKS][name] = self._typed(user | {"benchmark": registered}, cls.Config, where)
+        check_values(self.config[BENCHMARKS][name], where, self.report)
+        return self.config[BENCHMARKS][name]
 
     def _preflight(self, for_training: bool) -> None:
         """Let the classes of sections without problems look for files, shards and devices."""

@@ -65,7 +65,7 @@ def write_data(folder: Path) -> Path:
         write_shards(scratch / "cc_sbu", first, second, language.fact_caption, progress)
         write_alignment_set(scratch / "cc_sbu_align", NUM_SAMPLES["cc_sbu_align"], progress)
 
-    return _written(folder, write, sum(NUM_SAMPLES.values()))
+    return written(folder, write, sum(NUM_SAMPLES.values()))
 
 
 def write_validation(folder: Path) -> Path:
@@ -75,10 +75,10 @@ def write_validation(folder: Path) -> Path:
         write_shards(scratch / "laion", 0, NUM_VALIDATION, language.list_caption, progress, world.VALIDATION)
         write_alignment_set(scratch / "cc_sbu_align", NUM_VALIDATION, progress, world.VALIDATION)
 
-    return _written(folder, write, 2 * NUM_VALIDATION)
+    return written(folder, write, 2 * NUM_VALIDATION)
 
 
-def _written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) -> Path:
+def written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) -> Path:
     """`folder`, filled by `write` if absent; it appears in one rename, complete."""
     if folder.is_dir():
         return folder

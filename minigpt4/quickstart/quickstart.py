@@ -100,27 +100,9 @@ class Quickstart:
         options += ["run.valid_splits=[val]", *VALIDATION[stage], *self.args.options]
         if start_from:
             options.append(f"model.ckpt={start_from}")
-        done = folder / "finished.json"
-        fingerprint = self._fingerprint(stage, options)
-        if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
-            print(f"{stage}: {state['checkpoint']} is there; remove {done} to train again")
-            return Path(state["checkpoint"])
-        from minigpt4.runners.run_folder import checkpoints
-
-        command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", STAGES[stage], "--options", *options]
-        print(" ".join(command), flush=True)
-        if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
-            raise SystemExit(f"quickstart: {stage} failed, see above")
-        newest = max(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-        (checkpoint, *_) = checkpoints(newest.parent)
-        done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
-        return checkpoint
-
-    def _fingerprint(self, stage: str, options: list[str]) -> str:
         from minigpt4.quickstart.prepare import DATA_VERSION
 
-        files = Path(find_path(STAGES[stage])).read_bytes() + WEIGHTS.read_bytes()
-        return hashlib.sha256(files + repr((DATA_VERSION, options)).encode()).hexdigest()
+        return train_once(STAGES[stage], folder, options, WEIGHTS.read_bytes() + repr(DATA_VERSION).encode())
 
     # evaluation
 
@@ -182,6 +164,29 @@ Next:
   train with your own    docs/embedded.md, "Your own images"
   train the real model   README.md, "Train the real model\""""
         )
+
+
+def train_once(cfg_path: str, folder: Path, options: list[str], depends_on: bytes) -> Path:
+    """Return the last checkpoint of a training into `folder`; made unless one of the same settings is there.
+
+    `depends_on`: what the training depends on beside its file and options. Raises SystemExit if it fails.
+    """
+    from minigpt4.runners.run_folder import checkpoints
+
+    done = folder / "finished.json"
+    settings = Path(find_path(cfg_path)).read_bytes() + depends_on + repr(options).encode()
+    fingerprint = hashlib.sha256(settings).hexdigest()
+    if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
+        print(f"{folder.name}: {state['checkpoint']} is there; remove {done} to train again")
+        return Path(state["checkpoint"])
+    command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", cfg_path, "--options", *options]
+    print(" ".join(command), flush=True)
+    if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
+        raise SystemExit(f"quickstart: {folder.name} failed, see above")
+    newest = max(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    (checkpoint, *_) = checkpoints(newest.parent)
+    done.write_text(json.dumps({"fingerprint": fingerprint, "checkpoint": str(checkpoint)}))
+    return checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -104,6 +104,16 @@ def draw(
     return scene, image, object_map
 
 
+def boxes(scene: Scene, object_map: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Return (left, top, width, height) in pixels of each object of a scene that was drawn with that object map."""
+    found = []
+    for number in range(1, len(scene.objects) + 1):
+        ys, xs = np.nonzero(object_map == number)
+        left, top = int(xs.min()), int(ys.min())
+        found.append((left, top, int(xs.max()) + 1 - left, int(ys.max()) + 1 - top))
+    return found
+
+
 def _shade(rgb, rng, spread: int = 12) -> tuple[int, int, int]:
     """`rgb` with each channel moved by up to `spread`."""
     return tuple(int(v) for v in np.clip(np.array(rgb) + rng.integers(-spread, spread + 1, 3), 0, 255))

@@ -40,6 +40,16 @@ def problems_of(read, *arguments, **settings):
     return [str(problem) for problem in caught.value.problems]
 
 
+def test_every_section_of_a_benchmark_may_refer_to_others(read):
+    """The first one, too, for which the section that holds them is made."""
+    sections = "".join(
+        f"  {name}: {{eval_file_path: '${{env.cache_root}}/{name}', img_path: a}}\n" for name in ("gqa", "pope")
+    )
+    cfg = read(f"evaluation_datasets:\n{sections}", "env.cache_root=/cache")
+    assert [cfg.benchmark_cfg(name).eval_file_path for name in ("gqa", "pope")] == ["/cache/gqa", "/cache/pope"]
+    assert set(cfg.to_dict()["evaluation_datasets"]) == {"gqa", "pope"} and not cfg.report.problems
+
+
 # problems
 
 

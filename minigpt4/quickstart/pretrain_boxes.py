@@ -1,0 +1,159 @@
+"""Teaches the quickstart's small EVA ViT where objects are: the encoder of the small MiniGPT-v2.
+
+    python -m minigpt4.quickstart.pretrain_boxes [--steps N] [--output FOLDER]
+
+It starts from the committed ViT and reads it as MiniGPT-v2 does: without a Q-Former, four neighbouring patches merged
+to a vector. Each vector learns of the object that covers most of its strip of the image what it is and its box, digit
+by digit, and of the whole image the background and the number of objects; linear heads, which are dropped at the end,
+see to it that a linear `llama_proj` can read it. No text and no LLM is involved. Written: `eva_vit_boxes.safetensors`,
+its dimensions beside it, and manifest_boxes.json with what the vectors know of images that no training shows.
+"""
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm import trange
+
+from minigpt4.common.utils import file_sha256
+from minigpt4.models.vision.merging import NUM_MERGED, merge_patches
+from minigpt4.quickstart import world
+from minigpt4.quickstart.pretrain_vision import NOTHING, normalise
+from minigpt4.quickstart.vision import VOCABULARY, Vision
+
+WEIGHTS = Path(__file__).parent / "weights"
+OBJECT_KINDS = ("shape", "colour", "size", "cell")
+CORNERS = ("left", "top", "right", "bottom")
+# What a vector learns to say, and how many answers there are. A corner is said as it is written: tens, then units.
+LABELS = {"object": 2, "background": len(world.BACKGROUNDS), "count": world.MAX_OBJECTS}
+LABELS |= {kind: len(VOCABULARY[kind]) for kind in OBJECT_KINDS}
+LABELS |= {f"{corner} tens": 11 for corner in CORNERS} | {f"{corner} units": 10 for corner in CORNERS}
+MIN_COVER = 0.05  # of a strip, by its object
+CHECK_EVERY = 100  # steps
+
+
+def strip_labels(scene: world.Scene, object_map: np.ndarray, patch_size: int) -> np.ndarray:
+    """Return the labels [V, len(LABELS)] of an image's V vectors, NOTHING where there is none."""
+    size, width = object_map.shape[0], NUM_MERGED * patch_size
+    strips = object_map.reshape(size // patch_size, patch_size, size // width, width).swapaxes(1, 2)
+    strips = strips.reshape(-1, patch_size * width)
+    count = len(scene.objects)
+    cover = np.stack([(strips == number).mean(1) for number in range(1, count + 1)], 1)
+    number = np.where(cover.max(1) > MIN_COVER, cover.argmax(1) + 1, 0)
+    whole = [world.BACKGROUNDS.index(scene.background), count - 1 if count <= world.MAX_OBJECTS else NOTHING]
+    rows = [[0, *whole] + [NOTHING] * (len(LABELS) - 3)]
+    for item, (left, top, box_width, box_height) in zip(scene.objects, world.boxes(scene, object_map), strict=True):
+        corners = [int(100 * corner / size) for corner in (left, top, left + box_width, top + box_height)]
+        kinds = [VOCABULARY[kind].index(getattr(item, kind)) for kind in OBJECT_KINDS]
+        rows.append([1, *whole, *kinds, *(c // 10 for c in corners), *(c % 10 for c in corners)])
+    return np.array(rows)[number]
+
+
+def batch(split: str, first: int, count: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images uint8 [B, S, S, 3] and labels [B, V, len(LABELS)]; of a training split every second is crowded."""
+    images, labels = [], []
+    for index in range(first, first + count):
+        is_crowded = split == "pretrain" and index % 2
+        numbers = (world.MAX_OBJECTS + 1, 7) if is_crowded else (1, world.MAX_OBJECTS)
+        scene, image, object_map = world.draw(split, index, numbers)
+        images.append(image)
+        labels.append(strip_labels(scene, object_map, patch_size))
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
+
+
+class Strips(nn.Module):
+    """The ViT as MiniGPT-v2 reads it, with a linear head for each label."""
+
+    def __init__(self, vit: nn.Module, width: int):
+        super().__init__()
+        self.vit, self.width = vit, width
+        self.heads = nn.Linear(NUM_MERGED * width, sum(LABELS.values()))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits [B, V, answers] of each label for normalised images [B, 3, S, S]."""
+        tokens = F.layer_norm(self.vit(image).float(), (self.width,))  # MiniGPT-v2's ln_vision has no weights
+        return self.heads(merge_patches(tokens)).split(list(LABELS.values()), -1)
+
+    def loss(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the labels' mean cross entropies."""
+        pairs = zip(self(image), labels.unbind(-1), strict=True)
+        return sum(F.cross_entropy(logits.flatten(0, 1).float(), label.flatten()) for logits, label in pairs)
+
+
+@torch.no_grad()
+def accuracy(model: Strips, split: str, count: int, patch_size: int) -> dict[str, float]:
+    """Return the share of right answers by label, over the vectors that have one."""
+    image, labels = batch(split, 0, count, patch_size)
+    parts = [model(normalise(part, "cpu")) for part in image.split(64)]
+    guesses = torch.cat([torch.stack([x.argmax(-1) for x in part], -1) for part in parts])
+    asked = [(name, labels[..., i] != NOTHING, i) for i, name in enumerate(LABELS)]
+    right = guesses == labels
+    return {name: round(right[..., i][mask].float().mean().item(), 4) for name, mask, i in asked}
+
+
+def train(model: Strips, args: argparse.Namespace, patch_size: int) -> Iterator[int]:
+    """Train with a warm-up and half a cosine; yield the number of steps made."""
+    # the heads begin with nothing, the ViT with weights that know most of it
+    groups = [{"params": list(part.parameters())} for part in (model.vit, model.heads)]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, args.steps // 20)
+    progress = trange(args.steps, unit="step", mininterval=10)
+    for step in progress:
+        done = max(0, step - warmup) / max(1, args.steps - warmup)
+        rate = args.lr * min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        for group, times in zip(optimizer.param_groups, (1, 4), strict=True):
+            group["lr"] = rate * times
+        image, labels = batch("pretrain", args.first + step * args.batch_size, args.batch_size, patch_size)
+        loss = model.loss(normalise(image, "cpu"), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress.set_postfix(loss=f"{loss.item():.2f}")
+        yield step + 1
+
+
+def export(model: Strips, args: argparse.Namespace, steps: int, patch_size: int) -> dict:
+    """Write weights, dimensions and manifest; return the manifest."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "eva_vit_boxes.safetensors"
+    save_file({name: tensor.half().contiguous() for name, tensor in model.vit.state_dict().items()}, path)
+    shutil.copyfile(WEIGHTS / "eva_vit.json", path.with_suffix(".json"))
+    known = {split: accuracy(model, split, args.images, patch_size) for split in world.EVAL_SPLITS}
+    recipe = {"steps": steps, "batch_size": args.batch_size, "lr": args.lr, "world": world.VERSION}
+    manifest = {"sha256": {path.name: file_sha256(path)}, "recipe": recipe, "accuracy": known}
+    (args.output / "manifest_boxes.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def main() -> None:
+    """Train, export, print the manifest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/pretrain_boxes"))
+    parser.add_argument("--start", type=Path, default=WEIGHTS / "eva_vit.safetensors", help="the ViT to start from")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="number of the first image")
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--images", type=int, default=512, help="to measure with")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    vision = Vision.small()
+    vit, config = vision.visual_encoder, vision.vit_config
+    config.load(vit, args.start, "--start")
+    model = Strips(vit.float(), config.width)
+    for steps in train(model, args, config.patch_size):
+        if steps % CHECK_EVERY == 0 or steps == args.steps:
+            print(json.dumps(export(model, args, steps, config.patch_size), indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
