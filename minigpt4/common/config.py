@@ -205,11 +205,13 @@ class Config:
         return self._typed(overlaid(shipped.get("model") or {}, user), cls.Config, "model")
 
     def _image_settings(self) -> dict[str, Any]:
-        """Return the images that the model takes; set `model.image_size` to the tower's if unset."""
+        """Return the images that the model takes; let its class fill in what the section leaves to its files."""
         if not (self.report.is_clean("env") and self.report.is_clean("model")):
             return {}
         try:
-            image_format = registry.get("model", self.model_cfg.arch).image_format(self.model_cfg)
+            model = registry.get("model", self.model_cfg.arch)
+            image_format = model.image_format(self.model_cfg)
+            model.settle(self.model_cfg)
         except OmegaConfBaseException:  # check_values says which value leads nowhere
             return {}
         except (ValueError, OSError) as error:
@@ -217,8 +219,6 @@ class Config:
             return {}
         if image_format is None:
             return {}
-        if self.model_cfg.get("image_size", 0) is None:
-            self.model_cfg.image_size = image_format.size
         mean, std = list(image_format.mean), list(image_format.std)
         return {"image_size": image_format.size, "mean": mean, "std": std}
 

@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,10 +37,13 @@ class LRSchedule:
         raise NotImplementedError
 
     def step(self, cur_epoch: int, cur_step: int) -> float:
-        """Set the lr of all parameter groups to that of the step to be made, and return it."""
+        """Set the lr of all parameter groups to that of the step to be made, and return it.
+
+        Groups of a part with its own rate in `run.lr` have a multiple, "lr_scale", of it.
+        """
         lr = self.lr(cur_epoch, cur_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1)
         return lr
 
     def _warmup(self, epoch: int, step: int) -> float:
@@ -80,24 +84,47 @@ class LinearWarmupStepLRScheduler(LRSchedule):
         return max(self.min_lr, self.init_lr * self.decay_rate**epoch)
 
 
-def weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's two groups of trainable parameters: decayed, then not decayed.
+def weight_decay_groups(model: torch.nn.Module, weight_decay: float, names: Iterable[str] | None = None) -> list[dict]:
+    """Return AdamW's two groups of trainable parameters, of those `names` alone if given: decayed, then not decayed.
 
     Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups
     are there even if empty, so that all checkpoints have one form. Source: 2023 release.
     """
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (names is None or name in names):
             is_exempt = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
             (no_decay if is_exempt else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
+def rates(run_cfg: Any) -> dict[str, float]:
+    """Return {part: its peak learning rate}: `run.lr`, and `init_lr` for parts that it leaves out."""
+    own = run_cfg.get("lr") or {}
+    return {part: run_cfg.init_lr if rate is None else rate for part, rate in own.items()}
+
+
+def part_groups(model: torch.nn.Module, run_cfg: DictConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups: the two of `weight_decay_groups` for each learning rate, those of `init_lr` first.
+
+    A model with a `part_of(name)` says which part of `run.lr` a parameter belongs to.
+    """
+    own, names = rates(run_cfg), {run_cfg.init_lr: set()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = model.part_of(name) if own else None
+            names.setdefault(own.get(part, run_cfg.init_lr), set()).add(name)
+    groups = []
+    for rate, chosen in names.items():
+        pair = weight_decay_groups(model, run_cfg.weight_decay, chosen)
+        groups += pair if rate == run_cfg.init_lr else [group | {"lr_scale": rate / run_cfg.init_lr} for group in pair]
+    return groups
+
+
 def build_optimizer(model: torch.nn.Module, run_cfg: DictConfig, device: torch.device) -> torch.optim.AdamW:
     """Return AdamW over the model's trainable parameters, in its fused form on CUDA."""
     return torch.optim.AdamW(
-        weight_decay_groups(model, run_cfg.weight_decay),
+        part_groups(model, run_cfg),
         lr=run_cfg.init_lr,
         betas=(0.9, run_cfg.beta2),
         eps=1e-8,

@@ -64,6 +64,12 @@ class BaseModel(nn.Module):
         """Return the pixels that a model of this section takes; None leaves it to the processors."""
         return None
 
+    @classmethod
+    def settle(cls, cfg: Any) -> None:
+        """Fill in what a section leaves to its files. Raises ValueError, OSError if those are wrong."""
+        if cfg.get("image_size", 0) is None and (image_format := cls.image_format(cfg)):
+            cfg.image_size = image_format.size
+
     def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
         """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.split")
@@ -92,6 +98,10 @@ class BaseModel(nn.Module):
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def part_of(self, name: str) -> str | None:
+        """Return which part of `run.lr` a parameter belongs to, by its name; None: `run.init_lr` is its rate."""
+        return None
 
     def identity(self) -> dict:
         """Return what the trained weights belong to, as plain values: a checkpoint carries it."""

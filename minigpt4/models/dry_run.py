@@ -22,9 +22,10 @@ class DryRun:
     @classmethod
     def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":
         """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
+        cls.settle(cfg)
         model = cls(cfg, compute_dtype)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        model.attach_language(language_model.meta_llm(cfg.llama_model, compute_dtype, kind), "meta")
+        model.attach_language(language_model.meta_llm(cfg.llama_model, model.llm_dtype, kind), "meta")
         return model
 
     @classmethod
@@ -50,6 +51,7 @@ class DryRun:
     @classmethod
     def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
         """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
+        cls.settle(cfg)
         return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg))
 
     @classmethod

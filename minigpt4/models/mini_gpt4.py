@@ -1,9 +1,10 @@
-"""MiniGPT-4: a frozen ViT, with Q-Former (2023) or with merged patches, one trained linear layer, a frozen LLM.
+"""MiniGPT-4: a ViT, with Q-Former (2023), merged patches or patches as they are, a projection, an LLM.
 
 Shapes: I images, S image size, Dv ViT width, Q vectors an image, H their width, D LLM width.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,18 +16,24 @@ from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
 from minigpt4.models import weights
-from minigpt4.models.mini_gpt4_config import MiniGPT4Config
+from minigpt4.models.mini_gpt4_config import NEW, MiniGPT4Config, bridge_of
 from minigpt4.models.minigpt_base import MiniGPTBase
-from minigpt4.models.vision import merging
+from minigpt4.models.vision import merging, towers
 from minigpt4.models.vision.eva_vit import VIT_MODELS, compile_blocks, half_linears
-from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.vision.qformer import (
+    QFormerConfig,
+    build_qformer,
+    from_release_name,
+    new_qformer,
+    to_release_name,
+)
 from minigpt4.models.vision.tower import VisionTower
 
 
 @registry.register_model("mini_gpt4")
 @registry.register_model("minigpt4")  # its name in later YAML files, VLMEvalKit's among them
 class MiniGPT4(MiniGPTBase):
-    """ViT -> ln_vision -> Q-Former, or neighbouring patches merged -> llama_proj -> LLM."""
+    """ViT -> ln_vision -> Q-Former, or patches, merged or not -> llama_proj -> LLM."""
 
     PRETRAINED_MODEL_CONFIG_DICT = {
         "pretrain_vicuna": "configs/models/minigpt4.yaml",
@@ -39,52 +46,58 @@ class MiniGPT4(MiniGPTBase):
     def __init__(self, cfg: MiniGPT4Config, compute_dtype: torch.dtype):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
-        self.image_size = cfg.image_size or tower.image_size
+        self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
+        self.tower_name, self.bridge = tower.family if towers.is_folder(cfg) else towers.name_of(cfg), bridge_of(cfg)
         self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
         self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
         self.ln_vision = LayerNorm(tower.width, device="meta")
-        if cfg.has_qformer:
+        if self.bridge == "qformer":
             self.add_qformer(cfg, tower)
         else:
             self.Qformer = self.query_tokens = None
-            self.bridge_shape = merging.num_merged(tower, self.image_size), merging.NUM_MERGED * tower.width
-        if cfg.vit_precision == "fp16" and cfg.freeze_vit:
-            half_linears(self.visual_encoder, compute_dtype)
-        if cfg.freeze_vit:
+            self.bridge_shape = merging.bridge_shape(tower, self.image_size, self.bridge)
+        if self.train_modes["vision"] == "frozen":
+            if cfg.vit_precision == "fp16":
+                half_linears(self.visual_encoder, compute_dtype)
             self.freeze("visual_encoder", "ln_vision")
 
     def add_qformer(self, cfg: MiniGPT4Config, tower: VisionTower) -> None:
         """Make the Q-Former and its queries. Raises ValueError if it is one for another tower."""
-        qformer = weights.dimensions(cached_path(cfg.q_former_model), QFormerConfig(), "model.q_former_model")
+        standard = QFormerConfig()
+        if cfg.q_former_model == NEW:
+            qformer = replace(standard, encoder_width=tower.width)
+        else:
+            qformer = weights.dimensions(cached_path(cfg.q_former_model), standard, "model.q_former_model")
         if qformer.encoder_width != tower.width:
             raise ValueError(
                 f"model.q_former_model: its Q-Former looks at {qformer.encoder_width}-wide image tokens, the "
-                f"ViT of model.vit_ckpt makes {tower.width}-wide ones; take files that belong together"
+                f"ViT of model.{tower.source} makes {tower.width}-wide ones; take files that belong together, or train "
+                f"a new one: model.q_former_model={NEW} model.train.bridge=full"
             )
         self.Qformer = build_qformer(qformer)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, qformer.hidden_size, device="meta"))
         self.bridge_shape = cfg.num_query_token, qformer.hidden_size
-        if cfg.freeze_qformer:
+        if self.train_modes["bridge"] == "frozen":
             self.freeze("Qformer", "query_tokens")
 
     @staticmethod
     def tower(cfg: MiniGPT4Config) -> VisionTower:
         """Return the vision tower of a `model` section, with the dimensions of its weight file."""
-        return weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[cfg.vit_model], "model.vit_ckpt")
+        return towers.tower_of(cfg)
 
     @classmethod
     def image_format(cls, cfg: MiniGPT4Config) -> ImageFormat | None:
-        if cfg.vit_model not in VIT_MODELS:  # reported by preflight
+        if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # reported by preflight
             return None
         tower = cls.tower(cfg)
         return ImageFormat(cfg.image_size or tower.image_size, tower.mean, tower.std)
 
     @classmethod
     def image_tokens(cls, cfg: MiniGPT4Config) -> int:
-        if cfg.has_qformer:
+        if bridge_of(cfg) == "qformer":
             return cfg.num_query_token
         tower = cls.tower(cfg)
-        return merging.num_merged(tower, cfg.image_size or tower.image_size)
+        return merging.bridge_shape(tower, cfg.image_size or tower.image_size, bridge_of(cfg))[0]
 
     @property
     def num_image_tokens(self) -> int:
@@ -93,6 +106,9 @@ class MiniGPT4(MiniGPTBase):
     @property
     def vision_width(self) -> int:
         return self.bridge_shape[1]
+
+    def vision_composition(self) -> dict[str, str]:
+        return {"vision": self.tower_name, "bridge": self.bridge}
 
     def release_name(self, name: str) -> str:
         return super().release_name(to_release_name(name))
@@ -104,8 +120,9 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
-        files = [cfg.vit_ckpt, cfg.q_former_model if cfg.has_qformer else "", cfg.ckpt]
-        return [*map(cached_path, filter(None, files)), expand_path(cfg.llama_model)]
+        reads_qformer = bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW
+        files = [cfg.q_former_model if reads_qformer else "", cfg.ckpt]
+        return [towers.weights_path(cfg), *map(cached_path, filter(None, files)), expand_path(cfg.llama_model)]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         main_print("Loading VIT")
@@ -113,33 +130,44 @@ class MiniGPT4(MiniGPTBase):
         if cfg.compile:
             compile_blocks(self.visual_encoder, device)
         main_print("Loading VIT Done")
-        if not cfg.has_qformer:
+        if self.bridge != "qformer":
             main_print("Do not use Q-Former here.")
             self.reset_ln_vision()
+            return
+        if cfg.q_former_model == NEW:
+            main_print("A new Q-Former")
+            self.reset_ln_vision()
+            self.Qformer, self.query_tokens = new_qformer(self.Qformer, self.query_tokens)
             return
         main_print("Loading Q-Former")
         self.load_qformer(cfg)
         main_print("Loading Q-Former Done")
 
     def read_files(self, cfg: MiniGPT4Config) -> None:
-        if cached_path(cfg.vit_ckpt).is_file():  # else it is to be downloaded
+        if towers.weights_path(cfg).exists():  # else it is to be downloaded
             self.load_vit(cfg)
-        if cfg.has_qformer and cached_path(cfg.q_former_model).is_file():
+        if self.bridge == "qformer" and cached_path(cfg.q_former_model).is_file():
             self.load_qformer(cfg)
         super().read_files(cfg)
 
     @startup.phase("ViT")
     def load_vit(self, cfg: MiniGPT4Config) -> None:
         """Fill the ViT from `model.vit_ckpt`. Raises CheckpointError, OSError."""
-        path = resolve_file(cfg.vit_ckpt, "model.vit_ckpt")
-        hint = f"Expected the ViT {cfg.vit_model} of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
-        self.tower(cfg).load(self.visual_encoder, path, "model.vit_ckpt", hint)
-        if cfg.freeze_vit:
-            self.vision_identity["vit_ckpt"] = weights.identity(path)
-        if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not cfg.freeze_vit):
-            reason = "it trains" if not cfg.freeze_vit else "this run does not compute in half precision"
+        tower, is_frozen = self.tower(cfg), self.train_modes["vision"] == "frozen"
+        path, where = towers.weights_path(cfg), f"model.{tower.source}"
+        hint = f"Expected {self.tower_name} of transformers"
+        if tower.source == "vit_ckpt":
+            path = resolve_file(cfg.vit_ckpt, where)
+            hint = f"Expected the ViT {self.tower_name}"
+            if self.tower_name in VIT_MODELS:
+                hint += f" of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
+        tower.load(self.visual_encoder, path, where, hint)
+        if is_frozen:
+            self.vision_identity[tower.source] = weights.identity(path)
+        if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not is_frozen):
+            reason = "this run does not compute in half precision" if is_frozen else "it trains"
             logging.info("vision encoder in float32: %s", reason)
-        if cfg.freeze_vit:
+        if is_frozen:
             logging.info("freeze vision encoder")
 
     @startup.phase("Q-Former")
@@ -156,10 +184,11 @@ class MiniGPT4(MiniGPTBase):
         found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
         weights.check_finite(found, "model.q_former_model", path)
         weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
-        if cfg.freeze_qformer:
+        is_frozen = self.train_modes["bridge"] == "frozen"
+        if is_frozen:
             self.vision_identity["q_former_model"] = weights.identity(path)
         logging.info("load checkpoint from %s", path)
-        if cfg.freeze_qformer:
+        if is_frozen:
             logging.info("freeze Qformer")
 
     def reset_ln_vision(self) -> None:
@@ -182,9 +211,9 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [I, 1 + patches, Dv]
+            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [I, prefix + patches, Dv]
             if self.Qformer is None:
-                return self.llama_proj(merging.merge_patches(image_embeds))  # [I, Q, D]
+                return self.llama_proj(merging.join_patches(image_embeds, self.num_prefix, self.bridge))  # [I, Q, D]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
             return self.llama_proj(queries)  # [I, Q, D]
 

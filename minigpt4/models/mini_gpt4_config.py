@@ -1,16 +1,21 @@
 """The section `model` of a configuration: its keys, their defaults, and what can be wrong with their values."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.utils import weights_problem
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm.language_model import folder_problems
 from minigpt4.models.llm.quantization import KINDS
-from minigpt4.models.vision.eva_vit import VIT_MODELS
+from minigpt4.models.projector import KINDS as PROJECTORS
+from minigpt4.models.training_parts import TrainConfig, mode_problems, modes
+from minigpt4.models.vision.merging import GROUPS
+from minigpt4.models.vision.towers import tower_problems
 from minigpt4.text.prompts import prompt_problems
 
+NEW = "new"  # as q_former_model: a Q-Former that is not trained yet
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
 
@@ -22,6 +27,7 @@ class MiniGPT4Config:
     arch: str = "mini_gpt4"
     model_type: str = "pretrain_vicuna"
     # vision encoder
+    vision_model: str = ""  # folder of transformers, or name of timm with its file as vit_ckpt; empty: vit_model
     vit_model: str = "eva_clip_g"
     vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
     image_size: int | None = None  # None: that of the vision tower
@@ -29,11 +35,13 @@ class MiniGPT4Config:
     use_grad_checkpoint: bool = False  # of the ViT
     vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
     freeze_vit: bool = True  # and ln_vision
-    # Q-Former; without one, vectors of neighbouring patches are joined
-    has_qformer: bool = True
-    q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL
+    # from patches to vectors of the LLM
+    bridge: str | None = None  # qformer | merged: four neighbours joined | none: patches as they are; None: has_qformer
+    has_qformer: bool = True  # False: merged
+    q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL; new: random, to be trained
     num_query_token: int = 32
     freeze_qformer: bool = True  # and query_tokens
+    projector: str = "linear"  # mlp2x_gelu: two layers
     # language model
     llama_model: str = REQUIRED  # transformers folder
     llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
@@ -45,10 +53,11 @@ class MiniGPT4Config:
     use_grad_checkpoint_llm: bool = False  # the newest release's name of the same
     lora_r: int = 0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
     lora_alpha: int = 16  # they count alpha / r
+    train: TrainConfig = field(default_factory=TrainConfig)  # frozen | full | lora of each part; rates: run.lr
     compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
     # text
     prompt_path: str = ""
-    prompt_template: str = ""  # one {} for the prompt
+    prompt_template: str | None = None  # one {} for the prompt; None: the tokenizer's own chat template, if it has one
     chat_template: bool = False  # an `instruction_input` of the newest release's data goes into prompt_template
     max_context_len: int = 3800  # tokens of a prompt, images included
     max_txt_len: int = 32  # tokens of a caption, end symbol included
@@ -60,7 +69,7 @@ class MiniGPT4Config:
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
-    READ_PATHS = ("vit_ckpt", "q_former_model", "llama_model", "prompt_path", "ckpt")
+    READ_PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model", "prompt_path", "ckpt")
 
     DEAD_KEYS = {
         "prompt": "training prompts come from model.prompt_path",
@@ -71,7 +80,8 @@ class MiniGPT4Config:
 
 
 _CHOICES = {
-    "vit_model": VIT_MODELS,  # own code may add to it
+    "bridge": (None, "qformer", *GROUPS),
+    "projector": PROJECTORS,
     "vit_precision": ("fp16", "fp32"),
     "llm_precision": ("auto", *DTYPES),
     "llm_quantization": KINDS,
@@ -81,7 +91,7 @@ _CHOICES = {
 def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     """Return all that is wrong with the section; nothing is loaded."""
     problems = [
-        Problem(f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(choices)}")
+        Problem(f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}")
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices
     ]
@@ -93,7 +103,17 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     if cfg.lora_r < 0:
         problems.append(Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM"))
     problems += [Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)]
-    for key in ("vit_ckpt", "q_former_model", "ckpt"):
-        if cfg.get(key) and (cfg.has_qformer or key != "q_former_model"):
-            problems += filter(None, [weights_problem(cfg.get(key), f"{where}.{key}")])
-    return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template, where)
+    problems += tower_problems(cfg, where, MiniGPT4Config.vit_ckpt)
+    if bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW:
+        problems += filter(None, [weights_problem(cfg.q_former_model, f"{where}.q_former_model")])
+    if cfg.ckpt:
+        problems += filter(None, [weights_problem(cfg.ckpt, f"{where}.ckpt")])
+    problems += mode_problems(cfg, where, bridge_of(cfg))
+    if cfg.q_former_model == NEW and bridge_of(cfg) == "qformer" and modes(cfg)["bridge"] == "frozen":
+        problems.append(Problem(f"{where}.q_former_model", f"{NEW}: it is random; set {where}.train.bridge=full"))
+    return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template or "", where)
+
+
+def bridge_of(cfg: Any) -> str:
+    """Return what stands between tower and projection: qformer, merged or none."""
+    return cfg.bridge or ("qformer" if cfg.has_qformer else "merged")

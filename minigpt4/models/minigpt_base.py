@@ -9,33 +9,28 @@ D LLM width, L positions of a row, N targets.
 import itertools
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from minigpt4.common.config import as_section
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import checkpoint_folder, weights
+from minigpt4.models import checkpoint_folder, training_parts, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
-from minigpt4.models.llm import adapters, backends, language_model, layouts, quantization, row_logits
+from minigpt4.models.language_side import LanguageSide
+from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
 from minigpt4.text.cutting import warn_of_cut
-from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import from_release
 from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split_batch
 
-if TYPE_CHECKING:  # imports transformers
-    from minigpt4.models.llm.decoding import Decoder
 
-
-class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
+class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel):
     """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
 
     Config = MiniGPT4Config
@@ -45,15 +40,16 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         super().__init__()
         self.compute_dtype = compute_dtype
         # text, see text.rows.TextSettings
-        self.prompt_list, self.prompt_template = [], cfg.prompt_template
+        self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
-        self.trained_text = cfg.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
+        self.trained_text = self.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
         self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
         self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
         self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
         # how the LLM is run, and what of it trains
         self.llm_checkpointing = cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm
         self.lora_r, self.lora_alpha = cfg.lora_r, cfg.lora_alpha
+        self.train_modes, self.projector = training_parts.modes(cfg), cfg.projector
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
         self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
         self._llm_trained = False  # when llm_backend was chosen
@@ -74,6 +70,10 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
     def vision_width(self) -> int:
         """The width of those vectors before the projection, H."""
         raise NotImplementedError(f"{type(self).__name__}.vision_width")
+
+    def vision_composition(self) -> dict[str, str]:
+        """Return the vision side's part of `composition`."""
+        raise NotImplementedError(f"{type(self).__name__}.vision_composition")
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         """Fill the vision parts from their files; they will compute on `device`."""
@@ -103,6 +103,7 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
         (CheckpointError, ConfigError) or OSError that names the configuration key of a file that does not fit.
         """
         cfg = as_section(cfg, cls.Config, "model")
+        cls.settle(cfg)
         with startup.phase("imports"):
             cls.import_libraries()
         meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -123,45 +124,11 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
             model.trained_text = weights.trained_text(saved) or model.trained_text
         return model.eval()
 
-    @startup.phase("LLM")
-    def load_language(self, cfg: MiniGPT4Config, device: torch.device) -> None:
-        """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
-        main_print("Loading LLAMA")
-        self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        llm = language_model.load_llm(cfg.llama_model, self.compute_dtype, device, kind, cfg.device_8bit)
-        if cfg.check_llm:
-            language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
-        self.attach_language(llm, device)
-        self.llm_identity = language_model.identity(cfg.llama_model, llm)
-        main_print("Loading LLAMA Done")
-
-    def attach_language(self, llm: nn.Module, device: torch.device | str) -> None:
-        """Take a frozen LLM, add what of it trains, and make the projection into its embedding space."""
-        self.llama_model = llm
-        self.freeze("llama_model")
-        if self.lora_r:
-            adapters.add_lora(llm, self.lora_r, self.lora_alpha)
-            main_print(adapters.said(llm))
-        width = llm.get_input_embeddings().weight.shape[1]
-        self.llama_proj = nn.Linear(self.vision_width, width, device=device)
-
-    def train(self, mode: bool = True) -> "MiniGPTBase":
-        super().train(mode)
-        if self.lora_r and hasattr(self, "llama_model"):
-            adapters.train(self.llama_model, mode)
-        return self
-
-    def decoder(self) -> "Decoder":
-        """Return the Decoder with which a chat runs the LLM."""
-        from minigpt4.models.llm.decoding import Decoder
-
-        return Decoder(self.llama_model)
-
     def identity(self) -> dict:
         """Return the frozen weights and the text around images that those which train belong to, as plain values."""
         text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
-        return {"llm": self.llm_identity, "vision": self.vision_identity, **text}
+        made_of = {"composition": self.composition()}
+        return {"llm": self.llm_identity, "vision": self.vision_identity, **made_of, **text}
 
     # forward: images, rows, loss
 
@@ -212,12 +179,16 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
     def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.
 
-        Then the projection has a gradient of zeros, for there must be one; where the LLM trains, it has none, and the
-        optimizer leaves the projection alone in that step. Source: the newest release.
+        Then the projection has a gradient of zeros, or what else trains, for there must be one; where the LLM trains,
+        they have none, and the optimizer leaves them alone in that step. Source: the newest release.
         """
         if len(image):
             return self.encode_images(image)
-        none = self.llama_proj.weight.new_zeros(0, self.num_image_tokens, self.vision_width)
+        first = next(self.llama_proj.parameters())
+        none = first.new_zeros(0, self.num_image_tokens, self.vision_width)
+        if not first.requires_grad:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            none = none + sum(parameter.flatten()[0] for parameter in trained[:1])
         with self.maybe_autocast(), torch.set_grad_enabled(not language_model.trains(self.llama_model)):
             return self.llama_proj(none)
 
@@ -276,13 +247,6 @@ class MiniGPTBase(DryRun, TrainedWeights, PromptAnswers, BaseModel):
 
     def warnings(self) -> list[str]:
         return list(filter(None, [end_problem(self, self.encoder)]))
-
-    @property
-    def encoder(self) -> PromptEncoder:
-        """The encoder of `llama_tokenizer`, whichever that is."""
-        if self._encoder is None or self._encoder.tokenizer is not self.llama_tokenizer:
-            self._encoder = PromptEncoder(self.llama_tokenizer)
-        return self._encoder
 
     def _draw_prompt(self, samples: dict) -> str:
         """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""

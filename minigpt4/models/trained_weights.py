@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.models import weights
+from minigpt4.models import projector, training_parts, weights
 from minigpt4.models.llm import adapters
 
 
@@ -21,6 +21,10 @@ class TrainedWeights:
         """Return what the release's checkpoints call our parameter `name`."""
         return adapters.to_release_name(name) if self.lora_r else name
 
+    def part_of(self, name: str) -> str | None:
+        """Return the part of `model.train` and `run.lr` that a parameter belongs to."""
+        return training_parts.part_of(name)
+
     def _release_parameters(self) -> dict[str, nn.Parameter]:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
 
@@ -32,6 +36,7 @@ class TrainedWeights:
         """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
         saved = weights.read_file(path, "model.ckpt")
         tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
+        weights.check_composition(saved, path, "model.ckpt", self.composition())
         needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
         if any(".lora_" in name for name in tensors):
             needed += filter(adapters.is_lora, self._release_parameters())
@@ -55,9 +60,14 @@ class TrainedWeights:
             state = adapters.in_release_names(state)
         except ValueError as error:
             raise CheckpointError(f"{where}: '{path}': {error}") from None
-        weights.check_width(state, self.llama_proj.weight, where, path)
+        projector.check(state, own, where, path)
         expected, hint = {name: own[name] for name in needed}, adapters.advice(state, own, self.lora_r)
         found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint)
         weights.check_finite(found, where, path)
         for name, tensor in found.items():
+            if not own[name].is_floating_point():
+                raise CheckpointError(
+                    f"{where}: '{path}' holds weights of the LLM ({name}), and this model has them in 8 or 4 bits; set "
+                    "model.llm_quantization=none"
+                )
             own[name].copy_(tensor)

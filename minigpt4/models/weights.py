@@ -40,14 +40,20 @@ CHECKPOINT_EXCESS = (
 )
 
 
+# The parts of a model's composition: the key that names each, why a checkpoint does not go with another one.
+_PARTS = {
+    "llm": ("model.llama_model", "its projection has learnt that LLM's embeddings, which mean nothing to another"),
+    "vision": ("model.vision_model", "its projection has learnt what that vision tower says"),
+    "bridge": ("model.bridge", "its projection has learnt what comes through that bridge"),
+    "projector": ("model.projector", "the layers are others"),
+}
+
+
 # Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
 _LARGEST = 1e8
 # What a sidecar can ask for: more would only take minutes and memory before it fails.
 _LARGEST_SIDECAR = 2**16
 _MOST_LAYERS, _MOST = 1000, 10**5
-# What an LLM of a certain width usually is, for messages.
-_BRIDGES = "those of a Q-Former are narrow ({}), merged patches wide ({})"
-_LLM_SIZES = {4096: " (7B)", 5120: " (13B)"}
 
 
 def last_block_excess(depth: int) -> tuple:
@@ -114,12 +120,31 @@ def identity(path: Path) -> dict[str, str]:
     return {"name": path.name, "fingerprint": fingerprint(path)}
 
 
+def check_composition(saved: Any, path: Path, where: str, own: dict[str, str]) -> None:
+    """Raise CheckpointError if a checkpoint says that it was trained with another LLM, tower or bridge than `own`.
+
+    `saved` is what its file holds, `own` a model's `composition()`.
+    """
+    theirs = mapping(_identity(saved).get("composition"))
+    for part, ours in own.items():
+        if (found := theirs.get(part, ours)) != ours:
+            key, reason = _PARTS[part]
+            raise CheckpointError(
+                f"{where}: '{path}' was trained with {key} {found}, this model has {ours}: {reason}. Set {key} as it "
+                f"was trained, or train anew without {where}"
+            )
+
+
+def _identity(saved: Any) -> dict:
+    return mapping(mapping(mapping(saved).get("progress")).get("identity"))
+
+
 def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
     """Warn where a checkpoint says that it was trained with other frozen weights than `own`, a model's `identity()`.
 
     `saved` is what its file holds. A checkpoint of another program says nothing.
     """
-    theirs = mapping(mapping(mapping(saved).get("progress")).get("identity"))
+    theirs = _identity(saved)
     kinds = [("LLM", "model.llama_model", theirs.get("llm"), own.get("llm"))]
     for key, ours in mapping(own.get("vision")).items():
         kinds.append((f"{key} file", f"model.{key}", mapping(theirs.get("vision")).get(key), ours))
@@ -194,22 +219,6 @@ def match(
 def _reason(name: str, excess: Sequence[tuple[str, str]]) -> str | None:
     """Return why a tensor may be left over, None if it may not."""
     return next((reason for pattern, reason in excess if re.fullmatch(pattern, name)), None)
-
-
-def check_width(state: Tensors, own: torch.Tensor, where: str, path: Path | str) -> None:
-    """Raise CheckpointError if a checkpoint's llama_proj is of an LLM of another width than `own`."""
-    found = state.get("llama_proj.weight")
-    if found is not None and found.ndim == 2 and len(found) != len(own):
-        theirs, ours = len(found), len(own)
-        raise CheckpointError(
-            f"{where}: '{path}' was trained for a {theirs}-wide LLM{_LLM_SIZES.get(theirs, '')}, model.llama_model "
-            f"is {ours} wide{_LLM_SIZES.get(ours, '')}; give a checkpoint and an LLM of one size"
-        )
-    if found is not None and found.ndim == 2 and found.shape[1] != own.shape[1]:
-        raise CheckpointError(
-            f"{where}: '{path}' projects image vectors of width {found.shape[1]}, the model has {own.shape[1]}-wide "
-            f"ones: {_BRIDGES.format(*sorted((found.shape[1], own.shape[1])))}; set model.has_qformer as it was trained"
-        )
 
 
 def check_finite(found: Tensors, where: str, path: Path | str) -> None:

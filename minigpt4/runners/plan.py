@@ -11,9 +11,11 @@ from minigpt4.common.checkpoint import load_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.device import in_run_precision, total_memory_bytes
 from minigpt4.common.dist_utils import launched_processes, run_device
+from minigpt4.common.optims import rates
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, expand_path
 from minigpt4.models.memory import OUTSIDE
+from minigpt4.models.training_parts import mode_table, modes
 from minigpt4.runners.run_config import RunConfig, best_metrics
 from minigpt4.runners.run_folder import AUTO, BEST
 
@@ -36,6 +38,8 @@ def print_plan(cfg: Config, gpu_memory_gib: float | None = None) -> int:
     print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
     if run.evaluate:
         return 0
+    if "train" in model_cfg:
+        print(f"\n{mode_table(modes(model_cfg), parts, rates(run))}\n")
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
     print(
         f"training: {sum(part.trainable for part in parts):,} parameters, {run.max_epoch} epochs of {steps}, "

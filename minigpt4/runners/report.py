@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from minigpt4.common.dist_utils import gather_from_ranks, main_print
 from minigpt4.common.logger import whole_seconds
+from minigpt4.common.optims import rates
+from minigpt4.models.training_parts import mode_table
 from minigpt4.runners.plan import parts_table
 
 
@@ -24,6 +26,8 @@ def introduce(run: Any) -> None:
             main_print(name)
     main_print(f"number of trainable parameters: {sum(parameter.numel() for parameter in run.trainable)}")
     main_print(parts_table(run.model.parts()))
+    if hasattr(run.model, "train_modes"):
+        main_print(mode_table(run.model.train_modes, run.model.parts(), rates(run.run_cfg)))
     for warning in run.model.warnings():
         logging.warning(warning)
     if not run.run_cfg.valid_splits:

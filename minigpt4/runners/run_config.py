@@ -31,6 +31,16 @@ _CHOICES = {
 
 
 @dataclass
+class PartRates:
+    """Peak learning rates of the model's parts; None: `init_lr`. The schedule scales all of them alike."""
+
+    vision: float | None = None
+    bridge: float | None = None
+    projector: float | None = None
+    llm: float | None = None
+
+
+@dataclass
 class RunConfig:
     """The `run` section. None: no default; needed by training or where the comment says so."""
 
@@ -40,6 +50,7 @@ class RunConfig:
     lr_sched: str | None = None
     init_lr: float | None = None
     min_lr: float | None = None
+    lr: PartRates = field(default_factory=PartRates)  # of parts that have their own; what trains: model.train
     warmup_lr: float = -1.0  # below 0: init_lr
     warmup_steps: int = 0
     warmup_clock: str = "epoch"  # epoch: as 2023 | global: see common/optims.py
@@ -123,6 +134,10 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
         is_wrong = value is not None and not least <= value <= most
         check(is_wrong, key, f"{value} is out of range; it must be {limit}")
+    for part, rate in (cfg.lr or {}).items():
+        check(rate is not None and not rate > 0, f"lr.{part}", f"{rate} is out of range; it must be above 0")
+        lacks_unit = rate is not None and cfg.init_lr == 0
+        check(lacks_unit, "init_lr", f"0, and {where}.lr.{part} is a multiple of it; set it above 0")
     for key, choices in _CHOICES.items():
         check(cfg[key] not in choices, key, f"'{cfg[key]}' is not one of {', '.join(choices)}")
 

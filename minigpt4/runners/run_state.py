@@ -23,10 +23,13 @@ _FREE_KEYS = (
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
-    r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vit_ckpt|q_former_model|ckpt|device_8bit|check_llm|prompt_path)",
+    r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vision_model|vit_ckpt|q_former_model|ckpt|prompt_path)",
+    r"model\.(device_8bit|check_llm)",
 )
-# What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files.
-_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.vision\..+"
+# What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files; parts
+# that had no choice.
+_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
+_FILLED_KEYS += r"|model\.(bridge|projector|vision_model)"
 _MOST_LINES = 40  # that a message lists
 
 

@@ -7,6 +7,7 @@ of a dialogue. `template_for` finds it from a model's configuration.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 # Source: MiniGPT-4 2023, word for word.
 VISION_SYSTEM = (
@@ -145,10 +146,41 @@ def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Temp
     if "{}" not in prompt_template:
         raise ValueError(f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one")
     before, after = prompt_template.split("{}", 1)
-    stop = (end_sym,) if end_sym.strip() else ("\n",)
+    stop = (end_sym.rstrip() or "\n",)
     markers = tuple(marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1)
     sides = {"user": (before, ""), "assistant": (after, end_sym), "around_system": ("", end_sym)}
     return Template(("user", "assistant"), **sides, answer=after, stop=stop, training=prompt_template, markers=markers)
+
+
+def read_chat_template(tokenizer: Any) -> tuple[str, str]:
+    """Return (`prompt_template`, `end_sym`) of a tokenizer of transformers, from its chat template.
+
+    They are what stands around the second question, so without a system message that the template may begin with, and
+    without BOS. Raises ValueError for a template that fails, or does not write a dialogue turn by turn.
+    """
+    texts = "First question", "First answer", "Second question"
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)]
+    try:
+        dialogue = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        answered = tokenizer.apply_chat_template(turns[:2], tokenize=False)
+    except Exception as error:  # whatever a template raises
+        dialogue, answered = f"{type(error).__name__}: {error!s:.200}", None
+    before, _, after = dialogue.partition(texts[1])[2].partition(texts[2])
+    closing = (answered or "").partition(texts[1])[2]
+    if answered is None or not after.strip() or not before.startswith(closing):
+        raise ValueError(
+            f"model.prompt_template: the tokenizer's own chat template cannot be used ({dialogue!r:.300}); set "
+            "prompt_template and end_sym, or prompt_template to '' for none"
+        )
+    # BOS stands before a whole row already; in ChatML it also opens turns
+    opening, bos = before.removeprefix(closing), tokenizer.bos_token
+    if bos and bos not in after:
+        opening = opening.replace(bos, "")
+    prompt_template = f"{opening}{{}}{after}"
+    known = {template.training.strip(): template for template in reversed(TEMPLATES)}
+    if template := known.get(prompt_template.strip()):
+        return prompt_template, template.stop[0]
+    return prompt_template, closing if closing.strip() else tokenizer.eos_token
 
 
 def separated_template(system: str, roles: Sequence[str], sep: str, sep2: str) -> Template:

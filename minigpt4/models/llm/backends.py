@@ -1,7 +1,7 @@
 """The ways in which training can run the LLM, fastest first, and which of them an LLM can take.
 
 compiled  as lean, with what lies between matrix products compiled, for who asks for it (`model.compile`)
-lean      packed texts, LLaMA's layers computed here (`lean.py`)
+lean      packed texts, LLaMA's layers, or those with biases and norms of heads, computed here (`lean.py`)
 packed    packed texts through the model of transformers
 padded    texts padded to the longest, as 2023, which every model can take
 """
@@ -64,7 +64,9 @@ def _obstacle(llm: nn.Module, backend: str) -> str | None:
     except Exception as refusal:  # whatever a foreign model raises, it cannot take this backend
         return f"{type(refusal).__name__}: {str(refusal).splitlines()[0] if str(refusal) else ''}"
     has_fp8 = any(isinstance(part, FP8Linear) for part in llm.modules())
-    limit = FP8_TOLERANCE if has_fp8 else TOLERANCE.get(llm.dtype, HALF_TOLERANCE)
+    # weights that train are in float32, and autocast computes with fewer bits
+    is_half = torch.is_autocast_enabled(weight.device.type)
+    limit = FP8_TOLERANCE if has_fp8 else TOLERANCE.get(None if is_half else llm.dtype, HALF_TOLERANCE)
     return None if error <= limit else f"logits differ from the model's own by {error:.1e}, more than {limit:g}"
 
 

@@ -23,20 +23,20 @@ SANITY_TEXT = (
     "The children walked to the beach in the morning. They built a castle of sand, and when the water came back in the "
     "afternoon, they sat on the old wall, ate bread and apples, and watched how the waves slowly took it away."
 )
+_EXPECTED = "give the folder with config.json, weights and tokenizer"
 # Of everything read from a folder. Without it transformers asks on standard input whether to run code that lies there.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-def folder_problems(folder: str | Path) -> list[str]:
-    """Return what is wrong with the files of an LLM's folder, as far as names, sizes and first bytes tell."""
+def folder_problems(folder: str | Path, expected: str = _EXPECTED) -> list[str]:
+    """Return what is wrong with the files of a model's folder, as far as names, sizes and first bytes tell."""
     try:
-        return _folder_problems(expand_path(folder))
+        return _folder_problems(expand_path(folder), expected)
     except OSError as error:
         return [f"'{error.filename}' cannot be read ({error.strerror})"]
 
 
-def _folder_problems(folder: Path) -> list[str]:
-    expected = "give the folder with config.json, weights and tokenizer"
+def _folder_problems(folder: Path, expected: str) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"no transformers model in '{folder}' (config.json is not there); {expected}"]
     texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model") and path.is_file())

@@ -1,6 +1,7 @@
 """Decoder layers of a frozen LLaMA-like LLM that keep for backward only what backward needs.
 
-A frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input,
+LLaMA's, and those that differ by biases (Qwen 2.5) or by norms of queries and keys (Qwen 3). A
+frozen linear layer needs nothing of its input to pass a gradient on, so a layer keeps its input,
 queries, keys, values, the residual stream before the MLP, gate and up; norms, rotary embedding and
 SwiGLU are recomputed. What is computed is what transformers computes, with the float32 places of
 2023: norms, rotary angles, softmax.
@@ -28,6 +29,7 @@ _PARTS = {
     "input_layernorm": set(),
     "post_attention_layernorm": set(),
 }
+_HEAD_NORMS = {"q_norm", "k_norm"}  # of some families, before the rotary embedding
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -103,31 +105,42 @@ def compiled() -> Kernels:
 
 
 class QueryKeyValue(torch.autograd.Function):
-    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, linears, rotary embedding."""
+    """x [T, D] -> queries [T, H, d], keys and values [T, K, d]: norm, linears, norms of heads, rotary embedding."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layer: nn.Module, kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x, cos, sin)
         ctx.layer, ctx.kernels = layer, kernels
         attention, norm = layer.self_attn, layer.input_layernorm
         normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
         q = linear(attention.q_proj, normed).unflatten(1, (-1, attention.head_dim))
         k = linear(attention.k_proj, normed).unflatten(1, (-1, attention.head_dim))
         v = linear(attention.v_proj, normed).unflatten(1, (-1, attention.head_dim))
+        # norms of heads, where there are some, are undone in backward from what went into them
+        kept = (q, k) if _has_head_norms(attention) else ()
+        ctx.save_for_backward(x, cos, sin, *kept)
+        if kept:
+            q = kernels.rms_norm(q, attention.q_norm.weight, attention.q_norm.variance_epsilon)
+            k = kernels.rms_norm(k, attention.k_norm.weight, attention.k_norm.variance_epsilon)
         return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), v
 
     @staticmethod
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        x, *angles = ctx.saved_tensors
-        cos, sin = angles
-        attention, norm = ctx.layer.self_attn, ctx.layer.input_layernorm
+        x, *rest = ctx.saved_tensors
+        (cos, sin), kept = rest[:2], rest[2:]
+        attention, kernels = ctx.layer.self_attn, ctx.kernels
+        norm = ctx.layer.input_layernorm
+        grad_q, grad_k = kernels.rotate(grad_q, cos, -sin), kernels.rotate(grad_k, cos, -sin)
+        if kept:
+            q_norm, k_norm = attention.q_norm, attention.k_norm
+            grad_q = kernels.rms_norm_backward(grad_q, kept[0], q_norm.weight, q_norm.variance_epsilon)
+            grad_k = kernels.rms_norm_backward(grad_k, kept[1], k_norm.weight, k_norm.variance_epsilon)
         # all three linears read the same input: their gradients are added up
-        grad = linear_backward(attention.q_proj, ctx.kernels.rotate(grad_q, cos, -sin).flatten(1))
-        linear_backward(attention.k_proj, ctx.kernels.rotate(grad_k, cos, -sin).flatten(1), onto=grad)
+        grad = linear_backward(attention.q_proj, grad_q.flatten(1))
+        linear_backward(attention.k_proj, grad_k.flatten(1), onto=grad)
         linear_backward(attention.v_proj, grad_v.flatten(1), onto=grad)
-        grad = ctx.kernels.rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon)
+        grad = kernels.rms_norm_backward(grad, x, norm.weight, norm.variance_epsilon)
         return grad, None, None, None, None
 
 
@@ -158,7 +171,7 @@ class OutputAndMLP(torch.autograd.Function):
 
 
 def fits(llm: nn.Module) -> bool:
-    """Whether the LLM is made of LLaMA's layers, known linear layers and full attention."""
+    """Whether the LLM is made of LLaMA's layers, or those with norms of heads, known linear layers, full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
     is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
@@ -168,12 +181,20 @@ def _layer_fits(layer: nn.Module) -> bool:
     if dict(layer.named_children()).keys() != _PARTS.keys():
         return False
     for name, part in layer.named_children():
-        if dict(part.named_children()).keys() != _PARTS[name]:
+        own = dict(part.named_children()).keys()
+        if own - (_HEAD_NORMS if _has_head_norms(part) else set()) != _PARTS[name]:
             return False
-    linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part is not layer.mlp.act_fn]
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    if _has_head_norms(layer.self_attn):
+        norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
+    others = {layer.mlp.act_fn, *norms}
+    linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part not in others]
     is_known = all(type(part) is nn.Linear or quantization.has_product_backward(part) for part in linears)
     return is_known and all(hasattr(norm, "variance_epsilon") for norm in norms)
+
+
+def _has_head_norms(attention: nn.Module) -> bool:
+    return all(hasattr(attention, name) for name in _HEAD_NORMS)
 
 
 def label_logits(

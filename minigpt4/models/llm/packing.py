@@ -23,7 +23,8 @@ def _for_transformers(module, query, key, value, attention_mask, scaling, dropou
     unknown = {name for name in _CHANGE_ATTENTION if options.get(name) is not None}
     if unknown or dropout or attention_mask is not None or segments is None:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed")
-    by_position = [each[0].transpose(0, 1).contiguous() for each in (query, key, value)]
+    # under autocast the rotary embedding of float32 weights leaves queries and keys wider than values
+    by_position = [each[0].transpose(0, 1).to(value.dtype).contiguous() for each in (query, key, value)]
     return attend(*by_position, segments, scaling, options.get("sliding_window"))[None], None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from minigpt4.common.dist_utils import main_print
 from minigpt4.models import weights
-from minigpt4.models.vision.tower import VisionTower
+from minigpt4.models.vision.tower import VisionTower, check_patches
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class EvaVit(VisionTower):
         """See VisionTower. Raises ValueError if patches do not tile the image."""
         from timm.models.eva import Eva
 
-        if image_size % self.patch_size:
-            raise ValueError(f"model.image_size: {image_size} is no multiple of the ViT's patch size {self.patch_size}")
+        check_patches(image_size, self.patch_size)
         vit = Eva(
             img_size=image_size,
             patch_size=self.patch_size,
@@ -104,17 +103,16 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
         block.compile()
 
 
-def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int) -> dict[str, torch.Tensor]:
-    """Return `tensors` with `pos_embed` [1, 1 + N, D] resampled to grid x grid patches, the class token's kept."""
+def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1) -> dict[str, torch.Tensor]:
+    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches, the P prefix tokens' kept."""
     from timm.layers import resample_abs_pos_embed
 
     if "pos_embed" not in tensors:
         return tensors
-    old = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    old = math.isqrt(tensors["pos_embed"].shape[1] - num_prefix)
     if old == grid:
         return tensors
     main_print(f"Position interpolate from {old}x{old} to {grid}x{grid}")
-    resized = resample_abs_pos_embed(
-        tensors["pos_embed"].float(), new_size=[grid, grid], old_size=[old, old], num_prefix_tokens=1, antialias=False
-    )
+    sizes = {"new_size": [grid, grid], "old_size": [old, old], "num_prefix_tokens": num_prefix}
+    resized = resample_abs_pos_embed(tensors["pos_embed"].float(), **sizes, antialias=False)
     return {**tensors, "pos_embed": resized}

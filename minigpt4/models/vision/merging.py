@@ -1,23 +1,28 @@
-"""The bridge without a Q-Former: vectors of neighbouring patches are joined. Source: MiniGPT-4's newest release."""
+"""The bridges without a Q-Former: the vectors of neighbouring patches joined, or the patches as they are.
+
+Source of the merging: MiniGPT-4's newest release.
+"""
 
 import torch
 
 from minigpt4.models.vision.tower import VisionTower
 
 NUM_MERGED = 4  # patches to a vector, neighbours in a row: a strip, no square
+GROUPS = {"merged": NUM_MERGED, "none": 1}  # {bridge: patches to a vector}
 
 
-def num_merged(tower: VisionTower, image_size: int) -> int:
-    """Return the number of vectors of an image. Raises ValueError if its patches do not come out even."""
-    patches = tower.num_tokens(image_size) - 1  # the class token is dropped
-    if patches % NUM_MERGED:
+def bridge_shape(tower: VisionTower, image_size: int, bridge: str) -> tuple[int, int]:
+    """Return (vectors of an image, their width). Raises ValueError if its patches do not come out even."""
+    patches = tower.num_tokens(image_size) - tower.num_prefix  # prefix tokens are dropped
+    size = GROUPS[bridge]
+    if patches % size:
         raise ValueError(
             f"model.image_size: {image_size} gives {patches} patches, which do not come out even in groups of "
-            f"{NUM_MERGED}; without a Q-Former take another size, such as 224 or 448"
+            f"{size}; without a Q-Former take another size, such as 224 or 448"
         )
-    return patches // NUM_MERGED
+    return patches // size, size * tower.width
 
 
-def merge_patches(tokens: torch.Tensor) -> torch.Tensor:
-    """Return [B, N / 4, 4 * D] of tokens [B, 1 + N, D], the class token first; groups may cross the ends of rows."""
-    return tokens[:, 1:].unflatten(1, (-1, NUM_MERGED)).flatten(2)
+def join_patches(tokens: torch.Tensor, num_prefix: int, bridge: str) -> torch.Tensor:
+    """Return [B, N / g, g * D] of tokens [B, prefix + N, D], groups of g patches; they may cross the ends of rows."""
+    return tokens[:, num_prefix:].unflatten(1, (-1, GROUPS[bridge])).flatten(2)

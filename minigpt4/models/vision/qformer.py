@@ -55,6 +55,14 @@ def build_qformer(config: QFormerConfig, device: str = "meta") -> QFormer:
         return QFormer(config)
 
 
+def new_qformer(planned: QFormer, query_tokens: nn.Parameter) -> tuple[QFormer, nn.Parameter]:
+    """Return a Q-Former and queries [1, Q, H] as transformers initialises them, frozen where the planned ones are."""
+    std = planned.bert.config.initializer_range
+    planned.to_empty(device="cpu").bert.init_weights()
+    queries = torch.empty(query_tokens.shape).normal_(std=std)
+    return planned, nn.Parameter(queries, query_tokens.requires_grad)
+
+
 # (what our names have, what the names of the 2023 release have), the whole difference
 _RENAMES = (
     ("Qformer.bert.layernorm.", "Qformer.bert.embeddings.LayerNorm."),

@@ -1,0 +1,61 @@
+"""Which vision tower a `model` section names: one of VIT_MODELS, a folder of transformers, or a name of timm."""
+
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.config import Problem
+from minigpt4.common.utils import cached_path, expand_path, weights_problem
+from minigpt4.models import weights
+from minigpt4.models.llm.language_model import folder_problems
+from minigpt4.models.vision.eva_vit import VIT_MODELS
+from minigpt4.models.vision.timm_vit import TimmVit
+from minigpt4.models.vision.tower import VisionTower
+from minigpt4.models.vision.transformers_vit import TransformersVit
+
+
+def name_of(cfg: Any) -> str:
+    """Return what names the tower of a `model` section: `vision_model`, or else 2023's key `vit_model`."""
+    return cfg.vision_model or cfg.vit_model
+
+
+def is_folder(cfg: Any) -> bool:
+    """Whether the tower is a folder of transformers; `vit_ckpt` is not read then."""
+    name = name_of(cfg)
+    return name not in VIT_MODELS and ("/" in name or expand_path(name).is_dir())
+
+
+def tower_of(cfg: Any) -> VisionTower:
+    """Return the tower of a `model` section, with the dimensions of its files. Raises ValueError, CheckpointError."""
+    name = name_of(cfg)
+    if name in VIT_MODELS:
+        return weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[name], "model.vit_ckpt")
+    return TransformersVit.of_folder(name) if is_folder(cfg) else TimmVit.of_name(name)
+
+
+def weights_path(cfg: Any) -> Path:
+    """Return where the weights of the tower lie: a file, or the folder of transformers."""
+    return expand_path(cfg.vision_model) if is_folder(cfg) else cached_path(cfg.vit_ckpt)
+
+
+def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
+    """Return what is wrong with the tower's name and files; `standard_file` is the default of `vit_ckpt`, EVA's."""
+    name, key = name_of(cfg), f"{where}.{'vision_model' if cfg.vision_model else 'vit_model'}"
+    if cfg.vision_model and is_folder(cfg):
+        expected = "give the folder with config.json, preprocessor_config.json and weights"
+        problems = [Problem(key, message) for message in folder_problems(name, expected)]
+    else:
+        problems = list(filter(None, [weights_problem(cfg.vit_ckpt, f"{where}.vit_ckpt")]))
+    if name in VIT_MODELS:
+        return problems
+    if not cfg.vision_model:
+        return [Problem(key, f"'{name}' is not one of {', '.join(VIT_MODELS)}"), *problems]
+    if not is_folder(cfg):
+        import timm
+
+        if not timm.is_model(name):
+            known = ", ".join(VIT_MODELS)
+            found = f"'{name}' is no folder, no model of timm and not {known}; give the folder of a transformers model"
+            return [Problem(key, found)]
+        if cfg.vit_ckpt == standard_file:
+            return [Problem(f"{where}.vit_ckpt", f"missing; {where}.vision_model {name} of timm needs its weight file")]
+    return problems

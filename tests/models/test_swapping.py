@@ -1,0 +1,412 @@
+"""Vision towers x bridges x LLM families, tiny and random: they train, resume, answer, and are refused where they must.
+
+What is packed must be what is padded: the noise of float32 was 1e-6 in the loss and 7e-7 in gradients, relative.
+"""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
+
+from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.config import as_section
+from minigpt4.common.optims import build_optimizer
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import Conversation, template_for
+from minigpt4.models import MiniGPT4
+from minigpt4.models.part_hashes import frozen_tensors, tensor_hashes
+from minigpt4.models.training_parts import PARTS, part_of
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+from tests.golden.model import write_vision_files
+from tests.models import tiny_parts
+from tests.models.tiny_parts import LLMS, NUM_QUERIES, SIZE, TOWERS, WIDTH, write_llm, write_qformer, write_timm
+from tests.training import endless, runner, settings
+
+BRIDGES = ("qformer", "merged", "none")
+VISION_SIDES = list(product([*TOWERS, "timm", "eva_clip_g"], BRIDGES))
+# every LLM with two vision sides, every vision side with an LLM
+PAIRS = [(VISION_SIDES[n % len(VISION_SIDES)], list(LLMS)[n % len(LLMS)]) for n in range(2 * len(LLMS))]
+TEXTS = ["a brown dog", "two cats on a sofa, asleep", "snow"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Return a function (vision side or None, LLM or None) -> keys of the section `model`; files are written once."""
+    root = tmp_path_factory.mktemp("parts")
+    eva, golden_qformer = write_vision_files(root)
+    towers = {name: {"vision_model": tiny_parts.write_tower(root, name)} for name in TOWERS}
+    towers["timm"] = {"vision_model": "test_vit", "vit_ckpt": write_timm(root), "image_size": 64}
+    towers["eva_clip_g"] = {"vit_ckpt": str(eva), "image_size": 28}  # of 14-pixel patches
+    qformers = dict.fromkeys(TOWERS, write_qformer(root, WIDTH)) | {"timm": write_qformer(root, 64)}
+    qformers["eva_clip_g"] = str(golden_qformer)
+    llms = {name: write_llm(root, name) for name in LLMS}
+
+    def keys(vision=("siglip", "merged"), llm="qwen3", **more):
+        tower, bridge = vision
+        section = {**towers[tower], "bridge": bridge, "llama_model": llms[llm], "num_query_token": NUM_QUERIES}
+        section |= {"q_former_model": qformers[tower], "check_llm": False, "llm_precision": "fp32"}
+        return section | more
+
+    return keys
+
+
+def built(section):
+    """Return the model of a section; its projection is the same for the same section."""
+    torch.manual_seed(0)
+    return MiniGPT4.from_config(section, device="cpu")
+
+
+def batch(size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {"image": torch.randn(len(TEXTS), 3, size, size, generator=generator), "text_input": list(TEXTS)}
+
+
+def gradients(model, samples):
+    """Return {name: gradient} of what trains, without dropout."""
+    model.zero_grad()
+    model.eval()(samples)["loss"].backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys() and found
+    for name, tensor in found.items():
+        distance = (tensor - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+        assert distance < tolerance, (name, distance.item())
+
+
+# the matrix
+
+
+@pytest.mark.parametrize("vision, llm", PAIRS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
+def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
+    is_lora = llm not in ("phi3", "gpt_neox")  # their attention has no q_proj and v_proj
+    section = parts(vision, llm, lora_r=2 if is_lora else 0, projector="mlp2x_gelu" if is_lora else "linear")
+    model = built(section)
+    frozen, start = tensor_hashes(frozen_tensors(model)), model.trainable_state_dict()
+    start = {name: tensor.clone() for name, tensor in start.items()}
+    batches = [batch(model.image_size, seed) for seed in range(3)]
+    changes = {"max_epoch": 2, "iters_per_epoch": 3, "warmup_steps": 0, "init_lr": 1e-2}
+    run = runner(settings(tmp_path / "whole", **changes), model)
+    run.train(endless(batches))
+    # what trains changed, all of it, and nothing else did; the checkpoint has exactly that
+    assert tensor_hashes(frozen_tensors(model)) == frozen
+    path = run.output_dir / "checkpoint_1.pth"
+    saved = torch.load(path, weights_only=True)
+    assert saved["model"].keys() == start.keys()
+    assert not [name for name, tensor in saved["model"].items() if torch.equal(tensor, start[name])]
+    # resumed behind the first epoch it is the same
+    half = built(section)
+    resumed = settings(tmp_path / "half", resume_ckpt_path=str(run.output_dir / "checkpoint_0.pth"), **changes)
+    runner(resumed, half).train(endless(batches))
+    assert all(torch.equal(tensor, saved["model"][name]) for name, tensor in half.trainable_state_dict().items())
+    # loaded as model.ckpt, too; packed is padded
+    loaded = built(section | {"ckpt": str(path)})
+    assert all(torch.equal(tensor, saved["model"][name]) for name, tensor in loaded.trainable_state_dict().items())
+    packed = gradients(loaded, batches[0])
+    assert loaded.llm_backend == ("padded" if llm == "gemma2" else "packed" if is_lora else loaded.llm_backend)
+    padded = built(section | {"ckpt": str(path), "pack_sequences": False})
+    assert_close(packed, gradients(padded, batches[0]))
+    # an answer with the image in it
+    chat = Chat(loaded, Blip2ImageEvalProcessor(loaded.image_size))
+    conv = Conversation(template_for(loaded.prompt_template, loaded.end_sym))
+    images = []
+    chat.upload_img(batches[0]["image"][0], conv, images)
+    chat.ask("What is this?", conv)
+    text, ids = chat.answer(conv, images, max_new_tokens=4, num_beams=1, do_sample=False)
+    assert images[0].shape[1] == loaded.num_image_tokens and 1 <= len(ids) <= 4
+
+
+def test_packed_is_padded_for_every_tower_bridge_and_llm(parts):
+    """The full product; a vision side is encoded once, and projected for each LLM."""
+    sides = {}
+    for vision in VISION_SIDES:
+        model = built(parts(vision))
+        model.llama_proj = nn.Identity()
+        with torch.no_grad():
+            sides[vision] = model.encode_images(batch(model.image_size)["image"])
+    backends = {}
+    for llm in LLMS:
+        model = built(parts(llm=llm))
+        backends[llm] = model.choose_backend()
+        for vectors in sides.values():
+            model.bridge_shape = vectors.shape[1:]
+            project = nn.Linear(vectors.shape[2], model.llama_model.get_input_embeddings().weight.shape[1])
+            found = []
+            for backend in (backends[llm], "padded"):
+                model.llm_backend = backend
+                loss = model.row_losses(model.rows(batch(1)), project(vectors))["loss"].mean()
+                found.append([loss, *torch.autograd.grad(loss, project.parameters())])
+            assert_close(*[dict(enumerate(values)) for values in found])
+    lean = ("llama2", "llama3", "qwen2", "qwen3", "smollm")
+    assert backends == dict.fromkeys(LLMS, "packed") | dict.fromkeys(lean, "lean") | {"gemma2": "padded"}
+
+
+# towers
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_folders_tower_gives_its_own_hidden_states(parts, name):
+    section = as_section(parts((name, "none")), MiniGPT4.Config, "model")
+    tower = MiniGPT4.tower(section)
+    whole = AutoModel.from_pretrained(section.vision_model)
+    whole = getattr(whole, "vision_model", whole).eval()
+    assert tower.num_prefix == TOWERS[name][1] and (tower.mean, tower.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    for size in (SIZE, 42):  # its own, and one to which positions are resampled
+        network = tower.build(size)
+        tower.load(network, section.vision_model, "model.vision_model")
+        pixels, options = torch.randn(2, 3, size, size), {}
+        if name == "siglip2":  # takes patches, colours last
+            rows = size // tiny_parts.PATCH
+            patches = nn.functional.unfold(pixels, tiny_parts.PATCH, stride=tiny_parts.PATCH).transpose(1, 2)
+            given = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
+            options = {"pixel_attention_mask": None, "spatial_shapes": torch.full((2, 2), rows)}
+        else:
+            given = pixels
+            options = {} if name.startswith("dino") else {"interpolate_pos_encoding": True}
+        with torch.no_grad():
+            expected = whole(given, output_hidden_states=True, **options).hidden_states[-2]
+            found = network(pixels)
+        assert found.shape == (2, tower.num_tokens(size), WIDTH)
+        assert torch.allclose(found, expected, atol=1e-5)  # noise 0 to 1e-6, of numbers around 1
+
+
+@pytest.mark.parametrize("vision", [("siglip", "merged"), ("siglip2", "qformer"), ("dinov2", "none"), ("timm", "none")])
+def test_the_plan_is_what_is_built(parts, vision):
+    train = {"vision": "full", "bridge": "full" if vision[1] == "qformer" else None, "llm": "full"}
+    section = as_section(parts(vision, train=train, llm_precision="bf16"), MiniGPT4.Config, "model")
+    assert MiniGPT4.preflight(section) == []
+    assert MiniGPT4.plan(section, "cpu") == built(section).parts()
+    assert MiniGPT4.training_memory(section, "cuda", 2) > 0
+
+
+def test_files_that_lack_a_tensor_or_have_one_more_are_refused(parts, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "clip"
+    AutoModel.from_config(TOWERS["clip"][0]).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    whole = load_file(folder / "model.safetensors")
+    name = next(name for name in whole if name.endswith("layers.0.mlp.fc1.weight"))
+    for state, message in (
+        ({key: tensor for key, tensor in whole.items() if key != name}, "1 tensor is missing"),
+        (whole | {"another.weight": torch.ones(2)}, "1 tensor is unknown"),
+        (whole | {name: torch.ones(3, 3)}, "does not fit: .*mlp.fc1.weight is"),
+    ):
+        save_file(state, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=f"^model.vision_model: .*{message}"):
+            built(parts(("clip", "none"), vision_model=str(folder)))
+
+
+# what trains
+
+
+def test_every_part_has_the_gradient_of_a_plain_path(parts):
+    """Whole models of transformers, one sample after the other, without anything of ours but the rows."""
+    everything = dict.fromkeys(PARTS, "full") | {"bridge": None}
+    section = parts(projector="mlp2x_gelu", train=everything)
+    model = built(section)
+    samples = batch(SIZE)
+    found = gradients(model, samples)
+    assert {part_of(name) for name in found} == {"vision", "projector", "llm"} and model.llm_backend == "packed"
+    # the plain path
+    tower = AutoModel.from_pretrained(section["vision_model"])
+    llm = AutoModelForCausalLM.from_pretrained(section["llama_model"], attn_implementation="eager")
+    norm, projector = nn.LayerNorm(WIDTH), built(section).llama_proj
+    hidden = norm(tower(samples["image"], output_hidden_states=True).hidden_states[-2])
+    vectors = projector(hidden.reshape(len(TEXTS), -1, 4 * WIDTH))
+    losses = []
+    for row, image in zip(model.rows(samples), vectors, strict=True):
+        ids = torch.tensor(row.ids)
+        embeds = llm.get_input_embeddings()(ids.clamp(min=0))
+        embeds = torch.cat([image, embeds[len(image) :]])  # the image comes first: Qwen has no BOS
+        logits = llm(inputs_embeds=embeds[None]).logits[0, :-1]
+        losses.append(nn.functional.cross_entropy(logits, torch.tensor(row.labels)[1:], reduction="none"))
+    losses = torch.cat(losses)
+    (losses.sum() / sum(row.num_targets for row in model.rows(samples))).backward()
+    plain = {f"visual_encoder.model.{name}": parameter.grad for name, parameter in tower.named_parameters()}
+    plain |= {f"ln_vision.{name}": parameter.grad for name, parameter in norm.named_parameters()}
+    plain |= {f"llama_proj.{name}": parameter.grad for name, parameter in projector.named_parameters()}
+    plain |= {f"llama_model.{name}": parameter.grad for name, parameter in llm.named_parameters()}
+    assert_close(found, {name: plain[name] for name in found})
+    # each part alone, the others frozen, has the same gradient, by whatever way the LLM is run
+    for part in ("vision", "projector", "llm"):
+        modes = dict.fromkeys(PARTS, "frozen") | {part: "full"}
+        alone = built(section | {"train": modes | {"projector": modes["projector"]}})
+        own = gradients(alone, samples)
+        assert {part_of(name) for name in own} == {part}
+        assert_close(own, {name: plain[name] for name in own})
+        assert alone.llm_backend == ("packed" if part == "llm" else "lean")
+
+
+def test_a_bridge_trains_as_on_the_padded_path(parts):
+    section = parts(("clip", "qformer"), train={"bridge": "full", "projector": "full"})
+    found = gradients(built(section), batch(SIZE))
+    assert {part_of(name) for name in found} == {"bridge", "projector"}
+    assert_close(found, gradients(built(section | {"pack_sequences": False}), batch(SIZE)))
+
+
+def test_an_llm_that_trains_is_in_float32_and_learns_in_half_precision(parts):
+    model = built(parts(llm="mistral", llm_precision="bf16", train={"llm": "full"}))
+    assert {parameter.dtype for parameter in model.llama_model.parameters()} == {torch.float32}
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(8):
+        loss = model.train()(batch(SIZE))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert model.llm_backend == "packed" and losses[-1] < losses[0] - 0.5  # from 5.9 to below 4 here
+
+
+def test_a_batch_of_text_alone_gives_a_gradient_whatever_trains(parts):
+    samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "text_input": ["only words"], "num_images": [0]}
+    for train in ({"projector": "full"}, {"vision": "full", "projector": "frozen"}, {"llm": "full"}):
+        model = built(parts(train=train))
+        model(samples)["loss"].backward()
+        assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_each_part_has_its_own_learning_rate(parts, tmp_path):
+    model = built(parts(("clip", "qformer"), train=dict.fromkeys(PARTS, "full")))
+    cfg = settings(tmp_path, init_lr=1e-3, lr={"vision": 1e-5, "llm": 2e-5, "bridge": 1e-3}).run_cfg
+    optimizer = build_optimizer(model, cfg, torch.device("cpu"))
+    from minigpt4.common.optims import LinearWarmupCosineLRScheduler
+
+    schedule = LinearWarmupCosineLRScheduler(optimizer, cfg, 6)
+    assert schedule.step(0, 3) == pytest.approx(schedule.lr(0, 3))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates.setdefault(part_of(names[id(parameter)]), set()).add(group["lr"] / schedule.lr(0, 3))
+    expected = {"vision": 1e-2, "llm": 2e-2, "bridge": 1, "projector": 1}
+    assert rates == {part: {pytest.approx(ratio)} for part, ratio in expected.items()}
+    # without rates of their own the two groups of 2023
+    assert len(build_optimizer(model, settings(tmp_path).run_cfg, torch.device("cpu")).param_groups) == 2
+
+
+# what does not go together
+
+
+def test_a_checkpoint_of_another_llm_tower_bridge_or_projector_is_refused(parts, tmp_path):
+    model, path = built(parts()), tmp_path / "trained.pth"
+    state = {"model": model.trainable_state_dict(), "progress": {"identity": model.identity()}}
+    torch.save(state, path)
+    ckpt = {"ckpt": str(path)}
+    built(parts(**ckpt))
+    for other, message in (
+        (parts(llm="qwen2", **ckpt), "trained with model.llama_model qwen3: .* this model has qwen2: .*embeddings"),
+        (parts(("dinov2", "merged"), **ckpt), "trained with model.vision_model siglip_vision_model, .* dinov2"),
+        (parts(("siglip", "none"), **ckpt), "trained with model.bridge merged, .* none"),
+        (parts(projector="mlp2x_gelu", **ckpt), "trained with model.projector linear, .* mlp2x_gelu"),
+    ):
+        with pytest.raises(CheckpointError, match=f"^model.ckpt: '{path}' was {message}"):
+            built(other)
+        with pytest.raises(CheckpointError, match=message):  # --dry-run, too
+            MiniGPT4.plan(as_section(other, MiniGPT4.Config, "model"), "cpu")
+    # one that does not say what it is for is known by its tensors
+    torch.save({"model": state["model"]}, path)
+    with pytest.raises(CheckpointError, match="has a projection linear, the model mlp2x_gelu"):
+        built(parts(projector="mlp2x_gelu", **ckpt))
+
+
+WRONG = {
+    "an LLM as tower": (
+        {"vision_model": "LLM"},
+        "^model.vision_model: .* type 'qwen3', which is no known vision tower",
+    ),
+    "a tower as LLM": ({"llama_model": "TOWER"}, "^model.llama_model: transformers cannot read"),
+    "an unknown name": ({"vision_model": "nothing"}, "model.vision_model: 'nothing' is no folder, no model of timm"),
+    "no plain ViT": (
+        {"vision_model": "resnet10t", "vit_ckpt": "FILE"},
+        "model.vision_model: timm's resnet10t is a ResNet",
+    ),
+    "no weight file": ({"vision_model": "test_vit"}, "model.vit_ckpt: missing; .* of timm needs its weight file"),
+    "a size between patches": ({"image_size": 30}, "model.image_size: 30 is no multiple .* size 7; take 28 or 35"),
+    "an uneven number of patches": ({"image_size": 35}, "25 patches, which do not come out even in groups of 4"),
+    "a Q-Former of another width": ({"bridge": "qformer", "q_former_model": "FILE"}, "64-wide .* makes 32-wide ones"),
+    "a new Q-Former that is frozen": ({"bridge": "qformer", "q_former_model": "new"}, "model.q_former_model: new: it"),
+    "a bridge without weights": ({"train": {"bridge": "full"}}, "model.train.bridge: full; the bridge merged has no"),
+    "LoRA without a rank": ({"train": {"llm": "lora"}}, "model.train.llm: lora; needs a rank"),
+    "LoRA of the tower": ({"train": {"vision": "lora"}}, "model.train.vision: lora; LoRA is for the LLM alone"),
+    "a rank and no LoRA": ({"train": {"llm": "full"}, "lora_r": 2}, "model.train.llm: full; model.lora_r is 2"),
+    "packed weights that train": ({"train": {"llm": "full"}, "low_resource": True}, "weights in 8 or 4 bits do not"),
+    "a random frozen projection": ({"train": {"projector": "frozen"}}, "it is random without model.ckpt"),
+    "a word": ({"train": {"vision": "thawed"}}, "model.train.vision: thawed; expected one of frozen, full, lora"),
+    "a bridge": ({"bridge": "brooklyn"}, "model.bridge: 'brooklyn' is not one of qformer, merged, none"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_pairs_are_refused_by_name(parts, name):
+    changes, message = WRONG[name]
+    places = {"LLM": parts()["llama_model"], "TOWER": parts()["vision_model"]}
+    places["FILE"] = parts(("timm", "qformer"))["q_former_model"]
+    changes = {key: places.get(value, value) if isinstance(value, str) else value for key, value in changes.items()}
+    section = as_section(parts() | changes, MiniGPT4.Config, "model")
+    with pytest.raises(ValueError, match=message):
+        if problems := MiniGPT4.preflight(section):
+            raise ValueError("; ".join(map(str, problems)))
+        MiniGPT4.plan(section, "cpu")
+
+
+# templates
+
+
+EXPECTED = {
+    "llama2": ("", "\n"),
+    "qwen3": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "smollm": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "llama3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "mistral": ("[INST] {}[/INST]", "</s>"),
+    "gemma": ("<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"),
+    "phi3": ("<|user|>\n{}<|end|>\n<|assistant|>\n", "<|end|>\n"),
+}
+
+
+@pytest.mark.parametrize("llm", EXPECTED)
+def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
+    section = as_section(parts(llm=llm), MiniGPT4.Config, "model")
+    MiniGPT4.settle(section)
+    assert (section.prompt_template, section.end_sym) == EXPECTED[llm]
+    assert section.mask_eos_labels is (llm == "llama2")
+    named = as_section(parts(llm=llm, prompt_template="", end_sym="#"), MiniGPT4.Config, "model")
+    MiniGPT4.settle(named)
+    assert (named.prompt_template, named.end_sym) == ("", "#")
+    if llm == "llama2":
+        return
+    # a dialogue of two turns is what the tokenizer's own template writes, but for its system message
+    model = built(section)
+    samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "num_images": [0], "text_input": ["no"]}
+    samples["turns"] = [[("Is it red?", "yes"), ("Is it blue?", "no")]]
+    ids = model.rows(samples)[0].ids
+    text = model.llama_tokenizer.decode(ids)
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant") * 2, ("Is it red?", "yes", "Is it blue?", "no"), strict=True)
+    ]
+    own = model.llama_tokenizer.apply_chat_template(turns, tokenize=False)
+    dialogue = own[own.index("Is it red?") :]
+    assert dialogue.startswith(text[text.index("Is it red?") :]) and text.endswith(section.end_sym)
+
+
+def test_a_chat_template_that_cannot_be_used_says_so(parts):
+    section = as_section(parts(), MiniGPT4.Config, "model")
+    from minigpt4.models.llm.language_model import load_tokenizer
+    from minigpt4.text.templates import read_chat_template
+
+    tokenizer = load_tokenizer(section.llama_model)
+    for template in ("{{ raise_exception('no') }}", "{{ messages[-1].content }}", "{{ broken"):
+        tokenizer.chat_template = template
+        with pytest.raises(
+            ValueError, match="^model.prompt_template: the tokenizer's own chat template cannot be used"
+        ):
+            read_chat_template(tokenizer)
