@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.checkpoint_folder import opened
+from minigpt4.common.config_images import check_images
 from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_report import Problem as Problem  # for users
@@ -56,6 +57,7 @@ class Config:
 
     def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
         self.report = Report(unopened)
+        # the user's file, with the options over it
         path, options = opened(args)
         self._user, lines = read_yaml(path)
         self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}
@@ -81,7 +83,7 @@ class Config:
         for root in SECTIONS if for_training else ("env", "model"):
             if not any(problem.key == root for problem in self.report.problems):  # else it is no section at all
                 check_values(self.config[root], root, self.report)
-        self._check_image_sizes()
+        check_images(self.datasets_cfg, self.image_settings, self.report)
         if self.report.is_clean("env"):
             self._preflight(for_training)
         if self.report.problems:
@@ -281,20 +283,3 @@ class Config:
             return OmegaConf.to_container(read_yaml(PACKAGE_DIR / files[kind])[0])
         self.report.unknown(where, what, files, guess=str(kind))
         return None
-
-    def _check_image_sizes(self) -> None:
-        """Report processors of another image size than the model's, for training and for answers alike."""
-        wanted = self.image_settings.get("image_size")
-        for name, section in self.datasets_cfg.items():
-            for split in ("train", "eval") if wanted else ():
-                where = f"datasets.{name}.vis_processor.{split}"
-                if not self.report.is_clean(f"datasets.{name}.vis_processor"):
-                    continue
-                try:
-                    size = OmegaConf.select(section, f"vis_processor.{split}.image_size")
-                except OmegaConfBaseException:  # check_values says it
-                    continue
-                if size not in (None, wanted):
-                    message = f"{size}, but the model takes images of {wanted} pixels; "
-                    message += "remove the line, or make it agree with model.image_size"
-                    self.report.add(f"{where}.image_size", message)

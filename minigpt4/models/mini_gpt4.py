@@ -64,7 +64,8 @@ class MiniGPT4(MiniGPTBase):
     def add_qformer(self, cfg: MiniGPT4Config, tower: VisionTower) -> None:
         """Make the Q-Former and its queries. Raises ValueError if it is one for another tower."""
         standard = QFormerConfig()
-        if cfg.q_former_model == NEW:
+        self.has_new_bridge = cfg.q_former_model == NEW
+        if self.has_new_bridge:
             qformer = replace(standard, encoder_width=tower.width)
         else:
             qformer = weights.dimensions(cached_path(cfg.q_former_model), standard, "model.q_former_model")

@@ -11,6 +11,7 @@ from minigpt4.models.llm.language_model import folder_problems
 from minigpt4.models.llm.quantization import KINDS
 from minigpt4.models.projector import KINDS as PROJECTORS
 from minigpt4.models.training_parts import TrainConfig, mode_problems, modes
+from minigpt4.models.vision.eva_vit import VIT_MODELS
 from minigpt4.models.vision.merging import GROUPS
 from minigpt4.models.vision.towers import tower_problems
 from minigpt4.text.prompts import prompt_problems
@@ -80,17 +81,20 @@ class MiniGPT4Config:
 
 
 _CHOICES = {
-    "bridge": (None, "qformer", *GROUPS),
-    "projector": PROJECTORS,
     "vit_precision": ("fp16", "fp32"),
     "llm_precision": ("auto", *DTYPES),
     "llm_quantization": KINDS,
+    "bridge": (None, "qformer", *GROUPS),
+    "projector": PROJECTORS,
 }
 
 
 def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     """Return all that is wrong with the section; nothing is loaded."""
-    problems = [
+    problems = []
+    if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # own code may add to it
+        problems.append(Problem(f"{where}.vit_model", f"'{cfg.vit_model}' is not one of {', '.join(VIT_MODELS)}"))
+    problems += [
         Problem(f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}")
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices

@@ -72,8 +72,8 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         raise NotImplementedError(f"{type(self).__name__}.vision_width")
 
     def vision_composition(self) -> dict[str, str]:
-        """Return the vision side's part of `composition`."""
-        raise NotImplementedError(f"{type(self).__name__}.vision_composition")
+        """Return the vision side's part of `composition`; {} says nothing."""
+        return {}
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         """Fill the vision parts from their files; they will compute on `device`."""

@@ -15,6 +15,7 @@ from minigpt4.models.llm import adapters
 class TrainedWeights:
     """The part of MiniGPTBase that writes and reads checkpoints."""
 
+    has_new_bridge = False  # one that no file holds but a checkpoint
     CHECKPOINT = "BLIP2-LLM"  # what the release calls it when it loads one
 
     def release_name(self, name: str) -> str:
@@ -37,7 +38,8 @@ class TrainedWeights:
         saved = weights.read_file(path, "model.ckpt")
         tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
         weights.check_composition(saved, path, "model.ckpt", self.composition())
-        needed = [name for name in self._release_parameters() if name.startswith("llama_proj.")]
+        tops = ("llama_proj.", *(("Qformer.", "query_tokens") if self.has_new_bridge else ()))
+        needed = [name for name in self._release_parameters() if name.startswith(tops)]
         if any(".lora_" in name for name in tensors):
             needed += filter(adapters.is_lora, self._release_parameters())
         elif self.lora_r:

@@ -165,7 +165,7 @@ def read_chat_template(tokenizer: Any) -> tuple[str, str]:
         answered = tokenizer.apply_chat_template(turns[:2], tokenize=False)
     except Exception as error:  # whatever a template raises
         dialogue, answered = f"{type(error).__name__}: {error!s:.200}", None
-    before, _, after = dialogue.partition(texts[1])[2].partition(texts[2])
+    before, after = [*dialogue.partition(texts[1])[2].split(texts[2], 1), ""][:2]
     closing = (answered or "").partition(texts[1])[2]
     if answered is None or not after.strip() or not before.startswith(closing):
         raise ValueError(

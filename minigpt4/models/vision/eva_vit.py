@@ -12,7 +12,7 @@ from torch import nn
 
 from minigpt4.common.dist_utils import main_print
 from minigpt4.models import weights
-from minigpt4.models.vision.tower import VisionTower, check_patches
+from minigpt4.models.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class EvaVit(VisionTower):
         """See VisionTower. Raises ValueError if patches do not tile the image."""
         from timm.models.eva import Eva
 
-        check_patches(image_size, self.patch_size)
+        if image_size % self.patch_size:
+            raise ValueError(f"model.image_size: {image_size} is no multiple of the ViT's patch size {self.patch_size}")
         vit = Eva(
             img_size=image_size,
             patch_size=self.patch_size,

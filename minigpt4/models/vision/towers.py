@@ -39,23 +39,15 @@ def weights_path(cfg: Any) -> Path:
 
 def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
     """Return what is wrong with the tower's name and files; `standard_file` is the default of `vit_ckpt`, EVA's."""
-    name, key = name_of(cfg), f"{where}.{'vision_model' if cfg.vision_model else 'vit_model'}"
+    name = name_of(cfg)
     if cfg.vision_model and is_folder(cfg):
         expected = "give the folder with config.json, preprocessor_config.json and weights"
-        problems = [Problem(key, message) for message in folder_problems(name, expected)]
-    else:
-        problems = list(filter(None, [weights_problem(cfg.vit_ckpt, f"{where}.vit_ckpt")]))
-    if name in VIT_MODELS:
-        return problems
-    if not cfg.vision_model:
-        return [Problem(key, f"'{name}' is not one of {', '.join(VIT_MODELS)}"), *problems]
-    if not is_folder(cfg):
-        import timm
-
-        if not timm.is_model(name):
-            known = ", ".join(VIT_MODELS)
-            found = f"'{name}' is no folder, no model of timm and not {known}; give the folder of a transformers model"
-            return [Problem(key, found)]
+        return [Problem(f"{where}.vision_model", message) for message in folder_problems(name, expected)]
+    if cfg.vision_model and name not in VIT_MODELS:
+        try:
+            TimmVit.of_name(name)
+        except ValueError as error:
+            return [Problem.parse(error, where)]
         if cfg.vit_ckpt == standard_file:
             return [Problem(f"{where}.vit_ckpt", f"missing; {where}.vision_model {name} of timm needs its weight file")]
-    return problems
+    return list(filter(None, [weights_problem(cfg.vit_ckpt, f"{where}.vit_ckpt")]))

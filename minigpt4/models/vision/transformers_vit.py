@@ -102,10 +102,8 @@ class TransformersVit(VisionTower):
         found = {name: torch.empty(0) for name in sorted(info["unexpected_keys"])}
         weights.match(found, missing, where, path, excess, hint=hint)
         if wrong := sorted(info["mismatched_keys"]):
-            name, theirs, ours = wrong[0]
-            raise CheckpointError(
-                f"{where}: '{path}' does not fit: {name} is {list(theirs)}, its config.json asks for {list(ours)}"
-            )
+            first = "{} is {}, its config.json asks for {}".format(wrong[0][0], *map(list, wrong[0][1:]))
+            raise CheckpointError(f"{where}: '{path}' does not fit: {first}")
         tensors = dict(loaded.state_dict())
         weights.check_finite(tensors, where, path)
         weights.assign(network.model, tensors)
