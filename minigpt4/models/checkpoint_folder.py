@@ -21,7 +21,7 @@ from minigpt4.models import weights
 from minigpt4.models.fingerprints import is_same, with_content
 
 FORMAT = {"format": "minigpt4-checkpoint", "version": 1}
-RUN_CARDS = ("run_card.json", "run_card.md")
+RUN_CARDS = ("run_card.json", "run_card.md", "loss.png")
 TEXT = ("prompt_template", "end_sym", "prompts")  # of an identity
 _PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model")
 _OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys that belong to the run, not to the model
