@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         required=True,
         metavar=("FORMAT", "FOLDER"),
-        help="checkpoint: a checkpoint folder; hf: for transformers and what is built on it",
+        help="checkpoint: a checkpoint folder; hf: for transformers and what is built on it; gguf: for llama.cpp",
     )
     parser.add_argument(
         "--cfg-path", metavar="YAML", help="the model's configuration (default: what CHECKPOINT says itself)"
@@ -34,14 +34,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-FORMATS = ("checkpoint", "hf")
+FORMATS = ("checkpoint", "hf", "gguf")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code of the program with this command line."""
+    args = parse_args(argv)
+    # torch comes with it
     from minigpt4.exporting.export import export
 
-    return run_program(export, parse_args(argv))
+    return run_program(export, args)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "serving": {"common", "text", "processors", "conversation"},
     "tasks": {"common", "datasets"},
     "runners": {"common", "models", "conversation", "evaluation"},
+    "exporting": {"common", "models", "text"},
 }
 # the quickstart may import everything, and nothing imports it
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
@@ -99,7 +100,7 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py", "minigpt4/serve.py"])
+@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py", "minigpt4/serve.py", "minigpt4/export.py"])
 def test_help_answers_without_torch(program):
     command = [sys.executable, "-c", HELP_PROBE, program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

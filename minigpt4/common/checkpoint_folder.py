@@ -3,7 +3,7 @@
     model.safetensors    what trains, under the names of a run's checkpoints
     manifest.json        the LLM and the vision files it was trained with, template, licence, hash of the weights
     config.yaml          the section `model` of the run: with it the folder is a --cfg-path
-    run_card.json, .md   of the run that made it, if there was one
+    run_card.json, ..    the run card of the run that made it, if there was one
 
 `models/checkpoint_folder.py` writes it and compares it with a model.
 """

@@ -57,6 +57,7 @@ class Config:
 
     def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
         self.report = Report(unopened)
+        # the user's file, with the options over it
         path, options = opened(args)
         self._user, lines = read_yaml(path)
         self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}

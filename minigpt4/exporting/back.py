@@ -1,6 +1,7 @@
 """The way back: the checkpoint of an export, bit for bit."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -18,19 +19,23 @@ def is_export(path: str | Path) -> bool:
     return all((Path(path) / name).is_file() for name in ("config.json", f"{OWN}/{FOLDER_MANIFEST}"))
 
 
-def exported_tensors(folder: Path) -> names.Tensors:
-    """Return the tensors of an export under our names, those of a checkpoint's files. Raises CheckpointError."""
+def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
+    """Return the tensors of an export under our names, those of a checkpoint's files.
+
+    By the table that knows all of `wanted`, if there is one. Raises CheckpointError for no export.
+    """
     class_name = read_json(folder / "config.json")["architectures"][0]
     if class_name not in BY_CLASS:
         raise CheckpointError(f"CHECKPOINT: '{folder}' is a {class_name}; expected one of {', '.join(BY_CLASS)}")
-    found = {}
+    found, ours = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    try:
-        ours = names.from_transformers(found, BY_CLASS[class_name].names)
-    except KeyError as error:
-        raise CheckpointError(f"CHECKPOINT: '{folder}' has a tensor {error}, which no export has") from None
-    return {to_release_name(name): tensor for name, tensor in ours.items()}
+        tensors = load_file(file)
+        found |= {name.removeprefix("model."): tensor for name, tensor in tensors.items()}  # it comes and goes
+    for table in BY_CLASS[class_name].tables:
+        ours = {to_release_name(name): tensor for name, tensor in names.from_transformers(found, table).items()}
+        if all(name in ours for name in wanted):
+            break
+    return ours
 
 
 def import_hf(source: Path, folder: Path) -> None:
@@ -39,7 +44,7 @@ def import_hf(source: Path, folder: Path) -> None:
     Raises CheckpointError if it has not: the export was trained or changed since.
     """
     expected = read_json(source / OWN / FOLDER_MANIFEST)["weights"]
-    found = exported_tensors(source)
+    found = exported_tensors(source, expected["tensors"])
     if missing := [name for name in expected["tensors"] if name not in found]:
         raise CheckpointError(
             f"CHECKPOINT: '{source}' does not hold {len(missing)} tensors of its checkpoint ({', '.join(missing[:3])}, "

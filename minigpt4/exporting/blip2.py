@@ -9,7 +9,7 @@ from torch import nn
 from minigpt4.exporting import names
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import Blip2ForConditionalGeneration, PreTrainedConfig
+    from transformers import Blip2ForConditionalGeneration, Blip2VisionConfig, PreTrainedConfig
 
 NORM_EPS = 1e-6  # of timm's blocks; of ln_vision 1e-5, which the class cannot hold: see docs/serving.md
 
@@ -21,13 +21,13 @@ def text_config(model: nn.Module) -> "PreTrainedConfig":
     return config
 
 
-def to_blip2(model: nn.Module, image_token_id: int) -> "Blip2ForConditionalGeneration":
-    """Return transformers' class with the tensors of a MiniGPT4 with Q-Former, none of them copied or cast."""
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2VisionConfig
+def vision_config(model: nn.Module) -> "Blip2VisionConfig":
+    """Return the configuration of an EVA-CLIP tower with `ln_vision` behind it."""
+    from transformers import Blip2VisionConfig
 
     vit = model.visual_encoder
     block = vit.blocks[0]
-    vision = Blip2VisionConfig(
+    return Blip2VisionConfig(
         hidden_size=vit.embed_dim,
         intermediate_size=block.mlp.fc1.out_features,
         num_hidden_layers=len(vit.blocks),
@@ -36,8 +36,14 @@ def to_blip2(model: nn.Module, image_token_id: int) -> "Blip2ForConditionalGener
         patch_size=vit.patch_embed.patch_size[0],
         layer_norm_eps=NORM_EPS,
     )
+
+
+def to_blip2(model: nn.Module, image_token_id: int) -> "Blip2ForConditionalGeneration":
+    """Return transformers' class with the tensors of a MiniGPT4 with Q-Former, none of them copied or cast."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
     config = Blip2Config(
-        vision_config=vision,
+        vision_config=vision_config(model),
         qformer_config=model.Qformer.bert.config,
         text_config=text_config(model),
         num_query_tokens=model.query_tokens.shape[1],

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from minigpt4.exporting.back import import_hf, is_export
-from minigpt4.exporting.hf import export_hf
+from minigpt4.exporting.hf import export_gguf, export_hf
 from minigpt4.exporting.opening import open_config, open_skeleton, write_checkpoint
 
 
@@ -25,6 +25,10 @@ def export(args: Namespace) -> None:
     if kind == "hf":
         class_name = export_hf(cfg, folder, args.license)
         print(f"'{folder}' is a {class_name} of transformers: transformers serve {folder}")
+        return
+    if kind == "gguf":
+        path = export_gguf(cfg, folder)
+        print(f"'{path}' goes with any GGUF of the LLM: llama-server -m LLM.gguf --mmproj {path}")
         return
     model, saved = open_skeleton(cfg)
     write_checkpoint(cfg, model, saved, folder, args.license)

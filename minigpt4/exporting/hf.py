@@ -5,17 +5,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
 
 from minigpt4.common.config import Config
 from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, read_json
 from minigpt4.exporting import processing
 from minigpt4.exporting.card import model_card
 from minigpt4.exporting.forms import form_of
-from minigpt4.exporting.opening import check_exportable, open_model, write_checkpoint
+from minigpt4.exporting.opening import check_exportable, open_model, open_skeleton, write_checkpoint
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import language_model
 from minigpt4.models.minigpt_base import MiniGPTBase
@@ -58,6 +57,26 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
         card = model_card(class_name, template, read_json(scratch / OWN / FOLDER_MANIFEST))
         (scratch / "README.md").write_text(card, encoding="utf-8")
     return class_name
+
+
+def export_gguf(cfg: Config, folder: Path) -> Path:
+    """Write `folder` with vision tower and projection for llama.cpp; return the file. Raises as `export_hf`."""
+    from minigpt4.exporting.mmproj import check_gguf, write_gguf
+
+    section = cfg.model_cfg
+    check_exportable(section)
+    if section.lora_r:
+        raise ValueError(
+            f"model.lora_r: {section.lora_r}; LoRA belongs to the LLM, whose GGUF is made elsewhere: export --to hf "
+            "and convert the LLM of that"
+        )
+    model, _ = open_skeleton(cfg)
+    check_gguf(model)
+    with written_whole(folder) as scratch:
+        model, saved = open_model(cfg)
+        write_gguf(model, type(model).image_format(section), scratch / "mmproj.gguf", folder.name)
+        write_checkpoint(cfg, model, saved, scratch / OWN)
+    return folder / "mmproj.gguf"
 
 
 @contextmanager
@@ -105,7 +124,7 @@ def generation_settings(model: MiniGPTBase, template: Template, image_id: int) -
     )
 
 
-def dtype_of(section: DictConfig) -> str:
+def dtype_of(section: Any) -> str:
     """Return the type in which others shall compute: `model.llm_precision`; `auto`: that of the LLM's files."""
     if section.llm_precision in DTYPES:
         return str(DTYPES[section.llm_precision]).removeprefix("torch.")

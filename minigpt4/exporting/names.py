@@ -8,6 +8,7 @@ import re
 import torch
 
 Tensors = dict[str, torch.Tensor]
+Table = tuple[tuple[str, str], ...]
 
 # (our names, transformers'); a pair of patterns whose {} is the number of a layer. Source: transformers' blip_2.
 _VIT = (
@@ -28,10 +29,22 @@ BLIP2 = (
     ("llama_proj.", "language_projection."),
     ("llama_model.", "language_model."),
 )
+_LLAVA = (("llama_model.model.", "model.language_model."), ("llama_model.lm_head.", "lm_head."))
+LLAVA_SIGLIP = (
+    ("visual_encoder.model.", "model.vision_tower."),
+    ("ln_vision.", "model.vision_tower.post_layernorm."),
+    *_LLAVA,
+)
+# the projector alone, for the way back
+LLAVA_LINEAR = (("llama_proj.", "multi_modal_projector.linear_1."),)
+LLAVA_MLP = (
+    ("llama_proj.0.", "multi_modal_projector.linear_1."),
+    ("llama_proj.2.", "multi_modal_projector.linear_2."),
+)
 _BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
 
 
-def to_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
+def to_transformers(tensors: Tensors, table: Table) -> Tensors:
     """Return our tensors under transformers' names; of LoRA, which was merged, nothing is left.
 
     Raises KeyError for one that has none.
@@ -43,21 +56,24 @@ def to_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Ten
     return {_renamed(name, table): tensor for name, tensor in tensors.items()}
 
 
-def from_transformers(tensors: Tensors, table: tuple[tuple[str, str], ...]) -> Tensors:
-    """Return transformers' tensors under our names: the inverse of `to_transformers`. Raises KeyError."""
+def from_transformers(tensors: Tensors, table: Table) -> Tensors:
+    """Return those of transformers' tensors that the table knows under our names: the inverse of `to_transformers`."""
     back = tuple((theirs, ours) for ours, theirs in table)
     found = {}
     for name, tensor in tensors.items():
-        ours = _renamed(name, back)
+        try:
+            ours = _renamed(name, back)
+        except KeyError:
+            continue
         if match := _BIAS.fullmatch(ours):
-            parts = tensor.chunk(3)  # that of the keys is zero
+            parts = tensor.chunk(3)
             found |= {f"{match[1]}q_bias": parts[0].clone(), f"{match[1]}v_bias": parts[2].clone()}
         else:
             found[ours] = tensor
     return found
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def _renamed(name: str, table: Table) -> str:
     for old, new in table:
         if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
             return new.format(*match.groups()) + name[match.end() :]

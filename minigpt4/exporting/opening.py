@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.checkpoint_folder import CONFIG, is_checkpoint_folder, with_option
@@ -25,9 +24,10 @@ def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[
 
     Raises ConfigError, CheckpointError, OSError.
     """
-    if cfg_path or is_checkpoint_folder(checkpoint):
-        options = with_option(options, "model.ckpt", checkpoint)
-        return Config(Namespace(cfg_path=cfg_path or checkpoint, options=options))
+    if cfg_path:
+        return Config(Namespace(cfg_path=cfg_path, options=with_option(options, "model.ckpt", checkpoint)))
+    if is_checkpoint_folder(checkpoint):
+        return Config(Namespace(cfg_path=checkpoint, options=options))
     saved = weights.read_file(resolve_file(checkpoint, "CHECKPOINT"), "CHECKPOINT")
     config = weights.mapping(weights.mapping(saved).get("config"))
     if not weights.mapping(config.get("model")).get("arch"):
@@ -38,7 +38,7 @@ def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[
         return Config(Namespace(cfg_path=str(path), options=with_option(options, "model.ckpt", checkpoint)))
 
 
-def check_exportable(section: DictConfig) -> None:
+def check_exportable(section: Any) -> None:
     """Raise ValueError for a model that cannot be exported as it is configured."""
     kind = quantization.kind_of(section.llm_quantization, section.low_resource)
     if kind != "none":
@@ -55,7 +55,9 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     """
     section = cfg.model_cfg
     check_exportable(section)
-    model = registry.get_model_class(section.arch)(section, torch.float32)
+    model_class = registry.get_model_class(section.arch)
+    model_class.settle(section)
+    model = model_class(section, torch.float32)
     model.load_vision(section, torch.device("cpu"))
     model.llama_tokenizer = language_model.load_tokenizer(section.llama_model)
     dtype = torch.float32 if section.lora_r else "auto"

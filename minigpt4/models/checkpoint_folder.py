@@ -21,9 +21,9 @@ from minigpt4.models import weights
 from minigpt4.models.fingerprints import is_same, with_content
 
 FORMAT = {"format": "minigpt4-checkpoint", "version": 1}
-RUN_CARDS = ("run_card.json", "run_card.md")
+RUN_CARDS = ("run_card.json", "run_card.md", "loss.png")
 TEXT = ("prompt_template", "end_sym", "prompts")  # of an identity
-_PATHS = ("vit_ckpt", "q_former_model", "llama_model")
+_PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model")
 _OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys that belong to the run, not to the model
 
 
@@ -56,6 +56,7 @@ def write_folder(
             "licence": license,
             "weights": {"sha256": file_sha256(scratch / FOLDER_WEIGHTS), "tensors": _listing(tensors)},
             "parts": _parts(identity, paths),
+            "composition": identity["composition"],
             "template": {key: identity[key] for key in TEXT},
             "made_from": source.name if source else None,
             "made_with": versions(),
@@ -84,6 +85,8 @@ def _lasting(path: Any) -> Any:
     if not isinstance(path, str) or not path or is_url(path) or "${" in path or path.startswith(("~", "$")):
         return path
     absolute = Path(os.path.abspath(path))
+    if not absolute.exists():  # a name, or a file that is not there any more
+        return path
     if absolute.is_relative_to(PACKAGE_DIR):
         return str(PACKAGE_DIR.name / absolute.relative_to(PACKAGE_DIR))
     return str(absolute)
@@ -133,6 +136,8 @@ def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[st
         return saved
     manifest = read_manifest(path.parent, "model.ckpt")
     parts = weights.mapping(manifest.get("parts"))
+    identity = {**parts, **weights.mapping(manifest.get("template")), "composition": manifest.get("composition")}
+    weights.check_composition({"progress": {"identity": identity}}, path.parent, "model.ckpt", own["composition"])
     kinds = [("LLM", "llama_model", parts.get("llm"), own.get("llm"))]
     for key, ours in weights.mapping(own.get("vision")).items():
         kinds.append((f"{key} file", key, weights.mapping(parts.get("vision")).get(key), ours))
@@ -143,4 +148,4 @@ def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[st
                 f"model.{key} '{section[key]}' ({weights.said(ours)}). Set model.{key} to what it was trained with; to "
                 f"use the weights knowingly with this one, set model.ckpt to '{path}'"
             )
-    return {"progress": {"identity": {**parts, **weights.mapping(manifest.get("template"))}}}
+    return {"progress": {"identity": identity}}

@@ -14,6 +14,7 @@ from minigpt4.export import main
 from minigpt4.exporting.back import exported_tensors, import_hf
 from minigpt4.exporting.opening import open_config, open_model
 from minigpt4.models import weights
+from minigpt4.models.llm import adapters
 from tests.exporting.conftest import CFG_PATH
 from tests.exporting.prompts import dialogues, largest_difference
 from tests.small_release import picture
@@ -24,7 +25,8 @@ def exported(folders):
     """Return (model, processor) as transformers opens the export; the processor with Pillow, which resizes as we do."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(folders.hf)
+    kernels = {"text_config": "eager", "vision_config": "sdpa", "qformer_config": "sdpa"}  # as our model on a CPU
+    model = AutoModelForImageTextToText.from_pretrained(folders.hf, attn_implementation=kernels)
     return model.eval(), AutoProcessor.from_pretrained(folders.hf, backend="pil")
 
 
@@ -34,7 +36,13 @@ def test_logits_are_ours_on_20_prompts_with_zero_one_and_two_images(folders, exp
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
     assert len(dialogues()) == 20
     images = [picture(number) for number in range(5)]
-    assert largest_difference(chat, template, model, processor, images) < 1e-5
+    # the class normalises the ViT's output with an epsilon of 1e-6, not 1e-5: that costs 1.6e-5 of logits up to 8.5
+    assert largest_difference(chat, template, model, processor, images) < 2e-5
+    norm, model.vision_model.post_layernorm.eps = model.vision_model.post_layernorm.eps, 1e-5
+    try:
+        assert largest_difference(chat, template, model, processor, images) < 1e-6
+    finally:
+        model.vision_model.post_layernorm.eps = norm
 
 
 def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
@@ -94,11 +102,11 @@ def test_lora_is_merged_into_the_llm(hub, options, tmp_path):
     assert len(lora) == 8 and main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").eval()
     chat, _ = minigpt4.load(CFG_PATH, [*options, f"model.ckpt={tmp_path / 'lora.pth'}"])
+    adapters.merge(chat.model.llama_model)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         ours = chat.model.llama_model(input_ids=ids).logits
         theirs = exported.language_model(input_ids=ids).logits[..., : ours.shape[-1]]
-    # merged beforehand or added to each product: measured 1e-6 of numbers up to 10
     assert (ours - theirs).abs().max() < 1e-5 and ours.abs().max() > 1
     with pytest.raises(CheckpointError, match="LoRA was merged into the LLM, for good"):
         import_hf(tmp_path / "hf", tmp_path / "again")

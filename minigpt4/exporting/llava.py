@@ -1,0 +1,63 @@
+"""Patches of SigLIP as they are, as transformers' LlavaForConditionalGeneration.
+
+Our `ln_vision` becomes the norm at the tower's end; CLIP has none there. The class projects by two layers: a linear
+projection becomes the first, an identity the second.
+"""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from minigpt4.exporting import names
+from minigpt4.exporting.blip2 import text_config
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import LlavaForConditionalGeneration
+
+# model_type of LLMs that are layers, a norm and a head, and nothing else
+LLMS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+SIGLIP = "siglip_vision_model"
+
+
+def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGeneration":
+    """Return transformers' class with the tensors of a MiniGPT4 whose bridge is `none`, none of them cast."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    vision = copy.deepcopy(model.visual_encoder.model.config)
+    vision.tie_last_hidden_states = True  # the last hidden state is the one behind the norm
+    vision._name_or_path = ""
+    state, act = projector_layers(model)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text_config(model),
+        image_token_index=image_token_id,
+        image_seq_length=model.num_image_tokens,
+        projector_hidden_act=act,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=model.llama_model.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        exported = LlavaForConditionalGeneration(config)
+    others = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("llama_proj.")}
+    state |= names.to_transformers(others, names.LLAVA_SIGLIP)
+    exported.load_state_dict(state, assign=True)
+    exported.tie_weights()
+    return exported.eval()
+
+
+def projector_layers(model: nn.Module) -> tuple[names.Tensors, str]:
+    """Return (tensors of the class's projector, what stands between its two layers)."""
+    where, own = "model.multi_modal_projector", model.llama_proj.state_dict()
+    if model.projector != "linear":
+        return {f"{where}.{_layer(name)}": tensor for name, tensor in own.items()}, "gelu"
+    width = len(own["weight"])
+    layers = {f"{where}.linear_1.{kind}": tensor for kind, tensor in own.items()}
+    layers |= {f"{where}.linear_2.weight": torch.eye(width), f"{where}.linear_2.bias": torch.zeros(width)}
+    return layers, "linear"
+
+
+def _layer(name: str) -> str:
+    return name.replace("0.", "linear_1.").replace("2.", "linear_2.")

@@ -1,0 +1,72 @@
+"""The file for llama.cpp, read back by the gguf package: its tensors and settings compute what our model does."""
+
+import pytest
+import torch
+
+from minigpt4.export import main
+from minigpt4.exporting.opening import open_config, open_model
+from tests.exporting.conftest import CFG_PATH
+from tests.models import tiny_parts
+
+
+def norm(x, tensors, name, eps):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+
+
+def linear(x, tensors, name):
+    return torch.nn.functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def llava_graph(pixels, tensors, fields):
+    """Return vectors [N, D] as llama.cpp's graph for the projector `mlp` computes them."""
+    heads, eps = fields["clip.vision.attention.head_count"], fields["clip.vision.attention.layer_norm_epsilon"]
+    patch, bias = tensors["v.patch_embd.weight"], tensors.get("v.patch_embd.bias")
+    x = torch.nn.functional.conv2d(pixels[None], patch, bias, stride=fields["clip.vision.patch_size"])[0].flatten(1).T
+    if "v.class_embd" in tensors:
+        x = torch.cat([tensors["v.class_embd"][None], x])
+    x = x + tensors["v.position_embd.weight"]
+    if "v.pre_ln.weight" in tensors:
+        x = norm(x, tensors, "v.pre_ln", eps)
+    for block in range(fields["clip.vision.block_count"] - 1):  # the last one is not computed
+        name = f"v.blk.{block}"
+        y = norm(x, tensors, f"{name}.ln1", eps)
+        qkv = [linear(y, tensors, f"{name}.attn_{kind}").unflatten(1, (heads, -1)).transpose(0, 1) for kind in "qkv"]
+        y = torch.nn.functional.scaled_dot_product_attention(*qkv).transpose(0, 1).flatten(1)
+        x = x + linear(y, tensors, f"{name}.attn_out")
+        y = linear(norm(x, tensors, f"{name}.ln2", eps), tensors, f"{name}.ffn_up")
+        y = torch.nn.functional.gelu(y, approximate="tanh") if "clip.use_gelu" in fields else y * (1.702 * y).sigmoid()
+        x = x + linear(y, tensors, f"{name}.ffn_down")
+    x = norm(x, tensors, "v.post_ln", eps)
+    x = x[1:] if "v.class_embd" in tensors else x
+    return linear(torch.nn.functional.gelu(linear(x, tensors, "mm.0"), approximate="tanh"), tensors, "mm.2")
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_the_file_computes_what_the_model_does(tower, tmp_path):
+    from gguf import GGUFReader
+
+    tiny_parts.write_llm(tmp_path, "qwen3")
+    model = {"vision_model": tiny_parts.write_tower(tmp_path, tower), "llama_model": tmp_path / "qwen3"}
+    model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32"}
+    options = [f"model.{key}={value}" for key, value in model.items()]
+    state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
+    torch.save({"model": state}, tmp_path / "checkpoint.pth")
+    command = [str(tmp_path / "checkpoint.pth"), "--cfg-path", CFG_PATH, "--options", *options]
+    assert main([*command, "--to", "gguf", str(tmp_path / "out")]) == 0
+    reader = GGUFReader(tmp_path / "out/mmproj.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    assert fields["general.architecture"] == "clip" and fields["clip.projector_type"] == "mlp"
+    assert fields["clip.vision.image_mean"] == pytest.approx(tiny_parts.MEAN)
+    own, _ = open_model(open_config(str(tmp_path / "checkpoint.pth"), CFG_PATH, options))
+    pixels = torch.randn(3, tiny_parts.SIZE, tiny_parts.SIZE)
+    with torch.no_grad():
+        ours = own.encode_images(pixels[None])[0]
+    theirs = llava_graph(pixels, tensors, fields)
+    # SigLIP's norms have an epsilon of 1e-6, ours behind it 1e-5
+    assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
+
+
+def test_a_q_former_is_refused_by_name(folders, tmp_path, capsys):
+    assert main([str(folders.checkpoint), "--to", "gguf", str(tmp_path / "out")]) == 1
+    assert "llama.cpp has no projector for this model (bridge qformer, tower eva_clip_g)" in capsys.readouterr().err
