@@ -1,11 +1,13 @@
 """What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
 
 import copy
+import itertools
 import os
 import re
 import resource
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +17,9 @@ from omegaconf import DictConfig
 from minigpt4.common.config import Problem
 
 AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}  # run.amp_dtype -> model.llm_precision
+
+# Held by who draws from torch's own generators, and by who records a CUDA graph: a draw meanwhile ends in an error.
+shared_generators = threading.Lock()
 
 
 class DeviceError(ValueError):
@@ -79,6 +84,14 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if normalise := moved.pop("normalise", None):
         moved["image"] = normalise(moved["image"])
     return moved
+
+
+def send(*lists: Sequence[int], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return lists of integers as int64 tensors on `device`: one copy of all of them, which nothing waits for."""
+    flat = torch.tensor(list(itertools.chain(*lists)), dtype=torch.long)
+    if flat.is_cpu and device.type == "cuda" and torch.cuda.is_available() and type(flat) is torch.Tensor:
+        flat = flat.pin_memory()  # from other memory the driver may wait
+    return flat.to(device, non_blocking=True).split(list(map(len, lists)))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ of its own, and the keys and values of a conversation live on between turns. Bea
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt4.common.device import send, shared_generators
 from minigpt4.conversation.context import Context
 from minigpt4.conversation.prefix_cache import PrefixCache
 
@@ -83,8 +85,12 @@ class Request(NamedTuple):
     stop_event: Event | None = None
     stop_events: Sequence[Event] = ()  # one a row, which ends that row alone
 
+    def is_stopped(self, row: int) -> bool:
+        """Whether the caller has ended this row."""
+        return bool(self.stop_events) and self.stop_events[row].is_set()
 
-_PENALTY = [field.name for field in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
+
+_PENALTY = [each.name for each in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
 
 
 def request_of(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1) -> Request:
@@ -150,13 +156,19 @@ class StopRule:
 
     def __call__(self, new_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
         """Return bool [B] for the answers so far, [B, T]; `generate` takes it too."""
-        if self.event is not None and self.event.is_set():
-            ended = [True] * len(new_ids)
-        else:
-            ended = list(map(self._ends, new_ids[:, -self.tail :].tolist()))
-        ended = torch.tensor(ended, dtype=torch.bool, device=new_ids.device)
+        ended = self.ended(new_ids[:, -self.tail :].tolist(), new_ids, scores)
+        return torch.tensor(ended, dtype=torch.bool, device=new_ids.device)
+
+    def ended(self, rows: Sequence[list[int]], new_ids: Tensor, scores: Any = None) -> list[bool]:
+        """Return which of the answers so far end: `rows`, or their last tokens, which also lie in `new_ids` [B, T].
+
+        Waits for the device of `new_ids` only where there are criteria.
+        """
+        is_stopped = self.event is not None and self.event.is_set()
+        ended = [is_stopped or self._ends(row[-self.tail :]) for row in rows]
         for criterion in self.criteria:
-            ended = ended | torch.as_tensor(criterion(new_ids, scores), device=new_ids.device)
+            found = torch.as_tensor(criterion(new_ids, scores)).expand(len(rows)).tolist()
+            ended = [a or b for a, b in zip(ended, found, strict=True)]
         return ended
 
     def _ends(self, row: list[int]) -> bool:
@@ -182,6 +194,16 @@ def padded_batch(llm: nn.Module, contexts: Sequence[Context], reused: int) -> tu
     return embeds, mask, positions.clamp(min=0) + reused
 
 
+@dataclass
+class _Answer:
+    """What one row of a batch has written, and whether it goes on."""
+
+    row: int
+    max_new_tokens: int
+    ids: list[int] = field(default_factory=list)
+    is_open: bool = True
+
+
 @torch.no_grad()
 def decode(
     decoder: "Decoder", contexts: Sequence[Context], request: Request, stop_rule: StopRule, bos_id: int | None
@@ -197,40 +219,49 @@ def decode(
     past = decoder.new_past() if past is None else past
     embeds, *where = padded_batch(decoder.llm, contexts, reused)
     mask, positions = where
-    # limits, and what rows have written so far: BOS stands first
     device, num_rows = embeds.device, len(contexts)
-    budgets = torch.tensor([context.max_new_tokens for context in contexts], device=device)
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
-    generator = None if sampling.seed is None else torch.Generator(device).manual_seed(sampling.seed)
+    generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
+    # what rows have written: on the device behind BOS, and here, where it is decided which of them go on
     history = torch.full((num_rows, 1), bos_id or 0, device=device)
-    rows, is_open = torch.arange(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
+    answers = [_Answer(row, context.max_new_tokens) for row, context in enumerate(contexts)]
     try:
         logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
                 tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)
                 history = torch.cat([history, tokens[:, None]], 1)
-                yield list(zip(rows[is_open].tolist(), tokens[is_open].tolist(), strict=True))
-                is_open = is_open & (history.shape[1] <= budgets) & ~stop_rule(history[:, 1:])
-                if request.stop_events:
-                    is_stopped = [request.stop_events[row].is_set() for row in rows.tolist()]
-                    is_open = is_open & ~torch.tensor(is_stopped, device=device)
-                num_open = int(is_open.sum())
-                if not num_open:
+                for answer, token in zip(answers, tokens.tolist(), strict=True):  # the one wait of a step
+                    answer.ids.append(token)
+                yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
+                ended = stop_rule.ended([answer.ids for answer in answers], history[:, 1:])
+                for answer, has_ended in zip(answers, ended, strict=True):
+                    is_full = len(answer.ids) >= answer.max_new_tokens
+                    answer.is_open &= not (has_ended or is_full or request.is_stopped(answer.row))
+                kept = [place for place, answer in enumerate(answers) if answer.is_open]
+                if not kept:
                     return
                 positions = positions[:, -1:] + 1
                 mask = None if mask is None else F.pad(mask, (0, 1), value=1)
                 # rows that have ended are dropped, when there are enough of them to be worth it
-                if num_open <= MOST_OPEN * len(rows):
-                    past.batch_select_indices(is_open.nonzero()[:, 0])
-                    mask = None if mask is None else mask[is_open]
-                    rows, tokens = rows[is_open], tokens[is_open]
-                    history, budgets = history[is_open], budgets[is_open]
-                    positions, is_open = positions[is_open], is_open[is_open]
+                if len(kept) <= MOST_OPEN * len(answers):
+                    answers, (index,) = [answers[place] for place in kept], send(kept, device=device)
+                    past.batch_select_indices(index)
+                    mask = None if mask is None else mask[index]
+                    tokens, history = tokens[index], history[index]
+                    positions = positions[index]
                 logits = step(tokens, positions, mask)
     finally:
         if cache is not None:
-            cache.put(past, contexts[0], history[0, 1:].tolist())
+            cache.put(past, contexts[0], answers[0].ids)
+
+
+def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
+    """Return the generator of one answer. Without a seed it takes one from torch's own generator of the CPU.
+
+    Torch's own generator of a GPU refuses to draw while another thread records its steps.
+    """
+    return torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -245,7 +276,10 @@ def beam_search(llm: nn.Module, context: Context, sampling: Sampling, stop_rule:
     """Return the token ids of the best beam."""
     embeds = context.embeds(llm.get_input_embeddings())
     drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    with torch.random.fork_rng([embeds.device] if embeds.is_cuda else [], enabled=sampling.seed is not None):
+    # `generate` draws from torch's own generators: one search at a time, so that each has its seed
+    drawing_alone = nullcontext() if sampling.is_greedy else shared_generators
+    devices = [embeds.device] if embeds.is_cuda else []
+    with drawing_alone, torch.random.fork_rng(devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         ids = llm.generate(

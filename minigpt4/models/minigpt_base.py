@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from minigpt4.common.config import as_section
+from minigpt4.common.device import send
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
@@ -162,7 +163,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         ValueError if no row has a target.
         """
         losses, order = self._target_losses(rows, images)
-        counts = layouts.send([row.num_targets for row in rows], losses.device)
+        counts = send([row.num_targets for row in rows], device=losses.device)[0]
         return {"loss": row_logits.sums_of_rows(losses, order, rows), "num_targets": counts}
 
     def _target_losses(self, rows: list[Row], images: torch.Tensor) -> tuple[torch.Tensor, Sequence[int]]:
@@ -179,9 +180,11 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
                 label_logits = backends.PACKED[backend]
-                logits = row_logits.packed(self.llama_model, packed, images, label_logits, self.llm_checkpointing)
-                targets, order = packed.targets, packed.rows
-        return row_logits.TokenLosses.apply(logits, layouts.send(targets, logits.device)), order
+                logits, targets = row_logits.packed(
+                    self.llama_model, packed, images, label_logits, self.llm_checkpointing
+                )
+                order = packed.rows
+        return row_logits.TokenLosses.apply(logits, targets), order
 
     def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.

@@ -1,10 +1,12 @@
 """Answers to finished prompts, one image each, as scripts of the newest release ask for them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
 
+from minigpt4.common.device import shared_generators
 from minigpt4.models.llm.layouts import embed
 from minigpt4.text.rows import context_ids
 from minigpt4.text.segments import IMAGE, IMAGE_SLOT, prompt_segments
@@ -45,7 +47,7 @@ class PromptAnswers:
         stops = [[stop] if isinstance(stop, int) else list(stop) for stop in stop_words_ids]
         ends = {self.llama_tokenizer.eos_token_id, *(stop[0] for stop in stops if len(stop) == 1)}
         drawing = {"temperature": float(temperature), "top_p": float(top_p)}
-        with self.maybe_autocast():
+        with self.maybe_autocast(), shared_generators if do_sample else nullcontext():
             answers = self.llama_model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,

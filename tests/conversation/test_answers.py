@@ -2,18 +2,21 @@
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from minigpt4.common.device import shared_generators
 from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
 from minigpt4.conversation.generation import MOST_OPEN, padded_batch
 from minigpt4.models.llm import layouts
+from minigpt4.models.llm.decoding import Decoder
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 
 # one answer and its stream
@@ -71,6 +74,32 @@ def test_sampling_is_seeded_and_temperature_zero_is_greedy(chat, embeddings):
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
     assert draw(temperature=0) == draw(do_sample=False) == draw(top_k=1, seed=5) == draw(top_p=1e-6, seed=5)
     assert draw(temperature=2, seed=1) == draw(temperature=2.0, seed=1)
+
+
+def test_an_answer_without_a_seed_draws_from_a_generator_of_its_own(chat, embeddings):
+    """Also while another thread records its steps on a GPU and nobody may draw from torch's own generators."""
+    conv, images = asked(chat, "what is it?", embeddings[:1])
+    found = []
+    with shared_generators:
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            found.append(chat.answer(conv.copy(), images, max_new_tokens=30)[1].tolist())
+    assert found[0] == found[1] != found[2]  # runs that begin alike stay alike
+
+
+def test_two_threads_answer_at_once(chat, embeddings):
+    """One over fixed buffers, one by plain steps; neither draws from torch's own generators."""
+    chats = [Chat(chat.model, chat.vis_processor) for _ in range(2)]
+    chats[0].decoder = Decoder(chat.model.llama_model, static=True)
+    conv, images = asked(chat, "what is it?", embeddings[:1])
+
+    def answer(own, seed):
+        return own.answer(conv.copy(), images, max_new_tokens=30, seed=seed)[1].tolist()
+
+    wanted = [answer(chat, seed) for seed in range(6)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(answer, [chats[0], chats[1]] * 3, range(6)))
+    assert found == wanted
 
 
 def test_answers_in_bfloat16(chat, embeddings):

@@ -184,8 +184,9 @@ def test_attention_by_segments(lengths, window, num_shared):
 
 def test_keys_of_the_fused_kernel():
     """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
-    segments = attention.Segments([2, 1], torch.device("cpu"), num_shared=2)
-    segments._index_keys()
+    with attention.as_on_gpu():
+        segments = attention.Segments([2, 1], torch.device("cpu"), 2, others=[[7, 8], []])
+    assert [each.tolist() for each in segments.sent] == [[7, 8], []]
     assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
     assert segments.query_limits.tolist() == [0, 2, 4, 5]
     assert segments.key_limits.tolist() == [0, 2, 6, 9]

@@ -5,7 +5,6 @@ one of its queries can see, H query heads, K key heads, d head width.
 """
 
 import functools
-import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from minigpt4.common.device import send
 
 HALF = (torch.float16, torch.bfloat16)
 _counting = ContextVar("counting", default=False)
@@ -39,17 +40,23 @@ class Segments:
 
     `lengths` are those of the segments; with `num_shared` the first one is what all others begin
     with. On a GPU: limits of queries and keys as int32, and which keys, shared ones repeated, are
-    those of the segments.
+    those of the segments. `others`: lists of integers that a step needs on the device too, `sent` in the same copy.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device, num_shared: int = 0):
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device, num_shared: int = 0, others: Sequence[Sequence[int]] = ()
+    ):
         self.num_shared, self.device = num_shared, device
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
         self._grids = {}
-        if device.type == "cuda" or is_as_on_gpu():
-            self._index_keys()
+        own = self._key_lists() if device.type == "cuda" or is_as_on_gpu() else ()
+        tensors = send(*own, *others, device=device)
+        if own:
+            self.keys, self.own = tensors[2:4]
+            self.query_limits, self.key_limits = (limits.int() for limits in tensors[:2])
+        self.sent = tensors[len(own) :]
 
     def grid(self, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype) -> "Grid":
         """Return the Grid for such heads, made once: all layers of an LLM share it."""
@@ -62,8 +69,11 @@ class Segments:
         """Return `values` on the device of the batch, without waiting for it."""
         return values.to(self.device, non_blocking=True)
 
-    def _index_keys(self) -> None:
-        """Repeat what is shared before each segment, as the fused kernel wants its keys."""
+    def _key_lists(self) -> tuple[list[int], ...]:
+        """Return limits of queries and of keys, the keys of the fused kernel, and which of them are segments' own.
+
+        It wants what is shared before each segment: those keys are repeated.
+        """
         keys, own = [], []
         key_limits = [0]
         for number, (length, stop) in enumerate(zip(self.lengths, self.stops, strict=True)):
@@ -71,9 +81,7 @@ class Segments:
             own += range(len(keys), len(keys) + length)
             keys += range(stop - length, stop)
             key_limits.append(len(keys))
-        self.query_limits = self.send(torch.tensor([0, *self.stops], dtype=torch.int32))
-        self.key_limits = self.send(torch.tensor(key_limits, dtype=torch.int32))
-        self.keys, self.own = self.send(torch.tensor(keys)), self.send(torch.tensor(own))
+        return [0, *self.stops], key_limits, keys, own
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
@@ -84,37 +92,51 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
     """
     if window is not None and window >= segments.longest:
         window = None
-    if _has_varlen(q.device, q.dtype) or (is_as_on_gpu() and q.dtype in HALF):
-        return _varlen(q, k, v, segments, scale, window)
+    if has_flash(q.device, q.dtype) or (is_as_on_gpu() and q.dtype in HALF):
+        return _flash(q, k, v, segments, scale, window)
     return SegmentAttention.apply(q, k, v, segments, scale, window)
 
 
 @functools.cache
-def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's fused kernel for segments runs: half precision, a GPU of 2020 or later."""
     is_half = device.type == "cuda" and dtype in HALF
     return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    # its arguments changed between torch 2.10 and 2.15
-    known = inspect.signature(varlen_attn).parameters
-    if "window_size" in known:
-        options = {"window_size": (-1 if window is None else window - 1, 0)}
-    else:
-        options = {"is_causal": True}
-    # fewer key heads than query heads
-    group = q.shape[1] // k.shape[1]
-    if group > 1 and "enable_gqa" in known:
-        options["enable_gqa"] = True
-    elif group > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
     if segments.num_shared:
         k, v = RepeatShared.apply(k, segments), RepeatShared.apply(v, segments)
-    longest = max(segments.lengths), segments.longest
-    return varlen_attn(q, k, v, segments.query_limits, segments.key_limits, *longest, scale=scale, **options)
+    return FlashAttention.apply(q, k, v, segments, scale, window)
+
+
+class FlashAttention(torch.autograd.Function):
+    """torch's fused kernel for segments, called without `varlen_attn`, whose wrapper takes more host time than it.
+
+    Keys and values are those of each segment, one segment behind the other; with fewer heads than the queries each
+    serves several of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+    ) -> Tensor:
+        limits = (segments.query_limits, segments.key_limits, max(segments.lengths), segments.longest)
+        # without a window the kernel wants to know only that attention is causal
+        left = -1 if window is None else window - 1
+        options = {"scale": scale, "window_size_left": left, "window_size_right": 0}
+        found = torch.ops.aten._flash_attention_forward(q, k, v, *limits, 0.0, window is None, False, **options)
+        out, *kept = found[:4]  # beside it the sums of the softmax, and the state of a dropout of 0
+        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.limits, ctx.options = limits, options
+        ctx.is_causal = window is None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, dropout = ctx.saved_tensors[:5], (0.0, ctx.is_causal, *ctx.saved_tensors[5:])
+        grads = torch.ops.aten._flash_attention_backward(grad, *inputs, *ctx.limits, *dropout, **ctx.options)
+        return *grads, None, None, None
 
 
 class RepeatShared(torch.autograd.Function):

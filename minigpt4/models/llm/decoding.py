@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from minigpt4.common.device import shared_generators
+from minigpt4.models.llm import lean_token
+
 CHUNK = 128  # positions by which the room for keys and values grows
 CACHE_NAMES = ("cache", "past_key_values")  # in `forward`, since transformers 5.24 and before
 
@@ -91,65 +94,86 @@ def cache_name(llm: nn.Module) -> str:
     )
 
 
-class StaticSteps:
-    """Steps of one row over `size` positions: the same kernels and addresses at every token."""
+class WholeToken:
+    """Any LLM of transformers for one token of one row, over keys and values in buffers of `size` positions."""
 
     def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device
-        self.llm, self.size = llm, size
-        self.graph, self.cache_name = None, cache_name(llm)
-        self.token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.llm, self.cache_name = llm, cache_name(llm)
         self.slots = torch.arange(size, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.cache = new_past(llm, partial(FixedLayer, self.position))
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             mine.keys, mine.values = (
                 tensor.new_zeros(1, tensor.shape[1], size, tensor.shape[3]) for tensor in (theirs.keys, theirs.values)
             )
             mine.is_initialized = True
+
+    def load(self, past: DynamicCache, end: int) -> None:
+        """Take the `end` positions of `past`."""
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            mine.keys[:, :, :end] = theirs.keys
+            mine.values[:, :, :end] = theirs.values
+
+    def store(self, past: DynamicCache, new: slice) -> None:
+        """Append the positions `new` to `past`."""
+        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
+            theirs.update(mine.keys[:, :, new], mine.values[:, :, new])
+
+    def logits(self, token: Tensor, position: Tensor) -> Tensor:
+        """Return logits [1, V] of `token` [1] at `position` [1], behind which no position is filled."""
+        self.position.copy_(position)
+        dtype = self.cache.layers[0].keys.dtype
+        mask = torch.zeros(len(self.slots), dtype=dtype, device=self.slots.device)
+        mask = mask.masked_fill(self.slots > position, torch.finfo(dtype).min)[None, None, None]
+        inputs = {"input_ids": token[None], "position_ids": position[None], "attention_mask": mask}
+        return self.llm(**inputs, **{self.cache_name: self.cache}, use_cache=True).logits[:, -1]
+
+
+class StaticSteps:
+    """Steps of one row over `size` positions: the same kernels and addresses at every token."""
+
+    def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
+        device = llm.get_input_embeddings().weight.device
+        self.size, self.graph = size, None
+        self.one = (lean_token.LeanToken if lean_token.fits(llm) else WholeToken)(llm, past, size)
+        self.token = torch.zeros(1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
         if device.type == "cuda":
             self._record()
 
     def _record(self) -> None:
-        # kernels are chosen and workspaces made at first calls, which cannot be recorded
+        # kernels are compiled, chosen, and workspaces made at first calls, which cannot be recorded
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self._forward()
+                self._next()
         torch.cuda.current_stream().wait_stream(side)
-        # other sessions' threads may use the GPU meanwhile
+        # other sessions' threads may use the GPU meanwhile, but for torch's own generator
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.logits = self._forward()
+        with shared_generators, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.logits = self._next()
         self.graph = graph
 
-    def _forward(self) -> Tensor:
-        dtype = self.cache.layers[0].keys.dtype
-        mask = torch.zeros(self.size, dtype=dtype, device=self.slots.device)
-        mask = mask.masked_fill(self.slots > self.position, torch.finfo(dtype).min)[None, None, None]
-        inputs = {"input_ids": self.token, "position_ids": self.position[None], "attention_mask": mask}
-        return self.llm(**inputs, **{self.cache_name: self.cache}, use_cache=True).logits[:, -1]
+    def _next(self) -> Tensor:
+        return self.one.logits(self.token, self.position)
 
     def load(self, past: DynamicCache) -> None:
         """Begin after `past`."""
         self.begin = self.end = past.get_seq_length()
-        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
-            mine.keys[:, :, : self.end] = theirs.keys
-            mine.values[:, :, : self.end] = theirs.values
+        self.one.load(past, self.end)
 
     def store(self, past: DynamicCache) -> None:
         """Append to `past` what was computed since `load`."""
-        new = slice(self.begin, self.end)
-        for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
-            theirs.update(mine.keys[:, :, new], mine.values[:, :, new])
+        self.one.store(past, slice(self.begin, self.end))
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Return logits [1, V], valid until the next step."""
-        self.token.copy_(tokens[:, None])
+        self.token.copy_(tokens)
         self.position.fill_(self.end)
         if self.graph is None:
-            self.logits = self._forward()
+            self.logits = self._next()
         else:
             self.graph.replay()
         self.end += 1

@@ -6,12 +6,24 @@ predict a target, P vision vectors, D LLM width.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from minigpt4.common.device import send
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
+
+
+class Sent(NamedTuple):
+    """What of a packed batch goes to the device: lists, or the tensors that they become there."""
+
+    words: Any  # [T] token ids, any where a vision vector goes
+    places: Any  # [P] where those vectors go
+    vectors: Any
+    positions: Any
+    predicting: Any
+    targets: Any
 
 
 class Packed(NamedTuple):
@@ -25,6 +37,10 @@ class Packed(NamedTuple):
     vectors: list[int]  # [P] index among those of the batch's images, of each that is fed, in the order of its place
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N]
+
+    def sent(self) -> Sent:
+        """Return the lists that the device needs."""
+        return Sent(*embedded(self.ids), self.vectors, self.positions, self.predicting, self.targets)
 
 
 class Padded(NamedTuple):
@@ -97,20 +113,23 @@ def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | N
 
     Waits for no device.
     """
-    device = embedding.weight.device
-    places = [place for place, index in enumerate(ids) if index == IMAGE_ID]
-    words = embedding(send([max(index, 0) for index in ids], device))
-    return words if vectors is None else words.index_copy(0, send(places, device), vectors.to(words))
+    words, places = send(*embedded(ids), device=embedding.weight.device)
+    return put(embedding(words), places, vectors)
+
+
+def embedded(ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return (token ids [T], any where a vision vector goes, the places [P] of those vectors)."""
+    return [max(index, 0) for index in ids], [place for place, index in enumerate(ids) if index == IMAGE_ID]
+
+
+def put(words: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor | None) -> torch.Tensor:
+    """Return embeddings [T, D] with `vectors` [P, D] at `places` [P]."""
+    return words if vectors is None else words.index_copy(0, places, vectors.to(words))
 
 
 def select_vectors(images: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     """Return the vectors [P, D] of images [B, Q, D] in another order, some left out."""
     vectors = images.flatten(0, 1)
     if list(order) != list(range(len(vectors))):
-        vectors = vectors.index_select(0, send(order, images.device))
+        vectors = vectors.index_select(0, *send(order, device=images.device))
     return vectors
-
-
-def send(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return integers as an int64 tensor on `device`, without waiting for it."""
-    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

@@ -217,7 +217,7 @@ def _label_logits(llm, embeds, positions, segments, predicting, recompute, kerne
     sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
     call = partial(checkpointing.recompute, _through) if recompute else _through
     for layer in model.layers:
-        kept = predicting if layer is model.layers[-1] else slice(None)
+        kept = predicting if layer is model.layers[-1] else None
         x = sharding.gathered(layer, call)(layer, x, cos, sin, segments, kept, kernels)
     return llm.get_output_embeddings()(model.norm(x))
 
@@ -228,7 +228,9 @@ def compiled_label_logits(*args: Any) -> Tensor:
 
 
 def _through(layer, x, cos, sin, segments, kept, kernels):
-    """Return the layer's output at the positions `kept`."""
+    """Return the layer's output at the positions `kept`, None for all."""
     q, *keys_values = QueryKeyValue.apply(x, cos, sin, layer, kernels)
     attended = attend(q, *keys_values, segments, layer.self_attn.scaling)
-    return OutputAndMLP.apply(x[kept], attended[kept], layer, kernels)
+    if kept is not None:
+        x, attended = x[kept], attended[kept]
+    return OutputAndMLP.apply(x, attended, layer, kernels)

@@ -2,11 +2,12 @@
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
 fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row, for the tensor cores of GPUs since
-       Ada, which take them at twice the speed of 16 bits; on a CPU the same numbers, slowly
+       Ada; it saves memory, not time: rounding is a pass of its own; on a CPU the same numbers, slowly
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -46,6 +47,8 @@ def check_device(kind: str, device: torch.device) -> None:
 
 def refusal_to_train(kind: str, device: torch.device) -> str | None:
     """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
+    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        return "model.llm_quantization: nf4 needs bitsandbytes, which is not installed; pip install it, or take int8"
     if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
         return None
     return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"

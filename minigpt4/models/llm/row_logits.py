@@ -11,31 +11,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from minigpt4.common.device import send
 from minigpt4.models.llm.attention import Segments
-from minigpt4.models.llm.layouts import Packed, embed, pad, select_vectors, send
+from minigpt4.models.llm.layouts import Packed, Sent, embed, pad, put, select_vectors
 from minigpt4.models.llm.recompute import recompute_layers
 from minigpt4.text.rows import IGNORED, Row
 
 
 def packed(
     llm: nn.Module, batch: Packed, images: torch.Tensor, label_logits: Callable, recompute: bool = False
-) -> torch.Tensor:
-    """Return logits [N, V] of packed rows; `images` [.., Q, D] are those of the batch.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (logits [N, V], targets [N]) of packed rows; `images` [.., Q, D] are those of the batch.
 
     `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's
     layers.
     """
     embedding = llm.get_input_embeddings()
-    device = embedding.weight.device
-    embeds = embed(embedding, batch.ids, select_vectors(images, batch.vectors))
-    segments = Segments(batch.lengths, device, batch.num_shared)
-    positions, predicting = send(batch.positions, device), send(batch.predicting, device)
-    return label_logits(llm, embeds, positions, segments, predicting, recompute)
+    segments = Segments(batch.lengths, embedding.weight.device, batch.num_shared, batch.sent())
+    sent = Sent(*segments.sent)
+    embeds = put(embedding(sent.words), sent.places, images.flatten(0, 1).index_select(0, sent.vectors))
+    logits = label_logits(llm, embeds, sent.positions, segments, sent.predicting, recompute)
+    return logits, sent.targets
 
 
 def padded(
     llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int, recompute: bool = False
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (logits [N, V], targets [N]) of rows padded to the longest, as 2023."""
     targets, places = [], []
     for number, row in enumerate(rows):
@@ -48,11 +49,12 @@ def padded(
     column_of = {place: column for column, place in enumerate(columns)}
     inputs = padded_inputs(llm, rows, images, pad_id)
     inputs.pop("labels")
-    device = inputs["inputs_embeds"].device
-    with recompute_layers(llm) if recompute else nullcontext():
-        logits = llm(**inputs, use_cache=False, logits_to_keep=send(columns, device)).logits  # [B, columns, V]
     chosen = [number * len(columns) + column_of[place - 1] for number, place in places]
-    return logits.flatten(0, 1).index_select(0, send(chosen, device)), targets
+    device = inputs["inputs_embeds"].device
+    columns, chosen = send(columns, chosen, device=device)
+    with recompute_layers(llm) if recompute else nullcontext():
+        logits = llm(**inputs, use_cache=False, logits_to_keep=columns).logits  # [B, columns, V]
+    return logits.flatten(0, 1).index_select(0, chosen), *send(targets, device=device)
 
 
 def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int) -> dict[str, torch.Tensor]:
@@ -77,7 +79,7 @@ def sums_of_rows(losses: torch.Tensor, order: Sequence[int], rows: Sequence[Row]
     # by pieces: on a GPU a scattered sum is not the same each time
     counts = [rows[number].num_targets for number in order]
     sums = [part.sum() for part in losses.split(counts)]
-    return losses.new_zeros(len(rows)).index_copy(0, send(order, losses.device), torch.stack(sums))
+    return losses.new_zeros(len(rows)).index_copy(0, *send(order, device=losses.device), torch.stack(sums))
 
 
 class TokenLosses(torch.autograd.Function):
