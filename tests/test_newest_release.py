@@ -14,15 +14,16 @@ import yaml
 from minigpt4 import train
 from minigpt4.common.cli import run_program
 from tests.datasets.instruction_files import NAMES, write_all
+from tests.evaluation.benchmarks import official
 from tests.golden_v2 import read
-from tests.survival.processes import kill_all, start
+from tests.survival.processes import kill_all, start, torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = read("j_configs/merged.json", {"configs": {}})["configs"]
 pytestmark = pytest.mark.skipif(not CONFIGS, reason="this set of fixtures has no j_configs")
 STAGE1 = "train_configs/minigpt4_llama2_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_llama2_stage2_finetune.yaml"
-FINETUNE = "train_configs/minigptv2_finetune.yaml"
+FINETUNE, BENCHMARKS = "train_configs/minigptv2_finetune.yaml", "eval_configs/minigptv2_benchmark_evaluation.yaml"
 THREE = ("llava_conversation", "unnatural_instruction", "refvg")  # several turns, text alone, boxes
 SHORT = {"max_epoch": 1, "warmup_steps": 1, "num_workers": 1}
 STEPS = 8  # of an epoch in whose middle a run is told to end
@@ -36,13 +37,15 @@ def small(release, tmp_path_factory):
     infos |= {name: {"storage": f"{release.root}/{name}_dataset/{{00000..00001}}.tar"} for name in ("laion", "cc_sbu")}
     infos["cc_sbu_align"] = {"storage": str(release.root / "cc_sbu_align")}
 
-    def write(name, output, ckpt="", datasets=(), **run):
+    def write(name, output, ckpt="", datasets=(), benchmarks=(), **run):
         content = json.loads(json.dumps(CONFIGS[name]))
         content["model"] |= {"llama_model": str(release.llama), "ckpt": str(ckpt)}
         if datasets:
             content["datasets"] = {each: content["datasets"][each] for each in datasets}
         for dataset, section in content["datasets"].items():
             section["build_info"] = infos[dataset]
+        for benchmark, paths in benchmarks:
+            content["evaluation_datasets"][benchmark] |= {key: str(path) for key, path in paths.items()}
         content["run"] |= {"device": "cpu", "output_dir": str(root / output), **run}
         path = root / f"{output}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -158,3 +161,33 @@ def test_a_finetuning_that_was_told_to_end_in_mid_epoch_resumes_exactly(small, s
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
         assert not torch.equal(tensor, start_of[name]), name
+
+
+def test_two_ranks_of_which_one_has_text_alone(small, start_weights):
+    """In the second step rank 0 has no image, and rank 1 has; in the third it is the other way round."""
+    path = small(FINETUNE, "ranks", start_weights, THREE, **SHORT, iters_per_epoch=3)
+    output = small.root / "ranks.txt"
+    process = start(torchrun("train.py", "--cfg-path", path), output)
+    try:
+        assert process.wait(timeout=300) == 0, output.read_text()
+    finally:
+        kill_all(process)
+    state = torch.load(checkpoint(small.root, "ranks"), weights_only=True)
+    drawn = [rank["data"]["progress"] for rank in state["progress"]["ranks"]]
+    assert [rank["unnatural_instruction"]["batches"] for rank in drawn] == [1, 1]
+    assert [sum(each["batches"] for each in rank.values()) for rank in drawn] == [3, 3]
+    taken = [int(each["step"]) for each in state["optimizer"]["state"].values()]
+    assert taken == [3] * len(state["model"])  # in each step there was an image somewhere, so the projection moved
+
+
+def test_evaluation_and_chat_of_the_finetuned_model(small, finetuned):
+    """Greedy answers, a choice among candidates, a chat in 8 bits: all from the finetuned checkpoint."""
+    paths = {}
+    for name, write in (("refcoco", official.refcoco), ("gqa", official.gqa), ("iconvqa", official.iconqa)):
+        paths[name] = {"img_path": small.root / name / "images", **write(small.root / name)}
+    config = small(BENCHMARKS, "benchmarks", finetuned, benchmarks=paths.items())
+    said("evaluate.py", "--cfg-path", config, "--tasks", *paths, "--output", small.root / "results")
+    for name in paths:
+        results = json.loads((small.root / "results" / name / "results.json").read_text())
+        assert 0 <= results["metrics"]["accuracy"]["value"] <= 1
+    assert len(chat(small, "eval_configs/minigptv2_eval.yaml", finetuned)) == 2
