@@ -73,17 +73,18 @@ def draw_images(folder: Path, progress: tqdm) -> Iterator[Drawn]:
     number = 0
     for split, count in NUM_IMAGES.items():
         for index in range(count):
-            scene, image, object_map = world.draw(SPLITS[split], index)
+            drawing = world.draw(SPLITS[split], index)
             number += 1
-            drawn = Drawn(split, index, number, scene, world.boxes(scene, object_map))
-            (folder / f"{drawn.name}.jpg").write_bytes(encode(image))
+            drawn = Drawn(split, index, number, drawing[0], world.boxes(drawing[0], drawing[2]))
+            (folder / f"{drawn.name}.jpg").write_bytes(encode(drawing[1]))
             progress.update()
             yield drawn
 
 
 def _write_refer(folder: Path, drawn: list[Drawn]) -> None:
     """Write REFER's two files: a ref and an annotation for each object, with the same number."""
-    images, annotations, refs = [], [], []
+    images = []
+    annotations, refs = [], []
     for image in drawn:
         size = {"width": SIZE[0], "height": SIZE[1]}
         images.append({"id": image.number, "file_name": f"{image.name}.jpg", **size})

@@ -63,9 +63,9 @@ def batch(split: str, first: int, count: int, patch_size: int) -> tuple[torch.Te
     for index in range(first, first + count):
         is_crowded = split == "pretrain" and index % 2
         numbers = (world.MAX_OBJECTS + 1, 7) if is_crowded else (1, world.MAX_OBJECTS)
-        scene, image, object_map = world.draw(split, index, numbers)
-        images.append(image)
-        labels.append(strip_labels(scene, object_map, patch_size))
+        drawing = world.draw(split, index, numbers)  # scene, image, object map
+        images.append(drawing[1])
+        labels.append(strip_labels(drawing[0], drawing[2], patch_size))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
@@ -93,10 +93,12 @@ def accuracy(model: Strips, split: str, count: int, patch_size: int) -> dict[str
     """Return the share of right answers by label, over the vectors that have one."""
     image, labels = batch(split, 0, count, patch_size)
     parts = [model(normalise(part, "cpu")) for part in image.split(64)]
-    guesses = torch.cat([torch.stack([x.argmax(-1) for x in part], -1) for part in parts])
-    asked = [(name, labels[..., i] != NOTHING, i) for i, name in enumerate(LABELS)]
-    right = guesses == labels
-    return {name: round(right[..., i][mask].float().mean().item(), 4) for name, mask, i in asked}
+    found = {}
+    for i, name in enumerate(LABELS):
+        guesses = torch.cat([part[i].argmax(-1) for part in parts])
+        right = (guesses == labels[..., i])[labels[..., i] != NOTHING]
+        found[name] = round(right.float().mean().item(), 4)
+    return found
 
 
 def train(model: Strips, args: argparse.Namespace, patch_size: int) -> Iterator[int]:

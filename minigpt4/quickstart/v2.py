@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -99,11 +100,14 @@ def random_box(boxes: list[tuple], held_out: list[dict]) -> float:
     draw = random.Random(0)
     hits = []
     for item in held_out * 20:
-        left, top, width, height = item["reference"]["box"]
-        other = draw.choice(boxes)
-        other = (other[0], other[1], other[0] + other[2], other[1] + other[3])
-        hits.append(box_iou((left, top, left + width, top + height), other, plus_one=True) > 0.5)
+        pair = _corners(item["reference"]["box"]), _corners(draw.choice(boxes))
+        hits.append(box_iou(*pair, plus_one=True) > 0.5)
     return mean(hits)
+
+
+def _corners(box: Sequence[float]) -> tuple[float, ...]:
+    """Return (x0, y0, x1, y1) of a box (x0, y0, width, height)."""
+    return (box[0], box[1], box[0] + box[2], box[1] + box[3])
 
 
 def best_constant_answers(held_out: list[dict]) -> float:
