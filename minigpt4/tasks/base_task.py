@@ -49,7 +49,8 @@ class BaseTask:
         from minigpt4.datasets.datasets.map_style import adapted
         from minigpt4.datasets.datasets.shard_cache import ShardCache
 
-        datasets, streams, cache = {}, [], None
+        datasets, streams = {}, []
+        cache = None
         if folder := cfg.run_cfg.shard_cache:
             cache = ShardCache(expand_path(folder), int(cfg.run_cfg.shard_cache_gb * 1e9))
         for name, section in cfg.datasets_cfg.items():

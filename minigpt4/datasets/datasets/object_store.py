@@ -60,7 +60,8 @@ class _Blocks(io.RawIOBase):
     """An object of `size` bytes, of which one block is held."""
 
     def __init__(self, store: Any, address: str, size: int):
-        self._store, self._address, self._size = store, address, size
+        self._store, self._address = store, address
+        self._size = size
         self._begin, self._block = 0, memoryview(b"")  # where in the object the rest of the block begins
 
     def readable(self) -> bool:

@@ -94,8 +94,9 @@ class _Copy(io.RawIOBase):
     """The bytes of `stream`, which are also written to a file of `cache` until there is no more room."""
 
     def __init__(self, stream: BinaryIO, cache: ShardCache, note: Note):
-        self._stream, self._cache, self._note = stream, cache, note
-        self._size, self._room, self._file = 0, 0, None
+        self._stream, self._cache = stream, cache
+        self._note, self._file = note, None
+        self._size, self._room = 0, 0
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.NamedTemporaryFile(dir=cache.folder, suffix=".partial", delete=False)  # noqa: SIM115
