@@ -73,16 +73,16 @@ def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
     batch_size = args.batch_size
     require_equal(shards, batch_size, args.images)
     ways = {"2023": partial(loader_2023, shards, batch_size), "ours": partial(loader_ours, shards, batch_size)}
-    speeds, pillow = {way: [] for way in ways}, []
+    speeds, pixels = {way: [] for way in ways}, []
     for _ in range(args.rounds):
         seconds = race({way: make() for way, make in ways.items()}, args.images // batch_size)
         for way, value in seconds.items():
             speeds[way].append(1 / value)
-        pillow.append(pillow_alone(shards[0]))
+        pixels.append(pixels_alone(shards[0]))
     sent = {way: bytes_per_image(next(iter(make()))) for way, make in ways.items()}
     name, is_judged = (f"data: images of {size}, a core", size == JUDGED and not args.quick)
-    # at best: what Pillow takes to decode, crop and resize, and nothing else
-    options = {"more_is_better": True, "limit": 1 / min(pillow), "at_least": GATES["speed"] if is_judged else None}
+    # at best: what it takes to decode, crop and resize, and nothing else
+    options = {"more_is_better": True, "limit": 1 / min(pixels), "at_least": GATES["speed"] if is_judged else None}
     rows = [row(name, "1/s", speeds["ours"], speeds["2023"], **options)]
     for kind in ("tensors", "all"):
         gate = GATES["bytes"] if is_judged and kind == "tensors" else None
@@ -189,7 +189,7 @@ def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
     return {way: (value + seconds_when_idle(workers[way])) / count[way] for way, value in seconds.items()}
 
 
-def pillow_alone(shard: str) -> float:
+def pixels_alone(shard: str) -> float:
     """Return seconds an image of what no exact way can spare: to decode it, to crop it and to resize it."""
     crop, *_ = Blip2ImageTrainProcessor(IMAGE_SIZE).transform.transforms
     with tarfile.open(shard) as tar:

@@ -3,12 +3,15 @@
 import random
 import re
 import sys
+from itertools import islice
 
 import pytest
 
 from minigpt4.datasets.datasets import object_store
 from minigpt4.datasets.datasets.object_store import check_objects, open_object
+from minigpt4.datasets.datasets.shard_cache import ShardCache
 from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
+from tests.datasets.shards import ids, loader, shard, stream
 from tests.survival.s3_server import MISSING, REASON, put, s3_server
 
 needs_s3 = pytest.mark.skipif(bool(MISSING), reason=REASON)
@@ -64,6 +67,35 @@ def test_the_first_shard_is_asked_for_before_a_run(s3, monkeypatch):
     check_shards(expand_shards("s3://503/a/0.tar"), "")  # it may answer when the run begins
     with pytest.raises(ValueError, match=r"'s3://good/b/0\.tar': FileNotFoundError"):
         check_shards(expand_shards("s3://good/b/{0..9}.tar"), "")
+
+
+def batches_from(storage, cache=None, state=None, number=12):
+    """Return the sample ids of some batches, and the loader."""
+    dataset = stream(storage)
+    dataset.shard_cache = cache
+    batches = loader([dataset])
+    if state:
+        batches.resume(state)
+    return ids(islice(batches, number)), batches
+
+
+@needs_s3
+def test_a_stream_goes_on_exactly_with_a_cache_smaller_than_the_data(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_store, "WAITS_S", (0, 0, 0))
+    files = [tmp_path / f"{number}.tar" for number in range(4)]
+    for number, path in enumerate(files):
+        shard(tmp_path, number, range(6 * number, 6 * number + 6))
+        put(s3, f"cut-twice/{path.name}", path)
+    expected, _ = batches_from(f"{tmp_path}/{{0..3}}.tar")
+
+    cache = ShardCache(tmp_path / "cache", 2 * files[0].stat().st_size + 1000)
+    first, stopped = batches_from("s3://cut-twice/{0..3}.tar", cache, number=5)
+    rest, resumed = batches_from("s3://cut-twice/{0..3}.tar", cache, stopped.state(), number=7)
+    assert first + rest == expected and len(expected) == 48  # two epochs
+    assert stopped.skip_report() == {"laion": {"seen": 20}} and resumed.skip_report() == {"laion": {"seen": 48}}
+    counts = resumed.datasets[0].cache_counts()
+    assert counts["kept in it"] and counts["shards read from it"] and not counts["not kept"]
+    assert 0 < sum(path.stat().st_size for path in cache.folder.iterdir()) <= cache.max_bytes
 
 
 def test_a_missing_package_is_named(monkeypatch):
