@@ -73,7 +73,8 @@ def draw_images(folder: Path, progress: tqdm) -> Iterator[Drawn]:
     number = 0
     for split, count in NUM_IMAGES.items():
         for index in range(count):
-            scene, image, object_map = world.draw(SPLITS[split], index)
+            scene, *drawn_maps = world.draw(SPLITS[split], index)
+            image, object_map = drawn_maps
             number += 1
             drawn = Drawn(split, index, number, scene, world.boxes(scene, object_map))
             (folder / f"{drawn.name}.jpg").write_bytes(encode(image))
@@ -83,7 +84,9 @@ def draw_images(folder: Path, progress: tqdm) -> Iterator[Drawn]:
 
 def _write_refer(folder: Path, drawn: list[Drawn]) -> None:
     """Write REFER's two files: a ref and an annotation for each object, with the same number."""
-    images, annotations, refs = [], [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
+    refs: list[dict] = []
     for image in drawn:
         size = {"width": SIZE[0], "height": SIZE[1]}
         images.append({"id": image.number, "file_name": f"{image.name}.jpg", **size})

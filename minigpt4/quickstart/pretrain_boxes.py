@@ -63,7 +63,8 @@ def batch(split: str, first: int, count: int, patch_size: int) -> tuple[torch.Te
     for index in range(first, first + count):
         is_crowded = split == "pretrain" and index % 2
         numbers = (world.MAX_OBJECTS + 1, 7) if is_crowded else (1, world.MAX_OBJECTS)
-        scene, image, object_map = world.draw(split, index, numbers)
+        scene, *maps = world.draw(split, index, numbers)
+        image, object_map = maps
         images.append(image)
         labels.append(strip_labels(scene, object_map, patch_size))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
@@ -92,8 +93,9 @@ class Strips(nn.Module):
 def accuracy(model: Strips, split: str, count: int, patch_size: int) -> dict[str, float]:
     """Return the share of right answers by label, over the vectors that have one."""
     image, labels = batch(split, 0, count, patch_size)
-    parts = [model(normalise(part, "cpu")) for part in image.split(64)]
-    guesses = torch.cat([torch.stack([x.argmax(-1) for x in part], -1) for part in parts])
+    parts = [torch.cat(list(model(normalise(part, "cpu"))), -1) for part in image.split(64)]
+    logits = torch.cat(parts).split(list(LABELS.values()), -1)
+    guesses = torch.stack([of_label.argmax(-1) for of_label in logits], -1)
     asked = [(name, labels[..., i] != NOTHING, i) for i, name in enumerate(LABELS)]
     right = guesses == labels
     return {name: round(right[..., i][mask].float().mean().item(), 4) for name, mask, i in asked}

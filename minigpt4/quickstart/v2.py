@@ -99,10 +99,9 @@ def random_box(boxes: list[tuple], held_out: list[dict]) -> float:
     draw = random.Random(0)
     hits = []
     for item in held_out * 20:
-        left, top, width, height = item["reference"]["box"]
-        other = draw.choice(boxes)
-        other = (other[0], other[1], other[0] + other[2], other[1] + other[3])
-        hits.append(box_iou((left, top, left + width, top + height), other, plus_one=True) > 0.5)
+        pair = item["reference"]["box"], draw.choice(boxes)
+        corners = [(box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in pair]
+        hits.append(box_iou(*corners, plus_one=True) > 0.5)
     return mean(hits)
 
 
