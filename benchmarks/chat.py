@@ -2,7 +2,7 @@
 
 The same weights, dialogues and process for all ways, which take turns: the engine with its prefix cache, the engine
 without (every turn reads its whole prompt again, as in 2023), and `generate` of transformers. No speed is printed
-unless all give the same greedy answers. Where there is a GPU: tokens a second at 7B, beside what its memory allows.
+unless all give the same greedy answers. On a GPU: `benchmarks gpu --part answers`.
 """
 
 import copy
@@ -15,18 +15,16 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import counted, workload
+from benchmarks import workload
 from benchmarks.harness import QUICK, ROUNDS, NotEqual, row, take_turns
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CHATML, Conversation
 from minigpt4.models import MiniGPT4
-from minigpt4.models.llm.quantization import quantise
 
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
 GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
 HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
 QUESTION, ANSWER = 12, 150  # tokens; with a first question of 61 they make the histories as long as that
-GPU_QUESTION, GPU_TOKENS = 200, 128
 FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
 OPTIONS = {
     "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
@@ -47,8 +45,6 @@ def run(args: Namespace) -> dict:
     engine, generate = tokens_a_second(turns[2], rounds, length)
     rows.append(row("chat: tokens a second", "1/s", engine, stock=generate))
     print("equal answers: yes")
-    if torch.cuda.is_available():
-        rows += on_gpu(args.quick)
     return {"rows": rows, "size": size}
 
 
@@ -163,28 +159,3 @@ def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], 
     if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
         raise NotEqual("the engine and generate write different answers")
     return results["engine"], results["generate"]
-
-
-def on_gpu(is_quick: bool) -> list[dict]:
-    """Return rows of tokens a second of a 7B LLM on a GPU for kinds of weights; the limit is that of its memory."""
-    size, device = "chat-quick" if is_quick else "7b", torch.device("cuda")
-    rows = []
-    copied = max(counted.copies(device, 2**30, 10))
-    for kind in ("none", "int8", "int4"):
-        model = chat_model(size, torch.float16, device)
-        if kind != "none":
-            quantise(model.llama_model, kind, device)
-        turn = start(model)
-        turn.chat.ask("What is this?".ljust(GPU_QUESTION, "x"), turn.conv)
-        engine, generate = tokens_a_second(turn, 5, GPU_TOKENS)
-        # every token reads all weights but the embedding table, and the keys and values so far
-        llm, config = model.llama_model, model.llama_model.config
-        tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
-        read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
-        read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (GPU_QUESTION + GPU_TOKENS // 2)
-        name = f"{size} {kind if kind != 'none' else 'fp16'}: tokens a second"
-        rows.append(row(name, "1/s", engine, stock=generate, limit=copied / read, more_is_better=True))
-        print(f"{name}: {torch.cuda.memory_allocated() / 2**30:.1f} GiB of this GPU in use")
-        del model, llm, tensors, turn
-        torch.cuda.empty_cache()
-    return rows

@@ -5,6 +5,7 @@ transformers gives, measured side by side, with what is possible at best (`limit
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -121,19 +122,17 @@ def timed(function: Callable[[], object], device: torch.device, clock: Clock | N
     return call
 
 
-def in_own_process(module: str, *words: object, is_shown: bool = False) -> dict:
+def in_own_process(module: str, *words: object) -> dict:
     """Return the JSON object that `python -m module words..` prints as its last line.
 
-    `is_shown`: what it prints before that is printed. Raises RuntimeError with the end of the output if there is none.
+    Raises RuntimeError with the end of the output if there is none.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    *said, last = result.stdout.splitlines() or [""]
+    *_, last = result.stdout.splitlines() or [""]
     if not last.startswith("{"):
         output = f"{result.stdout}\n{result.stderr}"[-3000:]
         raise RuntimeError(f"{' '.join(command[1:])} measured nothing (exit code {result.returncode}):\n{output}")
-    if is_shown:
-        print("\n".join(said))
     return json.loads(last)
 
 
@@ -143,7 +142,8 @@ def description() -> dict:
     machine |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    installed = [name for name in LIBRARIES if importlib.util.find_spec("PIL" if name == "pillow" else name)]
+    versions = {name: importlib.metadata.version(name) for name in installed}
     return {"machine": machine, "versions": {"python": platform.python_version(), **versions}}
 
 

@@ -37,7 +37,8 @@ def options(size: str) -> list[str]:
 
 def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -> None:
     """Write ViT, Q-Former and LLM of a `model` section as .safetensors in half precision, and a tokenizer."""
-    generator = torch.Generator().manual_seed(workload.SEED)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # which draws them in seconds, not minutes
+    generator = torch.Generator(device).manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
     for stem in stems:
         path, prefixes = folder / f"{stem}.safetensors", FILES[stem]
@@ -46,8 +47,11 @@ def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -
         for name, tensor in state.items():
             if name.startswith(prefixes):
                 is_norm = tensor.ndim == 1 and name.endswith("weight")
-                values = torch.ones(tensor.shape) if is_norm else torch.randn(tensor.shape, generator=generator) * 0.02
+                if is_norm:
+                    values = torch.ones(tensor.shape)
+                else:
+                    values = 0.02 * torch.randn(tensor.shape, generator=generator, device=device)
                 own = to_release_name(name) if stem == "q" else name.removeprefix(prefixes[0])
-                tensors[own] = values.half()
+                tensors[own] = values.half().cpu()
         save_file(tensors, path, metadata={"format": "pt"})
     memory.tokenizer_of_characters().save_pretrained(folder)

@@ -1,11 +1,8 @@
 """Several measurements in one table, each in a process of its own. Parity comes first: without it, no speed."""
 
-import sys
 import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
-
-import torch
 
 from benchmarks import data
 from benchmarks.harness import QUICK, Command, in_own_process
@@ -22,16 +19,6 @@ PARTS = {  # command -> (options of --quick, options otherwise)
     "startup": (["--size", "toy", "--rounds", "1", "--quick"], ["--size", "toy"]),
 }
 COUNTED = ("flops", "memory")  # these measure no time, and run side by side
-ON_GPU = (
-    "limits",
-    "parity --size slice --batches 2 --quantised --compiled",
-    "train --size 7b --stage 1 --batch 64 --ladder --compiled",
-    "train --size 7b --stage 2 --batch 12 --ladder --compiled",
-    "chat",
-    "startup --size 7b --rounds 2",
-    "memory --quick",
-    "flops --quick",
-)
 
 
 def run_all(args: Namespace) -> dict:
@@ -48,20 +35,10 @@ def run_all(args: Namespace) -> dict:
     return merged(parts | {name: counted.result() for name, counted in counting.items()}, start)
 
 
-def run_on_gpu(args: Namespace) -> dict:
-    """Return the rows of all parts, and {"parts": what each found}."""
-    if not torch.cuda.is_available():
-        sys.exit("python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none")
-    parts, start = {}, time.perf_counter()
-    for line in [line for line in ON_GPU if line.startswith(tuple(args.only))]:
-        parts[line] = part(line.split(), is_shown=True)
-    return merged(parts, start)
-
-
-def part(words: list[str], is_shown: bool = False) -> dict:
+def part(words: list[str]) -> dict:
     """Return what a command found, run in a process of its own; print how long it took."""
     start = time.perf_counter()
-    result = in_own_process("benchmarks", *words, "--json", "-", is_shown=is_shown)
+    result = in_own_process("benchmarks", *words, "--json", "-")
     print(f"{' '.join(words)}: {time.perf_counter() - start:.0f} s", flush=True)
     return result
 
@@ -79,9 +56,4 @@ ALL = Command(
     "everything that needs no GPU, as one table; --quick: in less than five minutes on two cores",
     {"--quick": QUICK | {"help": "fewer rounds"}},
     run_all,
-)
-GPU = Command(
-    "every measurement at real size on this GPU, in less than nine minutes",
-    {"--only": {"nargs": "+", "default": [""], "metavar": "WORD", "help": "parts whose line begins so"}},
-    run_on_gpu,
 )

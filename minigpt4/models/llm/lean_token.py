@@ -58,7 +58,7 @@ def compiled(device: torch.device) -> Kernels:
     except Exception as error:  # of many kinds, from Dynamo to the linker
         logging.warning("chat: answers run slower here, torch.compile fails: %s", str(error).strip().splitlines()[0])
         return EAGER
-    return Kernels(*map(torch.compile, EAGER))
+    return Kernels(*(torch.compile(kernel, dynamic=False) for kernel in EAGER))
 
 
 def fits(llm: nn.Module) -> bool:

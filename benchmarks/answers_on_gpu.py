@@ -1,0 +1,165 @@
+"""The steps of `benchmarks gpu --part answers`."""
+
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+
+import torch
+
+from benchmarks import chat, counted, parity, workload
+from benchmarks.harness import NotEqual, row
+from minigpt4.models.llm import quantization
+from minigpt4.models.llm.decoding import Decoder
+
+PROMPT, TOKENS = 200, 128  # tokens
+TOLERANCE = 5e-2  # of logits recorded, relative to those of plain steps; as that of a backend in half precision
+LENGTHS = (22, 101, 257, 773)  # of prompts
+KINDS = {"none": "fp16", "int8": "int8", "int4": "int4"}
+Step = tuple[str, Callable[[], dict], int]
+
+
+def steps(args: Namespace) -> Iterator[Step]:
+    """Yield (name, step, its limit in seconds), the most valuable figure first."""
+    visit = Answers(args)
+    yield "fp16", partial(visit.speed, "none"), 75
+    yield "prompts of new lengths", visit.prompts, 30
+    yield "two threads", visit.threads, 25
+    for kind in ("int8", "int4"):
+        yield kind, partial(visit.speed, kind), 60
+    yield "training with fp8", visit.fp8, 60
+
+
+class Answers:
+    """One model of each kind of weights at a time."""
+
+    def __init__(self, args: Namespace):
+        self.args, self.device = args, torch.device("cuda")
+        self.size = "chat-quick" if args.rehearsal else "7b"
+        self.copied, self.model = None, None
+
+    def _draw(self, kind: str) -> None:
+        self.model = None
+        torch.cuda.empty_cache()
+        self.model = chat.chat_model(self.size, torch.float16, self.device)
+        if kind != "none":
+            quantization.quantise(self.model.llama_model, kind, self.device)
+
+    @torch.no_grad()
+    def speed(self, kind: str) -> dict:
+        """Return the row of tokens a second of an answer, beside `generate` and what the memory allows."""
+        self._draw(kind)
+        self.copied = self.copied or max(counted.copies(self.device, 2**30, 10))
+        error = self._recorded_error()
+        if not (self.args.rehearsal or error <= TOLERANCE):
+            raise NotEqual(f"recorded steps differ from plain ones by {error:.1e}: no speed is shown")
+        turn = chat.start(self.model)
+        turn.chat.ask("What is this?".ljust(PROMPT, "x"), turn.conv)
+        start = time.perf_counter()
+        turn.answer(max_new_tokens=2, min_length=4)
+        first = time.perf_counter() - start
+        engine, generate = chat.tokens_a_second(turn, 3, TOKENS)
+        # every token reads all weights but the embedding table, and the keys and values so far
+        llm, config = self.model.llama_model, self.model.llama_model.config
+        tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
+        read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
+        read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (PROMPT + TOKENS // 2)
+        limit = self.copied / read
+        found = row(
+            f"{self.size} {KINDS[kind]}: tokens a second",
+            "1/s",
+            engine,
+            stock=generate,
+            limit=limit,
+            more_is_better=True,
+        )
+        figures = {"error": error, "first answer s": first, "recorded": turn.chat.decoder.static}
+        return {"rows": [found], "TB/s": self.copied / 1e12, "GiB": torch.cuda.memory_allocated() / 2**30, **figures}
+
+    def _recorded_error(self) -> float:
+        """Return the relative distance of a recorded step's logits from those of a plain one."""
+        llm, logits = self.model.llama_model, []
+        embeds = llm.get_input_embeddings()(torch.arange(16, device=self.device)[None])
+        positions = torch.arange(16, device=self.device)[None]
+        for static in (True, False):
+            decoder = Decoder(llm, static=static)
+            past = decoder.new_past()
+            decoder.prefill(past, embeds, positions, None)
+            with decoder.steps(past, 1, 20) as step:
+                for token in (7, 11, 13):
+                    after = step(torch.full((1,), token, device=self.device), positions[:, -1:] + 1, None)
+                logits.append(after.float().clone())
+        return ((logits[0] - logits[1]).norm() / logits[1].norm()).item()
+
+    @torch.no_grad()
+    def prompts(self) -> dict:
+        """Return milliseconds to the first token's logits for new lengths, and again; without cuDNN and with it."""
+        decoder, found = Decoder(self.model.llama_model, static=False), {}
+        embedding = self.model.llama_model.get_input_embeddings()
+        for cudnn in (False,) if self.args.rehearsal else (False, True):
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+            for length in LENGTHS:
+                embeds, times = embedding(torch.arange(length, device=self.device)[None]), []
+                for _ in range(4):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    decoder.prefill(decoder.new_past(), embeds, torch.arange(length, device=self.device)[None], None)
+                    torch.cuda.synchronize()
+                    times.append((time.perf_counter() - start) * 1e3)
+                found[f"{length}{', cuDNN' * cudnn}"] = {"first": times[0], "then": median(times[1:])}
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        rows = [row(f"{self.size} fp16: prompt of {n} tokens", "ms", [found[str(n)]["then"]]) for n in LENGTHS]
+        return {"rows": rows, "ms": found}
+
+    def threads(self) -> dict:
+        """Answer in a thread without a seed while another records its steps; raise RuntimeError if it ends."""
+        turn, ended, errors = chat.start(self.model), threading.Event(), []
+        turn.chat.ask("What is this?", turn.conv)
+
+        def draw() -> None:
+            try:
+                while not ended.is_set():
+                    turn.chat.answer(turn.conv.copy(), turn.images, max_new_tokens=4, min_length=6)
+            except Exception as error:
+                errors.append(str(error).splitlines()[0])
+
+        turn.chat.decoder.static = False
+        other = threading.Thread(target=draw)
+        other.start()
+        try:
+            self._recorded_error()
+        finally:
+            ended.set()
+            other.join()
+        if errors:
+            raise RuntimeError(f"the other thread ended: {errors[0]}")
+        return {}
+
+    def fp8(self) -> dict:
+        """Return the rows of a training step with the LLM in fp8 beside fp16, and how far its gradient moves."""
+        self.model = None
+        torch.cuda.empty_cache()
+        model = workload.random_model("7b-thin" if self.args.rehearsal else "7b", torch.float16, self.device)
+        found = {}
+        for kind in ("fp16", "fp8"):
+            if kind == "fp8":
+                quantization.quantise(model.llama_model, "fp8", self.device)
+                model.freeze("llama_model")
+            for stage, batch_size in workload.OFFICIAL_BATCH.items():
+                workload.use_stage(model, stage)
+                batch = workload.batches(model, stage, 8 if self.args.rehearsal else batch_size, 1)
+                times = []
+                for _ in range(3):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    results = parity.steps(model, "lean", batch)
+                    times.append(time.perf_counter() - start)
+                found[kind, stage] = min(times), results
+        rows, moved = [], {}
+        for stage in workload.OFFICIAL_BATCH:
+            (old, exact), (new, rounded) = found["fp16", stage], found["fp8", stage]
+            rows.append(row(f"stage {stage}: step with fp8, beside fp16", "s", [new], [old]))
+            moved[stage] = None if self.args.rehearsal else parity.distance(rounded, exact)
+        return {"rows": rows, "gradient moved": moved}

@@ -1,0 +1,80 @@
+"""Training and answers at 7B on this GPU, in two calls of at most five minutes, the most valuable figures first.
+
+`--part train`: parity; a step of both stages as a user gets it, beside 2023, with energy and cost; then the ways
+between, compiled, where the time goes, the ViT's attention kernels. `--part answers`: tokens a second, beside what the
+memory allows; prompts of new lengths; weights of few bits. One process, weights drawn on the GPU. A step that fails
+stops no other one, each has a limit, and what is known is written after every one. Needs torch, transformers, timm and
+omegaconf alone.
+"""
+
+import json
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import answers_on_gpu, harness, training_on_gpu
+
+HELP = "training and answers at 7B on this GPU, in two calls of at most five minutes: --part train, --part answers"
+PARTS = {"train": training_on_gpu.steps, "answers": answers_on_gpu.steps}
+OPTIONS = {
+    "--part": {"choices": list(PARTS), "default": "train", "help": "(default: %(default)s)"},
+    "--seconds": {"type": int, "default": 290, "help": "in which it ends (default: %(default)s)"},
+    "--price": {"type": float, "default": 3.0, "help": "of a GPU hour, in any currency (default: %(default)s)"},
+    "--rehearsal": {"action": "store_true", "help": "small sizes, and no value is judged: does it run?"},
+}
+
+
+class Steps:
+    """Runs steps one after the other, each for as long as it may; `found` is written after every one."""
+
+    def __init__(self, seconds: float, path: Path | None):
+        self.start = time.perf_counter()
+        self.end, self.path = self.start + seconds, path
+        self.found = {"rows": [], "steps": {}, "passed": True, **harness.description()}
+        signal.signal(signal.SIGALRM, self._too_long)
+
+    @staticmethod
+    def _too_long(*args: Any) -> None:
+        raise TimeoutError("the step took too long")
+
+    def run(self, name: str, step: Callable[[], dict], limit: int) -> None:
+        """Keep what `step()` returns: {"rows": [..]} and other figures; or its error, after `limit` seconds at most."""
+        began = time.perf_counter()
+        if (left := self.end - began) < 5:
+            self.found["steps"][name] = {"left out": "no time"}
+            return
+        signal.alarm(int(min(limit, left)))
+        try:
+            figures = step()
+            self.found["rows"] += figures.pop("rows", [])
+        except Exception as error:  # whatever it is, the steps behind it can still measure
+            figures = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
+            self.found["passed"] = False
+            print(f"{name}: {figures['error']}", file=sys.stderr)
+        finally:
+            signal.alarm(0)
+        now = time.perf_counter()
+        self.found["steps"][name] = {"seconds": now - began, **figures}
+        print(f"-- {name}: {now - began:.0f} s, at {now - self.start:.0f} s", flush=True)
+        if self.path:
+            self.path.write_text(json.dumps(self.found, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def run(args: Namespace) -> dict:
+    """Run a part; return its rows and figures. Ends the program where there is no GPU."""
+    if not torch.cuda.is_available():
+        sys.exit("python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none")
+    path = Path(args.json) if args.json and args.json != "-" else None
+    steps = Steps(args.seconds, path)
+    for name, step, limit in PARTS[args.part](args):
+        steps.run(name, step, limit * 20 if args.rehearsal else limit)  # a machine without a GPU compiles slowly
+    if args.rehearsal:
+        for row in steps.found["rows"]:
+            row["passed"] = True
+    return steps.found

@@ -1,0 +1,205 @@
+"""The steps of `benchmarks gpu --part train`."""
+
+import itertools
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import blip2, energy, parity, train, workload
+from benchmarks.harness import NotEqual, row
+
+# batches of a stage's official training: 4 epochs of 5,000 on 4 GPUs, 5 of 200 on one. Source: the 2023 release
+OFFICIAL_STEPS = {1: 4 * 4 * 5000, 2: 5 * 200}
+ENERGY_SECONDS = 8  # so long a way is repeated for its energy: the driver's figure is renewed ten times a second
+ATTENTION = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+Step = tuple[str, Callable[[], dict], int]
+
+
+def steps(args: Namespace) -> Iterator[Step]:
+    """Yield (name, step, its limit in seconds), the most valuable figure first."""
+    visit = Training(args)
+    batch = {stage: 8 if args.rehearsal else size for stage, size in workload.OFFICIAL_BATCH.items()}
+    yield "parity at the width of 7B", partial(visit.parity, False), 45
+    yield "model", visit.build, 60
+    for stage in (1, 2):
+        yield f"stage {stage}", partial(visit.stage, stage, batch[stage], ("2023", "default"), True), 50
+    for stage in (1, 2):
+        ways = ("2023", "transformers", "padded", "packed", "default")
+        yield f"stage {stage}, the ways between", partial(visit.stage, stage, batch[stage], ways), 45
+    yield "kernels of a step", partial(visit.kernels, 1, batch[1]), 20
+    yield "attention of the ViT", partial(visit.vision, batch.values()), 25
+    yield "compiling", visit.compile, 60
+    for stage in (1, 2):
+        yield f"stage {stage}, compiled", partial(visit.stage, stage, batch[stage], ("2023", "compiled")), 30
+    yield "stage 1, batch 16", partial(visit.stage, 1, 16, ("2023", "default", "compiled")), 20
+    visit.forget()
+    yield "parity, compiled", partial(visit.parity, True), 60
+
+
+class Training:
+    """One model for all steps."""
+
+    def __init__(self, args: Namespace):
+        self.args, self.device = args, torch.device("cuda")
+        self.size = "7b-thin" if args.rehearsal else "7b"
+
+    def parity(self, compiled: bool) -> dict:
+        """Return rows of the errors of both stages, at two layers. Raises NotEqual where they are too large."""
+        if self.args.rehearsal:
+            return self._every_way(compiled)
+        args = Namespace(size="slice", batch=4, batches=2, quantised=False, compiled=compiled)
+        rows, errors = [], {}
+        for stage in workload.STAGES:
+            errors[stage] = parity.measure(args, stage, self.device, "fp16")[0]
+            rows += parity.rows_of(stage, errors[stage], "fp16")
+        parity.print_table(errors, "fp16")
+        if not all(each["passed"] for each in rows):
+            raise NotEqual(f"the errors are too large: {errors}")
+        self.is_exact = True
+        return {"rows": rows, "errors": errors}
+
+    def _every_way(self, compiled: bool) -> dict:
+        """Run what `parity` compares; the values mean nothing."""
+        model = workload.random_model("slice", torch.float16, self.device)
+        if compiled:
+            parity.compile_vision(model)
+        batch = workload.batches(model, 1, 2, 1)[0]
+        for way in (*parity.WAYS, *["compiled"] * compiled):
+            parity.loss_of(model, blip2.blip2(model), way, batch).backward()
+        self.is_exact = True
+        return {}
+
+    def build(self) -> dict:
+        """Draw the model's weights on the GPU; measure its matrix products."""
+        if not getattr(self, "is_exact", False):
+            raise NotEqual("the ways do not agree: no speed is measured")
+        self.ceiling = train.matmul_flops(self.device, "fp16")
+        self.model = workload.random_model(self.size, torch.float16, self.device)
+        self.stock, self.joules = blip2.blip2(self.model), energy.joules()
+        return {"matmul TFLOP/s": self.ceiling / 1e12, "GiB": torch.cuda.max_memory_allocated() / 2**30}
+
+    def forget(self) -> None:
+        """Give the model's memory back."""
+        self.model = self.stock = None
+        torch.cuda.empty_cache()
+
+    def stage(self, stage: int, batch_size: int, ways: tuple[str, ...], is_judged: bool = False) -> dict:
+        """Return rows of a step of each way beside the first one, which take turns; "default": what a user gets.
+
+        `is_judged`: the default has to reach its gate, and its energy and cost are measured too.
+        """
+        workload.use_stage(self.model, stage)
+        default = workload.chosen_path(self.model) if not self.args.rehearsal else "lean"
+        batches = workload.batches(self.model, stage, batch_size, 2)
+        names = {way: default if way == "default" else way for way in ways}
+        found = self._turns(names, batches)
+        with torch.compiler.set_stance("force_eager"):
+            useful = sum(workload.useful_flops(self.model, each) for each in batches) / len(batches)
+        rows, old = [], found[ways[0]]["seconds"]
+        for way in ways[1:]:
+            said = f"default ({default})" if way == "default" else way
+            name = f"stage {stage}: step, {self.size}, batch {batch_size}, {said}"
+            gate = train.GATES.get((self.size, stage)) if is_judged else None
+            seconds = found[way]["seconds"]
+            rows.append(row(name, "s", seconds, old, limit=useful / self.ceiling, at_least=gate))
+        if is_judged:
+            rows += self._official(stage, batch_size, partial(self._step, default, batches[0]), median(seconds))
+        return {
+            "rows": rows,
+            "samples/s": {way: batch_size / median(each["seconds"]) for way, each in found.items()},
+            **found,
+        }
+
+    def _step(self, way: str, batch: dict) -> None:
+        self.model.zero_grad()
+        parity.loss_of(self.model, self.stock, way, batch).backward()
+
+    def _turns(self, names: dict[str, str], batches: list[dict], rounds: int = 4) -> dict[str, dict]:
+        """Return {way: seconds of a step, seconds in which it is started, GiB at most}; the first round warms up."""
+        found = {way: {"seconds": [], "host": [], "GiB": 0.0} for way in names}
+        for number in range(rounds):
+            for way in list(names)[:: 1 if number % 2 else -1]:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                start = time.perf_counter()
+                for batch in batches:
+                    self._step(names[way], batch)
+                host = time.perf_counter() - start
+                torch.cuda.synchronize()
+                if number:
+                    found[way]["seconds"].append((time.perf_counter() - start) / len(batches))
+                    found[way]["host"].append(host / len(batches))
+                    found[way]["GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.empty_cache()
+        return found
+
+    def _official(self, stage: int, batch_size: int, step: Callable[[], None], seconds: float) -> list[dict]:
+        """Return rows of energy a sample, and of GPU hours, energy and cost of the stage's official training."""
+        hours = OFFICIAL_STEPS[stage] * seconds / 3600
+        name = f"stage {stage} as published"
+        rows = [row(f"{name}: GPU hours", "h", [hours]), row(f"{name}: cost", "", [hours * self.args.price])]
+        if self.joules is None:
+            return rows
+        torch.cuda.synchronize()
+        count, start, before = 0, time.perf_counter(), self.joules()
+        while time.perf_counter() - start < ENERGY_SECONDS:
+            step()
+            torch.cuda.synchronize()
+            count += 1
+        each = (self.joules() - before) / count
+        kwh = each * OFFICIAL_STEPS[stage] / 3.6e6
+        return [
+            row(f"stage {stage}: energy a sample", "J", [each / batch_size]),
+            *rows,
+            row(f"{name}: energy", "kWh", [kwh]),
+        ]
+
+    def kernels(self, stage: int, batch_size: int) -> dict:
+        """Return the kernels of a step of the default path, by time."""
+        workload.use_stage(self.model, stage)
+        batch = workload.batches(self.model, stage, batch_size, 1)[0]
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        self._step("lean", batch)
+        with torch.profiler.profile(activities=activities) as profile:
+            self._step("lean", batch)
+            torch.cuda.synchronize()
+        averages = [each for each in profile.key_averages() if each.self_device_time_total]
+        averages.sort(key=lambda each: -each.self_device_time_total)
+        top = [(each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]]
+        return {"ms": sum(each.self_device_time_total for each in averages) / 1e3, "top": top}
+
+    @torch.no_grad()
+    def vision(self, sizes: list[int]) -> dict:
+        """Return milliseconds of the vision part by attention kernel and batch: the first call, and those after it."""
+        found = {}
+        names = [name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")]  # it needs a true driver
+        for name, size in itertools.product(names, sizes):
+            image = torch.randn(size, 3, self.model.image_size, self.model.image_size, device=self.device)
+            times = []
+            with sdpa_kernel(ATTENTION[name]):
+                for _ in range(5):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    workload.image_embeds(self.model, image)
+                    torch.cuda.synchronize()
+                    times.append((time.perf_counter() - start) * 1e3)
+            found[f"{name}, batch {size}"] = {"first": times[0], "then": median(times[1:])}
+        return {"ms": found}
+
+    def compile(self) -> dict:
+        """Compile the ViT's blocks and what lies between the LLM's matrix products."""
+        parity.compile_vision(self.model)
+        workload.use_stage(self.model, 2)
+        for batch in workload.batches(self.model, 2, 4, 2):
+            self._step("compiled", batch)
+        torch.cuda.synchronize()
+        return {}
