@@ -20,8 +20,8 @@ from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 
 HELP = "a training step beside that of 2023 and of transformers' BLIP-2; --ladder: one lever after the other"
-# (size, stage) -> times faster than 2023; of 7B below what is predicted (1.37 and 1.40), until a GPU has measured it
-GATES = {("toy", 1): 1.05, ("toy", 2): 1.4, ("slice", 1): 1.0, ("slice", 2): 1.0, ("7b", 1): 1.25, ("7b", 2): 1.25}
+# (size, stage) -> times faster than 2023; of 7B what has to be reached, which no GPU has measured yet
+GATES = {("toy", 1): 1.05, ("toy", 2): 1.4, ("slice", 1): 1.0, ("slice", 2): 1.0, ("7b", 1): 1.6, ("7b", 2): 1.8}
 BATCH = {1: 16, 2: 12}
 WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float32 copies have to fit
 Ways = dict[str, Callable[[], Tensor]]
