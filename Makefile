@@ -64,7 +64,7 @@ object-stores: $(READY)
 
 survival: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check $(STORES)
-	$(BIN)/python -m pytest tests/survival -m survival --fault-table docs/reliability.md
+	$(BIN)/python -m pytest tests/survival tests/runners -m survival --fault-table docs/reliability.md
 
 lmms-eval vlmevalkit: $(READY)
 	$(BIN)/python -m tests.evaluation.harnesses.environment $@

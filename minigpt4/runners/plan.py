@@ -98,7 +98,7 @@ def _print_memory(cfg: Config, device: torch.device, available: float, weights: 
     return 1
 
 
-def _needed(cfg: Config, device: torch.device, num_ranks: int, **options: Any) -> int:
+def _needed(cfg: Config, device: torch.device, num_ranks: int = 1, **options: Any) -> int:
     """Return the most bytes that a step of one of `num_ranks` processes holds, with the settings `options` changed."""
     run, model = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)  # a copy
     for key, value in options.items():

@@ -222,8 +222,7 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
     """
     unlearnt = _unlearnt(settings, encoder)
     ids = list(encoder.bos)
-    labels = [IGNORED] * len(ids)
-    is_target = [False] * len(ids)
+    labels, is_target = [IGNORED] * len(ids), [False] * len(ids)
     for content, learns in parts:
         content = [IMAGE_ID] * num_image_tokens if content is IMAGE else content
         ids += content
@@ -235,6 +234,8 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
     # the prompt is cut at its end
     if (excess := num_prompt - len(encoder.bos) - settings.max_context_len) > 0:
         warn_of_cut_prompt(settings.max_context_len)
+        if IMAGE_ID in ids[num_prompt - excess : num_prompt] and IMAGE_ID in ids[num_prompt:]:
+            raise ValueError("the first question is cut within or before an image, and a later one has another image")
         for values in (ids, labels, is_target):
             del values[num_prompt - excess : num_prompt]
         num_prompt -= excess

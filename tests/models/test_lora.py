@@ -239,7 +239,7 @@ def alive():
     """Return {place: storage} of all tensors that Python holds."""
     found = {}
     for each in gc.get_objects():
-        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu":
+        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout is torch.strided:
             found |= storage_of(each)
     return found
 

@@ -215,7 +215,7 @@ FAMILIES = {  # configuration class -> (its arguments, the path it takes)
     "LlamaConfig": (SHAPE, "lean"),
     "MistralConfig": (SHAPE | {"sliding_window": None}, "lean"),
     "Qwen2Config": (SHAPE, "lean"),  # biases of queries, keys and values
-    "Qwen3Config": (SHAPE | {"head_dim": 8}, "packed"),  # norms of queries and keys
+    "Qwen3Config": (SHAPE | {"head_dim": 8}, "lean"),  # norms of queries and keys
     "MistralConfig, window": (SHAPE | {"sliding_window": 4}, "packed"),
     "OlmoeConfig": (SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}, "packed"),
     "CohereConfig": (SHAPE, "packed"),  # attention beside the MLP, scaled logits

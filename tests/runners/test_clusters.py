@@ -69,7 +69,7 @@ def test_without_slurm_the_script_says_what_to_do(sbatch):
     assert process.wait(30) != 0 and "start this script by sbatch" in process.stderr.read()
 
 
-@pytest.mark.slow
+@pytest.mark.survival
 def test_a_machine_is_lost_and_replaced(command, tmp_path, monkeypatch):  # noqa: F811
     """Each agent is a machine; the second one dies with its process, and starts again as a scheduler would start it."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

@@ -222,3 +222,12 @@ def test_turns_need_a_prompt_template(tmp_path):
     model = golden_model(tmp_path)
     with pytest.raises(ValueError, match=r"model.prompt_template: '' cannot tell the questions of a conversation"):
         model({"image": pictures(1), "text_input": [""], "turns": [TURNS]})
+
+
+def test_a_first_question_cut_before_the_image_of_a_later_one_is_refused(tokenizer_of):
+    """Its vectors would be taken for those of the first image."""
+    tokenizer = tokenizer_of(VICUNA_V0)
+    turns = [((IMAGE, "What is it?"), "A dog."), ((IMAGE, "And this?"), "A cat.")]
+    samples = {"text_input": [""], "turns": [turns], "num_images": [2]}
+    with pytest.raises(ValueError, match="^the first question is cut within or before an image, and a later one has"):
+        batch_rows(samples, "", settings(VICUNA_V0, max_context_len=6), PromptEncoder(tokenizer), num_image_tokens=4)

@@ -134,8 +134,9 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, dropout = ctx.saved_tensors[:5], (0.0, ctx.is_causal, *ctx.saved_tensors[5:])
-        grads = torch.ops.aten._flash_attention_backward(grad, *inputs, *ctx.limits, *dropout, **ctx.options)
+        saved = ctx.saved_tensors  # asked for once: recomputed layers give them once
+        dropout = (0.0, ctx.is_causal, *saved[5:])
+        grads = torch.ops.aten._flash_attention_backward(grad, *saved[:5], *ctx.limits, *dropout, **ctx.options)
         return *grads, None, None, None
 
 
