@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
+# what make quickstart has trained here, else what is shipped
+SHIPPED := minigpt4/quickstart/checkpoint
+MODEL    = $(if $(wildcard $(TRAINED)),--cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED),--checkpoint $(SHIPPED))
 
 .PHONY: help quickstart quickstart-v2 demo test test-fast latest oldest object-stores survival lmms-eval vlmevalkit check clean
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
 	@echo "make quickstart-v2   a small MiniGPT-v2: boxes, names of what is in them, questions; its figures beside controls"
-	@echo "make demo         after quickstart: chat about images in the browser"
+	@echo "make demo         chat about drawn images in the browser (fetches the LLM once, 93 MB)"
 	@echo "make test         the whole test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
 	@echo "make latest       the tests of make test-fast with the newest release of every package, bounds left out"
@@ -36,8 +39,7 @@ quickstart-v2: $(READY)
 	$(BIN)/python -m minigpt4.quickstart.v2
 
 demo: $(READY)
-	@test -f $(TRAINED) || { echo "no $(TRAINED): run make quickstart first"; exit 1; }
-	$(BIN)/python demo.py --cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED)
+	$(BIN)/python demo.py $(MODEL)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
