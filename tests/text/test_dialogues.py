@@ -229,5 +229,5 @@ def test_a_first_question_cut_before_the_image_of_a_later_one_is_refused(tokeniz
     tokenizer = tokenizer_of(VICUNA_V0)
     turns = [((IMAGE, "What is it?"), "A dog."), ((IMAGE, "And this?"), "A cat.")]
     samples = {"text_input": [""], "turns": [turns], "num_images": [2]}
-    with pytest.raises(ValueError, match="^the first question is cut within or before an image, and a later one has"):
+    with pytest.raises(ValueError, match=r"^the first question is cut within or before an image, and a later one has"):
         batch_rows(samples, "", settings(VICUNA_V0, max_context_len=6), PromptEncoder(tokenizer), num_image_tokens=4)
