@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.checkpoint_folder import opened
+from minigpt4.common.checkpoint_folder import is_checkpoint_folder, opened
 from minigpt4.common.config_images import check_images
 from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
@@ -66,7 +66,9 @@ class Config:
         sections = self._roots(user, for_training)
         # own code registers names, so it comes before any of them is looked up
         self._folders = [path.resolve().parent]
-        imports = import_modules(user.get("imports", []), [*self._folders, Path.cwd()], self.report)
+        # a checkpoint folder may be a stranger's: what lies in it is data, never code
+        code = [Path.cwd()] if is_checkpoint_folder(path.parent) else [*self._folders, Path.cwd()]
+        imports = import_modules(user.get("imports", []), code, self.report)
         # the sections; the model's comes before those of datasets, whose images follow it
         env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config = OmegaConf.create({"imports": imports} if imports else {})

@@ -12,6 +12,7 @@ import minigpt4
 from minigpt4 import demo, evaluate, serve
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.checkpoint_folder import opened
+from minigpt4.common.config import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.exporting.opening import open_config
 from tests.exporting.conftest import CFG_PATH
@@ -95,3 +96,13 @@ def test_damage_and_other_formats_are_named(folders, skeleton, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
     with pytest.raises(CheckpointError, match=r"says \{'format': 'minigpt4-checkpoint', 'version': 2\}; expected"):
         skeleton(folder=folder)
+
+
+def test_code_that_lies_in_a_folder_is_not_run(folders, tmp_path):
+    folder = copied(folders.checkpoint, tmp_path / "strange")
+    (folder / "my_strange_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = folder / "config.yaml"
+    config.write_text(f"imports: [my_strange_code]\n{config.read_text()}")
+    with pytest.raises(ConfigError, match="'my_strange_code' cannot be imported: ModuleNotFoundError"):
+        open_config(str(folder))
+    assert not (tmp_path / "ran").exists()
