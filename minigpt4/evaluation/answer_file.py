@@ -18,7 +18,7 @@ from minigpt4.common.utils import fingerprint
 
 # keys of `model` that change no answer: most are for training
 _NO_MATTER = ("device_8bit", "prompt_path", "check_llm", "max_txt_len", "mask_eos_labels", "pack_sequences")
-_NO_MATTER += ("drop_path_rate", "use_grad_checkpoint", "llm_checkpointing")
+_NO_MATTER += ("drop_path_rate", "use_grad_checkpoint", "llm_checkpointing", "train", "device_map")
 
 
 def settings_of(cfg: Config, **asked: Any) -> dict[str, Any]:
