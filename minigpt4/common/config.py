@@ -26,7 +26,7 @@ from minigpt4.common.config_section import REQUIRED as REQUIRED  # for users
 from minigpt4.common.config_section import EnvConfig, load_environment
 from minigpt4.common.config_section import as_section as as_section
 from minigpt4.common.config_values import apply_options, check_values, hide_secrets, overlaid, typed
-from minigpt4.common.own_code import import_modules
+from minigpt4.common.own_code import import_modules, shipped_imports
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.common.yaml_file import read_yaml
 
@@ -61,14 +61,14 @@ class Config:
         path, options = opened(args)
         self._user, lines = read_yaml(path)
         self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}
+        if is_checkpoint_folder(path.parent) and "imports" in self._user:
+            self._user.imports = shipped_imports(self._user.imports, path)
         apply_options(self._user, options, self.report)
         user = OmegaConf.to_container(self._user)
         sections = self._roots(user, for_training)
         # own code registers names, so it comes before any of them is looked up
         self._folders = [path.resolve().parent]
-        # a checkpoint folder may be a stranger's: what lies in it is data, never code
-        code = [Path.cwd()] if is_checkpoint_folder(path.parent) else [*self._folders, Path.cwd()]
-        imports = import_modules(user.get("imports", []), code, self.report)
+        imports = import_modules(user.get("imports", []), [*self._folders, Path.cwd()], self.report)
         # the sections; the model's comes before those of datasets, whose images follow it
         env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config = OmegaConf.create({"imports": imports} if imports else {})

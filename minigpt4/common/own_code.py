@@ -1,6 +1,7 @@
 """The key `imports` of a configuration: the user's own modules, whose classes register themselves."""
 
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,21 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             report.add("imports", _reason(name, error, places))
     return names
+
+
+def shipped_imports(names: Any, path: str | Path) -> list[str]:
+    """Return those modules, of the list `names` that a checkpoint at `path` gives, that are of this project.
+
+    A checkpoint may be a stranger's: the others are left out, with a warning.
+    """
+    names = [] if names is None else [names] if isinstance(names, str) else list(names)
+    shipped = [name for name in names if str(name).startswith("minigpt4.")]
+    if others := [name for name in names if name not in shipped]:
+        logging.warning(
+            f"'{path}' names code of its own, {others}, which is not imported; if you trust it: --options "
+            f"imports=[{','.join(map(str, names))}]"
+        )
+    return shipped
 
 
 def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.checkpoint_folder import CONFIG
 from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, file_sha256, read_json
 from minigpt4.exporting import names
 from minigpt4.exporting.forms import BY_CLASS
 from minigpt4.exporting.hf import OWN, written_whole
+from minigpt4.models.checkpoint_folder import RUN_CARDS
 from minigpt4.models.vision.qformer import to_release_name
 
 
@@ -57,5 +59,7 @@ def import_hf(source: Path, folder: Path) -> None:
                 f"CHECKPOINT: the trained weights in '{source}' are not those that were exported: they were trained or "
                 "converted since. Open it with transformers, or export the checkpoint again"
             )
-        for file in (source / OWN).iterdir():
-            shutil.copyfile(file, scratch / file.name)
+        for name in (FOLDER_MANIFEST, CONFIG, *RUN_CARDS):
+            file = source / OWN / name
+            if file.is_file() and not file.is_symlink():  # an export may be a stranger's
+                shutil.copyfile(file, scratch / name)

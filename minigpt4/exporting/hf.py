@@ -18,6 +18,7 @@ from minigpt4.exporting.opening import check_exportable, open_model, open_skelet
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import language_model
 from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.training_parts import modes
 from minigpt4.text.templates import Template, template_for
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -70,6 +71,9 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
             f"model.lora_r: {section.lora_r}; LoRA belongs to the LLM, whose GGUF is made elsewhere: export --to hf "
             "and convert the LLM of that"
         )
+    if modes(section)["llm"] == "full":
+        message = "the trained LLM goes into no projector file: export --to hf, and convert the LLM of that"
+        raise ValueError(f"model.train.llm: full; {message}")
     model, _ = open_skeleton(cfg)
     check_gguf(model)
     with written_whole(folder) as scratch:
@@ -128,7 +132,7 @@ def dtype_of(section: Any) -> str:
     """Return the type in which others shall compute: `model.llm_precision`; `auto`: that of the LLM's files."""
     if section.llm_precision in DTYPES:
         return str(DTYPES[section.llm_precision]).removeprefix("torch.")
-    if section.lora_r:
+    if modes(section)["llm"] != "frozen":
         return "float32"
     found = language_model.load_config(section.llama_model).dtype
     return str(found or torch.float32).removeprefix("torch.")

@@ -12,11 +12,13 @@ import torch
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.checkpoint_folder import CONFIG, is_checkpoint_folder, with_option
 from minigpt4.common.config import Config
+from minigpt4.common.own_code import shipped_imports
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import resolve_file
 from minigpt4.models import checkpoint_folder, weights
 from minigpt4.models.llm import adapters, language_model, quantization
 from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.training_parts import modes
 
 
 def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[str] = ()) -> Config:
@@ -34,6 +36,7 @@ def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[
         raise CheckpointError(f"CHECKPOINT: '{checkpoint}' does not say which model it is of; give --cfg-path YAML")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
+        config = {**config, "imports": shipped_imports(config.get("imports"), checkpoint)}
         path.write_text(checkpoint_folder.config_text(config), encoding="utf-8")
         return Config(Namespace(cfg_path=str(path), options=with_option(options, "model.ckpt", checkpoint)))
 
@@ -60,7 +63,7 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     model = model_class(section, torch.float32)
     model.load_vision(section, torch.device("cpu"))
     model.llama_tokenizer = language_model.load_tokenizer(section.llama_model)
-    dtype = torch.float32 if section.lora_r else "auto"
+    dtype = "auto" if modes(section)["llm"] == "frozen" else torch.float32
     llm = language_model.load_llm(section.llama_model, dtype, torch.device("cpu"))
     model.attach_language(llm, "cpu")
     model.llm_identity = language_model.identity(section.llama_model, llm)

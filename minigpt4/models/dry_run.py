@@ -8,6 +8,7 @@ from minigpt4.models import checkpoint_folder, memory
 from minigpt4.models.base_model import Part, resolve_compute_dtype
 from minigpt4.models.llm import language_model, quantization, sharding
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.models.training_parts import modes
 from minigpt4.text.preview import TextPreview
 
 
@@ -25,6 +26,8 @@ class DryRun:
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
         if cfg.lora_r:
             return f"only a frozen LLM is divided among ranks, and model.lora_r is {cfg.lora_r}; set it to 0"
+        if (mode := modes(cfg)["llm"]) != "frozen":
+            return f"only a frozen LLM is divided among ranks, and model.train.llm is {mode}"
         if kind not in sharding.KINDS:
             known = ", ".join(sharding.KINDS)
             return f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"

@@ -44,17 +44,22 @@ class TrainedWeights:
             needed += filter(adapters.is_lora, self._release_parameters())
         elif self.lora_r:
             logging.warning(f"model.ckpt: '{path}' has no LoRA; the model's starts anew, from the LLM as it is")
-        self.load_trainable(tensors, "model.ckpt", needed, path)
+        taken = self.load_trainable(tensors, "model.ckpt", needed, path)
+        if frozen := [name for name in taken if not self._release_parameters()[name].requires_grad]:
+            logging.warning(
+                f"model.ckpt: {len(frozen)} tensors of '{path}' are taken and do not train here ({frozen[0]}, ..): "
+                "checkpoints of a training do not hold them, so keep that file, or train these parts, too"
+            )
         return saved
 
     @torch.no_grad()
     def load_trainable(
         self, state: dict, where: str, needed: list[str] | None = None, path: Path | str = "checkpoint"
-    ) -> None:
+    ) -> list[str]:
         """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
 
-        Other parameters of the model that are there are taken too: another run may have trained them.
-        Raises CheckpointError.
+        Other parameters of the model that are there are taken too: another run may have trained them. Returns the
+        names. Raises CheckpointError.
         """
         own = self._release_parameters()
         needed = self.trainable_state_dict() if needed is None else needed
@@ -67,9 +72,15 @@ class TrainedWeights:
         found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint)
         weights.check_finite(found, where, path)
         for name, tensor in found.items():
-            if not own[name].is_floating_point():
+            if not own[name].is_floating_point() or own[name].element_size() == 1:
                 raise CheckpointError(
                     f"{where}: '{path}' holds weights of the LLM ({name}), and this model has them in 8 or 4 bits; set "
                     "model.llm_quantization=none"
                 )
+            if hasattr(own[name], "to_local"):  # torch's DTensor
+                raise CheckpointError(
+                    f"{where}: '{path}' holds weights of the LLM ({name}), which run.shard_llm divides among ranks; "
+                    "set run.shard_llm=False"
+                )
             own[name].copy_(tensor)
+        return list(found)

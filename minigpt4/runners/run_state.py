@@ -26,7 +26,7 @@ _FREE_KEYS = (
     r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
     r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vision_model|vit_ckpt|q_former_model|ckpt|prompt_path)",
-    r"model\.(device_8bit|device_map|check_llm)",
+    r"model\.(device_8bit|device_map|check_llm|reads_boxes)",
 )
 # What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files; parts
 # that had no choice.

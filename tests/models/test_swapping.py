@@ -189,7 +189,7 @@ def test_the_plan_is_what_is_built(parts, vision):
 
 def test_images_are_the_towers_unless_the_yaml_says_otherwise(parts, tmp_path):
     def config(**processor):
-        section = {"arch": "mini_gpt4", "model_type": "pretrain_vicuna", **parts()}
+        section = {"arch": "mini_gpt4", "model_type": "pretrain_vicuna", "prompt_template": None, **parts()}
         train = {"vis_processor": {"train": {"name": "blip2_image_train", **processor}}}
         datasets = {"mine": {"builder": "image_text_folder", "build_info": {"storage": "x"}, **train}}
         path = tmp_path / "config.yaml"

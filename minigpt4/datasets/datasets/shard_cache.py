@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 STEP = 16 << 20  # bytes at most by which a file that is written is made larger at a time
 USES = ("shards read from it", "kept in it", "not kept")  # what became of a shard
+_OWN_NAME = re.compile(r"[0-9a-f]{32}\.tar|shard-\w+\.partial")
 Note = Callable[[int, str], None]  # is told which of USES, and why
 
 
@@ -85,7 +87,7 @@ class ShardCache:
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         for entry in os.scandir(self.folder):
-            if entry.name != ".lock":
+            if _OWN_NAME.fullmatch(entry.name):  # whatever else lies there is not the cache's
                 with suppress(FileNotFoundError):
                     yield entry.path, entry.stat()
 
@@ -99,7 +101,7 @@ class _Copy(io.RawIOBase):
         self._size, self._room = 0, 0
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.NamedTemporaryFile(dir=cache.folder, suffix=".partial", delete=False)  # noqa: SIM115
+            self._file = tempfile.NamedTemporaryFile(dir=cache.folder, prefix="shard-", suffix=".partial", delete=False)  # noqa: SIM115
             fcntl.flock(self._file, fcntl.LOCK_EX)
         except OSError as error:
             self._give_up(error)

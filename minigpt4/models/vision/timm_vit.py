@@ -38,10 +38,9 @@ class TimmVit(VisionTower):
             )
         with torch.device("meta"):
             vit = timm.create_model(name, pretrained=False)
-        if type(vit).__name__ not in ("VisionTransformer", "Eva"):
+        if type(vit).__name__ != "VisionTransformer":
             raise ValueError(
-                f"model.vision_model: timm's {name} is a {type(vit).__name__}; expected a plain ViT "
-                "(VisionTransformer or Eva)"
+                f"model.vision_model: timm's {name} is a {type(vit).__name__}; expected a plain ViT (VisionTransformer)"
             )
         (patch, *_), (size, *_) = vit.patch_embed.patch_size, vit.patch_embed.img_size
         numbers = (vit.embed_dim, len(vit.blocks), patch, size, vit.num_prefix_tokens)
