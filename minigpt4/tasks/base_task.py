@@ -53,7 +53,7 @@ class BaseTask:
 
         datasets, streams = {}, []
         cache = None
-        if folder := cfg.run_cfg.shard_cache:
+        if folder := getattr(cfg.run_cfg, "shard_cache", None):
             cache = ShardCache(expand_path(folder), int(cfg.run_cfg.shard_cache_gb * 1e9))
         for name, section in cfg.datasets_cfg.items():
             builder = registry.get_builder_class(section.get("builder") or name)(section, name)
