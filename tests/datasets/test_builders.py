@@ -64,10 +64,7 @@ def test_the_align_builder_learns_raw_captions_whatever_text_processor_is_named(
         ("{tmp}/x/{{00000..00002}}.tar", "no file matches '{storage}' (first missing: {tmp}/x/00000.tar)"),
         ("{tmp}/{{00000..00002}}.tar", "2 of 3 shards are missing (first missing: {tmp}/00001.tar)"),
         ("{tmp}/*.zip", "no file matches '{storage}'"),
-        (
-            "pipe:cat a.tar",
-            ("pipe:cat a.tar", f"'pipe:cat a.tar': 'pipe:' is refused; shards are {ACCEPTED}"),
-        ),
+        ("pipe:cat a.tar", f"'pipe:cat a.tar': 'pipe:' is refused; shards are {ACCEPTED}"),
         ([], "no file matches '[]'"),
         (7, "7 is no path of a shard; expected text"),
     ],
