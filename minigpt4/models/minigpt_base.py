@@ -117,7 +117,8 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         model.to(device or "cpu")
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
-        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"), shard_llm)
+        shard = {"shard_llm": True} if shard_llm else {}  # own models may not know it
+        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"), **shard)
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
