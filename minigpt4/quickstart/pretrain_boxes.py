@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from minigpt4.common.utils import file_sha256
-from minigpt4.models.vision.merging import NUM_MERGED, merge_patches
+from minigpt4.models.vision.merging import NUM_MERGED, join_patches
 from minigpt4.quickstart import world
 from minigpt4.quickstart.pretrain_vision import NOTHING, normalise
 from minigpt4.quickstart.vision import VOCABULARY, Vision
@@ -80,7 +80,7 @@ class Strips(nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return the logits [B, V, answers] of each label for normalised images [B, 3, S, S]."""
         tokens = F.layer_norm(self.vit(image).float(), (self.width,))  # MiniGPT-v2's ln_vision has no weights
-        return self.heads(merge_patches(tokens)).split(list(LABELS.values()), -1)
+        return self.heads(join_patches(tokens, 1, "merged")).split(list(LABELS.values()), -1)
 
     def loss(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the sum of the labels' mean cross entropies."""
