@@ -11,8 +11,8 @@ from minigpt4.common.checkpoint_folder import CONFIG
 from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, file_sha256, read_json
 from minigpt4.exporting import names
 from minigpt4.exporting.forms import BY_CLASS
-from minigpt4.exporting.hf import OWN, written_whole
-from minigpt4.models.checkpoint_folder import RUN_CARDS
+from minigpt4.exporting.hf import OWN
+from minigpt4.models.checkpoint_folder import RUN_CARDS, written_whole
 from minigpt4.models.vision.qformer import to_release_name
 
 

@@ -1,9 +1,5 @@
 """`--to hf`: a folder that transformers, and what is built on it, opens without code of ours; and the way back."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +12,7 @@ from minigpt4.exporting.card import model_card
 from minigpt4.exporting.forms import form_of
 from minigpt4.exporting.opening import check_exportable, open_model, open_skeleton, write_checkpoint
 from minigpt4.models.base_model import DTYPES
+from minigpt4.models.checkpoint_folder import written_whole
 from minigpt4.models.llm import language_model
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.training_parts import modes
@@ -81,20 +78,6 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
         write_gguf(model, type(model).image_format(section), scratch / "mmproj.gguf", folder.name)
         write_checkpoint(cfg, model, saved, scratch / OWN)
     return folder / "mmproj.gguf"
-
-
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into; it becomes `folder` if the block succeeds. Raises FileExistsError for one there."""
-    if folder.exists():
-        raise FileExistsError(f"'{folder}' is there already; give a new folder, or remove it")
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @torch.no_grad()

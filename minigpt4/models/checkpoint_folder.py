@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ _PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model")
 _OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys that belong to the run, not to the model
 
 
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into; it becomes `folder` if the block succeeds. Raises FileExistsError for one there."""
+    if folder.exists():
+        raise FileExistsError(f"'{folder}' is there already; give a new folder, or remove it")
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def write_folder(
     folder: Path,
     tensors: Mapping[str, torch.Tensor],
@@ -42,11 +57,7 @@ def write_folder(
     section `model`: path}. `source`: the checkpoint that the weights come from; run cards beside it are copied. Raises
     FileExistsError if there is something at `folder`.
     """
-    if folder.exists():
-        raise FileExistsError(f"'{folder}' is there already; give a new folder, or remove it")
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    scratch.mkdir(parents=True)
-    try:
+    with written_whole(folder) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / FOLDER_WEIGHTS)
         (scratch / CONFIG).write_text(config_text(config), encoding="utf-8")
         for card in RUN_CARDS if source else ():
@@ -63,9 +74,6 @@ def write_folder(
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (scratch / FOLDER_MANIFEST).write_text(f"{text}\n", encoding="utf-8")
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
