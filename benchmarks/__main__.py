@@ -53,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     for name in [words[0]] if words and words[0] in COMMANDS else COMMANDS:
         command = found(name)
         sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
-        sub.add_argument("--json", metavar="PATH", help="also write the figures to this file (-: as the last line)")
+        sub.add_argument(
+            "--json",
+            metavar="PATH",
+            help="also write the figures to this file (-: as the last line)",
+        )
         for flag, arguments in command.OPTIONS.items():
             sub.add_argument(*flag.split(), **arguments)  # a flag, and its older names
         sub.set_defaults(run=command.run)

@@ -54,7 +54,9 @@ class Answers:
         self.copied = self.copied or max(counted.copies(self.device, 2**30, 10))
         error = self._recorded_error()
         if not (self.args.rehearsal or error <= TOLERANCE):
-            raise NotEqual(f"recorded steps differ from plain ones by {error:.1e}: no speed is shown")
+            raise NotEqual(
+                f"recorded steps differ from plain ones by {error:.1e}: no speed is shown"
+            )
         turn = chat.start(self.model)
         turn.chat.ask("What is this?".ljust(PROMPT, "x"), turn.conv)
         start = time.perf_counter()
@@ -63,7 +65,10 @@ class Answers:
         engine, generate = chat.tokens_a_second(turn, 3, TOKENS)
         # every token reads all weights but the embedding table, and the keys and values so far
         llm, config = self.model.llama_model, self.model.llama_model.config
-        tensors = [*llm.parameters(), *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale"))]
+        tensors = [
+            *llm.parameters(),
+            *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale")),
+        ]
         read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
         read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (PROMPT + TOKENS // 2)
         limit = self.copied / read
@@ -76,7 +81,12 @@ class Answers:
             more_is_better=True,
         )
         figures = {"error": error, "first answer s": first, "recorded": turn.chat.decoder.static}
-        return {"rows": [found], "TB/s": self.copied / 1e12, "GiB": torch.cuda.memory_allocated() / 2**30, **figures}
+        return {
+            "rows": [found],
+            "TB/s": self.copied / 1e12,
+            "GiB": torch.cuda.memory_allocated() / 2**30,
+            **figures,
+        }
 
     def _recorded_error(self) -> float:
         """Return the relative distance of a recorded step's logits from those of a plain one."""
@@ -89,7 +99,9 @@ class Answers:
             decoder.prefill(past, embeds, positions, None)
             with decoder.steps(past, 1, 20) as step:
                 for token in (7, 11, 13):
-                    after = step(torch.full((1,), token, device=self.device), positions[:, -1:] + 1, None)
+                    after = step(
+                        torch.full((1,), token, device=self.device), positions[:, -1:] + 1, None
+                    )
                 logits.append(after.float().clone())
         return ((logits[0] - logits[1]).norm() / logits[1].norm()).item()
 
@@ -105,12 +117,23 @@ class Answers:
                 for _ in range(4):
                     torch.cuda.synchronize()
                     start = time.perf_counter()
-                    decoder.prefill(decoder.new_past(), embeds, torch.arange(length, device=self.device)[None], None)
+                    decoder.prefill(
+                        decoder.new_past(),
+                        embeds,
+                        torch.arange(length, device=self.device)[None],
+                        None,
+                    )
                     torch.cuda.synchronize()
                     times.append((time.perf_counter() - start) * 1e3)
-                found[f"{length}{', cuDNN' * cudnn}"] = {"first": times[0], "then": median(times[1:])}
+                found[f"{length}{', cuDNN' * cudnn}"] = {
+                    "first": times[0],
+                    "then": median(times[1:]),
+                }
         torch.backends.cuda.enable_cudnn_sdp(False)
-        rows = [row(f"{self.size} fp16: prompt of {n} tokens", "ms", [found[str(n)]["then"]]) for n in LENGTHS]
+        rows = [
+            row(f"{self.size} fp16: prompt of {n} tokens", "ms", [found[str(n)]["then"]])
+            for n in LENGTHS
+        ]
         return {"rows": rows, "ms": found}
 
     def threads(self) -> dict:
@@ -141,7 +164,9 @@ class Answers:
         """Return the rows of a training step with the LLM in fp8 beside fp16, and how far its gradient moves."""
         self.model = None
         torch.cuda.empty_cache()
-        model = workload.random_model("7b-thin" if self.args.rehearsal else "7b", torch.float16, self.device)
+        model = workload.random_model(
+            "7b-thin" if self.args.rehearsal else "7b", torch.float16, self.device
+        )
         found = {}
         for kind in ("fp16", "fp8"):
             if kind == "fp8":

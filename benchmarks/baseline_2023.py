@@ -21,8 +21,13 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
         inputs = llm_inputs(model, samples)
     with model.maybe_autocast():
         # keys and values, which no one reads, live until the loss is there
-        logits, _keys_and_values = llm_logits(model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"])
-        logits, targets = (logits[:, :-1].contiguous().flatten(0, 1), inputs["labels"][:, 1:].flatten())
+        logits, _keys_and_values = llm_logits(
+            model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"]
+        )
+        logits, targets = (
+            logits[:, :-1].contiguous().flatten(0, 1),
+            inputs["labels"][:, 1:].flatten(),
+        )
         return cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
@@ -30,7 +35,10 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
 def plain_vision(model: nn.Module) -> Iterator[None]:
     """Let ViT and Q-Former attend by plain matrix products inside the block."""
     bert, attentions = (model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks])
-    usual, fused = (bert.config._attn_implementation, [attention.fused_attn for attention in attentions])
+    usual, fused = (
+        bert.config._attn_implementation,
+        [attention.fused_attn for attention in attentions],
+    )
     bert.config._attn_implementation = "eager"
     for attention in attentions:
         attention.fused_attn = False
@@ -42,16 +50,24 @@ def plain_vision(model: nn.Module) -> Iterator[None]:
             attention.fused_attn = value
 
 
-def llm_logits(llm: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def llm_logits(
+    llm: nn.Module, x: Tensor, mask: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Return logits [B, L, V] and keys and values of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0: padded."""
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
-    unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (mask[:, None, None] == 0)
-    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)  # [B, 1, L, L]
+    unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (
+        mask[:, None, None] == 0
+    )
+    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(
+        unseen, lowest
+    )  # [B, 1, L, L]
     positions = torch.arange(length, device=x.device)[None]
     cos, sin = llm.model.rotary_emb(x, positions)  # [1, L, d]
     keys_and_values = []
     for layer in llm.model.layers:
-        attended, k, v = _attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest)
+        attended, k, v = _attention(
+            layer.self_attn, _norm(layer.input_layernorm, x), cos, sin, bias, lowest
+        )
         x = x + attended
         keys_and_values.append((k, v))
         normed, mlp = _norm(layer.post_attention_layernorm, x), layer.mlp
@@ -69,7 +85,9 @@ def _attention(attention, x, cos, sin, bias, lowest):
     q, k = (heads(linear) for linear in (attention.q_proj, attention.k_proj))
     q, k = apply_rotary_pos_emb(q, k, cos, sin)
     v = heads(attention.v_proj)
-    keys, values = (each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v))
+    keys, values = (
+        each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v)
+    )
     scores = q @ keys.transpose(2, 3) / attention.head_dim**0.5 + bias
     scores = scores.clamp(min=lowest)
     shares = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)

@@ -53,14 +53,18 @@ def blip2(model: nn.Module) -> nn.Module:
 
 def vision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
-    tensors = {f"post_layernorm.{name}": tensor for name, tensor in model.ln_vision.named_parameters()}
+    tensors = {
+        f"post_layernorm.{name}": tensor for name, tensor in model.ln_vision.named_parameters()
+    }
     for name, tensor in model.visual_encoder.state_dict().items():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
         tensors[name] = tensor
     for number, block in enumerate(model.visual_encoder.blocks):
         q, v = (tensors.pop(f"encoder.layers.{number}.attn.{part}_bias") for part in "qv")
-        tensors[f"encoder.layers.{number}.self_attn.qkv.bias"] = torch.cat([q, block.attn.k_bias.to(q), v])
+        tensors[f"encoder.layers.{number}.self_attn.qkv.bias"] = torch.cat(
+            [q, block.attn.k_bias.to(q), v]
+        )
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -86,9 +90,13 @@ def batch_of(stock: nn.Module, model: nn.Module, samples: dict) -> dict[str, Ten
     image = stock.config.image_token_index
     columns = {"input_ids": [], "attention_mask": [], "labels": []}
     for row in model.rows(samples):
-        columns["input_ids"].append(torch.tensor([image if index == IMAGE_ID else index for index in row.ids]))
+        columns["input_ids"].append(
+            torch.tensor([image if index == IMAGE_ID else index for index in row.ids])
+        )
         columns["labels"].append(torch.tensor(row.labels))
         columns["attention_mask"].append(torch.ones_like(columns["labels"][-1]))
     fills = {"input_ids": 1, "attention_mask": 0, "labels": IGNORED}
-    padded = {name: nn.utils.rnn.pad_sequence(columns[name], True, fill) for name, fill in fills.items()}
+    padded = {
+        name: nn.utils.rnn.pad_sequence(columns[name], True, fill) for name, fill in fills.items()
+    }
     return {name: tensor.to(model.device) for name, tensor in padded.items()}

@@ -24,12 +24,20 @@ from minigpt4.models import MiniGPT4
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
 GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
 HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
-QUESTION, ANSWER = 12, 150  # tokens; with a first question of 61 they make the histories as long as that
+QUESTION, ANSWER = (
+    12,
+    150,
+)  # tokens; with a first question of 61 they make the histories as long as that
 FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
 OPTIONS = {
     "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
     "--rounds": ROUNDS | {"default": None, "help": "of each way, in turns (default: 7)"},
-    "--turns": {"type": int, "choices": list(HISTORY), "default": max(HISTORY), "help": "last one (default: 5)"},
+    "--turns": {
+        "type": int,
+        "choices": list(HISTORY),
+        "default": max(HISTORY),
+        "help": "last one (default: 5)",
+    },
 }
 
 
@@ -60,13 +68,24 @@ def chat_model(size: str, dtype: torch.dtype, device: str = "cpu") -> MiniGPT4:
 def character_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer with a token for each of many characters and each word of the template."""
     words = ["<|im_start|>", "<|im_end|>", "user", "assistant", "<Img>", "</Img>"]
-    characters = [*map(chr, range(32, 127)), "\n", *map(chr, range(0x3400, 0x4DC0)), *map(chr, range(0x4E00, 0xA000))]
+    characters = [
+        *map(chr, range(32, 127)),
+        "\n",
+        *map(chr, range(0x3400, 0x4DC0)),
+        *map(chr, range(0x4E00, 0xA000)),
+    ]
     characters += map(chr, range(0xAC00, 0xAC00 + vocabulary - len(characters) - len(words)))
-    tokenizer = Tokenizer(models.BPE({character: index for index, character in enumerate(characters)}, []))
+    tokenizer = Tokenizer(
+        models.BPE({character: index for index, character in enumerate(characters)}, [])
+    )
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words[2:]])
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in words[:2]])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=words[0], eos_token=words[1])
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in words[:2]]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=words[0], eos_token=words[1]
+    )
 
 
 class Turn(NamedTuple):
@@ -79,7 +98,9 @@ class Turn(NamedTuple):
 
     def answer(self, cache: PrefixCache | None = None, **options) -> list[int]:
         """Return the token ids of the greedy answer."""
-        return self.chat.answer(self.conv.copy(), self.images, cache=cache, temperature=0, **options)[1].tolist()
+        return self.chat.answer(
+            self.conv.copy(), self.images, cache=cache, temperature=0, **options
+        )[1].tolist()
 
 
 def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
@@ -89,21 +110,31 @@ def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
     for number in range(1, last + 1):
         held = chat.get_context_emb(conv, dialogue.images).shape[1]
         if held != HISTORY.get(number, held):
-            raise RuntimeError(f"turn {number} begins after {held} positions, not {HISTORY[number]}")
+            raise RuntimeError(
+                f"turn {number} begins after {held} positions, not {HISTORY[number]}"
+            )
         length = 61 if number == 1 else QUESTION
         chat.ask(f"{number}: what is this? ".ljust(length, "x")[:length], conv)
-        turns[number] = turn = dialogue._replace(conv=conv.copy(), cache=keep(dialogue.cache, dialogue.images))
+        turns[number] = turn = dialogue._replace(
+            conv=conv.copy(), cache=keep(dialogue.cache, dialogue.images)
+        )
         if number < last:
             options = {"temperature": 0, "max_new_tokens": ANSWER, "min_length": ANSWER + 2}
             ids = chat.answer(conv, dialogue.images, cache=dialogue.cache, **options)[1].tolist()
-            if turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2) != ids or len(ids) != ANSWER:
+            if (
+                turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2) != ids
+                or len(ids) != ANSWER
+            ):
                 raise NotEqual(f"the prefix cache changes the answer of turn {number}")
     return turns
 
 
 def start(model: MiniGPT4) -> Turn:
     """Return a conversation that begins with an image, without a question."""
-    conv, image = (Conversation(CHATML), torch.zeros(1, 3, model.image_size, model.image_size, device=model.device))
+    conv, image = (
+        Conversation(CHATML),
+        torch.zeros(1, 3, model.image_size, model.image_size, device=model.device),
+    )
     conv.append_image()
     with torch.no_grad(), model.maybe_autocast():
         return Turn(Chat(model, None), conv, [workload.image_embeds(model, image)], PrefixCache())
@@ -127,7 +158,9 @@ def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
         return seconds
 
     # the first round warms allocators up
-    results = take_turns({"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1)
+    results = take_turns(
+        {"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1
+    )
     if len(tokens) != 1:
         raise NotEqual("the first tokens differ")
     return results["cache"], results["full"]
@@ -135,7 +168,11 @@ def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
 
 def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], list[float]]:
     """Return tokens a second after the first one, of the engine and of generate, whose answers are the same."""
-    llm, opened, answers = (turn.chat.model.llama_model, turn.conv.copy(), {1: set(), length: set()})
+    llm, opened, answers = (
+        turn.chat.model.llama_model,
+        turn.conv.copy(),
+        {1: set(), length: set()},
+    )
     opened.append_message(opened.roles[1], None)
     embeds = turn.chat.get_context_emb(opened, turn.images)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -144,7 +181,12 @@ def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], 
         return turn.answer(max_new_tokens=count, min_length=count + 2)
 
     def generate(count):
-        options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
+        options = {
+            "do_sample": False,
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "pad_token_id": 0,
+        }
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()
 
     def speed(write):
@@ -154,7 +196,9 @@ def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], 
             times.append(time.perf_counter())
         return (length - 1) / (times[2] - times[1] - (times[1] - times[0]))
 
-    results = take_turns({"engine": partial(speed, engine), "generate": partial(speed, generate)}, rounds, warm_up=1)
+    results = take_turns(
+        {"engine": partial(speed, engine), "generate": partial(speed, generate)}, rounds, warm_up=1
+    )
     # half precision may decide a tie otherwise
     if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
         raise NotEqual("the engine and generate write different answers")

@@ -20,7 +20,10 @@ from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.memory import OUTSIDE, Cost, count_step
 
-LOG = {1: (16, 22193), 2: (12, 36093)}  # stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
+LOG = {
+    1: (16, 22193),
+    2: (12, 36093),
+}  # stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
 LOG_TOLERANCE = 0.07
 # Tokens before and behind the image of the longest prompt of 2023, a running maximum's. Counted by hand.
 LONGEST_PROMPT = (8, 23)
@@ -54,7 +57,9 @@ def count_step_flops(args: Namespace) -> dict:
 def log_row(stage: int) -> dict:
     """Return the row of what is counted for the 2023 step against its log: the relative distance."""
     (batch_size, logged), counted = LOG[stage], baseline(stage)
-    print(f"stage {stage} as 2023, batch {batch_size}: counted {counted:.0f} MiB, in the log {logged} MiB")
+    print(
+        f"stage {stage} as 2023, batch {batch_size}: counted {counted:.0f} MiB, in the log {logged} MiB"
+    )
     name, error = f"stage {stage}: count of 2023's step beside its log", abs(counted / logged - 1)
     return row(name, "", [error], at_most=LOG_TOLERANCE)
 
@@ -68,7 +73,9 @@ def baseline(stage: int) -> float:
 
 def peak_of_2023(model: nn.Module, batch: dict) -> int:
     """Return the bytes of a step as 2023 computes it."""
-    tables = model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4  # float32 cosines and sines, in each layer
+    tables = (
+        model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
+    )  # float32 cosines and sines, in each layer
     return cost(model, batch, partial(baseline_2023.loss, model)).peak + tables
 
 
@@ -83,7 +90,16 @@ def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
         name += f", {kind}" * (kind != "none") + ", checkpointing" * checkpointing
         old = [peak_of_2023(*meta_model(size, stage, batch_size)) / 2**30] if is_plain else None
         gate = GATES[stage] if is_plain and size == "7b" else None
-        rows.append(row(name, "GiB", [counted.peak / 2**30], old, limit=counted.weights / 2**30, at_most=gate))
+        rows.append(
+            row(
+                name,
+                "GiB",
+                [counted.peak / 2**30],
+                old,
+                limit=counted.weights / 2**30,
+                at_most=gate,
+            )
+        )
         if gate:
             kept = kb_per_token_and_layer(model, batch, counted)
             rows.append(row(f"stage {stage}: kept a token and layer", "kB", [kept], limit=FLOOR_KB))
@@ -95,12 +111,18 @@ def v2_rows(kind: str) -> list[dict]:
     rows = []
     for checkpointing in (False, True):
         model = workload.meta_model_v2(kind, checkpointing)
-        one, all_of_them = (cost(model, full_texts(V2_TOKENS, size), loss_of(model)) for size in (1, V2_BATCH))
-        added = num_tokens(model, full_texts(V2_TOKENS, V2_BATCH)) - num_tokens(model, full_texts(V2_TOKENS, 1))
+        one, all_of_them = (
+            cost(model, full_texts(V2_TOKENS, size), loss_of(model)) for size in (1, V2_BATCH)
+        )
+        added = num_tokens(model, full_texts(V2_TOKENS, V2_BATCH)) - num_tokens(
+            model, full_texts(V2_TOKENS, 1)
+        )
         name = f"MiniGPT-v2: 7b{', checkpointing' * checkpointing}{f', {kind}' * (kind != 'none')}"
         peak = [all_of_them.peak / 2**30]
         rows.append(row(f"{name}: peak, batch {V2_BATCH}", "GiB", peak, limit=one.weights / 2**30))
-        rows.append(row(f"{name}: kept a token", "kB", [(all_of_them.held - one.held) / added / 1000]))
+        rows.append(
+            row(f"{name}: kept a token", "kB", [(all_of_them.held - one.held) / added / 1000])
+        )
     return rows
 
 
@@ -118,7 +140,9 @@ def flops_row(size: str, stage: int) -> dict:
             tflop[way] = [workload.count_flops(lambda: loss(batch).backward()) / 1e12]  # noqa: B023
             useful = workload.useful_flops(model, batch) / 1e12
     name = f"stage {stage}: {size} step, batch {OFFICIAL_BATCH[stage]}, executed"
-    return row(name, "TFLOP", tflop["ours"], tflop["2023"], limit=useful, at_most=FLOPS_LIMIT * useful)
+    return row(
+        name, "TFLOP", tflop["ours"], tflop["2023"], limit=useful, at_most=FLOPS_LIMIT * useful
+    )
 
 
 def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
@@ -130,14 +154,18 @@ def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
     for size, stage in product(sizes, OFFICIAL_BATCH):
         make = partial(stage_model, size, stage)
         cases[f"{size} stage {stage}"] = (OFFICIAL_BATCH[stage], workload.STAGES[stage][3], make)
-    for (case, (official, length, make)), kind, checkpointing in product(cases.items(), KINDS, (False, True)):
+    for (case, (official, length, make)), kind, checkpointing in product(
+        cases.items(), KINDS, (False, True)
+    ):
         peaks = []
         for batch_size in (1, official):
             model = make(kind, checkpointing)
             peaks.append(cost(model, full_texts(length, batch_size), loss_of(model)).peak + OUTSIDE)
         # memory grows by as much with each sample
         slope = (peaks[1] - peaks[0]) / (official - 1)
-        largest = {card: int(min(official, 1 + (card * 2**30 - peaks[0]) // slope)) for card in CARDS}
+        largest = {
+            card: int(min(official, 1 + (card * 2**30 - peaks[0]) // slope)) for card in CARDS
+        }
         name = f"{case} {kind}{' checkpointing' * checkpointing}"
         table[name] = {card: max(0, batch) for card, batch in largest.items()}
         print(f"{name:<32}" + "".join(f"{batch or '-':>8}" for batch in table[name].values()))
@@ -162,7 +190,10 @@ def cost(model: nn.Module, batch: dict, loss: Loss) -> Cost:
 def kb_per_token_and_layer(model: nn.Module, batch: dict, counted: Cost) -> float:
     """Return the kB that a step of Cost `counted` keeps for backward, beside what is there once."""
     return (
-        (counted.held - counted.weights) / num_tokens(model, batch) / model.llama_model.config.num_hidden_layers / 1000
+        (counted.held - counted.weights)
+        / num_tokens(model, batch)
+        / model.llama_model.config.num_hidden_layers
+        / 1000
     )
 
 
@@ -188,15 +219,21 @@ def measure_limits(args: Namespace) -> dict:
     return {"rows": rows, "errors": errors, "device": str(device)}
 
 
-def seconds(device: torch.device, call: Callable, rounds: int, clock: Clock | None = time.perf_counter) -> list[float]:
+def seconds(
+    device: torch.device, call: Callable, rounds: int, clock: Clock | None = time.perf_counter
+) -> list[float]:
     """Return the seconds of `rounds` calls; one call before them warms up."""
     return take_turns({"": timed(call, device, clock)}, rounds, warm_up=1)[""]
 
 
-def matmul(device: torch.device, dtype: str, side: int, rounds: int, clock: Clock | None) -> tuple[list[float], float]:
+def matmul(
+    device: torch.device, dtype: str, side: int, rounds: int, clock: Clock | None
+) -> tuple[list[float], float]:
     """Return (FLOP/s of each round, relative error of the product against float64)."""
     generator = torch.Generator().manual_seed(workload.SEED)
-    a, b = (torch.randn(side, side, generator=generator).to(DTYPES[dtype]).to(device) for _ in range(2))
+    a, b = (
+        torch.randn(side, side, generator=generator).to(DTYPES[dtype]).to(device) for _ in range(2)
+    )
     rates = [2 * side**3 / each for each in seconds(device, lambda: a @ b, rounds, clock)]
     exact = a[:64].cpu().double() @ b.cpu().double()
     return rates, ((a @ b)[:64].cpu().double() - exact).norm().div(exact.norm()).item()

@@ -56,23 +56,35 @@ def run(args: Namespace) -> dict:
     if args.quick:
         args.rounds, args.images = 2, 96
     if args.rounds < 2 or args.images < 4 * args.batch_size:
-        sys.exit("python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of images")
+        sys.exit(
+            "python -m benchmarks data: an error needs 2 rounds at least, a rate 4 batches of images"
+        )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in [args.size] if args.size else SIZES:
             shards = write_shards(Path(folder) / size, size, args.images)
             rows += measure(size, shards, args)
-            print(f"{args.images} JPEGs of {size} ({SIZES[size]}) to {IMAGE_SIZE}: equal tensors: yes")
+            print(
+                f"{args.images} JPEGs of {size} ({SIZES[size]}) to {IMAGE_SIZE}: equal tensors: yes"
+            )
     if args.quick or args.size not in (None, JUDGED):
         print(f"not judged ({'--quick' if args.quick else '--size'})")
-    return {"rows": rows, "rounds": args.rounds, "images": args.images, "batch_size": args.batch_size}
+    return {
+        "rows": rows,
+        "rounds": args.rounds,
+        "images": args.images,
+        "batch_size": args.batch_size,
+    }
 
 
 def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
     """Return the rows of a size of images: speed of loading, bytes sent."""
     batch_size = args.batch_size
     require_equal(shards, batch_size, args.images)
-    ways = {"2023": partial(loader_2023, shards, batch_size), "ours": partial(loader_ours, shards, batch_size)}
+    ways = {
+        "2023": partial(loader_2023, shards, batch_size),
+        "ours": partial(loader_ours, shards, batch_size),
+    }
     speeds, pixels = {way: [] for way in ways}, []
     for _ in range(args.rounds):
         seconds = race({way: make() for way, make in ways.items()}, args.images // batch_size)
@@ -82,7 +94,11 @@ def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
     sent = {way: bytes_per_image(next(iter(make()))) for way, make in ways.items()}
     name, is_judged = (f"data: images of {size}, a core", size == JUDGED and not args.quick)
     # at best: what it takes to decode, crop and resize, and nothing else
-    options = {"more_is_better": True, "limit": 1 / min(pixels), "at_least": GATES["speed"] if is_judged else None}
+    options = {
+        "more_is_better": True,
+        "limit": 1 / min(pixels),
+        "at_least": GATES["speed"] if is_judged else None,
+    }
     rows = [row(name, "1/s", speeds["ours"], speeds["2023"], **options)]
     for kind in ("tensors", "all"):
         gate = GATES["bytes"] if is_judged and kind == "tensors" else None
@@ -98,7 +114,9 @@ def write_shards(folder: Path, size: str, images: int) -> list[str]:
     for number, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
             for image in range(number, images, SHARDS):
-                caption = json.dumps({"caption": f"Image {image}: hills of some colours under a sky."})
+                caption = json.dumps(
+                    {"caption": f"Image {image}: hills of some colours under a sky."}
+                )
                 for extension, data in (("jpg", jpeg(image, size)), ("json", caption.encode())):
                     member = tarfile.TarInfo(f"{image:09d}.{extension}")
                     member.size = len(data)
@@ -112,8 +130,12 @@ def jpeg(seed: int, size: str) -> bytes:
     rng = np.random.default_rng(seed)
     pixels = 128 + rng.normal(0, 3, (height, width, 3))
     for cells, strength in ((6, 55), (24, 28), (96, 14)):
-        coarse = Image.fromarray(rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8))
-        pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
+        coarse = Image.fromarray(
+            rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+        )
+        pixels += (
+            np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
+        )
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
@@ -124,8 +146,12 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
 
     Its random crops come from the global generator; with `seeded`, for comparison, they are those of our chain.
     """
-    crop = RandomCropResize(IMAGE_SIZE, scale=(0.5, 1.0))  # torchvision's, with 2023's pixels on any Pillow
-    augment = transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+    crop = RandomCropResize(
+        IMAGE_SIZE, scale=(0.5, 1.0)
+    )  # torchvision's, with 2023's pixels on any Pillow
+    augment = transforms.Compose(
+        [crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    )
     caption = BlipCaptionProcessor()
 
     def sample(parts):
@@ -148,7 +174,9 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
 
 def loader_ours(shards: list[str], batch_size: int) -> DataLoader:
     """Return the loader of a training run with one worker."""
-    dataset = WebCaptionDataset(shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1)
+    dataset = WebCaptionDataset(
+        shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1
+    )
     return TrainLoader([dataset], batch_size=batch_size, num_workers=1)
 
 
@@ -159,11 +187,21 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
         by_name = {}
         for batch in batches:
             moved = to_device(batch, torch.device("cpu"))
-            by_name |= zip((name.removeprefix("laion/") for name in moved["sample_id"]), moved["image"], strict=True)
+            by_name |= zip(
+                (name.removeprefix("laion/") for name in moved["sample_id"]),
+                moved["image"],
+                strict=True,
+            )
         return by_name
 
-    ours, theirs = (tensors(loader_ours(shards, batch_size)), tensors(loader_2023(shards, batch_size, seeded=True)))
-    same = [theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name]) for name in theirs]
+    ours, theirs = (
+        tensors(loader_ours(shards, batch_size)),
+        tensors(loader_2023(shards, batch_size, seeded=True)),
+    )
+    same = [
+        theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name])
+        for name in theirs
+    ]
     if len(same) != images or ours.keys() != theirs.keys() or not all(same):
         raise NotEqual(f"{sum(same)} of {images} tensors are equal")
 
@@ -186,7 +224,10 @@ def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
             batch = next(stream)
             seconds[way] += time.process_time() - start
             count[way] += len(batch["image"])
-    return {way: (value + seconds_when_idle(workers[way])) / count[way] for way, value in seconds.items()}
+    return {
+        way: (value + seconds_when_idle(workers[way])) / count[way]
+        for way, value in seconds.items()
+    }
 
 
 def pixels_alone(shard: str) -> float:
@@ -214,4 +255,7 @@ def bytes_per_image(batch: dict) -> dict[str, float]:
     tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
     memory = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
     others = len(pickle.dumps({key: value for key, value in batch.items() if key not in tensors}))
-    return {key: total / len(batch["image"]) for key, total in (("tensors", memory), ("all", memory + others))}
+    return {
+        key: total / len(batch["image"])
+        for key, total in (("tensors", memory), ("all", memory + others))
+    }

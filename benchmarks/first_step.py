@@ -13,7 +13,9 @@ if __name__ == "__main__":
     if AS_2023 in sys.argv:
         from benchmarks import loading_2023  # noqa: F401 (registers the model)
     with contextlib.redirect_stdout(sys.stderr):
-        code = train.run_program(train.train, train.parse_args(["--cfg-path", sys.argv[1], "--options", *sys.argv[2:]]))
+        code = train.run_program(
+            train.train, train.parse_args(["--cfg-path", sys.argv[1], "--options", *sys.argv[2:]])
+        )
     if code:
         sys.exit(code)
     print(json.dumps({"seconds": startup.seconds, "cpu_seconds": startup.cpu_seconds}))

@@ -25,8 +25,15 @@ PARTS = {"train": training_on_gpu.steps, "answers": answers_on_gpu.steps}
 OPTIONS = {
     "--part": {"choices": list(PARTS), "default": "train", "help": "(default: %(default)s)"},
     "--seconds": {"type": int, "default": 290, "help": "in which it ends (default: %(default)s)"},
-    "--price": {"type": float, "default": 3.0, "help": "of a GPU hour, in any currency (default: %(default)s)"},
-    "--rehearsal": {"action": "store_true", "help": "small sizes, and no value is judged: does it run?"},
+    "--price": {
+        "type": float,
+        "default": 3.0,
+        "help": "of a GPU hour, in any currency (default: %(default)s)",
+    },
+    "--rehearsal": {
+        "action": "store_true",
+        "help": "small sizes, and no value is judged: does it run?",
+    },
 }
 
 
@@ -63,17 +70,23 @@ class Steps:
         self.found["steps"][name] = {"seconds": now - began, **figures}
         print(f"-- {name}: {now - began:.0f} s, at {now - self.start:.0f} s", flush=True)
         if self.path:
-            self.path.write_text(json.dumps(self.found, indent=1, default=str) + "\n", encoding="utf-8")
+            self.path.write_text(
+                json.dumps(self.found, indent=1, default=str) + "\n", encoding="utf-8"
+            )
 
 
 def run(args: Namespace) -> dict:
     """Run a part; return its rows and figures. Ends the program where there is no GPU."""
     if not torch.cuda.is_available():
-        sys.exit("python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none")
+        sys.exit(
+            "python -m benchmarks gpu: torch sees no GPU; `python -m benchmarks all` needs none"
+        )
     path = Path(args.json) if args.json and args.json != "-" else None
     steps = Steps(args.seconds, path)
     for name, step, limit in PARTS[args.part](args):
-        steps.run(name, step, limit * 20 if args.rehearsal else limit)  # a machine without a GPU compiles slowly
+        steps.run(
+            name, step, limit * 20 if args.rehearsal else limit
+        )  # a machine without a GPU compiles slowly
     if args.rehearsal:
         for row in steps.found["rows"]:
             row["passed"] = True

@@ -61,8 +61,22 @@ def row(
     `limit`: the best value that is possible. The gate is one of `at_least`, which the ratio to 2023 has to reach, and
     `at_most`, which no value of ours may exceed.
     """
-    gate = {"at least": at_least} if at_least is not None else {"at most": at_most} if at_most is not None else None
-    result = {"name": name, "unit": unit, "ours": ours, "2023": old, "stock": stock, "limit": limit, "gate": gate}
+    gate = (
+        {"at least": at_least}
+        if at_least is not None
+        else {"at most": at_most}
+        if at_most is not None
+        else None
+    )
+    result = {
+        "name": name,
+        "unit": unit,
+        "ours": ours,
+        "2023": old,
+        "stock": stock,
+        "limit": limit,
+        "gate": gate,
+    }
     result |= {"ratio": None, "error": None, "share": None}
     if old:
         ratios = [a / b if more_is_better else b / a for a, b in zip(ours, old, strict=True)]
@@ -76,23 +90,45 @@ def row(
 
 def print_table(rows: list[dict]) -> None:
     """Print rows: medians, the spread of ours, the ratio to 2023 with its standard error, share of the limit, gate."""
-    heads = {"ours": 12, "[min .. max]": 22, "2023": 12, "transformers": 14, "better than 2023": 18, "of limit": 10}
+    heads = {
+        "ours": 12,
+        "[min .. max]": 22,
+        "2023": 12,
+        "transformers": 14,
+        "better than 2023": 18,
+        "of limit": 10,
+    }
     heads |= {"needed": 12}
     width = max(len(each["name"]) for each in rows) + 2
-    print(f"\n{'median of the rounds':<{width}}" + "".join(f"{head:>{size}}" for head, size in heads.items()))
+    print(
+        f"\n{'median of the rounds':<{width}}"
+        + "".join(f"{head:>{size}}" for head, size in heads.items())
+    )
     for each in rows:
-        ours, old, stock = (f"{median(each[way]):.3g} {each['unit']}" if each[way] else "-" for way in VALUES)
-        spread = f"[{min(each['ours']):.3g} .. {max(each['ours']):.3g}]" if len(each["ours"]) > 1 else "-"
+        ours, old, stock = (
+            f"{median(each[way]):.3g} {each['unit']}" if each[way] else "-" for way in VALUES
+        )
+        spread = (
+            f"[{min(each['ours']):.3g} .. {max(each['ours']):.3g}]"
+            if len(each["ours"]) > 1
+            else "-"
+        )
         error = f" +- {each['error']:.2g}" if each["error"] is not None else ""
         ratio = f"{each['ratio']:.3g}{error}" if each["ratio"] else "-"
         share = f"{each['share']:.1%}" if each["share"] else "-"
         kind, value = next(iter((each["gate"] or {"": 0}).items()))
-        needed = f"{'>=' if kind == 'at least' else '<='} {value:.3g}{' FAIL' * (not each['passed'])}" if kind else "-"
+        needed = (
+            f"{'>=' if kind == 'at least' else '<='} {value:.3g}{' FAIL' * (not each['passed'])}"
+            if kind
+            else "-"
+        )
         cells = zip((ours, spread, old, stock, ratio, share, needed), heads.values(), strict=True)
         print(f"{each['name']:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in cells))
 
 
-def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0) -> dict[str, list]:
+def take_turns(
+    ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0
+) -> dict[str, list]:
     """Return {way: [what it returned in each round]}; each way leads every other round.
 
     `warm_up`: rounds before these, whose results are dropped.
@@ -104,7 +140,9 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0
     return {way: values[warm_up:] for way, values in results.items()}
 
 
-def timed(function: Callable[[], object], device: torch.device, clock: Clock | None = None) -> Callable[[], float]:
+def timed(
+    function: Callable[[], object], device: torch.device, clock: Clock | None = None
+) -> Callable[[], float]:
     """Return a function that calls `function` and returns its seconds by a clock.
 
     The clock's default: on a CPU the seconds of the process, else the wall's once the device's work is done.
@@ -132,33 +170,46 @@ def in_own_process(module: str, *words: object) -> dict:
     *_, last = result.stdout.splitlines() or [""]
     if not last.startswith("{"):
         output = f"{result.stdout}\n{result.stderr}"[-3000:]
-        raise RuntimeError(f"{' '.join(command[1:])} measured nothing (exit code {result.returncode}):\n{output}")
+        raise RuntimeError(
+            f"{' '.join(command[1:])} measured nothing (exit code {result.returncode}):\n{output}"
+        )
     return json.loads(last)
 
 
 def description() -> dict:
     """Return {"machine": .., "versions": ..}: what a result was measured on."""
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    machine |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    machine |= {
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    installed = [name for name in LIBRARIES if importlib.util.find_spec("PIL" if name == "pillow" else name)]
+    installed = [
+        name for name in LIBRARIES if importlib.util.find_spec("PIL" if name == "pillow" else name)
+    ]
     versions = {name: importlib.metadata.version(name) for name in installed}
     return {"machine": machine, "versions": {"python": platform.python_version(), **versions}}
 
 
 def compare(args: Namespace) -> dict:
     """Print the values that both files hold, their ratio and its standard error; return these."""
-    first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (args.first, args.second))
+    first, second = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (args.first, args.second)
+    )
     for path, result in ((args.first, first), (args.second, second)):
         if "rows" not in result:
-            raise SystemExit(f"{path}: has no rows; expected a file that `python -m benchmarks .. --json` wrote")
+            raise SystemExit(
+                f"{path}: has no rows; expected a file that `python -m benchmarks .. --json` wrote"
+            )
     for about in ("machine", "versions"):
         if first.get(about) != second.get(about):
             print(f"another {about.removesuffix('s')}: {first.get(about)} and {second.get(about)}")
     lines = list(compared(first["rows"], second["rows"]))
     width = max((len(line["name"]) for line in lines), default=0)
-    print(f"{'':<{width}}{args.first.stem[:14]:>16}{args.second.stem[:14]:>16}{'ratio':>10}{'error':>10}")
+    print(
+        f"{'':<{width}}{args.first.stem[:14]:>16}{args.second.stem[:14]:>16}{'ratio':>10}{'error':>10}"
+    )
     for line in lines:
         cells = f"{line['first']:>16.4g}{line['second']:>16.4g}{line['ratio']:>10.4g}{line['error']:>10.2g}"
         print(f"{line['name']:<{width}}{cells}{'  *' * line['apart']}")
@@ -172,11 +223,20 @@ def compared(first: list[dict], second: list[dict]) -> Iterator[dict]:
     for each in first:
         for way in VALUES:
             values, other = each.get(way), others.get(each["name"], {}).get(way)
-            if not values or not other or not median(values) or (len(values) == 1 and values == other):
+            if (
+                not values
+                or not other
+                or not median(values)
+                or (len(values) == 1 and values == other)
+            ):
                 continue
             ratio = median(other) / median(values)
             error = abs(ratio) * (_relative_error(values) ** 2 + _relative_error(other) ** 2) ** 0.5
-            line = {"name": f"{each['name']}, {way}", "first": median(values), "second": median(other)}
+            line = {
+                "name": f"{each['name']}, {way}",
+                "first": median(values),
+                "second": median(other),
+            }
             yield line | {"ratio": ratio, "error": error, "apart": abs(ratio - 1) > APART * error}
 
 
@@ -188,5 +248,7 @@ def _relative_error(values):
 
 
 COMPARE = Command(
-    "two result files side by side, with ratio and error", {"first": {"type": Path}, "second": {"type": Path}}, compare
+    "two result files side by side, with ratio and error",
+    {"first": {"type": Path}, "second": {"type": Path}},
+    compare,
 )

@@ -32,9 +32,17 @@ SIZES = {"vit": "7b", "vit-slice": "7b-thin"}  # whose ViT it is
 KINDS = ("2023", "ours", "ours, every byte read")
 FIGURES = (("seconds", "s", "build"), ("private_mib", "MiB", "private memory"))
 OPTIONS = {
-    "--size": {"choices": SIZES, "default": "vit", "help": "vit: all 39 blocks; vit-slice: four, for a test"},
+    "--size": {
+        "choices": SIZES,
+        "default": "vit",
+        "help": "vit: all 39 blocks; vit-slice: four, for a test",
+    },
     "--rounds": ROUNDS | {"default": 3},
-    "--folder": {"type": Path, "default": release.FOLDER, "help": "where the weight file is kept (2 GB for vit)"},
+    "--folder": {
+        "type": Path,
+        "default": release.FOLDER,
+        "help": "where the weight file is kept (2 GB for vit)",
+    },
 }
 
 
@@ -46,7 +54,9 @@ def run(args: Namespace) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "vit.safetensors").is_file():
         release.write_weights(workload.model_config(SIZES[args.size], folder), folder, ["vit"])
-    ways = {kind: partial(in_own_process, "benchmarks.load", kind, args.size, folder) for kind in KINDS}
+    ways = {
+        kind: partial(in_own_process, "benchmarks.load", kind, args.size, folder) for kind in KINDS
+    }
     builds = take_turns(ways, args.rounds)
     # at least three of ours: a single one takes so little that anything else at work shows in it
     builds["ours"] += [ways["ours"]() for _ in range(3 - args.rounds)]
@@ -54,13 +64,17 @@ def run(args: Namespace) -> dict:
     if len(hashes) != 1:
         raise NotEqual("the builds differ in their tensors")
     size = f"ViT of {workload.SIZES[SIZES[args.size]][1][1]} blocks"
-    print(f"{size}: equal tensors: yes; medians of {args.rounds} builds, of ours {len(builds['ours'])}")
+    print(
+        f"{size}: equal tensors: yes; medians of {args.rounds} builds, of ours {len(builds['ours'])}"
+    )
     rows = []
     for kind, (key, unit, what) in product(KINDS[1:], FIGURES):
         # medians: ours is built more often than 2023's; memory may be none at all
         ours, old = (max(median(map(itemgetter(key), builds[way])), 1e-3) for way in (kind, "2023"))
         gate = GATES[key] if kind == "ours" and args.size == "vit" else None
-        rows.append(row(f"{size}: {what}{kind.removeprefix('ours')}", unit, [ours], [old], at_least=gate))
+        rows.append(
+            row(f"{size}: {what}{kind.removeprefix('ours')}", unit, [ours], [old], at_least=gate)
+        )
     return {"rows": rows, "size": args.size, "builds": builds}
 
 
@@ -79,7 +93,9 @@ def build(kind: str, cfg: DictConfig) -> nn.Module:
 def _measure(kind, size, folder):
     """Print seconds, the peak of private memory above that of the imports (MiB), and a hash of all tensors."""
     cfg = workload.model_config(SIZES[size], folder)
-    MiniGPT4(cfg, torch.float16)  # imports, and first calls inside the libraries, are no part of either way
+    MiniGPT4(
+        cfg, torch.float16
+    )  # imports, and first calls inside the libraries, are no part of either way
     before, is_done = private_mib(), threading.Event()
     peak = [before]
 
@@ -97,7 +113,9 @@ def _measure(kind, size, folder):
     digest, peak = hashlib.sha256(), max(*peak, private_mib())
     for name, tensor in sorted(vit.state_dict().items()):
         digest.update(name.encode() + str(tensor.dtype).encode() + tensor.numpy().tobytes())
-    print(json.dumps({"seconds": seconds, "private_mib": peak - before, "sha256": digest.hexdigest()}))
+    print(
+        json.dumps({"seconds": seconds, "private_mib": peak - before, "sha256": digest.hexdigest()})
+    )
 
 
 def private_mib() -> float:

@@ -32,16 +32,24 @@ class LoadedAs2023(MiniGPT4):
         network = qformer.build_qformer(config, device="cpu")
         network.load_state_dict(part_of(tensors, "Qformer."), strict=False)
         take(self.Qformer, network)
-        self.ln_vision.load_state_dict({n: t.float() for n, t in part_of(tensors, "ln_vision.").items()}, assign=True)
-        self.load_state_dict({"query_tokens": tensors["query_tokens"].float()}, strict=False, assign=True)
+        self.ln_vision.load_state_dict(
+            {n: t.float() for n, t in part_of(tensors, "ln_vision.").items()}, assign=True
+        )
+        self.load_state_dict(
+            {"query_tokens": tensors["query_tokens"].float()}, strict=False, assign=True
+        )
 
     @startup.phase("LLM")
     def load_language(self, cfg, device):
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
         options = {"dtype": self.compute_dtype, **language_model.attention_options(device)}
-        llm = AutoModelForCausalLM.from_config(language_model.load_config(cfg.llama_model), **options)
+        llm = AutoModelForCausalLM.from_config(
+            language_model.load_config(cfg.llama_model), **options
+        )
         for file in files_of([cfg.llama_model]):
-            llm.load_state_dict(in_memory(weights.read_tensors(file, "model.llama_model")), strict=False)
+            llm.load_state_dict(
+                in_memory(weights.read_tensors(file, "model.llama_model")), strict=False
+            )
         self.attach_language(llm.to(device).eval(), device)
         self.llm_identity = language_model.identity(cfg.llama_model, llm)
 
@@ -53,7 +61,11 @@ def in_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin so, without that."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def take(planned: nn.Module, built: nn.Module) -> None:

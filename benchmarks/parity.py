@@ -25,11 +25,17 @@ WAYS = (*OTHERS, *OURS)
 OPTIONS = {
     "--size": {"choices": list(workload.SIZES), "default": "toy"},
     "--device": DEVICE,
-    "--dtype": {"choices": ("fp16", "bf16"), "help": "half precision (default: fp16 on a GPU, else bf16)"},
+    "--dtype": {
+        "choices": ("fp16", "bf16"),
+        "help": "half precision (default: fp16 on a GPU, else bf16)",
+    },
     "--batch": {"type": int, "default": 4},
     "--batches": {"type": int, "default": 4},
     "--compiled": {"action": "store_true", "help": "also with model.compile (a minute more)"},
-    "--quantised": {"action": "store_true", "help": "also with the LLM in each kind of few bits that trains here"},
+    "--quantised": {
+        "action": "store_true",
+        "help": "also with the LLM in each kind of few bits that trains here",
+    },
 }
 Steps = list[tuple[float, Tensor]]  # loss, and gradient of the projection's weight
 
@@ -43,9 +49,17 @@ def run(args: Namespace) -> dict:
     for stage in workload.STAGES:
         stages[stage], quantised[stage] = measure(args, stage, device, dtype)
         rows += rows_of(stage, stages[stage], dtype)
-    print(f"{args.size}, {args.batches} batches of {args.batch}; errors relative to 2023 in float32")
+    print(
+        f"{args.size}, {args.batches} batches of {args.batch}; errors relative to 2023 in float32"
+    )
     print_table(stages, dtype, quantised)
-    figures = {"size": args.size, "dtype": dtype, "seed": workload.SEED, "errors": stages, "quantised": quantised}
+    figures = {
+        "size": args.size,
+        "dtype": dtype,
+        "seed": workload.SEED,
+        "errors": stages,
+        "quantised": quantised,
+    }
     return {"rows": rows, **figures}
 
 
@@ -92,7 +106,10 @@ def of_models(
     wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
     errors = {}
     for way in [*WAYS, *["compiled"] * is_compiled]:
-        in_wide, in_half = (steps(wide, way, batches, wide_stock), steps(half, way, batches, half_stock))
+        in_wide, in_half = (
+            steps(wide, way, batches, wide_stock),
+            steps(half, way, batches, half_stock),
+        )
         errors[way] = {
             "loss": loss_error(in_wide, exact),
             "gradient": distance(in_wide, exact),
@@ -101,19 +118,31 @@ def of_models(
     return errors
 
 
-def of_kinds(exact: Steps, half: nn.Module, batches: list[dict], device: torch.device) -> dict[str, dict[str, float]]:
+def of_kinds(
+    exact: Steps, half: nn.Module, batches: list[dict], device: torch.device
+) -> dict[str, dict[str, float]]:
     """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of few bits that trains here.
 
     The LLM of `half` is given up.
     """
-    kinds, errors = ([kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)], {})
+    kinds, errors = (
+        [
+            kind
+            for kind in quantization.KINDS[1:]
+            if not quantization.refusal_to_train(kind, device)
+        ],
+        {},
+    )
     with TemporaryDirectory() as folder:
         half.llama_model.save_pretrained(folder)
         for kind in kinds:
             half.llama_model = language_model.load_llm(folder, half.compute_dtype, device, kind)
             half.freeze("llama_model")
             few_bits = steps(half, workload.chosen_path(half), batches)
-            errors[kind] = {"loss": loss_error(few_bits, exact), "half gradient": distance(few_bits, exact)}
+            errors[kind] = {
+                "loss": loss_error(few_bits, exact),
+                "half gradient": distance(few_bits, exact),
+            }
     return errors
 
 
@@ -157,7 +186,9 @@ def verdict(errors: dict) -> bool:
 
 def print_table(stages: dict, dtype: str, quantised: dict | None = None) -> None:
     """Print the errors of every way of {stage: errors}, and of LLMs of few bits."""
-    print(f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}")
+    print(
+        f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}"
+    )
     lines = []
     for stage, errors in stages.items():
         lines += [(stage, way, each) for way, each in errors.items()]

@@ -15,7 +15,11 @@ from minigpt4.models.vision.qformer import to_release_name
 CONFIG = "train_configs/minigpt4_stage1_pretrain.yaml"
 FOLDER = Path(tempfile.gettempdir()) / "minigpt4-benchmarks"
 NUM_IMAGES = 128
-FILES = {"vit": ("visual_encoder.",), "q": ("Qformer.", "ln_vision.", "query_tokens"), "model": ("llama_model.",)}
+FILES = {
+    "vit": ("visual_encoder.",),
+    "q": ("Qformer.", "ln_vision.", "query_tokens"),
+    "model": ("llama_model.",),
+}
 
 
 def options(size: str) -> list[str]:
@@ -28,16 +32,23 @@ def options(size: str) -> list[str]:
         write_weights(cfg, folder)
         data.write_shards(shards, "256x256", NUM_IMAGES)
     keys = ("vit_ckpt", "q_former_model", "llama_model", "image_size", "num_query_token")
-    settings = [f"model.{key}={cfg[key]}" for key in keys] + ["model.check_llm=False", "run.device=auto"]
+    settings = [f"model.{key}={cfg[key]}" for key in keys] + [
+        "model.check_llm=False",
+        "run.device=auto",
+    ]
     for name in ("laion", "cc_sbu"):
-        settings.append(f"datasets.{name}.build_info.storage={shards}/{{00000..{data.SHARDS - 1:05d}}}.tar")
+        settings.append(
+            f"datasets.{name}.build_info.storage={shards}/{{00000..{data.SHARDS - 1:05d}}}.tar"
+        )
         settings.append(f"datasets.{name}.vis_processor.train.image_size={cfg.image_size}")
     return settings
 
 
 def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -> None:
     """Write ViT, Q-Former and LLM of a `model` section as .safetensors in half precision, and a tokenizer."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # which draws them in seconds, not minutes
+    device = (
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )  # which draws them in seconds, not minutes
     generator = torch.Generator(device).manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
     for stem in stems:

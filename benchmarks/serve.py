@@ -46,7 +46,9 @@ def run(args: Namespace) -> dict:
         each.close()
     if len(answers) > 1:
         raise NotEqual("a batch changes the answers of its requests")
-    print(f"equal answers: yes. Here the column 2023 is one request after the other, as 2023's page answers: {size}")
+    print(
+        f"equal answers: yes. Here the column 2023 is one request after the other, as 2023's page answers: {size}"
+    )
     name = f"serve: {num_requests} requests of an image and {length} tokens that wait"
     gate = None if args.quick else 1.0
     rows = [row(name, "1/s", found["batches"], found["alone"], more_is_better=True, at_least=gate)]
@@ -74,4 +76,6 @@ def request(engine: Chat, number: int, length: int) -> Job:
 
 def pixels(model: MiniGPT4, seed: int) -> torch.Tensor:
     """Return a random image, [3, S, S]."""
-    return torch.rand(3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(seed)
+    )

@@ -28,12 +28,21 @@ WAYS = {  # -> options
 
 
 OPTIONS = {
-    "--cfg-path": {"default": str(EMBEDDED), "help": "(default: the embedded default's first stage)"},
-    "--size": {"choices": list(workload.SIZES), "help": "instead: stage 1 of 2023 with random weights of this size"},
+    "--cfg-path": {
+        "default": str(EMBEDDED),
+        "help": "(default: the embedded default's first stage)",
+    },
+    "--size": {
+        "choices": list(workload.SIZES),
+        "help": "instead: stage 1 of 2023 with random weights of this size",
+    },
     "--options": {"nargs": "+", "default": [], "metavar": "KEY=VALUE", "help": "as for train.py"},
     "--rounds": ROUNDS,
     "--quick": QUICK | {"help": "ours and 2023's loading alone"},
-    "--cold": {"action": "store_true", "help": "weight files are not in memory at the start (Linux)"},
+    "--cold": {
+        "action": "store_true",
+        "help": "weight files are not in memory at the start (Linux)",
+    },
 }
 
 
@@ -41,7 +50,11 @@ def run(args: Namespace) -> dict:
     """Measure; return a row for each phase and one for all together."""
     if args.size:
         args.cfg_path, args.options = (release.CONFIG, [*release.options(args.size), *args.options])
-    ways = {way: options for way, options in WAYS.items() if way != "one after the other" or not args.quick}
+    ways = {
+        way: options
+        for way, options in WAYS.items()
+        if way != "one after the other" or not args.quick
+    }
     files = weight_files(args) if args.cold else []
 
     def start(options):
@@ -50,21 +63,38 @@ def run(args: Namespace) -> dict:
         started["seconds"]["all"] = sum(started["seconds"].values())
         return started
 
-    starts = take_turns({way: partial(start, options) for way, options in ways.items()}, args.rounds)
+    starts = take_turns(
+        {way: partial(start, options) for way, options in ways.items()}, args.rounds
+    )
     name = f"{args.size or Path(args.cfg_path).stem}{', cold' * args.cold}"
     rows = []
     for phase in starts["ours"][0]["seconds"]:
         ours = [each["seconds"][phase] for each in starts["ours"]]
         old = [each["seconds"][phase] for each in starts["loaded as in 2023"]]
-        label = f"start to the end of the first step, {name}" if phase == "all" else f"start, {name}: {phase}"
+        label = (
+            f"start to the end of the first step, {name}"
+            if phase == "all"
+            else f"start, {name}: {phase}"
+        )
         rows.append(row(label, "s", ours, old if all(old) and all(ours) else None))
-    return {"rows": rows, "cfg_path": args.cfg_path, "size": args.size, "cold": args.cold, "starts": starts}
+    return {
+        "rows": rows,
+        "cfg_path": args.cfg_path,
+        "size": args.size,
+        "cold": args.cold,
+        "starts": starts,
+    }
 
 
 def one_step(args: Namespace, way: list[str]) -> dict:
     """Return {"seconds", "cpu_seconds": {phase: seconds}} of a run of one step in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        options = [*args.options, "run.max_epoch=1", "run.iters_per_epoch=1", f"run.output_dir={folder}"]
+        options = [
+            *args.options,
+            "run.max_epoch=1",
+            "run.iters_per_epoch=1",
+            f"run.output_dir={folder}",
+        ]
         return in_own_process("benchmarks.first_step", args.cfg_path, *options, *way)
 
 

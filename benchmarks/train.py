@@ -21,9 +21,18 @@ from minigpt4.models.base_model import DTYPES
 
 HELP = "a training step beside that of 2023 and of transformers' BLIP-2; --ladder: one lever after the other"
 # (size, stage) -> times faster than 2023; of 7B what has to be reached, which no GPU has measured yet
-GATES = {("toy", 1): 1.05, ("toy", 2): 1.4, ("slice", 1): 1.0, ("slice", 2): 1.0, ("7b", 1): 1.6, ("7b", 2): 1.8}
+GATES = {
+    ("toy", 1): 1.05,
+    ("toy", 2): 1.4,
+    ("slice", 1): 1.0,
+    ("slice", 2): 1.0,
+    ("7b", 1): 1.6,
+    ("7b", 2): 1.8,
+}
 BATCH = {1: 16, 2: 12}
-WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]  # float32 copies have to fit
+WITH_FLOAT32 = [
+    size for size in workload.SIZES if size not in ("7b", "13b")
+]  # float32 copies have to fit
 Ways = dict[str, Callable[[], Tensor]]
 
 
@@ -46,12 +55,20 @@ def run(args: Namespace) -> dict:
     dtype = args.dtype or ("fp16" if device.type == "cuda" else on_cpu)
     torch.set_float32_matmul_precision("highest")
     ceiling = matmul_flops(device, dtype)
-    print(f"{args.size}, {dtype} on {device}; matrix product {ceiling / 1e12:.3g} TFLOP/s; rounds: {args.rounds}")
+    print(
+        f"{args.size}, {dtype} on {device}; matrix product {ceiling / 1e12:.3g} TFLOP/s; rounds: {args.rounds}"
+    )
     rows, errors = [], {}
     for stage in [args.stage] if args.stage else list(workload.STAGES):
         stage_rows, errors[stage] = measure(args, stage, device, dtype, ceiling)
         rows += stage_rows
-    return {"rows": rows, "size": args.size, "dtype": dtype, "matmul_flops": ceiling, "errors": errors}
+    return {
+        "rows": rows,
+        "size": args.size,
+        "dtype": dtype,
+        "matmul_flops": ceiling,
+        "errors": errors,
+    }
 
 
 def measure(
@@ -81,7 +98,9 @@ def measure(
     # the same batches for all ways, which take turns
     batches = workload.batches(model, stage, batch_size, 2)
     ours = ["padded", "packed", "lean"] if args.ladder else ["lean"]
-    seconds = seconds_of(model, batches, ["2023", "transformers", *ours, *["compiled"] * args.compiled], args.rounds)
+    seconds = seconds_of(
+        model, batches, ["2023", "transformers", *ours, *["compiled"] * args.compiled], args.rounds
+    )
     useful = sum(workload.useful_flops(model, batch) for batch in batches) / len(batches)
     old, stock = seconds.pop("2023"), seconds.pop("transformers")
     rows = []
@@ -92,7 +111,9 @@ def measure(
     return rows, errors
 
 
-def seconds_of(model: torch.nn.Module, batches: list[dict], ways: list[str], rounds: int) -> dict[str, list[float]]:
+def seconds_of(
+    model: torch.nn.Module, batches: list[dict], ways: list[str], rounds: int
+) -> dict[str, list[float]]:
     """Return {way: [seconds of a step in each round]}, of the process's CPU on a CPU."""
     stock = blip2.blip2(model)
 
@@ -122,15 +143,26 @@ class Part:
     """
 
     OPTIONS = {
-        "--size": {"choices": WITH_FLOAT32, "default": "toy", "help": "7b-thin: full width, few layers"},
-        "--stage": {"type": int, "choices": (1, 2), "default": 1, "help": "whose texts (default: %(default)s)"},
+        "--size": {
+            "choices": WITH_FLOAT32,
+            "default": "toy",
+            "help": "7b-thin: full width, few layers",
+        },
+        "--stage": {
+            "type": int,
+            "choices": (1, 2),
+            "default": 1,
+            "help": "whose texts (default: %(default)s)",
+        },
         "--batch": {"type": int, "default": 8},
         "--device": DEVICE,
         "--dtype": DTYPE,
         "--rounds": ROUNDS,
     }
 
-    def __init__(self, title: str, ways: Callable[..., Ways], flops: Callable[..., float] | None = None):
+    def __init__(
+        self, title: str, ways: Callable[..., Ways], flops: Callable[..., float] | None = None
+    ):
         self.HELP, self.title = (f"{title}, beside that of 2023 and of transformers", title)
         self.ways, self.flops = ways, flops
 
@@ -139,24 +171,37 @@ class Part:
         device = resolve_device(args.device)
         half_name = "fp16" if device.type == "cuda" else "bf16"
         dtype = args.dtype or half_name
-        half = workload.random_model(args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage)
-        wide, batch = (workload.in_float32(half), workload.batches(half, args.stage, args.batch, 1)[0])
+        half = workload.random_model(
+            args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage
+        )
+        wide, batch = (
+            workload.in_float32(half),
+            workload.batches(half, args.stage, args.batch, 1)[0],
+        )
         wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
         # errors against 2023 in float32, before any speed
         exact, errors = wide_ways["2023"](), {}
         distance = lambda way: ((way().float() - exact).norm() / exact.norm()).item()  # noqa: E731
         for way in wide_ways:
             errors[way] = {"fp32": distance(wide_ways[way]), "half": distance(half_ways[way])}
-            print(f"{way:<16} error in fp32 {errors[way]['fp32']:.1e}, in half precision {errors[way]['half']:.2e}")
+            print(
+                f"{way:<16} error in fp32 {errors[way]['fp32']:.1e}, in half precision {errors[way]['half']:.2e}"
+            )
         limit = parity.HALF_LIMIT * errors["2023"]["half"]
         if errors["ours"]["fp32"] > parity.FLOAT32_LIMIT or errors["ours"]["half"] > limit:
             raise NotEqual("the errors are too large")
         model, ways = (wide, wide_ways) if dtype == "fp32" else (half, half_ways)
-        seconds = take_turns({way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1)
+        seconds = take_turns(
+            {way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1
+        )
         flops = self.flops(model, batch) if self.flops else workload.count_flops(ways["ours"])
         best = flops / matmul_flops(device, dtype)
         name = f"{self.title}, {args.size} {dtype}, batch {args.batch}, stage {args.stage}"
-        rows = [row(name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best)]
+        rows = [
+            row(
+                name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best
+            )
+        ]
         return {"rows": rows, "errors": errors, "seed": workload.SEED}
 
 
@@ -164,8 +209,13 @@ def vit_ways(model: nn.Module, batch: dict) -> Ways:
     """Return ways to what the Q-Former is given for the images."""
     stock = blip2.blip2(model).vision_model
     see = lambda: model.ln_vision(model.visual_encoder(batch["image"]))  # noqa: E731
-    ways = {"2023": partial(_forward, model, see, as_2023=True), "ours": partial(_forward, model, see)}
-    ways["transformers"] = partial(_forward, model, lambda: stock(pixel_values=batch["image"]).last_hidden_state)
+    ways = {
+        "2023": partial(_forward, model, see, as_2023=True),
+        "ours": partial(_forward, model, see),
+    }
+    ways["transformers"] = partial(
+        _forward, model, lambda: stock(pixel_values=batch["image"]).last_hidden_state
+    )
     return ways
 
 
@@ -173,7 +223,10 @@ def qformer_ways(model: nn.Module, batch: dict) -> Ways:
     """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
     seen = vit_ways(model, batch)["ours"]()
     query = partial(model.Qformer, model.query_tokens, seen)
-    return {"2023": partial(_forward, model, query, as_2023=True), "ours": partial(_forward, model, query)}
+    return {
+        "2023": partial(_forward, model, query, as_2023=True),
+        "ours": partial(_forward, model, query),
+    }
 
 
 @torch.no_grad()
@@ -207,7 +260,9 @@ def llm_flops(model: nn.Module, batch: dict) -> float:
     """Return the FLOPs that the LLM cannot do without, forward and back to the images."""
     with torch.no_grad():
         vision = workload.count_flops(lambda: workload.image_embeds(model, batch["image"]))
-    projection = 2 * len(batch["image"]) * model.query_tokens.shape[1] * model.llama_proj.weight.numel()
+    projection = (
+        2 * len(batch["image"]) * model.query_tokens.shape[1] * model.llama_proj.weight.numel()
+    )
     return workload.useful_flops(model, batch) - vision - projection
 
 

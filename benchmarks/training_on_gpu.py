@@ -15,7 +15,9 @@ from benchmarks.harness import NotEqual, row
 
 # batches of a stage's official training: 4 epochs of 5,000 on 4 GPUs, 5 of 200 on one. Source: the 2023 release
 OFFICIAL_STEPS = {1: 4 * 4 * 5000, 2: 5 * 200}
-ENERGY_SECONDS = 8  # so long a way is repeated for its energy: the driver's figure is renewed ten times a second
+ENERGY_SECONDS = (
+    8  # so long a way is repeated for its energy: the driver's figure is renewed ten times a second
+)
 ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -27,19 +29,33 @@ Step = tuple[str, Callable[[], dict], int]
 def steps(args: Namespace) -> Iterator[Step]:
     """Yield (name, step, its limit in seconds), the most valuable figure first."""
     visit = Training(args)
-    batch = {stage: 8 if args.rehearsal else size for stage, size in workload.OFFICIAL_BATCH.items()}
+    batch = {
+        stage: 8 if args.rehearsal else size for stage, size in workload.OFFICIAL_BATCH.items()
+    }
     yield "parity at the width of 7B", partial(visit.parity, False), 45
     yield "model", visit.build, 60
     for stage in (1, 2):
-        yield f"stage {stage}", partial(visit.stage, stage, batch[stage], ("2023", "default"), True), 50
+        yield (
+            f"stage {stage}",
+            partial(visit.stage, stage, batch[stage], ("2023", "default"), True),
+            50,
+        )
     for stage in (1, 2):
         ways = ("2023", "transformers", "padded", "packed", "default")
-        yield f"stage {stage}, the ways between", partial(visit.stage, stage, batch[stage], ways), 45
+        yield (
+            f"stage {stage}, the ways between",
+            partial(visit.stage, stage, batch[stage], ways),
+            45,
+        )
     yield "kernels of a step", partial(visit.kernels, 1, batch[1]), 20
     yield "attention of the ViT", partial(visit.vision, batch.values()), 25
     yield "compiling", visit.compile, 60
     for stage in (1, 2):
-        yield f"stage {stage}, compiled", partial(visit.stage, stage, batch[stage], ("2023", "compiled")), 30
+        yield (
+            f"stage {stage}, compiled",
+            partial(visit.stage, stage, batch[stage], ("2023", "compiled")),
+            30,
+        )
     yield "stage 1, batch 16", partial(visit.stage, 1, 16, ("2023", "default", "compiled")), 20
     visit.forget()
     yield "parity, compiled", partial(visit.parity, True), 60
@@ -85,14 +101,19 @@ class Training:
         self.ceiling = train.matmul_flops(self.device, "fp16")
         self.model = workload.random_model(self.size, torch.float16, self.device)
         self.stock, self.joules = blip2.blip2(self.model), energy.joules()
-        return {"matmul TFLOP/s": self.ceiling / 1e12, "GiB": torch.cuda.max_memory_allocated() / 2**30}
+        return {
+            "matmul TFLOP/s": self.ceiling / 1e12,
+            "GiB": torch.cuda.max_memory_allocated() / 2**30,
+        }
 
     def forget(self) -> None:
         """Give the model's memory back."""
         self.model = self.stock = None
         torch.cuda.empty_cache()
 
-    def stage(self, stage: int, batch_size: int, ways: tuple[str, ...], is_judged: bool = False) -> dict:
+    def stage(
+        self, stage: int, batch_size: int, ways: tuple[str, ...], is_judged: bool = False
+    ) -> dict:
         """Return rows of a step of each way beside the first one, which take turns; "default": what a user gets.
 
         `is_judged`: the default has to reach its gate, and its energy and cost are measured too.
@@ -112,7 +133,9 @@ class Training:
             seconds = found[way]["seconds"]
             rows.append(row(name, "s", seconds, old, limit=useful / self.ceiling, at_least=gate))
         if is_judged:
-            rows += self._official(stage, batch_size, partial(self._step, default, batches[0]), median(seconds))
+            rows += self._official(
+                stage, batch_size, partial(self._step, default, batches[0]), median(seconds)
+            )
         return {
             "rows": rows,
             "samples/s": {way: batch_size / median(each["seconds"]) for way, each in found.items()},
@@ -123,7 +146,9 @@ class Training:
         self.model.zero_grad()
         parity.loss_of(self.model, self.stock, way, batch).backward()
 
-    def _turns(self, names: dict[str, str], batches: list[dict], rounds: int = 4) -> dict[str, dict]:
+    def _turns(
+        self, names: dict[str, str], batches: list[dict], rounds: int = 4
+    ) -> dict[str, dict]:
         """Return {way: seconds of a step, seconds in which it is started, GiB at most}; the first round warms up."""
         found = {way: {"seconds": [], "host": [], "GiB": 0.0} for way in names}
         for number in range(rounds):
@@ -142,11 +167,16 @@ class Training:
         torch.cuda.empty_cache()
         return found
 
-    def _official(self, stage: int, batch_size: int, step: Callable[[], None], seconds: float) -> list[dict]:
+    def _official(
+        self, stage: int, batch_size: int, step: Callable[[], None], seconds: float
+    ) -> list[dict]:
         """Return rows of energy a sample, and of GPU hours, energy and cost of the stage's official training."""
         hours = OFFICIAL_STEPS[stage] * seconds / 3600
         name = f"stage {stage} as published"
-        rows = [row(f"{name}: GPU hours", "h", [hours]), row(f"{name}: cost", "", [hours * self.args.price])]
+        rows = [
+            row(f"{name}: GPU hours", "h", [hours]),
+            row(f"{name}: cost", "", [hours * self.args.price]),
+        ]
         if self.joules is None:
             return rows
         torch.cuda.synchronize()
@@ -174,16 +204,22 @@ class Training:
             torch.cuda.synchronize()
         averages = [each for each in profile.key_averages() if each.self_device_time_total]
         averages.sort(key=lambda each: -each.self_device_time_total)
-        top = [(each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]]
+        top = [
+            (each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]
+        ]
         return {"ms": sum(each.self_device_time_total for each in averages) / 1e3, "top": top}
 
     @torch.no_grad()
     def vision(self, sizes: list[int]) -> dict:
         """Return milliseconds of the vision part by attention kernel and batch: the first call, and those after it."""
         found = {}
-        names = [name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")]  # it needs a true driver
+        names = [
+            name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")
+        ]  # it needs a true driver
         for name, size in itertools.product(names, sizes):
-            image = torch.randn(size, 3, self.model.image_size, self.model.image_size, device=self.device)
+            image = torch.randn(
+                size, 3, self.model.image_size, self.model.image_size, device=self.device
+            )
             times = []
             with sdpa_kernel(ATTENTION[name]):
                 for _ in range(5):

@@ -30,18 +30,48 @@ SIZES = {
     "chat-quick": ((128, 256, 2, 4, 4, 32000), (32, 1, 2, 64), (64, 1, 2, 64), 56, 32),
     "chat": ((1024, 2816, 8, 16, 16, 32000), (32, 1, 2, 64), (64, 1, 2, 64), 56, 32),
     "tiny": ((64, 96, 2, 4, 2, 120), (32, 1, 2, 64), (64, 1, 2, 64), 56, 8),
-    "toy": ((512, 1376, 8, 8, 8, 1000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),  # the head's share is that of 7B
+    "toy": (
+        (512, 1376, 8, 8, 8, 1000),
+        (192, 6, 6, 768),
+        (256, 4, 8, 1024),
+        112,
+        32,
+    ),  # the head's share is that of 7B
     "embedded": ((576, 1536, 30, 9, 3, 49152), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 16),
-    "slice": ((4096, 11008, 2, 32, 32, 2000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),  # two layers of 7B
-    "7b-thin": ((4096, 11008, 4, 32, 32, 32000), (1408, 4, 16, 6144), (768, 2, 12, 3072), 224, 32),  # an eighth of 7b
+    "slice": (
+        (4096, 11008, 2, 32, 32, 2000),
+        (192, 6, 6, 768),
+        (256, 4, 8, 1024),
+        112,
+        32,
+    ),  # two layers of 7B
+    "7b-thin": (
+        (4096, 11008, 4, 32, 32, 32000),
+        (1408, 4, 16, 6144),
+        (768, 2, 12, 3072),
+        224,
+        32,
+    ),  # an eighth of 7b
     "7b": ((4096, 11008, 32, 32, 32, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
     "13b": ((5120, 13824, 40, 40, 40, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
 }
-STAGES = {1: (16, 5, 4, 32), 2: (105, 25, 60, 160)}  # tokens of a text: mean, deviation, least, most
+STAGES = {
+    1: (16, 5, 4, 32),
+    2: (105, 25, 60, 160),
+}  # tokens of a text: mean, deviation, least, most
 PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the image
 OFFICIAL_BATCH = {1: 64, 2: 12}  # of the configurations of the stages
-V2_BATCH, V2_TOKENS = 6, 1024  # of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
-LLM_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+V2_BATCH, V2_TOKENS = (
+    6,
+    1024,
+)  # of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
+LLM_NAMES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 VIT_NAMES = ("embed_dim", "depth", "num_heads", "mlp_dim")
 QFORMER_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -50,8 +80,13 @@ def model_config(size: str, folder: str | Path) -> DictConfig:
     """Return the `model` section of a size; its LLM's config.json and the sidecars are written to `folder`."""
     llm, vit, qformer, image_size, num_queries = SIZES[size]
     shape = dict(zip((*LLM_NAMES, "vocab_size"), llm, strict=True))
-    LlamaConfig(**shape, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1).save_pretrained(folder)
-    bert = dict(zip(QFORMER_NAMES, qformer, strict=True)) | {"cross_attention_frequency": 2, "encoder_width": vit[0]}
+    LlamaConfig(
+        **shape, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1
+    ).save_pretrained(folder)
+    bert = dict(zip(QFORMER_NAMES, qformer, strict=True)) | {
+        "cross_attention_frequency": 2,
+        "encoder_width": vit[0],
+    }
     sidecars = {"vit": dict(zip(VIT_NAMES, vit, strict=True)) | {"patch_size": 14}, "q": bert}
     for stem, values in sidecars.items():
         (Path(folder) / f"{stem}.json").write_text(json.dumps(values))
@@ -66,7 +101,9 @@ def model_config(size: str, folder: str | Path) -> DictConfig:
     return OmegaConf.merge(OmegaConf.structured(MiniGPT4.Config), section)
 
 
-def random_model(size: str, dtype: torch.dtype, device: str | torch.device = "cpu", stage: int = 1) -> MiniGPT4:
+def random_model(
+    size: str, dtype: torch.dtype, device: str | torch.device = "cpu", stage: int = 1
+) -> MiniGPT4:
     """Return a MiniGPT4 of random weights in training mode, with a tokenizer of one token a character."""
     torch.manual_seed(SEED)
     with TemporaryDirectory() as folder:
@@ -74,7 +111,9 @@ def random_model(size: str, dtype: torch.dtype, device: str | torch.device = "cp
         model = MiniGPT4(cfg, dtype).to_empty(device=device)
         options = language_model.attention_options(torch.device(device))
         with torch.device(device):
-            llm = AutoModelForCausalLM.from_config(language_model.load_config(folder), dtype=dtype, **options).eval()
+            llm = AutoModelForCausalLM.from_config(
+                language_model.load_config(folder), dtype=dtype, **options
+            ).eval()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         is_norm_weight = tensor.ndim == 1 and name.endswith("weight")
         tensor.data.fill_(1.0) if is_norm_weight else tensor.data.normal_(0, 0.02)
@@ -87,7 +126,12 @@ def random_model(size: str, dtype: torch.dtype, device: str | torch.device = "cp
 
 
 def meta_model(
-    size: str, stage: int, batch_size: int, kind: str = "none", checkpointing: bool = False, prompt: tuple | None = None
+    size: str,
+    stage: int,
+    batch_size: int,
+    kind: str = "none",
+    checkpointing: bool = False,
+    prompt: tuple | None = None,
 ) -> tuple[MiniGPT4, dict]:
     """Return a float16 model on the meta device with the prompt of a stage, and a batch of texts without images.
 
@@ -108,7 +152,11 @@ def meta_model_v2(kind: str = "none", checkpointing: bool = False) -> MiniGPTv2:
     with TemporaryDirectory() as folder:
         files = {key: model_config("7b", folder)[key] for key in ("vit_ckpt", "llama_model")}
         cfg = OmegaConf.merge(OmegaConf.structured(MiniGPTv2.Config), files)
-        cfg.llm_quantization, cfg.llm_checkpointing, cfg.max_txt_len = kind, checkpointing, V2_TOKENS
+        cfg.llm_quantization, cfg.llm_checkpointing, cfg.max_txt_len = (
+            kind,
+            checkpointing,
+            V2_TOKENS,
+        )
         model = MiniGPTv2.skeleton(cfg, torch.float16).train()
     model.llama_tokenizer = memory.tokenizer_of_characters()
     return model
@@ -120,7 +168,10 @@ def without_weights(size: str, stage: int) -> Iterator[tuple[MiniGPT4, dict]]:
     batch_size = OFFICIAL_BATCH[stage]
     model, batch = meta_model(size, stage, batch_size)
     with without_values(model):
-        yield (model, batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)})
+        yield (
+            model,
+            batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)},
+        )
 
 
 def in_float32(model: MiniGPT4) -> MiniGPT4:
@@ -132,13 +183,21 @@ def in_float32(model: MiniGPT4) -> MiniGPT4:
     return wide
 
 
-def batches(model: MiniGPT4, stage: int, batch_size: int, number: int, seed: int = SEED) -> list[dict]:
+def batches(
+    model: MiniGPT4, stage: int, batch_size: int, number: int, seed: int = SEED
+) -> list[dict]:
     """Return `number` batches of random images and of texts whose lengths are drawn as those of a stage."""
     draw, generator = _draw(stage, seed), torch.Generator().manual_seed(seed)
     drawn = []
     for step in range(number):
         image = torch.randn(batch_size, 3, model.image_size, model.image_size, generator=generator)
-        drawn.append({"image": image.to(model.device), "text_input": texts(stage, batch_size, draw), "iters": step})
+        drawn.append(
+            {
+                "image": image.to(model.device),
+                "text_input": texts(stage, batch_size, draw),
+                "iters": step,
+            }
+        )
     return drawn
 
 
@@ -180,7 +239,9 @@ def useful_flops(model: MiniGPT4, samples: dict) -> int:
 def count_flops(run: Callable[[], object]) -> int:
     """Return the FLOPs of the matrix products that `run()` executes."""
     in_place = lambda out, a, b, *args, **options: 2 * a[0] * a[1] * b[1]  # noqa: E731 (not known to the counter)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.addmm_: in_place}
+    ) as counter:
         run()
     return counter.get_total_flops()
 

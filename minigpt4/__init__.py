@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 
-def load(cfg_path: str, options: Iterable[str] = (), device: str | None = None) -> tuple[Chat, Conversation]:
+def load(
+    cfg_path: str, options: Iterable[str] = (), device: str | None = None
+) -> tuple[Chat, Conversation]:
     """Return (Chat, empty Conversation) of a YAML file, weights loaded; copy it for each dialogue.
 
     chat, conv = minigpt4.load("eval_configs/embedded_eval.yaml", ["model.ckpt=output/checkpoint_0.pth"])

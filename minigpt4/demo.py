@@ -26,7 +26,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="127.0.0.1",
         help="0.0.0.0: the whole network (default: %(default)s)",
     )
-    page.add_argument("--server-port", type=int, help="default: the first that is free from 7860 on")
+    page.add_argument(
+        "--server-port", type=int, help="default: the first that is free from 7860 on"
+    )
     page.add_argument("--auth", metavar="USER:PASS", help="ask for a name and a password")
     page.add_argument(
         "--share",

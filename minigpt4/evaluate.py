@@ -20,13 +20,17 @@ from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as `evaluate` takes it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="PATH", help=CHECKPOINT_HELP)
     parser.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of images")
     add_benchmark_arguments(parser)
     parser.add_argument(
-        "--prompt", default="Describe this image in detail.", help="what is asked (default: %(default)s)"
+        "--prompt",
+        default="Describe this image in detail.",
+        help="what is asked (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -34,9 +38,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: results)",
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy, the same answer each time (default)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0: greedy, the same answer each time (default)",
+    )
     args = parser.parse_args(argv)
     if sum(map(bool, (args.images, args.tasks, args.compare))) != 1:
         parser.error("give one of --images, --tasks and --compare")
@@ -45,7 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("prompt", "batch_size", "max_new_tokens", "temperature"):
         if not args.images and getattr(args, name) != parser.get_default(name):
             option = f"--{name.replace('_', '-')}"
-            parser.error(f"{option} is for --images; of benchmarks: --options {BENCHMARKS}.NAME.KEY=VALUE")
+            parser.error(
+                f"{option} is for --images; of benchmarks: --options {BENCHMARKS}.NAME.KEY=VALUE"
+            )
     if args.control and not args.tasks:
         parser.error("--control is for --tasks")
     args.output = Path(args.output or ("answers.jsonl" if args.images else "results"))
@@ -64,7 +77,9 @@ def find_images(paths: list[str]) -> list[str]:
             files = [os.path.join(path, name) for name in list_files(path, follow_out=True)]
         if not files:
             kinds = ", ".join(IMAGE_SUFFIXES)
-            raise FileNotFoundError(f"--images: no image at '{path}'; give files or folders with {kinds}")
+            raise FileNotFoundError(
+                f"--images: no image at '{path}'; give files or folders with {kinds}"
+            )
         for file in files:
             images.setdefault(place(file), str(Path(file)))
     return list(images.values())

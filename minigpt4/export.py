@@ -15,7 +15,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as `export` takes it."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of a training, or a folder of --to")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint of a training, or a folder of --to"
+    )
     parser.add_argument(
         "--to",
         nargs=2,
@@ -24,10 +26,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="checkpoint: a checkpoint folder; hf: for transformers and what is built on it; gguf: for llama.cpp",
     )
     parser.add_argument(
-        "--cfg-path", metavar="YAML", help="the model's configuration (default: what CHECKPOINT says itself)"
+        "--cfg-path",
+        metavar="YAML",
+        help="the model's configuration (default: what CHECKPOINT says itself)",
     )
     parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help="override settings of it")
-    parser.add_argument("--license", metavar="NAME", help="of the trained weights, for manifest and model card")
+    parser.add_argument(
+        "--license", metavar="NAME", help="of the trained weights, for manifest and model card"
+    )
     args = parser.parse_args(argv)
     if args.to[0] not in FORMATS:
         parser.error(f"--to {args.to[0]}: expected one of {', '.join(FORMATS)}")

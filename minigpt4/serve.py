@@ -20,18 +20,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add_model_arguments(parser)
     server = parser.add_argument_group("the server")
-    server.add_argument("--server-name", default="127.0.0.1", help="0.0.0.0: the whole network (default: %(default)s)")
-    server.add_argument("--server-port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
+    server.add_argument(
+        "--server-name",
+        default="127.0.0.1",
+        help="0.0.0.0: the whole network (default: %(default)s)",
+    )
+    server.add_argument(
+        "--server-port", type=int, default=8000, help="0: any that is free (default: %(default)s)"
+    )
     server.add_argument("--url", help="the address of a proxy in front, whose name clients use")
-    server.add_argument("--api-key", metavar="KEY", help=f"what clients have to send (default: ${API_KEY}, or none)")
-    server.add_argument("--model-name", metavar="NAME", help="by which clients ask for the model (default: model.arch)")
     server.add_argument(
-        "--fetch-images", action="store_true", help="read images also from http(s) addresses of the public internet"
+        "--api-key", metavar="KEY", help=f"what clients have to send (default: ${API_KEY}, or none)"
     )
     server.add_argument(
-        "--batch-size", type=int, default=8, help="requests answered at once, if decoded alike (default: %(default)s)"
+        "--model-name",
+        metavar="NAME",
+        help="by which clients ask for the model (default: model.arch)",
     )
-    server.add_argument("--most-waiting", type=int, default=64, help="then 429 (default: %(default)s)")
+    server.add_argument(
+        "--fetch-images",
+        action="store_true",
+        help="read images also from http(s) addresses of the public internet",
+    )
+    server.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="requests answered at once, if decoded alike (default: %(default)s)",
+    )
+    server.add_argument(
+        "--most-waiting", type=int, default=64, help="then 429 (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.most_waiting < 1:
         parser.error("--batch-size, --most-waiting: expected at least 1")

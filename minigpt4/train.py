@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resume:
         setting, options = ["run.resume_ckpt_path", args.resume], args.options or []
-        args.options = options + (setting if options and "=" not in options[0] else ["=".join(setting)])
+        args.options = options + (
+            setting if options and "=" not in options[0] else ["=".join(setting)]
+        )
     return args
 
 
@@ -58,10 +60,14 @@ def train(args: argparse.Namespace) -> int:
     startup.begin("configuration")
     if args.gpu_memory is not None:
         if not args.dry_run:
-            raise ValueError("--gpu-memory: plans for a GPU that need not be here; give --dry-run with it")
+            raise ValueError(
+                "--gpu-memory: plans for a GPU that need not be here; give --dry-run with it"
+            )
         args.options = [*(args.options or []), "run.device=auto"]
     if args.gpus is not None and not (args.dry_run and args.gpus > 0):
-        raise ValueError(f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it")
+        raise ValueError(
+            f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it"
+        )
     cfg = Config(args, for_training=True)
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:

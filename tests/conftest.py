@@ -47,7 +47,9 @@ def own_code(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     for kind in registry._classes:
         registry.names(kind)  # imports what is shipped, so that it stays registered
-    monkeypatch.setattr(registry, "_classes", {kind: dict(known) for kind, known in registry._classes.items()})
+    monkeypatch.setattr(
+        registry, "_classes", {kind: dict(known) for kind, known in registry._classes.items()}
+    )
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -64,10 +66,20 @@ def chatml_tokenizer():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = ["user\n<Img></Img> Describe this image in detail.", "assistant\nThe image shows a red circle."] * 4
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    corpus = [
+        "user\n<Img></Img> Describe this image in detail.",
+        "assistant\nThe image shows a red circle.",
+    ] * 4
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>", "<|unk|>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>", "<|unk|>")]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|unk|>"
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|unk|>",
     )

@@ -11,7 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+)
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 NUM_IMAGES = 24
@@ -32,7 +38,12 @@ def write_open_small(root):
     write_siglip(home / "siglip2-base-patch16-384")
     write_qwen3(home / "Qwen3-0.6B")
     captions = [("Render a clear summary of the photo.\n<image>", "a {} square on grey")]
-    write_llava(home / "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", home / "LLaVA-Pretrain/images", "00000/", captions)
+    write_llava(
+        home / "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+        home / "LLaVA-Pretrain/images",
+        "00000/",
+        captions,
+    )
     dialogue = [("<image>\nWhat is shown?", "A {} square."), ("Which colour is it?", "It is {}.")]
     instructions = home / "LLaVA-Instruct-150K/llava_instruct_150k.json"
     write_llava(instructions, home / "coco/train2017", "", dialogue)
@@ -41,12 +52,25 @@ def write_open_small(root):
 def write_siglip(folder):
     """Write a SigLIP of both sides, as the fixed sizes of SigLIP 2 are published."""
     torch.manual_seed(0)
-    sides = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sides = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     text = sides | {"num_hidden_layers": 1, "vocab_size": 9, "max_position_embeddings": 8}
-    config = SiglipConfig(text_config=text, vision_config=sides | {"image_size": 32, "patch_size": 8})
+    config = SiglipConfig(
+        text_config=text, vision_config=sides | {"image_size": 32, "patch_size": 8}
+    )
     SiglipModel(config).save_pretrained(folder)
-    settings = {"image_processor_type": "SiglipImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"size": {"height": 32, "width": 32}}))
+    settings = {
+        "image_processor_type": "SiglipImageProcessor",
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(settings | {"size": {"height": 32, "width": 32}})
+    )
 
 
 def write_qwen3(folder):
@@ -62,8 +86,19 @@ def write_qwen3(folder):
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(1)
-    ids = dict(zip(("bos_token_id", "eos_token_id"), fast.convert_tokens_to_ids(list(SPECIAL[::2])), strict=True))
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+    ids = dict(
+        zip(
+            ("bos_token_id", "eos_token_id"),
+            fast.convert_tokens_to_ids(list(SPECIAL[::2])),
+            strict=True,
+        )
+    )
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    }
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300}
     Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **ids)).save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
@@ -83,7 +118,10 @@ def write_llava(path, images, prefix, turns):
         image.save(images / name)
         spoken = []
         for question, answer in turns:
-            spoken += [{"from": "human", "value": question}, {"from": "gpt", "value": answer.format(colour)}]
+            spoken += [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": answer.format(colour)},
+            ]
         records.append({"id": name[:-4], "image": name, "conversations": spoken})
     path.write_text(json.dumps(records))
 

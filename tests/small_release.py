@@ -67,7 +67,10 @@ def write_small_release(root):
     for name, first in (("laion_dataset", 0), ("cc_sbu_dataset", 50)):
         (release.root / name).mkdir()
         for shard in range(2):
-            write_shard(release.root / name / f"{shard:05d}.tar", range(first + 10 * shard, first + 10 * shard + 10))
+            write_shard(
+                release.root / name / f"{shard:05d}.tar",
+                range(first + 10 * shard, first + 10 * shard + 10),
+            )
     write_align_folder(release.root / "cc_sbu_align", 6)
     return release
 
@@ -81,18 +84,30 @@ def write_checkpoint(path, hidden, width, **changes):
         "Qformer.bert.embeddings.position_ids": torch.arange(24)[None],
         "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
     }
-    torch.save({"model": {**model, **changes}, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}, path)
+    torch.save(
+        {"model": {**model, **changes}, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3},
+        path,
+    )
 
 
 def _write_vision(release, dims):
     vit = load_file(GOLDEN / "c_minigpt4/model/eva_vit.safetensors")
     width, depth = dims["vit"]["embed_dim"], dims["vit"]["depth"]
     excess = {
-        name.replace("blocks.0.", f"blocks.{depth}."): t for name, t in vit.items() if name.startswith("blocks.0.")
+        name.replace("blocks.0.", f"blocks.{depth}."): t
+        for name, t in vit.items()
+        if name.startswith("blocks.0.")
     }
-    excess |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width), "head.weight": torch.ones(7, width)}
+    excess |= {
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+        "head.weight": torch.ones(7, width),
+    }
     excess["head.bias"] = torch.zeros(7)
-    torch.save({name: tensor.half() for name, tensor in {**vit, **excess}.items()}, release.hub / "eva_vit_g.pth")
+    torch.save(
+        {name: tensor.half() for name, tensor in {**vit, **excess}.items()},
+        release.hub / "eva_vit_g.pth",
+    )
     _write_sidecar(
         release.hub / "eva_vit_g.json",
         embed_dim=width,
@@ -140,7 +155,10 @@ def teach_english(llm, tokenizer, lr, folder):
         optimizer.zero_grad()
         llm(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
-    save_file({name: tensor.contiguous() for name, tensor in llm.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in llm.state_dict().items()},
+        folder / "model.safetensors",
+    )
 
 
 def picture(seed, size=(64, 48)):
@@ -169,7 +187,12 @@ def write_shard(path, indices):
     members = []
     for index in indices:
         caption, key = f"An image, number {index}!", f"{index:09d}"
-        record = {"caption": caption, "url": f"http://example.org/{index}.jpg", "key": key, "status": "success"}
+        record = {
+            "caption": caption,
+            "url": f"http://example.org/{index}.jpg",
+            "key": key,
+            "status": "success",
+        }
         members += [
             (f"{key}.jpg", jpeg_bytes(picture(index))),
             (f"{key}.txt", caption.encode()),
@@ -184,7 +207,10 @@ def write_align_folder(folder, count):
     for index in range(count):
         picture(100 + index).save(folder / "image" / f"{index}.jpg")
     annotations = [
-        {"image_id": str(index), "caption": f"The image shows pattern number {index}. It is colourful."}
+        {
+            "image_id": str(index),
+            "caption": f"The image shows pattern number {index}. It is colourful.",
+        }
         for index in range(count)
     ]
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))

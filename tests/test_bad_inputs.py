@@ -21,7 +21,10 @@ from minigpt4.common.registry import registry
 from tests.small_release import jpeg_bytes, picture, write_align_folder, write_checkpoint, write_tar
 
 KNOWN_BUILDERS = f"known: {', '.join(registry.names('builder'))}."
-STAGE_1, STAGE_2 = "train_configs/minigpt4_stage1_pretrain.yaml", "train_configs/minigpt4_stage2_finetune.yaml"
+STAGE_1, STAGE_2 = (
+    "train_configs/minigpt4_stage1_pretrain.yaml",
+    "train_configs/minigpt4_stage2_finetune.yaml",
+)
 
 
 @dataclass
@@ -96,11 +99,16 @@ def truncated(path):
 
 
 def renamed(path):
-    torch.save({"model": {"proj.weight": torch.zeros(64, 40), "llama_proj.bias": torch.zeros(64)}}, path)
+    torch.save(
+        {"model": {"proj.weight": torch.zeros(64, 40), "llama_proj.bias": torch.zeros(64)}}, path
+    )
 
 
 def wrapped(path):
-    names = {"module.llama_proj.weight": torch.zeros(64, 40), "module.llama_proj.bias": torch.zeros(64)}
+    names = {
+        "module.llama_proj.weight": torch.zeros(64, 40),
+        "module.llama_proj.bias": torch.zeros(64),
+    }
     torch.save({"model": names}, path)
 
 
@@ -133,7 +141,10 @@ def shards(write, storage="bad/00000.tar"):
     def make(tmp, release):
         (tmp / "bad").mkdir()
         write(tmp / "bad")
-        return [*options_of(datasets__laion__build_info__storage=tmp / storage), "run.num_workers=0"]
+        return [
+            *options_of(datasets__laion__build_info__storage=tmp / storage),
+            "run.num_workers=0",
+        ]
 
     return make
 
@@ -192,7 +203,10 @@ def scrambled(folder):
 
     generator = torch.Generator().manual_seed(0)
     state = load_file(folder / "model.safetensors")
-    noise = {name: torch.randn(tensor.shape, generator=generator) * 0.02 for name, tensor in state.items()}
+    noise = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.02
+        for name, tensor in state.items()
+    }
     save_file(noise, folder / "model.safetensors")
 
 
@@ -224,10 +238,16 @@ OWN_STORAGE = "datasets.cc_sbu_align.build_info.storage"
 ROWS = [
     # the YAML file itself
     Bad("no such file", ["--cfg-path: no file at 'nowhere.yaml'"], yaml="nowhere.yaml"),
-    Bad("a folder", ["--cfg-path: 'train_configs' is a folder; give a YAML file"], yaml="train_configs"),
+    Bad(
+        "a folder",
+        ["--cfg-path: 'train_configs' is a folder; give a YAML file"],
+        yaml="train_configs",
+    ),
     Bad(
         "not YAML",
-        ["--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 25; look at brackets, quotes, indentation"],
+        [
+            "--cfg-path: '{tmp}/config.yaml' is not valid YAML in line 25; look at brackets, quotes, indentation"
+        ],
         text=("run:\n", "run: [\n"),
     ),
     Bad(
@@ -286,7 +306,11 @@ ROWS = [
         ],
         ["run.max_epoch=0", "run.warmup_steps=-3"],
     ),
-    Bad("a required key unset", ["run.init_lr: missing; it has no default"], text=("  init_lr: 3e-5\n", "")),
+    Bad(
+        "a required key unset",
+        ["run.init_lr: missing; it has no default"],
+        text=("  init_lr: 3e-5\n", ""),
+    ),
     Bad(
         "an interpolation that leads nowhere",
         ["model.ckpt: Interpolation key 'env.chache_root' not found (--options)"],
@@ -301,7 +325,9 @@ ROWS = [
     ),
     Bad(
         "unknown model type",
-        ["model.model_type: unknown type 'pretrain_vicuna1' of mini_gpt4. Did you mean 'pretrain_vicuna'? (--options)"],
+        [
+            "model.model_type: unknown type 'pretrain_vicuna1' of mini_gpt4. Did you mean 'pretrain_vicuna'? (--options)"
+        ],
         ["model.model_type=pretrain_vicuna1"],
     ),
     Bad(
@@ -313,7 +339,9 @@ ROWS = [
     ),
     Bad(
         "own data: no file",
-        [f"{OWN_STORAGE}: nothing at '{{tmp}}/own/x.jsonl'; expected the path of an annotation file (--options)"],
+        [
+            f"{OWN_STORAGE}: nothing at '{{tmp}}/own/x.jsonl'; expected the path of an annotation file (--options)"
+        ],
         text=JSONL,
         make=own("x.jsonl", None),
     ),
@@ -331,7 +359,10 @@ ROWS = [
             f"{OWN_STORAGE}: x.jsonl line 2: '../../secret.jpg' leads out of the image folder '{{tmp}}/own'; write paths without '..' that start from one folder with all images, links out of it not followed, and name that folder (--options)"
         ],
         text=JSONL,
-        make=own("x.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "../../secret.jpg", "caption": "x"}'),
+        make=own(
+            "x.jsonl",
+            '{"image": "a.jpg", "caption": "x"}\n{"image": "../../secret.jpg", "caption": "x"}',
+        ),
     ),
     Bad(
         "own data: another shape",
@@ -348,7 +379,9 @@ ROWS = [
         ],
         ["model.prompt_template=", "model.prompt_path="],
         text=JSONL,
-        make=own("x.jsonl", '{"image": "a.jpg", "caption": "Red.", "instruction": "Which colour?"}'),
+        make=own(
+            "x.jsonl", '{"image": "a.jpg", "caption": "Red.", "instruction": "Which colour?"}'
+        ),
         code=1,
     ),
     Bad(
@@ -367,7 +400,9 @@ ROWS = [
     ),
     Bad(
         "unknown processor key",
-        ["datasets.cc_sbu_align.vis_processor.train.image_sise: unknown key. Did you mean 'image_size'? (--options)"],
+        [
+            "datasets.cc_sbu_align.vis_processor.train.image_sise: unknown key. Did you mean 'image_size'? (--options)"
+        ],
         ["datasets.cc_sbu_align.vis_processor.train.image_sise=84"],
     ),
     Bad(
@@ -439,7 +474,9 @@ ROWS = [
     ),
     Bad(
         "a folder as checkpoint",
-        ["model.ckpt: no file at '{tmp}' (found a folder); give the path of the file or its URL (--options)"],
+        [
+            "model.ckpt: no file at '{tmp}' (found a folder); give the path of the file or its URL (--options)"
+        ],
         ["model.ckpt={tmp}"],
     ),
     Bad(
@@ -472,7 +509,9 @@ ROWS = [
     ),
     Bad(
         "a prompt with two images",
-        ["model.prompt_path: '{tmp}/prompts.txt' line 2 has 2 <ImageHere>; every prompt needs exactly one (--options)"],
+        [
+            "model.prompt_path: '{tmp}/prompts.txt' line 2 has 2 <ImageHere>; every prompt needs exactly one (--options)"
+        ],
         make=prompts("<Img><ImageHere></Img> a\n<Img><ImageHere><ImageHere></Img> b\n"),
     ),
     Bad(
@@ -515,7 +554,9 @@ ROWS = [
     ),
     Bad(
         "no annotations",
-        ["datasets.cc_sbu_align.build_info.storage: '{tmp}/align' has no filter_cap.json (--options)"],
+        [
+            "datasets.cc_sbu_align.build_info.storage: '{tmp}/align' has no filter_cap.json (--options)"
+        ],
         make=align(lambda folder: (folder / "filter_cap.json").unlink()),
     ),
     Bad(
@@ -661,7 +702,8 @@ ROWS = [
             "run.resume_ckpt_path: '{tmp}/bad.pth' is a Git LFS pointer, not the file itself: install git-lfs and run `git lfs pull` in its clone, or download it by hand (--options)"
         ],
         make=lambda tmp, release: [
-            o.replace("model.ckpt", "run.resume_ckpt_path") for o in checkpoint(lfs_pointer)(tmp, release)
+            o.replace("model.ckpt", "run.resume_ckpt_path")
+            for o in checkpoint(lfs_pointer)(tmp, release)
         ],
     ),
     Bad(
@@ -669,7 +711,11 @@ ROWS = [
         [
             "model.ckpt: '{tmp}/bad.pth' is text, not weights (it begins with '<?xml version=\"1.0\"?><Error><Code>Access'): the download went wrong. Delete it and download it again (--options)"
         ],
-        make=checkpoint(lambda path: path.write_text('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>')),
+        make=checkpoint(
+            lambda path: path.write_text(
+                '<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'
+            )
+        ),
     ),
     Bad(
         "an error of JSON as checkpoint",
@@ -687,7 +733,9 @@ ROWS = [
     ),
     Bad(
         "an empty file as checkpoint",
-        ["model.ckpt: '{tmp}/bad.pth' is empty: the download went wrong. Delete it and download it again (--options)"],
+        [
+            "model.ckpt: '{tmp}/bad.pth' is empty: the download went wrong. Delete it and download it again (--options)"
+        ],
         make=checkpoint(Path.touch),
     ),
     Bad(
@@ -723,12 +771,16 @@ ROWS = [
         [
             "error: model.llama_model: transformers cannot read the tokenizer of '{tmp}/llm' (ValueError: it knows no words; is tokenizer.json or tokenizer.model there?); give a folder of a family that transformers knows, with config.json, weights and tokenizer"
         ],
-        make=llm(lambda folder: [(folder / f"tokenizer.{kind}").unlink() for kind in ("json", "model")]),
+        make=llm(
+            lambda folder: [(folder / f"tokenizer.{kind}").unlink() for kind in ("json", "model")]
+        ),
         code=1,
     ),
     Bad(
         "an LLM of an unknown family",
-        ["error: model.llama_model: transformers cannot read config.json of '{tmp}/llm' (ValueError: "],
+        [
+            "error: model.llama_model: transformers cannot read config.json of '{tmp}/llm' (ValueError: "
+        ],
         make=llm_config(model_type="no_such_family"),
         code=1,
         is_beginning=True,
@@ -739,7 +791,8 @@ ROWS = [
             "error: model.llama_model: transformers cannot read config.json of '{tmp}/llm' (it needs code that lies in the folder (auto_map), and such code is never run); give a folder of a family that transformers knows, with config.json, weights and tokenizer"
         ],
         make=llm_config(
-            model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+            model_type="evil",
+            auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
         ),
         code=1,
     ),
@@ -753,7 +806,9 @@ ROWS = [
     ),
     Bad(
         "an output folder that is a file",
-        ["run.output_dir: '{tmp}/bad.pth' is no folder; give one, which is made if it is not there (--options)"],
+        [
+            "run.output_dir: '{tmp}/bad.pth' is no folder; give one, which is made if it is not there (--options)"
+        ],
         make=lambda tmp, release: [
             *checkpoint(lambda path: write_checkpoint(path, 40, 64))(tmp, release),
             f"run.output_dir={tmp}/bad.pth/out",
@@ -761,7 +816,9 @@ ROWS = [
     ),
     Bad(
         "a validation split that no dataset has",
-        ["error: run.valid_splits, run.test_splits: no dataset has a split 'val' (there are: cc_sbu_align: train)"],
+        [
+            "error: run.valid_splits, run.test_splits: no dataset has a split 'val' (there are: cc_sbu_align: train)"
+        ],
         ["run.valid_splits=[val]", "run.batch_size_eval=2"],
         code=1,
     ),
@@ -807,7 +864,9 @@ ROWS = [
     ),
     Bad(
         "a tensor missing",
-        ["error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is missing (llama_proj.bias [64])"],
+        [
+            "error: model.ckpt: '{tmp}/bad.pth' does not fit: 1 tensor is missing (llama_proj.bias [64])"
+        ],
         make=checkpoint(without_bias),
         code=1,
     ),
@@ -920,19 +979,33 @@ def run(bad, release, tmp_path, capsys, *arguments):
             content = content.replace(old, new)
         yaml.write_text(content)
         source = yaml
-    options = options_of(model__llama_model=release.llama, run__device="cpu", run__output_dir=tmp_path / "output")
+    options = options_of(
+        model__llama_model=release.llama, run__device="cpu", run__output_dir=tmp_path / "output"
+    )
     options += ["run.num_workers=0", "run.iters_per_epoch=1", "run.max_epoch=1"]
     if bad.yaml == STAGE_1:
-        places = {"laion": release.root / "laion_dataset", "cc_sbu": release.root / "cc_sbu_dataset"}
-        options += [f"datasets.{n}.build_info.storage={p}/{{00000..00001}}.tar" for n, p in places.items()]
+        places = {
+            "laion": release.root / "laion_dataset",
+            "cc_sbu": release.root / "cc_sbu_dataset",
+        }
+        options += [
+            f"datasets.{n}.build_info.storage={p}/{{00000..00001}}.tar" for n, p in places.items()
+        ]
         options += ["datasets.laion.sample_ratio=1000000"]
     elif bad.text != ("cc_sbu_align:", "cc_sbu_alignn:") and bad.text is not None:
-        options += options_of(datasets__cc_sbu_align__build_info__storage=release.root / "cc_sbu_align")
+        options += options_of(
+            datasets__cc_sbu_align__build_info__storage=release.root / "cc_sbu_align"
+        )
     if bad.yaml == STAGE_2 and bad.text is not None:
         options += options_of(model__ckpt=release.checkpoint)
-    options += [o.replace("{tmp}", str(tmp_path)).replace("{root}", str(release.root)) for o in bad.options]
+    options += [
+        o.replace("{tmp}", str(tmp_path)).replace("{root}", str(release.root)) for o in bad.options
+    ]
     options += bad.make(tmp_path, release) if bad.make else []
-    code = run_program(train.train, train.parse_args([*arguments, "--cfg-path", str(source), "--options", *options]))
+    code = run_program(
+        train.train,
+        train.parse_args([*arguments, "--cfg-path", str(source), "--options", *options]),
+    )
     return code, capsys.readouterr().err
 
 
@@ -958,7 +1031,9 @@ def check(bad, code, said, release, tmp_path):
     said = said.replace(str(tmp_path), "{tmp}").replace(str(release.root), "{root}")
     lines = [line.strip() for line in said.splitlines()]
     for message in bad.messages:
-        is_there = message in lines or (bad.is_beginning and any(line.startswith(message) for line in lines))
+        is_there = message in lines or (
+            bad.is_beginning and any(line.startswith(message) for line in lines)
+        )
         assert is_there, said
     assert bad.messages
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("checkpoint_*"))

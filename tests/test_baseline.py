@@ -13,7 +13,9 @@ from tests.golden.test_mini_gpt4 import LOSS_ATOL, WITH_LOSS, assert_close, mode
 def test_baseline_is_that_of_2023(case, tmp_path):
     model = model_of(case, tmp_path).train()
     expected = np.load(FOLDER / case["file"])
-    loss = baseline_2023.loss(model, {"image": torch.from_numpy(expected["image"]), "text_input": case["text_input"]})
+    loss = baseline_2023.loss(
+        model, {"image": torch.from_numpy(expected["image"]), "text_input": case["text_input"]}
+    )
     assert loss.item() == pytest.approx(case["loss"], rel=0, abs=LOSS_ATOL)
     loss.backward()
     assert_close(model.llama_proj.weight.grad, expected["grad_llama_proj_weight"], LOSS_ATOL)

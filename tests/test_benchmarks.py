@@ -33,12 +33,25 @@ def test_load(tmp_path):
 @pytest.mark.slow
 def test_chat(tmp_path):
     """At toy size: the answers of all ways are equal (it exits otherwise) and the table has every row."""
-    command = [sys.executable, "-m", "benchmarks", "chat", "--quick", "--json", str(tmp_path / "chat.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "chat",
+        "--quick",
+        "--json",
+        str(tmp_path / "chat.json"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = rows_of(tmp_path / "chat.json")
     assert "equal answers: yes" in result.stdout
-    second, fifth = (f"chat: first token of turn {turn}, {n} positions before" for turn, n in ((2, 257), (5, 773)))
-    assert set(rows) == {second, fifth, "chat: tokens a second"} and all(name in result.stdout for name in rows)
+    second, fifth = (
+        f"chat: first token of turn {turn}, {n} positions before"
+        for turn, n in ((2, 257), (5, 773))
+    )
+    assert set(rows) == {second, fifth, "chat: tokens a second"} and all(
+        name in result.stdout for name in rows
+    )
     assert rows["chat: tokens a second"]["stock"]
     # 23 positions against 277 and 793, attention among them: even two thin layers show it; measured 1.8 and 10
     assert rows[fifth]["ratio"] > rows[second]["ratio"] > 1
@@ -54,7 +67,17 @@ def test_serve(tmp_path):
 @pytest.mark.slow
 def test_train(tmp_path):
     """At toy size: parity is checked first, every way has its row."""
-    command = [sys.executable, "-m", "benchmarks", "train", "--size", "tiny", "--ladder", "--rounds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "train",
+        "--size",
+        "tiny",
+        "--ladder",
+        "--rounds",
+        "1",
+    ]
     command += ["--device", "cpu", "--json", str(tmp_path / "train.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads((tmp_path / "train.json").read_text())
@@ -70,19 +93,39 @@ def test_train(tmp_path):
 @pytest.mark.parametrize("part", ["vit", "qformer", "llm"])
 def test_parts(part, tmp_path, capsys):
     path = tmp_path / "part.json"
-    arguments = ["--size", "tiny", "--batch", "2", "--rounds", "1", "--device", "cpu", "--dtype", "fp32"]
+    arguments = [
+        "--size",
+        "tiny",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+    ]
     assert main([part, *arguments, "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
     ways = {"2023", "ours"} if part == "qformer" else {"2023", "transformers", "ours"}
     (row,) = figures["rows"]
     assert set(figures["errors"]) == ways
-    assert row["ours"] and row["2023"] and row["limit"] and bool(row["stock"]) == ("transformers" in ways)
+    assert (
+        row["ours"]
+        and row["2023"]
+        and row["limit"]
+        and bool(row["stock"]) == ("transformers" in ways)
+    )
     assert all(errors["fp32"] <= 5e-6 < errors["half"] for errors in figures["errors"].values())
     assert "better than 2023" in capsys.readouterr().out
 
 
 def test_no_speed_of_a_part_without_parity(capsys, monkeypatch):
-    monkeypatch.setattr(backends, "PACKED", {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)})
+    monkeypatch.setattr(
+        backends,
+        "PACKED",
+        {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)},
+    )
     assert main(["llm", "--size", "tiny", "--batch", "2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert "FAIL: the errors are too large" in shown and " [" not in shown
@@ -90,7 +133,11 @@ def test_no_speed_of_a_part_without_parity(capsys, monkeypatch):
 
 def test_no_speed_without_parity(capsys, monkeypatch):
     """One of our ways computes something else: `train` says so and shows no seconds."""
-    monkeypatch.setattr(backends, "PACKED", {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)})
+    monkeypatch.setattr(
+        backends,
+        "PACKED",
+        {**backends.PACKED, "lean": lambda *args: 1.01 * lean.label_logits(*args)},
+    )
     assert main(["train", "--size", "tiny", "--stage", "1", "--batch", "2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert "FAIL: the errors are too large" in shown and "stage 1: step" not in shown
@@ -100,19 +147,36 @@ def test_parity(capsys):
     assert main(["parity", "--size", "tiny", "--device", "cpu", "--quantised"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("lean") == 2
-    errors = {kind: float(line.split()[-2]) for kind in ("int8", "fp8") for line in shown.splitlines() if kind in line}
+    errors = {
+        kind: float(line.split()[-2])
+        for kind in ("int8", "fp8")
+        for line in shown.splitlines()
+        if kind in line
+    }
     # of the gradient at stage 2, with 7 bits behind the sign and with 3 of a mantissa; measured: 0.0149 and 0.0626
     assert 0.002 < errors["int8"] < 0.03 < errors["fp8"] < 0.2
 
 
 def test_data(tmp_path):
     """At small size: the tensors of both ways are equal (it exits otherwise) and a quarter of their bytes is sent."""
-    command = [sys.executable, "-m", "benchmarks", "data", "--quick", "--json", str(tmp_path / "data.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "data",
+        "--quick",
+        "--json",
+        str(tmp_path / "data.json"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = rows_of(tmp_path / "data.json")
-    assert result.stdout.count("equal tensors: yes") == 2 and "not judged (--quick)" in result.stdout
+    assert (
+        result.stdout.count("equal tensors: yes") == 2 and "not judged (--quick)" in result.stdout
+    )
     for name in (f"data: images of {size}, a core" for size in ("256x256", "500x375")):
-        tensors, everything = (rows[f"{name}: bytes sent each, {kind}"] for kind in ("tensors", "all"))
+        tensors, everything = (
+            rows[f"{name}: bytes sent each, {kind}"] for kind in ("tensors", "all")
+        )
         assert (tensors["2023"], tensors["ours"]) == ([4 * 3 * 224 * 224], [3 * 224 * 224])
         assert everything["ratio"] > 3.9  # texts, identities and the normalisation are sent too
         assert len(rows[name]["ours"]) == len(rows[name]["2023"]) == 2
@@ -126,13 +190,23 @@ def test_limits(tmp_path):
     # sums are in float32 and rounded at the end; measured: 2.1e-7, 1.7e-3, 2.1e-4
     for dtype, limit in {"fp32": 1e-6, "bf16": 4e-3, "fp16": 5e-4}.items():
         assert 0 < figures["errors"][dtype] < limit
-    assert {"limit of tiny, stage 1: samples", "limit of tiny, stage 2: samples"} <= set(rows_of(path))
+    assert {"limit of tiny, stage 1: samples", "limit of tiny, stage 2: samples"} <= set(
+        rows_of(path)
+    )
 
 
 def test_compare(tmp_path, capsys):
     """Medians of the rounds, their ratio and its standard error, by hand; what is equal or in one file is left out."""
-    first = [harness.row("step", "s", [1.0, 2.0, 3.0]), harness.row("count", "", [7]), harness.row("old", "", [1])]
-    second = [harness.row("step", "s", [4.0, 4.0, 4.0]), harness.row("count", "", [7]), harness.row("new", "", [1])]
+    first = [
+        harness.row("step", "s", [1.0, 2.0, 3.0]),
+        harness.row("count", "", [7]),
+        harness.row("old", "", [1]),
+    ]
+    second = [
+        harness.row("step", "s", [4.0, 4.0, 4.0]),
+        harness.row("count", "", [7]),
+        harness.row("new", "", [1]),
+    ]
     first.append(harness.row("way", "s", [5.0], [2.0]))
     second.append(harness.row("way", "s", [5.0], [3.0]))
     paths = [tmp_path / "a.json", tmp_path / "b.json"]

@@ -43,7 +43,9 @@ def rows():
     for index in range(NUM_ROWS):
         scene, image, _ = world.draw("stage2", index)
         caption = language.describe(scene, world.generator("stage2", index))
-        drawn.append((encode(image), caption, "How many objects are there?", language.count_phrase(scene)))
+        drawn.append(
+            (encode(image), caption, "How many objects are there?", language.count_phrase(scene))
+        )
     return drawn
 
 
@@ -76,7 +78,9 @@ def json_lines(example, home, rows):
     records = []
     for index, (_, caption, question, answer) in enumerate(rows):
         records.append(plain | {"image": f"{index}.jpg", "caption": caption})
-        records.append(asked | {"image": f"{index}.jpg", "caption": answer, "instruction": question})
+        records.append(
+            asked | {"image": f"{index}.jpg", "caption": answer, "instruction": question}
+        )
     (home / "my_captions.jsonl").write_text("\n".join(map(json.dumps, records)))
 
 
@@ -85,8 +89,12 @@ def coco(example, home, rows):
     (image,), (annotation,) = content["images"], content["annotations"]
     assert image["id"] == annotation["image_id"]
     images(home / "images", rows)
-    content["images"] = [image | {"id": 100 + index, "file_name": f"{index}.jpg"} for index in range(len(rows))]
-    content["annotations"] = [annotation | {"image_id": 100 + i, "caption": row[1]} for i, row in enumerate(rows)]
+    content["images"] = [
+        image | {"id": 100 + index, "file_name": f"{index}.jpg"} for index in range(len(rows))
+    ]
+    content["annotations"] = [
+        annotation | {"image_id": 100 + i, "caption": row[1]} for i, row in enumerate(rows)
+    ]
     (home / "annotations").mkdir()
     (home / "annotations/captions_train2017.json").write_text(json.dumps(content))
 
@@ -97,7 +105,10 @@ def llava(example, home, rows):
     records = []
     for index, (_, caption, question, answer) in enumerate(rows):
         values = ["<image>\nDescribe it.", caption, question, answer]
-        turns = [turn | {"value": value} for turn, value in zip(record["conversations"], values, strict=True)]
+        turns = [
+            turn | {"value": value}
+            for turn, value in zip(record["conversations"], values, strict=True)
+        ]
         records.append(record | {"id": str(index), "image": f"{index}.jpg", "conversations": turns})
     (home / "llava_instruct_150k.json").write_text(json.dumps(records))
 
@@ -114,7 +125,10 @@ def tar_files(example, home, rows):
             members += (
                 [(f"{index}.png", png), (f"{index}.txt", caption.encode())]
                 if index % 2
-                else [(f"{index}.jpg", jpeg), (f"{index}.json", json.dumps({"caption": caption}).encode())]
+                else [
+                    (f"{index}.jpg", jpeg),
+                    (f"{index}.json", json.dumps({"caption": caption}).encode()),
+                ]
             )
         write_tar(home / f"shards/{shard:05d}.tar", members)
 
@@ -171,8 +185,15 @@ def run(release, tmp_path, monkeypatch):
             **changes,
         }
         options = ["--options", *(f"{key}={value}" for key, value in settings.items())]
-        assert run_program(train.train, train.parse_args(["--cfg-path", str(config), "--dry-run", *options])) == 0
-        assert run_program(train.train, train.parse_args(["--cfg-path", str(config), *options])) == 0
+        assert (
+            run_program(
+                train.train, train.parse_args(["--cfg-path", str(config), "--dry-run", *options])
+            )
+            == 0
+        )
+        assert (
+            run_program(train.train, train.parse_args(["--cfg-path", str(config), *options])) == 0
+        )
         (folder,) = (tmp_path / "output").iterdir()
         return folder
 
@@ -189,8 +210,9 @@ def test_the_documented_section_trains(name, rows, tmp_path, run, capsys, own_co
     assert len(losses) == NUM_STEPS
     # measured: 7.8 to 7.9, then 6.8 to 6.9, in all formats; single batches differ by up to 0.25 from their neighbours
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.4
-    assert f"{next(iter(yaml.safe_load(section)['datasets']))}: 0 of {NUM_STEPS * BATCH_SIZE} samples skipped" in (
-        capsys.readouterr().out
+    assert (
+        f"{next(iter(yaml.safe_load(section)['datasets']))}: 0 of {NUM_STEPS * BATCH_SIZE} samples skipped"
+        in (capsys.readouterr().out)
     )
 
 
@@ -207,7 +229,11 @@ def test_the_documented_validation_is_in_the_log(name, rows, tmp_path, run, caps
     asked = {f"run.{key}": str(value) for key, value in yaml.safe_load(block)["run"].items()}
     config = yaml.safe_load(section)
     (dataset,) = config["datasets"].values()
-    dataset |= {"val_fraction": 0.3} if name == "Tar files" else {"val": {"storage": dataset["build_info"]["storage"]}}
+    dataset |= (
+        {"val_fraction": 0.3}
+        if name == "Tar files"
+        else {"val": {"storage": dataset["build_info"]["storage"]}}
+    )
     folder = run(config, **asked, **{"run.max_epoch": 2, "run.iters_per_epoch": 6})
     first, last = map(json.loads, (folder / "log.txt").read_text().splitlines()[-2:])
     assert last["val_loss"] < first["val_loss"] - 0.05
@@ -218,6 +244,8 @@ def test_the_documented_validation_is_in_the_log(name, rows, tmp_path, run, caps
     page = (folder / "samples.html").read_text()
     for sample in records[0]["samples"]:
         assert "[image]" in sample["prompt"] and sample["reference"] and sample["reference"] in page
-    assert len(records[0]["samples"]) == page.count('src="data:image/') == page.count("<figure>") > 0
+    assert (
+        len(records[0]["samples"]) == page.count('src="data:image/') == page.count("<figure>") > 0
+    )
     assert "http" not in page.split("</style>")[1]
     assert ("left to val" in capsys.readouterr().out) == (name == "Tar files")

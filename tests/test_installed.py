@@ -20,7 +20,11 @@ def test_shipped_yaml_is_read_from_another_folder(yaml, release, tmp_path, monke
     """By its path in the project, or whichever leads to it; with its prompts and small weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
-    options = [f"model.llama_model={release.llama}", "model.ckpt=", "model.vision_model="]  # small files, none fetched
+    options = [
+        f"model.llama_model={release.llama}",
+        "model.ckpt=",
+        "model.vision_model=",
+    ]  # small files, none fetched
     for cfg_path in (yaml, str(ROOT / yaml), os.path.relpath(ROOT / yaml)):
         cfg = Config(Namespace(cfg_path=cfg_path, options=options))
         assert not cfg.model_cfg.prompt_path or Path(cfg.model_cfg.prompt_path).is_file()
@@ -71,7 +75,10 @@ def test_paths_of_data_and_own_weights_are_beside_the_yaml(release, tmp_path, mo
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     cfg = Config(Namespace(cfg_path=home / "c.yaml", options=["model.model_type=pretrain_vicuna"]))
     assert cfg.model_cfg.llama_model == str(home / "llm") and cfg.model_cfg.ckpt == "cache/c.pth"
-    assert cfg.datasets_cfg.a.build_info == {"storage": str(home / "c.jsonl"), "images": str(home / "images")}
+    assert cfg.datasets_cfg.a.build_info == {
+        "storage": str(home / "c.jsonl"),
+        "images": str(home / "images"),
+    }
     assert cfg.datasets_cfg.b.build_info.storage == [str(home / "shards/{0..1}.tar"), "/x/2.tar"]
     assert cfg.run_cfg.output_dir == "images"
 
@@ -86,14 +93,25 @@ def test_the_programs_of_an_installed_package_find_what_is_shipped(release, tmp_
     elsewhere.mkdir()
     options = [f"model.llama_model={release.llama}", "model.ckpt=", "run.num_workers=0"]
     options += [f"datasets.cc_sbu_align.build_info.storage={release.root}/cc_sbu_align"]
-    command = [target / "bin/minigpt4-train", "--dry-run", "--cfg-path", "train_configs/embedded_stage2_finetune.yaml"]
+    command = [
+        target / "bin/minigpt4-train",
+        "--dry-run",
+        "--cfg-path",
+        "train_configs/embedded_stage2_finetune.yaml",
+    ]
     env = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run([*command, "--options", *options], cwd=elsewhere, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--options", *options], cwd=elsewhere, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(target / "minigpt4/prompts/embedded_alignment.txt") in done.stdout
     assert not list(elsewhere.iterdir())
     for program in ("minigpt4-demo", "minigpt4-evaluate", "minigpt4-serve"):
         done = subprocess.run(
-            [target / "bin" / program, "--help"], cwd=elsewhere, env=env, capture_output=True, text=True
+            [target / "bin" / program, "--help"],
+            cwd=elsewhere,
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and done.stdout.startswith(f"usage: {program} "), done.stderr

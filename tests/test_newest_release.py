@@ -23,7 +23,10 @@ CONFIGS = read("j_configs/merged.json", {"configs": {}})["configs"]
 pytestmark = pytest.mark.skipif(not CONFIGS, reason="this set of fixtures has no j_configs")
 STAGE1 = "train_configs/minigpt4_llama2_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_llama2_stage2_finetune.yaml"
-FINETUNE, BENCHMARKS = "train_configs/minigptv2_finetune.yaml", "eval_configs/minigptv2_benchmark_evaluation.yaml"
+FINETUNE, BENCHMARKS = (
+    "train_configs/minigptv2_finetune.yaml",
+    "eval_configs/minigptv2_benchmark_evaluation.yaml",
+)
 THREE = ("llava_conversation", "unnatural_instruction", "refvg")  # several turns, text alone, boxes
 SHORT = {"max_epoch": 1, "warmup_steps": 1, "num_workers": 1}
 STEPS = 8  # of an epoch in whose middle a run is told to end
@@ -34,7 +37,10 @@ def small(release, tmp_path_factory):
     """Give the function that writes a YAML file of the release around small files; all programs find their ViT."""
     root = tmp_path_factory.mktemp("newest")
     infos = write_all(root / "data")
-    infos |= {name: {"storage": f"{release.root}/{name}_dataset/{{00000..00001}}.tar"} for name in ("laion", "cc_sbu")}
+    infos |= {
+        name: {"storage": f"{release.root}/{name}_dataset/{{00000..00001}}.tar"}
+        for name in ("laion", "cc_sbu")
+    }
     infos["cc_sbu_align"] = {"storage": str(release.root / "cc_sbu_align")}
 
     def write(name, output, ckpt="", datasets=(), benchmarks=(), **run):
@@ -45,7 +51,9 @@ def small(release, tmp_path_factory):
         for dataset, section in content["datasets"].items():
             section["build_info"] = infos[dataset]
         for benchmark, paths in benchmarks:
-            content["evaluation_datasets"][benchmark] |= {key: str(path) for key, path in paths.items()}
+            content["evaluation_datasets"][benchmark] |= {
+                key: str(path) for key, path in paths.items()
+            }
         content["run"] |= {"device": "cpu", "output_dir": str(root / output), **run}
         path = root / f"{output}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -59,7 +67,9 @@ def small(release, tmp_path_factory):
 
 def said(*command, **options):
     """Return what a program printed, and what it logged; it must end well, and no library may complain."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, **options)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, **options
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning:" not in done.stderr, done.stderr
     return done.stdout, done.stderr
@@ -103,7 +113,9 @@ def test_two_stages_of_minigpt4_and_a_chat(small, release):
     assert "Do not use Q-Former here." in printed
     assert list(steps(small.root, "stage1")) == [0, 1]
     first = checkpoint(small.root, "stage1")
-    printed, _ = said("train.py", "--cfg-path", small(STAGE2, "stage2", first, **SHORT, iters_per_epoch=2))
+    printed, _ = said(
+        "train.py", "--cfg-path", small(STAGE2, "stage2", first, **SHORT, iters_per_epoch=2)
+    )
     assert f"Checkpoint: {first}" in printed and "Load 4 training prompts" in printed
     second = checkpoint(small.root, "stage2")
     before, after = (torch.load(path, weights_only=True)["model"] for path in (first, second))
@@ -126,7 +138,9 @@ def start_weights(small, release):
             shapes[f"{attention}.{target}.lora_A.weight"] = (rank, width)
             shapes[f"{attention}.{target}.lora_B.weight"] = (width, rank)
         shapes[f"{attention}.rotary_emb.inv_freq"] = (width // config["num_attention_heads"] // 2,)
-    tensors = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tensors = {
+        name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()
+    }
     torch.save({"model": tensors}, small.root / "v2.pth")
     return small.root / "v2.pth"
 
@@ -139,7 +153,9 @@ def finetuned(small, start_weights):
     return checkpoint(small.root, "whole")
 
 
-def test_a_finetuning_that_was_told_to_end_in_mid_epoch_resumes_exactly(small, start_weights, finetuned):
+def test_a_finetuning_that_was_told_to_end_in_mid_epoch_resumes_exactly(
+    small, start_weights, finetuned
+):
     path = small(FINETUNE, "resumed", start_weights, THREE, **SHORT, iters_per_epoch=STEPS)
     command = [sys.executable, "train.py", "--cfg-path", path, "--resume", "auto"]
     process = start(command, small.root / "resumed.txt")
@@ -147,17 +163,26 @@ def test_a_finetuning_that_was_told_to_end_in_mid_epoch_resumes_exactly(small, s
         while process.poll() is None and 1 not in steps(small.root, "resumed"):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 128 + signal.SIGTERM, (small.root / "resumed.txt").read_text()
+        assert process.wait(timeout=300) == 128 + signal.SIGTERM, (
+            small.root / "resumed.txt"
+        ).read_text()
     finally:
         kill_all(process)
     assert 1 < len(steps(small.root, "resumed")) < STEPS
     _, beside = said(*command[1:])
     assert "LLM: texts are packed" in beside and "layers are lean" not in beside
     assert steps(small.root, "resumed") == steps(small.root, "whole")
-    kinds = [torch.load(each, weights_only=True) for each in (finetuned, checkpoint(small.root, "resumed"))]
+    kinds = [
+        torch.load(each, weights_only=True)
+        for each in (finetuned, checkpoint(small.root, "resumed"))
+    ]
     whole, resumed = (kind["model"] for kind in kinds)
     start_of = torch.load(start_weights, weights_only=True)["model"]
-    assert whole.keys() == resumed.keys() == {name for name in start_of if not name.endswith("inv_freq")}
+    assert (
+        whole.keys()
+        == resumed.keys()
+        == {name for name in start_of if not name.endswith("inv_freq")}
+    )
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
         assert not torch.equal(tensor, start_of[name]), name
@@ -177,13 +202,19 @@ def test_two_ranks_of_which_one_has_text_alone(small, start_weights):
     assert [rank["unnatural_instruction"]["batches"] for rank in drawn] == [1, 1]
     assert [sum(each["batches"] for each in rank.values()) for rank in drawn] == [3, 3]
     taken = [int(each["step"]) for each in state["optimizer"]["state"].values()]
-    assert taken == [3] * len(state["model"])  # in each step there was an image somewhere, so the projection moved
+    assert taken == [3] * len(
+        state["model"]
+    )  # in each step there was an image somewhere, so the projection moved
 
 
 def test_evaluation_and_chat_of_the_finetuned_model(small, finetuned):
     """Greedy answers, a choice among candidates, a chat in 8 bits: all from the finetuned checkpoint."""
     paths = {}
-    for name, write in (("refcoco", official.refcoco), ("gqa", official.gqa), ("iconvqa", official.iconqa)):
+    for name, write in (
+        ("refcoco", official.refcoco),
+        ("gqa", official.gqa),
+        ("iconvqa", official.iconqa),
+    ):
         paths[name] = {"img_path": small.root / name / "images", **write(small.root / name)}
     config = small(BENCHMARKS, "benchmarks", finetuned, benchmarks=paths.items())
     said("evaluate.py", "--cfg-path", config, "--tasks", *paths, "--output", small.root / "results")

@@ -38,8 +38,14 @@ def test_values_are_read_as_yaml_and_a_hash_is_text(text, value):
 
 
 def test_pairs_and_dotlist_reach_new_and_old_keys():
-    assert applied("run.max_epoch", "7", "model.ckpt", "x")[0] == {"run": {"max_epoch": 7}, "model": {"ckpt": "x"}}
-    assert applied("run.max_epoch=7", "model.ckpt=x")[0] == {"run": {"max_epoch": 7}, "model": {"ckpt": "x"}}
+    assert applied("run.max_epoch", "7", "model.ckpt", "x")[0] == {
+        "run": {"max_epoch": 7},
+        "model": {"ckpt": "x"},
+    }
+    assert applied("run.max_epoch=7", "model.ckpt=x")[0] == {
+        "run": {"max_epoch": 7},
+        "model": {"ckpt": "x"},
+    }
 
 
 def test_a_list_element_can_be_set():
@@ -51,8 +57,14 @@ def test_a_list_element_can_be_set():
     ("options", "problem"),
     [
         (["run.max_epoch"], "--options: 'run.max_epoch' has no value; write run.max_epoch=VALUE"),
-        (["run.max_epoch", "7", "run.seed"], "--options: 'run.seed' has no value; write run.seed=VALUE"),
-        (["run.seed=1", "run.max_epoch", "7"], "--options: 'run.max_epoch' has no '='; write every item as KEY=VALUE"),
+        (
+            ["run.max_epoch", "7", "run.seed"],
+            "--options: 'run.seed' has no value; write run.seed=VALUE",
+        ),
+        (
+            ["run.seed=1", "run.max_epoch", "7"],
+            "--options: 'run.max_epoch' has no '='; write every item as KEY=VALUE",
+        ),
     ],
 )
 def test_nothing_is_dropped_silently(options, problem):

@@ -66,8 +66,13 @@ def test_import_directions(part):
 
 def test_nothing_imports_the_quickstart():
     for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
-        if path.relative_to(ROOT).parts[1:2] not in (("quickstart",), ("embedded",)):  # the latter: its former name
-            assert not [name for name in imports_of(path) if name.startswith("minigpt4.quickstart")], path
+        if path.relative_to(ROOT).parts[1:2] not in (
+            ("quickstart",),
+            ("embedded",),
+        ):  # the latter: its former name
+            assert not [
+                name for name in imports_of(path) if name.startswith("minigpt4.quickstart")
+            ], path
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -100,7 +105,9 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("program", ["train.py", "demo.py", "evaluate.py", "minigpt4/serve.py", "minigpt4/export.py"])
+@pytest.mark.parametrize(
+    "program", ["train.py", "demo.py", "evaluate.py", "minigpt4/serve.py", "minigpt4/export.py"]
+)
 def test_help_answers_without_torch(program):
     command = [sys.executable, "-c", HELP_PROBE, program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -110,7 +117,9 @@ def test_help_answers_without_torch(program):
 
 def test_the_package_and_its_configuration_load_no_torch():
     probe = "import sys, minigpt4, minigpt4.common.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout == "False False\n"
 
 
@@ -127,12 +136,19 @@ def test_readme_links_lead_somewhere():
 
 def test_readme_commands_name_what_exists():
     blocks = re.findall(r"```bash\n(.*?)```", readme_text(), flags=re.S)
-    commands = [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    commands = [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     assert len(commands) >= 5
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     for command in commands:
         for word in command.split():
-            if re.fullmatch(r"[\w/.-]+\.(py|yaml|sh|txt)", word) and not word.startswith(("/", "my_")):
+            if re.fullmatch(r"[\w/.-]+\.(py|yaml|sh|txt)", word) and not word.startswith(
+                ("/", "my_")
+            ):
                 assert (ROOT / word).exists(), command
         if command.startswith("make "):
             assert command.split()[1] in targets, command
@@ -177,7 +193,9 @@ def functions_of(path):
     for node in ast.parse(path.read_text()).body:
         members = node.body if isinstance(node, ast.ClassDef) else [node]
         for member in members:
-            if isinstance(member, (ast.FunctionDef, ast.AsyncFunctionDef)) and not member.name.startswith("_"):
+            if isinstance(
+                member, (ast.FunctionDef, ast.AsyncFunctionDef)
+            ) and not member.name.startswith("_"):
                 found.append((member, member is not node))
     return found
 
@@ -189,7 +207,9 @@ def test_public_functions_are_annotated():
             arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
             if is_method and arguments and arguments[0].arg in ("self", "cls"):
                 arguments = arguments[1:]
-            if function.returns is None or any(argument.annotation is None for argument in arguments):
+            if function.returns is None or any(
+                argument.annotation is None for argument in arguments
+            ):
                 missing.append(f"{path.relative_to(ROOT)}:{function.lineno} {function.name}")
     assert len(SOURCES) > 90 and not missing
 
@@ -200,7 +220,11 @@ def test_comprehensions_are_not_nested_and_assignments_have_two_targets_at_most(
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, COMPREHENSIONS):
-                inner = [other for other in ast.walk(node) if isinstance(other, COMPREHENSIONS) and other is not node]
+                inner = [
+                    other
+                    for other in ast.walk(node)
+                    if isinstance(other, COMPREHENSIONS) and other is not node
+                ]
                 if inner or len(node.generators) > 1:
                     found.append(f"{where} nested comprehension")
             if isinstance(node, ast.Assign):

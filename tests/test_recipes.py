@@ -15,7 +15,10 @@ from tests.open_small import write_open_small
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "/tmp/open_small"  # in the page
-PROGRAMS = {"train.py": (train.train, train.parse_args), "evaluate.py": (evaluate.evaluate, evaluate.parse_args)}
+PROGRAMS = {
+    "train.py": (train.train, train.parse_args),
+    "evaluate.py": (evaluate.evaluate, evaluate.parse_args),
+}
 
 
 def commands(folder):
@@ -24,7 +27,9 @@ def commands(folder):
     (block,) = re.findall(r"```bash\n(python -m tests\.open_small .*?)```", page, flags=re.S)
     block = block.replace("\\\n", " ").replace(FOLDER, str(folder))
     (tiny,) = re.findall(r'^tiny="(.*)"$', block, flags=re.M)
-    lines = [line for line in block.replace("$tiny", tiny).splitlines() if line.startswith("python ")]
+    lines = [
+        line for line in block.replace("$tiny", tiny).splitlines() if line.startswith("python ")
+    ]
     assert lines.pop(0) == f"python -m tests.open_small {folder}"
     return lines
 
@@ -70,7 +75,11 @@ def test_the_recipe_runs_on_tiny_folders(folder, capsys):
     # an answer of the trained model
     run(answer)
     records = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    assert len(records) == 1 and records[0]["image"].endswith("000000000003.jpg") and "answer" in records[0]
+    assert (
+        len(records) == 1
+        and records[0]["image"].endswith("000000000003.jpg")
+        and "answer" in records[0]
+    )
 
 
 def checkpoint(folder):

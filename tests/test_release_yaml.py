@@ -9,17 +9,25 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = {"run.iters_per_epoch": 3, "run.max_epoch": 2, "run.batch_size_train": 4, "run.num_workers": 1}
+SHORT = {
+    "run.iters_per_epoch": 3,
+    "run.max_epoch": 2,
+    "run.batch_size_train": 4,
+    "run.num_workers": 1,
+}
 
 
 def run(release, program, yaml, *arguments, **options):
     command = [sys.executable, program, "--cfg-path", yaml, *arguments, *release.options(**options)]
-    return subprocess.run(command, cwd=ROOT, env=release.env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=release.env, capture_output=True, text=True, timeout=300
+    )
 
 
 def storage(release, *names):
     return {
-        f"datasets.{name}.build_info.storage": f"{release.root}/{name}_dataset/{{00000..00001}}.tar" for name in names
+        f"datasets.{name}.build_info.storage": f"{release.root}/{name}_dataset/{{00000..00001}}.tar"
+        for name in names
     }
 
 
@@ -37,15 +45,28 @@ def stage1(release):
 
 def test_stage_1_trains_and_says_what_2023_said(stage1):
     result, folder = stage1
-    said = [line for line in result.stdout.splitlines() if line.startswith(("Loading", "Train", "llama", "number"))]
+    said = [
+        line
+        for line in result.stdout.splitlines()
+        if line.startswith(("Loading", "Train", "llama", "number"))
+    ]
     assert said[:6] == [
-        f"Loading {what}" for what in ("VIT", "VIT Done", "Q-Former", "Q-Former Done", "LLAMA", "LLAMA Done")
+        f"Loading {what}"
+        for what in ("VIT", "VIT Done", "Q-Former", "Q-Former Done", "LLAMA", "LLAMA Done")
     ]
     assert said[6:8] == ["llama_proj.weight", "llama_proj.bias"]
     assert "Start training epoch 1, 3 iters per inner epoch." in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "Start-up: " in line]
     phases = [phase.rsplit(" ", 1)[0] for phase in line.split("(")[1].rstrip(")").split(", ")]
-    assert {"imports", "configuration", "ViT", "Q-Former", "LLM", "first batch", "first step"} <= set(phases)
+    assert {
+        "imports",
+        "configuration",
+        "ViT",
+        "Q-Former",
+        "LLM",
+        "first batch",
+        "first step",
+    } <= set(phases)
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoint_0.pth",
         "checkpoint_1.pth",
@@ -84,7 +105,9 @@ def test_the_eval_file_answers_in_8_bit(release, tmp_path):
     arguments = ["--images", str(pictures), "--output", str(answers), "--max-new-tokens", "5"]
     for expected in ("6 answers added", "0 answers added"):  # a second call has nothing left to do
         options = {"model.ckpt": release.checkpoint}
-        result = run(release, "evaluate.py", "eval_configs/minigpt4_eval.yaml", *arguments, **options)
+        result = run(
+            release, "evaluate.py", "eval_configs/minigpt4_eval.yaml", *arguments, **options
+        )
         assert result.returncode == 0, result.stderr
         assert expected in result.stdout
     records = [json.loads(line) for line in answers.read_text().splitlines()]
@@ -103,7 +126,9 @@ def test_dry_run_of_the_unshortened_file_prints_the_plan(release, stage):
         }
     )
     before = {path: path.stat().st_mtime_ns for path in release.root.rglob("*")}
-    result = run(release, "train.py", f"train_configs/minigpt4_{stage}.yaml", "--dry-run", **options)
+    result = run(
+        release, "train.py", f"train_configs/minigpt4_{stage}.yaml", "--dry-run", **options
+    )
     assert result.returncode == 0, result.stderr
     assert "llama_proj" in result.stdout and "2,624" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in release.root.rglob("*")} == before

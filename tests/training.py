@@ -45,10 +45,17 @@ class TinyModel(BaseModel):
     def split(self, samples, max_tokens):
         """A sample is a token here."""
         parts = samples["image"].split(max_tokens)
-        return [({"image": part, "text_input": [""] * len(part)}, len(part) / len(samples["image"])) for part in parts]
+        return [
+            ({"image": part, "text_input": [""] * len(part)}, len(part) / len(samples["image"]))
+            for part in parts
+        ]
 
     def trainable_state_dict(self):
-        return {name: value for name, value in self.state_dict().items() if name.startswith("llama_proj")}
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if name.startswith("llama_proj")
+        }
 
     def load_trainable(self, state, where, path=None):
         self.load_state_dict({**self.state_dict(), **state})
@@ -58,7 +65,9 @@ def batches(batch_size=4, number=NUM_BATCHES, seed=7, scale=1.0):
     """Return a list of fixed batches."""
     generator = torch.Generator().manual_seed(seed)
     images = scale * torch.randn(number * batch_size, WIDTH, generator=generator)
-    return [{"image": chunk, "text_input": ["a"] * batch_size} for chunk in images.split(batch_size)]
+    return [
+        {"image": chunk, "text_input": ["a"] * batch_size} for chunk in images.split(batch_size)
+    ]
 
 
 def endless(fixed, start=0):
@@ -85,7 +94,9 @@ def settings(output_dir, **changes):
         **changes,
     }
     run_cfg = OmegaConf.merge(OmegaConf.structured(RunnerBase.Config), run)
-    return SimpleNamespace(run_cfg=run_cfg, to_dict=lambda: {"run": OmegaConf.to_container(run_cfg)})
+    return SimpleNamespace(
+        run_cfg=run_cfg, to_dict=lambda: {"run": OmegaConf.to_container(run_cfg)}
+    )
 
 
 def dataset_sections(storages, processor):
@@ -107,7 +118,9 @@ def tiny_model(**kwargs):
 
 def runner(cfg, model=None, datasets=None, kind=RunnerBase):
     """Return the real runner, or one of another `kind`, and task around a model."""
-    return kind(cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {})
+    return kind(
+        cfg=cfg, task=ImageTextPretrainTask(), model=model or tiny_model(), datasets=datasets or {}
+    )
 
 
 def trained(tmp_path, fixed=None, model=None, start=0, **changes):
@@ -126,7 +139,9 @@ def by_hand(groups, lr):
     """Return the weights after one AdamW step for each group of batches, of the mean of their losses."""
     model = tiny_model()
     decay = [{"params": [model.llama_proj.weight], "weight_decay": 0.05}]
-    optimizer = torch.optim.AdamW([*decay, {"params": [model.llama_proj.bias], "weight_decay": 0.0}], lr=lr)
+    optimizer = torch.optim.AdamW(
+        [*decay, {"params": [model.llama_proj.bias], "weight_decay": 0.0}], lr=lr
+    )
     for divisor, group in groups:
         optimizer.zero_grad()
         (sum(model(batch)["loss"] for batch in group) / divisor).backward()
@@ -154,7 +169,15 @@ class Images(Dataset):
 
 def torchrun(script, *args, timeout=240):
     """Run a script on two ranks; its processes end with the test, also if they hang. A busy machine takes its time."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     process = subprocess.Popen(
         [*command, *map(str, args)],
         cwd=ROOT,

@@ -65,7 +65,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
             os.close(folder)
         return True
     except (OSError, RuntimeError) as error:  # torch raises the latter on top of the former
-        reason = str(error.__context__ if isinstance(error.__context__, OSError) else error).splitlines()[0]
+        reason = str(
+            error.__context__ if isinstance(error.__context__, OSError) else error
+        ).splitlines()[0]
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, reason)
         return False
     finally:
@@ -108,13 +110,23 @@ def check_sums(path: str | Path, where: str, hint: str) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
             damaged = f"{type(error).__name__}, some part"
         if damaged is not None:
-            raise CheckpointError(f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}")
+            raise CheckpointError(
+                f"{where}: '{path}' is damaged ({damaged} has another checksum). {hint}"
+            )
 
 
-def load_checkpoint(path_or_url: str | Path, where: str, whole: bool = False) -> tuple[dict[str, Any], Path]:
+def load_checkpoint(
+    path_or_url: str | Path, where: str, whole: bool = False
+) -> tuple[dict[str, Any], Path]:
     """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
 
     `state` has the five keys; with `whole` all that the file holds. Raises FileNotFoundError if there is
@@ -145,7 +157,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
     sizes = [len(group["params"]) for group in groups]
     parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
     own_shapes = dict(enumerate(tuple(parameter.shape) for parameter in parameters))
-    shapes = {index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()}
+    shapes = {
+        index: tuple(state["exp_avg"].shape) for index, state in saved.get("state", {}).items()
+    }
     if sizes != own_sizes or not shapes.items() <= own_shapes.items():
         raise CheckpointError(
             f"{where}: the optimizer state is of other parameters: groups of {sizes!s:.200} with shapes "

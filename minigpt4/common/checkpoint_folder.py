@@ -33,7 +33,9 @@ def opened(args: Namespace) -> tuple[Path, Sequence[str]]:
     return path / CONFIG, with_option(options, "model.ckpt", str(path.resolve()), first=True)
 
 
-def with_option(options: Sequence[str] | None, key: str, value: str, first: bool = False) -> list[str]:
+def with_option(
+    options: Sequence[str] | None, key: str, value: str, first: bool = False
+) -> list[str]:
     """Return --options with one more, in their spelling: items KEY=VALUE or pairs; the `first` one yields to others."""
     options = list(options or ())
     added = [key, value] if options and "=" not in options[0] else [f"{key}={value}"]
@@ -48,5 +50,7 @@ def with_checkpoint(args: Namespace, parser: ArgumentParser) -> Namespace:
         if not args.cfg_path and is_checkpoint_folder(args.checkpoint):
             args.cfg_path = args.checkpoint
     if not args.cfg_path:
-        parser.error("the following arguments are required: --cfg-path, or --checkpoint with a checkpoint folder")
+        parser.error(
+            "the following arguments are required: --cfg-path, or --checkpoint with a checkpoint folder"
+        )
     return args

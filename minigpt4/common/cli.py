@@ -53,4 +53,6 @@ def _say(message: object) -> None:
 
 def _raised_by_us(error: Exception, program: Callable) -> bool:
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return origin.is_relative_to(_OWN_CODE) or origin == Path(program.__code__.co_filename).resolve()
+    return (
+        origin.is_relative_to(_OWN_CODE) or origin == Path(program.__code__.co_filename).resolve()
+    )

@@ -55,7 +55,9 @@ class Config:
     one. The image processors of `datasets` get from it what their sections leave out.
     """
 
-    def __init__(self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()) -> None:
+    def __init__(
+        self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()
+    ) -> None:
         self.report = Report(unopened)
         # the user's file, with the options over it
         path, options = opened(args)
@@ -83,7 +85,9 @@ class Config:
         self._benchmarks = sections[BENCHMARKS]
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
-            if not any(problem.key == root for problem in self.report.problems):  # else it is no section at all
+            if not any(
+                problem.key == root for problem in self.report.problems
+            ):  # else it is no section at all
                 check_values(self.config[root], root, self.report)
         check_images(self.datasets_cfg, self.image_settings, self.report)
         if self.report.is_clean("env"):
@@ -118,11 +122,17 @@ class Config:
         plain = self.to_dict()
         if "imports" in plain:
             log("\n=====  Imports    =====\n%s", json.dumps(plain["imports"], indent=4))
-        log("\n=====  Running Parameters    =====\n%s", json.dumps(plain["run"], indent=4, sort_keys=True))
+        log(
+            "\n=====  Running Parameters    =====\n%s",
+            json.dumps(plain["run"], indent=4, sort_keys=True),
+        )
         log("\n======  Dataset Attributes  ======")
         for name, section in plain["datasets"].items():
             log("\n======== %s =======\n%s", name, json.dumps(section, indent=4, sort_keys=True))
-        log("\n======  Model Attributes  ======\n%s", json.dumps(plain["model"], indent=4, sort_keys=True))
+        log(
+            "\n======  Model Attributes  ======\n%s",
+            json.dumps(plain["model"], indent=4, sort_keys=True),
+        )
 
     def benchmark_cfg(self, name: str) -> DictConfig | None:
         """Return the typed section `evaluation_datasets.<name>` and its registered name as `benchmark`.
@@ -135,8 +145,12 @@ class Config:
         cls = self._class("benchmark", registered, where)
         if cls is None or not self.report.is_clean(where):
             return None
-        self.config.setdefault(BENCHMARKS, {})  # what it returns at first is no part of the configuration
-        self.config[BENCHMARKS][name] = self._typed(user | {"benchmark": registered}, cls.Config, where)
+        self.config.setdefault(
+            BENCHMARKS, {}
+        )  # what it returns at first is no part of the configuration
+        self.config[BENCHMARKS][name] = self._typed(
+            user | {"benchmark": registered}, cls.Config, where
+        )
         check_values(self.config[BENCHMARKS][name], where, self.report)
         return self.config[BENCHMARKS][name]
 
@@ -152,7 +166,10 @@ class Config:
                 name = section.get(key) or where.removeprefix("datasets.")
                 try:
                     found = registry.get(kind, name).preflight(section, where)
-                except (ValueError, OSError) as error:  # such as a path that another section has wrong
+                except (
+                    ValueError,
+                    OSError,
+                ) as error:  # such as a path that another section has wrong
                     found = [str(error)]
                 self.report.add_found(found, where)
 
@@ -166,7 +183,9 @@ class Config:
         needed = ("model", "datasets", "run") if for_training else ("model",)
         for root in needed[1:]:  # without `model` the report asks for model.arch
             if not user.get(root):
-                self.report.add(root, f"this section is missing; a configuration needs {', '.join(needed)}")
+                self.report.add(
+                    root, f"this section is missing; a configuration needs {', '.join(needed)}"
+                )
         return {root: self._section(user, root, root) for root in (*SECTIONS, BENCHMARKS)}
 
     def _section(self, parent: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -203,7 +222,9 @@ class Config:
             return OmegaConf.create(user)
         cls = self._class("model", arch, "model.arch")
         files = cls and cls.PRETRAINED_MODEL_CONFIG_DICT
-        shipped = self._shipped(files, model_type, "model.model_type", f"type {model_type!r} of {arch}")
+        shipped = self._shipped(
+            files, model_type, "model.model_type", f"type {model_type!r} of {arch}"
+        )
         if shipped is None:
             return OmegaConf.create(user)
         return self._typed(overlaid(shipped.get("model") or {}, user), cls.Config, "model")
@@ -231,37 +252,55 @@ class Config:
         where = f"datasets.{section}"
         name = self._filled_in(user.get("builder"), f"{where}.builder") or section
         kind = self._filled_in(user.get("type", "default"), f"{where}.type")
-        hint = "" if user.get("builder") else f"; a section of any other name needs the key {where}.builder"
+        hint = (
+            ""
+            if user.get("builder")
+            else f"; a section of any other name needs the key {where}.builder"
+        )
         cls = self._class("builder", name, where if hint else f"{where}.builder", hint)
-        shipped = self._shipped(cls and cls.DATASET_CONFIG_DICT, kind, f"{where}.type", f"type {kind!r} of {name}")
+        shipped = self._shipped(
+            cls and cls.DATASET_CONFIG_DICT, kind, f"{where}.type", f"type {kind!r} of {name}"
+        )
         if shipped is None:
             return OmegaConf.create(user)
-        config = self._typed(overlaid((shipped.get("datasets") or {}).get(name) or {}, user), cls.Config, where)
+        config = self._typed(
+            overlaid((shipped.get("datasets") or {}).get(name) or {}, user), cls.Config, where
+        )
         plain = OmegaConf.to_container(config)
         for role, defaults in (("vis_processor", self.image_settings), ("text_processor", {})):
             splits = plain.get(role)
             for split in splits if isinstance(splits, dict) else ():
                 if settings := self._section(splits, split, f"{where}.{role}.{split}"):
-                    config[role][split] = self._processor(settings, f"{where}.{role}.{split}", defaults)
+                    config[role][split] = self._processor(
+                        settings, f"{where}.{role}.{split}", defaults
+                    )
         return config
 
-    def _processor(self, given: dict[str, Any], where: str, defaults: Mapping[str, Any]) -> DictConfig:
+    def _processor(
+        self, given: dict[str, Any], where: str, defaults: Mapping[str, Any]
+    ) -> DictConfig:
         """Return a processor's typed section, with those `defaults` that its class knows filled in."""
         name = self._filled_in(given.get("name"), f"{where}.name")
         if not name:
-            self.report.add(f"{where}.name", f"missing; known: {', '.join(registry.list_processors())}")
+            self.report.add(
+                f"{where}.name", f"missing; known: {', '.join(registry.list_processors())}"
+            )
         cls = self._class("processor", name, f"{where}.name") if name else None
         if cls is None:
             return OmegaConf.create(given)
         given = {key: value for key, value in given.items() if key != "name"}
         known = [field.name for field in dataclasses.fields(cls.Config)]
-        filled = {key: value for key, value in defaults.items() if key in known and given.get(key) is None}
+        filled = {
+            key: value for key, value in defaults.items() if key in known and given.get(key) is None
+        }
         config = self._typed(given | filled, cls.Config, where)
         return OmegaConf.create({"name": name} | OmegaConf.to_container(config))
 
     def _run(self, user: dict[str, Any]) -> DictConfig:
         sizes = [section.get("batch_size") for section in self.config.datasets.values()]
-        if sizes and all(sizes):  # each dataset has its own: as in the newest release run.batch_size_train may lack
+        if sizes and all(
+            sizes
+        ):  # each dataset has its own: as in the newest release run.batch_size_train may lack
             user = {"batch_size_train": max(sizes)} | user
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
             if (name := self._filled_in(user.get(key), f"run.{key}")) is not None:
@@ -277,7 +316,9 @@ class Config:
             self.report.add(where, f"{error}{hint}")
             return None
 
-    def _shipped(self, files: Mapping[str, str] | None, kind: Any, where: str, what: str) -> dict[str, Any] | None:
+    def _shipped(
+        self, files: Mapping[str, str] | None, kind: Any, where: str, what: str
+    ) -> dict[str, Any] | None:
         """Return the plain YAML that a class ships for `kind`, empty without any; None: unknown."""
         if not files:
             return None if files is None else {}

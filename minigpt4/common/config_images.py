@@ -31,4 +31,6 @@ def check_images(datasets: DictConfig, wanted: Mapping[str, Any], report: Report
             for key in ("mean", "std"):
                 if given[key] is not None and list(given[key]) != wanted[key]:
                     told = f"{list(given[key])}, but the model's vision tower was trained with {wanted[key]}"
-                    report.warnings.append(f"{where}.{key}: {told}; remove the line unless you mean it")
+                    report.warnings.append(
+                        f"{where}.{key}: {told}; remove the line unless you mean it"
+                    )

@@ -27,7 +27,13 @@ def find_path(path: str, folders: Sequence[Path] = ()) -> str:
     Of a pattern such as shards/{0..9}.tar its fixed beginning is looked for.
     """
     fixed = re.split(r"[{*?\[]", path)[0]
-    if not fixed or fixed.startswith(("~", "$", "/")) or "${" in path or is_url(path) or os.path.exists(fixed):
+    if (
+        not fixed
+        or fixed.startswith(("~", "$", "/"))
+        or "${" in path
+        or is_url(path)
+        or os.path.exists(fixed)
+    ):
         return path
     is_shipped = Path(fixed).parts[0] in _SHIPPED
     for folder in [*folders, *([PACKAGE_DIR.parent, PACKAGE_DIR] if is_shipped else ())]:
@@ -41,7 +47,11 @@ def settle_paths(section: DictConfig, where: str, folders: Sequence[Path], repor
     plain, schema = OmegaConf.to_container(section), OmegaConf.get_type(section)
     read, written = getattr(schema, "READ_PATHS", ()), getattr(schema, "WRITTEN_PATHS", ())
     for key, value in plain.items():
-        if key in (*read, *written) and value == "" and getattr(schema, key, None) not in (None, ""):
+        if (
+            key in (*read, *written)
+            and value == ""
+            and getattr(schema, key, None) not in (None, "")
+        ):
             report.add(f"{where}.{key}", "empty; give a path")
         if key in read:
             section[key] = _found(value, folders)

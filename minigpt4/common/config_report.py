@@ -69,7 +69,9 @@ class Report:
             problem = found if isinstance(found, Problem) else Problem.parse(found, section)
             self.add(problem.key, problem.message, is_content=True)
 
-    def unknown(self, key: str, what: str, known: Iterable[object], guess: str | None = None) -> None:
+    def unknown(
+        self, key: str, what: str, known: Iterable[object], guess: str | None = None
+    ) -> None:
         """Add the problem that `what`, by default the last part of `key`, is not one of `known`."""
         names = sorted(map(str, known))
         close = get_close_matches(guess or key.rsplit(".", 1)[-1], names, n=1)

@@ -32,7 +32,9 @@ def _plain(cfg: Mapping, where: str) -> dict:
     """Return a mapping as a dict. Raises ConfigError for anything else."""
     if not isinstance(cfg, Mapping):
         found = f"{type(cfg).__name__} {cfg!r:.80}"
-        raise ConfigError([Problem(where, f"{found}; expected a mapping, such as the section of a YAML file")])
+        raise ConfigError(
+            [Problem(where, f"{found}; expected a mapping, such as the section of a YAML file")]
+        )
     if not OmegaConf.is_config(cfg):
         return dict(cfg)
     try:  # what its own file says, of which this is a part

@@ -38,7 +38,13 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
         try:
             value = _option_value(text)
             OmegaConf.update(user, key, value, merge=isinstance(value, dict), force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError) as error:
+        except (
+            OmegaConfBaseException,
+            yaml.YAMLError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ) as error:
             report.add("--options", f"cannot set '{key}': {str(error).splitlines()[0]}")
 
 
@@ -47,7 +53,9 @@ def _option_value(text: str) -> Any:
     if "#" in text and not text.startswith(("'", '"', "[", "{")):
         return text
     checked_tree(text)
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
+    return (
+        OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
+    )
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +90,9 @@ def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) 
             report.add(path, f"{value} is out of range")
             continue
         try:
-            OmegaConf.update(config, key, value, merge=False)  # converts, as "3" for text, where an assignment warns
+            OmegaConf.update(
+                config, key, value, merge=False
+            )  # converts, as "3" for text, where an assignment warns
         except OmegaConfBaseException:
             found = "null" if value is None else f"{value!r} ({type(value).__name__})"
             report.add(path, f"{found} is not {_describe(hints[key])}")

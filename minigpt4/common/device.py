@@ -16,7 +16,11 @@ from omegaconf import DictConfig
 
 from minigpt4.common.config import Problem
 
-AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}  # run.amp_dtype -> model.llm_precision
+AMP_DTYPES = {
+    "auto": "auto",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}  # run.amp_dtype -> model.llm_precision
 
 # Held by who draws from torch's own generators, and by who records a CUDA graph: a draw meanwhile ends in an error.
 shared_generators = threading.Lock()
@@ -30,7 +34,9 @@ class DeviceError(ValueError):
         super().__init__(str(self.problem))
 
 
-def resolve_device(name: str, local_rank: int | None = None, where: str = "run.device") -> torch.device:
+def resolve_device(
+    name: str, local_rank: int | None = None, where: str = "run.device"
+) -> torch.device:
     """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`, the value of the key `where`.
 
     `local_rank`: index of this process on its machine, None if it is alone; "cuda" is that GPU.
@@ -38,13 +44,21 @@ def resolve_device(name: str, local_rank: int | None = None, where: str = "run.d
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps and local_rank is None else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if has_mps and local_rank is None
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(where, f"'{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps")
+        raise DeviceError(
+            where, f"'{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps"
+        )
     if device.type == "mps" and not has_mps:
         raise DeviceError(where, f"'mps' but torch sees no Apple GPU; use --options {where}=cpu")
     return _cuda_device(device, local_rank, where) if device.type == "cuda" else device
@@ -54,7 +68,10 @@ def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> to
     if not torch.cuda.is_available():
         raise DeviceError(where, f"'{device}' but torch sees no GPU; use --options {where}=cpu")
     if device.index is not None and local_rank is not None:
-        raise DeviceError(where, f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own")
+        raise DeviceError(
+            where,
+            f"'{device}' names one GPU for all processes; use 'cuda', each then takes its own",
+        )
     index = device.index if device.index is not None else local_rank or 0
     if index >= (count := torch.cuda.device_count()):
         hint = "start at most one process per GPU, or name another GPU"
@@ -72,7 +89,9 @@ def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
     """Return a copy of the `model` section whose `llm_precision`, if any, is the run's."""
     model_cfg = copy.deepcopy(model_cfg)
     if "llm_precision" in model_cfg:
-        model_cfg.llm_precision = run_precision(model_cfg.llm_precision, run_cfg.amp, run_cfg.amp_dtype)
+        model_cfg.llm_precision = run_precision(
+            model_cfg.llm_precision, run_cfg.amp, run_cfg.amp_dtype
+        )
     return model_cfg
 
 
@@ -89,7 +108,12 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def send(*lists: Sequence[int], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return lists of integers as int64 tensors on `device`: one copy of all of them, which nothing waits for."""
     flat = torch.tensor(list(itertools.chain(*lists)), dtype=torch.long)
-    if flat.is_cpu and device.type == "cuda" and torch.cuda.is_available() and type(flat) is torch.Tensor:
+    if (
+        flat.is_cpu
+        and device.type == "cuda"
+        and torch.cuda.is_available()
+        and type(flat) is torch.Tensor
+    ):
         flat = flat.pin_memory()  # from other memory the driver may wait
     return flat.to(device, non_blocking=True).split(list(map(len, lists)))
 
@@ -119,7 +143,9 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the most memory held so far, in MiB: by CUDA's allocator, elsewhere by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -84,12 +84,16 @@ def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.envi
     if launcher is None:
         there, missing = sorted(_LAUNCHERS[TORCHRUN][:2], key=lambda name: not environ.get(name))
         if environ.get(there) and (there, environ[there]) != ("WORLD_SIZE", "1"):
-            raise ValueError(f"{there} is set in the environment, {missing} is not; torchrun sets both. {_UNSET}")
+            raise ValueError(
+                f"{there} is set in the environment, {missing} is not; torchrun sets both. {_UNSET}"
+            )
         return Launch()
     launch = Launch(*(_number(environ, variable) for variable in _LAUNCHERS[launcher]))
     if launcher == SLURM:
         launch = launch._replace(local_rank=launch.rank % max(torch.cuda.device_count(), 1))
-        launch = launch._replace(world_size=run_cfg.world_size) if run_cfg.world_size > 1 else launch
+        launch = (
+            launch._replace(world_size=run_cfg.world_size) if run_cfg.world_size > 1 else launch
+        )
     if not launch.rank < launch.world_size:
         found = f"rank {launch.rank} of {launch.world_size} processes by {_named(launcher)}; ranks begin with 0"
         raise ValueError(f"{found}. {_UNSET}")
@@ -118,7 +122,9 @@ def run_device(run_cfg: DictConfig) -> torch.device:
     return resolve_device(run_cfg.device, launched_processes(run_cfg).local_rank)
 
 
-def launch_problems(run_cfg: DictConfig, where: str, environ: Mapping[str, str] = os.environ) -> list[Problem]:
+def launch_problems(
+    run_cfg: DictConfig, where: str, environ: Mapping[str, str] = os.environ
+) -> list[Problem]:
     """Return what is wrong between the `run` section and the way this process was started."""
     problems = []
     try:
@@ -176,7 +182,9 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise OSError(f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})") from error
+        raise OSError(
+            f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})"
+        ) from error
     return launch
 
 
@@ -276,12 +284,16 @@ def average_gradients(
     # one message a step: the gradients, which of them are there, and the weight
     there = gradients[0].new_ones(len(gradients))
     there[missing] = 0
-    together = torch.cat([*(gradient.flatten() for gradient in gradients), there, there.new_ones(1)])
+    together = torch.cat(
+        [*(gradient.flatten() for gradient in gradients), there, there.new_ones(1)]
+    )
     together.mul_(weight)
     messages = [together] if sums is None else [together, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()
-    *means, there = together[:-1].div_(together[-1]).split([*map(torch.numel, gradients), len(gradients)])
+    *means, there = (
+        together[:-1].div_(together[-1]).split([*map(torch.numel, gradients), len(gradients)])
+    )
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
     for number, is_there in zip(missing, there[missing].tolist() if missing else (), strict=True):

@@ -10,7 +10,9 @@ IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # begins an absolute one
 
 
-def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, follow_out: bool = False) -> list[str]:
+def list_files(
+    folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, follow_out: bool = False
+) -> list[str]:
     """Return the paths, from `folder`, of the files in it and below that end in `suffixes` and are not hidden, sorted.
 
     A link to a folder within `folder` is passed by: what it leads to is listed under its own name. Links out of it are
@@ -30,7 +32,11 @@ def list_files(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, f
         files = [name for name in names if name.lower().endswith(suffixes) and name[0] != "."]
         below = [name for name in folders if name[0] != "."]
         linked = [name for name in (*files, *below) if os.path.islink(os.path.join(place, name))]
-        out = [name for name in linked if leads_out(folder, os.path.relpath(os.path.join(place, name), folder))]
+        out = [
+            name
+            for name in linked
+            if leads_out(folder, os.path.relpath(os.path.join(place, name), folder))
+        ]
         folders[:] = [name for name in below if name not in linked or (follow_out and name in out)]
         links += [os.path.relpath(os.path.join(place, name), folder) for name in out]
         found += [os.path.relpath(os.path.join(place, name), folder) for name in files]
@@ -49,7 +55,9 @@ def _raise(error: OSError) -> None:
 
 def leads_out(folder: str | Path, path: str) -> bool:
     """Return whether a path from `folder`, its links followed, lies outside of it."""
-    return not Path(os.path.realpath(os.path.join(folder, path))).is_relative_to(os.path.realpath(folder))
+    return not Path(os.path.realpath(os.path.join(folder, path))).is_relative_to(
+        os.path.realpath(folder)
+    )
 
 
 def find_file(folder: str | Path, path: str) -> str | None:

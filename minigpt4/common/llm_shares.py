@@ -14,7 +14,9 @@ def num_shares(cfg: Config, num_ranks: int) -> int:
     problems = []
     if cfg.model_cfg.get("device_map", "none") != "none":
         advice = "unset it; in training, run.shard_llm=True divides the LLM among the processes of torchrun"
-        problems.append(Problem("model.device_map", f"spreads the LLM of a chat or an evaluation; {advice}"))
+        problems.append(
+            Problem("model.device_map", f"spreads the LLM of a chat or an evaluation; {advice}")
+        )
     if not cfg.run_cfg.get("shard_llm"):
         num_ranks = 1
     elif refusal := registry.get_model_class(cfg.model_cfg.arch).refusal_to_shard(cfg.model_cfg):

@@ -52,7 +52,11 @@ def _take(path: Path, target: Path) -> int:
                 f"machine is gone and its lock was not released, delete '{path}'"
             ) from None
         except OSError as error:
-            logging.warning("'%s' cannot be locked (%s); see to it that nothing else writes there", target, error)
+            logging.warning(
+                "'%s' cannot be locked (%s); see to it that nothing else writes there",
+                target,
+                error,
+            )
         if _is_still_at(path, descriptor):
             owner = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
             with suppress(OSError):  # a full disk: it is locked without a name

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from minigpt4.common.device import peak_memory_mib
-from minigpt4.common.dist_utils import get_rank, get_world_size, is_main_process, main_print, sum_over_ranks
+from minigpt4.common.dist_utils import (
+    get_rank,
+    get_world_size,
+    is_main_process,
+    main_print,
+    sum_over_ranks,
+)
 from minigpt4.common.run_log import RunLog
 
 _TIMER_WINDOW = 20  # iterations that `time` and `data` are means of
@@ -74,7 +80,9 @@ class MetricLogger:
 
     def __post_init__(self) -> None:
         self.losses, self.lr_sum = [], 0.0  # of the epoch so far
-        self.index = self._first_index = self._num_unknown = 0  # to be made; first of this process; of unknown loss
+        self.index = self._first_index = self._num_unknown = (
+            0  # to be made; first of this process; of unknown loss
+        )
         self.skipped = self._in_a_row = 0
         self._unread, self._unread_updates = [], []  # until a line is due
         self._unwritten, self._last = [], {}  # records of steps; the last one that was written
@@ -108,7 +116,9 @@ class MetricLogger:
         self._num_unknown, self.samples_seen = index - len(self.losses), state["samples_seen"]
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
 
-    def add(self, loss: torch.Tensor, lr: float, batch: dict[str, Any], num_tokens: int = 0) -> None:
+    def add(
+        self, loss: torch.Tensor, lr: float, batch: dict[str, Any], num_tokens: int = 0
+    ) -> None:
         """Take the loss (a scalar tensor, any device) and lr of the current step, and its batch.
 
         `num_tokens`: positions that the LLM read for it on this rank, text and image, without padding; 0 if unknown.
@@ -118,7 +128,9 @@ class MetricLogger:
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
         step = self.epoch * self.num_steps + self.index
         record = {"step": step, "epoch": self.epoch, "lr": lr, "samples": self.samples_seen}
-        self._unwritten.append(record | {"batch_samples": batch_size(batch), "batch_tokens": num_tokens})
+        self._unwritten.append(
+            record | {"batch_samples": batch_size(batch), "batch_tokens": num_tokens}
+        )
 
     def updated(self, is_skipped: torch.Tensor) -> None:
         """Take whether the update was skipped on all ranks; after its last batch's `add`."""
@@ -149,7 +161,9 @@ class MetricLogger:
 
     def _sum_counts(self, records: list[dict[str, Any]]) -> None:
         """Make the samples and tokens of steps those of all ranks, which are all here; one message for all of them."""
-        counts = [record["batch_samples"] for record in records] + [record["batch_tokens"] for record in records]
+        counts = [record["batch_samples"] for record in records] + [
+            record["batch_tokens"] for record in records
+        ]
         counts = list(map(int, sum_over_ranks(counts, self.device)))
         for record, samples, tokens in zip(records, counts, counts[len(records) :], strict=False):
             record |= {"batch_samples": samples, "batch_tokens": tokens}
@@ -159,11 +173,16 @@ class MetricLogger:
         flags = [is_skipped for _, is_skipped in self._unread_updates]
         flags = torch.stack(flags).tolist() if flags else []
         for (step, _), is_skipped in zip(self._unread_updates, flags, strict=True):
-            self.skipped, self._in_a_row = self.skipped + is_skipped, (self._in_a_row + 1) * is_skipped
+            self.skipped, self._in_a_row = (
+                self.skipped + is_skipped,
+                (self._in_a_row + 1) * is_skipped,
+            )
             if not is_skipped:
                 continue
             counted = f"{self._in_a_row} in a row"
-            main_print(f"step {step}: update skipped on all ranks, {counted}, {self.skipped} so far")
+            main_print(
+                f"step {step}: update skipped on all ranks, {counted}, {self.skipped} so far"
+            )
             if self._in_a_row >= self.max_skipped:
                 reason = f"step {step}: a gradient is not finite; optimizer not stepped"
                 raise NonFiniteLossError(
@@ -175,7 +194,10 @@ class MetricLogger:
     def end_step(self) -> None:
         """Close the iteration: note its time, and print and write what is due."""
         before, self._step_start = self._step_start, time.perf_counter()
-        self._unwritten[-1] |= {"seconds": self._step_start - before, "data_seconds": self._data_seconds}
+        self._unwritten[-1] |= {
+            "seconds": self._step_start - before,
+            "data_seconds": self._data_seconds,
+        }
         if not self._unread:
             self._write()
             if self._is_due():
@@ -187,7 +209,10 @@ class MetricLogger:
         memory = round(peak_memory_mib(self.device))
         losses = self.losses[len(self.losses) - len(self._unwritten) :]
         for record, loss in zip(self._unwritten, losses, strict=True):
-            record |= {"loss": loss if math.isfinite(loss) else None, "memory_mib": memory}  # JSON knows no nan
+            record |= {
+                "loss": loss if math.isfinite(loss) else None,
+                "memory_mib": memory,
+            }  # JSON knows no nan
             self._window.append(record)
             record |= self._rates()
             self._last = record
@@ -196,7 +221,11 @@ class MetricLogger:
 
     def _rates(self) -> dict[str, float]:
         """Return throughput of all ranks, and the share of its time that this one waits for data, over the window."""
-        rates = {"samples_per_s": "batch_samples", "tokens_per_s": "batch_tokens", "data_wait": "data_seconds"}
+        rates = {
+            "samples_per_s": "batch_samples",
+            "tokens_per_s": "batch_tokens",
+            "data_wait": "data_seconds",
+        }
         seconds = self._window_sum("seconds")
         return {name: round(self._window_sum(key) / seconds, 4) for name, key in rates.items()}
 

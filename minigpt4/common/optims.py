@@ -25,7 +25,9 @@ class LRSchedule:
     steps of the epoch (Source: 2023 release; a longer warm-up starts anew in each), or "global", those of training.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, run_cfg: DictConfig, iters_per_epoch: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, run_cfg: DictConfig, iters_per_epoch: int
+    ) -> None:
         self.optimizer, self.iters_per_epoch = optimizer, iters_per_epoch
         self.init_lr, self.min_lr = run_cfg.init_lr, run_cfg.min_lr
         self.warmup_start_lr = run_cfg.warmup_lr if run_cfg.warmup_lr >= 0 else run_cfg.init_lr
@@ -84,7 +86,9 @@ class LinearWarmupStepLRScheduler(LRSchedule):
         return max(self.min_lr, self.init_lr * self.decay_rate**epoch)
 
 
-def weight_decay_groups(model: torch.nn.Module, weight_decay: float, names: Iterable[str] | None = None) -> list[dict]:
+def weight_decay_groups(
+    model: torch.nn.Module, weight_decay: float, names: Iterable[str] | None = None
+) -> list[dict]:
     """Return AdamW's two groups of trainable parameters, of those `names` alone if given: decayed, then not decayed.
 
     Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups
@@ -95,7 +99,10 @@ def weight_decay_groups(model: torch.nn.Module, weight_decay: float, names: Iter
         if parameter.requires_grad and (names is None or name in names):
             is_exempt = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
             (no_decay if is_exempt else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
 
 
 def rates(run_cfg: Any) -> dict[str, float]:
@@ -117,11 +124,17 @@ def part_groups(model: torch.nn.Module, run_cfg: DictConfig) -> list[dict[str, A
     groups = []
     for rate, chosen in names.items():
         pair = weight_decay_groups(model, run_cfg.weight_decay, chosen)
-        groups += pair if rate == run_cfg.init_lr else [group | {"lr_scale": rate / run_cfg.init_lr} for group in pair]
+        groups += (
+            pair
+            if rate == run_cfg.init_lr
+            else [group | {"lr_scale": rate / run_cfg.init_lr} for group in pair]
+        )
     return groups
 
 
-def build_optimizer(model: torch.nn.Module, run_cfg: DictConfig, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(
+    model: torch.nn.Module, run_cfg: DictConfig, device: torch.device
+) -> torch.optim.AdamW:
     """Return AdamW over the model's trainable parameters, in its fused form on CUDA."""
     return torch.optim.AdamW(
         part_groups(model, run_cfg),

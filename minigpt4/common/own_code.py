@@ -31,7 +31,9 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
             continue
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             example = "imports: [my_package.my_module]"
-            report.add("imports", f"{name!r} is no module's name; write {example}, without / and .py")
+            report.add(
+                "imports", f"{name!r} is no module's name; write {example}, without / and .py"
+            )
             continue
         try:
             importlib.import_module(name)

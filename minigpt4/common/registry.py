@@ -42,7 +42,10 @@ class Registry:
 
         def decorate(cls: type) -> type:
             holder = self._classes[kind].setdefault(name, cls)
-            is_again = (holder.__module__, holder.__qualname__) == (cls.__module__, cls.__qualname__)
+            is_again = (holder.__module__, holder.__qualname__) == (
+                cls.__module__,
+                cls.__qualname__,
+            )
             if is_again:  # its module was imported once more, after an error in it or by a notebook
                 self._classes[kind][name] = cls
             else:

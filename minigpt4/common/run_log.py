@@ -32,7 +32,9 @@ class RunLog:
     def has_epoch(self, stats: dict[str, float]) -> bool:
         """Return whether `log.txt` has a line that begins with these numbers of an epoch."""
         path = self.folder / "log.txt"
-        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(encoding="utf-8", errors="replace")
+        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(
+            encoding="utf-8", errors="replace"
+        )
 
     def steps(self, records: list[dict[str, Any]]) -> None:
         """Append one JSON line a step to `metrics.jsonl`."""

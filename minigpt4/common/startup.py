@@ -48,7 +48,11 @@ class Startup:
             self._charge()
             self._is_over = True
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-            logging.info("Start-up: %.1f s to the end of the first step (%s)", sum(self.seconds.values()), parts)
+            logging.info(
+                "Start-up: %.1f s to the end of the first step (%s)",
+                sum(self.seconds.values()),
+                parts,
+            )
 
     def _charge(self) -> None:
         if self._is_over:
@@ -64,7 +68,9 @@ startup = Startup()  # of this process
 
 def read_ahead(paths: Iterable[Path]) -> threading.Thread:
     """Return a thread that reads `files_of(paths)` into the page cache, Python left to others."""
-    thread = threading.Thread(target=_read_files, args=(list(paths),), name="read-ahead", daemon=True)
+    thread = threading.Thread(
+        target=_read_files, args=(list(paths),), name="read-ahead", daemon=True
+    )
     thread.start()
     return thread
 
@@ -81,6 +87,9 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 def _read_files(paths: list[Path]) -> None:
     block = bytearray(2**24)
     for path in files_of(paths):
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # its user complains
+        with (
+            contextlib.suppress(OSError),
+            open(path, "rb", buffering=0) as file,
+        ):  # its user complains
             while file.readinto(block):
                 pass

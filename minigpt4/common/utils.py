@@ -18,12 +18,18 @@ def expand_path(path: str | Path) -> Path:
     """
     given = os.path.expandvars(str(path))
     if (unset := re.search(r"\$([A-Za-z_]\w*)", given)) and not os.path.exists(given):
-        raise ValueError(f"'{path}': the variable {unset[1]} is not set in the environment; set it, or write the path")
+        raise ValueError(
+            f"'{path}': the variable {unset[1]} is not set in the environment; set it, or write the path"
+        )
     expanded = os.path.expanduser(given)
     user = given.split("/")[0].removeprefix("~")
     if expanded.startswith("~") and user:
-        raise ValueError(f"'{path}': there is no user '{user}'; a path below your own home folder begins with ~/")
-    if expanded.startswith("~") or (given.startswith("~") and not user and not os.environ.get("HOME", "~")):
+        raise ValueError(
+            f"'{path}': there is no user '{user}'; a path below your own home folder begins with ~/"
+        )
+    if expanded.startswith("~") or (
+        given.startswith("~") and not user and not os.environ.get("HOME", "~")
+    ):
         nowhere = f"'~' leads nowhere: HOME is not set, and user {os.getuid()} has no entry in /etc/passwd"
         raise ValueError(f"'{path}': {nowhere}; set HOME, or give an absolute path")
     return Path(expanded)
@@ -62,7 +68,9 @@ def cached_path(path_or_url: str | Path) -> Path:
         path = expand_path(path_or_url)
         return path / FOLDER_WEIGHTS if (path / FOLDER_MANIFEST).is_file() else path
     # where torch.hub, and so the 2023 release, keeps what it downloads
-    cache = os.environ.get("TORCH_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/torch"
+    cache = (
+        os.environ.get("TORCH_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/torch"
+    )
     try:
         return expand_path(cache) / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
     except ValueError as error:

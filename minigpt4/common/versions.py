@@ -23,9 +23,20 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of the clone that this package lies in, "-dirty" behind it with changes; None elsewhere."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # also not where an installed package lies below somebody's clone
+    if not (
+        root / ".git"
+    ).exists():  # also not where an installed package lies below somebody's clone
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

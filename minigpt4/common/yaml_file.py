@@ -38,7 +38,9 @@ def read_yaml(path: str | Path) -> tuple[DictConfig, dict[str, int]]:
         if tree is not None and not isinstance(tree, yaml.MappingNode):
             raise ValueError("holds no sections; expected env, model, datasets, run")
         # OmegaConf's own loader reads 1e-4 as a number
-        return OmegaConf.create(text) if tree else OmegaConf.create(), {".".join(key): lines[key] for key in lines}
+        return OmegaConf.create(text) if tree else OmegaConf.create(), {
+            ".".join(key): lines[key] for key in lines
+        }
     except ConfigError:
         raise
     except yaml.YAMLError as error:
@@ -97,10 +99,15 @@ def _extent(node: yaml.Node, known: dict[int, tuple[float, int]]) -> tuple[float
     if id(node) not in known:
         if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             line = node.start_mark.line + 1
-            raise ValueError(f"has a number of {len(node.value):,} digits in line {line}; write a smaller one")
+            raise ValueError(
+                f"has a number of {len(node.value):,} digits in line {line}; write a smaller one"
+            )
         known[id(node)] = math.inf, 1  # an alias to what holds it has no end
         extents = [_extent(child, known) for child in _children(node)]
-        known[id(node)] = 1 + sum(size for size, _ in extents), 1 + max((depth for _, depth in extents), default=0)
+        known[id(node)] = (
+            1 + sum(size for size, _ in extents),
+            1 + max((depth for _, depth in extents), default=0),
+        )
     return known[id(node)]
 
 
@@ -121,5 +128,8 @@ def _syntax_error(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
     problem = str(getattr(error, "problem", ""))
-    advice = next((text for sign, text in _ADVICE.items() if sign in problem), "look at brackets, quotes, indentation")
+    advice = next(
+        (text for sign, text in _ADVICE.items() if sign in problem),
+        "look at brackets, quotes, indentation",
+    )
     return f"is not valid YAML{place}; {advice}"

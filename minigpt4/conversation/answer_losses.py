@@ -22,7 +22,10 @@ class AnswerLoss(NamedTuple):
 
 @torch.no_grad()
 def answer_losses(
-    chat: Chat, convs: Sequence[Conversation], img_lists: Sequence[list], candidates: Sequence[Sequence[str]]
+    chat: Chat,
+    convs: Sequence[Conversation],
+    img_lists: Sequence[list],
+    candidates: Sequence[Sequence[str]],
 ) -> list[list[AnswerLoss]]:
     """Return the losses of each dialogue's candidates, computed as one batch; an image is encoded once.
 
@@ -38,13 +41,22 @@ def answer_losses(
         opened.append_message(conv.roles[1], None)
         own = range(len(images), len(images) + len(img_list))
         sizes = [image.shape[1] for image in img_list]
-        rows += [answer_row(opened.segments(), text, conv.template, chat.encoder, sizes, own) for text in answers]
+        rows += [
+            answer_row(opened.segments(), text, conv.template, chat.encoder, sizes, own)
+            for text in answers
+        ]
         images += img_list
     longest = max(len(row.ids) for row in rows)
     if limit and longest > limit:
-        raise TooLongError(f"question, images and answer take {longest} tokens of {limit}: shorten them")
+        raise TooLongError(
+            f"question, images and answer take {longest} tokens of {limit}: shorten them"
+        )
     width = chat.model.llama_model.get_input_embeddings().weight.shape[1]
-    vectors = torch.cat(images) if images else torch.zeros(0, chat.model.num_image_tokens, width, device=chat.device)
+    vectors = (
+        torch.cat(images)
+        if images
+        else torch.zeros(0, chat.model.num_image_tokens, width, device=chat.device)
+    )
     found = chat.model.row_losses(rows, vectors)
 
     # dealt out again

@@ -17,7 +17,9 @@ class AnswerText:
         self._shown = self._settled = ""
         self._before = self._start = 0  # the text of ids[:start] is settled
         self.ids, self._num_given = [], 0  # of `add`
-        self.special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
 
     def add(self, token: int) -> str:
         """Take the next token; return what of `safe` is new."""
@@ -36,7 +38,9 @@ class AnswerText:
     def whole(self, ids: Sequence[int]) -> str:
         """Return a finished answer: without special tokens, up to the first stop string, stripped."""
         text = self._decode(ids)
-        return text[: min((text.find(stop) for stop in self.stop if stop in text), default=None)].strip()
+        return text[
+            : min((text.find(stop) for stop in self.stop if stop in text), default=None)
+        ].strip()
 
     def safe(self, ids: Sequence[int]) -> str:
         """Return the beginning of `whole` that no further token can change."""
@@ -46,13 +50,18 @@ class AnswerText:
         # the end may become a stop string, or be half a character
         held = max(map(partial(_overlap, text), self.stop), default=0)
         text = text[: len(text) - held].rstrip("\ufffd").strip()
-        if text.startswith(self._shown):  # else bytes of an open character hide the one before it for a while
+        if text.startswith(
+            self._shown
+        ):  # else bytes of an open character hide the one before it for a while
             self._shown = text
         return self._shown
 
     def _growing(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; windows overlap, as a text's first token is decoded otherwise."""
-        known, text = self._decode(ids[self._before : self._start]), self._decode(ids[self._before :])
+        known, text = (
+            self._decode(ids[self._before : self._start]),
+            self._decode(ids[self._before :]),
+        )
         if not text.startswith(known):
             return self._settled
         new = text[len(known) :]

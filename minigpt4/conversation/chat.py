@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from minigpt4.common.logger import warn_once
 from minigpt4.conversation.answer_text import AnswerText
 from minigpt4.conversation.context import Context, TooLongError
-from minigpt4.conversation.generation import PrefixCache, Request, Sampling, StopRule, beam_search, decode, request_of
+from minigpt4.conversation.generation import (
+    PrefixCache,
+    Request,
+    Sampling,
+    StopRule,
+    beam_search,
+    decode,
+    request_of,
+)
 from minigpt4.conversation.images import fitted_processor, open_image
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
@@ -36,7 +44,9 @@ def check_question(text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the message is empty: type a question")
     if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it")
+        raise ValueError(
+            f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it"
+        )
 
 
 class Chat:
@@ -54,9 +64,18 @@ class Chat:
       cache             the conversation's PrefixCache: only what is new is computed
     """
 
-    def __init__(self, model: nn.Module, vis_processor: Callable, device: Any = None, stopping_criteria: Any = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        vis_processor: Callable,
+        device: Any = None,
+        stopping_criteria: Any = None,
+    ):
         self.model, self.vis_processor = model, fitted_processor(vis_processor, model)
-        self.stopping_criteria, self.penalty = stopping_criteria, getattr(model, "repetition_penalty", 1)
+        self.stopping_criteria, self.penalty = (
+            stopping_criteria,
+            getattr(model, "repetition_penalty", 1),
+        )
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
@@ -104,7 +123,9 @@ class Chat:
 
     # answers
 
-    def answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> tuple[str, np.ndarray]:
+    def answer(
+        self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
+    ) -> tuple[str, np.ndarray]:
         """Return (text, token ids [T]) and append the text to `conv`.
 
         Raises ValueError for a dialogue without an open question or settings out of range; then, as
@@ -114,7 +135,9 @@ class Chat:
         context = self._context(conv, img_list, request)
         return self._close(conv, context, self._generate([context], request)[0])
 
-    def stream_answer(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> Iterator[str]:
+    def stream_answer(
+        self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
+    ) -> Iterator[str]:
         """Return an iterator of pieces of `answer`'s text; `conv` gets it when they end.
 
         Closing the iterator ends the computation at once; `conv` then gets what was written so far.
@@ -123,7 +146,11 @@ class Chat:
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
-        self, convs: Sequence["Conversation"], img_lists: Sequence[list], *sampling: Any, **named: Any
+        self,
+        convs: Sequence["Conversation"],
+        img_lists: Sequence[list],
+        *sampling: Any,
+        **named: Any,
     ) -> list[tuple[str, np.ndarray]]:
         """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
         request = request_of(sampling, named, ("stop_event", "on_notice"))
@@ -132,7 +159,9 @@ class Chat:
         answers = self._generate(contexts, request)
         return [self._close(*each) for each in zip(convs, contexts, answers, strict=True)]
 
-    def answer_prepare(self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any) -> dict[str, Any]:
+    def answer_prepare(
+        self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
+    ) -> dict[str, Any]:
         """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
         request = request_of(sampling, named, ("on_notice",), self.penalty)
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
@@ -160,7 +189,10 @@ class Chat:
     def answer_contexts(self, contexts: Sequence[Context], **sampling: Any) -> list[str]:
         """Return the texts that follow the prompts of `contexts`, computed as one batch."""
         answers = zip(contexts, self._generate(contexts, request_of((), sampling)), strict=True)
-        return [AnswerText(self.model.llama_tokenizer, context.stop).whole(ids) for context, ids in answers]
+        return [
+            AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
+            for context, ids in answers
+        ]
 
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
@@ -175,12 +207,19 @@ class Chat:
             return self.vis_processor(open_image(image))
         pixels = image[0] if image.ndim == 4 and len(image) == 1 else image
         if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
-            raise ValueError(f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]")
+            raise ValueError(
+                f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]"
+            )
         return pixels
 
     def _is_embedding(self, image: Any) -> bool:
         width = self.model.llama_model.get_input_embeddings().weight.shape[1]
-        return isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) == 1 and image.shape[2] == width
+        return (
+            isinstance(image, torch.Tensor)
+            and image.ndim == 3
+            and len(image) == 1
+            and image.shape[2] == width
+        )
 
     def _images(self, conv: "Conversation", img_list: list) -> tuple[Tensor, ...]:
         if not isinstance(img_list, list):
@@ -195,21 +234,30 @@ class Chat:
 
     def _ids(self, conv: "Conversation", images: Sequence[Tensor]) -> tuple[int, ...]:
         """Return the ids of the prompt as it stands, as a tuple."""
-        return tuple(context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images]))
+        return tuple(
+            context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images])
+        )
 
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
         """Return the Context of the next answer, oldest turns left out where it would be too long."""
         self.check_template(conv.template)
         conv = conv.without_open_answer()
         if not conv.messages or conv.messages[-1][0] != conv.roles[0]:
-            raise ValueError("nothing to answer: the last message must be the user's; ask(text, conv) first")
+            raise ValueError(
+                "nothing to answer: the last message must be the user's; ask(text, conv) first"
+            )
         images = self._images(conv, img_list)
         # room for the prompt: what the LLM can take, less the answer
         max_length, max_new_tokens = request.sampling.max_length, request.sampling.max_new_tokens
-        limit = min(max_length, getattr(self.model.llama_model.config, "max_position_embeddings", None) or max_length)
+        limit = min(
+            max_length,
+            getattr(self.model.llama_model.config, "max_position_embeddings", None) or max_length,
+        )
         room = limit - max_new_tokens
         if room < 1:
-            raise ValueError(f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens")
+            raise ValueError(
+                f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens"
+            )
 
         def opened(conv: "Conversation") -> Sequence[int]:
             # characters alone may tell that it is too long: then it costs no tokenising
@@ -226,21 +274,30 @@ class Chat:
             shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
             prompt = opened(shorter)
         if len(prompt) >= limit:
-            raise TooLongError(f"question and images take {len(prompt)} tokens of {limit}: shorten the question")
+            raise TooLongError(
+                f"question and images take {len(prompt)} tokens of {limit}: shorten the question"
+            )
         # what the user should know
         if num_left_out:
             left_out = f"the {num_left_out} oldest question(s) are left out, images stay"
             request.on_notice(f"more than {room} tokens: {left_out}")
         if len(prompt) > room:
-            request.on_notice(f"question and images leave room for {limit - len(prompt)} tokens of an answer only")
+            request.on_notice(
+                f"question and images leave room for {limit - len(prompt)} tokens of an answer only"
+            )
         return Context(prompt, images, conv.template.stop, min(max_new_tokens, limit - len(prompt)))
 
     def _stop_rule(self, context: Context, request: Request) -> StopRule:
         known = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
-        ids = {self.model.llama_tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
+        ids = {
+            self.model.llama_tokenizer.eos_token_id,
+            *(known if isinstance(known, list) else [known]),
+        }
         ids |= {self.encoder.special_ids.get(string) for string in context.stop}
         tokenizer = self.model.llama_tokenizer
-        return StopRule(tokenizer, context.stop, ids - {None}, self.stopping_criteria, request.stop_event)
+        return StopRule(
+            tokenizer, context.stop, ids - {None}, self.stopping_criteria, request.stop_event
+        )
 
     def _generate(self, contexts: Sequence[Context], request: Request) -> list[list[int]]:
         """Return the token ids of each answer, the token that ended it included."""
@@ -248,7 +305,9 @@ class Chat:
             answers = []
             for context in contexts:
                 stop_rule = self._stop_rule(context, request)
-                answers.append(beam_search(self.model.llama_model, context, request.sampling, stop_rule))
+                answers.append(
+                    beam_search(self.model.llama_model, context, request.sampling, stop_rule)
+                )
             return answers
         answers = [[] for _ in contexts]
         for step in self._decode(contexts, request):
@@ -256,10 +315,17 @@ class Chat:
                 answers[row].append(token)
         return answers
 
-    def _decode(self, contexts: Sequence[Context], request: Request) -> Iterator[list[tuple[int, int]]]:
+    def _decode(
+        self, contexts: Sequence[Context], request: Request
+    ) -> Iterator[list[tuple[int, int]]]:
         if any(context.stop != contexts[0].stop for context in contexts):
-            raise ValueError("answer_batch: the conversations have different templates; answer those one after another")
-        stop_rule, bos = self._stop_rule(contexts[0], request), self.model.llama_tokenizer.bos_token_id
+            raise ValueError(
+                "answer_batch: the conversations have different templates; answer those one after another"
+            )
+        stop_rule, bos = (
+            self._stop_rule(contexts[0], request),
+            self.model.llama_tokenizer.bos_token_id,
+        )
         return decode(self.decoder, contexts, request, stop_rule, bos)
 
     def _stream(self, conv: "Conversation", context: Context, request: Request) -> Iterator[str]:
@@ -279,7 +345,9 @@ class Chat:
         if piece := answer_text.rest():
             yield piece
 
-    def _close(self, conv: "Conversation", context: Context, ids: list[int]) -> tuple[str, np.ndarray]:
+    def _close(
+        self, conv: "Conversation", context: Context, ids: list[int]
+    ) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""
         text = AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
         conv.append_answer(text)

@@ -26,7 +26,10 @@ class Context:
     def common_prefix(self, ids: Sequence[int], images: Sequence[torch.Tensor]) -> int:
         """Return how many leading positions are those of another context: equal ids, identical images."""
         pairs = enumerate(zip(self.ids, ids, strict=False))
-        common = next((place for place, (mine, theirs) in pairs if mine != theirs), min(len(self.ids), len(ids)))
+        common = next(
+            (place for place, (mine, theirs) in pairs if mine != theirs),
+            min(len(self.ids), len(ids)),
+        )
         # equal places may hold another image
         start = 0
         for number, image in enumerate(self.images):

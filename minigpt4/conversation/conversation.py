@@ -8,7 +8,14 @@ from itertools import zip_longest
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
-from minigpt4.text.segments import IMAGE, IMAGE_SLOT, Segment, Text, dialogue_segments, message_segments
+from minigpt4.text.segments import (
+    IMAGE,
+    IMAGE_SLOT,
+    Segment,
+    Text,
+    dialogue_segments,
+    message_segments,
+)
 from minigpt4.text.templates import (
     CHATML,
     LLAMA2,
@@ -44,7 +51,14 @@ __all__ = [
 SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # how a message shows the place of an image
 
 
-_SETTABLE = ("template", "system", "messages", "offset", "skip_next", "conv_id")  # of a Conversation
+_SETTABLE = (
+    "template",
+    "system",
+    "messages",
+    "offset",
+    "skip_next",
+    "conv_id",
+)  # of a Conversation
 
 
 class SeparatorStyle(Enum):
@@ -111,14 +125,18 @@ class Conversation:
         conv_id: object = None,
     ):
         if not isinstance(system, Template):
-            system = separated_template(system, roles, sep, sep if sep_style is SeparatorStyle.SINGLE else sep2)
+            system = separated_template(
+                system, roles, sep, sep if sep_style is SeparatorStyle.SINGLE else sep2
+            )
         self.template, self.offset = system, offset
         self.skip_next, self.conv_id = skip_next, conv_id
         self.messages = [list(row) for row in messages]
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "messages" and not isinstance(value, list):
-            raise ValueError(f"conversation.messages: a {type(value).__name__}; expected a list of [role, text]")
+            raise ValueError(
+                f"conversation.messages: a {type(value).__name__}; expected a list of [role, text]"
+            )
         if name not in _SETTABLE:
             raise AttributeError(
                 f"conversation.{name} is the template's: write Conversation(system=.., roles=.., messages=.., "
@@ -160,7 +178,9 @@ class Conversation:
 
     @property
     def num_chars(self) -> int:
-        return len(self.template.system) + sum(len(message) for _, message in self._read() if message)
+        return len(self.template.system) + sum(
+            len(message) for _, message in self._read() if message
+        )
 
     def copy(self) -> "Conversation":
         """Return an independent copy."""
@@ -174,7 +194,9 @@ class Conversation:
         if role not in self.roles:
             raise ValueError(f"conversation: role {role!r}; expected one of {self.roles}")
         if not (text is None or isinstance(text, str)):
-            raise ValueError(f"conversation: a message of {type(text).__name__}; expected its text, or None")
+            raise ValueError(
+                f"conversation: a message of {type(text).__name__}; expected its text, or None"
+            )
         self.messages.append([role, text])
 
     def append_image(self) -> None:
@@ -215,13 +237,18 @@ class Conversation:
         num_images = sum(message.num_images for _, message in read[:first])
         kept = read[first][1]
         if num_images:
-            kept = Message([*message_segments([IMAGE] * num_images), Text(" ", True), *kept.segments])
+            kept = Message(
+                [*message_segments([IMAGE] * num_images), Text(" ", True), *kept.segments]
+            )
         return self._with([[self.roles[0], kept], *self.messages[first + 1 :]])
 
     def shortened(self, fits: Callable[["Conversation"], bool]) -> tuple["Conversation", int]:
         """Return (longest copy for which `fits(copy)` is true, number of oldest questions left out)."""
         most = max(sum(is_user for is_user, _ in self._read()) - 1, 0)
-        count = min(most, bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))))
+        count = min(
+            most,
+            bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))),
+        )
         return self.without_oldest(count), count
 
     def segments(self) -> list[Segment]:
@@ -235,7 +262,12 @@ class Conversation:
         for number, (is_user, message) in enumerate(self._read()):
             if message is None and (is_user or number < len(self.messages) - 1):
                 raise ValueError(f"conv.messages[{number}][1] was never written; set it to a text")
-            turns.append((is_user, None if message is None else [cleaned(segment) for segment in message.segments]))
+            turns.append(
+                (
+                    is_user,
+                    None if message is None else [cleaned(segment) for segment in message.segments],
+                )
+            )
         return dialogue_segments(self.template, turns)
 
     def get_prompt(self) -> str:
@@ -254,7 +286,9 @@ class Conversation:
 
     def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
         rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]
-        conv = Conversation(self.template, offset=self.offset, skip_next=self.skip_next, conv_id=self.conv_id)
+        conv = Conversation(
+            self.template, offset=self.offset, skip_next=self.skip_next, conv_id=self.conv_id
+        )
         conv.messages = rows
         return conv
 
@@ -264,10 +298,14 @@ class Conversation:
         for number, row in enumerate(self.messages):
             where = f"conv.messages[{number}]"
             if not isinstance(row, (list, tuple)) or len(row) != 2 or row[0] not in self.roles:
-                raise ValueError(f"{where}: {row!r:.200}; expected [role, text], the role one of {self.roles}")
+                raise ValueError(
+                    f"{where}: {row!r:.200}; expected [role, text], the role one of {self.roles}"
+                )
             is_user, text = row[0] == self.roles[0], row[1]
             if not (text is None or isinstance(text, str)):
-                raise ValueError(f"{where}: a {type(text).__name__}; expected its text, or None for the answer to come")
+                raise ValueError(
+                    f"{where}: a {type(text).__name__}; expected its text, or None for the answer to come"
+                )
             read.append((is_user, None if text is None else Message.read(text, is_user)))
         return read
 

@@ -26,7 +26,9 @@ def decode_contexts(
     `Chat.answer_prepare` gives a context, `sampling` are fields of Sampling. `cache` is for one row; `stop_events`: one
     a row, which ends that row with the token being computed. Raises ValueError for contexts that end differently.
     """
-    return chat._decode(contexts, Request(Sampling(**sampling), logger.warning, cache, None, stop_events))
+    return chat._decode(
+        contexts, Request(Sampling(**sampling), logger.warning, cache, None, stop_events)
+    )
 
 
 def is_complete(chat: Chat, context: Context, ids: Sequence[int]) -> bool:

@@ -65,7 +65,9 @@ class Sampling:
                 if value == math.inf or value != int(value):
                     raise ValueError(f"{name}: {value!r}; expected a whole number")
                 object.__setattr__(self, name, int(value))  # a slider's 300.0
-        if not (self.seed is None or (isinstance(self.seed, Integral) and -(2**63) <= self.seed < 2**63)):
+        if not (
+            self.seed is None or (isinstance(self.seed, Integral) and -(2**63) <= self.seed < 2**63)
+        ):
             raise ValueError(f"seed: {self.seed!r}; expected a whole number of 64 bits or None")
         if not isinstance(self.do_sample, bool):
             raise ValueError(f"do_sample: {self.do_sample!r}; expected True or False")
@@ -90,10 +92,14 @@ class Request(NamedTuple):
         return bool(self.stop_events) and self.stop_events[row].is_set()
 
 
-_PENALTY = [each.name for each in fields(Sampling)].index("repetition_penalty")  # its place among the arguments
+_PENALTY = [each.name for each in fields(Sampling)].index(
+    "repetition_penalty"
+)  # its place among the arguments
 
 
-def request_of(sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1) -> Request:
+def request_of(
+    sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1
+) -> Request:
     """Return the Request of an answer's arguments: those of Sampling, and fields of Request, which `others` names.
 
     `penalty`: of repetition, where they say none. One answer has the model's, those of a batch have none.
@@ -101,10 +107,14 @@ def request_of(sampling: Sequence, named: dict[str, Any], others: Sequence[str] 
     if len(sampling) <= _PENALTY:
         named.setdefault("repetition_penalty", penalty)
     given = {name: named.pop(name) for name in others if name in named}
-    return Request(Sampling(*sampling, **named), **{"on_notice": logging.getLogger(__name__).warning} | given)
+    return Request(
+        Sampling(*sampling, **named), **{"on_notice": logging.getLogger(__name__).warning} | given
+    )
 
 
-def filter_logits(logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()) -> Tensor:
+def filter_logits(
+    logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()
+) -> Tensor:
     """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
 
     `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
@@ -146,7 +156,12 @@ class StopRule:
     """Which rows end: by an end token, a stop string, the caller's criteria, the stop event."""
 
     def __init__(
-        self, tokenizer, strings: Sequence[str], eos_ids: Iterable[int], criteria=(), event: Event | None = None
+        self,
+        tokenizer,
+        strings: Sequence[str],
+        eos_ids: Iterable[int],
+        criteria=(),
+        event: Event | None = None,
     ):
         self.tokenizer, self.strings = tokenizer, strings
         self.criteria, self.event = criteria or (), event
@@ -179,7 +194,9 @@ class StopRule:
         return any(string in text for string in self.strings)
 
 
-def padded_batch(llm: nn.Module, contexts: Sequence[Context], reused: int) -> tuple[Tensor, Tensor | None, Tensor]:
+def padded_batch(
+    llm: nn.Module, contexts: Sequence[Context], reused: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return (embeddings [B, T, D], mask [B, T] or None, positions [B, T]), padded on the left.
 
     The first `reused` positions are left out: they are in the cache (of one row).
@@ -206,7 +223,11 @@ class _Answer:
 
 @torch.no_grad()
 def decode(
-    decoder: "Decoder", contexts: Sequence[Context], request: Request, stop_rule: StopRule, bos_id: int | None
+    decoder: "Decoder",
+    contexts: Sequence[Context],
+    request: Request,
+    stop_rule: StopRule,
+    bos_id: int | None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
 
@@ -229,9 +250,13 @@ def decode(
         logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
-                tokens = draw(filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator)
+                tokens = draw(
+                    filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator
+                )
                 history = torch.cat([history, tokens[:, None]], 1)
-                for answer, token in zip(answers, tokens.tolist(), strict=True):  # the one wait of a step
+                for answer, token in zip(
+                    answers, tokens.tolist(), strict=True
+                ):  # the one wait of a step
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
                 ended = stop_rule.ended([answer.ids for answer in answers], history[:, 1:])
@@ -245,7 +270,10 @@ def decode(
                 mask = None if mask is None else F.pad(mask, (0, 1), value=1)
                 # rows that have ended are dropped, when there are enough of them to be worth it
                 if len(kept) <= MOST_OPEN * len(answers):
-                    answers, (index,) = [answers[place] for place in kept], send(kept, device=device)
+                    answers, (index,) = (
+                        [answers[place] for place in kept],
+                        send(kept, device=device),
+                    )
                     past.batch_select_indices(index)
                     mask = None if mask is None else mask[index]
                     tokens, history = tokens[index], history[index]
@@ -261,7 +289,9 @@ def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
 
     Torch's own generator of a GPU refuses to draw while another thread records its steps.
     """
-    return torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+    return torch.Generator(device).manual_seed(
+        int(torch.randint(2**63 - 1, ())) if seed is None else seed
+    )
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -272,10 +302,16 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
 
 
 @torch.no_grad()
-def beam_search(llm: nn.Module, context: Context, sampling: Sampling, stop_rule: StopRule) -> list[int]:
+def beam_search(
+    llm: nn.Module, context: Context, sampling: Sampling, stop_rule: StopRule
+) -> list[int]:
     """Return the token ids of the best beam."""
     embeds = context.embeds(llm.get_input_embeddings())
-    drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    drawing = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }
     # `generate` draws from torch's own generators: one search at a time, so that each has its seed
     drawing_alone = nullcontext() if sampling.is_greedy else shared_generators
     devices = [embeds.device] if embeds.is_cuda else []

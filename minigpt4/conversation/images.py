@@ -10,10 +10,19 @@ from torch import nn
 
 from minigpt4.common.logger import warn_once
 from minigpt4.processors.blip_processors import BlipImageProcessor
-from minigpt4.processors.images import FORMATS, MAX_PIXELS, ImageError, as_shown, check_size, load_image
+from minigpt4.processors.images import (
+    FORMATS,
+    MAX_PIXELS,
+    ImageError,
+    as_shown,
+    check_size,
+    load_image,
+)
 
 
-def open_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: str | Path | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return a path's, PIL or numpy image (uint8 [H, W] or [H, W, C]) as upright RGB.
 
     Raises FileNotFoundError or ImageError.
@@ -28,19 +37,29 @@ def open_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = 
         except Exception as error:  # what is decoded only now makes Pillow raise almost anything
             raise ImageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(source, (str, Path)):
-        raise ImageError(f"image: {type(source).__name__}; expected a path, a PIL or numpy image or a tensor of pixels")
+        raise ImageError(
+            f"image: {type(source).__name__}; expected a path, a PIL or numpy image or a tensor of pixels"
+        )
     if not Path(source).is_file():
         raise FileNotFoundError(f"image: no file '{source}'")
     try:
         return load_image(source, max_pixels)
     except (OSError, ValueError) as error:
-        raise ImageError(f"image '{source}': {error}; expected an image ({', '.join(FORMATS)})") from error
+        raise ImageError(
+            f"image '{source}': {error}; expected an image ({', '.join(FORMATS)})"
+        ) from error
 
 
 def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
     """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
     size = getattr(model, "image_size", None)
-    if not isinstance(vis_processor, BlipImageProcessor) or size in (None, vis_processor.image_size):
+    if not isinstance(vis_processor, BlipImageProcessor) or size in (
+        None,
+        vis_processor.image_size,
+    ):
         return vis_processor
-    warn_once(model, f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken")
+    warn_once(
+        model,
+        f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken",
+    )
     return type(vis_processor)(size, vis_processor.mean, vis_processor.std)

@@ -20,7 +20,9 @@ def can_answer(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def answer_samples(model: nn.Module, samples: dict[str, Any], max_new_tokens: int) -> list[tuple[str, str]]:
+def answer_samples(
+    model: nn.Module, samples: dict[str, Any], max_new_tokens: int
+) -> list[tuple[str, str]]:
     """Return (prompt, greedy answer) of each sample of a batch on the model's device, computed as one batch.
 
     A prompt is what stands before the first answer in the sample's row, token by token; in its text `[image]` stands
@@ -37,8 +39,12 @@ def answer_samples(model: nn.Module, samples: dict[str, Any], max_new_tokens: in
             images.append(vectors[row.images[len(images)]][:, :left])
             left -= images[-1].shape[1]
         contexts.append(Context(ids, tuple(images), stop, max_new_tokens))
-    prompts = [_shown(context.ids, model.llama_tokenizer, model.num_image_tokens) for context in contexts]
-    answers = Chat(model, None).answer_contexts(contexts, temperature=0, max_new_tokens=max_new_tokens)
+    prompts = [
+        _shown(context.ids, model.llama_tokenizer, model.num_image_tokens) for context in contexts
+    ]
+    answers = Chat(model, None).answer_contexts(
+        contexts, temperature=0, max_new_tokens=max_new_tokens
+    )
     return list(zip(prompts, answers, strict=True))
 
 
@@ -46,5 +52,9 @@ def _shown(ids: tuple[int, ...], tokenizer: Any, num_image_tokens: int) -> str:
     parts = []
     for is_image, run in groupby(ids, lambda index: index == IMAGE_ID):
         run = list(run)
-        parts.append("[image]" * math.ceil(len(run) / num_image_tokens) if is_image else tokenizer.decode(run))
+        parts.append(
+            "[image]" * math.ceil(len(run) / num_image_tokens)
+            if is_image
+            else tokenizer.decode(run)
+        )
     return "".join(parts)

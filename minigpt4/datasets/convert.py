@@ -78,7 +78,9 @@ def convert(
     with written_whole(target) as file:
         if sample_seed is not None:
             total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
-            rows = sample(usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed)
+            rows = sample(
+                usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed
+            )
         writer = csv.writer(file, delimiter="\t")
         for row in rows:
             if not report.written:
@@ -97,7 +99,9 @@ def _check(report: Report, source: Path, max_bad_fraction: float) -> None:
     if report.written:
         share = f"{bad_fraction:.1%} of {report.read:,} records"
         problem = f"{share} cannot be used (limit {max_bad_fraction:.1%}, --max-bad-fraction)"
-    raise ValueError("\n".join([f"'{source}': {problem}; nothing was written", *report.lines(report.left_out)]))
+    raise ValueError(
+        "\n".join([f"'{source}': {problem}; nothing was written", *report.lines(report.left_out)])
+    )
 
 
 def usable_rows(source: Path, report: Report, title: str, one_line: bool = False) -> Iterator[list]:
@@ -109,7 +113,9 @@ def usable_rows(source: Path, report: Report, title: str, one_line: bool = False
             continue
         if report.columns is None:
             report.columns = list(record)
-        values = list(record.values()) if list(record) == report.columns else _aligned(record, report)
+        values = (
+            list(record.values()) if list(record) == report.columns else _aligned(record, report)
+        )
         if not record["caption"]:
             report.count(report.remarks, "empty caption")
         for column, value in enumerate(values):
@@ -150,7 +156,9 @@ def json_array(path: Path, title: str) -> Iterator[Any]:
     with open(path, "rb") as file:
         head = file.read(64).lstrip()[:1]
         if head != b"[":
-            raise ValueError(f"'{path}' begins with {head!r}; expected '[', the start of a JSON array of objects")
+            raise ValueError(
+                f"'{path}' begins with {head!r}; expected '[', the start of a JSON array of objects"
+            )
         file.seek(0)
         size, number = path.stat().st_size, 0
         options = {"total": size, "desc": title, "unit": "B", "unit_scale": True, "disable": None}
@@ -199,14 +207,37 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 
 def main(stem: str, argv: Sequence[str] | None = None) -> int:
     """Return the exit code of the command line whose default files are `stem`.json and `stem`.tsv, here."""
-    parser = argparse.ArgumentParser(description="Convert a JSON list of captions and URLs to the TSV of img2dataset.")
+    parser = argparse.ArgumentParser(
+        description="Convert a JSON list of captions and URLs to the TSV of img2dataset."
+    )
     add = parser.add_argument
-    add("--input", type=Path, default=Path(f"{stem}.json"), help="JSON array of objects (default: %(default)s)")
+    add(
+        "--input",
+        type=Path,
+        default=Path(f"{stem}.json"),
+        help="JSON array of objects (default: %(default)s)",
+    )
     add("--output", type=Path, help="TSV (default: name of the input with .tsv)")
-    add("--limit", type=_positive, metavar="N", help="only N records: the first, or with --sample-seed any")
-    add("--sample-seed", type=int, metavar="SEED", help="draw the N records at random; equal seeds, equal records")
-    add("--one-line", action="store_true", help="line breaks inside captions become spaces (2023 kept them)")
-    limit_help = "if more records than this cannot be used, write nothing and fail (default: %(default)s)"
+    add(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="only N records: the first, or with --sample-seed any",
+    )
+    add(
+        "--sample-seed",
+        type=int,
+        metavar="SEED",
+        help="draw the N records at random; equal seeds, equal records",
+    )
+    add(
+        "--one-line",
+        action="store_true",
+        help="line breaks inside captions become spaces (2023 kept them)",
+    )
+    limit_help = (
+        "if more records than this cannot be used, write nothing and fail (default: %(default)s)"
+    )
     add("--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, metavar="F", help=limit_help)
     args = parser.parse_args(argv)
     if args.sample_seed is not None and args.limit is None:
@@ -222,16 +253,28 @@ def _positive(text: str) -> int:
 
 def _convert_and_report(args: argparse.Namespace) -> None:
     if not args.input.is_file():
-        raise FileNotFoundError(f"--input: no file at '{args.input}'; dataset/README_1_STAGE.md says where it is from")
+        raise FileNotFoundError(
+            f"--input: no file at '{args.input}'; dataset/README_1_STAGE.md says where it is from"
+        )
     output = args.output or args.input.with_suffix(".tsv")
-    report = convert(args.input, output, args.limit, args.sample_seed, args.one_line, args.max_bad_fraction)
-    print(f"{output}: {report.written:,} rows of {', '.join(report.columns)}; {report.read:,} records read")
+    report = convert(
+        args.input, output, args.limit, args.sample_seed, args.one_line, args.max_bad_fraction
+    )
+    print(
+        f"{output}: {report.written:,} rows of {', '.join(report.columns)}; {report.read:,} records read"
+    )
     if report.left_out:
-        print("\n".join([f"left out: {report.left_out.total():,} records", *report.lines(report.left_out)]))
+        print(
+            "\n".join(
+                [f"left out: {report.left_out.total():,} records", *report.lines(report.left_out)]
+            )
+        )
     if report.remarks:
         print("\n".join(["not left out, but worth a look:", *report.lines(report.remarks)]))
     if report.remarks[LINE_BREAK] and not args.one_line:
-        print("img2dataset fails on a long list with line breaks inside values: --one-line turns them into spaces")
+        print(
+            "img2dataset fails on a long list with line breaks inside values: --one-line turns them into spaces"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ class DownloadStats(NamedTuple):
     """Sums over the shards of a folder: count = successes + failed_to_download + failed_to_resize."""
 
     shards: int  # shards with a stats file, that is: finished
-    unfinished: list[str]  # names of the others, as far as a tar or a gap shows them: to be downloaded again
+    unfinished: list[
+        str
+    ]  # names of the others, as far as a tar or a gap shows them: to be downloaded again
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int
@@ -48,12 +50,16 @@ def read_download_stats(folder: str | Path) -> DownloadStats:
                 "the download again: it then does this shard anew"
             ) from error
         shards += 1
-    return DownloadStats(shards, unfinished_shards(folder), *map(totals.__getitem__, COUNTS), status)
+    return DownloadStats(
+        shards, unfinished_shards(folder), *map(totals.__getitem__, COUNTS), status
+    )
 
 
 def finished_shards(folder: str | Path) -> list[str]:
     """Return the sorted names, like "00000", of the shards that have a stats file."""
-    return sorted(path.name.removesuffix("_stats.json") for path in Path(folder).glob("*_stats.json"))
+    return sorted(
+        path.name.removesuffix("_stats.json") for path in Path(folder).glob("*_stats.json")
+    )
 
 
 def unfinished_shards(folder: str | Path) -> list[str]:
@@ -68,18 +74,30 @@ def unfinished_shards(folder: str | Path) -> list[str]:
 def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
     """Return the lines of a report: how many images came, what was lost and why."""
     share = f" ({stats.successes / stats.count:.1%})" if stats.count else ""
-    lines = [f"{stats.successes:,} of {stats.count:,} images{share} in {stats.shards:,} finished shards"]
-    lines += [f"  {stats.failed_to_download:>12,}  failed to download", f"  {stats.failed_to_resize:>12,}  no image"]
-    reasons = [(reason, number) for reason, number in stats.status.most_common() if reason != "success"]
+    lines = [
+        f"{stats.successes:,} of {stats.count:,} images{share} in {stats.shards:,} finished shards"
+    ]
+    lines += [
+        f"  {stats.failed_to_download:>12,}  failed to download",
+        f"  {stats.failed_to_resize:>12,}  no image",
+    ]
+    reasons = [
+        (reason, number) for reason, number in stats.status.most_common() if reason != "success"
+    ]
     if reasons:
         lines.append("most frequent reasons:")
-        lines += [f"  {number:>12,}  {' '.join(reason.split())[:100]}" for reason, number in reasons[:most_common]]
+        lines += [
+            f"  {number:>12,}  {' '.join(reason.split())[:100]}"
+            for reason, number in reasons[:most_common]
+        ]
     if len(reasons) > most_common:
         lines.append(
             f"  {sum(number for _, number in reasons[most_common:]):>12,}  {len(reasons) - most_common} others"
         )
     if stats.unfinished:
-        lines.append(f"{len(stats.unfinished):,} unfinished, start again to resume: {', '.join(stats.unfinished[:5])}")
+        lines.append(
+            f"{len(stats.unfinished):,} unfinished, start again to resume: {', '.join(stats.unfinished[:5])}"
+        )
     return lines
 
 
@@ -104,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not stats.shards:
-        print(f"error: no NNNNN_stats.json in '{folder}'; expected the output folder of img2dataset", file=sys.stderr)
+        print(
+            f"error: no NNNNN_stats.json in '{folder}'; expected the output folder of img2dataset",
+            file=sys.stderr,
+        )
         return 1
     print("\n".join(describe(stats)))
     print(f"storage: {storage_of(folder)}")

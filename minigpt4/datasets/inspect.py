@@ -25,11 +25,19 @@ from minigpt4.common.utils import printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 SCAN = 2000  # samples of each dataset, some seconds
-SHARE_CUT = 4  # one in so many cards is kept for texts that are cut, where the first samples have none
+SHARE_CUT = (
+    4  # one in so many cards is kept for texts that are cut, where the first samples have none
+)
 MOST_CARDS = 400
 # A look needs neither weights nor a device, and is possible where some shards are missing.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "run.device", "run.amp_dtype")
-UNOPENED += ("run.resume_ckpt_path", "run.report_to", "run.tensorboard", "run.output_dir", "run.dist*")
+UNOPENED += (
+    "run.resume_ckpt_path",
+    "run.report_to",
+    "run.tensorboard",
+    "run.output_dir",
+    "run.dist*",
+)
 UNOPENED += ("run.world_size", "model.llama_model")
 UNOPENED += ("datasets.*.build_info.storage",)  # of these what is there is used
 
@@ -42,18 +50,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "table of counts for each dataset. Loads the tokenizer alone: no weights, no GPU.",
     )
     add_config_arguments(parser)
-    parser.add_argument("--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)")
+    parser.add_argument(
+        "--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)"
+    )
     help_text = "the sheet (default: <the YAML's name>_inspect.html)"
     parser.add_argument("--output", type=Path, metavar="HTML", help=help_text)
-    help_text = f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
-    parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=help_text)
+    help_text = (
+        f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
+    )
+    parser.add_argument(
+        "--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=help_text
+    )
     args = parser.parse_args(argv)
     args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.html")
     if args.output.suffix.lower() == ".png":  # what it wrote once, so scripts name it
         args.output = args.output.with_suffix(".html")
         print(f"--output: the sheet is an HTML page, written to '{args.output}'", file=sys.stderr)
     if args.output.suffix.lower() not in (".html", ".htm"):
-        parser.error(f"--output: '{args.output}'; the sheet is an HTML page, give a name that ends in .html")
+        parser.error(
+            f"--output: '{args.output}'; the sheet is an HTML page, give a name that ends in .html"
+        )
     return args
 
 
@@ -100,7 +116,9 @@ def inspect(args: argparse.Namespace) -> int:
     """
     cfg = read_config(args)
     if not args.output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output: no folder '{args.output.parent}'; make it, or give another path")
+        raise FileNotFoundError(
+            f"--output: no folder '{args.output.parent}'; make it, or give another path"
+        )
     preview = _text_preview(cfg)
     splits = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg).build_datasets(cfg)
     datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
@@ -124,7 +142,9 @@ def _text_preview(cfg: Config) -> Any:
     try:
         return registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
     except (ValueError, OSError):
-        if problem := cfg.report.unopened.get("model.llama_model"):  # the tokenizer is part of what is not there
+        if problem := cfg.report.unopened.get(
+            "model.llama_model"
+        ):  # the tokenizer is part of what is not there
             raise ConfigError([problem]) from None
         raise
 
@@ -165,7 +185,9 @@ def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: in
         dataset.shards = [shard for shard in dataset.shards if shard not in missing]
     samples, cut = dataset.one_pass(), []
     num_cut_shown = -(-num_shown // SHARE_CUT)
-    with tqdm(total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None) as progress:
+    with tqdm(
+        total=limit, desc=f"scanning {dataset.name}", unit=" samples", disable=None
+    ) as progress:
         while limit is None or dataset.skips.report()["seen"] < limit:
             start = time.perf_counter()
             try:
@@ -207,18 +229,30 @@ def table(found: Scan, cfg: Config) -> list[str]:
     rows.append(("scanned", f"all {seen:,} samples" if found.is_whole else first))
     bad = sum(counts.values())
     rows.append(("usable", f"{seen - bad:,}{_share(seen - bad, seen)}"))
-    rows += [("skipped", f"{number:,} {reason}{_share(number, seen)}") for reason, number in counts.items()]
+    rows += [
+        ("skipped", f"{number:,} {reason}{_share(number, seen)}")
+        for reason, number in counts.items()
+    ]
     if held_out:
         rows.append(("held out", f"{held_out:,} for the validation split (val_fraction)"))
     if bad > cfg.run_cfg.max_bad_fraction * seen:
         limit = f"run.max_bad_fraction={cfg.run_cfg.max_bad_fraction:g}"
-        rows.append(("", f"too many: training stops above {limit}, judged from a worker's thousandth sample on"))
+        rows.append(
+            (
+                "",
+                f"too many: training stops above {limit}, judged from a worker's thousandth sample on",
+            )
+        )
     if found.error:
         rows.append(("stopped", found.error))
     # How long the texts are against max_txt_len: what is cut off is not learnt.
     if total := found.lengths.total():
-        lengths = ", ".join(f"{name} {found.percentile(q)}" for name, q in (("5%", 5), ("median", 50), ("95%", 95)))
-        rows.append(("text", f"tokens, end symbol included: {lengths}, longest {max(found.lengths)}"))
+        lengths = ", ".join(
+            f"{name} {found.percentile(q)}" for name, q in (("5%", 5), ("median", 50), ("95%", 95))
+        )
+        rows.append(
+            ("text", f"tokens, end symbol included: {lengths}, longest {max(found.lengths)}")
+        )
         cut = f"{found.num_cut:,} of {total:,} texts{_share(found.num_cut, total)}"
         rows.append(("cut", f"{cut} are longer than model.max_txt_len={cfg.model_cfg.max_txt_len}"))
         rows.append(("speed", f"{total / found.seconds:,.0f} img/s in one process"))
@@ -234,7 +268,11 @@ def _shard_rows(found: Scan) -> list[tuple[str, str]]:
     from minigpt4.datasets.datasets.shard_list import is_address
 
     shards = [*found.dataset.shards, *found.missing]
-    missing = f", {len(found.missing):,} missing (first: {found.missing[0]})" if found.missing else ", 0 missing"
+    missing = (
+        f", {len(found.missing):,} missing (first: {found.missing[0]})"
+        if found.missing
+        else ", 0 missing"
+    )
     rows = [("shards", f"{len(found.dataset.shards):,} found{missing}")]
     for folder in sorted({Path(shard).parent for shard in shards if not is_address(shard)}):
         try:
@@ -247,7 +285,9 @@ def _shard_rows(found: Scan) -> list[tuple[str, str]]:
     return rows
 
 
-def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Namespace) -> tuple[str, list, list]:
+def sheet(
+    scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Namespace
+) -> tuple[str, list, list]:
     """Return (title, notes, [(heading, cards)]): all that the sheet shows."""
     from minigpt4.datasets.sheet import Card
 
@@ -255,7 +295,9 @@ def sheet(scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Names
     for found in scans:
         cards = []
         for sample, _ in found.shown:
-            tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {printable(sample['sample_id'], 1000)}")
+            tokens = preview.tokens(
+                sample, f"{cfg.run_cfg.seed} {printable(sample['sample_id'], 1000)}"
+            )
             pixels = sample["images"] if "images" in sample else [sample["image"]]
             images = list(map(found.dataset.vis_processor.to_image, pixels))
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))

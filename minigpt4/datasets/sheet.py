@@ -13,7 +13,11 @@ from minigpt4.text.preview import CUT, KINDS, TARGET, Token
 
 # what the legend says of each kind, and its hue and saturation
 _LEGEND = (("start token", "48 90%"), ("prompt: read", "214 90%"), ("the image", "262 80%"))
-_LEGEND += (("target: learnt", "140 60%"), ("read, not learnt", "220 10%"), ("cut off: neither", "0 90%"))
+_LEGEND += (
+    ("target: learnt", "140 60%"),
+    ("read, not learnt", "220 10%"),
+    ("cut off: neither", "0 90%"),
+)
 _STYLE = """:root{color-scheme:light dark;--back:86%;--ink:22%}
 @media(prefers-color-scheme:dark){:root{--back:24%;--ink:88%}}
 body{font:15px/1.6 system-ui,sans-serif;margin:1rem;overflow-wrap:anywhere}h1{font-size:1.3rem}h2{font-size:1.1rem}
@@ -43,7 +47,9 @@ def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[
         style += f".{kind}{{background:hsl({hue} var(--back));color:hsl({hue} var(--ink))}}\n"
         legend.append(f'<span class="{kind}">{words}</span>')
     for heading, cards in groups:
-        parts.append(f'<h2>{visible(heading)}</h2>\n<div class="cards">\n{"".join(map(_figure, cards))}</div>')
+        parts.append(
+            f'<h2>{visible(heading)}</h2>\n<div class="cards">\n{"".join(map(_figure, cards))}</div>'
+        )
     lines = "\n".join(f"<p>{visible(note)}</p>" for note in notes)
     return (
         '<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
@@ -77,7 +83,11 @@ def visible(text: str) -> str:
     shown = []
     for char in text:
         is_hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        shown.append({"\n": "<i></i>\n", "\t": "⇥"}.get(char, f"[U+{ord(char):04X}]" if is_hidden else escape(char)))
+        shown.append(
+            {"\n": "<i></i>\n", "\t": "⇥"}.get(
+                char, f"[U+{ord(char):04X}]" if is_hidden else escape(char)
+            )
+        )
     return "".join(shown)
 
 

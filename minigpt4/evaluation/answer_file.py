@@ -17,7 +17,14 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import fingerprint
 
 # keys of `model` that change no answer: most are for training
-_NO_MATTER = ("device_8bit", "prompt_path", "check_llm", "max_txt_len", "mask_eos_labels", "pack_sequences")
+_NO_MATTER = (
+    "device_8bit",
+    "prompt_path",
+    "check_llm",
+    "max_txt_len",
+    "mask_eos_labels",
+    "pack_sequences",
+)
 _NO_MATTER += ("drop_path_rate", "use_grad_checkpoint", "llm_checkpointing", "train", "device_map")
 
 
@@ -28,7 +35,9 @@ def settings_of(cfg: Config, **asked: Any) -> dict[str, Any]:
         path = Path(os.path.expanduser(os.path.expandvars(str(value))))
         is_file = path in files and path.exists()
         if key not in _NO_MATTER:
-            asked[f"model.{key}"] = {"name": path.name, "content": fingerprint(path)[:16]} if is_file else value
+            asked[f"model.{key}"] = (
+                {"name": path.name, "content": fingerprint(path)[:16]} if is_file else value
+            )
     return asked | {"image processor": cfg.image_processor}
 
 
@@ -40,13 +49,19 @@ def _content(setting: Any) -> Any:
 class AnswerFile:
     """An open file of answers, see `open_answers`; `done`: `identity` of each id that has one, by its line's `key`."""
 
-    def __init__(self, path: Path, key: str, settings: dict[str, Any], identity: Callable[[str], str] = str):
+    def __init__(
+        self, path: Path, key: str, settings: dict[str, Any], identity: Callable[[str], str] = str
+    ):
         """Raise ValueError for another kind of file, and for one with answers to something else."""
         self.path, self.settings = path, settings
         self._lines = read_lines(path, key)
-        unanswered = [line for line, read in self._lines.items() if not isinstance(read.get("answer"), str)]
+        unanswered = [
+            line for line, read in self._lines.items() if not isinstance(read.get("answer"), str)
+        ]
         self._errors = {line: identity(self._lines[line][key]) for line in unanswered}
-        self.done = {identity(read[key]) for line, read in self._lines.items() if line not in self._errors}
+        self.done = {
+            identity(read[key]) for line, read in self._lines.items() if line not in self._errors
+        }
         self._beside = path.with_name(f"{path.name}.settings.json")
         if self.done:
             self._compare()
@@ -54,16 +69,26 @@ class AnswerFile:
     def _compare(self) -> None:
         """Raise ValueError where the answers that are there were asked for in another way."""
         if not self._beside.is_file():
-            logging.warning("'%s' does not say what its answers are to: they are taken for answers to this", self.path)
+            logging.warning(
+                "'%s' does not say what its answers are to: they are taken for answers to this",
+                self.path,
+            )
             return
         try:
             theirs = json.loads(self._beside.read_bytes())
             common = [key for key in self.settings if key in theirs.keys()]  # noqa: SIM118 - a list has none
-            different = [key for key in common if _content(theirs[key]) != _content(self.settings[key])]
+            different = [
+                key for key in common if _content(theirs[key]) != _content(self.settings[key])
+            ]
         except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"--output: '{self._beside}' is damaged ({error}); give another --output") from error
+            raise ValueError(
+                f"--output: '{self._beside}' is damaged ({error}); give another --output"
+            ) from error
         if different:
-            differ = [f"{key}: {theirs[key]!r:.200} there, {self.settings[key]!r:.200} now" for key in different]
+            differ = [
+                f"{key}: {theirs[key]!r:.200} there, {self.settings[key]!r:.200} now"
+                for key in different
+            ]
             raise ValueError(
                 f"--output: '{self.path}' holds {len(self.done)} answers to something else ({'; '.join(differ)}); "
                 "give another name"
@@ -119,7 +144,9 @@ def read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
             if not isinstance(lines[line][key], str):
                 raise TypeError(f"'{key}' is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"--output: '{path}' is no answer file ({error}); give another name") from error
+        raise ValueError(
+            f"--output: '{path}' is no answer file ({error}); give another name"
+        ) from error
     if rest and not lines and not rest.startswith(f'{{"{key}"'.encode()):
         raise ValueError(f"--output: '{path}' is no answer file; give another name")
     return lines
@@ -142,4 +169,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "what is there is whole; make room and call again, or give another --output"
-        raise OSError(f"--output: '{path}' cannot be written ({error.strerror or error}); {advice}") from error
+        raise OSError(
+            f"--output: '{path}' cannot be written ({error.strerror or error}); {advice}"
+        ) from error

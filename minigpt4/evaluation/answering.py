@@ -36,7 +36,9 @@ def answer_file(
     from minigpt4.conversation.chat import Sampling, check_question
 
     # Bad questions and settings are refused before the model is loaded, which takes minutes.
-    sampling = {name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__}
+    sampling = {
+        name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__
+    }
     questions = list(dict.fromkeys(item.question for item in items))
     Sampling(**sampling)
     for question in questions:
@@ -52,12 +54,18 @@ def answer_file(
         if missing:
             chat, conv = load_config(cfg, device)
             file.begin(again={identity(item.id) for item in missing})
-            for line in tqdm(answers(chat, conv, missing, **settings), total=len(missing), unit="item"):
+            for line in tqdm(
+                answers(chat, conv, missing, **settings), total=len(missing), unit="item"
+            ):
                 file.add(line)
                 num_errors += "error" in line
         if num_errors:
-            print(f"{num_errors} images have an error, see their lines; a further call tries them again")
-        print(f"{len(missing)} answers added to {printable(path)}, {len(items) - len(missing)} were there")
+            print(
+                f"{num_errors} images have an error, see their lines; a further call tries them again"
+            )
+        print(
+            f"{len(missing)} answers added to {printable(path)}, {len(items) - len(missing)} were there"
+        )
 
 
 def answers(

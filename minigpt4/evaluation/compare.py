@@ -44,9 +44,13 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     common = [name for name in first if name in second]
     if not common:
         raise ValueError(f"'{path_a}' and '{path_b}' have no answered item in common")
-    other = next((name for name in common if first[name]["reference"] != second[name]["reference"]), None)
+    other = next(
+        (name for name in common if first[name]["reference"] != second[name]["reference"]), None
+    )
     if other is not None:
-        raise ValueError(f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ")
+        raise ValueError(
+            f"item '{other}' has different references in '{path_a}' and '{path_b}': the data differ"
+        )
 
     # Both are scored by one rule; the difference is paired by item, which makes its interval narrower.
     benchmark = _benchmark_of(b)
@@ -92,9 +96,20 @@ def _benchmark_of(result: Mapping[str, Any]) -> Benchmark:
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any], num_common: int, most: int) -> list[str]:
     """Return what else is not the same, so that a difference may come from it."""
     notes = [f"only {num_common} items are in both, of {most}"] if num_common < most else []
-    pairs = {key: (a.get(key), b.get(key)) for key in ("control", "prompt", "data", "weights", "rules", "versions")}
-    pairs |= {key: (a["settings"].get(key), value) for key, value in b["settings"].items() if key != "prompt"}
-    return notes + [f"{key}: {old or 'none'} -> {new or 'none'}" for key, (old, new) in pairs.items() if old != new]
+    pairs = {
+        key: (a.get(key), b.get(key))
+        for key in ("control", "prompt", "data", "weights", "rules", "versions")
+    }
+    pairs |= {
+        key: (a["settings"].get(key), value)
+        for key, value in b["settings"].items()
+        if key != "prompt"
+    }
+    return notes + [
+        f"{key}: {old or 'none'} -> {new or 'none'}"
+        for key, (old, new) in pairs.items()
+        if old != new
+    ]
 
 
 def compare_results(path_a: str | Path, path_b: str | Path, page: Path) -> None:
@@ -114,11 +129,17 @@ def comparison_text(comparison: Comparison, num_items: int = 20) -> str:
         first, second = map(number, comparison.values[name])
         low, high = number(difference.low), number(difference.high)
         change = number(difference.value)
-        lines.append(f"{name:24} {first:>9} {second:>9} {change:>9}   {low:>8} to {high:>8}  {difference.p_value:.3f}")
+        lines.append(
+            f"{name:24} {first:>9} {second:>9} {change:>9}   {low:>8} to {high:>8}  {difference.p_value:.3f}"
+        )
     lines += ["", f"{len(comparison.changed)} items changed; lost most first"]
     for old, new in shown(comparison.changed, num_items):
-        said = [textwrap.shorten(repr(record["answer"]), 80, placeholder=" ..") for record in (old, new)]
-        lines.append(f"  {old['id']}  {old['score']:.3f} -> {new['score']:.3f}  {said[0]} -> {said[1]}")
+        said = [
+            textwrap.shorten(repr(record["answer"]), 80, placeholder=" ..") for record in (old, new)
+        ]
+        lines.append(
+            f"  {old['id']}  {old['score']:.3f} -> {new['score']:.3f}  {said[0]} -> {said[1]}"
+        )
     return "\n".join(lines)
 
 
@@ -132,22 +153,39 @@ def comparison_page(comparison: Comparison, num_items: int = 1000) -> str:
     """Return the comparison as an HTML page with a table of the items that changed."""
     from minigpt4.datasets.sheet import visible
 
-    names = "".join(f'<th class="n">{name}</th>' for name in ("A", "B", "B - A", "95 % from", "to", "p"))
+    names = "".join(
+        f'<th class="n">{name}</th>' for name in ("A", "B", "B - A", "95 % from", "to", "p")
+    )
     figures = [f"<tr><th>metric</th>{names}</tr>"]
     for name, change in comparison.differences.items():
         cells = [
             *map(number, (*comparison.values[name], change.value, change.low, change.high)),
             f"{change.p_value:.3f}",
         ]
-        figures.append(f"<tr><td>{visible(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
-    items = ["<tr><th>item</th><th>question</th><th>right</th><th>A says</th><th>B says</th><th>A</th><th>B</th></tr>"]
+        figures.append(
+            f"<tr><td>{visible(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
+        )
+    items = [
+        "<tr><th>item</th><th>question</th><th>right</th><th>A says</th><th>B says</th><th>A</th><th>B</th></tr>"
+    ]
     for old, new in shown(comparison.changed, num_items):
-        texts = [old["id"], old["question"], reference_text(old["reference"]), old["answer"], new["answer"]]
+        texts = [
+            old["id"],
+            old["question"],
+            reference_text(old["reference"]),
+            old["answer"],
+            new["answer"],
+        ]
         cells = [f"<td>{visible(text)}</td>" for text in texts]
         cells += [f"<td class=n>{record['score']:.3f}</td>" for record in (old, new)]
-        items.append(f"<tr class={'lost' if new['score'] < old['score'] else 'won'}>{''.join(cells)}</tr>")
+        items.append(
+            f"<tr class={'lost' if new['score'] < old['score'] else 'won'}>{''.join(cells)}</tr>"
+        )
     a, b = map(visible, comparison.names)
-    body = ["<h1>Two results compared</h1>", f"<p>A: {a}</p><p>B: {b}</p><p>{comparison.num_common} common items</p>"]
+    body = [
+        "<h1>Two results compared</h1>",
+        f"<p>A: {a}</p><p>B: {b}</p><p>{comparison.num_common} common items</p>",
+    ]
     body += [f"<p>{visible(note)}</p>" for note in comparison.notes]
     body.append(f'<div class="scroll"><table>{"".join(figures)}</table></div>')
     body += [f"<h2>{len(comparison.changed)} items changed, lost most first</h2>"]

@@ -54,7 +54,9 @@ def shuffled(items: Sequence[BenchmarkItem], seed: int = 0) -> list[BenchmarkIte
     keys = sorted(images, key=list(images).index)
     random.Random(seed).shuffle(keys)
     if len(keys) < 2:
-        raise ValueError("--control shuffled: all items are about the same image; two images are needed")
+        raise ValueError(
+            "--control shuffled: all items are about the same image; two images are needed"
+        )
     # in a circle, everyone gets what the next one has
     given = {key: images[keys[number - 1]] for number, key in enumerate(keys)}
     return [item._replace(images=given.get(images_key(item), item.images)) for item in items]

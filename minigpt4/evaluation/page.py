@@ -40,14 +40,24 @@ def results_page(content: Mapping[str, Any], items: Mapping[str, BenchmarkItem])
     """Return the HTML text for the content of a results.json; `items`, by id, have the images."""
     from minigpt4.evaluation.results import describe, number
 
-    title = f"{content['name']}" + (f", control: {content['control']}" if content["control"] else "")
+    title = f"{content['name']}" + (
+        f", control: {content['control']}" if content["control"] else ""
+    )
     head = content["metrics"][content["headline"]]
     note = f"{content['headline']} {number(head['value'])} ({number(head['low'])} to {number(head['high'])}, 95 %)"
-    body = [f"<h1>{visible(title)}</h1>", f"<p><b>{visible(note)}</b></p>", f"<p>{describe(content['counts'])}</p>"]
-    body.append(f"<p>Prompt {visible(content['prompt']['name'])}: {visible(content['prompt']['text'])}</p>")
+    body = [
+        f"<h1>{visible(title)}</h1>",
+        f"<p><b>{visible(note)}</b></p>",
+        f"<p>{describe(content['counts'])}</p>",
+    ]
+    body.append(
+        f"<p>Prompt {visible(content['prompt']['name'])}: {visible(content['prompt']['text'])}</p>"
+    )
     body.append(f"<p>Rules: {visible(content['rules'])}</p>")
     if content["counts"]["errors"]:
-        body.append('<p class="warning">Items with an error are not in the figures; see the end of the page.</p>')
+        body.append(
+            '<p class="warning">Items with an error are not in the figures; see the end of the page.</p>'
+        )
     body.append(_table(content))
 
     groups = pick([record for record in content["items"] if "answer" in record])
@@ -57,7 +67,9 @@ def results_page(content: Mapping[str, Any], items: Mapping[str, BenchmarkItem])
             cards = "".join(_card(record, items[record["id"]]) for record in records)
             body.append(f'<h2>{heading} ({len(records)})</h2>\n<div class="cards">\n{cards}</div>')
     rest = {key: value for key, value in content.items() if key not in ("items", "metrics")}
-    body.append(f"<details><summary>Settings, data, versions</summary><pre>{visible(json.dumps(rest, indent=1))}</pre>")
+    body.append(
+        f"<details><summary>Settings, data, versions</summary><pre>{visible(json.dumps(rest, indent=1))}</pre>"
+    )
     return document(title, STYLE, [*body, "</details>"])
 
 
@@ -65,7 +77,9 @@ def document(title: str, style: str, body: Sequence[str]) -> str:
     """Return an HTML page of a title, CSS and the elements of its body."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-        f"<title>{visible(title)}</title>\n<style>{style}</style>\n" + "\n".join(body) + "\n</html>\n"
+        f"<title>{visible(title)}</title>\n<style>{style}</style>\n"
+        + "\n".join(body)
+        + "\n</html>\n"
     )
 
 
@@ -78,7 +92,11 @@ def pick(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     worst, middle = ordered[:count], ordered[count:]
     best = middle[-count:][::-1]
     others = middle[: len(middle) - len(best)]
-    return {"worst": worst, "best": best, "random": random.Random(1).sample(others, min(SHOWN, len(others)))}
+    return {
+        "worst": worst,
+        "best": best,
+        "random": random.Random(1).sample(others, min(SHOWN, len(others))),
+    }
 
 
 def _table(content: Mapping[str, Any]) -> str:
@@ -87,29 +105,43 @@ def _table(content: Mapping[str, Any]) -> str:
     rows = []
     for name, metric in content["metrics"].items():
         kind = " class=headline" if name == content["headline"] else ""
-        cells = "".join(f'<td class="n">{number(metric[key])}</td>' for key in ("value", "low", "high"))
+        cells = "".join(
+            f'<td class="n">{number(metric[key])}</td>' for key in ("value", "low", "high")
+        )
         rows.append(f"<tr{kind}><td>{visible(name)}</td>{cells}</tr>")
     head = '<tr><th>metric</th><th class="n">value</th><th class="n">95 % from</th><th class="n">to</th></tr>'
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
-    terms = {"question": record["question"], "answer": record.get("answer"), "error": record.get("error")}
+    terms = {
+        "question": record["question"],
+        "answer": record.get("answer"),
+        "error": record.get("error"),
+    }
     terms |= {"right": reference_text(record["reference"])}
     terms |= {"score": f"{record['score']:.3f}"} if "score" in record else {}
     shown = {name: value for name, value in terms.items() if value is not None}
-    listed = "".join(f"<dt>{name}</dt><dd>{visible(str(value))}</dd>" for name, value in shown.items())
+    listed = "".join(
+        f"<dt>{name}</dt><dd>{visible(str(value))}</dd>" for name, value in shown.items()
+    )
     images = "".join(map(image_element, item.images)) if "answer" in record else ""
-    return f'<figure>{images}<div class="id">{visible(record["id"])}</div><dl>{listed}</dl></figure>\n'
+    return (
+        f'<figure>{images}<div class="id">{visible(record["id"])}</div><dl>{listed}</dl></figure>\n'
+    )
 
 
 def reference_text(reference: Any) -> str:
     """Return a reference as it is shown: equal answers of several people once, with their number."""
     if isinstance(reference, dict):
-        return "; ".join(f"{name}: {reference_text(value)}" for name, value in reference.items() if value)
+        return "; ".join(
+            f"{name}: {reference_text(value)}" for name, value in reference.items() if value
+        )
     if isinstance(reference, list) and all(isinstance(value, str) for value in reference):
         counts = {value: reference.count(value) for value in reference}
-        return " | ".join(value if count == 1 else f"{value} ({count})" for value, count in counts.items())
+        return " | ".join(
+            value if count == 1 else f"{value} ({count})" for value, count in counts.items()
+        )
     return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 

@@ -46,9 +46,13 @@ def find_prompt(name_or_text: str, takes_question: bool) -> Prompt:
     else:
         close = get_close_matches(name_or_text, known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
-        raise ValueError(f"prompt: unknown name '{name_or_text}'; {hint} A text of your own has several words")
+        raise ValueError(
+            f"prompt: unknown name '{name_or_text}'; {hint} A text of your own has several words"
+        )
     if takes_question and SLOT not in prompt.text:
-        raise ValueError(f"prompt: '{prompt.text}' has no {SLOT}, but this benchmark asks a question about each image")
+        raise ValueError(
+            f"prompt: '{prompt.text}' has no {SLOT}, but this benchmark asks a question about each image"
+        )
     if not takes_question and SLOT in prompt.text:
         raise ValueError(f"prompt: '{prompt.text}' has {SLOT}, but this benchmark has no questions")
     return prompt

@@ -30,7 +30,11 @@ def check_rule(rule: str) -> None:
 
 
 def candidate_losses(
-    chat: Chat, conv: Conversation, items: Sequence[Item], rule: str = "release", batch_size: int = 8
+    chat: Chat,
+    conv: Conversation,
+    items: Sequence[Item],
+    rule: str = "release",
+    batch_size: int = 8,
 ) -> dict[str, list[float]]:
     """Return by id the loss of each of the item's options, the least of which is the best answer.
 
@@ -43,7 +47,9 @@ def candidate_losses(
     for batch, errors in encoded_batches(chat, conv, items, batch_size):
         if errors:
             raise ValueError(f"item '{errors[0][0]}': {errors[0][1]}")
-        found |= dict(zip((asked.item.id for asked in batch), losses_of(chat, batch, rule), strict=True))
+        found |= dict(
+            zip((asked.item.id for asked in batch), losses_of(chat, batch, rule), strict=True)
+        )
     return found
 
 

@@ -44,8 +44,12 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
     # An unreadable image is an error of the data, not a wrong answer of the model.
     answered = [item for item in run.items if "answer" in run.lines[item.id]]
     if not answered:
-        raise ValueError(f"{run.name}: no item has an answer; the first error: {run.lines[run.items[0].id]['error']}")
-    scores = run.benchmark.score(answered, {item.id: run.lines[item.id]["answer"] for item in answered})
+        raise ValueError(
+            f"{run.name}: no item has an answer; the first error: {run.lines[run.items[0].id]['error']}"
+        )
+    scores = run.benchmark.score(
+        answered, {item.id: run.lines[item.id]["answer"] for item in answered}
+    )
 
     content = {
         "name": run.name,
@@ -73,7 +77,9 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
     # Half a surrogate pair in an answer must not lose the results.
     path = folder / "results.json"
     path.write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        errors="backslashreplace",
     )
     page = results_page(content, {item.id: item for item in run.items})
     path.with_suffix(".html").write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -93,11 +99,21 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Return a results.json. Raises OSError, or ValueError for another kind of file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        content["benchmark"], content["module"], content["metrics"], content["settings"], content["items"]
+        (
+            content["benchmark"],
+            content["module"],
+            content["metrics"],
+            content["settings"],
+            content["items"],
+        )
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no file at '{path}'; expected a results.json of evaluate.py") from error
+        raise FileNotFoundError(
+            f"no file at '{path}'; expected a results.json of evaluate.py"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"'{path}' is no results.json of evaluate.py ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"'{path}' is no results.json of evaluate.py ({type(error).__name__}: {error})"
+        ) from error
     return content
 
 
@@ -105,7 +121,9 @@ def summary(path: Path) -> str:
     """Return the figures of a results.json as lines of text."""
     content = read_results(path)
     counts = content["counts"]
-    lines = [f"{content['name']}{content['control'] and ', control: ' + content['control']}: {describe(counts)}"]
+    lines = [
+        f"{content['name']}{content['control'] and ', control: ' + content['control']}: {describe(counts)}"
+    ]
     for name, metric in content["metrics"].items():
         mark = "*" if name == content["headline"] else " "
         lines.append(
@@ -117,7 +135,11 @@ def summary(path: Path) -> str:
 def describe(counts: Mapping[str, int]) -> str:
     """Return the counts of a result in words."""
     text = f"{counts['answered']} of {counts['items']} items answered, {counts['unparsable']} unparsable"
-    return text + (f"; {counts['errors']} could not be read and are NOT in the figures" if counts["errors"] else "")
+    return text + (
+        f"; {counts['errors']} could not be read and are NOT in the figures"
+        if counts["errors"]
+        else ""
+    )
 
 
 def number(value: float) -> str:
@@ -129,5 +151,9 @@ def _record(item: BenchmarkItem, line: Mapping[str, str], scores: Scores) -> dic
     # the second field, as a control makes its images anew
     images = [str(image) if isinstance(image, (str, Path)) else "" for image in item[1]]
     record = {"id": item.id, "group": item.group, "images": images, "question": item.question}
-    record |= {"reference": item.reference} | {key: line[key] for key in ("answer", "error") if key in line}
-    return record | ({"score": round(float(scores.per_item[item.id]), 6)} if "answer" in line else {})
+    record |= {"reference": item.reference} | {
+        key: line[key] for key in ("answer", "error") if key in line
+    }
+    return record | (
+        {"score": round(float(scores.per_item[item.id]), 6)} if "answer" in line else {}
+    )

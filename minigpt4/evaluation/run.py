@@ -51,9 +51,18 @@ class Asked:
 
 def add_benchmark_arguments(parser: ArgumentParser) -> None:
     """Give evaluate.py its options for benchmarks."""
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="benchmarks, sections of evaluation_datasets")
-    parser.add_argument("--control", choices=CONTROLS, default="", help="ask with grey images, or those of other items")
-    parser.add_argument("--compare", nargs=2, metavar="JSON", help="compare two results.json; no model is needed")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="benchmarks, sections of evaluation_datasets"
+    )
+    parser.add_argument(
+        "--control",
+        choices=CONTROLS,
+        default="",
+        help="ask with grey images, or those of other items",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar="JSON", help="compare two results.json; no model is needed"
+    )
 
 
 def evaluate_benchmarks(
@@ -83,7 +92,9 @@ def evaluate_benchmarks(
             try:
                 check_question(item.question)
             except ValueError as error:
-                raise ValueError(f"evaluation_datasets.{name}: item '{item.id}': {error}") from error
+                raise ValueError(
+                    f"evaluation_datasets.{name}: item '{item.id}': {error}"
+                ) from error
     if launched_processes(cfg.run_cfg).world_size > 1:
         init_distributed_mode(cfg.run_cfg)
 
@@ -93,7 +104,9 @@ def evaluate_benchmarks(
 
     def answer(items: Sequence[BenchmarkItem], section: BenchmarkConfig) -> Iterator[dict]:
         sampling = {key: getattr(section, key) for key in ("temperature", "seed", "max_new_tokens")}
-        return answers(*model(), items, batch_size=section.batch_size, ranking=section.ranking, **sampling)
+        return answers(
+            *model(), items, batch_size=section.batch_size, ranking=section.ranking, **sampling
+        )
 
     # the checkpoint whole, the frozen weights by a sample of their bytes
     ckpt = cached_path(cfg.model_cfg.ckpt) if cfg.model_cfg.get("ckpt") else None
@@ -138,7 +151,10 @@ def make_benchmark(registered: str, settings: Mapping[str, Any]) -> Benchmark:
 
 
 def run_benchmarks(
-    benchmarks: Mapping[str, OpenBenchmark], output: Path, answer: Answer, asked: Asked | None = None
+    benchmarks: Mapping[str, OpenBenchmark],
+    output: Path,
+    answer: Answer,
+    asked: Asked | None = None,
 ) -> dict[str, Path]:
     """Answer, score and write `<output>/<name>/results.json` of each (`<name>-<control>`); return their paths.
 
@@ -151,7 +167,13 @@ def run_benchmarks(
     asked, paths = asked or Asked(), {}
     for name, (benchmark, items) in benchmarks.items():
         folder = Path(output) / (f"{name}-{asked.control}" if asked.control else name)
-        paths[name] = _run(OpenBenchmark(benchmark, with_control(items, asked.control)), name, folder, answer, asked)
+        paths[name] = _run(
+            OpenBenchmark(benchmark, with_control(items, asked.control)),
+            name,
+            folder,
+            answer,
+            asked,
+        )
         main_print(summary(paths[name]))
     return paths
 
@@ -162,10 +184,19 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
 
     (benchmark, items), ids = opened, [item.id for item in opened.items]
     prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
-    settings = {"benchmark": benchmark.name, "control": asked.control, "prompt": prompt.text, "data": files}
-    settings |= {key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")}
+    settings = {
+        "benchmark": benchmark.name,
+        "control": asked.control,
+        "prompt": prompt.text,
+        "data": files,
+    }
+    settings |= {
+        key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")
+    }
     drawn = {key: getattr(benchmark.cfg, key, None) for key in ("temperature", "resample")}
-    settings |= {key: value for key, value in drawn.items() if value}  # not there by default: older answers go on
+    settings |= {
+        key: value for key, value in drawn.items() if value
+    }  # not there by default: older answers go on
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
         from_main(lambda: held.enter_context(shared.locked()))
@@ -193,7 +224,9 @@ def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -
     from minigpt4.common.dist_utils import is_main_process
 
     waiting = {item.id for item in items}
-    for line in tqdm(lines, total=len(items), desc=name, unit="item", disable=not is_main_process()):
+    for line in tqdm(
+        lines, total=len(items), desc=name, unit="item", disable=not is_main_process()
+    ):
         if line["id"] not in waiting:
             raise ValueError(f"{name}: '{line['id']}' was answered twice, or was not asked")
         waiting.remove(line["id"])

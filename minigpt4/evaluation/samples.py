@@ -64,13 +64,19 @@ class SamplesPage:
         for sample, (prompt, answer) in zip(self.samples, answers, strict=True):
             shown = {"id": str(sample.get("sample_id", "")), "prompt": prompt, "answer": answer}
             # of 2023 and own data, or of the newest release
-            reference = next(sample[key] for key in ("text_input", "answer", "conv_a") if key in sample)
+            reference = next(
+                sample[key] for key in ("text_input", "answer", "conv_a") if key in sample
+            )
             said.append(shown | {"reference": reference})
-        records = [record for record in read_records(folder / RECORDS) if record["step"] != where["step"]]
+        records = [
+            record for record in read_records(folder / RECORDS) if record["step"] != where["step"]
+        ]
         records = sorted([*records, {**where, "samples": said}], key=lambda record: record["step"])
         text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
         (folder / RECORDS).write_text(text, encoding="utf-8", errors="backslashreplace")
-        page = samples_page(f"Held-out samples: {folder.name}", records, list(map(self._images, self.samples)))
+        page = samples_page(
+            f"Held-out samples: {folder.name}", records, list(map(self._images, self.samples))
+        )
         (folder / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
     def _images(self, sample: dict) -> "list[Image]":
@@ -79,7 +85,10 @@ class SamplesPage:
 
         from minigpt4.datasets.datasets.image_controls import images_of
 
-        shown, to_image = [], getattr(getattr(self.dataset, "vis_processor", None), "to_image", None)
+        shown, to_image = (
+            [],
+            getattr(getattr(self.dataset, "vis_processor", None), "to_image", None),
+        )
         for pixels in images_of(sample):
             if str(pixels.dtype) == "torch.uint8":  # as the image lies in memory
                 shown.append(Image.fromarray(pixels.numpy()))
@@ -112,7 +121,9 @@ def samples_page(title: str, records: Sequence[dict], images: "Sequence[Sequence
             same = [sample for sample in record["samples"] if sample["id"] == last["id"]]
             rows.append(f"<tr>{cells}<td>{visible(same[0]['answer']) if same else ''}</td></tr>\n")
         head = '<tr><th class="n">step</th><th class="n">held-out loss</th><th>answer</th></tr>'
-        terms = [f"<dt>{name}</dt><dd>{visible(last[name])}</dd>" for name in ("prompt", "reference")]
+        terms = [
+            f"<dt>{name}</dt><dd>{visible(last[name])}</dd>" for name in ("prompt", "reference")
+        ]
         table = f'<div class="scroll"><table>{head}\n{"".join(rows)}</table></div>'
         said = f"<div class=id>{visible(last['id'])}</div><dl>{''.join(terms)}</dl>{table}"
         body.append(f"<figure>{''.join(map(image_element, its_images))}<div>{said}</div></figure>")

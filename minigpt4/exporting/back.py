@@ -18,7 +18,9 @@ from minigpt4.models.vision.qformer import to_release_name
 
 def is_export(path: str | Path) -> bool:
     """Whether that is a folder that `export_hf` wrote."""
-    return all((Path(path) / name).is_file() for name in ("config.json", f"{OWN}/{FOLDER_MANIFEST}"))
+    return all(
+        (Path(path) / name).is_file() for name in ("config.json", f"{OWN}/{FOLDER_MANIFEST}")
+    )
 
 
 def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
@@ -28,13 +30,20 @@ def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
     """
     class_name = read_json(folder / "config.json")["architectures"][0]
     if class_name not in BY_CLASS:
-        raise CheckpointError(f"CHECKPOINT: '{folder}' is a {class_name}; expected one of {', '.join(BY_CLASS)}")
+        raise CheckpointError(
+            f"CHECKPOINT: '{folder}' is a {class_name}; expected one of {', '.join(BY_CLASS)}"
+        )
     found, ours = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors = load_file(file)
-        found |= {name.removeprefix("model."): tensor for name, tensor in tensors.items()}  # it comes and goes
+        found |= {
+            name.removeprefix("model."): tensor for name, tensor in tensors.items()
+        }  # it comes and goes
     for table in BY_CLASS[class_name].tables:
-        ours = {to_release_name(name): tensor for name, tensor in names.from_transformers(found, table).items()}
+        ours = {
+            to_release_name(name): tensor
+            for name, tensor in names.from_transformers(found, table).items()
+        }
         if all(name in ours for name in wanted):
             break
     return ours
@@ -53,7 +62,10 @@ def import_hf(source: Path, folder: Path) -> None:
             "..): LoRA was merged into the LLM, for good. Keep the checkpoint itself"
         )
     with written_whole(folder) as scratch:
-        save_file({name: found[name].contiguous() for name in expected["tensors"]}, scratch / FOLDER_WEIGHTS)
+        save_file(
+            {name: found[name].contiguous() for name in expected["tensors"]},
+            scratch / FOLDER_WEIGHTS,
+        )
         if file_sha256(scratch / FOLDER_WEIGHTS) != expected["sha256"]:
             raise CheckpointError(
                 f"CHECKPOINT: the trained weights in '{source}' are not those that were exported: they were trained or "

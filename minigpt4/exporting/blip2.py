@@ -11,7 +11,9 @@ from minigpt4.exporting import names
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Blip2ForConditionalGeneration, Blip2VisionConfig, PreTrainedConfig
 
-NORM_EPS = 1e-6  # of timm's blocks; of ln_vision 1e-5, which the class cannot hold: see docs/serving.md
+NORM_EPS = (
+    1e-6  # of timm's blocks; of ln_vision 1e-5, which the class cannot hold: see docs/serving.md
+)
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig":

@@ -49,14 +49,20 @@ LIMITS = {
 def model_card(class_name: str, template: Template, manifest: dict[str, Any]) -> str:
     """Return the text of the card; `manifest` is that of the checkpoint."""
     license = manifest["licence"]
-    header = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["minigpt-4"]}
+    header = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["minigpt-4"],
+    }
     if license:
         header["license"] = license.lower()
     parts = [("LLM", manifest["parts"]["llm"]), *manifest["parts"]["vision"].items()]
     return _CARD.format(
         header=yaml.safe_dump(header, sort_keys=False),
         class_name=class_name,
-        parts="\n".join(f"| {name} | {part['name']}, `{part['fingerprint'][:16]}` |" for name, part in parts),
+        parts="\n".join(
+            f"| {name} | {part['name']}, `{part['fingerprint'][:16]}` |" for name, part in parts
+        ),
         prompt=repr(template.training or template.user[0])[1:-1],
         stops="`, `".join(map(repr, template.stop)),
         license=license or "not stated",

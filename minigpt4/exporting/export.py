@@ -17,7 +17,9 @@ def export(args: Namespace) -> None:
     kind, folder = args.to[0], Path(args.to[1])
     if is_export(args.checkpoint):
         if kind != "checkpoint":
-            raise ValueError(f"CHECKPOINT: '{args.checkpoint}' is an export already; give its checkpoint")
+            raise ValueError(
+                f"CHECKPOINT: '{args.checkpoint}' is an export already; give its checkpoint"
+            )
         import_hf(Path(args.checkpoint), folder)
         print(f"'{folder}' has the weights of '{args.checkpoint}', bit for bit")
         return

@@ -36,7 +36,9 @@ def form_of(section: Any) -> Form:
         reason = "joins neighbouring patches to one vector, as MiniGPT-4 without Q-Former and MiniGPT-v2 do"
     elif bridge == "qformer" and name in VIT_MODELS and section.projector == "linear":
         return BLIP2
-    elif bridge == "none" and is_folder(section) and TransformersVit.of_folder(name).family == SIGLIP:
+    elif (
+        bridge == "none" and is_folder(section) and TransformersVit.of_folder(name).family == SIGLIP
+    ):
         family = load_config(section.llama_model).model_type
         if family in LLMS:
             return LLAVA
@@ -46,4 +48,6 @@ def form_of(section: Any) -> Form:
             f"has the tower {name} with a norm behind it, this bridge and the projector {section.projector}; "
             "Blip2 has EVA-CLIP, a Q-Former and one layer, Llava has SigLIP and no bridge"
         )
-    raise ValueError(f"model.bridge: {bridge}; no class of transformers {reason}. Serve it by minigpt4.serve")
+    raise ValueError(
+        f"model.bridge: {bridge}; no class of transformers {reason}. Serve it by minigpt4.serve"
+    )

@@ -50,7 +50,9 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
         exported.config.dtype = dtype_of(section)
         exported.config.save_pretrained(scratch)
         image = type(model).image_format(section)
-        processing.make_processor(tokenizer, image, model.num_image_tokens, template).save_pretrained(scratch)
+        processing.make_processor(
+            tokenizer, image, model.num_image_tokens, template
+        ).save_pretrained(scratch)
         class_name = type(exported).__name__
         card = model_card(class_name, template, read_json(scratch / OWN / FOLDER_MANIFEST))
         (scratch / "README.md").write_text(card, encoding="utf-8")
@@ -95,7 +97,9 @@ def make_room(model: MiniGPTBase, image_id: int) -> None:
         layer.weight[size:] = layer.weight[:size].float().mean(0).to(layer.weight.dtype)
 
 
-def generation_settings(model: MiniGPTBase, template: Template, image_id: int) -> "GenerationConfig":
+def generation_settings(
+    model: MiniGPTBase, template: Template, image_id: int
+) -> "GenerationConfig":
     """Return the settings of `generate`: greedy, ending where a chat's answers end."""
     from transformers import GenerationConfig
 

@@ -41,7 +41,11 @@ def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGener
     )
     with torch.device("meta"):
         exported = LlavaForConditionalGeneration(config)
-    others = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("llama_proj.")}
+    others = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("llama_proj.")
+    }
     state |= names.to_transformers(others, names.LLAVA_SIGLIP)
     exported.load_state_dict(state, assign=True)
     exported.tie_weights()
@@ -55,7 +59,10 @@ def projector_layers(model: nn.Module) -> tuple[names.Tensors, str]:
         return {f"{where}.{_layer(name)}": tensor for name, tensor in own.items()}, "gelu"
     width = len(own["weight"])
     layers = {f"{where}.linear_1.{kind}": tensor for kind, tensor in own.items()}
-    layers |= {f"{where}.linear_2.weight": torch.eye(width), f"{where}.linear_2.bias": torch.zeros(width)}
+    layers |= {
+        f"{where}.linear_2.weight": torch.eye(width),
+        f"{where}.linear_2.bias": torch.zeros(width),
+    }
     return layers, "linear"
 
 

@@ -22,17 +22,33 @@ if TYPE_CHECKING:
 # what our towers' tensors are called there
 _NAMES = (
     (r"(embeddings\.)?cls_token|(vision_model\.)?embeddings\.class_embedding", "v.class_embd"),
-    (r"pos_embed|(vision_model\.)?embeddings\.position_embedding\.weight", "v.position_embd.weight"),
-    (r"(patch_embed\.proj|(vision_model\.)?embeddings\.patch_embedding)\.(weight|bias)", r"v.patch_embd.\3"),
+    (
+        r"pos_embed|(vision_model\.)?embeddings\.position_embedding\.weight",
+        "v.position_embd.weight",
+    ),
+    (
+        r"(patch_embed\.proj|(vision_model\.)?embeddings\.patch_embedding)\.(weight|bias)",
+        r"v.patch_embd.\3",
+    ),
     (r"(vision_model\.)?pre_layrnorm\.(\w+)", r"v.pre_ln.\2"),
     (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.(?:norm|layer_norm)([12])\.(\w+)", r"v.blk.\1.ln\2.\3"),
-    (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.(?:self_attn|attn)\.([qkv])_proj\.(\w+)", r"v.blk.\1.attn_\2.\3"),
-    (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.(?:self_attn\.out_proj|attn\.proj)\.(\w+)", r"v.blk.\1.attn_out.\2"),
+    (
+        r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.(?:self_attn|attn)\.([qkv])_proj\.(\w+)",
+        r"v.blk.\1.attn_\2.\3",
+    ),
+    (
+        r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.(?:self_attn\.out_proj|attn\.proj)\.(\w+)",
+        r"v.blk.\1.attn_out.\2",
+    ),
     (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.mlp\.fc1\.(\w+)", r"v.blk.\1.ffn_up.\2"),
     (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.mlp\.fc2\.(\w+)", r"v.blk.\1.ffn_down.\2"),
 )
 FAMILIES = ("eva_clip_g", "clip_vision_model", "siglip_vision_model")
-_ACTS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu", "quick_gelu": None}  # None: what it takes unless it is told
+_ACTS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "quick_gelu": None,
+}  # None: what it takes unless it is told
 
 
 def check_gguf(model: nn.Module) -> None:
@@ -66,7 +82,9 @@ def write_gguf(model: nn.Module, image: ImageFormat, path: Path, name: str) -> N
     writer.add_vision_patch_size(settings["patch_size"])
     writer.add_vision_embedding_length(model.ln_vision.weight.shape[0])
     writer.add_vision_feed_forward_length(len(tensors["v.blk.0.ffn_up.bias"]))
-    writer.add_vision_block_count(1 + max(int(match[1]) for match in map(_BLOCK.match, tensors) if match))
+    writer.add_vision_block_count(
+        1 + max(int(match[1]) for match in map(_BLOCK.match, tensors) if match)
+    )
     writer.add_vision_head_count(settings["heads"])
     writer.add_vision_attention_layernorm_eps(settings["eps"])
     writer.add_vision_projection_dim(len(tensors["mm.2.bias"]))
@@ -88,9 +106,18 @@ def vision_settings(model: nn.Module) -> dict[str, Any]:
     vit = model.visual_encoder
     if model.tower_name == "eva_clip_g":
         heads = vit.blocks[0].attn.num_heads
-        return {"patch_size": vit.patch_embed.patch_size[0], "heads": heads, "eps": NORM_EPS, "act": "gelu"}
+        return {
+            "patch_size": vit.patch_embed.patch_size[0],
+            "heads": heads,
+            "eps": NORM_EPS,
+            "act": "gelu",
+        }
     config = vit.model.config
-    settings = {"patch_size": config.patch_size, "heads": config.num_attention_heads, "eps": config.layer_norm_eps}
+    settings = {
+        "patch_size": config.patch_size,
+        "heads": config.num_attention_heads,
+        "eps": config.layer_norm_eps,
+    }
     return settings | {"act": config.hidden_act}
 
 
@@ -107,7 +134,9 @@ def vision_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
                 break
         else:
             raise KeyError(name)
-    found["v.position_embd.weight"] = found["v.position_embd.weight"].reshape(-1, model.ln_vision.weight.shape[0])
+    found["v.position_embd.weight"] = found["v.position_embd.weight"].reshape(
+        -1, model.ln_vision.weight.shape[0]
+    )
     if "v.class_embd" in found:
         found["v.class_embd"] = found["v.class_embd"].flatten()
     last = len(model.visual_encoder.blocks)
@@ -116,7 +145,9 @@ def vision_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for key, tensor in found.items()
         if key.startswith(f"v.blk.{last - 1}.")
     }
-    return found | {f"v.post_ln.{kind}": getattr(model.ln_vision, kind) for kind in ("weight", "bias")}
+    return found | {
+        f"v.post_ln.{kind}": getattr(model.ln_vision, kind) for kind in ("weight", "bias")
+    }
 
 
 def _split(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -125,7 +156,10 @@ def _split(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}
     if name.endswith(".attn.qkv.weight"):
         where = name.removesuffix("qkv.weight")
-        return {f"{where}{kind}_proj.weight": part for kind, part in zip("qkv", tensor.chunk(3), strict=True)}
+        return {
+            f"{where}{kind}_proj.weight": part
+            for kind, part in zip("qkv", tensor.chunk(3), strict=True)
+        }
     if name.endswith(".attn.q_bias"):
         where = name.removesuffix("q_bias")
         return {f"{where}q_proj.bias": tensor, f"{where}k_proj.bias": torch.zeros_like(tensor)}
@@ -142,7 +176,10 @@ def projector_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     weight, bias = own["weight"], own["bias"]
     one = torch.eye(len(weight))
     tensors = {"mm.0.weight": torch.cat([weight, -weight]), "mm.0.bias": torch.cat([bias, -bias])}
-    return tensors | {"mm.2.weight": torch.cat([one, -one], 1), "mm.2.bias": torch.zeros(len(weight))}
+    return tensors | {
+        "mm.2.weight": torch.cat([one, -one], 1),
+        "mm.2.bias": torch.zeros(len(weight)),
+    }
 
 
 def _array(tensor: torch.Tensor) -> "np.ndarray":

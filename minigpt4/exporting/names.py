@@ -49,10 +49,16 @@ def to_transformers(tensors: Tensors, table: Table) -> Tensors:
 
     Raises KeyError for one that has none.
     """
-    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    tensors = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+        if ".lora_" not in name
+    }
     for name in [name for name in tensors if name.endswith(".attn.q_bias")]:
         query, value = tensors.pop(name), tensors.pop(name.replace("q_bias", "v_bias"))
-        tensors[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+        tensors[name.replace("q_bias", "qkv.bias")] = torch.cat(
+            [query, torch.zeros_like(query), value]
+        )
     return {_renamed(name, table): tensor for name, tensor in tensors.items()}
 
 

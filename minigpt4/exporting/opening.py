@@ -21,24 +21,32 @@ from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.training_parts import modes
 
 
-def open_config(checkpoint: str, cfg_path: str | None = None, options: Sequence[str] = ()) -> Config:
+def open_config(
+    checkpoint: str, cfg_path: str | None = None, options: Sequence[str] = ()
+) -> Config:
     """Return the Config of a checkpoint: that of `cfg_path`, else what a folder or a training's checkpoint says itself.
 
     Raises ConfigError, CheckpointError, OSError.
     """
     if cfg_path:
-        return Config(Namespace(cfg_path=cfg_path, options=with_option(options, "model.ckpt", checkpoint)))
+        return Config(
+            Namespace(cfg_path=cfg_path, options=with_option(options, "model.ckpt", checkpoint))
+        )
     if is_checkpoint_folder(checkpoint):
         return Config(Namespace(cfg_path=checkpoint, options=options))
     saved = weights.read_file(resolve_file(checkpoint, "CHECKPOINT"), "CHECKPOINT")
     config = weights.mapping(weights.mapping(saved).get("config"))
     if not weights.mapping(config.get("model")).get("arch"):
-        raise CheckpointError(f"CHECKPOINT: '{checkpoint}' does not say which model it is of; give --cfg-path YAML")
+        raise CheckpointError(
+            f"CHECKPOINT: '{checkpoint}' does not say which model it is of; give --cfg-path YAML"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         config = {**config, "imports": shipped_imports(config.get("imports"), checkpoint)}
         path.write_text(checkpoint_folder.config_text(config), encoding="utf-8")
-        return Config(Namespace(cfg_path=str(path), options=with_option(options, "model.ckpt", checkpoint)))
+        return Config(
+            Namespace(cfg_path=str(path), options=with_option(options, "model.ckpt", checkpoint))
+        )
 
 
 def check_exportable(section: Any) -> None:
@@ -84,7 +92,9 @@ def open_skeleton(cfg: Config) -> tuple[MiniGPTBase, Any]:
     return model, saved
 
 
-def write_checkpoint(cfg: Config, model: MiniGPTBase, saved: Any, folder: Path, license: str | None = None) -> None:
+def write_checkpoint(
+    cfg: Config, model: MiniGPTBase, saved: Any, folder: Path, license: str | None = None
+) -> None:
     """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
 
     One that is a folder already is copied. Raises ValueError for a licence that is not the folder's own.
@@ -94,12 +104,16 @@ def write_checkpoint(cfg: Config, model: MiniGPTBase, saved: Any, folder: Path, 
     if is_checkpoint_folder(section.ckpt):
         own = checkpoint_folder.read_manifest(path.parent, "CHECKPOINT").get("licence")
         if license not in (None, own):
-            raise ValueError(f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there")
+            raise ValueError(
+                f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there"
+            )
         shutil.copytree(path.parent, folder)
         return
     found = weights.read_tensors(path, "model.ckpt", root="model")
     names = {model.release_name(name) for name, _ in model.named_parameters()}
-    tensors = {name: tensor for name, tensor in adapters.in_release_names(found).items() if name in names}
+    tensors = {
+        name: tensor for name, tensor in adapters.in_release_names(found).items() if name in names
+    }
     checkpoint_folder.write_folder(
         folder, tensors, cfg.to_dict(), identity_of(saved, model), section, license, source=path
     )
@@ -107,6 +121,8 @@ def write_checkpoint(cfg: Config, model: MiniGPTBase, saved: Any, folder: Path, 
 
 def identity_of(saved: Any, model: MiniGPTBase) -> Mapping[str, Any]:
     """Return what a checkpoint says that it belongs to; of one that does not, the model that took its weights."""
-    theirs = weights.mapping(weights.mapping(weights.mapping(saved).get("progress")).get("identity"))
+    theirs = weights.mapping(
+        weights.mapping(weights.mapping(saved).get("progress")).get("identity")
+    )
     own = model.identity()
     return own | {key: value for key, value in theirs.items() if key in own}

@@ -11,7 +11,14 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
-_TEXTS = ("user", "assistant", "answer", "system", "around_system", "markers")  # of a Template, in the Jinja template
+_TEXTS = (
+    "user",
+    "assistant",
+    "answer",
+    "system",
+    "around_system",
+    "markers",
+)  # of a Template, in the Jinja template
 # A stop string is tokenised by what stands before it.
 _BEFORE = ("", "a", "a.", "a ", "a\n")
 
@@ -27,11 +34,19 @@ def with_image_token(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokeniz
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"model.llama_model: {type(tokenizer).__name__} cannot be saved as tokenizer.json; no export")
+        raise ValueError(
+            f"model.llama_model: {type(tokenizer).__name__} cannot be saved as tokenizer.json; no export"
+        )
     if IMAGE_TOKEN in tokenizer.get_vocab():
         raise ValueError(f"model.llama_model: its vocabulary has {IMAGE_TOKEN} already; no export")
-    roles = {role: str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    exported = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(backend.to_str()), **roles)
+    roles = {
+        role: str(token)
+        for role, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    exported = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(backend.to_str()), **roles
+    )
     exported.add_special_tokens(
         {"extra_special_tokens": [AddedToken(IMAGE_TOKEN, special=True, normalized=False)]},
         replace_extra_special_tokens=False,
@@ -43,7 +58,11 @@ def with_image_token(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokeniz
 def stop_ids(tokenizer: "PreTrainedTokenizerBase", template: Template, known: Any) -> list[int]:
     """Return the ids that end an answer: end tokens, `known` (of generation_config), and those that begin a stop."""
     ids = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
-    special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = {
+        token.content: index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
     for stop in template.stop:
         if stop in special:
             ids.add(special[stop])
@@ -59,12 +78,20 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", template: Template, known: An
 def chat_template(template: Template, has_bos: bool) -> str:
     """Return the Jinja template whose prompts are `Conversation`'s: chat_template.jinja with a format's texts."""
     texts = {key: getattr(template, key) for key in _TEXTS} | {"bos": has_bos}
-    head = [f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}" for key, value in texts.items()]
-    return "\n".join([*head, (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")])
+    head = [
+        f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}"
+        for key, value in texts.items()
+    ]
+    return "\n".join(
+        [*head, (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")]
+    )
 
 
 def make_processor(
-    tokenizer: "PreTrainedTokenizerFast", image: ImageFormat, num_image_tokens: int, template: Template
+    tokenizer: "PreTrainedTokenizerFast",
+    image: ImageFormat,
+    num_image_tokens: int,
+    template: Template,
 ) -> "LlavaProcessor":
     """Return the processor that puts `num_image_tokens` in an image's place, and makes our pixels."""
     from transformers import LlavaProcessor

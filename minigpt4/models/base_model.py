@@ -11,7 +11,11 @@ from torch import nn
 from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.image_format import ImageFormat
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # model.llm_precision
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}  # model.llm_precision
 WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}  # weights in one element of a tensor of 4-bit weights
 
 
@@ -122,7 +126,9 @@ class BaseModel(nn.Module):
 
     def parts(self) -> list[Part]:
         """Return the parts in the order of construction."""
-        return [_row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]]
+        return [
+            _row(*part) for part in [*self.named_parameters(recurse=False), *self.named_children()]
+        ]
 
 
 def _row(name: str, part: nn.Module | nn.Parameter) -> Part:
@@ -133,10 +139,16 @@ def _row(name: str, part: nn.Module | nn.Parameter) -> Part:
 
     scales = part.named_buffers() if isinstance(part, nn.Module) else ()
     scales = [buffer for name, buffer in scales if name.endswith(".scale")]
-    scales += [state.absmax for parameter in parameters if (state := getattr(parameter, "quant_state", None))]
+    scales += [
+        state.absmax
+        for parameter in parameters
+        if (state := getattr(parameter, "quant_state", None))
+    ]
     return Part(
         name=name,
-        parameters=sum(parameter.numel() * WEIGHTS_IN.get(parameter.dtype, 1) for parameter in parameters),
+        parameters=sum(
+            parameter.numel() * WEIGHTS_IN.get(parameter.dtype, 1) for parameter in parameters
+        ),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         dtype=texts(parameter.dtype for parameter in parameters),
         bytes=sum(tensor.nbytes for tensor in [*parameters, *scales]),
@@ -154,4 +166,8 @@ def resolve_compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.float16
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return torch.bfloat16 if any(getattr(torch.cpu, probe, bool)() for probe in probes) else torch.float32
+    return (
+        torch.bfloat16
+        if any(getattr(torch.cpu, probe, bool)() for probe in probes)
+        else torch.float32
+    )

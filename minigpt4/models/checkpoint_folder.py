@@ -58,14 +58,20 @@ def write_folder(
     FileExistsError if there is something at `folder`.
     """
     with written_whole(folder) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / FOLDER_WEIGHTS)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            scratch / FOLDER_WEIGHTS,
+        )
         (scratch / CONFIG).write_text(config_text(config), encoding="utf-8")
         for card in RUN_CARDS if source else ():
             if (beside := source.with_name(card)).is_file():
                 shutil.copyfile(beside, scratch / card)
         manifest = FORMAT | {
             "licence": license,
-            "weights": {"sha256": file_sha256(scratch / FOLDER_WEIGHTS), "tensors": _listing(tensors)},
+            "weights": {
+                "sha256": file_sha256(scratch / FOLDER_WEIGHTS),
+                "tensors": _listing(tensors),
+            },
             "parts": _parts(identity, paths),
             "composition": identity["composition"],
             "template": {key: identity[key] for key in TEXT},
@@ -90,7 +96,13 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 def _lasting(path: Any) -> Any:
     """Return a path that leads to the same file from any working directory; of what is shipped, on any machine."""
-    if not isinstance(path, str) or not path or is_url(path) or "${" in path or path.startswith(("~", "$")):
+    if (
+        not isinstance(path, str)
+        or not path
+        or is_url(path)
+        or "${" in path
+        or path.startswith(("~", "$"))
+    ):
         return path
     absolute = Path(os.path.abspath(path))
     if not absolute.exists():  # a name, or a file that is not there any more
@@ -102,7 +114,8 @@ def _lasting(path: Any) -> Any:
 
 def _listing(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {
-        name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for name, tensor in tensors.items()
+        name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in tensors.items()
     }
 
 
@@ -144,8 +157,14 @@ def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[st
         return saved
     manifest = read_manifest(path.parent, "model.ckpt")
     parts = weights.mapping(manifest.get("parts"))
-    identity = {**parts, **weights.mapping(manifest.get("template")), "composition": manifest.get("composition")}
-    weights.check_composition({"progress": {"identity": identity}}, path.parent, "model.ckpt", own["composition"])
+    identity = {
+        **parts,
+        **weights.mapping(manifest.get("template")),
+        "composition": manifest.get("composition"),
+    }
+    weights.check_composition(
+        {"progress": {"identity": identity}}, path.parent, "model.ckpt", own["composition"]
+    )
     kinds = [("LLM", "llama_model", parts.get("llm"), own.get("llm"))]
     for key, ours in weights.mapping(own.get("vision")).items():
         kinds.append((f"{key} file", key, weights.mapping(parts.get("vision")).get(key), ours))

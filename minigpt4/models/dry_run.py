@@ -30,7 +30,9 @@ class DryRun:
             return f"only a frozen LLM is divided among ranks, and model.train.llm is {mode}"
         if kind not in sharding.KINDS:
             known = ", ".join(sharding.KINDS)
-            return f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
+            return (
+                f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
+            )
         return None
 
     @classmethod
@@ -39,21 +41,34 @@ class DryRun:
         cls.settle(cfg)
         model = cls(cfg, compute_dtype)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        model.attach_language(language_model.meta_llm(cfg.llama_model, model.llm_dtype, kind), "meta")
+        model.attach_language(
+            language_model.meta_llm(cfg.llama_model, model.llm_dtype, kind), "meta"
+        )
         return model
 
     @classmethod
-    def plan(cls, cfg: MiniGPT4Config, device: torch.device | str, num_shares: int = 1) -> list[Part]:
+    def plan(
+        cls, cfg: MiniGPT4Config, device: torch.device | str, num_shares: int = 1
+    ) -> list[Part]:
         """Return the parts that `from_config` would build on `device`, once its files fit; see `read_files`.
 
         `num_shares`: into how many the LLM is divided; its `bytes` are those of one.
         """
         device = torch.device(device)
-        quantization.check_device(quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device)
+        quantization.check_device(
+            quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device
+        )
         model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
         model.read_files(cfg)
-        sizes = {} if num_shares == 1 else {"llama_model": sharding.share_bytes(model.llama_model, num_shares)}
-        return [part._replace(device=str(device), bytes=sizes.get(part.name, part.bytes)) for part in model.parts()]
+        sizes = (
+            {}
+            if num_shares == 1
+            else {"llama_model": sharding.share_bytes(model.llama_model, num_shares)}
+        )
+        return [
+            part._replace(device=str(device), bytes=sizes.get(part.name, part.bytes))
+            for part in model.parts()
+        ]
 
     def read_files(self, cfg: MiniGPT4Config) -> None:
         """Read into a skeleton what `from_config` will read, but for the LLM's weights: names and shapes must fit.
@@ -70,7 +85,9 @@ class DryRun:
     def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
         """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
         cls.settle(cfg)
-        return TextPreview(cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg))
+        return TextPreview(
+            cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg)
+        )
 
     @classmethod
     def training_memory(
@@ -88,7 +105,12 @@ class DryRun:
         peak = memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
         if num_shares == 1:
             return peak
-        llm = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device))).llama_model
+        llm = cls.skeleton(
+            cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device))
+        ).llama_model
         return (
-            peak - sharding.share_bytes(llm, 1) + sharding.share_bytes(llm, num_shares) + sharding.gathered_bytes(llm)
+            peak
+            - sharding.share_bytes(llm, 1)
+            + sharding.share_bytes(llm, num_shares)
+            + sharding.gathered_bytes(llm)
         )

@@ -26,7 +26,9 @@ class LanguageSide:
         chat_format.settle(cfg)
 
     @startup.phase("LLM")
-    def load_language(self, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool = False) -> None:
+    def load_language(
+        self, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool = False
+    ) -> None:
         """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
@@ -48,7 +50,9 @@ class LanguageSide:
         """Take an LLM, add what of it trains, and make the projection into its embedding space."""
         self.llama_model = llm
         if torch.device(device).type == "cuda":
-            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each length: 25 ms and more
+            torch.backends.cuda.enable_cudnn_sdp(
+                False
+            )  # it plans anew for each length: 25 ms and more
         if self.train_modes["llm"] != "full":
             self.freeze("llama_model")
         if self.lora_r:
@@ -90,4 +94,8 @@ class LanguageSide:
         config = self.llama_model.config.get_text_config()
         width = self.llama_model.get_input_embeddings().weight.shape[1]
         sizes = f"{config.num_hidden_layers} layers, width {width}, vocabulary {config.vocab_size}"
-        return {**self.vision_composition(), "projector": self.projector, "llm": f"{config.model_type}: {sizes}"}
+        return {
+            **self.vision_composition(),
+            "projector": self.projector,
+            "llm": f"{config.model_type}: {sizes}",
+        }

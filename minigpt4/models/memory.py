@@ -35,7 +35,13 @@ class Cost(NamedTuple):
     launches: int
 
 
-def count(model_class: type, cfg: Any, device: torch.device, batch_size: int, max_tokens: int | None = None) -> Cost:
+def count(
+    model_class: type,
+    cfg: Any,
+    device: torch.device,
+    batch_size: int,
+    max_tokens: int | None = None,
+) -> Cost:
     """Return the Cost of a step of a `model` section: `batch_size` texts of full length behind the longest prompt.
 
     `max_tokens`: as many are in the LLM at once. On a GPU the attention of GPUs of 2020 and later is counted. Raises
@@ -59,10 +65,16 @@ def count(model_class: type, cfg: Any, device: torch.device, batch_size: int, ma
 def count_step(model: torch.nn.Module, samples: dict, device: torch.device, loss: Callable) -> Cost:
     """Return the Cost of ``loss(samples)``, backward and AdamW; the model is on the meta device, images are added."""
     shape = (len(samples["text_input"]), 3, model.image_size, model.image_size)
-    with without_values(model), attention.as_on_gpu(device.type == "cuda"), MemoryCounter() as counter:
+    with (
+        without_values(model),
+        attention.as_on_gpu(device.type == "cuda"),
+        MemoryCounter() as counter,
+    ):
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now
-        optimizer = _with_state([parameter for parameter in model.parameters() if parameter.requires_grad])
+        optimizer = _with_state(
+            [parameter for parameter in model.parameters() if parameter.requires_grad]
+        )
         samples = samples | {"image": torch.empty(shape), "iters": 0}
         counter.launches = 0
         found = loss(samples)
@@ -114,7 +126,9 @@ class MemoryCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         is_new = [self._hold(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.launches += func._schema.is_mutable or (any(is_new) and "empty" not in func._schema.name)
+        self.launches += func._schema.is_mutable or (
+            any(is_new) and "empty" not in func._schema.name
+        )
         return out
 
     def _hold(self, tensor):
@@ -146,11 +160,15 @@ def without_values(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         if id(tensor) not in fakes:
             made = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             is_parameter = isinstance(tensor, torch.nn.Parameter)
-            fakes[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+            fakes[id(tensor)] = (
+                torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+            )
         return fakes[id(tensor)]
 
     with FakeTensorMode():
         for part in model.modules():
             for tensors in (part._parameters, part._buffers):
-                tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+                tensors.update(
+                    {name: fake(tensor) for name, tensor in tensors.items() if tensor is not None}
+                )
         yield model

@@ -47,7 +47,10 @@ class MiniGPT4(MiniGPTBase):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
         self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
-        self.tower_name, self.bridge = tower.family if towers.is_folder(cfg) else towers.name_of(cfg), bridge_of(cfg)
+        self.tower_name, self.bridge = (
+            tower.family if towers.is_folder(cfg) else towers.name_of(cfg),
+            bridge_of(cfg),
+        )
         self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
         self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
         self.ln_vision = LayerNorm(tower.width, device="meta")
@@ -68,7 +71,9 @@ class MiniGPT4(MiniGPTBase):
         if self.has_new_bridge:
             qformer = replace(standard, encoder_width=tower.width)
         else:
-            qformer = weights.dimensions(cached_path(cfg.q_former_model), standard, "model.q_former_model")
+            qformer = weights.dimensions(
+                cached_path(cfg.q_former_model), standard, "model.q_former_model"
+            )
         if qformer.encoder_width != tower.width:
             raise ValueError(
                 f"model.q_former_model: its Q-Former looks at {qformer.encoder_width}-wide image tokens, the "
@@ -76,7 +81,9 @@ class MiniGPT4(MiniGPTBase):
                 f"a new one: model.q_former_model={NEW} model.train.bridge=full"
             )
         self.Qformer = build_qformer(qformer)
-        self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, qformer.hidden_size, device="meta"))
+        self.query_tokens = nn.Parameter(
+            torch.empty(1, cfg.num_query_token, qformer.hidden_size, device="meta")
+        )
         self.bridge_shape = cfg.num_query_token, qformer.hidden_size
         if self.train_modes["bridge"] == "frozen":
             self.freeze("Qformer", "query_tokens")
@@ -123,7 +130,11 @@ class MiniGPT4(MiniGPTBase):
     def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
         reads_qformer = bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW
         files = [cfg.q_former_model if reads_qformer else "", cfg.ckpt]
-        return [towers.weights_path(cfg), *map(cached_path, filter(None, files)), expand_path(cfg.llama_model)]
+        return [
+            towers.weights_path(cfg),
+            *map(cached_path, filter(None, files)),
+            expand_path(cfg.llama_model),
+        ]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         main_print("Loading VIT")
@@ -182,7 +193,9 @@ class MiniGPT4(MiniGPTBase):
             if name.startswith(("query_tokens", "ln_vision.", "Qformer."))
         }
         hint = f"Expected the file of BLIP-2, or its dimensions in '{path.with_suffix('.json')}'"
-        found = weights.match(found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint)
+        found = weights.match(
+            found, expected, "model.q_former_model", path, weights.QFORMER_EXCESS, hint=hint
+        )
         weights.check_finite(found, "model.q_former_model", path)
         weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
         is_frozen = self.train_modes["bridge"] == "frozen"
@@ -212,9 +225,13 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))  # [I, prefix + patches, Dv]
+            image_embeds = self.ln_vision(
+                self.visual_encoder(image.to(self.device))
+            )  # [I, prefix + patches, Dv]
             if self.Qformer is None:
-                return self.llama_proj(merging.join_patches(image_embeds, self.num_prefix, self.bridge))  # [I, Q, D]
+                return self.llama_proj(
+                    merging.join_patches(image_embeds, self.num_prefix, self.bridge)
+                )  # [I, Q, D]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
             return self.llama_proj(queries)  # [I, Q, D]
 

@@ -28,18 +28,26 @@ class MiniGPT4Config:
     arch: str = "mini_gpt4"
     model_type: str = "pretrain_vicuna"
     # vision encoder
-    vision_model: str = ""  # folder of transformers, or name of timm with its file as vit_ckpt; empty: vit_model
+    vision_model: str = (
+        ""  # folder of transformers, or name of timm with its file as vit_ckpt; empty: vit_model
+    )
     vit_model: str = "eva_clip_g"
     vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
     image_size: int | None = None  # None: that of the vision tower
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False  # of the ViT
-    vit_precision: str = "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
+    vit_precision: str = (
+        "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
+    )
     freeze_vit: bool = True  # and ln_vision
     # from patches to vectors of the LLM
-    bridge: str | None = None  # qformer | merged: four neighbours joined | none: patches as they are; None: has_qformer
+    bridge: str | None = (
+        None  # qformer | merged: four neighbours joined | none: patches as they are; None: has_qformer
+    )
     has_qformer: bool = True  # False: merged
-    q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL; new: random, to be trained
+    q_former_model: str = (
+        f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL; new: random, to be trained
+    )
     num_query_token: int = 32
     freeze_qformer: bool = True  # and query_tokens
     projector: str = "linear"  # mlp2x_gelu: two layers
@@ -49,30 +57,55 @@ class MiniGPT4Config:
     llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8, fp8) or 4 (nf4, int4)
     low_resource: bool = False  # the key of 2023: llm_quantization int8
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
-    device_map: str = "none"  # auto, or another of accelerate's: spreads the LLM of a chat over all GPUs
+    device_map: str = (
+        "none"  # auto, or another of accelerate's: spreads the LLM of a chat over all GPUs
+    )
     check_llm: bool = True  # refuse an LLM that does not read English
-    llm_checkpointing: bool = False  # layers computed again for backward: less memory, half as much work more
+    llm_checkpointing: bool = (
+        False  # layers computed again for backward: less memory, half as much work more
+    )
     use_grad_checkpoint_llm: bool = False  # the newest release's name of the same
-    lora_r: int = 0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
+    lora_r: int = (
+        0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
+    )
     lora_alpha: int = 16  # they count alpha / r
-    train: TrainConfig = field(default_factory=TrainConfig)  # frozen | full | lora of each part; rates: run.lr
+    train: TrainConfig = field(
+        default_factory=TrainConfig
+    )  # frozen | full | lora of each part; rates: run.lr
     compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
     # text
     prompt_path: str = ""
-    prompt_template: str | None = None  # one {} for the prompt; None: the tokenizer's own chat template, if it has one
-    chat_template: bool = False  # an `instruction_input` of the newest release's data goes into prompt_template
+    prompt_template: str | None = (
+        None  # one {} for the prompt; None: the tokenizer's own chat template, if it has one
+    )
+    chat_template: bool = (
+        False  # an `instruction_input` of the newest release's data goes into prompt_template
+    )
     max_context_len: int = 3800  # tokens of a prompt, images included
     max_txt_len: int = 32  # tokens of a caption, end symbol included
     end_sym: str = "\n"
-    mask_eos_labels: bool = True  # 2023: an end token in the text is no target; False where end_sym is the end token
-    pack_sequences: bool = True  # texts of a batch without padding, where the LLM can; same loss and gradient
+    mask_eos_labels: bool = (
+        True  # 2023: an end token in the text is no target; False where end_sym is the end token
+    )
+    pack_sequences: bool = (
+        True  # texts of a batch without padding, where the LLM can; same loss and gradient
+    )
     # a chat, unless it says otherwise
     repetition_penalty: float = 1.0  # of answers
-    reads_boxes: bool = False  # it was trained on MiniGPT-v2's task identifiers and boxes: the demo offers them
+    reads_boxes: bool = (
+        False  # it was trained on MiniGPT-v2's task identifiers and boxes: the demo offers them
+    )
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
-    READ_PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model", "prompt_path", "ckpt")
+    READ_PATHS = (
+        "vision_model",
+        "vit_ckpt",
+        "q_former_model",
+        "llama_model",
+        "prompt_path",
+        "ckpt",
+    )
 
     DEAD_KEYS = {
         "prompt": "training prompts come from model.prompt_path",
@@ -96,31 +129,53 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     """Return all that is wrong with the section; nothing is loaded."""
     problems = []
     if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # own code may add to it
-        problems.append(Problem(f"{where}.vit_model", f"'{cfg.vit_model}' is not one of {', '.join(VIT_MODELS)}"))
+        problems.append(
+            Problem(
+                f"{where}.vit_model", f"'{cfg.vit_model}' is not one of {', '.join(VIT_MODELS)}"
+            )
+        )
     problems += [
-        Problem(f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}")
+        Problem(
+            f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}"
+        )
         for key, choices in _CHOICES.items()
         if cfg.get(key) not in choices
     ]
-    if cfg.device_map != "none" and (kind := kind_of(cfg.llm_quantization, cfg.low_resource)) not in ("none", "nf4"):
+    if cfg.device_map != "none" and (
+        kind := kind_of(cfg.llm_quantization, cfg.low_resource)
+    ) not in ("none", "nf4"):
         message = f"the LLM in {kind} lies on one device; to spread it, take model.llm_quantization none or nf4"
         problems.append(Problem(f"{where}.device_map", message))
     if not re.fullmatch(r"\d+|cpu|cuda(:\d+)?", str(cfg.device_8bit)):
-        problems.append(Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU"))
+        problems.append(
+            Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU")
+        )
     for key in ("image_size", "num_query_token", "lora_alpha", "max_context_len", "max_txt_len"):
         if cfg.get(key) is not None and cfg.get(key) < 1:
             problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))
     if cfg.lora_r < 0:
-        problems.append(Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM"))
-    problems += [Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)]
+        problems.append(
+            Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM")
+        )
+    problems += [
+        Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)
+    ]
     problems += tower_problems(cfg, where, MiniGPT4Config.vit_ckpt)
     if bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW:
         problems += filter(None, [weights_problem(cfg.q_former_model, f"{where}.q_former_model")])
     if cfg.ckpt:
         problems += filter(None, [weights_problem(cfg.ckpt, f"{where}.ckpt")])
     problems += mode_problems(cfg, where, bridge_of(cfg))
-    if cfg.q_former_model == NEW and bridge_of(cfg) == "qformer" and modes(cfg)["bridge"] == "frozen":
-        problems.append(Problem(f"{where}.q_former_model", f"{NEW}: it is random; set {where}.train.bridge=full"))
+    if (
+        cfg.q_former_model == NEW
+        and bridge_of(cfg) == "qformer"
+        and modes(cfg)["bridge"] == "frozen"
+    ):
+        problems.append(
+            Problem(
+                f"{where}.q_former_model", f"{NEW}: it is random; set {where}.train.bridge=full"
+            )
+        )
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template or "", where)
 
 

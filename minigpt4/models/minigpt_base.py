@@ -22,7 +22,14 @@ from minigpt4.models import checkpoint_folder, training_parts, weights
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
 from minigpt4.models.language_side import LanguageSide
-from minigpt4.models.llm import backends, language_model, layouts, quantization, row_logits, sharding
+from minigpt4.models.llm import (
+    backends,
+    language_model,
+    layouts,
+    quantization,
+    row_logits,
+    sharding,
+)
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
 from minigpt4.models.trained_weights import TrainedWeights
@@ -44,7 +51,10 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         # text, see text.rows.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
-        self.trained_text = self.prompt_template, cfg.end_sym  # what the checkpoint says, if it does
+        self.trained_text = (
+            self.prompt_template,
+            cfg.end_sym,
+        )  # what the checkpoint says, if it does
         self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
         self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
         self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
@@ -53,7 +63,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         self.lora_r, self.lora_alpha = cfg.lora_r, cfg.lora_alpha
         self.train_modes, self.projector = training_parts.modes(cfg), cfg.projector
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
-        self.llm_backend = None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
+        self.llm_backend = (
+            None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
+        )
         self._llm_trained = False  # when llm_backend was chosen
         self._num_forwards, self._encoder = itertools.count(), None
 
@@ -118,7 +130,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
         shard = {"shard_llm": True} if shard_llm else {}  # own models may not know it
-        model.load_language(cfg, meant_for if is_quantised else torch.device(device or "cpu"), **shard)
+        model.load_language(
+            cfg, meant_for if is_quantised else torch.device(device or "cpu"), **shard
+        )
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
@@ -135,7 +149,11 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
 
     def identity(self) -> dict:
         """Return the frozen weights and the text around images that those which train belong to, as plain values."""
-        text = {"prompt_template": self.prompt_template, "end_sym": self.end_sym, "prompts": self.prompt_list}
+        text = {
+            "prompt_template": self.prompt_template,
+            "end_sym": self.end_sym,
+            "prompts": self.prompt_list,
+        }
         made_of = {"composition": self.composition()}
         return {"llm": self.llm_identity, "vision": self.vision_identity, **made_of, **text}
 
@@ -167,7 +185,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         counts = send([row.num_targets for row in rows], device=losses.device)[0]
         return {"loss": row_logits.sums_of_rows(losses, order, rows), "num_targets": counts}
 
-    def _target_losses(self, rows: list[Row], images: torch.Tensor) -> tuple[torch.Tensor, Sequence[int]]:
+    def _target_losses(
+        self, rows: list[Row], images: torch.Tensor
+    ) -> tuple[torch.Tensor, Sequence[int]]:
         """Return (cross entropy of each target [N], the rows as they stand in it one behind the other)."""
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
@@ -176,7 +196,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         with self.maybe_autocast():
             if backend == "padded":
                 pad_id = self.llama_tokenizer.pad_token_id
-                logits, targets = row_logits.padded(self.llama_model, rows, images, pad_id, self.llm_checkpointing)
+                logits, targets = row_logits.padded(
+                    self.llama_model, rows, images, pad_id, self.llm_checkpointing
+                )
                 order = range(len(rows))
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
@@ -200,7 +222,10 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         if not first.requires_grad:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             none = none + sum(parameter.flatten()[0] for parameter in trained[:1])
-        with self.maybe_autocast(), torch.set_grad_enabled(not language_model.trains(self.llama_model)):
+        with (
+            self.maybe_autocast(),
+            torch.set_grad_enabled(not language_model.trains(self.llama_model)),
+        ):
             return self.llama_proj(none)
 
     def rows(self, samples: dict) -> list[Row]:
@@ -233,7 +258,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
         images = self.encode_batch(samples["image"])
-        inputs = row_logits.padded_inputs(self.llama_model, rows, images, self.llama_tokenizer.pad_token_id)
+        inputs = row_logits.padded_inputs(
+            self.llama_model, rows, images, self.llama_tokenizer.pad_token_id
+        )
         return inputs, max(len(row.ids) - row.num_prompt for row in rows)
 
     def choose_backend(self) -> str:
@@ -245,12 +272,16 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         if self.llm_backend is None or trains != self._llm_trained:
             self._llm_trained = trains
             with self.maybe_autocast():
-                self.llm_backend = backends.choose(self.llama_model, self.pack_sequences, self.may_compile)
+                self.llm_backend = backends.choose(
+                    self.llama_model, self.pack_sequences, self.may_compile
+                )
         return self.llm_backend
 
     def _no_target(self, rows: list[Row]) -> ValueError:
         has_text = any(len(row.ids) > row.num_prompt for row in rows)
-        advice = "; model.end_sym is the end token: set model.mask_eos_labels=False" if has_text else ""
+        advice = (
+            "; model.end_sym is the end token: set model.mask_eos_labels=False" if has_text else ""
+        )
         return ValueError(
             f"batch has no target token: all {len(rows)} captions are empty after truncation "
             f"(model.max_txt_len={self.max_txt_len}){advice}"

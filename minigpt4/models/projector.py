@@ -20,7 +20,9 @@ def build(kind: str, width: int, llm_width: int, device: torch.device | str) -> 
     """Return the projection from `width` to `llm_width`, one of KINDS, as torch initialises it."""
     first = nn.Linear(width, llm_width, device=device)
     return (
-        first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width, device=device))
+        first
+        if kind == "linear"
+        else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width, device=device))
     )
 
 
@@ -38,7 +40,9 @@ def widths(state: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
     return weights[0].shape[1], len(weights[1])
 
 
-def check(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], where: str, path: Path | str) -> None:
+def check(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], where: str, path: Path | str
+) -> None:
     """Raise CheckpointError if a checkpoint's projection is not of the kind and widths of the model's, `own`."""
     found, ours = kind_of(state), kind_of(own)
     if found not in (None, ours):

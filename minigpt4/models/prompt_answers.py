@@ -40,7 +40,9 @@ class PromptAnswers:
         Each is the same alone and in a batch. It ends with the end token, or with `stop_words_ids`: ids, or sequences
         of them. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises ValueError.
         """
-        from transformers import RepetitionPenaltyLogitsProcessor  # `generate` skips as many tokens as are padded
+        from transformers import (
+            RepetitionPenaltyLogitsProcessor,
+        )  # `generate` skips as many tokens as are padded
 
         embeds, mask = self.prompt_embeds(images, texts)
         # A stop of one id ends a row as the end token does; longer ones need the ids before it.
@@ -64,7 +66,9 @@ class PromptAnswers:
             )
         return [self._answer_text(ids) for ids in answers.tolist()]
 
-    def prompt_embeds(self, images: torch.Tensor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def prompt_embeds(
+        self, images: torch.Tensor, texts: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (embeddings [B, L, D], mask [B, L]) of prompts with their images, padded on the left with zeros."""
         _check(images, texts)
         vectors, embedding = self.encode_images(images), self.llama_model.get_input_embeddings()
@@ -74,7 +78,9 @@ class PromptAnswers:
             rows.append(embed(embedding, ids, own))
         # Padded on the left: a new token stands beside the last one of its prompt.
         longest = max(map(len, rows))
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=vectors.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=vectors.device
+        )
         return torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows]), mask
 
     @torch.no_grad()
@@ -100,7 +106,11 @@ class PromptAnswers:
 
     @torch.no_grad()
     def candidate_losses(
-        self, images: torch.Tensor, texts: Sequence[str], answers: Sequence[Sequence[str]], score: str = "sum"
+        self,
+        images: torch.Tensor,
+        texts: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        score: str = "sum",
     ) -> torch.Tensor:
         """Return the losses [B, K] of candidates `answers[k][i]`: the sum over an answer's tokens, or their mean.
 
@@ -117,7 +127,9 @@ class PromptAnswers:
                 )
             rows = self.rows({"image": images, "instruction_input": texts, "answer": candidates})
             found = self.row_losses(rows, vectors)
-            columns.append(found["loss"] / found["num_targets"] if score == "mean" else found["loss"])
+            columns.append(
+                found["loss"] / found["num_targets"] if score == "mean" else found["loss"]
+            )
         return torch.stack(columns, 1).float().cpu()
 
     def _answer_text(self, ids: list[int]) -> str:
@@ -141,7 +153,11 @@ def _end_with(ids: torch.Tensor, stops: Sequence[list[int]]) -> torch.Tensor:
 def _check(images: torch.Tensor, texts: Sequence[str]) -> None:
     if isinstance(texts, str) or len(images) != len(texts) or not len(texts):
         found = "a text" if isinstance(texts, str) else f"{len(texts)} texts"
-        raise ValueError(f"{len(images)} images and {found}; expected a list of texts, one for each image")
+        raise ValueError(
+            f"{len(images)} images and {found}; expected a list of texts, one for each image"
+        )
     for number, text in enumerate(texts):
         if (count := prompt_segments(text).count(IMAGE)) != 1:
-            raise ValueError(f"texts[{number}]: {text!r:.200} has {count} {IMAGE_SLOT}; expected exactly one")
+            raise ValueError(
+                f"texts[{number}]: {text!r:.200} has {count} {IMAGE_SLOT}; expected exactly one"
+            )

@@ -31,7 +31,11 @@ class TrainedWeights:
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone."""
-        return {name: tensor.detach() for name, tensor in self._release_parameters().items() if tensor.requires_grad}
+        return {
+            name: tensor.detach()
+            for name, tensor in self._release_parameters().items()
+            if tensor.requires_grad
+        }
 
     def load_ckpt(self, path: Path) -> Any:
         """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
@@ -43,7 +47,9 @@ class TrainedWeights:
         if any(".lora_" in name for name in tensors):
             needed += filter(adapters.is_lora, self._release_parameters())
         elif self.lora_r:
-            logging.warning(f"model.ckpt: '{path}' has no LoRA; the model's starts anew, from the LLM as it is")
+            logging.warning(
+                f"model.ckpt: '{path}' has no LoRA; the model's starts anew, from the LLM as it is"
+            )
         taken = self.load_trainable(tensors, "model.ckpt", needed, path)
         if frozen := [name for name in taken if not self._release_parameters()[name].requires_grad]:
             logging.warning(
@@ -54,7 +60,11 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load_trainable(
-        self, state: dict, where: str, needed: list[str] | None = None, path: Path | str = "checkpoint"
+        self,
+        state: dict,
+        where: str,
+        needed: list[str] | None = None,
+        path: Path | str = "checkpoint",
     ) -> list[str]:
         """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
 
@@ -68,8 +78,13 @@ class TrainedWeights:
         except ValueError as error:
             raise CheckpointError(f"{where}: '{path}': {error}") from None
         projector.check(state, own, where, path)
-        expected, hint = {name: own[name] for name in needed}, adapters.advice(state, own, self.lora_r)
-        found = weights.match(state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint)
+        expected, hint = (
+            {name: own[name] for name in needed},
+            adapters.advice(state, own, self.lora_r),
+        )
+        found = weights.match(
+            state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint
+        )
         weights.check_finite(found, where, path)
         for name, tensor in found.items():
             if not own[name].is_floating_point() or own[name].element_size() == 1:

@@ -57,21 +57,41 @@ def mode_problems(cfg: Any, where: str, bridge: str) -> list[Problem]:
     found = modes(cfg)
     for part in ("vision", "bridge", "projector"):
         check(found[part] == "lora", part, "LoRA is for the LLM alone; expected frozen or full")
-    check(cfg.train.bridge == "full" and bridge != "qformer", "bridge", f"the bridge {bridge} has no weights")
-    check(found["projector"] == "frozen" and not cfg.ckpt, "projector", f"it is random without {where}.ckpt; name one")
-    check(found["llm"] == "lora" and not cfg.lora_r, "llm", f"needs a rank: set {where}.lora_r, e.g. 64")
+    check(
+        cfg.train.bridge == "full" and bridge != "qformer",
+        "bridge",
+        f"the bridge {bridge} has no weights",
+    )
+    check(
+        found["projector"] == "frozen" and not cfg.ckpt,
+        "projector",
+        f"it is random without {where}.ckpt; name one",
+    )
+    check(
+        found["llm"] == "lora" and not cfg.lora_r,
+        "llm",
+        f"needs a rank: set {where}.lora_r, e.g. 64",
+    )
     message = f"{where}.lora_r is {cfg.lora_r}; set it to 0, or train.llm to lora"
     check(found["llm"] != "lora" and cfg.lora_r > 0, "llm", message)
     is_packed = cfg.llm_quantization != "none" or cfg.low_resource
     check(
-        found["llm"] == "full" and is_packed, "llm", f"weights in 8 or 4 bits do not train; set {where}.train.llm lora"
+        found["llm"] == "full" and is_packed,
+        "llm",
+        f"weights in 8 or 4 bits do not train; set {where}.train.llm lora",
     )
-    trained = [part for part in PARTS if found[part] != "frozen" and not (part == "bridge" and bridge != "qformer")]
+    trained = [
+        part
+        for part in PARTS
+        if found[part] != "frozen" and not (part == "bridge" and bridge != "qformer")
+    ]
     check(not trained, "projector", "all parts are frozen: nothing would train")
     return problems
 
 
-def mode_table(modes: Mapping[str, str], parts: list[Any], rates: Mapping[str, float | None]) -> str:
+def mode_table(
+    modes: Mapping[str, str], parts: list[Any], rates: Mapping[str, float | None]
+) -> str:
     """Return a table of what trains: mode, peak learning rate, parameters. `parts`: those of `BaseModel.parts()`."""
     rows = [("part", "train", "lr", "trainable", "of")]
     for part, mode in modes.items():
@@ -80,5 +100,7 @@ def mode_table(modes: Mapping[str, str], parts: list[Any], rates: Mapping[str, f
         rate = f"{rates[part]:g}" if trainable and rates.get(part) is not None else "-"
         rows.append((part, mode if own else "absent", rate, f"{trainable:,}", f"{total:,}"))
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    line = f"{{:<{sizes[0]}}}  {{:<{sizes[1]}}}  {{:>{sizes[2]}}}  {{:>{sizes[3]}}}  {{:>{sizes[4]}}}"
+    line = (
+        f"{{:<{sizes[0]}}}  {{:<{sizes[1]}}}  {{:>{sizes[2]}}}  {{:>{sizes[3]}}}  {{:>{sizes[4]}}}"
+    )
     return "\n".join(line.format(*row).rstrip() for row in rows)

@@ -36,13 +36,19 @@ QFORMER_EXCESS = (
 )
 CHECKPOINT_EXCESS = (
     (r"Qformer\.bert\.embeddings\.position_ids", "constant of 2023's text embeddings"),
-    (r"llama_model\.(base_model\.model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "constant of LLaMA"),
+    (
+        r"llama_model\.(base_model\.model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+        "constant of LLaMA",
+    ),
 )
 
 
 # The parts of a model's composition: the key that names each, why a checkpoint does not go with another one.
 _PARTS = {
-    "llm": ("model.llama_model", "its projection has learnt that LLM's embeddings, which mean nothing to another"),
+    "llm": (
+        "model.llama_model",
+        "its projection has learnt that LLM's embeddings, which mean nothing to another",
+    ),
     "vision": ("model.vision_model", "its projection has learnt what that vision tower says"),
     "bridge": ("model.bridge", "its projection has learnt what comes through that bridge"),
     "projector": ("model.projector", "the layers are others"),
@@ -69,7 +75,9 @@ def read_file(path: Path, where: str) -> Any:
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path, where)
-    state = load_pickle(path, where, "Use the released file, or save its state dict alone", mmap=True)
+    state = load_pickle(
+        path, where, "Use the released file, or save its state dict alone", mmap=True
+    )
     check_sums(path, where, "Copy or download it again")
     return state
 
@@ -86,18 +94,26 @@ def tensors_of(state: Any, path: Path, where: str, root: str | None = None) -> T
     """
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
-    others = [key for key in state if not _is_weight(key, state[key])] if isinstance(state, dict) else None
+    others = (
+        [key for key in state if not _is_weight(key, state[key])]
+        if isinstance(state, dict)
+        else None
+    )
     if others is None or others:
         kind = type(state[others[0]]).__name__ if others else ""
         found = f"'{others[0]!s:.80}' in it is a {kind}" if others else f"a {type(state).__name__}"
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
-        raise CheckpointError(f"{where}: '{path}' is no file of weights ({found}); expected {expected}")
+        raise CheckpointError(
+            f"{where}: '{path}' is no file of weights ({found}); expected {expected}"
+        )
     return state
 
 
 def _is_weight(name: Any, value: Any) -> bool:
     """Whether that is a name and a plain tensor: not sparse, quantised, complex, or without numbers."""
-    is_plain = torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
+    is_plain = (
+        torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
+    )
     return is_plain and isinstance(name, str) and not (value.is_quantized or value.is_complex())
 
 
@@ -149,7 +165,10 @@ def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
     for key, ours in mapping(own.get("vision")).items():
         kinds.append((f"{key} file", f"model.{key}", mapping(theirs.get("vision")).get(key), ours))
     for kind, key, trained_with, ours in kinds:
-        if ours and mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]:
+        if (
+            ours
+            and mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]
+        ):
             logging.warning(
                 "%s: '%s' was trained with another %s (%s) than %s (%s); what it says may be worse, or nonsense",
                 *(where, path, kind, said(trained_with), key, said(ours)),
@@ -168,7 +187,10 @@ def mapping(value: Any) -> dict:
 
 def trained_text(saved: Any) -> tuple[str, str] | None:
     """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
-    for keys in (("progress", "identity"), ("config", "model")):  # ours, and what 2023's trainer saved, too
+    for keys in (
+        ("progress", "identity"),
+        ("config", "model"),
+    ):  # ours, and what 2023's trainer saved, too
         found = saved
         for key in keys:
             found = mapping(found).get(key)
@@ -193,7 +215,10 @@ def match(
     """
     known = {**(optional or {}), **expected}
     wrong = [
-        _listed("missing", [f"{name} {list(expected[name].shape)}" for name in expected if name not in found]),
+        _listed(
+            "missing",
+            [f"{name} {list(expected[name].shape)}" for name in expected if name not in found],
+        ),
         _listed(
             "of another shape",
             [
@@ -205,11 +230,17 @@ def match(
     ]
     left_over = [name for name in found if name not in known]
     reasons = {name: _reason(name, excess) for name in left_over}
-    wrong.append(_listed("unknown", [f"{n} {list(found[n].shape)}" for n, why in reasons.items() if why is None]))
+    wrong.append(
+        _listed(
+            "unknown", [f"{n} {list(found[n].shape)}" for n, why in reasons.items() if why is None]
+        )
+    )
     if any(wrong):
         advice = _advice(found) or hint
         problems = "; ".join(filter(None, wrong))
-        raise CheckpointError(f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else ""))
+        raise CheckpointError(
+            f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else "")
+        )
     if left_over:
         kinds = "; ".join(dict.fromkeys(reasons.values()))
         logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, kinds)
@@ -280,7 +311,9 @@ def dimensions(path: Path, standard: Dimensions, where: str) -> Dimensions:
         if sidecar.stat().st_size > _LARGEST_SIDECAR:
             raise ValueError(f"{sidecar.stat().st_size:,} bytes")
         values = json.loads(sidecar.read_text(encoding="utf-8"))
-        is_usable = all(type(values[name]) is int and values[name] > 0 for name in (*needed, *values))
+        is_usable = all(
+            type(values[name]) is int and values[name] > 0 for name in (*needed, *values)
+        )
         if not is_usable or not names.issuperset(values):
             raise ValueError("unknown or unusable fields")
         for name, value in values.items():

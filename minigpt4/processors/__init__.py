@@ -5,7 +5,11 @@ Processors are found by name:
 """
 
 from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, BlipCaptionProcessor
+from minigpt4.processors.blip_processors import (
+    Blip2ImageEvalProcessor,
+    Blip2ImageTrainProcessor,
+    BlipCaptionProcessor,
+)
 from minigpt4.processors.images import ImageError, load_image, load_rgb, to_rgb
 
 __all__ = [

@@ -47,16 +47,22 @@ class BlipImageProcessor(BaseProcessor):
         mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
         std: list[float] | None = None
 
-    def __init__(self, geometry: Callable, image_size: int, mean: Sequence | None, std: Sequence | None):
+    def __init__(
+        self, geometry: Callable, image_size: int, mean: Sequence | None, std: Sequence | None
+    ):
         if image_size < 1:
             raise ValueError(f"image_size: {image_size}; expected at least 1 pixel")
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean {mean}, std {std}: expected three numbers each (R, G, B), std above 0")
+            raise ValueError(
+                f"mean {mean}, std {std}: expected three numbers each (R, G, B), std above 0"
+            )
         self.image_size = image_size
         self.mean, self.std = mean, std
         # pixels.halves takes this chain apart
-        self.transform = transforms.Compose([geometry, transforms.ToTensor(), transforms.Normalize(mean, std)])
+        self.transform = transforms.Compose(
+            [geometry, transforms.ToTensor(), transforms.Normalize(mean, std)]
+        )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.transform(to_rgb(image))
@@ -84,15 +90,21 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
         max_scale: float = 1.0,
     ):
         if not 0 < min_scale <= max_scale:
-            raise ValueError(f"min_scale {min_scale}, max_scale {max_scale}: expected 0 < min_scale <= max_scale")
-        super().__init__(RandomCropResize(image_size, scale=(min_scale, max_scale)), image_size, mean, std)
+            raise ValueError(
+                f"min_scale {min_scale}, max_scale {max_scale}: expected 0 < min_scale <= max_scale"
+            )
+        super().__init__(
+            RandomCropResize(image_size, scale=(min_scale, max_scale)), image_size, mean, std
+        )
 
 
 @registry.register_processor("blip2_image_eval")
 class Blip2ImageEvalProcessor(BlipImageProcessor):
     """Resize to a square, bicubic; the aspect ratio is not kept."""
 
-    def __init__(self, image_size: int = 224, mean: Sequence | None = None, std: Sequence | None = None):
+    def __init__(
+        self, image_size: int = 224, mean: Sequence | None = None, std: Sequence | None = None
+    ):
         super().__init__(partial(resize_square, size=image_size), image_size, mean, std)
 
 

@@ -18,7 +18,9 @@ from minigpt4.common.utils import LFS_POINTER
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB as RGB; the largest phone images have about 50 million pixels
+MAX_PIXELS = (
+    64 * 1024 * 1024
+)  # 192 MiB as RGB; the largest phone images have about 50 million pixels
 MAX_BYTES = 256 * 1024 * 1024  # of a file
 MAX_SECONDS = 10  # of CPU time; 64 million pixels take 2 to 4
 MAX_SCANS = 100  # of a JPEG; encoders write 1 to 12, and each goes over all pixels
@@ -73,8 +75,14 @@ def load_image(
         with Image.open(_Bounded(data), formats=FORMATS) as image:
             check_size(image, max_pixels)
             most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
-            if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > most and _num_scans(data) > most:
-                raise ImageError(f"{_num_scans(data):,} scans; at most {most} are accepted at this size")
+            if (
+                image.format in ("JPEG", "MPO")
+                and data.count(b"\xff\xda") > most
+                and _num_scans(data) > most
+            ):
+                raise ImageError(
+                    f"{_num_scans(data):,} scans; at most {most} are accepted at this size"
+                )
             if convert is to_rgb and (rgb := _decoded_by_opencv(data, image)):
                 return rgb
             image.load()
@@ -82,12 +90,16 @@ def load_image(
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # it names an object in memory
-        raise ImageError(f"UnidentifiedImageError: cannot identify image file as {', '.join(FORMATS)}") from error
+        raise ImageError(
+            f"UnidentifiedImageError: cannot identify image file as {', '.join(FORMATS)}"
+        ) from error
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def load_rgb(source: str | os.PathLike | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_rgb(
+    source: str | os.PathLike | bytes | BinaryIO, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return the image in `source` as 2023's datasets have it (`to_rgb`); else as `load_image`."""
     return load_image(source, max_pixels, to_rgb)
 
@@ -101,7 +113,9 @@ def _decoded_by_opencv(data: bytes, image: Image.Image) -> Image.Image | None:
         return None
     import cv2  # not for those who have no such images
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    )
     if pixels is None or pixels.shape != (image.height, image.width, 3):
         return None
     return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
@@ -176,6 +190,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         black, white = 0.0, 1.0 if image.mode == "F" and high <= 1 else 255.0
     elif low >= 0 and 1 << 14 <= high < 1 << 16:
         black, white = 0.0, 65535.0
-    levels = np.nan_to_num((values - black) * (255 / (white - black)), posinf=255, neginf=0).clip(0, 255)
+    levels = np.nan_to_num((values - black) * (255 / (white - black)), posinf=255, neginf=0).clip(
+        0, 255
+    )
     levels[values == image.info.get("transparency", -1)] = 255  # a grey that stands for nothing
     return Image.fromarray(levels.round().astype(np.uint8))

@@ -54,7 +54,9 @@ class Normalise:
         table = _table(self.mean, self.std, pixels.device)
         # bytes are moved faster than integers, on a CPU
         rows = pixels.movedim(-1, -3).contiguous().to(torch.int32)
-        rows += torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
+        rows += torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)[
+            :, None, None
+        ]
         return table.index_select(0, rows.flatten()).view(rows.shape)
 
 

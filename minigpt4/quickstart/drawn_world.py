@@ -49,14 +49,18 @@ class Drawn(Benchmark):
 class DrawnWorld(Drawn):
     """Descriptions. The reference is a right one: it is parsed as an answer is."""
 
-    RULES = "shares of attributes that are right; an object that is not named is wrong in everything"
+    RULES = (
+        "shares of attributes that are right; an object that is not named is wrong in everything"
+    )
     HEADLINE = "exact"
     ASKS = False
 
     def items(self) -> list[BenchmarkItem]:
         question, items = self.prompt().ask(), []
         for name, scene, image in self.scenes():
-            items.append(BenchmarkItem(name, (image,), question, describe(scene, np.random.default_rng(0))))
+            items.append(
+                BenchmarkItem(name, (image,), question, describe(scene, np.random.default_rng(0)))
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -70,7 +74,11 @@ class DrawnWorld(Drawn):
             for attribute, values in marked.items():
                 rows.setdefault(attribute, {})[item.id] = [sum(values), len(values)]
             right[item.id] = float(np.mean([np.mean(values) for values in marked.values()]))
-        return Scores({name: Metric(counts, _share) for name, counts in rows.items()}, right, num_empty(answers))
+        return Scores(
+            {name: Metric(counts, _share) for name, counts in rows.items()},
+            right,
+            num_empty(answers),
+        )
 
 
 @registry.register_benchmark("drawn_questions")
@@ -89,7 +97,9 @@ class DrawnQuestions(Drawn):
         for index, (name, scene, image) in enumerate(self.scenes()):
             question = draw_question(scene, index)
             truth = {"kind": question.kind, "subject": question.subject, "answer": question.answer}
-            items.append(BenchmarkItem(name, (image,), prompt.ask(question.text), truth, question.kind))
+            items.append(
+                BenchmarkItem(name, (image,), prompt.ask(question.text), truth, question.kind)
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

@@ -20,7 +20,12 @@ from minigpt4.quickstart.questions import Question, draw_question
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, answers
 
 DESCRIBE = "Describe this image in detail."
-OBJECT_ATTRIBUTES = {"shape": "shape", "colour": "colour", "size": "size", "position": "cell"}  # their fields
+OBJECT_ATTRIBUTES = {
+    "shape": "shape",
+    "colour": "colour",
+    "size": "size",
+    "position": "cell",
+}  # their fields
 MIN_SAID = 20  # a share of fewer has a standard error above 0.1
 ATTRIBUTES = (*OBJECT_ATTRIBUTES, "background", "count")
 
@@ -48,7 +53,11 @@ def draw_tests(split: str, count: int) -> list[Test]:
 
 
 def ask(
-    chat: Chat, conv: Conversation, images: list[Image.Image], questions: list[str], max_new_tokens: int
+    chat: Chat,
+    conv: Conversation,
+    images: list[Image.Image],
+    questions: list[str],
+    max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers of the chat engine, one for each image and the question about it."""
     pairs = enumerate(zip(images, questions, strict=True))
@@ -65,7 +74,9 @@ def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
     mentions = [*said.objects, *[None] * len(scene.objects)]
     for attribute, name in OBJECT_ATTRIBUTES.items():
         pairs = zip(scene.objects, mentions, strict=False)
-        result[attribute] = [m is not None and getattr(m, name) == getattr(o, name) for o, m in pairs]
+        result[attribute] = [
+            m is not None and getattr(m, name) == getattr(o, name) for o, m in pairs
+        ]
     whole = all(map(all, result.values())) and len(said.objects) == len(scene.objects)
     return {**result, "exact": [whole]}
 
@@ -177,7 +188,9 @@ def probe_data(
     return torch.cat(outputs), torch.tensor(targets)
 
 
-def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500) -> dict[str, dict]:
+def linear_probe(
+    chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500
+) -> dict[str, dict]:
     """What vision knows: for each set of tests {attribute: accuracy} of linear classifiers.
 
     They read the query outputs and are fitted on stage-1 images.
@@ -197,7 +210,9 @@ def linear_probe(chat: Chat, tests: dict[str, list[Test]], num_training: int = 1
         # of the images that have the object of which the query tells
         for name, (x_test, y_test) in unseen.items():
             hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
-            right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(hits[y_test[:, i] > 0])
+            right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(
+                hits[y_test[:, i] > 0]
+            )
     for kinds in right.values():
         for kind, hits in kinds.items():
             kinds[kind] = round(torch.cat(hits).float().mean().item(), 4)

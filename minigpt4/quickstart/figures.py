@@ -36,7 +36,13 @@ def draw_accuracies(report: dict, path: Path) -> None:
     width = 0.8 / len(SERIES)
     for place, (key, (label, colour)) in enumerate(SERIES.items()):
         heights = [columns[key].get(name, 0.0) for name in names]
-        axis.bar([i + (place - 2) * width for i in range(len(names))], heights, width, label=label, color=colour)
+        axis.bar(
+            [i + (place - 2) * width for i in range(len(names))],
+            heights,
+            width,
+            label=label,
+            color=colour,
+        )
     for i, name in enumerate(names):
         if name in report["best_constant"]:
             level = report["best_constant"][name]
@@ -44,8 +50,16 @@ def draw_accuracies(report: dict, path: Path) -> None:
             axis.plot([i - 0.42, i + 0.42], [level, level], "k--", linewidth=1, label=label)
         if name in report["linear_probe"]["held_out"]:
             label = "linear probe: what vision knows" if i == 0 else None
-            axis.plot(i - 2 * width, report["linear_probe"]["held_out"][name], "k^", markersize=5, label=label)
-    axis.set_xticks(range(len(names)), ["whole\nimage" if name == "exact" else name for name in names])
+            axis.plot(
+                i - 2 * width,
+                report["linear_probe"]["held_out"][name],
+                "k^",
+                markersize=5,
+                label=label,
+            )
+    axis.set_xticks(
+        range(len(names)), ["whole\nimage" if name == "exact" else name for name in names]
+    )
     axis.set(ylim=(0, 1.05), ylabel="share right")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
@@ -68,14 +82,18 @@ def draw_images(answers: list[dict], path: Path) -> None:
 
     chosen = random.Random(0).sample(answers, min(ROWS * COLUMNS, len(answers)))
     figure = pyplot.figure(figsize=(3.3 * COLUMNS, 4.1 * ROWS))
-    grid = figure.add_gridspec(ROWS * 2, COLUMNS, height_ratios=[2.5, 1.6] * ROWS, hspace=0.06, wspace=0.08)
+    grid = figure.add_gridspec(
+        ROWS * 2, COLUMNS, height_ratios=[2.5, 1.6] * ROWS, hspace=0.06, wspace=0.08
+    )
     for number, said in enumerate(chosen):
         row, column = divmod(number, COLUMNS)
         image = figure.add_subplot(grid[2 * row, column])
         image.imshow(Image.open(io.BytesIO(base64.b64decode(said["picture"]))))
         image.set(xticks=[], yticks=[])
         for side in image.spines.values():
-            side.set(color=RIGHT if said["is_right"] else WRONG, linewidth=1 if said["is_right"] else 4)
+            side.set(
+                color=RIGHT if said["is_right"] else WRONG, linewidth=1 if said["is_right"] else 4
+            )
         text = figure.add_subplot(grid[2 * row + 1, column])
         text.axis("off")
         _write(text, said)
@@ -86,7 +104,9 @@ def draw_images(answers: list[dict], path: Path) -> None:
 
 def _write(axis, said: dict) -> None:
     """Verdict, description, question and answer, one below the other."""
-    verdict = "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
+    verdict = (
+        "right" if said["is_right"] else "WRONG: " + (", ".join(said["wrong"]) or "too much said")
+    )
     mark = "right" if said["answer_is_right"] else f"WRONG, {said['expected']}"
     answer = f"{said['question']} - {said['answer']} ({mark})"
     blocks = [

@@ -60,7 +60,9 @@ def write_instructions(folder: Path) -> Path:
         _write_json(scratch / "gqa/train_balanced_questions.json", list(_asked(training)))
         evaluation = scratch / "evaluation"
         _write_json(evaluation / "refcoco_val.json", [_refer_row(image) for image in held_out])
-        _write_json(evaluation / "testdev_balanced_questions.json", dict(map(_question_row, held_out)))
+        _write_json(
+            evaluation / "testdev_balanced_questions.json", dict(map(_question_row, held_out))
+        )
         lines = [json.dumps(_identify_row(image)) + "\n" for image in held_out]
         (evaluation / "identify.jsonl").write_text("".join(lines))
 
@@ -103,7 +105,11 @@ def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
         rng = world.generator(SPLITS[image.split], image.index).spawn(1)[0]
         for turn in range(QUESTIONS):
             question = draw_question(image.scene, image.index * QUESTIONS + turn)
-            yield {"image": f"{image.name}.jpg", "question": question.taught(rng), "answer": question.answer}
+            yield {
+                "image": f"{image.name}.jpg",
+                "question": question.taught(rng),
+                "answer": question.answer,
+            }
 
 
 def _asked_object(image: Drawn) -> int:
@@ -114,13 +120,23 @@ def _asked_object(image: Drawn) -> int:
 def _refer_row(image: Drawn) -> dict[str, Any]:
     k = _asked_object(image)
     size = {"width": SIZE[0], "height": SIZE[1]}
-    return {"img_id": f"{image.name}_{k}", "sents": image.phrase(k), "bbox": list(image.boxes[k]), **size}
+    return {
+        "img_id": f"{image.name}_{k}",
+        "sents": image.phrase(k),
+        "bbox": list(image.boxes[k]),
+        **size,
+    }
 
 
 def _identify_row(image: Drawn) -> dict[str, Any]:
     k = _asked_object(image)
     question = f"[identify] what is this {box_text(Box(*image.boxes[k]), SIZE)}"
-    return {"id": image.name, "image": f"{image.name}.jpg", "question": question, "answer": image.phrase(k)}
+    return {
+        "id": image.name,
+        "image": f"{image.name}.jpg",
+        "question": question,
+        "answer": image.phrase(k),
+    }
 
 
 def _question_row(image: Drawn) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,9 @@ BACKGROUND_PHRASES = {
     "brick wall": "on a brick wall",
 }
 CELL_PHRASES = {
-    cell: {"left": "on the left", "right": "on the right", "center": "in the center"}.get(cell, f"at the {cell}")
+    cell: {"left": "on the left", "right": "on the right", "center": "in the center"}.get(
+        cell, f"at the {cell}"
+    )
     for cell in CELLS
 }
 FACTS_PER_CAPTION = 4
@@ -44,15 +46,23 @@ def facts(scene: Scene) -> list[str]:
     """Single statements about the scene: of the whole, of each object, of each two neighbours."""
     article = "a " if scene.background in ("night sky", "brick wall") else ""
     verb = "are" if len(scene.objects) > 1 else "is"
-    result = [f"there {verb} {count_phrase(scene)}", f"the background is {article}{scene.background}"]
+    result = [
+        f"there {verb} {count_phrase(scene)}",
+        f"the background is {article}{scene.background}",
+    ]
     for item in scene.objects:
         name = name_of(item, scene)
-        result += [f"the {name} is {what}" for what in (item.colour, item.size, CELL_PHRASES[item.cell])]
+        result += [
+            f"the {name} is {what}" for what in (item.colour, item.size, CELL_PHRASES[item.cell])
+        ]
         if sum(o.colour == item.colour for o in scene.objects) == 1:
             result.append(f"the {item.colour} object is a {item.shape}")
     for first, relation, second in relations(scene):
         first, second = name_of(first, scene), name_of(second, scene)
-        result += [f"the {first} is {relation} the {second}", f"the {second} is {INVERSE[relation]} the {first}"]
+        result += [
+            f"the {first} is {relation} the {second}",
+            f"the {second} is {INVERSE[relation]} the {first}",
+        ]
     return result
 
 
@@ -74,7 +84,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Sentences about everything in the scene; `parse` gives the scene back."""
     opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
     sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
-    sentences += [f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects]
+    sentences += [
+        f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects
+    ]
     for first, relation, second in relations(scene) if len(scene.objects) == 2 else ():
         sentences.append(f"The {name_of(first, scene)} is {relation} the {name_of(second, scene)}.")
     return " ".join(sentences)

@@ -47,16 +47,24 @@ def parse(text: str) -> Parsed:
     objects: list[Mention] = []
     for clause in re.split(r"[.;,:]| and ", text):
         mentions = list(_MENTION.finditer(clause))
-        for mention, following in zip(mentions, [*mentions[1:], None][: len(mentions)], strict=True):
-            cell = _CELL.search(clause, mention.end(), following.start() if following else len(clause))
-            cell = cell or (_CELL.search(clause, 0, mention.start()) if mention is mentions[0] else None)
+        for mention, following in zip(
+            mentions, [*mentions[1:], None][: len(mentions)], strict=True
+        ):
+            cell = _CELL.search(
+                clause, mention.end(), following.start() if following else len(clause)
+            )
+            cell = cell or (
+                _CELL.search(clause, 0, mention.start()) if mention is mentions[0] else None
+            )
             new = Mention(*mention.groups(), cell and cell[1])
             known = next((i for i, o in enumerate(objects) if _same(new, o)), None)
             if known is None:
                 objects.append(new)
             else:
                 o = objects[known]
-                objects[known] = Mention(o.size or new.size, o.colour or new.colour, o.shape, o.cell or new.cell)
+                objects[known] = Mention(
+                    o.size or new.size, o.colour or new.colour, o.shape, o.cell or new.cell
+                )
     count, background = _COUNT.search(text), _BACKGROUND.search(text)
     return Parsed(
         NUMBERS.index(count[1]) + 1 if count else len(objects) or None,

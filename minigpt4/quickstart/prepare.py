@@ -53,7 +53,9 @@ def validation_folder(cache: Path) -> Path:
 
 def encode(image: np.ndarray) -> bytes:
     """An image (RGB) as JPEG bytes of img2dataset's quality."""
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    return cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95]
+    )[1].tobytes()
 
 
 def write_data(folder: Path) -> Path:
@@ -72,7 +74,9 @@ def write_validation(folder: Path) -> Path:
     """`folder` with a few images of unseen compositions, captioned as in either stage, written if absent."""
 
     def write(scratch: Path, progress: tqdm) -> None:
-        write_shards(scratch / "laion", 0, NUM_VALIDATION, language.list_caption, progress, world.VALIDATION)
+        write_shards(
+            scratch / "laion", 0, NUM_VALIDATION, language.list_caption, progress, world.VALIDATION
+        )
         write_alignment_set(scratch / "cc_sbu_align", NUM_VALIDATION, progress, world.VALIDATION)
 
     return written(folder, write, 2 * NUM_VALIDATION)
@@ -90,7 +94,9 @@ def written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) 
     return folder
 
 
-def write_shards(folder: Path, first: int, count: int, caption: Caption, progress: tqdm, split: str = "stage1") -> None:
+def write_shards(
+    folder: Path, first: int, count: int, caption: Caption, progress: tqdm, split: str = "stage1"
+) -> None:
     """Images `first` .. `first + count - 1` of a split as tars with 9-digit keys."""
     folder.mkdir(parents=True)
     size = min(SHARD_SIZE, count)
@@ -98,7 +104,9 @@ def write_shards(folder: Path, first: int, count: int, caption: Caption, progres
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
             for number in range(size):
                 key = f"{shard:05}{number:04}"
-                for extension, data in pair(key, first + shard * size + number, caption, split).items():
+                for extension, data in pair(
+                    key, first + shard * size + number, caption, split
+                ).items():
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -146,8 +154,12 @@ def prepare(cache_root: str | Path | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(f"the embedded default's data and language model are in {prepare(arguments.cache_root)}")

@@ -35,7 +35,9 @@ CORNERS = ("left", "top", "right", "bottom")
 # What a vector learns to say, and how many answers there are. A corner is said as it is written: tens, then units.
 LABELS = {"object": 2, "background": len(world.BACKGROUNDS), "count": world.MAX_OBJECTS}
 LABELS |= {kind: len(VOCABULARY[kind]) for kind in OBJECT_KINDS}
-LABELS |= {f"{corner} tens": 11 for corner in CORNERS} | {f"{corner} units": 10 for corner in CORNERS}
+LABELS |= {f"{corner} tens": 11 for corner in CORNERS} | {
+    f"{corner} units": 10 for corner in CORNERS
+}
 MIN_COVER = 0.05  # of a strip, by its object
 CHECK_EVERY = 100  # steps
 
@@ -48,10 +50,17 @@ def strip_labels(scene: world.Scene, object_map: np.ndarray, patch_size: int) ->
     count = len(scene.objects)
     cover = np.stack([(strips == number).mean(1) for number in range(1, count + 1)], 1)
     number = np.where(cover.max(1) > MIN_COVER, cover.argmax(1) + 1, 0)
-    whole = [world.BACKGROUNDS.index(scene.background), count - 1 if count <= world.MAX_OBJECTS else NOTHING]
+    whole = [
+        world.BACKGROUNDS.index(scene.background),
+        count - 1 if count <= world.MAX_OBJECTS else NOTHING,
+    ]
     rows = [[0, *whole] + [NOTHING] * (len(LABELS) - 3)]
-    for item, (left, top, box_width, box_height) in zip(scene.objects, world.boxes(scene, object_map), strict=True):
-        corners = [int(100 * corner / size) for corner in (left, top, left + box_width, top + box_height)]
+    for item, (left, top, box_width, box_height) in zip(
+        scene.objects, world.boxes(scene, object_map), strict=True
+    ):
+        corners = [
+            int(100 * corner / size) for corner in (left, top, left + box_width, top + box_height)
+        ]
         kinds = [VOCABULARY[kind].index(getattr(item, kind)) for kind in OBJECT_KINDS]
         rows.append([1, *whole, *kinds, *(c // 10 for c in corners), *(c % 10 for c in corners)])
     return np.array(rows)[number]
@@ -79,13 +88,18 @@ class Strips(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return the logits [B, V, answers] of each label for normalised images [B, 3, S, S]."""
-        tokens = F.layer_norm(self.vit(image).float(), (self.width,))  # MiniGPT-v2's ln_vision has no weights
+        tokens = F.layer_norm(
+            self.vit(image).float(), (self.width,)
+        )  # MiniGPT-v2's ln_vision has no weights
         return self.heads(join_patches(tokens, 1, "merged")).split(list(LABELS.values()), -1)
 
     def loss(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the sum of the labels' mean cross entropies."""
         pairs = zip(self(image), labels.unbind(-1), strict=True)
-        return sum(F.cross_entropy(logits.flatten(0, 1).float(), label.flatten()) for logits, label in pairs)
+        return sum(
+            F.cross_entropy(logits.flatten(0, 1).float(), label.flatten())
+            for logits, label in pairs
+        )
 
 
 @torch.no_grad()
@@ -113,7 +127,9 @@ def train(model: Strips, args: argparse.Namespace, patch_size: int) -> Iterator[
         rate = args.lr * min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group, times in zip(optimizer.param_groups, (1, 4), strict=True):
             group["lr"] = rate * times
-        image, labels = batch("pretrain", args.first + step * args.batch_size, args.batch_size, patch_size)
+        image, labels = batch(
+            "pretrain", args.first + step * args.batch_size, args.batch_size, patch_size
+        )
         loss = model.loss(normalise(image, "cpu"), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -127,7 +143,9 @@ def export(model: Strips, args: argparse.Namespace, steps: int, patch_size: int)
     """Write weights, dimensions and manifest; return the manifest."""
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "eva_vit_boxes.safetensors"
-    save_file({name: tensor.half().contiguous() for name, tensor in model.vit.state_dict().items()}, path)
+    save_file(
+        {name: tensor.half().contiguous() for name, tensor in model.vit.state_dict().items()}, path
+    )
     shutil.copyfile(WEIGHTS / "eva_vit.json", path.with_suffix(".json"))
     known = {split: accuracy(model, split, args.images, patch_size) for split in world.EVAL_SPLITS}
     recipe = {"steps": steps, "batch_size": args.batch_size, "lr": args.lr, "world": world.VERSION}
@@ -138,9 +156,13 @@ def export(model: Strips, args: argparse.Namespace, steps: int, patch_size: int)
 
 def main() -> None:
     """Train, export, print the manifest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/pretrain_boxes"))
-    parser.add_argument("--start", type=Path, default=WEIGHTS / "eva_vit.safetensors", help="the ViT to start from")
+    parser.add_argument(
+        "--start", type=Path, default=WEIGHTS / "eva_vit.safetensors", help="the ViT to start from"
+    )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="number of the first image")
     parser.add_argument("--batch-size", type=int, default=24)

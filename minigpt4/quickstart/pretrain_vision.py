@@ -33,7 +33,9 @@ from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision, answers
 
 # What the tokens of the ViT learn to say about the object that they look at.
 TOKEN_KINDS = ("shape", "colour", "size", "cell")
-TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {kind: len(VOCABULARY[kind]) for kind in TOKEN_KINDS}
+TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {
+    kind: len(VOCABULARY[kind]) for kind in TOKEN_KINDS
+}
 NOTHING = -100  # no target
 CHECK_EVERY = 500  # steps
 SHARPNESS = 16  # of the softmax over cosines
@@ -45,7 +47,15 @@ class DrawnImages(torch.utils.data.IterableDataset):
     The last `num_crowded` images of each batch are crowded and have no query targets.
     """
 
-    def __init__(self, split: str, first: int, last: int, batch_size: int, patch_size: int, num_crowded: int = 0):
+    def __init__(
+        self,
+        split: str,
+        first: int,
+        last: int,
+        batch_size: int,
+        patch_size: int,
+        num_crowded: int = 0,
+    ):
         self.split, self.batches = split, range(first, last)
         self.batch_size, self.patch_size = batch_size, patch_size
         self.num_crowded = num_crowded
@@ -71,7 +81,9 @@ class DrawnImages(torch.utils.data.IterableDataset):
     def token_targets(self, scene: world.Scene, object_map: np.ndarray) -> np.ndarray:
         """[N, 5]: TOKEN_LABELS of the object that covers a fifth of the patch or more."""
         p, side = self.patch_size, object_map.shape[0] // self.patch_size
-        patches = object_map.reshape(side, p, side, p).transpose(0, 2, 1, 3).reshape(side * side, p * p)
+        patches = (
+            object_map.reshape(side, p, side, p).transpose(0, 2, 1, 3).reshape(side * side, p * p)
+        )
         cover = np.stack([(patches == k).mean(1) for k in range(1, len(scene.objects) + 1)], 1)
         number = np.where(cover.max(1) > 0.2, cover.argmax(1) + 1, 0)
         rows = [[0] + [NOTHING] * (len(TOKEN_LABELS) - 1)]
@@ -103,7 +115,9 @@ class Pretraining(nn.Module):
         queries, tokens = vision.qformer_config.hidden_size, vision.vit_config.embed_dim
         for kind, code in answer_codes(queries).items():
             self.register_buffer(f"code_{kind}", code, persistent=False)
-        self.token_heads = nn.ModuleDict({kind: nn.Linear(tokens, n) for kind, n in TOKEN_LABELS.items()})
+        self.token_heads = nn.ModuleDict(
+            {kind: nn.Linear(tokens, n) for kind, n in TOKEN_LABELS.items()}
+        )
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[list, list]:
         """Logits of each query, a list of [B', answers], and of each token label, of [B, N, classes]."""
@@ -115,18 +129,29 @@ class Pretraining(nn.Module):
         return logits, [head(tokens[:, 1:]).float() for head in self.token_heads.values()]
 
     def loss(
-        self, image: torch.Tensor, targets: torch.Tensor, token_targets: torch.Tensor, num_queried: int
+        self,
+        image: torch.Tensor,
+        targets: torch.Tensor,
+        token_targets: torch.Tensor,
+        num_queried: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(Loss to train on, 1 - mean cosine of query outputs and right codes)."""
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
-        query_loss = torch.stack([F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]).mean()
+        query_loss = torch.stack(
+            [F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]
+        ).mean()
         # Outputs close to their code, whatever else is in the image: each query becomes a word of its
         # own, which is what one linear layer can teach an LLM to read in a few hundred steps.
-        cosines = [x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)]
+        cosines = [
+            x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)
+        ]
         spread = 1 - torch.cat(cosines).mean()
         token_targets = token_targets.flatten(0, 1).unbind(1)
-        token_loss = sum(F.cross_entropy(x.flatten(0, 1), t) for x, t in zip(token_logits, token_targets, strict=True))
+        token_loss = sum(
+            F.cross_entropy(x.flatten(0, 1), t)
+            for x, t in zip(token_logits, token_targets, strict=True)
+        )
         return query_loss + spread + 0.5 * token_loss, spread
 
 
@@ -141,7 +166,9 @@ def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[st
     """Accuracy per kind of question, over objects that are there; `exact`: share of images right in all."""
     model.eval()
     guesses, truth = [], []
-    for image, targets, _ in DrawnImages(split, 0, count // 64, 64, model.vision.vit_config.patch_size):
+    for image, targets, _ in DrawnImages(
+        split, 0, count // 64, 64, model.vision.vit_config.patch_size
+    ):
         logits, _ = model(normalise(image, device))
         guesses.append(torch.stack([x.argmax(-1).cpu() for x in logits], 1))
         truth.append(targets)
@@ -152,7 +179,9 @@ def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[st
     for kind in VOCABULARY:
         columns = [i for i, (k, _) in enumerate(QUERIES) if k == kind]
         result[kind] = right[:, columns][truth[:, columns] > 0].float().mean().item()
-    return {k: round(v, 4) for k, v in result.items()} | {"exact": round(right.all(1).float().mean().item(), 4)}
+    return {k: round(v, 4) for k, v in result.items()} | {
+        "exact": round(right.all(1).float().mean().item(), 4)
+    }
 
 
 class Run:
@@ -163,10 +192,15 @@ class Run:
         self.args, self.step = args, 0
         self.model = Pretraining(Vision.tiny() if args.quick else Vision.small()).to(args.device)
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)  # what is saved in the end
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=ema
+        )  # what is saved in the end
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.05},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         self.path = args.output / "checkpoint.pt"
         if args.resume and self.path.is_file():
@@ -188,7 +222,9 @@ class Run:
         args = self.args
         num_crowded = args.batch_size // 4
         patch_size = self.model.vision.vit_config.patch_size
-        data = DrawnImages("pretrain", self.step, args.steps, args.batch_size, patch_size, num_crowded)
+        data = DrawnImages(
+            "pretrain", self.step, args.steps, args.batch_size, patch_size, num_crowded
+        )
         loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=args.workers)
         with tqdm(total=args.steps, initial=self.step, unit="step", mininterval=5) as progress:
             for image, *targets in loader:
@@ -197,15 +233,22 @@ class Run:
                 if self.step % 50 == 0:
                     progress.set_postfix(loss=f"{loss[0]:.3f}", spread=f"{loss[1]:.3f}")
                 if self.step % CHECK_EVERY == 0:
-                    progress.write(f"step {self.step}: {accuracy(self.average.module, 'held_out', 256, args.device)}")
+                    progress.write(
+                        f"step {self.step}: {accuracy(self.average.module, 'held_out', 256, args.device)}"
+                    )
                     self.save()
 
-    def train_step(self, image: torch.Tensor, targets: list[torch.Tensor], num_queried: int) -> tuple[float, float]:
+    def train_step(
+        self, image: torch.Tensor, targets: list[torch.Tensor], num_queried: int
+    ) -> tuple[float, float]:
         """One update on a batch of DrawnImages; returns the loss and the outputs' distance to their codes."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(torch.device(self.args.device).type, torch.bfloat16):
-            image, targets = normalise(image, self.args.device), [t.to(self.args.device) for t in targets]
+            image, targets = (
+                normalise(image, self.args.device),
+                [t.to(self.args.device) for t in targets],
+            )
             loss, spread = self.model.loss(image, *targets, num_queried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -217,7 +260,9 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, in one rename."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        parts = {
+            name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")
+        }
         torch.save({**parts, "step": self.step}, self.path.with_suffix(".tmp"))
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
@@ -226,7 +271,9 @@ class Run:
         self.average.module.cpu()
         files = self.average.module.vision.save(self.args.output)
         count = 64 if self.args.quick else 1024
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
         manifest = {
             "sha256": {file.name: file_sha256(file) for file in files},
             "recipe": {
@@ -237,7 +284,10 @@ class Run:
             },
             "commit": commit or None,
             "seconds_of_last_call": round(seconds),
-            "accuracy": {split: accuracy(self.average.module, split, count, "cpu") for split in world.EVAL_SPLITS},
+            "accuracy": {
+                split: accuracy(self.average.module, split, count, "cpu")
+                for split in world.EVAL_SPLITS
+            },
         }
         (self.args.output / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         return manifest
@@ -245,10 +295,18 @@ class Run:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny network and a few steps: the whole way in seconds")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tiny network and a few steps: the whole way in seconds",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --output")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the checkpoint in --output"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/pretrain_vision"))
     parser.add_argument("--steps", type=int, help="default: 4000, or 30 with --quick")
     parser.add_argument("--batch-size", type=int, default=64)

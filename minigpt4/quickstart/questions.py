@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minigpt4.quickstart.language import CELL_PHRASES, INVERSE, NUMBERS, count_phrase, name_of, relations
+from minigpt4.quickstart.language import (
+    CELL_PHRASES,
+    INVERSE,
+    NUMBERS,
+    count_phrase,
+    name_of,
+    relations,
+)
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
 
 # The evaluation's words, which no training shows, and those of stage 2; {} is the subject.
@@ -20,12 +27,32 @@ _ASKED = {
     "relation": "What is {}?",
 }
 _TAUGHT = {
-    "count": ("How many things can you see?", "What is the number of objects?", "Count the objects."),
-    "background": ("What does the background look like?", "Which background is it?", "Name the background."),
-    "colour": ("What is the colour of the {}?", "Which colour is the {}?", "Name the colour of the {}."),
+    "count": (
+        "How many things can you see?",
+        "What is the number of objects?",
+        "Count the objects.",
+    ),
+    "background": (
+        "What does the background look like?",
+        "Which background is it?",
+        "Name the background.",
+    ),
+    "colour": (
+        "What is the colour of the {}?",
+        "Which colour is the {}?",
+        "Name the colour of the {}.",
+    ),
     "size": ("What is the size of the {}?", "How large is the {}?", "Is the {} small or large?"),
-    "position": ("Where can you see the {}?", "Where in the picture is the {}?", "Name the place of the {}."),
-    "shape": ("What is the shape of the {} object?", "Which shape is the {} object?", "Name the {} object."),
+    "position": (
+        "Where can you see the {}?",
+        "Where in the picture is the {}?",
+        "Name the place of the {}.",
+    ),
+    "shape": (
+        "What is the shape of the {} object?",
+        "Which shape is the {} object?",
+        "Name the {} object.",
+    ),
     "relation": ("What can you see {}?", "Which object is {}?", "Name the object {}."),
 }
 _POSSIBLE_ANSWERS = {
@@ -63,17 +90,29 @@ class Question:
         for digit, word in zip("123", NUMBERS, strict=True):
             text = re.sub(rf"\b{digit}\b", word, text)
         asked = set(re.findall(r"\w+", self.text.lower()))
-        words = [w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked]
+        words = [
+            w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked
+        ]
         match = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
         return bool(match) and match[1] == self.answer
 
 
 def questions(scene: Scene) -> list[Question]:
     """All questions about the scene with one right answer."""
-    number, article = len(scene.objects), "a " if scene.background in ("night sky", "brick wall") else ""
+    number, article = (
+        len(scene.objects),
+        "a " if scene.background in ("night sky", "brick wall") else "",
+    )
     result = [
-        Question("count", "", NUMBERS[number - 1], f"There {'is' if number == 1 else 'are'} {count_phrase(scene)}."),
-        Question("background", "", scene.background, f"The background is {article}{scene.background}."),
+        Question(
+            "count",
+            "",
+            NUMBERS[number - 1],
+            f"There {'is' if number == 1 else 'are'} {count_phrase(scene)}.",
+        ),
+        Question(
+            "background", "", scene.background, f"The background is {article}{scene.background}."
+        ),
     ]
     for item in scene.objects:
         result += _about(item, scene)
@@ -92,7 +131,9 @@ def _about(item: Object, scene: Scene) -> Iterator[Question]:
     yield Question("size", name, item.size, f"The {name} is {item.size}.")
     yield Question("position", name, item.cell, f"The {name} is {CELL_PHRASES[item.cell]}.")
     if sum(o.colour == item.colour for o in scene.objects) == 1:
-        yield Question("shape", item.colour, item.shape, f"The {item.colour} object is a {item.shape}.")
+        yield Question(
+            "shape", item.colour, item.shape, f"The {item.colour} object is a {item.shape}."
+        )
 
 
 def draw_question(scene: Scene, index: int) -> Question:

@@ -27,7 +27,10 @@ STAGES = {
 _VALIDATION = "${env.cache_root}/embedded/validation-v3"
 VALIDATION = {
     "stage1": [f"datasets.laion.val.storage={_VALIDATION}/laion/*.tar", "run.eval_every_iters=185"],
-    "stage2": [f"datasets.cc_sbu_align.val.storage={_VALIDATION}/cc_sbu_align", "run.eval_every_iters=155"],
+    "stage2": [
+        f"datasets.cc_sbu_align.val.storage={_VALIDATION}/cc_sbu_align",
+        "run.eval_every_iters=155",
+    ],
 }
 EVALUATION = "eval_configs/embedded_eval.yaml"
 # Of this program and its trainings, read when a process starts; what the user has set goes first.
@@ -45,9 +48,13 @@ WEIGHTS = Path(__file__).parent / "weights/manifest.json"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
-    parser.add_argument("--seed", type=int, default=42, help="of both stages (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of both stages (default: %(default)s)"
+    )
     parser.add_argument(
         "--images",
         "--pictures",  # its former name
@@ -56,9 +63,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="held-out images to evaluate (default: %(default)s)",
     )
-    parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
     parser.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="more options for train.py, both stages"
+        "--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml"
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="more options for train.py, both stages",
     )
     return parser.parse_args(argv)
 
@@ -102,14 +115,18 @@ class Quickstart:
             options.append(f"model.ckpt={start_from}")
         from minigpt4.quickstart.prepare import DATA_VERSION
 
-        return train_once(STAGES[stage], folder, options, WEIGHTS.read_bytes() + repr(DATA_VERSION).encode())
+        return train_once(
+            STAGES[stage], folder, options, WEIGHTS.read_bytes() + repr(DATA_VERSION).encode()
+        )
 
     # evaluation
 
     def evaluate(self, checkpoints: dict) -> dict:
         """The report; answers go to answers.jsonl. One of the same checkpoints is used again."""
         path = self.output / "report.json"
-        key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {"pictures": self.args.images}
+        key = {stage: str(checkpoint) for stage, checkpoint in checkpoints.items()} | {
+            "pictures": self.args.images
+        }
         if path.is_file() and (report := json.loads(path.read_text())).get("evaluated") == key:
             print(f"{path} is there")
             return report
@@ -132,18 +149,27 @@ class Quickstart:
         from minigpt4.quickstart import figures
         from minigpt4.runners.curves import draw_runs, read_metrics
 
-        metrics = {stage: read_metrics(checkpoint.parent) for stage, checkpoint in checkpoints.items()}
+        metrics = {
+            stage: read_metrics(checkpoint.parent) for stage, checkpoint in checkpoints.items()
+        }
         ends = {}
         for stage, of_stage in metrics.items():
             losses = [record["loss"] for record in of_stage.steps]
-            ends[stage] = {"first": round(losses[0], 4), "last": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
+            ends[stage] = {
+                "first": round(losses[0], 4),
+                "last": round(sum(losses[-10:]) / len(losses[-10:]), 4),
+            }
         seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
-        report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}  # one reused keeps its seconds
+        report = (
+            {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}
+        )  # one reused keeps its seconds
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         shutil.copyfile(checkpoints["stage2"], self.output / "checkpoint.pth")
         (self.output / "loss.png").write_bytes(draw_runs(metrics))
         figures.draw_accuracies(report, self.output / "accuracy.png")
-        answers = [json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()]
+        answers = [
+            json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()
+        ]
         figures.draw_images(answers, self.output / "pictures.png")
         return report
 
@@ -179,7 +205,15 @@ def train_once(cfg_path: str, folder: Path, options: list[str], depends_on: byte
     if done.is_file() and (state := json.loads(done.read_text()))["fingerprint"] == fingerprint:
         print(f"{folder.name}: {state['checkpoint']} is there; remove {done} to train again")
         return Path(state["checkpoint"])
-    command = [sys.executable, "-m", "minigpt4.train", "--cfg-path", cfg_path, "--options", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "minigpt4.train",
+        "--cfg-path",
+        cfg_path,
+        "--options",
+        *options,
+    ]
     print(" ".join(command), flush=True)
     if subprocess.run(command, env={**ENVIRONMENT, **os.environ}).returncode != 0:
         raise SystemExit(f"quickstart: {folder.name} failed, see above")

@@ -51,7 +51,11 @@ def measure(
     untrained_texts = describe(chat, conv, few)
     load_projection(chat.model, checkpoints["stage2"])
 
-    controls = {"wrong_picture": wrong_texts, "blank_picture": blank_texts, "untrained_projection": untrained_texts}
+    controls = {
+        "wrong_picture": wrong_texts,
+        "blank_picture": blank_texts,
+        "untrained_projection": untrained_texts,
+    }
     pairs = zip(first_texts[:5], texts, strict=False)
     report = {
         "pictures": {
@@ -69,12 +73,21 @@ def measure(
         "questions_after_stage1": evaluate.score_questions(few, first_answers),
         "best_constant": evaluate.best_constant(held_out),
         **{name: evaluate.score(held_out[: len(said)], said) for name, said in controls.items()},
-        "above_chance": {name: evaluate.above_chance(held_out[: len(said)], said) for name, said in controls.items()},
+        "above_chance": {
+            name: evaluate.above_chance(held_out[: len(said)], said)
+            for name, said in controls.items()
+        },
         "style": {"stage1": evaluate.style(first_texts), "stage2": evaluate.style(texts)},
         "stages_side_by_side": [{"stage1": first, "stage2": second} for first, second in pairs],
-        "example": {"question": held_out[0].question.text, "answer": answers[0], "description": texts[0]},
+        "example": {
+            "question": held_out[0].question.text,
+            "answer": answers[0],
+            "description": texts[0],
+        },
     }
-    return report, [record(test, *said) for test, *said in zip(held_out, texts, answers, strict=True)]
+    return report, [
+        record(test, *said) for test, *said in zip(held_out, texts, answers, strict=True)
+    ]
 
 
 def run_drawn_benchmarks(
@@ -87,19 +100,29 @@ def run_drawn_benchmarks(
         benchmarks[name] = OpenBenchmark(benchmark, benchmark.checked_items())
 
     def answer(items: Sequence[BenchmarkItem], cfg: DrawnConfig) -> Iterator[dict]:
-        settings = {"batch_size": cfg.batch_size, "temperature": 0, "max_new_tokens": cfg.max_new_tokens}
+        settings = {
+            "batch_size": cfg.batch_size,
+            "temperature": 0,
+            "max_new_tokens": cfg.max_new_tokens,
+        }
         return answering.answers(chat, conv, items, **settings)
 
     weights = {checkpoint.name: file_sha256(checkpoint)}
-    paths = run_benchmarks(benchmarks, output, answer, Asked(settings=weights, details={"weights": weights}))
+    paths = run_benchmarks(
+        benchmarks, output, answer, Asked(settings=weights, details={"weights": weights})
+    )
     return paths["drawn_world"], paths["drawn_questions"]
 
 
 def read_benchmark(path: Path) -> tuple[dict[str, float], list[str]]:
     """({metric: value} to four digits, answers) of a results.json; questions by kind, over all as "all"."""
     content = read_results(path)
-    names = {name: name.removesuffix("/accuracy") for name in content["metrics"]} | {"accuracy": "all"}
-    figures = {names[name]: round(metric["value"], 4) for name, metric in content["metrics"].items()}
+    names = {name: name.removesuffix("/accuracy") for name in content["metrics"]} | {
+        "accuracy": "all"
+    }
+    figures = {
+        names[name]: round(metric["value"], 4) for name, metric in content["metrics"].items()
+    }
     return figures, [record["answer"] for record in content["items"]]
 
 

@@ -17,18 +17,37 @@ from statistics import median
 # a figure's path in the report, or a section of figures -> what the worst seed has to reach
 BARS = {"held_out": 0.9, "held_out.exact": 0.6, "left_out_pairs": 0.5, "left_out_pairs.exact": 0.6}
 BARS |= {"questions.all": 0.7}
-SECTIONS = ("held_out", "left_out_pairs", "questions", "after_stage1", "style", "above_chance", "seconds")
+SECTIONS = (
+    "held_out",
+    "left_out_pairs",
+    "questions",
+    "after_stage1",
+    "style",
+    "above_chance",
+    "seconds",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run quickstart with each seed and print the figures; return 1 if the worst seed misses a bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43], help="default: 41 42 43")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of the runs (default: output)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[41, 42, 43], help="default: 41 42 43"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), help="folder of the runs (default: output)"
+    )
     parser.add_argument("--cache-root", help="as for quickstart")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="also write the figures to this file"
+    )
     args = parser.parse_args(argv)
-    reports = [figures(quickstart(args.output / f"seed-{seed}", seed, args.cache_root)) for seed in args.seeds]
+    reports = [
+        figures(quickstart(args.output / f"seed-{seed}", seed, args.cache_root))
+        for seed in args.seeds
+    ]
     rows = spread(reports)
     print(f"{'':34}{'min':>8}{'median':>8}{'max':>8}")
     for name, row in rows.items():
@@ -43,7 +62,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def quickstart(output: Path, seed: int, cache_root: str | None = None) -> dict:
     """Return the report of quickstart with a seed."""
-    command = [sys.executable, "-m", "minigpt4.quickstart", "--seed", str(seed), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "minigpt4.quickstart",
+        "--seed",
+        str(seed),
+        "--output",
+        str(output),
+    ]
     command += ["--cache-root", cache_root] if cache_root else []
     subprocess.run(command, check=True)
     return json.loads((output / "report.json").read_text())

@@ -27,12 +27,22 @@ CONTROL = "blank"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/quickstart_v2"))
-    parser.add_argument("--prepare", action="store_true", help="draw the images and fetch the LLM, no more")
-    parser.add_argument("--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml")
     parser.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="more options for training and evaluation"
+        "--prepare", action="store_true", help="draw the images and fetch the LLM, no more"
+    )
+    parser.add_argument(
+        "--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml"
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="more options for training and evaluation",
     )
     return parser.parse_args(argv)
 
@@ -51,7 +61,9 @@ def prepare(cache_root: str | None) -> Path:
 def train(args: argparse.Namespace, options: list[str]) -> Path:
     """Return a copy of the trained checkpoint in the output folder; trained unless it is there."""
     folder = args.output / "training"
-    trained = train_once(TRAINING, folder, [*options, f"run.output_dir={folder}"], WEIGHTS.read_bytes())
+    trained = train_once(
+        TRAINING, folder, [*options, f"run.output_dir={folder}"], WEIGHTS.read_bytes()
+    )
     kept = args.output / "checkpoint.pth"
     if not kept.is_file() or not filecmp.cmp(trained, kept, shallow=False):
         shutil.rmtree(args.output / "evaluation", ignore_errors=True)  # of another checkpoint
@@ -66,14 +78,24 @@ def evaluate(output: Path, options: list[str]) -> dict[str, dict[str, dict]]:
 
     found: dict[str, dict[str, dict]] = {}
     for control in ("", CONTROL):
-        arguments = ["--cfg-path", EVALUATION, "--tasks", *TASKS, "--output", str(output / "evaluation")]
+        arguments = [
+            "--cfg-path",
+            EVALUATION,
+            "--tasks",
+            *TASKS,
+            "--output",
+            str(output / "evaluation"),
+        ]
         arguments += ["--control", control] if control else []
         arguments += ["--options", *options]
         print(" ".join(["python evaluate.py", *arguments]), flush=True)
         if evaluate_main(arguments) != 0:
             raise SystemExit("quickstart: the evaluation failed, see above")
         names = {name: f"{name}-{control}" if control else name for name in TASKS}
-        found[control] = {name: read_results(output / "evaluation" / of / "results.json") for name, of in names.items()}
+        found[control] = {
+            name: read_results(output / "evaluation" / of / "results.json")
+            for name, of in names.items()
+        }
     return found
 
 
@@ -136,15 +158,23 @@ def report(data: Path, found: dict[str, dict[str, dict]]) -> dict:
             rows[task]["mean_iou"] = results["metrics"]["mean_iou"]["value"]
         else:
             rows[task]["best_constant"] = best_constant_answers(items)
-        kinds = {group: metric["value"] for group, metric in results["metrics"].items() if group.endswith(f"/{key}")}
+        kinds = {
+            group: metric["value"]
+            for group, metric in results["metrics"].items()
+            if group.endswith(f"/{key}")
+        }
         rows[task]["groups"] = kinds
-        examples[task] = {field: items[0][field] for field in ("images", "question", "answer", "reference")}
+        examples[task] = {
+            field: items[0][field] for field in ("images", "question", "answer", "reference")
+        }
     return {"tasks": rows, "examples": examples}
 
 
 def table(figures: dict) -> str:
     """Return the figures as lines of text."""
-    lines = [f"{'held-out images':18}{'questions':>10}{'right':>8}{'95 % interval':>18}{'blank':>8}{'constant':>10}"]
+    lines = [
+        f"{'held-out images':18}{'questions':>10}{'right':>8}{'95 % interval':>18}{'blank':>8}{'constant':>10}"
+    ]
     for task, row in figures["tasks"].items():
         right = row["accuracy"]
         interval = f"{right['low']:.2f} to {right['high']:.2f}"
@@ -156,7 +186,9 @@ def table(figures: dict) -> str:
     )
     for example in figures["examples"].values():
         truth = example["reference"]
-        lines.append(f"\n{example['images'][0]}\n  {example['question']}\n  {example['answer']}   (right: {truth})")
+        lines.append(
+            f"\n{example['images'][0]}\n  {example['question']}\n  {example['answer']}   (right: {truth})"
+        )
     return "\n".join(lines)
 
 
@@ -180,8 +212,12 @@ def quickstart(args: argparse.Namespace) -> None:
     options.append(f"model.ckpt={checkpoint}")
     figures = report(data, evaluate(args.output, options))
     phase("evaluation")
-    (args.output / "report.json").write_text(json.dumps({**figures, "seconds": seconds}, indent=2) + "\n")
-    print(f"\n{table(figures)}\n\nseconds: {seconds}\nresults: {args.output}/report.json, {args.output}/evaluation")
+    (args.output / "report.json").write_text(
+        json.dumps({**figures, "seconds": seconds}, indent=2) + "\n"
+    )
+    print(
+        f"\n{table(figures)}\n\nseconds: {seconds}\nresults: {args.output}/report.json, {args.output}/evaluation"
+    )
     print(f"chat: python demo.py --cfg-path {EVALUATION} --options {' '.join(options)}")
 
 

@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from minigpt4.models.vision.eva_vit import EvaVit
-from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.vision.qformer import (
+    QFormerConfig,
+    build_qformer,
+    from_release_name,
+    to_release_name,
+)
 from minigpt4.quickstart import world
 
 RELATIONS = ("left of", "above left of", "above", "above right of")
@@ -80,14 +85,18 @@ class Vision(nn.Module):
     @classmethod
     def small(cls) -> "Vision":
         """The network whose weights are committed: 6.4 M parameters."""
-        return cls(EvaVit(192, 6, 6, 768, 14, world.IMAGE_SIZE), QFormerConfig(256, 4, 8, 1024, 2, 192))
+        return cls(
+            EvaVit(192, 6, 6, 768, 14, world.IMAGE_SIZE), QFormerConfig(256, 4, 8, 1024, 2, 192)
+        )
 
     @classmethod
     def tiny(cls) -> "Vision":
         """One that trains a step in milliseconds."""
         return cls(EvaVit(32, 1, 2, 64, 14, world.IMAGE_SIZE), QFormerConfig(64, 1, 2, 64, 1, 32))
 
-    def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, image: torch.Tensor, num_queried: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B, 1 + N, Dv] of images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
         tokens = self.ln_vision(self.visual_encoder(image))
         return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
@@ -99,10 +108,17 @@ class Vision(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
         is_vit = "visual_encoder."
-        vit = {name.removeprefix(is_vit): t for name, t in tensors.items() if name.startswith(is_vit)}
-        rest = {to_release_name(name): t for name, t in tensors.items() if not name.startswith(is_vit)}
+        vit = {
+            name.removeprefix(is_vit): t for name, t in tensors.items() if name.startswith(is_vit)
+        }
+        rest = {
+            to_release_name(name): t for name, t in tensors.items() if not name.startswith(is_vit)
+        }
         written = []
-        for stem, part, config in (("eva_vit", vit, self.vit_config), ("blip2", rest, self.qformer_config)):
+        for stem, part, config in (
+            ("eva_vit", vit, self.vit_config),
+            ("blip2", rest, self.qformer_config),
+        ):
             written += [folder / f"{stem}.safetensors", folder / f"{stem}.json"]
             save_file(part, written[-2])
             written[-1].write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -113,9 +129,17 @@ class Vision(nn.Module):
         """The network that `save` wrote, in float32."""
         from safetensors.torch import load_file
 
-        configs = [json.loads((folder / f"{stem}.json").read_text()) for stem in ("eva_vit", "blip2")]
+        configs = [
+            json.loads((folder / f"{stem}.json").read_text()) for stem in ("eva_vit", "blip2")
+        ]
         vision = cls(EvaVit(**configs[0]), QFormerConfig(**configs[1]))
-        state = {f"visual_encoder.{name}": tensor for name, tensor in load_file(folder / "eva_vit.safetensors").items()}
-        state |= {from_release_name(name): tensor for name, tensor in load_file(folder / "blip2.safetensors").items()}
+        state = {
+            f"visual_encoder.{name}": tensor
+            for name, tensor in load_file(folder / "eva_vit.safetensors").items()
+        }
+        state |= {
+            from_release_name(name): tensor
+            for name, tensor in load_file(folder / "blip2.safetensors").items()
+        }
         vision.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         return vision.eval()

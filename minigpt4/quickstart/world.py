@@ -21,13 +21,36 @@ IMAGE_SIZE = 112
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 SIZES = ("small", "large")
-CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
-BACKGROUNDS = ("gray", "beige", "light blue", "striped", "checkered", "grass", "night sky", "brick wall")
+CELLS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
+BACKGROUNDS = (
+    "gray",
+    "beige",
+    "light blue",
+    "striped",
+    "checkered",
+    "grass",
+    "night sky",
+    "brick wall",
+)
 MAX_OBJECTS = 3
 
 # Each colour and each shape misses one partner only, so both are seen in seven other pairs.
 LEFT_OUT_PAIRS = frozenset(
-    zip(COLOURS, ("star", "ring", "circle", "heart", "square", "triangle", "diamond", "cross"), strict=True)
+    zip(
+        COLOURS,
+        ("star", "ring", "circle", "heart", "square", "triangle", "diamond", "cross"),
+        strict=True,
+    )
 )
 
 TRAIN_SPLITS = ("pretrain", "stage1", "stage2")
@@ -74,13 +97,19 @@ class Scene:
 
 def generator(split: str, index: int) -> np.random.Generator:
     """Random numbers of image `index` of `split`: the same on every machine."""
-    return np.random.default_rng([VERSION, (*TRAIN_SPLITS, *EVAL_SPLITS, VALIDATION).index(split), index])
+    return np.random.default_rng(
+        [VERSION, (*TRAIN_SPLITS, *EVAL_SPLITS, VALIDATION).index(split), index]
+    )
 
 
-def sample_scene(split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)) -> Scene:
+def sample_scene(
+    split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)
+) -> Scene:
     """A scene that `split` may hold, with `numbers` (least, most) objects, drawn by rejection."""
     while True:
-        cells = np.sort(rng.choice(len(CELLS), size=rng.integers(numbers[0], numbers[1] + 1), replace=False))
+        cells = np.sort(
+            rng.choice(len(CELLS), size=rng.integers(numbers[0], numbers[1] + 1), replace=False)
+        )
         pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
         objects = tuple(Object(pick(SIZES), pick(COLOURS), pick(SHAPES), CELLS[c]) for c in cells)
         if len({(o.colour, o.shape) for o in objects}) < len(objects):
@@ -116,7 +145,9 @@ def boxes(scene: Scene, object_map: np.ndarray) -> list[tuple[int, int, int, int
 
 def _shade(rgb, rng, spread: int = 12) -> tuple[int, int, int]:
     """`rgb` with each channel moved by up to `spread`."""
-    return tuple(int(v) for v in np.clip(np.array(rgb) + rng.integers(-spread, spread + 1, 3), 0, 255))
+    return tuple(
+        int(v) for v in np.clip(np.array(rgb) + rng.integers(-spread, spread + 1, 3), 0, 255)
+    )
 
 
 def _polygon(points) -> np.ndarray:
@@ -143,7 +174,9 @@ def _heart() -> np.ndarray:
 
 def _cross(arm: float = 0.34) -> np.ndarray:
     corner = [(-arm, -1), (arm, -1), (arm, -arm)]
-    quarters = [np.array(corner) @ np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), k) for k in range(4)]
+    quarters = [
+        np.array(corner) @ np.linalg.matrix_power(np.array([[0, 1], [-1, 0]]), k) for k in range(4)
+    ]
     return np.concatenate(quarters)
 
 
@@ -165,10 +198,14 @@ def _draw_object(image, object_map, number: int, item: Object, rng, dark: bool) 
     size = image.shape[0]
     radius = size * (rng.uniform(0.075, 0.09) if item.size == "small" else rng.uniform(0.135, 0.15))
     slack = max(0.0, size / 6 - radius * 1.1) * 0.8
-    centre = np.array([item.column + 0.5, item.row + 0.5]) * size / 3 + rng.uniform(-slack, slack, 2)
+    centre = np.array([item.column + 0.5, item.row + 0.5]) * size / 3 + rng.uniform(
+        -slack, slack, 2
+    )
     tilt = rng.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-    contours = [np.round((c @ turn * radius + centre) * 16).astype(np.int32) for c in _CONTOURS[item.shape]]
+    contours = [
+        np.round((c @ turn * radius + centre) * 16).astype(np.int32) for c in _CONTOURS[item.shape]
+    ]
     edge = _shade((215, 215, 225) if dark else (55, 55, 60), rng)
     cv2.fillPoly(object_map, contours[:1], number, shift=4)
     cv2.fillPoly(image, contours, _shade(_RGB[item.colour], rng, 20), cv2.LINE_AA, shift=4)
@@ -182,11 +219,15 @@ def _draw_background(kind: str, rng, size: int) -> np.ndarray:
     if kind == "striped":
         angle, period = rng.uniform(0, np.pi), size / rng.uniform(7, 11)
         mask = np.sin((xs * np.cos(angle) + ys * np.sin(angle)) * 2 * np.pi / period) > 0
-        image[:] = np.where(mask[..., None], _shade((205, 190, 225), rng), _shade((165, 150, 195), rng))
+        image[:] = np.where(
+            mask[..., None], _shade((205, 190, 225), rng), _shade((165, 150, 195), rng)
+        )
     elif kind == "checkered":
         cell, offset = size / rng.uniform(7, 10), rng.uniform(0, size, 2)
         mask = (((xs + offset[0]) // cell + (ys + offset[1]) // cell) % 2).astype(bool)
-        image[:] = np.where(mask[..., None], _shade((225, 225, 220), rng), _shade((165, 170, 175), rng))
+        image[:] = np.where(
+            mask[..., None], _shade((225, 225, 220), rng), _shade((165, 170, 175), rng)
+        )
     elif kind == "grass":
         image[:] = _shade((95, 165, 75), rng)
         for x, y, lean, light in zip(*rng.uniform(0, 1, (4, size * 3)), strict=True):
@@ -203,9 +244,18 @@ def _draw_background(kind: str, rng, size: int) -> np.ndarray:
         for row, y in enumerate(range(-int(rng.integers(height)), size, height)):
             for x in range(-height * 2 + (row % 2) * height, size, height * 2):
                 cv2.rectangle(
-                    image, (x + 1, y + 1), (x + height * 2 - 1, y + height - 1), _shade((165, 90, 75), rng), -1
+                    image,
+                    (x + 1, y + 1),
+                    (x + height * 2 - 1, y + height - 1),
+                    _shade((165, 90, 75), rng),
+                    -1,
                 )
     else:
-        image[:] = _shade({"gray": (150, 150, 152), "beige": (228, 212, 178), "light blue": (165, 210, 240)}[kind], rng)
+        image[:] = _shade(
+            {"gray": (150, 150, 152), "beige": (228, 212, 178), "light blue": (165, 210, 240)}[
+                kind
+            ],
+            rng,
+        )
     noise = rng.integers(-5, 6, (size, size, 1))
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)

@@ -80,7 +80,9 @@ def _draw(axis: Any, title: str, metrics: Metrics) -> None:
 
     # the learning rate lies below all, on its own axis
     rates = axis.twinx()
-    rates.plot(numbers[::every], [record["lr"] for record in steps][::every], color=_LR_COLOUR, linewidth=1)
+    rates.plot(
+        numbers[::every], [record["lr"] for record in steps][::every], color=_LR_COLOUR, linewidth=1
+    )
     rates.set(ylabel="learning rate", ylim=(0, None))
     rates.yaxis.label.set_color(_LR_COLOUR)
     rates.tick_params(colors=_LR_COLOUR)
@@ -89,7 +91,13 @@ def _draw(axis: Any, title: str, metrics: Metrics) -> None:
 
     label = f"training, mean of {window} steps" if window > 1 else "training"
     axis.plot(numbers[::every], losses[::every], color=_TRAIN_COLOUR, alpha=0.3, linewidth=0.8)
-    axis.plot(numbers[::every], smoothed(losses, window)[::every], color=_TRAIN_COLOUR, linewidth=1.8, label=label)
+    axis.plot(
+        numbers[::every],
+        smoothed(losses, window)[::every],
+        color=_TRAIN_COLOUR,
+        linewidth=1.8,
+        label=label,
+    )
     shown = [*smoothed(losses, window), *_draw_validations(axis, metrics.validations)]
     axis.plot([], [], color=_LR_COLOUR, linewidth=1, label="learning rate")
 
@@ -107,7 +115,9 @@ def _draw_validations(axis: Any, validations: Sequence[Mapping[str, Any]]) -> li
     drawn = []
     for number, (split, records) in enumerate(of_split.items()):
         for key, (words, style, marker) in VALIDATION_LINES.items():
-            points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+            points = [
+                (record["step"], record[key]) for record in records if record.get(key) is not None
+            ]
             if points:
                 colour = _COLOURS[number % len(_COLOURS)]
                 look = {"linestyle": style, "marker": marker, "markersize": 5, "color": colour}

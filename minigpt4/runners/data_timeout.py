@@ -41,7 +41,12 @@ def _watch(timeout_s: float, interruption: Interruption, is_over: threading.Even
         if state != seen:
             seen, since = state, now
         if wait and signal and now - max(signalled, since) > GRACE_S:
-            _end(f"{signal.name} came, and nothing could be saved", wait.what(), now - wait.since, 128 + signal)
+            _end(
+                f"{signal.name} came, and nothing could be saved",
+                wait.what(),
+                now - wait.since,
+                128 + signal,
+            )
         if wait and now - since > timeout_s:
             _end("run.step_timeout_s", wait.what(), now - wait.since, 1)
 

@@ -38,9 +38,13 @@ class Interruption:
         """
         self._process = os.getpid()
         is_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        self._tells_death = is_by_torchrun and hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig")
+        self._tells_death = is_by_torchrun and hasattr(
+            torch.multiprocessing, "_prctl_pr_set_pdeathsig"
+        )
         ours = {number: [signal.SIG_DFL, signal.default_int_handler] for number in SIGNALS}
-        if is_by_torchrun:  # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
+        if (
+            is_by_torchrun
+        ):  # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
             ours[signal.SIGHUP].append(signal.SIG_IGN)
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: how for number, how in before.items() if how in ours[number]}
@@ -56,11 +60,15 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._tells_death and os.getpid() == self._process:  # told once: its threads die one after the other
+        if (
+            self._tells_death and os.getpid() == self._process
+        ):  # told once: its threads die one after the other
             torch.multiprocessing._prctl_pr_set_pdeathsig(0)
         if number in _TWICE_AT_ONCE:
             signal.signal(number, signal.SIG_DFL)
-        if self.signal is None and os.getpid() == self._process:  # not a worker, which inherits this
+        if (
+            self.signal is None and os.getpid() == self._process
+        ):  # not a worker, which inherits this
             self.signal, self._time = signal.Signals(number), time.monotonic()
             logging.warning("%s: saving after this step, then ending", self.signal.name)
 
@@ -92,7 +100,13 @@ class Interruption:
         since = f", {time.monotonic() - self._time:.2f} s after the signal" if self.signal else ""
         where = f"saved {path}{since}; resume with --resume auto"
         if not is_saved:
-            last = f"the last checkpoint is {path}; resume from it with --resume auto" if path else "there is none"
-            where = f"what was trained since the last checkpoint could not be saved, see above: {last}"
+            last = (
+                f"the last checkpoint is {path}; resume from it with --resume auto"
+                if path
+                else "there is none"
+            )
+            where = (
+                f"what was trained since the last checkpoint could not be saved, see above: {last}"
+            )
         message = f"ended by {name} before epoch {epoch}, step {step}: {where}"
         return Interrupted(message, 128 + (self.signal or signal.SIGTERM))

@@ -7,7 +7,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
-from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, max_over_ranks, run_device
+from minigpt4.common.dist_utils import (
+    average_gradients,
+    broadcast_tensors,
+    max_over_ranks,
+    run_device,
+)
 from minigpt4.common.logger import MetricLogger, batch_size
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.startup import startup
@@ -28,9 +33,16 @@ class TrainingLoop:
         self.optimizer = self.scaler = None  # to evaluate, none is needed
         if not self.run_cfg.evaluate:
             self.optimizer = build_optimizer(self.model, self.run_cfg, self.device)
-            is_half = self.run_cfg.amp and self.device.type == "cuda" and model.compute_dtype == torch.float16
+            is_half = (
+                self.run_cfg.amp
+                and self.device.type == "cuda"
+                and model.compute_dtype == torch.float16
+            )
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
-        self.interruption, self.step_timeout = Interruption(), StepTimeout(self.run_cfg.step_timeout_s)
+        self.interruption, self.step_timeout = (
+            Interruption(),
+            StepTimeout(self.run_cfg.step_timeout_s),
+        )
         # known once the data is open: endless batches of this rank, the length of an epoch, the lr
         self.train_loader = self.iters_per_epoch = self.lr_scheduler = None
 
@@ -52,7 +64,11 @@ class TrainingLoop:
             lr = self.lr_scheduler.step(cur_epoch=epoch, cur_step=step)
             with metrics.fetching(), startup.phase("first batch"):
                 batch = to_device(next(self.train_loader), self.device)
-            batch |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": step}  # 2023's names
+            batch |= {
+                "epoch": epoch,
+                "num_iters_per_epoch": num_steps,
+                "iters": step,
+            }  # 2023's names
 
             # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own
@@ -63,7 +79,9 @@ class TrainingLoop:
             for part, share in parts:
                 part_loss, num_targets = self.task.loss_and_targets(self.model, part)
                 loss = loss + part_loss.detach() * share
-                if reduction == "tokens":  # with it the gradient is that of the mean over all so far
+                if (
+                    reduction == "tokens"
+                ):  # with it the gradient is that of the mean over all so far
                     before, weight = weight, weight + (num_targets or share * batch_size(batch))
                     self.scale_gradients(before / weight)
                     part_loss = part_loss * ((weight - before) / weight)
@@ -133,5 +151,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         return is_skipped, flags[1]
 
-    def after_step(self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor) -> None:
+    def after_step(
+        self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor
+    ) -> None:
         """Hook: called after each update, where no gradient is left over."""

@@ -21,7 +21,9 @@ from minigpt4.runners.run_config import RunConfig, best_metrics
 from minigpt4.runners.run_folder import AUTO, BEST
 
 
-def print_plan(cfg: Config, gpu_memory_gib: float | None = None, num_gpus: int | None = None) -> int:
+def print_plan(
+    cfg: Config, gpu_memory_gib: float | None = None, num_gpus: int | None = None
+) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
     The model has no weights, but its files are read so far as to see that they fit; the datasets are built, and no
@@ -76,12 +78,18 @@ def _build_data(cfg: Config) -> None:
         task.build_train_loader(datasets, run)
 
 
-def _print_memory(cfg: Config, device: torch.device, available: float, weights: int, num_ranks: int) -> int:
+def _print_memory(
+    cfg: Config, device: torch.device, available: float, weights: int, num_ranks: int
+) -> int:
     """Print what a step holds and the device has; return 0 if it fits, else print what helps and return 1."""
     outside = OUTSIDE if device.type == "cuda" else 0
     limit, needed = available - outside, _needed(cfg, device, num_ranks)
     beside = f"; {size_text(outside)} for CUDA itself, assumed" if outside else ""
-    shared = f", the LLM divided among {num_ranks} processes" if cfg.run_cfg.shard_llm and num_ranks > 1 else ""
+    shared = (
+        f", the LLM divided among {num_ranks} processes"
+        if cfg.run_cfg.shard_llm and num_ranks > 1
+        else ""
+    )
     print(
         f"memory: {size_text(weights)} of weights{shared}, at most {size_text(needed)} in a step of texts of "
         f"model.max_txt_len={cfg.model_cfg.max_txt_len} tokens, counted{beside}; "
@@ -110,7 +118,9 @@ def _needed(cfg: Config, device: torch.device, num_ranks: int = 1, **options: An
     return count(model, device, batch_size, run.max_tokens_per_batch, **_sharded(shares))
 
 
-def _remedies(cfg: Config, device: torch.device, limit: float, num_ranks: int) -> Iterator[dict[str, Any]]:
+def _remedies(
+    cfg: Config, device: torch.device, limit: float, num_ranks: int
+) -> Iterator[dict[str, Any]]:
     """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
     run, model_cfg = cfg.run_cfg, cfg.model_cfg
     kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
@@ -143,7 +153,10 @@ def _smaller(run: RunConfig, batch_size: int) -> dict[str, int]:
 def parts_table(parts: list[Any]) -> str:
     """Return a table of a model's parts (`BaseModel.parts()`) as text."""
     rows = [("part", "parameters", "trainable", "dtype", "device")]
-    rows += [(part.name, f"{part.parameters:,}", f"{part.trainable:,}", part.dtype, part.device) for part in parts]
+    rows += [
+        (part.name, f"{part.parameters:,}", f"{part.trainable:,}", part.dtype, part.device)
+        for part in parts
+    ]
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = f"{{:<{sizes[0]}}}  {{:>{sizes[1]}}}  {{:>{sizes[2]}}}  {{:<{sizes[3]}}}  {{}}"
     return "\n".join(line.format(*row) for row in rows)
@@ -151,4 +164,6 @@ def parts_table(parts: list[Any]) -> str:
 
 def size_text(size_bytes: float) -> str:
     """Return a size in GiB, or in MiB below one."""
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+    return (
+        f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+    )

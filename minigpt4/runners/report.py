@@ -17,14 +17,18 @@ def introduce(run: Any) -> None:
     if len(train) > 1:
         mix = ", ".join(f"{dataset.name} {dataset.sample_ratio or 1:g}" for dataset in train)
         is_mixed = any(dataset.sample_ratio for dataset in train)
-        logging.info("Each batch is of one dataset, drawn by %s", mix if is_mixed else "equal ratios")
+        logging.info(
+            "Each batch is of one dataset, drawn by %s", mix if is_mixed else "equal ratios"
+        )
     for dataset in train:
         if hasattr(dataset, "__len__"):
             logging.info("Loaded %d records for train split from the dataset.", len(dataset))
     for name, parameter in run.model.named_parameters():
         if parameter.requires_grad:
             main_print(name)
-    main_print(f"number of trainable parameters: {sum(parameter.numel() for parameter in run.trainable)}")
+    main_print(
+        f"number of trainable parameters: {sum(parameter.numel() for parameter in run.trainable)}"
+    )
     main_print(parts_table(run.model.parts()))
     if hasattr(run.model, "train_modes"):
         main_print(mode_table(run.model.train_modes, run.model.parts(), rates(run.run_cfg)))
@@ -56,7 +60,9 @@ def count_samples(run: Any, of_all_ranks: bool = True) -> SampleCounts:
     """Return what became of the samples of each dataset; nothing of a loader that does not say. Called by all ranks."""
     loader, mine = run.train_loader, {}
     for name, counts in getattr(loader, "skip_report", dict)().items():
-        mine[name] = counts | {"trained on": _num_samples(loader, name, run.run_cfg.batch_size_train)}
+        mine[name] = counts | {
+            "trained on": _num_samples(loader, name, run.run_cfg.batch_size_train)
+        }
     ranks = gather_from_ranks(mine) if of_all_ranks else [mine]
     counted = {}
     for name in mine:

@@ -52,13 +52,20 @@ class RunCard:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if is_main_process():
             try:
                 self._write(_outcome(error))
-            except Exception as problem:  # of any kind: the training is over, and what it gives is saved
-                logging.warning("%s not written (%s: %.300s)", NAME, type(problem).__name__, problem)
+            except (
+                Exception
+            ) as problem:  # of any kind: the training is over, and what it gives is saved
+                logging.warning(
+                    "%s not written (%s: %.300s)", NAME, type(problem).__name__, problem
+                )
 
     def _write(self, outcome: str) -> None:
         folder, seconds = self.run.output_dir, time.time() - self._start
@@ -72,16 +79,24 @@ class RunCard:
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(folder / f"{NAME}.json", f"{text}\n".encode(errors="backslashreplace"))
         picture_name = PICTURE if picture else None
-        write_whole(folder / f"{NAME}.md", card_text(card, picture_name).encode(errors="backslashreplace"))
+        write_whole(
+            folder / f"{NAME}.md", card_text(card, picture_name).encode(errors="backslashreplace")
+        )
 
-    def _content(self, outcome: str, metrics: Metrics, seconds: float, earlier: dict[str, Any]) -> dict[str, Any]:
+    def _content(
+        self, outcome: str, metrics: Metrics, seconds: float, earlier: dict[str, Any]
+    ) -> dict[str, Any]:
         run = self.run
         config = run.config.to_dict()
         process = self._process(outcome, metrics, seconds)
         return {
             "run": run.output_dir.name,
             "outcome": outcome,
-            "recipe": {"command": command_line(), "resumed_from": _text(run.resumed_from), "config": config},
+            "recipe": {
+                "command": command_line(),
+                "resumed_from": _text(run.resumed_from),
+                "config": config,
+            },
             "model": self._model(config, earlier, is_over=not outcome.startswith(INTERRUPTED)),
             "data": self._data(config),
             "curve": curve(metrics.steps),
@@ -99,7 +114,9 @@ class RunCard:
         """Return what this process adds to the run; a resumed run has had several."""
         first = self.run.start.epoch * self.run.iters_per_epoch + self.run.start.step
         own = [record for record in metrics.steps if record["step"] >= first]
-        validation = sum(record.get("seconds") or 0 for record in metrics.validations if record["step"] >= first)
+        validation = sum(
+            record.get("seconds") or 0 for record in metrics.validations if record["step"] >= first
+        )
         return {
             "started": self._started,
             "ended": _now(),
@@ -117,30 +134,43 @@ class RunCard:
             "versions": versions() | {"commit": git_commit()},
         }
 
-    def _model(self, config: dict[str, Any], earlier: dict[str, Any], is_over: bool) -> dict[str, Any]:
+    def _model(
+        self, config: dict[str, Any], earlier: dict[str, Any], is_over: bool
+    ) -> dict[str, Any]:
         """Return sizes and hashes of the parts; what is frozen and changed is said aloud.
 
         A run that is told to end has seconds left: the one that resumes it compares, with the very beginning.
         """
         model, changed = self.run.model, []
         begun = part_hashes(self._frozen) | _hashes_before(earlier)
-        frozen = {part: {"before": before, "after": None, "unchanged": None} for part, before in begun.items()}
+        frozen = {
+            part: {"before": before, "after": None, "unchanged": None}
+            for part, before in begun.items()
+        }
         if is_over:
             tensors = frozen_tensors(model)
             after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
             changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
             frozen = {}
             for part, now in part_hashes(after).items():
-                frozen[part] = {"before": begun.get(part), "after": now, "unchanged": begun.get(part) == now}
+                frozen[part] = {
+                    "before": begun.get(part),
+                    "after": now,
+                    "unchanged": begun.get(part) == now,
+                }
             if changed or not all(part["unchanged"] for part in frozen.values()):
-                names = ", ".join(changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]])
+                names = ", ".join(
+                    changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]]
+                )
                 logging.warning("frozen weights are not what they were before training: %s", names)
         return {
             "arch": config.get("model", {}).get("arch", type(model).__name__),
             "parts": [part._asdict() for part in model.parts()],
             "frozen_sha256": frozen,
             "changed_tensors": changed,
-            "files": {key: value for key, value in model.identity().items() if key in ("llm", "vision")},
+            "files": {
+                key: value for key, value in model.identity().items() if key in ("llm", "vision")
+            },
         }
 
     def _data(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +186,9 @@ class RunCard:
                 "source": section.get("build_info"),
                 "sha": getattr(dataset, "fingerprint", None),
                 "records": len(dataset) if hasattr(dataset, "__len__") else None,
-                "files": len(listing) if listing is not None and not hasattr(dataset, "__len__") else None,
+                "files": len(listing)
+                if listing is not None and not hasattr(dataset, "__len__")
+                else None,
                 "sample_ratio": getattr(dataset, "sample_ratio", None),
                 **counts.of_dataset.get(name, {}),
                 "counted_on_ranks": counts.num_ranks,
@@ -191,7 +223,13 @@ def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         part = known[start : start + every]
         points.append([part[-1][0], round(math.fsum(loss for _, loss in part) / len(part), 6)])
     lowest = min(known, key=lambda point: point[1])
-    return {"steps": len(steps), "first": known[0], "last": known[-1], "lowest": lowest, "points": points}
+    return {
+        "steps": len(steps),
+        "first": known[0],
+        "last": known[-1],
+        "lowest": lowest,
+        "points": points,
+    }
 
 
 def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -202,7 +240,10 @@ def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def command_line() -> str:
     """Return the command that started this process; addresses in it are without user, password and query."""
-    return shlex.join(re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word) for word in sys.argv)
+    return shlex.join(
+        re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word)
+        for word in sys.argv
+    )
 
 
 def plain(value: Any) -> Any:
@@ -232,7 +273,9 @@ def _outcome(error: BaseException | None) -> str:
         return "finished"
     if isinstance(error, Interrupted):
         return f"{INTERRUPTED}: {error}"
-    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
+    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
+        :500
+    ]
 
 
 def _now() -> str:

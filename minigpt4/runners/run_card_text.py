@@ -7,7 +7,12 @@ from typing import Any
 
 def card_text(card: Mapping[str, Any], picture: str | None) -> str:
     """Return the Markdown of a run card; `picture`: the file beside it that shows the curves."""
-    sections = [_head(card), _result(card, picture), _validation(card["validation"]), _data(card["data"])]
+    sections = [
+        _head(card),
+        _result(card, picture),
+        _validation(card["validation"]),
+        _data(card["data"]),
+    ]
     sections += [_model(card["model"]), _processes(card["processes"]), _recipe(card["recipe"])]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -35,7 +40,9 @@ def number(value: float) -> str:
 
 def _head(card: Mapping[str, Any]) -> str:
     first, last = card["processes"][0], card["processes"][-1]
-    return f"# Training run {card['run']}\n\n{first['started']} to {last['ended']}; {card['outcome']}"
+    return (
+        f"# Training run {card['run']}\n\n{first['started']} to {last['ended']}; {card['outcome']}"
+    )
 
 
 def _result(card: Mapping[str, Any], picture: str | None) -> str:
@@ -43,7 +50,9 @@ def _result(card: Mapping[str, Any], picture: str | None) -> str:
     final = result["final_loss"]
     rows = [("steps", curve["steps"]), ("samples seen", result["samples_seen"])]
     if final:
-        rows.append(("final loss", f"{number(final['mean'])} (mean of the last {final['steps']} steps)"))
+        rows.append(
+            ("final loss", f"{number(final['mean'])} (mean of the last {final['steps']} steps)")
+        )
         places = ", ".join(f"{name} {_point(curve[name])}" for name in ("first", "lowest", "last"))
         rows.append(("loss", places))
     rows.append(("checkpoint", f"`{result['checkpoint']}`" if result["checkpoint"] else "none"))
@@ -74,18 +83,40 @@ def _data(data: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     rows = []
     for name, found in data.items():
-        size = f"{found['records']:,} records" if found["records"] is not None else f"{found['files']} files"
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in found.get("skipped", {}).items())
-        rows.append([name, _source(found["source"]), size, found["sha"], found.get("samples"), skipped or "none"])
+        size = (
+            f"{found['records']:,} records"
+            if found["records"] is not None
+            else f"{found['files']} files"
+        )
+        skipped = ", ".join(
+            f"{count:,} {reason}" for reason, count in found.get("skipped", {}).items()
+        )
+        rows.append(
+            [
+                name,
+                _source(found["source"]),
+                size,
+                found["sha"],
+                found.get("samples"),
+                skipped or "none",
+            ]
+        )
     columns = ("dataset", "source", "size", "hash of the listing", "samples trained on", "skipped")
     text = f"## Data\n\n{table(columns, rows)}"
-    counted, ranks = next(iter(data.values()))["counted_on_ranks"], next(iter(data.values()))["ranks"]
-    return text if counted == ranks else f"{text}\n\nSamples are those of {counted} of {ranks} ranks."
+    counted, ranks = (
+        next(iter(data.values()))["counted_on_ranks"],
+        next(iter(data.values()))["ranks"],
+    )
+    return (
+        text if counted == ranks else f"{text}\n\nSamples are those of {counted} of {ranks} ranks."
+    )
 
 
 def _source(source: Any) -> str:
     value = source.get("storage") if isinstance(source, Mapping) else None
-    return f"`{value if isinstance(value, str) else json.dumps(value or source, ensure_ascii=False)}`"
+    return (
+        f"`{value if isinstance(value, str) else json.dumps(value or source, ensure_ascii=False)}`"
+    )
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -94,12 +125,28 @@ def _model(model: Mapping[str, Any]) -> str:
         frozen = model["frozen_sha256"].get(part["name"], {})
         same = f"`{frozen['after'][:16]}`, unchanged" if frozen.get("unchanged") else ""
         if frozen and frozen["after"] is None:
-            same = f"`{str(frozen['before'])[:16]}` before; compared when the run is resumed and ends"
+            same = (
+                f"`{str(frozen['before'])[:16]}` before; compared when the run is resumed and ends"
+            )
         elif frozen and not same:
             same = f"**changed** from `{str(frozen['before'])[:16]}` to `{frozen['after'][:16]}`"
         if part["parameters"]:
-            rows.append([part["name"], part["parameters"], part["trainable"], part["dtype"], same or "trained"])
-    columns = ("part", "parameters", "trained", "type", "sha256 of what is frozen, before and after")
+            rows.append(
+                [
+                    part["name"],
+                    part["parameters"],
+                    part["trainable"],
+                    part["dtype"],
+                    same or "trained",
+                ]
+            )
+    columns = (
+        "part",
+        "parameters",
+        "trained",
+        "type",
+        "sha256 of what is frozen, before and after",
+    )
     text = f"## Model: {model['arch']}\n\n{table(columns, rows)}"
     if changed := model["changed_tensors"]:
         text += f"\n\n**Frozen weights that training changed:** {', '.join(changed[:20])}"
@@ -114,8 +161,24 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> str:
         device = process["hardware"]["gpus"][:1] or [process["hardware"]["cpu"]]
         machine = f"{process['ranks']} x {device[0]}"
         times = f"{seconds['start_up']} + {seconds['training']}, of it validation {seconds['of_it_validation']}"
-        rows.append([process["started"], reached, machine, process["peak_memory_mib"], times, process["outcome"]])
-    columns = ("started", "steps", "ranks and machine", "peak memory, MiB", "seconds: start-up + training", "outcome")
+        rows.append(
+            [
+                process["started"],
+                reached,
+                machine,
+                process["peak_memory_mib"],
+                times,
+                process["outcome"],
+            ]
+        )
+    columns = (
+        "started",
+        "steps",
+        "ranks and machine",
+        "peak memory, MiB",
+        "seconds: start-up + training",
+        "outcome",
+    )
     last = processes[-1]
     versions = ", ".join(f"{name} {value}" for name, value in last["versions"].items() if value)
     machine = last["hardware"]

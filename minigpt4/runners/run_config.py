@@ -13,7 +13,9 @@ from minigpt4.common.utils import expand_path, weights_problem
 from minigpt4.runners.run_folder import AUTO
 from minigpt4.runners.trackers import find_tracker_problems
 
-_FOR_TRAINING = "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
+_FOR_TRAINING = (
+    "lr_sched init_lr min_lr weight_decay max_epoch batch_size_train num_workers output_dir"
+)
 _FOR_EVALUATION = "num_workers output_dir"
 _FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
 _FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch eval_every_iters"
@@ -50,7 +52,9 @@ class RunConfig:
     lr_sched: str | None = None
     init_lr: float | None = None
     min_lr: float | None = None
-    lr: PartRates = field(default_factory=PartRates)  # of parts that have their own; what trains: model.train
+    lr: PartRates = field(
+        default_factory=PartRates
+    )  # of parts that have their own; what trains: model.train
     warmup_lr: float = -1.0  # below 0: init_lr
     warmup_steps: int = 0
     warmup_clock: str = "epoch"  # epoch: as 2023 | global: see common/optims.py
@@ -58,7 +62,9 @@ class RunConfig:
     weight_decay: float | None = None
     beta2: float = 0.999
     accum_grad_iters: int = 1
-    accum_reduction: str = "tokens"  # of the batches and ranks of an update | mean, sum (as 2023): see runners/loop.py
+    accum_reduction: str = (
+        "tokens"  # of the batches and ranks of an update | mean, sum (as 2023): see runners/loop.py
+    )
     max_grad_norm: float | None = None  # None: no clipping
     max_skipped_updates: int = 5  # in a row, for numbers that are not finite; then the run ends
     amp: bool = False
@@ -75,11 +81,15 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     max_bad_fraction: float = 0.05
-    shard_cache: str | None = None  # folder that keeps shards read from addresses, shared by the ranks of a machine
+    shard_cache: str | None = (
+        None  # folder that keeps shards read from addresses, shared by the ranks of a machine
+    )
     shard_cache_gb: float = 50  # its bound, in 10^9 bytes
     # validation, of valid_splits: at the end of each epoch, and
     eval_every_iters: int | None = None  # .. after so many steps of it
-    eval_controls: bool = True  # also the loss with blank and with wrong images: three forward passes for one
+    eval_controls: bool = (
+        True  # also the loss with blank and with wrong images: three forward passes for one
+    )
     eval_samples: int = 4  # held-out samples whose greedy answers samples.html shows
     best_metric: str | None = (
         None  # of checkpoint_best.pth: <split>_loss (default: the first split's), <split>_wrong_gap
@@ -90,7 +100,9 @@ class RunConfig:
     save_every_iters: int | None = None  # also save after so many steps of an epoch
     keep_last_k: int = 2  # of those; the ones at the end of an epoch are all kept
     resume_ckpt_path: str | None = None  # path, URL, or auto: the newest below output_dir, if any
-    resume_mode: str = "exact"  # exact: no other settings | restart: weights and schedule, data anew
+    resume_mode: str = (
+        "exact"  # exact: no other settings | restart: weights and schedule, data anew
+    )
     evaluate: bool = False
     log_freq: int = 50
     report_to: Any = None  # trackers: wandb, tensorboard, trackio, mlflow; one name or a list
@@ -98,7 +110,9 @@ class RunConfig:
     # machine
     device: str = "auto"
     read_ahead: bool = True  # weight files go to memory while libraries load; not if they fill it
-    shard_llm: bool = False  # each rank holds a share of the frozen LLM, for one that is larger than a card
+    shard_llm: bool = (
+        False  # each rank holds a share of the frozen LLM, for one that is larger than a card
+    )
     distributed: bool = True  # False: refuse to be one of several processes
     dist_url: str = "env://"
     dist_timeout_s: int = 1800  # of the process group
@@ -138,22 +152,40 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
         is_wrong = value is not None and not least <= value <= most
         check(is_wrong, key, f"{value} is out of range; it must be {limit}")
     for part, rate in (cfg.lr or {}).items():
-        check(rate is not None and not rate > 0, f"lr.{part}", f"{rate} is out of range; it must be above 0")
+        check(
+            rate is not None and not rate > 0,
+            f"lr.{part}",
+            f"{rate} is out of range; it must be above 0",
+        )
         lacks_unit = rate is not None and cfg.init_lr == 0
-        check(lacks_unit, "init_lr", f"0, and {where}.lr.{part} is a multiple of it; set it above 0")
+        check(
+            lacks_unit, "init_lr", f"0, and {where}.lr.{part} is a multiple of it; set it above 0"
+        )
     for key, choices in _CHOICES.items():
         check(cfg[key] not in choices, key, f"'{cfg[key]}' is not one of {', '.join(choices)}")
 
     # keys that need each other
     splits = [*cfg.valid_splits, *cfg.test_splits]
     lacks_size, lacks_train = cfg.batch_size_eval is None, "train" not in cfg.train_splits
-    check(bool(splits) and lacks_size, "batch_size_eval", f"missing; the splits {', '.join(splits)} need it")
+    check(
+        bool(splits) and lacks_size,
+        "batch_size_eval",
+        f"missing; the splits {', '.join(splits)} need it",
+    )
     message = f"True, but {where}.valid_splits and {where}.test_splits are empty; name one"
     check(cfg.evaluate and not splits, "evaluate", message)
-    check(cfg.eval_every_iters and not cfg.valid_splits, "eval_every_iters", f"{where}.valid_splits is empty; name one")
+    check(
+        cfg.eval_every_iters and not cfg.valid_splits,
+        "eval_every_iters",
+        f"{where}.valid_splits is empty; name one",
+    )
     known = best_metrics(cfg)
     advice = f"known: {', '.join(known)}" if known else f"{where}.valid_splits is empty; name one"
-    check(cfg.best_metric not in (None, *known), "best_metric", f"'{cfg.best_metric}' is not measured; {advice}")
+    check(
+        cfg.best_metric not in (None, *known),
+        "best_metric",
+        f"'{cfg.best_metric}' is not measured; {advice}",
+    )
     lacks_rate = cfg.lr_sched == "linear_warmup_step_lr" and cfg.lr_decay_rate is None
     check(lacks_rate, "lr_decay_rate", "missing; linear_warmup_step_lr needs it")
     message = f"{list(cfg.train_splits)} has no 'train', the split that is trained on"
@@ -163,7 +195,9 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
     try:
         device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
         is_wrong = cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda"
-        check(is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto")
+        check(
+            is_wrong, "amp_dtype", f"float16 trains on CUDA only, the device is {device}; use auto"
+        )
     except DeviceError as error:
         problems.append(error.problem)
     except ValueError:  # the launch, of which launch_problems has told
@@ -173,7 +207,9 @@ def find_problems(cfg: RunConfig, where: str) -> list[Problem]:
             problems.append(Problem(f"{where}.{key}", problem))
     problems += find_tracker_problems(cfg, where)
     if cfg.resume_ckpt_path and cfg.resume_ckpt_path != AUTO:
-        problems += filter(None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")])
+        problems += filter(
+            None, [weights_problem(cfg.resume_ckpt_path, f"{where}.resume_ckpt_path")]
+        )
     return problems
 
 

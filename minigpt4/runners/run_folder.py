@@ -85,7 +85,9 @@ class Hold(ExitStack):
         if self._descriptor is None or folder.is_dir():
             return folder
         try:
-            now = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))  # Linux keeps it up to date
+            now = Path(
+                os.readlink(f"/proc/self/fd/{self._descriptor}")
+            )  # Linux keeps it up to date
             if os.path.samestat(os.stat(now), os.fstat(self._descriptor)):
                 logging.warning("'%s' is now '%s': the run goes on there", folder, now)
                 return now
@@ -93,7 +95,10 @@ class Hold(ExitStack):
             pass  # it was deleted, or this is no Linux
         with suppress(OSError):  # what is written next says why it cannot be
             (folder / "result").mkdir(parents=True)
-            logging.warning("'%s' is gone, with what was in it; it is made again, and the run goes on there", folder)
+            logging.warning(
+                "'%s' is gone, with what was in it; it is made again, and the run goes on there",
+                folder,
+            )
         return folder
 
 

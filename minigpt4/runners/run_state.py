@@ -30,7 +30,9 @@ _FREE_KEYS = (
 )
 # What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files; parts
 # that had no choice.
-_FILLED_KEYS = r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
+_FILLED_KEYS = (
+    r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
+)
 _FILLED_KEYS += r"|model\.(bridge|projector|vision_model)"
 _MOST_LINES = 40  # that a message lists
 
@@ -70,13 +72,23 @@ class Progress:
         """Return the progress of the runner `run` before a step. Called by all ranks."""
         gradients = [parameter.grad for parameter in run.trainable]
         mine = {
-            "rng": _rng_state(run.device) if position.step else None,  # an epoch begins with own seeds
+            "rng": _rng_state(run.device)
+            if position.step
+            else None,  # an epoch begins with own seeds
             "data": run.train_loader.state() if hasattr(run.train_loader, "state") else None,
             "metrics": metrics,
             "gradients": None if all(gradient is None for gradient in gradients) else gradients,
         }
         identity, config = run.model.identity(), run.config.to_dict()
-        return cls(position, _setup(run), gather_from_ranks(mine), identity, stats, config, run.validation.best)
+        return cls(
+            position,
+            _setup(run),
+            gather_from_ranks(mine),
+            identity,
+            stats,
+            config,
+            run.validation.best,
+        )
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
@@ -116,15 +128,23 @@ class Progress:
             is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
             is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
             if theirs.get(key) != ours.get(key) and not is_free:
-                lines.append(f"{key:.200}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}")
-        return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
+                lines.append(
+                    f"{key:.200}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}"
+                )
+        return (
+            lines
+            if len(lines) <= _MOST_LINES
+            else [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
+        )
 
     def check_settings(self, run: Any) -> None:
         """Raise CheckpointError, with what differs, if `run` cannot be resumed here exactly."""
         if lines := self.differences(run):
             raise CheckpointError(
                 f"run.resume_ckpt_path: '{run.resumed_from}' is of a run with other settings and cannot be resumed "
-                "exactly:\n" + "\n".join(f"  {line}" for line in lines) + "\nStart it as it was; or, to take over "
+                "exactly:\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nStart it as it was; or, to take over "
                 "weights, optimizer and schedule and let the data begin anew, --options run.resume_mode=restart"
             )
 
@@ -182,7 +202,9 @@ def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
     if (flat.get("run.accum_grad_iters"), flat.get("world size")) == (1, 1):
         flat.pop("run.accum_reduction", None)  # of one batch, all are the same
     if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
-        flat["model.llm_precision"] = run_precision(precision, flat["run.amp"], flat["run.amp_dtype"])
+        flat["model.llm_precision"] = run_precision(
+            precision, flat["run.amp"], flat["run.amp_dtype"]
+        )
     return flat
 
 

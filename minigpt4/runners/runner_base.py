@@ -49,7 +49,9 @@ class RunnerBase(TrainingLoop):
 
     Config = RunConfig
 
-    def __init__(self, cfg: WholeConfig, task: Any, model: Any, datasets: dict, job_id: str | None = None) -> None:
+    def __init__(
+        self, cfg: WholeConfig, task: Any, model: Any, datasets: dict, job_id: str | None = None
+    ) -> None:
         super().__init__(cfg, task, model)
         self.config, self.datasets = cfg, datasets
         self.job_id, self.validation = job_id, Validation(self)
@@ -106,8 +108,16 @@ class RunnerBase(TrainingLoop):
         self._open_output()
         report.introduce(self)
         try:
-            card, patience = run_card.RunCard(self), data_watched(self.run_cfg.step_timeout_s, self.interruption)
-            with card as self.card, self.interruption.listening(), self.step_timeout.watching(), patience:
+            card, patience = (
+                run_card.RunCard(self),
+                data_watched(self.run_cfg.step_timeout_s, self.interruption),
+            )
+            with (
+                card as self.card,
+                self.interruption.listening(),
+                self.step_timeout.watching(),
+                patience,
+            ):
                 self._train_epochs()
         finally:
             self.log.close()
@@ -123,7 +133,9 @@ class RunnerBase(TrainingLoop):
             if epoch == self.start.epoch:
                 self._catch_up(metrics)
             logging.info("Start training")
-            logging.info("Start training epoch %d, %d iters per inner epoch.", epoch, self.iters_per_epoch)
+            logging.info(
+                "Start training epoch %d, %d iters per inner epoch.", epoch, self.iters_per_epoch
+            )
             means = self.train_epoch(epoch, metrics)
             samples_seen = metrics.samples_seen
             stats = {f"train_{name}": value for name, value in means.items()}
@@ -134,25 +146,35 @@ class RunnerBase(TrainingLoop):
             dist_utils.barrier()
         report.sum_up(self, time.time() - begin, samples_seen)
         if not is_saved:
-            raise OSError(f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above")
+            raise OSError(
+                f"the last epoch's checkpoint could not be written to '{self.output_dir}', see above"
+            )
 
     def _metrics(self, epoch: int, samples_seen: int) -> MetricLogger:
         """Return the metrics of an epoch, of the first one as they were where the run resumes."""
         cfg, own = self.run_cfg, (self.device, self.log, samples_seen)
-        metrics = MetricLogger(epoch, self.iters_per_epoch, cfg.log_freq, *own, cfg.max_skipped_updates)
+        metrics = MetricLogger(
+            epoch, self.iters_per_epoch, cfg.log_freq, *own, cfg.max_skipped_updates
+        )
         if epoch == self.start.epoch:
             with self._understood("progress"):
-                metrics.resume(self.start.step, self.resumed.restore(self) if self.resumed else metrics.state())
+                metrics.resume(
+                    self.start.step, self.resumed.restore(self) if self.resumed else metrics.state()
+                )
         return metrics
 
     def _catch_up(self, metrics: MetricLogger) -> None:
         """Do what the run that is resumed exactly may not have come to behind its last checkpoint."""
         if stats := self.resumed.stats if self.resumed else None:
-            self._end_epoch(self.start, metrics, stats, in_log=self.run_cfg.resume_ckpt_path == AUTO)
+            self._end_epoch(
+                self.start, metrics, stats, in_log=self.run_cfg.resume_ckpt_path == AUTO
+            )
         elif self.resumed and self.validation.is_due(self.start.step):
             self._validate(self.start, metrics)
 
-    def after_step(self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor) -> None:
+    def after_step(
+        self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor
+    ) -> None:
         """Save and validate if it is time to, within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
         is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
@@ -166,10 +188,14 @@ class RunnerBase(TrainingLoop):
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
         """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
         if self._is_ending:
-            is_saved, path = from_main(lambda: (is_saved, self.last_checkpoint or self.resumed_from))
+            is_saved, path = from_main(
+                lambda: (is_saved, self.last_checkpoint or self.resumed_from)
+            )
             raise self.interruption.ended(is_saved, path, *position)
 
-    def _validate(self, position: Position, metrics: MetricLogger, stats: dict | None = None) -> dict[str, float]:
+    def _validate(
+        self, position: Position, metrics: MetricLogger, stats: dict | None = None
+    ) -> dict[str, float]:
         """Return the held-out losses before step `position`; the best so far is saved. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
@@ -181,7 +207,9 @@ class RunnerBase(TrainingLoop):
             self._save(position, metrics, stats, best=True)
         return losses
 
-    def _end_epoch(self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True) -> None:
+    def _end_epoch(
+        self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True
+    ) -> None:
         """Validate, and write the epoch's line of `log.txt` unless it is there."""
         losses = self._validate(position, metrics, stats)
         if in_log and not from_main(lambda: self.log.has_epoch(stats)):
@@ -231,7 +259,9 @@ class RunnerBase(TrainingLoop):
         with self._understood("optimizer"):
             load_optimizer(self.optimizer, state["optimizer"], where)
         with self._understood("scaler"):
-            if self.scaler.is_enabled() and state["scaler"]:  # None or {}: written by a run without one
+            if (
+                self.scaler.is_enabled() and state["scaler"]
+            ):  # None or {}: written by a run without one
                 self.scaler.load_state_dict(state["scaler"])
         # what an exact resume needs; 2023's checkpoints are of the end of an epoch
         with self._understood("progress"):
@@ -253,7 +283,9 @@ class RunnerBase(TrainingLoop):
         if seed is None:  # a resume that is not exact draws other data than came before
             seed = self.run_cfg.seed
             seed = seed if self.start == (0, 0) else derived_seed(seed, *filter(None, self.start))
-        self.train_loader = loader or self.task.build_train_loader(self.datasets, self.run_cfg, seed)
+        self.train_loader = loader or self.task.build_train_loader(
+            self.datasets, self.run_cfg, seed
+        )
         self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         if not self.resumed:
             if self.start.step >= self.iters_per_epoch:
@@ -274,7 +306,13 @@ class RunnerBase(TrainingLoop):
         self.log = RunLog(self.output_dir, trackers.open_trackers(self))
         self.log.config(self.config.to_dict())
 
-    def _save(self, position: Position, metrics: MetricLogger, stats: dict | None = None, best: bool = False) -> bool:
+    def _save(
+        self,
+        position: Position,
+        metrics: MetricLogger,
+        stats: dict | None = None,
+        best: bool = False,
+    ) -> bool:
         """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
         epoch, step = position
         self._saved_step = self._saved_step if best else step

@@ -68,7 +68,9 @@ class StepTimeout:
                 raise
             late, reason = self.late_ranks(), re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]
             missing = f"rank {late} did not come to step {self._count}" if late else "an error"
-            raise LostRankError(f"rank {get_rank()} lost the other ranks: {missing} ({reason})") from error
+            raise LostRankError(
+                f"rank {get_rank()} lost the other ranks: {missing} ({reason})"
+            ) from error
         finally:
             is_over.set()
             if watch.is_alive():  # a process that ends while it asks the store would abort
@@ -78,7 +80,9 @@ class StepTimeout:
         """Note that this rank is about to wait for the others."""
         self._count, self._since = self._count + 1, time.monotonic()
         if self._store is not None:
-            with suppress(RuntimeError):  # torchrun, which holds the store, is gone: the ranks save and end without it
+            with suppress(
+                RuntimeError
+            ):  # torchrun, which holds the store, is gone: the ranks save and end without it
                 self._store.set(f"step {get_rank()}", str(self._count))
 
     def late_ranks(self) -> str:
@@ -95,7 +99,10 @@ class StepTimeout:
         beat = store.get(f"beat {rank}")
         if self._beats.get(rank, [None])[0] != beat:
             self._beats[rank] = beat, now
-        return int(store.get(f"step {rank}")) < self._count or now - self._beats[rank][1] > self.timeout_s
+        return (
+            int(store.get(f"step {rank}")) < self._count
+            or now - self._beats[rank][1] > self.timeout_s
+        )
 
     def _watch(self, is_over: threading.Event) -> None:
         pause, beats = min(5, self.timeout_s / 4), itertools.count(1)

@@ -32,7 +32,11 @@ _IDS = "trackers.json"  # in the run's folder: {tracker: the id of its run}, for
 def tracker_names(run_cfg: Any) -> list[str]:
     """Return the trackers of a `run` section; `run.tensorboard` is one, too."""
     named = run_cfg.report_to or []
-    names = list(map(str, named)) if isinstance(named, Sequence) and not isinstance(named, str) else [str(named)]
+    names = (
+        list(map(str, named))
+        if isinstance(named, Sequence) and not isinstance(named, str)
+        else [str(named)]
+    )
     return list(dict.fromkeys([*names, *["tensorboard"] * bool(run_cfg.tensorboard)]))
 
 
@@ -40,9 +44,15 @@ def find_tracker_problems(run_cfg: Any, where: str) -> list[Problem]:
     """Return what is wrong with the trackers of the section `where`."""
     problems = []
     for name in tracker_names(run_cfg):
-        key = f"{where}.tensorboard" if name == "tensorboard" and run_cfg.tensorboard else f"{where}.report_to"
+        key = (
+            f"{where}.tensorboard"
+            if name == "tensorboard" and run_cfg.tensorboard
+            else f"{where}.report_to"
+        )
         if name not in OPENERS:
-            problems.append(Problem(key, f"{name!r} is no tracker; give some of {', '.join(OPENERS)}, or null"))
+            problems.append(
+                Problem(key, f"{name!r} is no tracker; give some of {', '.join(OPENERS)}, or null")
+            )
         elif importlib.util.find_spec(name) is None:
             problems.append(Problem(key, f"{name} needs the package {name}; pip install {name}"))
     return problems
@@ -51,7 +61,11 @@ def find_tracker_problems(run_cfg: Any, where: str) -> list[Problem]:
 def open_trackers(run: Any) -> "Trackers | None":
     """Return the trackers of a runner, which has its folder; None without any, and on ranks other than 0."""
     names = tracker_names(run.run_cfg)
-    return Trackers(names, run.output_dir, run.config.to_dict()) if names and is_main_process() else None
+    return (
+        Trackers(names, run.output_dir, run.config.to_dict())
+        if names and is_main_process()
+        else None
+    )
 
 
 class Trackers:
@@ -66,12 +80,16 @@ class Trackers:
         with clear_environment():
             PartialState(cpu=True)
         self._ids = _RunIds(Path(folder).absolute() / _IDS)
-        self._threads = [_TrackerThread(name, Path(folder).absolute(), config, self._ids) for name in names]
+        self._threads = [
+            _TrackerThread(name, Path(folder).absolute(), config, self._ids) for name in names
+        ]
         for thread in self._threads:
             thread.start()
         for thread in self._threads:
             if not thread.is_open.wait(START_S):
-                logging.warning("%s: no answer within %d s; training begins without it", thread.name, START_S)
+                logging.warning(
+                    "%s: no answer within %d s; training begins without it", thread.name, START_S
+                )
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send a line of `metrics.jsonl`, of a training step or of a validation."""
@@ -89,7 +107,9 @@ class Trackers:
                 if thread.num_sent == num_sent:
                     break
             if thread.is_alive():
-                logging.warning("%s: not all could be sent within %d s; the rest is lost", thread.name, CLOSE_S)
+                logging.warning(
+                    "%s: not all could be sent within %d s; the rest is lost", thread.name, CLOSE_S
+                )
 
 
 class _RunIds:
@@ -119,14 +139,19 @@ class _TrackerThread(threading.Thread):
         self.num_sent, self._has_lost = 0, False
         self.is_open = threading.Event()  # or has failed
         # here, not in the thread: a worker that is forked within an import would wait for it for ever
-        self._is_usable = self._saved_from_errors("cannot be imported", importlib.import_module, name)
+        self._is_usable = self._saved_from_errors(
+            "cannot be imported", importlib.import_module, name
+        )
 
     def send(self, record: Mapping[str, Any]) -> None:
         try:
             self._records.put_nowait(record)
         except queue.Full:
             if not self._has_lost:
-                logging.warning("%s: slower than the training, or without an answer; it gets not all steps", self.name)
+                logging.warning(
+                    "%s: slower than the training, or without an answer; it gets not all steps",
+                    self.name,
+                )
             self._has_lost = True
 
     def end(self) -> None:
@@ -174,7 +199,11 @@ class _TrackerThread(threading.Thread):
 def tracked(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a line of `metrics.jsonl` under names like "train/loss" and "val/blank_loss"."""
     group = record.get("validation", "train")
-    numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
+    numbers = {
+        key: value
+        for key, value in record.items()
+        if isinstance(value, int | float) and key != "step"
+    }
     return {f"{group}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
 
 
@@ -204,16 +233,28 @@ def _open_wandb(folder: Path, run_id: str | None) -> tuple[Any, str]:
 
     run_id = run_id or uuid.uuid4().hex[:8]
     settings = wandb.Settings(init_timeout=_WANDB_START_S, console="off")
-    options = {"name": folder.name, "id": run_id, "resume": "allow", "dir": str(folder), "settings": settings}
+    options = {
+        "name": folder.name,
+        "id": run_id,
+        "resume": "allow",
+        "dir": str(folder),
+        "settings": settings,
+    }
     tracker = WandBTracker(os.environ.get("WANDB_PROJECT", folder.parent.name), **options)
     try:
-        asks = "prompt" in inspect.signature(wandb.login).parameters  # new; without a login it would ask, and wait
-        if not os.environ.get("WANDB_MODE") and not (wandb.login(prompt=False) if asks else wandb.api.api_key):
+        asks = (
+            "prompt" in inspect.signature(wandb.login).parameters
+        )  # new; without a login it would ask, and wait
+        if not os.environ.get("WANDB_MODE") and not (
+            wandb.login(prompt=False) if asks else wandb.api.api_key
+        ):
             raise ValueError("no login, see `wandb login`")
         tracker.start()
     except Exception as error:  # of any kind: it is another program's
         reason = str(error).splitlines()[0]
-        logging.warning("wandb works offline (%s); later: wandb sync %s/wandb/offline-run-*", reason, folder)
+        logging.warning(
+            "wandb works offline (%s); later: wandb sync %s/wandb/offline-run-*", reason, folder
+        )
         tracker.init_kwargs |= {"mode": "offline", "resume": None}
         tracker.start()
     return tracker, run_id
@@ -238,4 +279,9 @@ def _open_mlflow(folder: Path, run_id: str | None) -> tuple[Any, str]:
     return tracker, tracker.active_run.info.run_id
 
 
-OPENERS = {"wandb": _open_wandb, "tensorboard": _open_tensorboard, "trackio": _open_trackio, "mlflow": _open_mlflow}
+OPENERS = {
+    "wandb": _open_wandb,
+    "tensorboard": _open_tensorboard,
+    "trackio": _open_trackio,
+    "mlflow": _open_mlflow,
+}

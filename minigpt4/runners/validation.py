@@ -72,7 +72,9 @@ class Validation:
             for split, of_split in loaders.items():
                 setup_seeds(run.run_cfg.seed)  # always the same, on all ranks
                 begin = time.perf_counter()
-                found = run.task.held_out(run.model, of_split, run.device, lambda: run.interruption.signal is not None)
+                found = run.task.held_out(
+                    run.model, of_split, run.device, lambda: run.interruption.signal is not None
+                )
                 if found is None:
                     break
                 say(split, found)
@@ -93,7 +95,9 @@ class Validation:
         if not number or not can_answer(run.model):
             return
         if is_sharded(run.model):
-            logging.info("samples.html: not written, every token of an answer would gather the LLM (run.shard_llm)")
+            logging.info(
+                "samples.html: not written, every token of an answer would gather the LLM (run.shard_llm)"
+            )
             return
         split, loaders = next(iter(self.loaders.items()))
         is_training = run.model.training
@@ -102,11 +106,17 @@ class Validation:
             with random_state_kept(run.device):
                 setup_seeds(run.run_cfg.seed)
                 self._page = self._page or SamplesPage(loaders[0].source, number)
-                where = {"step": step, "epoch": records[split]["epoch"], "loss": records[split]["loss"]}
+                where = {
+                    "step": step,
+                    "epoch": records[split]["epoch"],
+                    "loss": records[split]["loss"],
+                }
                 self._page.add(run.model, run.log.folder, **where)
         except Exception as error:  # of a dataset or model of any kind: no reason to end the run
             named = f"{type(error).__name__}: {error}"
-            logging.warning("samples.html: not written at step %d (%s); training goes on", step, named)
+            logging.warning(
+                "samples.html: not written at step %d (%s); training goes on", step, named
+            )
         finally:
             run.model.train(is_training)
 
@@ -117,7 +127,9 @@ class Validation:
         if value is None:
             return
         before = self.best if self.best and self.best["metric"] == metric else None
-        is_better = before is None or (value > before["value"] if metric.endswith("_gap") else value < before["value"])
+        is_better = before is None or (
+            value > before["value"] if metric.endswith("_gap") else value < before["value"]
+        )
         if is_better or before["step"] == step:
             self.best = {"metric": metric, "value": value, "step": step}
 
@@ -131,16 +143,34 @@ def value_of(metric: str, losses: dict[str, float]) -> float | None:
     """Return one of `run_config.best_metrics` of what `log_line` gives; None where it is not known or no number."""
     value = losses.get(metric)
     if metric.endswith("_wrong_gap"):
-        wrong, right = losses.get(metric.replace("_gap", "_loss")), losses.get(metric.replace("_wrong_gap", "_loss"))
+        wrong, right = (
+            losses.get(metric.replace("_gap", "_loss")),
+            losses.get(metric.replace("_wrong_gap", "_loss")),
+        )
         value = None if wrong is None or right is None else wrong - right
     return value if value is not None and math.isfinite(value) else None
 
 
 def as_record(split: str, step: int, found: Any, seconds: float) -> Record:
     """Return a HeldOut as it is written; JSON knows no nan."""
-    record = {"validation": split, "step": step, "epoch": None, "loss": found.loss, "blank_loss": found.blank_loss}
-    record |= {"wrong_loss": found.wrong_loss, "items": found.num_items, "samples": found.num_samples}
-    record |= {"gain": found.gain, "gain_error": found.error, "uses_image": found.uses_image, "seconds": seconds}
+    record = {
+        "validation": split,
+        "step": step,
+        "epoch": None,
+        "loss": found.loss,
+        "blank_loss": found.blank_loss,
+    }
+    record |= {
+        "wrong_loss": found.wrong_loss,
+        "items": found.num_items,
+        "samples": found.num_samples,
+    }
+    record |= {
+        "gain": found.gain,
+        "gain_error": found.error,
+        "uses_image": found.uses_image,
+        "seconds": seconds,
+    }
     for key, value in record.items():
         if isinstance(value, float) and not math.isfinite(value):
             record[key] = None
@@ -179,7 +209,9 @@ def say(split: str, found: Any) -> None:
     """Log the losses of a split, and a warning if the images do not help."""
     losses = f"loss {found.loss:.4f}"
     if found.wrong_loss is not None:
-        losses += f", with blank images {found.blank_loss:.4f}, with wrong images {found.wrong_loss:.4f}"
+        losses += (
+            f", with blank images {found.blank_loss:.4f}, with wrong images {found.wrong_loss:.4f}"
+        )
     logging.info("Evaluation on %s: %s", split, losses)
     if found.uses_image is False:
         logging.warning(

@@ -130,7 +130,12 @@ class Answers:
         self.executor = ThreadPoolExecutor(1, "answers")  # one model, one answer at a time
 
     async def write(
-        self, session: Session, turn: Turn, settings: dict, listener: Listener, on_notice: Callable[[str], None]
+        self,
+        session: Session,
+        turn: Turn,
+        settings: dict,
+        listener: Listener,
+        on_notice: Callable[[str], None],
     ) -> AsyncIterator[int]:
         """Answer `turn`; yield again and again how many come before, in the end only 0.
 
@@ -160,7 +165,9 @@ class Answers:
                 on_notice(notice)
 
 
-async def in_thread(executor: Executor, work: Callable, stop: threading.Event) -> AsyncIterator[None]:
+async def in_thread(
+    executor: Executor, work: Callable, stop: threading.Event
+) -> AsyncIterator[None]:
     """Yield twenty times a second until `work()`, done by `executor`, ends; raise what it raised.
 
     However this ends, `stop` is set: `work` is expected to look at it.

@@ -14,7 +14,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help=CHECKPOINT_HELP)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
-    where.add_argument("--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU")
+    where.add_argument(
+        "--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU"
+    )
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
@@ -24,7 +26,10 @@ def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        print(f"--gpu-id {args.gpu_id}: torch sees no CUDA GPU on this machine; the CPU is used", file=sys.stderr)
+        print(
+            f"--gpu-id {args.gpu_id}: torch sees no CUDA GPU on this machine; the CPU is used",
+            file=sys.stderr,
+        )
         return "cpu"
     cfg.model_cfg.device_8bit = args.gpu_id
     return f"cuda:{args.gpu_id}"

@@ -20,10 +20,14 @@ Box = tuple[int, ...]  # x0, y0, x1, y1
 _BOX = r"\{(?:\s*<-?[0-9]{1,9}>){4}\s*\}"
 _BOXES = rf"{_BOX}(?:\s*(?:<delim>\s*)?{_BOX})*"
 # words with boxes, words alone, or boxes alone
-PHRASE = re.compile(rf"<p>(?P<words>(?:(?!</?p>).)*)</p>(?:\s*(?P<boxes>{_BOXES}))?|(?P<bare>{_BOXES})")
+PHRASE = re.compile(
+    rf"<p>(?P<words>(?:(?!</?p>).)*)</p>(?:\s*(?P<boxes>{_BOXES}))?|(?P<bare>{_BOXES})"
+)
 # white letters are legible on each, and each shows on a light and on a dark page
 COLOURS = ("#c62828", "#1565c0", "#2e7d32", "#7b1fa2", "#b34700", "#00747a", "#c2185b", "#6d4c41")
-PICTURE_SIDE = 640  # pixels of the longer side, drawn twice as large as it is shown: for fine screens
+PICTURE_SIDE = (
+    640  # pixels of the longer side, drawn twice as large as it is shown: for fine screens
+)
 
 
 class Phrase(NamedTuple):
@@ -42,7 +46,9 @@ def name_group(match: re.Match) -> str:
 
 def phrase_of(match: re.Match) -> Phrase:
     """Return what a match of PHRASE found; words alone have no boxes."""
-    numbers = [int(digits) for digits in re.findall(r"-?[0-9]+", match["boxes"] or match["bare"] or "")]
+    numbers = [
+        int(digits) for digits in re.findall(r"-?[0-9]+", match["boxes"] or match["bare"] or "")
+    ]
     boxes = tuple(tuple(numbers[start : start + 4]) for start in range(0, len(numbers), 4))
     return Phrase(match[name_group(match)].strip(), boxes)
 
@@ -75,7 +81,9 @@ def remarks(phrases: list[Phrase]) -> list[str]:
     found = {}
     for phrase in phrases:
         for box in phrase.boxes:
-            found.setdefault(fitted(box)[1], {})["{" + "".join(f"<{number}>" for number in box) + "}"] = None
+            found.setdefault(fitted(box)[1], {})[
+                "{" + "".join(f"<{number}>" for number in box) + "}"
+            ] = None
     return [f"{kind}: {', '.join(boxes)}" for kind, boxes in found.items() if kind]
 
 
@@ -86,7 +94,10 @@ def draw(image: Image.Image, phrases: list[Phrase]) -> Image.Image:
     sides = image.size * 2
     for phrase in phrases:
         for box in filter(None, (fitted(box)[0] for box in phrase.boxes)):
-            corners = [min(int(number / 100 * side), side - 1) for number, side in zip(box, sides, strict=True)]
+            corners = [
+                min(int(number / 100 * side), side - 1)
+                for number, side in zip(box, sides, strict=True)
+            ]
             wide = [corner + (1 if at > 1 else -1) for at, corner in enumerate(corners)]
             pencil.rectangle(wide, outline="white", width=line + 2)
             pencil.rectangle(corners, outline=colours[phrase.name], width=line)
@@ -108,7 +119,9 @@ def _picture(path: str, phrases: tuple[Phrase, ...]) -> str:
     image.save(file, "JPEG", quality=88)
     alt = f"the image with {sum(len(phrase.boxes) for phrase in phrases)} box(es)"
     source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<img alt="{alt}" width="{image.width // 2}" height="{image.height // 2}" src="{source}">'
+    return (
+        f'<img alt="{alt}" width="{image.width // 2}" height="{image.height // 2}" src="{source}">'
+    )
 
 
 @lru_cache(16)

@@ -19,11 +19,24 @@ from minigpt4.serving.uploads import Uploads
 
 API = "/gradio_api/"
 # what the page and gradio_client ask for
-NAMES = {"/", "/config", "/login", "/logout", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"}
-NAMES |= {
-    f"{API}{name}" for name in ("call/chat", "cancel", "info", "login_check", "queue/data", "queue/join", "reset")
+NAMES = {
+    "/",
+    "/config",
+    "/login",
+    "/logout",
+    "/theme.css",
+    "/favicon.ico",
+    "/manifest.json",
+    "/robots.txt",
 }
-NAMES |= {f"{API}{name}" for name in ("run/predict", "startup-events", "theme.css", "upload", "upload_progress")}
+NAMES |= {
+    f"{API}{name}"
+    for name in ("call/chat", "cancel", "info", "login_check", "queue/data", "queue/join", "reset")
+}
+NAMES |= {
+    f"{API}{name}"
+    for name in ("run/predict", "startup-events", "theme.css", "upload", "upload_progress")
+}
 FOLDERS = ("/assets/", "/static/", f"{API}call/chat/", f"{API}file=", f"{API}heartbeat/")
 
 FORWARDED = (b"x-forwarded-host", b"x-gradio-server")  # gradio would build its links of them
@@ -59,7 +72,9 @@ class Hosts:
     def check(self, headers: Headers) -> None:
         """Raises Refusal unless the one Host is this server, and Origin, if there is one, the same."""
         hosts, origin = headers.getlist("host"), headers.get("origin")
-        parts = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?", "".join(hosts).lower(), re.ASCII)
+        parts = re.fullmatch(
+            r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?", "".join(hosts).lower(), re.ASCII
+        )
         if len(hosts) != 1 or not parts or not self._is_own(parts[1] or parts[2]):
             advice = "start it with --server-name, or behind a proxy with GRADIO_ROOT_PATH=https://ITS.NAME"
             raise Refusal(421, f"this server is not called {', '.join(hosts)[:100]!r}: {advice}")
@@ -69,7 +84,11 @@ class Hosts:
                 raise Refusal(403, "what other pages ask is not answered")
 
     def _is_own(self, name: str) -> bool:
-        return name in self.names | self.public or _is_loopback(name) or (self.is_open and _is_address(name))
+        return (
+            name in self.names | self.public
+            or _is_loopback(name)
+            or (self.is_open and _is_address(name))
+        )
 
 
 def _is_address(name: str) -> bool:
@@ -108,7 +127,9 @@ class Guard:
             await self._pass(scope, receive, send)
         except Refusal as refusal:
             # what of the body is still to come is not read
-            response = PlainTextResponse(str(refusal), refusal.status, {**SAFE, "connection": "close"})
+            response = PlainTextResponse(
+                str(refusal), refusal.status, {**SAFE, "connection": "close"}
+            )
             await response(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope
 
-MOST_BYTES = 2**19  # of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
+MOST_BYTES = (
+    2**19
+)  # of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
 MOST_DEPTH = 32  # of its JSON
 TRIES_S = 60  # in so many seconds
 TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address and of all
@@ -77,7 +79,11 @@ def network_of(scope: Scope) -> str:
         address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
     except (TypeError, ValueError):
         return "unknown"
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+    return (
+        str(ipaddress.ip_network((address, 64), strict=False))
+        if address.version == 6
+        else str(address)
+    )
 
 
 async def whole(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> Receive:

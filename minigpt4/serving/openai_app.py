@@ -29,8 +29,17 @@ from minigpt4.serving.openai_schema import ChatRequest
 MOST_BYTES = 28 * 2**20  # of a request: the largest image in base64, and text
 MOST_BYTES_ALL = 256 * 2**20  # of the requests that are being read
 READ_S = 120  # for one request to come
-TYPES = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error", 500: "server_error"}
-STREAM = {**SAFE, "cache-control": "no-cache", "x-accel-buffering": "no"}  # the latter: nginx passes pieces on
+TYPES = {
+    401: "authentication_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+}
+STREAM = {
+    **SAFE,
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}  # the latter: nginx passes pieces on
 
 
 class OpenAI:
@@ -66,8 +75,17 @@ class OpenAI:
             Route("/v1/models/{name:path}", self.models),
             Route("/v1/chat/completions", Completions(self), methods=["POST"]),
         ]
-        handlers = {HTTPException: _on_http, Refusal: _on_error, ValueError: _on_error, OSError: _on_error}
-        return Starlette(routes=routes, exception_handlers=handlers | {Exception: _on_error}, lifespan=self._lifespan)
+        handlers = {
+            HTTPException: _on_http,
+            Refusal: _on_error,
+            ValueError: _on_error,
+            OSError: _on_error,
+        }
+        return Starlette(
+            routes=routes,
+            exception_handlers=handlers | {Exception: _on_error},
+            lifespan=self._lifespan,
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -83,7 +101,9 @@ class OpenAI:
         # each wrong key counts, as wrong passwords of the page do
         attempt = self.tries.begin(network_of(scope))
         kind, key = (*headers.get("authorization", "").split(" ", 1), "", "")[:2]
-        if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self.api_key.encode()):
+        if kind.lower() != "bearer" or not hmac.compare_digest(
+            key.strip().encode(), self.api_key.encode()
+        ):
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
         self.tries.forgive(attempt)
 
@@ -95,7 +115,12 @@ class OpenAI:
     async def models(self, request: Request) -> JSONResponse:
         """Name the one model."""
         self.admit(request.scope)
-        model = {"id": self.name, "object": "model", "created": self.started, "owned_by": "minigpt4"}
+        model = {
+            "id": self.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "minigpt4",
+        }
         if name := request.path_params.get("name"):
             self.check_model(name)
             return JSONResponse(model, headers=SAFE)
@@ -104,7 +129,9 @@ class OpenAI:
     def check_model(self, name: str) -> None:
         """Raise Refusal for the name of another model."""
         if name != self.name:
-            raise Refusal(404, f"the model {name[:100]!r} does not exist; this server has {self.name!r}")
+            raise Refusal(
+                404, f"the model {name[:100]!r} does not exist; this server has {self.name!r}"
+            )
 
     @contextmanager
     def room(self, headers: Headers) -> Iterator[None]:
@@ -136,7 +163,9 @@ class Completions:
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the request did not come within {READ_S} s") from None
             # whichever ends first: the answer, or the client's patience
-            work = asyncio.ensure_future(self._answer(await Request(scope, receive).body(), room, scope, send))
+            work = asyncio.ensure_future(
+                self._answer(await Request(scope, receive).body(), room, scope, send)
+            )
             left = asyncio.ensure_future(_left(receive))
             try:
                 await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -161,11 +190,16 @@ class Completions:
                 # what is refused is refused before anything is sent
                 first = await anext(pieces, None)
                 if is_streamed:
-                    content = self._events(job, options is not None and bool(options.include_usage), first, pieces)
-                    response = StreamingResponse(content, media_type="text/event-stream", headers=STREAM)
+                    content = self._events(
+                        job, options is not None and bool(options.include_usage), first, pieces
+                    )
+                    response = StreamingResponse(
+                        content, media_type="text/event-stream", headers=STREAM
+                    )
                 else:
                     response = JSONResponse(
-                        self._completion(job, first, [piece async for piece in pieces]), headers=SAFE
+                        self._completion(job, first, [piece async for piece in pieces]),
+                        headers=SAFE,
                     )
                 await response(scope, _never, send)
         finally:
@@ -181,8 +215,17 @@ class Completions:
     def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:
         """Return the whole answer as the API has it."""
         message = {"role": "assistant", "content": (first or "") + "".join(pieces)}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(job)}
-        return self._head("chat.completion") | {"choices": [choice], "usage": _usage(job)} | _notices(job)
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": _finish_reason(job),
+        }
+        return (
+            self._head("chat.completion")
+            | {"choices": [choice], "usage": _usage(job)}
+            | _notices(job)
+        )
 
     async def _events(
         self, job: Job, has_usage: bool, first: str | None, pieces: AsyncIterator[str]
@@ -233,7 +276,11 @@ def _usage(job: Job) -> dict[str, object]:
     """Return the counts of tokens; an image counts as the vectors that the LLM reads of it."""
     prompt, answer = len(job.context.ids), len(job.answer.ids)
     details = {"prompt_tokens_details": {"cached_tokens": job.num_cached}}
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer} | details
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+    } | details
 
 
 def _notices(job: Job) -> dict[str, list[str]]:
@@ -257,8 +304,12 @@ def _code(status: int) -> str | None:
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     status, body = _error(error)
-    return JSONResponse(body, status, headers={**SAFE, "connection": "close"})  # what is still to come is not read
+    return JSONResponse(
+        body, status, headers={**SAFE, "connection": "close"}
+    )  # what is still to come is not read
 
 
 async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
-    return await _on_error(request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    return await _on_error(
+        request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    )

@@ -44,7 +44,9 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     notices: list[str] = field(default_factory=list)
     context: Context | None = None  # from here on: known once it is being answered
-    sampling: dict = field(default_factory=dict)  # `settings` and the model's own; the limit is the context's
+    sampling: dict = field(
+        default_factory=dict
+    )  # `settings` and the model's own; the limit is the context's
     answer: AnswerText | None = None
     num_cached: int = 0  # positions of the prompt that were not computed anew
     is_complete: bool = False  # it ended by itself
@@ -136,7 +138,9 @@ class Batches:
             cache = self._prefixes.best(jobs[0].context)
             jobs[0].num_cached = cache.common(jobs[0].context)
         contexts, stops = [job.context for job in jobs], [job.stop for job in jobs]
-        with closing(decode_contexts(self.chat, contexts, cache, stops, **jobs[0].sampling)) as steps:
+        with closing(
+            decode_contexts(self.chat, contexts, cache, stops, **jobs[0].sampling)
+        ) as steps:
             for step in steps:
                 for row, token in step:
                     if piece := jobs[row].answer.add(token):
@@ -151,7 +155,9 @@ class Batches:
         """Make a job's context; return whether it can be answered. One that cannot says so itself."""
         try:
             images = [self._embed(image) for image in job.images]
-            prepared = self.chat.answer_prepare(job.conv, images, **job.settings, on_notice=job.notices.append)
+            prepared = self.chat.answer_prepare(
+                job.conv, images, **job.settings, on_notice=job.notices.append
+            )
         except (ValueError, OSError) as error:
             job.post(error)
             return False

@@ -28,7 +28,9 @@ class Images:
 
     def __init__(self, chat: Chat, is_fetching: bool):
         self.chat, self.is_fetching = chat, is_fetching
-        self._decoding = asyncio.Semaphore(2)  # an image of 36 million pixels takes 100 MiB while it is decoded
+        self._decoding = asyncio.Semaphore(
+            2
+        )  # an image of 36 million pixels takes 100 MiB while it is decoded
 
     async def read(self, url: str) -> Pixels:
         """Return the image of a URL. Raises ValueError or OSError that says what is wrong with it."""
@@ -81,7 +83,9 @@ async def fetch(url: str) -> bytes:
             target = httpx.URL(url)
             if target.scheme not in ("http", "https") or not target.host:
                 raise ValueError(f"image_url {url[:200]!r}: expected an http(s) address")
-            address = await public_address(target.host, target.port or {"http": 80, "https": 443}[target.scheme])
+            address = await public_address(
+                target.host, target.port or {"http": 80, "https": 443}[target.scheme]
+            )
             request = client.build_request(
                 "GET",
                 target.copy_with(host=address, userinfo=b"", fragment=None),
@@ -107,7 +111,9 @@ async def public_address(host: str, port: int) -> str:
     addresses = [entry[4][0] for entry in found]
     for address in addresses:
         if not is_public(address):
-            raise OSError(f"image_url: host {host[:100]!r} is not in the public internet: not fetched")
+            raise OSError(
+                f"image_url: host {host[:100]!r} is not in the public internet: not fetched"
+            )
     return addresses[0]
 
 
@@ -127,7 +133,9 @@ async def _body(reply: httpx.Response, url: str) -> bytes:
     if reply.status_code != 200:
         raise OSError(f"image_url {urlsplit(url).netloc[:100]!r}: status {reply.status_code}")
     body = bytearray()
-    async for chunk in reply.aiter_raw():  # not unpacked: what is small on the way could be large here
+    async for (
+        chunk
+    ) in reply.aiter_raw():  # not unpacked: what is small on the way could be large here
         body += chunk
         if len(body) > MOST_BYTES:
             raise ValueError(f"image_url: more than {MOST_BYTES:,} bytes")

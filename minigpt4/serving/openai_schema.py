@@ -15,9 +15,24 @@ from minigpt4.text.segments import IMAGE, message_segments
 MOST_MESSAGES, MOST_IMAGES = 500, 64  # of a dialogue
 MOST_STOPS, MOST_STOP_CHARS = 4, 100
 # what says nothing about the answer
-IGNORED = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity"}
+IGNORED = {
+    "metadata",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+    "verbosity",
+}
 # what is only accepted with the value that changes nothing
-NEUTRAL = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logprobs": False, "logit_bias": {}, "tools": []}
+NEUTRAL = {
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logprobs": False,
+    "logit_bias": {},
+    "tools": [],
+}
 NEUTRAL |= {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}
 NEUTRAL |= {"parallel_tool_calls": True}
 
@@ -56,7 +71,11 @@ class ChatMessage(_Strict):
     @property
     def parts(self) -> list[TextPart | ImagePart]:
         """The content as a list, whichever way it was written."""
-        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        return (
+            [TextPart(type="text", text=self.content)]
+            if isinstance(self.content, str)
+            else self.content
+        )
 
     @property
     def text(self) -> str:
@@ -99,7 +118,9 @@ class ChatRequest(_Strict):
             raise ValueError(f"{where or 'the request'}: {first['msg']}") from None
         for name, value in request.model_extra.items():
             if name not in IGNORED and value is not None and NEUTRAL.get(name, ...) != value:
-                raise ValueError(f"{name[:40]}: {str(value)[:40]} is not supported by this server: leave it out")
+                raise ValueError(
+                    f"{name[:40]}: {str(value)[:40]} is not supported by this server: leave it out"
+                )
         return request
 
     def settings(self, defaults: dict[str, float]) -> dict[str, float | None]:
@@ -107,7 +128,9 @@ class ChatRequest(_Strict):
 
         Raises ValueError.
         """
-        longest = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        longest = (
+            self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        )
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -116,15 +139,21 @@ class ChatRequest(_Strict):
             "max_new_tokens": longest,
             "seed": self.seed,
         }
-        first = {name: SETTINGS[name].first for name in given if name != "repetition_penalty"}  # that is the model's
-        return checked(first | defaults | {name: value for name, value in given.items() if value is not None})
+        first = {
+            name: SETTINGS[name].first for name in given if name != "repetition_penalty"
+        }  # that is the model's
+        return checked(
+            first | defaults | {name: value for name, value in given.items() if value is not None}
+        )
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The strings that end an answer, beside the template's. Raises ValueError."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS or any(not 0 < len(stop) <= MOST_STOP_CHARS for stop in stops):
-            raise ValueError(f"stop: expected at most {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters")
+            raise ValueError(
+                f"stop: expected at most {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters"
+            )
         return tuple(stops)
 
     @property
@@ -140,8 +169,12 @@ class ChatRequest(_Strict):
     def conversation(self, chat: Chat, empty: Conversation) -> Conversation:
         """Return the dialogue, in the template of `empty`. Raises ValueError that names the message."""
         conv = empty.copy()
-        conv.template = replace(conv.template, stop=tuple(dict.fromkeys((*conv.template.stop, *self.stops))))
-        system = [message.text for message in self.messages if message.role in ("system", "developer")]
+        conv.template = replace(
+            conv.template, stop=tuple(dict.fromkeys((*conv.template.stop, *self.stops)))
+        )
+        system = [
+            message.text for message in self.messages if message.role in ("system", "developer")
+        ]
         if system:
             conv.system = _system_text("\n".join(system), chat, conv)
         for number, message in enumerate(self.messages):
@@ -158,9 +191,13 @@ def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
     """Return a system message's text, which stands in the prompt as the template's own."""
     names = (*chat.encoder.special_ids, *conv.template.markers)
     if found := [name for name in names if name and name in text]:
-        raise ValueError(f"messages: the system message holds {found[0]!r}, which only the template may write")
+        raise ValueError(
+            f"messages: the system message holds {found[0]!r}, which only the template may write"
+        )
     if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(f"messages: the system message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}")
+        raise ValueError(
+            f"messages: the system message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}"
+        )
     return text
 
 
@@ -183,7 +220,10 @@ def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
             conv.append_image()
         chat.ask(question, conv)
     else:
-        parts = [IMAGE if isinstance(part, ImagePart) else part.text for part in _with_text(message.parts)]
+        parts = [
+            IMAGE if isinstance(part, ImagePart) else part.text
+            for part in _with_text(message.parts)
+        ]
         conv.append_message(conv.roles[0], Message(message_segments(parts)))
 
 

@@ -50,7 +50,9 @@ class Page:
         self.answers, self.cfg = Answers(chat, template), cfg
         first = {name: setting.first for name, setting in SETTINGS.items()}
         self.defaults = first | {"repetition_penalty": chat.penalty} | settings
-        self.reads_boxes = cfg.model_cfg.get("reads_boxes", False)  # a model of one's own may have no such key
+        self.reads_boxes = cfg.model_cfg.get(
+            "reads_boxes", False
+        )  # a model of one's own may have no such key
         self.messages = partial(messages, with_boxes=self.reads_boxes)
         self.sessions = Sessions(age_s=FORGET_AFTER_S)
         self.streams = Streams()
@@ -59,7 +61,10 @@ class Page:
     def launch(self, args: Namespace) -> None:
         """Serve until the program is interrupted; `args` are those of demo.py."""
         gr.set_static_paths(list(EXAMPLES))
-        fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is downloaded
+        fonts = {
+            "font": ("system-ui", "sans-serif"),
+            "font_mono": ("ui-monospace", "monospace"),
+        }  # none is downloaded
         # the theme's edges are too faint
         edges = {
             "border_color_primary": "*neutral_300",
@@ -67,7 +72,9 @@ class Page:
             "block_border_width": "1px",
         }
         hosts, blocks = Hosts(args.server_name), self._build()
-        guard = Middleware(Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams)
+        guard = Middleware(
+            Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams
+        )
         # the line is the page's own; gradio only has to hold as many as may stand in it
         blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
         name = args.server_name.strip("[]")
@@ -90,11 +97,15 @@ class Page:
             prevent_thread_lock=True,
         )[2]
         hosts.add(share_url)
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that uploads are removed
+        signal.signal(
+            signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+        )  # so that uploads are removed
         blocks.block_thread()
 
     def _build(self) -> gr.Blocks:
-        with gr.Blocks(title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True) as blocks:
+        with gr.Blocks(
+            title="MiniGPT-4", delete_cache=(600, FORGET_AFTER_S), fill_height=True
+        ) as blocks:
             gr.Markdown("# MiniGPT-4\nShow it an image and ask.", elem_id="title")
             self.chatbot = gr.Chatbot(
                 show_label=False,
@@ -104,7 +115,9 @@ class Page:
                 buttons=["copy", "copy_all"],
                 render_markdown=False,
                 latex_delimiters=[],
-                examples=[{"text": question, "files": [path]} for path, question in EXAMPLES.items()],
+                examples=[
+                    {"text": question, "files": [path]} for path, question in EXAMPLES.items()
+                ],
                 placeholder="### Drop images anywhere, or begin with one of these",
             )
             self.box = gr.MultimodalTextbox(
@@ -135,7 +148,10 @@ class Page:
     def _controls(self) -> dict:
         """Return the components of the settings by name; gradio holds them to their ranges."""
         controls = {}
-        for names in (["temperature", "top_p", "top_k", "num_beams"], ["max_new_tokens", "repetition_penalty", "seed"]):
+        for names in (
+            ["temperature", "top_p", "top_k", "num_beams"],
+            ["max_new_tokens", "repetition_penalty", "seed"],
+        ):
             with gr.Row():
                 for name in names:
                     setting, kind = SETTINGS[name], gr.Number if name == "seed" else gr.Slider
@@ -159,12 +175,22 @@ class Page:
         quick = {"queue": False, **PRIVATE}
         prepared = [
             self.box.submit(self._asked, [self.box, session], outputs, api_name="ask", **quick),
-            self.chatbot.retry(self._retried, [session, temperature], outputs, api_name="retry", **quick),
+            self.chatbot.retry(
+                self._retried, [session, temperature], outputs, api_name="retry", **quick
+            ),
             self.chatbot.edit(self._edited, session, outputs, api_name="edit", **quick),
-            self.chatbot.example_select(self._example, session, outputs, api_name="example", **quick),
+            self.chatbot.example_select(
+                self._example, session, outputs, api_name="example", **quick
+            ),
         ]
-        inputs, answering = [session, *self.controls.values()], {"concurrency_limit": None, **PRIVATE}
-        answers = [event.success(self._answer, inputs, outputs, api_name="answer", **answering) for event in prepared]
+        inputs, answering = (
+            [session, *self.controls.values()],
+            {"concurrency_limit": None, **PRIVATE},
+        )
+        answers = [
+            event.success(self._answer, inputs, outputs, api_name="answer", **answering)
+            for event in prepared
+        ]
         for event in answers:
             event.failure(self._stopped, session, outputs, **quick)
         self.box.stop(self._stopped, session, outputs, cancels=answers, **PRIVATE)
@@ -187,7 +213,9 @@ class Page:
         if temperature == 0:
             gr.Info("The temperature is 0: the answer is the same each time")
         turns = session.turns
-        return self._prepare(session, session.edited(len(turns) - 1, turns[-1].text) if turns else None)
+        return self._prepare(
+            session, session.edited(len(turns) - 1, turns[-1].text) if turns else None
+        )
 
     def _edited(self, event: gr.EditData, session: Session) -> tuple:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
@@ -207,13 +235,16 @@ class Page:
             return NOTHING
         if len(turn.text) > MAX_MESSAGE_CHARS:
             raise gr.Error(
-                f"{len(turn.text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it", print_exception=False
+                f"{len(turn.text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it",
+                print_exception=False,
             )
         session.pending = turn
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
         return busy, self.messages([*session.turns, turn]), gr.skip(), gr.skip()
 
-    async def _answer(self, session: Session, request: gr.Request, *controls: float) -> AsyncIterator[tuple]:
+    async def _answer(
+        self, session: Session, request: gr.Request, *controls: float
+    ) -> AsyncIterator[tuple]:
         """Yield updates of box, chatbot, line and session while the pending turn is answered."""
         turn, session.pending = session.pending, None
         if turn is None:
@@ -224,13 +255,19 @@ class Page:
             settings = checked(dict(zip(self.controls, controls, strict=True)))
             self.sessions.use(session)
             listener = Listener(lambda: self.streams.is_open(request.session_hash))
-            async with aclosing(self.answers.write(session, turn, settings, listener, gr.Warning)) as steps:
+            async with aclosing(
+                self.answers.write(session, turn, settings, listener, gr.Warning)
+            ) as steps:
                 async for before in steps:
                     is_news, shown = (before, turn.answer) != shown, (before, turn.answer)
                     turns = session.turns if turn in session.turns else [*session.turns, turn]
                     waiting = f"{before} before you" if before else "…"
                     # also without news: that is when gradio notices a closed tab
-                    chat = await asyncio.to_thread(self.messages, turns, waiting) if is_news else gr.skip()
+                    chat = (
+                        await asyncio.to_thread(self.messages, turns, waiting)
+                        if is_news
+                        else gr.skip()
+                    )
                     yield gr.skip(), chat, gr.skip(), gr.skip()
         except Exception as error:
             raise said(error) from error
@@ -238,12 +275,22 @@ class Page:
             session.is_waiting = False
             if turn not in session.turns:  # refused, or stopped while it waited
                 session.pending = turn
-        yield _ready(), self.messages(session.turns), about(self.answers.chat.model, self.cfg), session
+        yield (
+            _ready(),
+            self.messages(session.turns),
+            about(self.answers.chat.model, self.cfg),
+            session,
+        )
 
     async def _stopped(self, session: Session) -> tuple:
         await _at_rest(session)
         turn, session.pending = session.pending, None  # what has no answer goes back into the box
-        return _ready(turn), self.messages(session.turns), about(self.answers.chat.model, self.cfg), session
+        return (
+            _ready(turn),
+            self.messages(session.turns),
+            about(self.answers.chat.model, self.cfg),
+            session,
+        )
 
     async def _undone(self, session: Session) -> tuple:
         await _at_rest(session)

@@ -63,4 +63,6 @@ def _listen(name: str, port: int) -> socket.socket:
     try:
         return socket.create_server((name, port), family=family, backlog=256)
     except OSError as error:
-        raise OSError(f"--server-name {name} --server-port {port}: {error}; choose others") from error
+        raise OSError(
+            f"--server-name {name} --server-port {port}: {error}; choose others"
+        ) from error

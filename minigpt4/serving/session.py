@@ -32,7 +32,9 @@ class Turn:
     is_stopped: bool = False  # the answer ended early, by wish or because its reader left
 
     def __post_init__(self) -> None:
-        self.text = str(self.text).encode("utf-8", "replace").decode()  # a lone surrogate breaks JSON
+        self.text = (
+            str(self.text).encode("utf-8", "replace").decode()
+        )  # a lone surrogate breaks JSON
         if self.images and not self.text.strip():
             self.text = DEFAULT_QUESTION
 
@@ -62,7 +64,9 @@ class Session:
     is_busy: bool = False  # it is being computed
     stop: threading.Event | None = None  # of the answer that was begun last
 
-    def stream(self, chat: Chat, template: Conversation, turn: Turn, **settings: object) -> Iterator[str]:
+    def stream(
+        self, chat: Chat, template: Conversation, turn: Turn, **settings: object
+    ) -> Iterator[str]:
         """Yield the pieces of the answer to `turn`, which joins the dialogue.
 
         `template` is an empty Conversation, `settings` are those of `Chat.stream_answer`. A turn that is refused

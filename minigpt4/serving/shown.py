@@ -12,7 +12,15 @@ from torch import nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import peak_memory_mib
-from minigpt4.serving.boxes import PHRASE, colours_of, name_group, phrase_of, phrases_in, picture, remarks
+from minigpt4.serving.boxes import (
+    PHRASE,
+    colours_of,
+    name_group,
+    phrase_of,
+    phrases_in,
+    picture,
+    remarks,
+)
 from minigpt4.serving.session import Turn
 
 # HTML in an answer is text; so are links and images, which would lead and load from anywhere
@@ -29,16 +37,23 @@ def _read_phrase(state: StateInline, silent: bool) -> bool:
     return match is not None
 
 
-def _write_phrase(_: RendererProtocol, tokens: list[Token], index: int, __: object, env: dict) -> str:
+def _write_phrase(
+    _: RendererProtocol, tokens: list[Token], index: int, __: object, env: dict
+) -> str:
     """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
     match = tokens[index].meta["match"]
     phrase, group = phrase_of(match), name_group(match)
-    before, after = match.string[match.start() : match.start(group)], match.string[match.end(group) : match.end()]
+    before, after = (
+        match.string[match.start() : match.start(group)],
+        match.string[match.end(group) : match.end()],
+    )
     # no colour for words without boxes, nor for those that Markdown has changed (`\|` in a table)
     colour = env["colours"].get(phrase.name) if phrase.boxes else None
     style = f' class="phrase" style="background: {colour}"' if colour else ""
     hidden = '<span class="raw">{}</span>'.format
-    return f"{hidden(escape(before))}<span{style}>{escape(match[group])}</span>{hidden(escape(after))}"
+    return (
+        f"{hidden(escape(before))}<span{style}>{escape(match[group])}</span>{hidden(escape(after))}"
+    )
 
 
 _MARKDOWN.inline.ruler.after("text", "phrase", _read_phrase)
@@ -70,12 +85,16 @@ def messages(turns: list[Turn], waiting: str = "", with_boxes: bool = False) -> 
         # an old image may be gone from the server
         images = [{"path": path} for path in turn.images if Path(path).is_file()]
         latest = turn.images[-1] if with_boxes and turn.images else latest
-        shown.append({"role": "user", "content": [*images, *_drawn(latest, turn.text), as_typed(turn.text)]})
+        shown.append(
+            {"role": "user", "content": [*images, *_drawn(latest, turn.text), as_typed(turn.text)]}
+        )
         mark = '<p class="note">stopped</p>' if turn.is_stopped else ""
         if turn.answer or mark:
             pictures = _drawn(latest, turn.answer)
             answer = as_markdown(turn.answer, bool(pictures)) + mark
-            shown.append({"role": "assistant", "content": [answer, *pictures] if pictures else answer})
+            shown.append(
+                {"role": "assistant", "content": [answer, *pictures] if pictures else answer}
+            )
         elif waiting and turn is turns[-1]:
             shown.append({"role": "assistant", "content": f'<p class="note">{escape(waiting)}</p>'})
         elif turn is not turns[-1]:
@@ -89,7 +108,15 @@ def _drawn(path: str | None, text: str) -> list[dict]:
         html = picture(path, text) if path and Path(path).is_file() else ""
     except (OSError, ValueError):  # no image: the turn is about to be refused, which says so
         html = ""
-    return [{"type": "component", "component": "html", "constructor_args": {}, "props": {}, "value": html}] * bool(html)
+    return [
+        {
+            "type": "component",
+            "component": "html",
+            "constructor_args": {},
+            "props": {},
+            "value": html,
+        }
+    ] * bool(html)
 
 
 def about(model: nn.Module, config: Config) -> str:

@@ -22,8 +22,14 @@ def add_tasks(blocks: gr.Blocks, chatbot: gr.Chatbot, box: gr.MultimodalTextbox)
             button = gr.Button(name, size="sm", min_width=0)
             task = f"boxes.task(message, {name!r}, {question!r})"
             task = f"boxes.draw({task}, chat)" if name == "identify" else task
-            button.click(None, [box, chatbot], box, js=f"(message, chat) => {task}", api_visibility="private")
+            button.click(
+                None, [box, chatbot], box, js=f"(message, chat) => {task}", api_visibility="private"
+            )
         button = gr.Button("draw a box", size="sm", min_width=0)
         draw = "(message, chat) => boxes.draw(message, chat)"
         button.click(None, [box, chatbot], box, js=draw, api_visibility="private")
-    blocks.load(None, js=(Path(__file__).parent / "boxes.js").read_text(encoding="utf-8"), api_visibility="private")
+    blocks.load(
+        None,
+        js=(Path(__file__).parent / "boxes.js").read_text(encoding="utf-8"),
+        api_visibility="private",
+    )

@@ -97,8 +97,13 @@ class Terminal:
             return
         turn = Turn(text, self.shown.images, self.shown.embeds)
         with _ctrl_c_sets() as stop:
-            settings = {"stop_event": stop, "on_notice": partial(print, "note:", file=sys.stderr, flush=True)}
-            for piece in self.session.stream(self.chat, self.template, turn, **settings, **self.settings):
+            settings = {
+                "stop_event": stop,
+                "on_notice": partial(print, "note:", file=sys.stderr, flush=True),
+            }
+            for piece in self.session.stream(
+                self.chat, self.template, turn, **settings, **self.settings
+            ):
                 print(piece, end="", flush=True)
         print(" [stopped]" if stop.is_set() else "", flush=True)
         self.shown = Turn("", (), [])
@@ -120,11 +125,15 @@ class Terminal:
         """Change a setting of the answers to come."""
         name, value = text.partition(" ")[::2]
         if name not in Sampling.__dataclass_fields__:
-            raise ValueError(f"/set: no setting '{name}'; there are {', '.join(Sampling.__dataclass_fields__)}")
+            raise ValueError(
+                f"/set: no setting '{name}'; there are {', '.join(Sampling.__dataclass_fields__)}"
+            )
         try:
             value = json.loads(value)
         except ValueError:
-            raise ValueError(f"/set: '{value}' is no number; write for example /set temperature 0.7") from None
+            raise ValueError(
+                f"/set: '{value}' is no number; write for example /set temperature 0.7"
+            ) from None
         Sampling(**{**self.settings, name: value})  # refuses what is out of range
         self.settings[name] = value
 
@@ -138,10 +147,15 @@ class Terminal:
         """Write questions, images and answers."""
         if not path:
             raise ValueError("/save: give a file name, for example /save dialogue.json")
-        turns = [{"question": t.text, "pictures": list(t.images), "answer": t.answer} for t in self.session.turns]
+        turns = [
+            {"question": t.text, "pictures": list(t.images), "answer": t.answer}
+            for t in self.session.turns
+        ]
         content = {"settings": self.settings, "turns": turns}
         written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        _path(path).write_text(written, encoding="utf-8", errors="backslashreplace")  # as JSON escapes names
+        _path(path).write_text(
+            written, encoding="utf-8", errors="backslashreplace"
+        )  # as JSON escapes names
         print(f"{len(turns)} question(s) saved to {path}")
 
 
@@ -177,7 +191,11 @@ def _edit_lines(commands: list[str]) -> None:
         """Return the number-th way to go on with the line, None behind the last."""
         command, path = line.partition(" ")[::2]
         if " " not in line:
-            found = [f"{name} " for name in commands if name.startswith(line)] if line.startswith("/") else []
+            found = (
+                [f"{name} " for name in commands if name.startswith(line)]
+                if line.startswith("/")
+                else []
+            )
         else:
             names = sorted(glob.glob(glob.escape(os.path.expanduser(path)) + "*"))
             found = [f"{command} {name}{'/' if os.path.isdir(name) else ''}" for name in names]

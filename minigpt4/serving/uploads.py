@@ -31,7 +31,9 @@ class Uploads:
 
     def visitor(self, scope: Scope, headers: Headers) -> str:
         """Return who asks."""
-        cookie = re.search(rf"(?:^|; ?){_cookie(scope)}=([\w-]{{22}})(?:;|$)", headers.get("cookie", ""), re.ASCII)
+        cookie = re.search(
+            rf"(?:^|; ?){_cookie(scope)}=([\w-]{{22}})(?:;|$)", headers.get("cookie", ""), re.ASCII
+        )
         return cookie[1] if cookie else network_of(scope)
 
     def introduced(self, scope: Scope, visitor: str, send: Send) -> Send:
@@ -41,7 +43,9 @@ class Uploads:
 
         async def introducing(message: Message) -> None:
             if message["type"] == "http.response.start":
-                cookie = f"{_cookie(scope)}={secrets.token_urlsafe(16)}; Path=/; HttpOnly; SameSite=Lax"
+                cookie = (
+                    f"{_cookie(scope)}={secrets.token_urlsafe(16)}; Path=/; HttpOnly; SameSite=Lax"
+                )
                 MutableHeaders(scope=message).append("set-cookie", cookie)
             await send(message)
 
@@ -74,7 +78,11 @@ class Uploads:
         async def noting(message: Message) -> None:
             answer["status"] = message.get("status", answer["status"])
             answer["body"] += message.get("body", b"")
-            if message["type"] == "http.response.body" and not message.get("more_body") and answer["status"] == 200:
+            if (
+                message["type"] == "http.response.body"
+                and not message.get("more_body")
+                and answer["status"] == 200
+            ):
                 self._note(visitor, json.loads(answer["body"]))
             await send(message)
 

@@ -14,8 +14,17 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.tasks.held_out import HeldOut, held_out_losses
 
-VALIDATION = ("val", "eval", "valid", "validation")  # words for one split, in datasets and in run.valid_splits
-_LOSSES = ("train_step", "loss_and_targets", "valid_step")  # what says that a task has a loss of its own
+VALIDATION = (
+    "val",
+    "eval",
+    "valid",
+    "validation",
+)  # words for one split, in datasets and in run.valid_splits
+_LOSSES = (
+    "train_step",
+    "loss_and_targets",
+    "valid_step",
+)  # what says that a task has a loss of its own
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
@@ -59,7 +68,9 @@ class BaseTask:
             builder = registry.get_builder_class(section.get("builder") or name)(section, name)
             splits = builder.build_datasets().items()  # a user's own may give datasets of torch
             vis_processor = builder.vis_processors.get("train")
-            datasets[name] = {split: adapted(dataset, name, vis_processor) for split, dataset in splits}
+            datasets[name] = {
+                split: adapted(dataset, name, vis_processor) for split, dataset in splits
+            }
             for dataset in datasets[name].values():
                 if hasattr(dataset, "shard_cache"):
                     dataset.shard_cache = cache
@@ -76,7 +87,9 @@ class BaseTask:
             )
         return datasets
 
-    def build_train_loader(self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None) -> Any:
+    def build_train_loader(
+        self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None
+    ) -> Any:
         """Return an endless iterator of this rank's training batches, drawn by `seed`, else `run.seed`."""
         from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
@@ -90,7 +103,9 @@ class BaseTask:
             max_bad_fraction=run_cfg.max_bad_fraction,
         )
 
-    def build_eval_loaders(self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]) -> dict[str, list]:
+    def build_eval_loaders(
+        self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]
+    ) -> dict[str, list]:
         """Return {split: [loader of this rank's share, one a dataset]}; see VALIDATION. Raises ValueError."""
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
@@ -103,13 +118,25 @@ class BaseTask:
             for of_dataset in datasets.values():
                 of_split += [of_dataset[word] for word in (split, *words) if word in of_dataset][:1]
             if not of_split:
-                there = "; ".join(f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items())
+                there = "; ".join(
+                    f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items()
+                )
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
             # an iterable dataset with `epochs` ends by itself
-            sizes = [len(each) if hasattr(each, "__len__") else getattr(each, "epochs", None) for each in of_split]
+            sizes = [
+                len(each) if hasattr(each, "__len__") else getattr(each, "epochs", None)
+                for each in of_split
+            ]
             if not all(sizes):
-                raise ValueError(f"{where}: '{split}' is empty or a stream without an end; it needs map-style data")
-            options = (run_cfg.batch_size_eval, run_cfg.num_workers, run_cfg.max_bad_fraction, run_cfg.eval_controls)
+                raise ValueError(
+                    f"{where}: '{split}' is empty or a stream without an end; it needs map-style data"
+                )
+            options = (
+                run_cfg.batch_size_eval,
+                run_cfg.num_workers,
+                run_cfg.max_bad_fraction,
+                run_cfg.eval_controls,
+            )
             loaders[split] = [EvalLoader(dataset, place, *options) for dataset in of_split]
         return loaders
 
@@ -117,7 +144,9 @@ class BaseTask:
         """Return the loss of one batch, a scalar tensor."""
         return model(samples)["loss"]
 
-    def loss_and_targets(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
+    def loss_and_targets(
+        self, model: torch.nn.Module, samples: dict[str, Any]
+    ) -> tuple[torch.Tensor, int | None]:
         """Return (`train_step`'s loss, how many target tokens it is the mean of).
 
         None: the model does not count them, or a task has a `train_step` of its own, whose loss this is.
@@ -137,10 +166,16 @@ class BaseTask:
 
     def has_sample_losses(self, model: torch.nn.Module) -> bool:
         """Return whether `sample_losses` is there: the model has `row_losses`, and the task no loss of its own."""
-        own = [name for name in _LOSSES if getattr(getattr(self, name), "__func__", None) is not vars(BaseTask)[name]]
+        own = [
+            name
+            for name in _LOSSES
+            if getattr(getattr(self, name), "__func__", None) is not vars(BaseTask)[name]
+        ]
         return hasattr(model, "row_losses") and not own
 
-    def sample_losses(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_losses(
+        self, model: torch.nn.Module, samples: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (sum of the loss over each sample's target tokens [B], how many these are [B])."""
         outputs = model(samples, reduction="none")
         return outputs["loss"], outputs["num_targets"]
@@ -150,7 +185,11 @@ class BaseTask:
         return held_out_losses(self, model, loaders, device).loss
 
     def held_out(
-        self, model: torch.nn.Module, loaders: list, device: torch.device, is_told_to_end: Callable[[], bool]
+        self,
+        model: torch.nn.Module,
+        loaders: list,
+        device: torch.device,
+        is_told_to_end: Callable[[], bool],
     ) -> HeldOut | None:
         """Return loss and controls of a split, as `held_out_losses`; of a task's own `evaluation` the loss alone."""
         if getattr(self.evaluation, "__func__", None) is not BaseTask.evaluation:

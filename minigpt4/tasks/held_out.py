@@ -110,7 +110,11 @@ def _sums_of_batch(
     # The gain a token is compared sample by sample, over those that have another's image.
     has_control = torch.tensor([bool(len(other)) for other in others]) & (counts > 0)
     gains = ((of_control["wrong"] - losses) / counts)[has_control]
-    return sums | {"pairs": len(gains), "gain": gains.sum().item(), "gain_squared": gains.square().sum().item()}
+    return sums | {
+        "pairs": len(gains),
+        "gain": gains.sum().item(),
+        "gain_squared": gains.square().sum().item(),
+    }
 
 
 def _controls(batch: Batch, others: Sequence, vis_processor: Callable | None) -> dict[str, Batch]:
@@ -125,7 +129,9 @@ def _controls(batch: Batch, others: Sequence, vis_processor: Callable | None) ->
         return {}
     counts = list(batch.get("num_images") or [1] * batch_size(batch))
     images = {"blank": [], "wrong": []}
-    for own, grey, other in zip(batch["image"].split(counts), blank.split(counts), others, strict=True):
+    for own, grey, other in zip(
+        batch["image"].split(counts), blank.split(counts), others, strict=True
+    ):
         images["blank"].append(grey if len(other) else own)
         images["wrong"].append(torch.stack(list(other)) if len(other) else own)
     return {name: batch | {"image": torch.cat(parts)} for name, parts in images.items()}
@@ -134,7 +140,9 @@ def _controls(batch: Batch, others: Sequence, vis_processor: Callable | None) ->
 def _means(sums: dict[str, float]) -> HeldOut:
     """Return the HeldOut of SUMS over all ranks."""
     if not sums["items"]:
-        raise ValueError("run.valid_splits, run.test_splits: no sample of the split could be used, see above")
+        raise ValueError(
+            "run.valid_splits, run.test_splits: no sample of the split could be used, see above"
+        )
     num_items, num_pairs = int(sums["items"]), int(sums["pairs"])
     found = HeldOut(sums["loss"] / num_items, num_items, int(sums["samples"]))
     if not num_pairs:

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
-_switching = threading.Lock()  # `split_special_tokens` is a switch on the tokenizer, which all threads share
+_switching = (
+    threading.Lock()
+)  # `split_special_tokens` is a switch on the tokenizer, which all threads share
 
 
 class Piece(NamedTuple):
@@ -51,7 +53,9 @@ class PromptEncoder:
                 result[-1] += content
         return result
 
-    def encode_batch(self, batch: Sequence[Sequence[Segment]]) -> list[list[tuple[list[int] | ImageSlot, bool]]]:
+    def encode_batch(
+        self, batch: Sequence[Sequence[Segment]]
+    ) -> list[list[tuple[list[int] | ImageSlot, bool]]]:
         """Return, for each list of segments, its parts (token ids or IMAGE, whether they are a target), without BOS.
 
         Text between two images, special tokens or borders of a target is tokenised in one go: words may merge across
@@ -71,9 +75,13 @@ class PromptEncoder:
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
             # half of a surrogate pair, on which tokenizers fail, becomes U+FFFD
-            sound = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            sound = [
+                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts
+            ]
             with _switching:
-                encoded = self.tokenizer(sound, add_special_tokens=False, split_special_tokens=True, verbose=False)
+                encoded = self.tokenizer(
+                    sound, add_special_tokens=False, split_special_tokens=True, verbose=False
+                )
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of
 
@@ -103,7 +111,9 @@ class PromptEncoder:
     def _split_at_special_tokens(self, text: str) -> list[str | int]:
         """Return `text` cut at special tokens; those that swallow the spaces beside them (LLaMA's) do so here, too."""
         parts: list[str | int] = self._special_pattern.split(text)
-        for index in range(1, len(parts), 2):  # a split by a group gives text, special token, text, ..
+        for index in range(
+            1, len(parts), 2
+        ):  # a split by a group gives text, special token, text, ..
             parts[index] = self.special_ids[parts[index]]
             token = self._special_tokens[parts[index]]
             if token.lstrip:
@@ -114,7 +124,11 @@ class PromptEncoder:
 
     @cached_property
     def _special_tokens(self) -> dict:
-        return {index: token for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return {
+            index: token
+            for index, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
 
     @cached_property
     def _special_pattern(self) -> re.Pattern:

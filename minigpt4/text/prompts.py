@@ -22,7 +22,8 @@ def prompt_problems(path: str, template: str, where: str = "model") -> list[Prob
     if path and not expand_path(path).is_file():
         return [
             Problem(
-                key, f"no file at '{expand_path(path)}'; paths start from the current folder, or that of the YAML file"
+                key,
+                f"no file at '{expand_path(path)}'; paths start from the current folder, or that of the YAML file",
             )
         ]
     if (path or template) and (count := template.count("{}")) != 1:
@@ -35,9 +36,13 @@ def prompt_problems(path: str, template: str, where: str = "model") -> list[Prob
     except UnicodeDecodeError as error:
         return [Problem(key, f"'{path}' cannot be read ({error}); save it as UTF-8 text")]
     if not lines:
-        return [Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")]
+        return [
+            Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")
+        ]
     found = [(number, _problem(template.replace("{}", line))) for number, line in lines]
-    return [Problem(key, f"'{path}' line {number} {problem}") for number, problem in found if problem]
+    return [
+        Problem(key, f"'{path}' line {number} {problem}") for number, problem in found if problem
+    ]
 
 
 def _problem(prompt: str) -> str | None:
@@ -54,4 +59,6 @@ def _problem(prompt: str) -> str | None:
 def _lines(path: str) -> list[tuple[int, str]]:
     """Return (number from 1, line) of the lines that have an image slot."""
     text = expand_path(path).read_text(encoding="utf-8-sig")
-    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if IMAGE_SLOT in line]
+    return [
+        (number, line) for number, line in enumerate(text.splitlines(), 1) if IMAGE_SLOT in line
+    ]

@@ -4,7 +4,13 @@ from typing import Any
 
 from minigpt4.text.segments import Marked
 
-TEXTS = ("answer", "instruction_input", "conv_q", "conv_a", "connect_sym")  # the release's keys, a text a sample
+TEXTS = (
+    "answer",
+    "instruction_input",
+    "conv_q",
+    "conv_a",
+    "connect_sym",
+)  # the release's keys, a text a sample
 _OURS = ("text_input", "instruction", "turns")
 
 
@@ -17,11 +23,17 @@ def from_release(samples: dict[str, Any]) -> dict[str, Any]:
     """
     if not any(key in samples for key in TEXTS):
         return samples
-    others = {key: value for key, value in samples.items() if key not in (*TEXTS, "image", "length", "num_images")}
+    others = {
+        key: value
+        for key, value in samples.items()
+        if key not in (*TEXTS, "image", "length", "num_images")
+    }
     size = len(next(samples[key] for key in TEXTS if key in samples))
     ours = {key: [] for key in _OURS}
     for number in range(size):
-        sample = {key: samples[key][number] for key in TEXTS if key in samples and samples[key][number]}
+        sample = {
+            key: samples[key][number] for key in TEXTS if key in samples and samples[key][number]
+        }
         turns = _turns(sample, (samples.get("sample_id") or range(size))[number])
         ours["turns"].append(turns)
         ours["text_input"].append(turns[0][1] if turns else sample.get("answer", ""))
@@ -34,14 +46,20 @@ def _turns(sample: dict[str, str], name: Any) -> tuple[tuple[Marked, str], ...]:
     if "conv_q" not in sample:
         return ()
     if "connect_sym" not in sample:
-        raise ValueError(f"sample {name}: conv_q without connect_sym; expected what joins its turns, such as '!@#'")
-    questions, answers = (sample.get(key, "").split(sample["connect_sym"]) for key in ("conv_q", "conv_a"))
+        raise ValueError(
+            f"sample {name}: conv_q without connect_sym; expected what joins its turns, such as '!@#'"
+        )
+    questions, answers = (
+        sample.get(key, "").split(sample["connect_sym"]) for key in ("conv_q", "conv_a")
+    )
     if len(questions) != len(answers):
         raise ValueError(
             f"sample {name}: {len(questions)} questions in conv_q, {len(answers)} answers in conv_a; expected as many, "
             f"joined by {sample['connect_sym']!r}"
         )
-    return tuple((Marked(question), answer) for question, answer in zip(questions, answers, strict=True))
+    return tuple(
+        (Marked(question), answer) for question, answer in zip(questions, answers, strict=True)
+    )
 
 
 def _images(samples: dict[str, Any], size: int) -> dict[str, Any]:
@@ -55,6 +73,8 @@ def _images(samples: dict[str, Any], size: int) -> dict[str, Any]:
         return {"image": image, "num_images": list(samples.get("num_images") or [1] * size)}
     counts = [int(count) for count in samples.get("length", [image.shape[1]] * size)]
     if len(counts) != size or not all(0 <= count <= image.shape[1] for count in counts):
-        raise ValueError(f"length: {counts}; expected for each of {size} samples 0 to {image.shape[1]}, its images")
+        raise ValueError(
+            f"length: {counts}; expected for each of {size} samples 0 to {image.shape[1]}, its images"
+        )
     groups = [of_one[:count] for of_one, count in zip(image, counts, strict=True)]
     return {"image": torch.cat(groups), "num_images": counts}

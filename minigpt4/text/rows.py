@@ -66,7 +66,11 @@ class Row(NamedTuple):
 
 
 def batch_rows(
-    samples: dict, prompt: str, settings: TextSettings, encoder: PromptEncoder, num_image_tokens: int
+    samples: dict,
+    prompt: str,
+    settings: TextSettings,
+    encoder: PromptEncoder,
+    num_image_tokens: int,
 ) -> list[Row]:
     """Return the Row of each sample of a batch.
 
@@ -83,12 +87,18 @@ def batch_rows(
     counts = image_counts(samples)
     segments = []
     for number, num_images in enumerate(counts):
-        sample = {key: samples[key][number] for key in ("text_input", "instruction", "turns") if samples.get(key)}
+        sample = {
+            key: samples[key][number]
+            for key in ("text_input", "instruction", "turns")
+            if samples.get(key)
+        }
         segments.append(sample_segments(sample, prompt, num_images, settings))
     starts = accumulate(counts, initial=0)
     return [
         _row(parts, range(start, start + num_images), num_image_tokens, settings, encoder)
-        for parts, start, num_images in zip(encoder.encode_batch(segments), starts, counts, strict=False)
+        for parts, start, num_images in zip(
+            encoder.encode_batch(segments), starts, counts, strict=False
+        )
     ]
 
 
@@ -124,7 +134,9 @@ def image_counts(samples: dict) -> list[int]:
     return [1] * len(samples["text_input"]) if counts is None else list(counts)
 
 
-def context_ids(segments: Sequence[Segment], encoder: PromptEncoder, image_sizes: Sequence[int]) -> list[int]:
+def context_ids(
+    segments: Sequence[Segment], encoder: PromptEncoder, image_sizes: Sequence[int]
+) -> list[int]:
     """Return the ids of a dialogue that waits for its answer; the k-th image takes `image_sizes[k]` positions."""
     sizes = iter(image_sizes)
     ids = []
@@ -147,14 +159,19 @@ def answer_row(
     """
     prompt = context_ids(segments, encoder, image_sizes)
     end = template.stop[0] if template.stop else ""
-    target = [Text(template.neutralise(answer), is_target=True), Text(end, is_structure=True, is_target=True)]
+    target = [
+        Text(template.neutralise(answer), is_target=True),
+        Text(end, is_structure=True, is_target=True),
+    ]
     ids = []
     for content, _ in encoder.encode_batch([target])[0]:
         ids += content
     return Row([*prompt, *ids], [IGNORED] * len(prompt) + ids, len(prompt), images, 0)
 
 
-def sample_segments(sample: dict, prompt: str, num_images: int, settings: TextSettings) -> list[Segment]:
+def sample_segments(
+    sample: dict, prompt: str, num_images: int, settings: TextSettings
+) -> list[Segment]:
     """Return the segments of one training sample; see `batch_rows`."""
     turns, caption = sample.get("turns"), sample["text_input"]
     instruction = sample.get("instruction")
@@ -174,7 +191,9 @@ def sample_segments(sample: dict, prompt: str, num_images: int, settings: TextSe
         segments_of = marked_segments if isinstance(question, Marked) else message_segments
         messages.append((True, segments_of(question, template.neutralise)))
         is_caption = isinstance(answer, Text)
-        messages.append((False, [answer] if is_caption else message_segments([answer], template.neutralise)))
+        messages.append(
+            (False, [answer] if is_caption else message_segments([answer], template.neutralise))
+        )
     return dialogue_segments(template, messages)
 
 
@@ -195,15 +214,21 @@ def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
         return [IMAGE] * num_images
     segments = prompt_segments(prompt)
     if segments.count(IMAGE) != 1:
-        raise ValueError(f"prompt {prompt!r} has {segments.count(IMAGE)} {IMAGE_SLOT}; expected exactly one")
+        raise ValueError(
+            f"prompt {prompt!r} has {segments.count(IMAGE)} {IMAGE_SLOT}; expected exactly one"
+        )
     slot = segments.index(IMAGE)
     return [*segments[:slot], *[IMAGE] * num_images, *segments[slot + 1 :]]
 
 
-def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> list[Marked | Sequence[Part]]:
+def _with_images(
+    questions: Sequence[str | Sequence[Part]], num_images: int
+) -> list[Marked | Sequence[Part]]:
     """Return each question, Marked or as parts; images that no question places stand before the first one."""
     parts = [(question,) if type(question) is str else question for question in questions]
-    num_slots = sum(part.num_images if isinstance(part, Marked) else tuple(part).count(IMAGE) for part in parts)
+    num_slots = sum(
+        part.num_images if isinstance(part, Marked) else tuple(part).count(IMAGE) for part in parts
+    )
     if not num_slots and not isinstance(parts[0], Marked):
         return [(*[IMAGE] * num_images, *parts[0]), *parts[1:]]
     _check_slots("turns", num_slots, num_images)
@@ -212,10 +237,18 @@ def _with_images(questions: Sequence[str | Sequence[Part]], num_images: int) -> 
 
 def _check_slots(where: str, num_slots: int, num_images: int) -> None:
     if num_slots != num_images:
-        raise ValueError(f"{where}: {num_slots} image slots in the questions, the sample has {num_images} images")
+        raise ValueError(
+            f"{where}: {num_slots} image slots in the questions, the sample has {num_images} images"
+        )
 
 
-def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettings, encoder: PromptEncoder) -> Row:
+def _row(
+    parts: list,
+    images: range,
+    num_image_tokens: int,
+    settings: TextSettings,
+    encoder: PromptEncoder,
+) -> Row:
     """Return the Row of encoded parts, cut; a question whose answer is cut off goes too.
 
     What is left behind the prompt begins with an answer.
@@ -235,7 +268,9 @@ def _row(parts: list, images: range, num_image_tokens: int, settings: TextSettin
     if (excess := num_prompt - len(encoder.bos) - settings.max_context_len) > 0:
         warn_of_cut_prompt(settings.max_context_len)
         if IMAGE_ID in ids[num_prompt - excess : num_prompt] and IMAGE_ID in ids[num_prompt:]:
-            raise ValueError("the first question is cut within or before an image, and a later one has another image")
+            raise ValueError(
+                "the first question is cut within or before an image, and a later one has another image"
+            )
         for values in (ids, labels, is_target):
             del values[num_prompt - excess : num_prompt]
         num_prompt -= excess

@@ -64,7 +64,11 @@ def message_segments(parts: Sequence[Part], clean: Callable[[str], str] = str) -
     segments: list[Segment] = []
     for index, part in enumerate(parts):
         segments += [Text(" ", True)] if index else []
-        segments += [Text("<Img>", True), IMAGE, Text("</Img>", True)] if part is IMAGE else [Text(clean(part))]
+        segments += (
+            [Text("<Img>", True), IMAGE, Text("</Img>", True)]
+            if part is IMAGE
+            else [Text(clean(part))]
+        )
     return segments
 
 
@@ -77,7 +81,9 @@ def marked_segments(question: Marked, clean: Callable[[str], str] = str) -> list
     return segments
 
 
-def dialogue_segments(template: Template, turns: Iterable[tuple[bool, list[Segment] | None]]) -> list[Segment]:
+def dialogue_segments(
+    template: Template, turns: Iterable[tuple[bool, list[Segment] | None]]
+) -> list[Segment]:
     """Return the segments of a dialogue: the fixed text of `template` around (is_user, segments) of each turn.
 
     Segments None open an answer that is yet to be written.

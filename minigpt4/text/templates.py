@@ -25,7 +25,9 @@ class Template:
     assistant: tuple[str, str]  # before and after an answer
     answer: str  # what stands before the answer to be written
     stop: tuple[str, ...]  # strings that end an answer
-    training: str | None = None  # `prompt_template` of the training configuration, {} for the instruction
+    training: str | None = (
+        None  # `prompt_template` of the training configuration, {} for the instruction
+    )
     system: str = ""  # opens the dialogue
     around_system: tuple[str, str] = ("", "")  # what stands before and after it, part of `system`
     markers: tuple[str, ...] = ()  # plain text that only the template may write
@@ -38,7 +40,9 @@ class Template:
         What a chat writes between an answer and the next question stands there in training, too.
         """
         before, after = prompt_template.split("{}", 1)
-        closing = self.assistant[1]  # begins with the end symbol, and the next prompt may begin with it again
+        closing = self.assistant[
+            1
+        ]  # begins with the end symbol, and the next prompt may begin with it again
         return replace(
             self,
             system=closing if before.startswith(closing) else "",
@@ -117,7 +121,11 @@ LLAMA2 = Template(
 )
 # Source: MiniGPT-v2, which opens an answer without a space.
 MINIGPT_V2 = replace(
-    LLAMA2, assistant=(" [/INST]", "</s><s>"), answer=" [/INST]", training="[INST] {} [/INST]", system=""
+    LLAMA2,
+    assistant=(" [/INST]", "</s><s>"),
+    answer=" [/INST]",
+    training="[INST] {} [/INST]",
+    system="",
 )
 # The chat prompt is the training prompt, token for token. Source: the format of SmolLM2, Qwen and others.
 CHATML = Template(
@@ -144,12 +152,23 @@ def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Temp
         if same(prompt_template) in known:
             return known[same(prompt_template)]
     if "{}" not in prompt_template:
-        raise ValueError(f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one")
+        raise ValueError(
+            f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one"
+        )
     before, after = prompt_template.split("{}", 1)
     stop = (end_sym.rstrip() or "\n",)
-    markers = tuple(marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1)
+    markers = tuple(
+        marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1
+    )
     sides = {"user": (before, ""), "assistant": (after, end_sym), "around_system": ("", end_sym)}
-    return Template(("user", "assistant"), **sides, answer=after, stop=stop, training=prompt_template, markers=markers)
+    return Template(
+        ("user", "assistant"),
+        **sides,
+        answer=after,
+        stop=stop,
+        training=prompt_template,
+        markers=markers,
+    )
 
 
 def read_chat_template(tokenizer: Any) -> tuple[str, str]:
@@ -159,7 +178,10 @@ def read_chat_template(tokenizer: Any) -> tuple[str, str]:
     without BOS. Raises ValueError for a template that fails, or does not write a dialogue turn by turn.
     """
     texts = "First question", "First answer", "Second question"
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)]
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), texts, strict=True)
+    ]
     try:
         dialogue = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         answered = tokenizer.apply_chat_template(turns[:2], tokenize=False)

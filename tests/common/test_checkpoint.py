@@ -10,7 +10,12 @@ import time
 import pytest
 import torch
 
-from minigpt4.common.checkpoint import CheckpointError, load_checkpoint, load_optimizer, save_checkpoint
+from minigpt4.common.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+)
 from tests.training import batches, endless, runner, settings
 
 WHERE = "run.resume_ckpt_path"
@@ -32,12 +37,18 @@ def test_five_keys_in_plain_form(tmp_path):
     saved, path = load_checkpoint(str(run.last_checkpoint), WHERE)
     assert list(saved) == ["model", "optimizer", "config", "scaler", "epoch"]
     whole = load_checkpoint(str(run.last_checkpoint), WHERE, whole=True)[0]
-    assert list(whole) == [*saved, "progress"] and whole["progress"]["position"] == {"epoch": 2, "step": 0}
+    assert list(whole) == [*saved, "progress"] and whole["progress"]["position"] == {
+        "epoch": 2,
+        "step": 0,
+    }
     assert path.name == "checkpoint_1.pth" and saved["epoch"] == 1 and saved["scaler"] is None
     assert list(saved["model"]) == ["llama_proj.weight", "llama_proj.bias"]
     assert saved["config"] == run.config.to_dict()
     groups = saved["optimizer"]["param_groups"]
-    assert [(group["params"], group["weight_decay"]) for group in groups] == [([0], 0.05), ([1], 0.0)]
+    assert [(group["params"], group["weight_decay"]) for group in groups] == [
+        ([0], 0.05),
+        ([1], 0.0),
+    ]
     assert set(saved["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -126,13 +137,22 @@ def truncated(path):
 BAD_FILES = {
     "truncated": (truncated, "is damaged or no file of torch"),
     "empty": (lambda path: path.write_bytes(b""), "is empty: the download went wrong"),
-    "html": (lambda path: path.write_text("<!DOCTYPE html><html>404"), "is an HTML page, not weights"),
+    "html": (
+        lambda path: path.write_text("<!DOCTYPE html><html>404"),
+        "is an HTML page, not weights",
+    ),
     "weights": (
         lambda path: torch.save({"llama_proj.weight": torch.ones(2)}, path),
         r"has no model, optimizer, .*epoch",
     ),
-    "tensor": (lambda path: torch.save(torch.ones(2), path), r"\(found: Tensor\).*set model.ckpt instead"),
-    "released": (lambda path: torch.save({"model": {}}, path), r"has no optimizer, .*\(found: model\)"),
+    "tensor": (
+        lambda path: torch.save(torch.ones(2), path),
+        r"\(found: Tensor\).*set model.ckpt instead",
+    ),
+    "released": (
+        lambda path: torch.save({"model": {}}, path),
+        r"has no optimizer, .*\(found: model\)",
+    ),
 }
 
 
@@ -155,17 +175,35 @@ def test_an_optimizer_state_of_2023_is_taken(tmp_path):
     """Its groups lack today's options, `step` is a tensor, and the moments stand on the CPU."""
     run = runner(settings(tmp_path))
     shapes = [parameter.shape for parameter in run.trainable]
-    options = {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "foreach": None, "maximize": False}
-    groups = [{**options, "weight_decay": decay, "params": [index]} for index, decay in enumerate((0.05, 0))]
+    options = {
+        "lr": 0.5,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "amsgrad": False,
+        "foreach": None,
+        "maximize": False,
+    }
+    groups = [
+        {**options, "weight_decay": decay, "params": [index]}
+        for index, decay in enumerate((0.05, 0))
+    ]
     moments = {
-        index: {"step": torch.tensor(7.0), "exp_avg": torch.full(shape, 0.5), "exp_avg_sq": torch.ones(shape)}
+        index: {
+            "step": torch.tensor(7.0),
+            "exp_avg": torch.full(shape, 0.5),
+            "exp_avg_sq": torch.ones(shape),
+        }
         for index, shape in enumerate(shapes)
     }
     load_optimizer(run.optimizer, {"state": moments, "param_groups": groups}, WHERE)
     for parameter in run.trainable:
         assert run.optimizer.state[parameter]["step"] == 7
-        assert torch.equal(run.optimizer.state[parameter]["exp_avg"], torch.full(parameter.shape, 0.5))
+        assert torch.equal(
+            run.optimizer.state[parameter]["exp_avg"], torch.full(parameter.shape, 0.5)
+        )
     assert [group["lr"] for group in run.optimizer.param_groups] == [0.05, 0.05]
     moments[0]["exp_avg"] = torch.ones(3, 3)
-    with pytest.raises(CheckpointError, match=r"optimizer state is of other parameters: groups of \[1, 1\]"):
+    with pytest.raises(
+        CheckpointError, match=r"optimizer state is of other parameters: groups of \[1, 1\]"
+    ):
         load_optimizer(run.optimizer, {"state": moments, "param_groups": groups}, WHERE)

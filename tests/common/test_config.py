@@ -43,10 +43,14 @@ def problems_of(read, *arguments, **settings):
 def test_every_section_of_a_benchmark_may_refer_to_others(read):
     """The first one, too, for which the section that holds them is made."""
     sections = "".join(
-        f"  {name}: {{eval_file_path: '${{env.cache_root}}/{name}', img_path: a}}\n" for name in ("gqa", "pope")
+        f"  {name}: {{eval_file_path: '${{env.cache_root}}/{name}', img_path: a}}\n"
+        for name in ("gqa", "pope")
     )
     cfg = read(f"evaluation_datasets:\n{sections}", "env.cache_root=/cache")
-    assert [cfg.benchmark_cfg(name).eval_file_path for name in ("gqa", "pope")] == ["/cache/gqa", "/cache/pope"]
+    assert [cfg.benchmark_cfg(name).eval_file_path for name in ("gqa", "pope")] == [
+        "/cache/gqa",
+        "/cache/pope",
+    ]
     assert set(cfg.to_dict()["evaluation_datasets"]) == {"gqa", "pope"} and not cfg.report.problems
 
 
@@ -77,8 +81,14 @@ def test_problems_are_objects_with_key_message_and_place(read):
 
 
 def test_keys_are_compared_part_by_part():
-    assert is_in("run", "run") and is_in("run.seed", "run") and is_in("datasets.a.type", "datasets.a")
-    assert not is_in("running.seed", "run") and not is_in("datasets.ab", "datasets.a") and not is_in("run", "run.seed")
+    assert (
+        is_in("run", "run") and is_in("run.seed", "run") and is_in("datasets.a.type", "datasets.a")
+    )
+    assert (
+        not is_in("running.seed", "run")
+        and not is_in("datasets.ab", "datasets.a")
+        and not is_in("run", "run.seed")
+    )
 
 
 class SaysItInWords(LaionBuilder):
@@ -111,7 +121,10 @@ def test_a_path_into_the_folder_that_was_renamed_says_its_new_name():
         "give the path of the file or its URL"
     )
     weights = Path(__file__).resolve().parents[2] / "minigpt4/quickstart/weights/blip2.safetensors"
-    assert weights_problem(weights, "x") is None and weights_problem("https://example.org/x.pth", "x") is None
+    assert (
+        weights_problem(weights, "x") is None
+        and weights_problem("https://example.org/x.pth", "x") is None
+    )
 
 
 def test_no_shipped_file_names_the_old_folder():
@@ -131,29 +144,44 @@ def settings_of(cfg, name="a"):
 
 
 @pytest.mark.parametrize(
-    ("options", "size"), [([], 224), (["model.image_size=42"], 42), (["model.image_size=null"], 224)]
+    ("options", "size"),
+    [([], 224), (["model.image_size=42"], 42), (["model.image_size=null"], 224)],
 )
 def test_image_processors_take_size_mean_and_std_from_the_model(read, options, size):
     cfg = read("datasets:\n" + EXTRA % "", *options)
     assert cfg.model_cfg.image_size == size
-    assert cfg.image_settings == {"image_size": size, "mean": list(CLIP_MEAN), "std": list(CLIP_STD)}
+    assert cfg.image_settings == {
+        "image_size": size,
+        "mean": list(CLIP_MEAN),
+        "std": list(CLIP_STD),
+    }
     for settings in settings_of(cfg).values():
         assert {key: settings[key] for key in cfg.image_settings} == cfg.image_settings
         processor = registry.get_processor_class(settings["name"]).from_config(settings)
-        assert (processor.image_size, processor.mean, processor.std) == (size, list(CLIP_MEAN), list(CLIP_STD))
+        assert (processor.image_size, processor.mean, processor.std) == (
+            size,
+            list(CLIP_MEAN),
+            list(CLIP_STD),
+        )
 
 
 def test_what_a_section_says_itself_stays(read):
-    cfg = read("datasets:\n" + EXTRA % ", image_size: 42, mean: [0.5, 0.5, 0.5]", "model.image_size=42")
+    cfg = read(
+        "datasets:\n" + EXTRA % ", image_size: 42, mean: [0.5, 0.5, 0.5]", "model.image_size=42"
+    )
     train = settings_of(cfg)["train"]
-    assert train["image_size"] == 42 and train["mean"] == [0.5] * 3 and train["std"] == list(CLIP_STD)
+    assert (
+        train["image_size"] == 42 and train["mean"] == [0.5] * 3 and train["std"] == list(CLIP_STD)
+    )
     cfg = read("datasets:\n" + EXTRA % ", image_size: '${model.image_size}'", "model.image_size=42")
     assert settings_of(cfg)["train"]["image_size"] == 42
 
 
 def test_a_size_that_is_not_the_models_is_a_problem(read):
     section = "datasets:\n" + EXTRA % ", image_size: 112"
-    expected = "datasets.a.vis_processor.train.image_size: 112, but the model takes images of 224 pixels; "
+    expected = (
+        "datasets.a.vis_processor.train.image_size: 112, but the model takes images of 224 pixels; "
+    )
     expected += "remove the line, or make it agree with model.image_size (c.yaml line 3)"
     assert problems_of(read, section) == [expected]
     assert problems_of(read, section.replace("112", "big")) == [
@@ -178,7 +206,11 @@ def test_sizes_of_both_splits_and_through_interpolations_are_compared(read, spli
 
 def test_texts_have_no_image_size(read):
     cfg = read("datasets: {laion: {text_processor: {train: {name: blip_caption}}}}\n")
-    assert dict(cfg.datasets_cfg.laion.text_processor.train) == {"name": "blip_caption", "prompt": "", "max_words": 50}
+    assert dict(cfg.datasets_cfg.laion.text_processor.train) == {
+        "name": "blip_caption",
+        "prompt": "",
+        "max_words": 50,
+    }
 
 
 # `~` and HOME
@@ -192,9 +224,7 @@ def homeless(monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 12345)
 
 
-NOWHERE = (
-    "'~' leads nowhere: HOME is not set, and user 12345 has no entry in /etc/passwd; set HOME, or give an absolute path"
-)
+NOWHERE = "'~' leads nowhere: HOME is not set, and user 12345 has no entry in /etc/passwd; set HOME, or give an absolute path"
 
 
 def test_without_a_home_the_key_that_needs_one_is_named(read, homeless, monkeypatch, tmp_path):
@@ -212,10 +242,14 @@ def test_without_a_home_the_key_that_needs_one_is_named(read, homeless, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     read("", f"env.cache_root={tmp_path}", downloads)
     monkeypatch.setenv("HOME", "")  # as good as unset
-    assert problems_of(read, "")[0].startswith("env.cache_root: '~/.cache/minigpt4': '~' leads nowhere")
+    assert problems_of(read, "")[0].startswith(
+        "env.cache_root: '~/.cache/minigpt4': '~' leads nowhere"
+    )
 
 
-@pytest.mark.parametrize("key", ["env.cache_root", "model.llama_model", "model.prompt_path", "run.output_dir"])
+@pytest.mark.parametrize(
+    "key", ["env.cache_root", "model.llama_model", "model.prompt_path", "run.output_dir"]
+)
 def test_a_user_or_variable_that_is_not_there_is_a_line_of_the_report(read, key):
     expected = f"{key}: '~no_user/7b': there is no user 'no_user'; a path below your own home folder begins with ~/"
     assert problems_of(read, "", f"{key}=~no_user/7b") == [f"{expected} (--options)"]
@@ -225,7 +259,9 @@ def test_a_user_or_variable_that_is_not_there_is_a_line_of_the_report(read, key)
 
 @pytest.mark.parametrize("path", ["$NO_SUCH/x", "/data/$NO_SUCH/x"])
 def test_a_variable_that_is_not_set_is_a_line_of_the_report(read, path):
-    said = f"'{path}': the variable NO_SUCH is not set in the environment; set it, or write the path"
+    said = (
+        f"'{path}': the variable NO_SUCH is not set in the environment; set it, or write the path"
+    )
     for key in ("env.cache_root", "model.llama_model", "run.output_dir"):
         assert problems_of(read, "", f"{key}={path}") == [f"{key}: {said} (--options)"]
 
@@ -249,16 +285,33 @@ def test_a_path_that_another_section_has_wrong_is_said_there(read):
         ("datasets.laion.build_info.storage=", "empty; give a path"),
         ("env.cache_root=", "empty; give a path"),
         ("model.llama_model=", "empty; give a path"),
-        ("datasets.laion.text_processor.train.name=blip2_image_train", "'blip2_image_train' is a processor of images"),
-        ("datasets.laion.vis_processor.eval.name=blip_caption", "'blip_caption' is a processor of texts"),
-        ("datasets.laion.build_info.storage={a: b}", "{'a': 'b'} is no path of a shard; expected text"),
-        (r"datasets.laion.build_info.storage=C:\data\0.tar", r"'C:\data\0.tar' is an absolute path of Windows"),
+        (
+            "datasets.laion.text_processor.train.name=blip2_image_train",
+            "'blip2_image_train' is a processor of images",
+        ),
+        (
+            "datasets.laion.vis_processor.eval.name=blip_caption",
+            "'blip_caption' is a processor of texts",
+        ),
+        (
+            "datasets.laion.build_info.storage={a: b}",
+            "{'a': 'b'} is no path of a shard; expected text",
+        ),
+        (
+            r"datasets.laion.build_info.storage=C:\data\0.tar",
+            r"'C:\data\0.tar' is an absolute path of Windows",
+        ),
         (r"datasets.laion.build_info.storage=data\0.tar", r"(first missing: data\0.tar)"),
-        ("datasets.laion.build_info.storage=https:/host/0.tar", "'https:/host/0.tar' names no host"),
+        (
+            "datasets.laion.build_info.storage=https:/host/0.tar",
+            "'https:/host/0.tar' names no host",
+        ),
     ],
 )
 def test_what_training_would_refuse_is_refused_before_it(read, option, said, tmp_path):
-    sections = f"{RUN}datasets:\n  laion: {{build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}\n"
+    sections = (
+        f"{RUN}datasets:\n  laion: {{build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}\n"
+    )
     options = (f"model.ckpt={tmp_path}/vit.pth", option)
     (problem,) = problems_of(read, sections, *options, for_training=True)
     assert problem.startswith(option.split("=")[0]) and said in problem

@@ -10,13 +10,44 @@ from omegaconf import OmegaConf
 from minigpt4.common.config import Config, ConfigError
 
 BOUNDED = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    database=None,
 )
-KEYS = [f"model{key}" for key in ("", ".arch", ".model_type", ".ckpt", ".image_size", ".llama_model", ".end_sym", ".x")]
-KEYS += [f"datasets{key}" for key in ("", ".a", ".a.builder", ".a.type", ".a.build_info.storage", ".a.val", ".b")]
-KEYS += [f"datasets.a.vis_processor{key}" for key in ("", ".train", ".train.name", ".train.image_size", ".train.mean")]
-KEYS += [f"run{key}" for key in ("", ".task", ".runner", ".lr_sched", ".init_lr", ".seed", ".batch_size_train", ".x")]
-KEYS += ["run.train_splits", "run.train_splits.0", "run.output_dir", "run.device", "run.resume_ckpt_path"]
+KEYS = [
+    f"model{key}"
+    for key in (
+        "",
+        ".arch",
+        ".model_type",
+        ".ckpt",
+        ".image_size",
+        ".llama_model",
+        ".end_sym",
+        ".x",
+    )
+]
+KEYS += [
+    f"datasets{key}"
+    for key in ("", ".a", ".a.builder", ".a.type", ".a.build_info.storage", ".a.val", ".b")
+]
+KEYS += [
+    f"datasets.a.vis_processor{key}"
+    for key in ("", ".train", ".train.name", ".train.image_size", ".train.mean")
+]
+KEYS += [
+    f"run{key}"
+    for key in ("", ".task", ".runner", ".lr_sched", ".init_lr", ".seed", ".batch_size_train", ".x")
+]
+KEYS += [
+    "run.train_splits",
+    "run.train_splits.0",
+    "run.output_dir",
+    "run.device",
+    "run.resume_ckpt_path",
+]
 KEYS += ["run.world_size", "env", "env.cache_root", "imports", "extra", "datasets.a.build_info"]
 TEXTS = [
     "",
@@ -60,7 +91,9 @@ TREES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["arch", "name", "train", "storage", "a", "", "a.b"]) | st.integers(), inner, max_size=3
+            st.sampled_from(["arch", "name", "train", "storage", "a", "", "a.b"]) | st.integers(),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=6,
@@ -96,7 +129,11 @@ def base(tmp_path_factory):
 
 
 @BOUNDED
-@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), TREES | SCALARS, min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(KEYS) | st.text(max_size=6), TREES | SCALARS, min_size=1, max_size=3
+    )
+)
 @example({"run": 3, "model": [1], "datasets": "text"})
 @example({"run.seed": "x", "run": "null", "datasets.a": "7"})
 def test_options_of_anything(base, changes):
@@ -119,12 +156,19 @@ def test_yaml_of_anything(tmp_path_factory, changes):
             node = node if isinstance(node, dict) else {}
         node[last] = value
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+    path.write_text(
+        yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8", errors="surrogatepass"
+    )
     assert read(path)
 
 
 @BOUNDED
-@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))))
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    )
+)
 @example("model: {arch: mini_gpt4}\n".encode("utf-16"))
 def test_files_of_anything(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

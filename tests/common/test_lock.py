@@ -16,7 +16,9 @@ FORK = multiprocessing.get_context("fork")
 
 def hold(target, is_held, seconds=60):
     with locked(target):
-        child = FORK.Process(target=time.sleep, args=(seconds,))  # as a DataLoader's worker, which outlives it
+        child = FORK.Process(
+            target=time.sleep, args=(seconds,)
+        )  # as a DataLoader's worker, which outlives it
         child.start()
         is_held.put((os.getpid(), child.pid))
         time.sleep(seconds)
@@ -48,13 +50,20 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path, holde
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with locked(target):  # although the process that it forked still lives, and the file is still there
+    with locked(
+        target
+    ):  # although the process that it forked still lives, and the file is still there
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_the_second_is_refused_within_one_process(tmp_path):
-    with locked(tmp_path / "a"), locked(tmp_path / "b"), pytest.raises(InUseError), locked(tmp_path / "a"):
+    with (
+        locked(tmp_path / "a"),
+        locked(tmp_path / "b"),
+        pytest.raises(InUseError),
+        locked(tmp_path / "a"),
+    ):
         pass
     with locked(tmp_path / "a"):
         pass

@@ -7,12 +7,23 @@ import resource
 import pytest
 import torch
 
-from minigpt4.common.logger import MetricLogger, NonFiniteLossError, RunLog, setup_logger, short_number, whole_seconds
+from minigpt4.common.logger import (
+    MetricLogger,
+    NonFiniteLossError,
+    RunLog,
+    setup_logger,
+    short_number,
+    whole_seconds,
+)
 
-NOT_THE_CPU = torch.device("meta")  # reading a loss from there costs, so the logger waits until a line is due
+NOT_THE_CPU = torch.device(
+    "meta"
+)  # reading a loss from there costs, so the logger waits until a line is due
 
 
-def epoch_of(losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100, max_skipped=1):
+def epoch_of(
+    losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100, max_skipped=1
+):
     """Yield the logger of an epoch after each step."""
     metrics = MetricLogger(epoch, len(losses), log_freq, device, run_log, samples_seen, max_skipped)
     for loss in losses:
@@ -39,7 +50,9 @@ def test_losses_stay_unread_until_a_line_is_due(tmp_path):
 
 
 def test_on_the_cpu_every_step_is_written_at_once(tmp_path):
-    for count, _ in enumerate(epoch_of([1.0, 2.0, 3.0], RunLog(tmp_path), torch.device("cpu")), start=1):
+    for count, _ in enumerate(
+        epoch_of([1.0, 2.0, 3.0], RunLog(tmp_path), torch.device("cpu")), start=1
+    ):
         assert len(written(tmp_path)) == count
 
 
@@ -98,7 +111,11 @@ def test_a_lost_folder_costs_one_warning(tmp_path, caplog):
 
 
 def test_durations_and_the_log_format(capsys):
-    assert [whole_seconds(seconds) for seconds in (0.9, 61.2, 3 * 3600 + 4)] == ["0:00:00", "0:01:01", "3:00:04"]
+    assert [whole_seconds(seconds) for seconds in (0.9, 61.2, 3 * 3600 + 4)] == [
+        "0:00:00",
+        "0:01:01",
+        "3:00:04",
+    ]
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -125,7 +142,9 @@ def test_a_disk_that_is_full_within_a_line_costs_lines_and_one_warning(tmp_path,
         file.write("ä".encode()[:1])  # another program's half character
     assert not run_log.has_epoch(stats)
     run_log.epoch(stats)
-    assert run_log.has_epoch(stats) and (tmp_path / "log.txt").read_bytes().endswith(b'\n{"train_loss": 0.25}\n')
+    assert run_log.has_epoch(stats) and (tmp_path / "log.txt").read_bytes().endswith(
+        b'\n{"train_loss": 0.25}\n'
+    )
 
 
 def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsys, monkeypatch):
@@ -135,11 +154,18 @@ def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsy
     for step in range(30):
         with metrics.fetching():  # from one reading of the clock to the next: a second
             pass
-        metrics.add(torch.tensor(1.0), 0.5, {"image": torch.zeros(2 + step % 2, 1)}, num_tokens=3000 * (step % 2))
+        metrics.add(
+            torch.tensor(1.0),
+            0.5,
+            {"image": torch.zeros(2 + step % 2, 1)},
+            num_tokens=3000 * (step % 2),
+        )
         metrics.check()
         metrics.end_step()
     records = written(tmp_path)
-    assert [records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")] == [2, 1, 3, 3000]
+    assert [
+        records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")
+    ] == [2, 1, 3, 3000]
     # of the last 20 steps of 2 s each, what comes between them not counted: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
     rates = [records[-1][key] for key in ("samples_per_s", "tokens_per_s", "data_wait")]
     assert rates == [1.25, 750.0, 0.5]
@@ -150,7 +176,15 @@ def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0.00"), (0.523, "0.52"), (5.84, "5.8"), (9.96, "10"), (610.4, "610"), (9999.4, "9999"), (12345, "12.3k")],
+    [
+        (0, "0.00"),
+        (0.523, "0.52"),
+        (5.84, "5.8"),
+        (9.96, "10"),
+        (610.4, "610"),
+        (9999.4, "9999"),
+        (12345, "12.3k"),
+    ],
 )
 def test_rates_in_three_digits(value, text):
     assert short_number(value) == text
@@ -160,4 +194,7 @@ def test_a_validation_is_a_line_of_its_own(tmp_path):
     run_log = RunLog(tmp_path)
     run_log.steps([{"step": 1, "loss": 0.5}])
     run_log.validation({"validation": "val", "step": 1, "loss": 0.75})
-    assert written(tmp_path) == [{"step": 1, "loss": 0.5}, {"validation": "val", "step": 1, "loss": 0.75}]
+    assert written(tmp_path) == [
+        {"step": 1, "loss": 0.5},
+        {"validation": "val", "step": 1, "loss": 0.75},
+    ]

@@ -37,7 +37,10 @@ def test_the_folders_are_searched_in_their_order_behind_what_is_installed(tmp_pa
     assert problems_of([], tmp_path) == [] and sys.path == before
     folders = [tmp_path / "first", tmp_path / "second"]
     assert problems_of(["own_package.code", "own_other"], *folders) == []
-    assert sys.modules["own_package.code"].place == "first" and sys.modules["own_other"].place == "other"
+    assert (
+        sys.modules["own_package.code"].place == "first"
+        and sys.modules["own_other"].place == "other"
+    )
     assert sys.path == [*before, *map(str, folders)]
     assert problems_of("own_other", *folders) == [] and sys.path == [*before, *map(str, folders)]
 
@@ -50,7 +53,11 @@ BROKEN = {
     ),
     "own_raises_itself.py": ("\n\n1 / 0\n", "ZeroDivisionError: division by zero", 3),
     "own_exits.py": ("import sys\nsys.exit(3)\n", "SystemExit: 3", 2),
-    "own_lacks.py": ("\nimport own_absent\n", "ModuleNotFoundError: No module named 'own_absent'", 2),
+    "own_lacks.py": (
+        "\nimport own_absent\n",
+        "ModuleNotFoundError: No module named 'own_absent'",
+        2,
+    ),
     "own_syntax.py": ("x = (\n", "SyntaxError: '(' was never closed (own_syntax.py, line 1)", None),
     "own_double.py": (
         "from minigpt4.common.registry import registry\nfrom minigpt4.tasks import BaseTask\n"
@@ -76,11 +83,23 @@ def test_a_module_that_fails_says_why_and_where(file, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([None], "None is no module's name; write imports: [my_package.my_module], without / and .py"),
-        ({"a": 1}, "{'a': 1} is no module's name; write imports: [my_package.my_module], without / and .py"),
+        (
+            [None],
+            "None is no module's name; write imports: [my_package.my_module], without / and .py",
+        ),
+        (
+            {"a": 1},
+            "{'a': 1} is no module's name; write imports: [my_package.my_module], without / and .py",
+        ),
         ([3], "3 is no module's name; write imports: [my_package.my_module], without / and .py"),
-        (["a/own_x"], "'a/own_x' is no module's name; write imports: [my_package.my_module], without / and .py"),
-        ([".own_x"], "'.own_x' is no module's name; write imports: [my_package.my_module], without / and .py"),
+        (
+            ["a/own_x"],
+            "'a/own_x' is no module's name; write imports: [my_package.my_module], without / and .py",
+        ),
+        (
+            [".own_x"],
+            "'.own_x' is no module's name; write imports: [my_package.my_module], without / and .py",
+        ),
     ],
 )
 def test_what_is_no_list_of_names(names, message):
@@ -92,7 +111,9 @@ def test_a_module_that_is_not_there(tmp_path):
     (tmp_path / "own_here").mkdir()
     for name, missing in (("own_absent.code", "own_absent"), ("own_here.code", "own_here.code")):
         reason = f"ModuleNotFoundError: No module named '{missing}'"
-        assert problems_of([name], tmp_path, Path("/x")) == [f"'{name}' cannot be imported: {reason}; {todo}"]
+        assert problems_of([name], tmp_path, Path("/x")) == [
+            f"'{name}' cannot be imported: {reason}; {todo}"
+        ]
 
 
 def test_problems_of_imports_stand_in_the_one_report(tmp_path):
@@ -101,9 +122,10 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Config(Namespace(cfg_path=path, options=["run.task=own_task"]))
     imports, arch, task, seed = caught.value.problems
-    assert (imports.key, imports.place) == ("imports", "c.yaml line 1") and "No module named 'own_absent'" in str(
-        imports
-    )
+    assert (imports.key, imports.place) == (
+        "imports",
+        "c.yaml line 1",
+    ) and "No module named 'own_absent'" in str(imports)
     assert arch == Problem(
         "model.arch",
         "unknown model architecture 'own_model'; known: mini_gpt4, minigpt4, minigpt_v2. Add one in "
@@ -171,25 +193,43 @@ def installed(folder):
     """Build a wheel of the project's files, install it below `folder`, and return (what it holds, its folder)."""
     pytest.importorskip("setuptools", minversion="77")
     source, wheels, target = folder / "source", folder / "wheels", folder / "installed"
-    shutil.copytree(ROOT / "minigpt4", source / "minigpt4", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "minigpt4", source / "minigpt4", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("train_configs", "eval_configs", "prompts"):
         shutil.copytree(ROOT / name, source / name)
     for name in ("pyproject.toml", "setup.py", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    run(folder, [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(wheels), str(source)])
+    run(
+        folder,
+        [
+            *pip,
+            "wheel",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "-w",
+            str(wheels),
+            str(source),
+        ],
+    )
     (wheel,) = wheels.glob("*.whl")
     run(folder, [*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)])
     return set(zipfile.ZipFile(wheel).namelist()), target
 
 
 def run(cwd, command, **env):
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-@pytest.mark.parametrize("way", ["checkout, code beside the YAML file", "installed, code in the current folder"])
+@pytest.mark.parametrize(
+    "way", ["checkout, code beside the YAML file", "installed, code in the current folder"]
+)
 def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release, tmp_path):
     elsewhere, files = tmp_path / "elsewhere", tmp_path / "files"
     for folder in (elsewhere, files):
@@ -206,17 +246,29 @@ def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release,
     (home / "own_project").mkdir()
     (home / "own_project/parts.py").write_text(OWN_CODE)
     options = release.options(
-        **{"run.output_dir": "output", "datasets.mine.build_info.storage": release.root / "cc_sbu_align"}
+        **{
+            "run.output_dir": "output",
+            "datasets.mine.build_info.storage": release.root / "cc_sbu_align",
+        }
     )
-    done = run(elsewhere, [sys.executable, str(program), "--cfg-path", str(files / "c.yaml"), *options], **env)
+    done = run(
+        elsewhere,
+        [sys.executable, str(program), "--cfg-path", str(files / "c.yaml"), *options],
+        **env,
+    )
     package = ROOT if home == files else Path(env["PYTHONPATH"])
     assert f"own code with minigpt4 of {package / 'minigpt4/__init__.py'}\n" in done.stdout
     assert "own builder\n" in done.stdout and '"own_project.parts"' in done.stderr
     (folder,) = (elsewhere / "output").iterdir()
-    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(losses) == 2 and all(11000 < loss < 11100 for loss in losses)
     saved = torch.load(folder / "checkpoint_0.pth", weights_only=True)
-    assert saved["config"]["imports"] == ["own_project.parts"] and saved["config"]["model"]["arch"] == "own_model"
+    assert (
+        saved["config"]["imports"] == ["own_project.parts"]
+        and saved["config"]["model"]["arch"] == "own_model"
+    )
     assert set(saved["model"]) == {"llama_proj.weight", "llama_proj.bias"}
 
 

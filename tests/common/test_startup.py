@@ -14,7 +14,9 @@ from minigpt4.common.startup import Startup, files_of, read_ahead
 def test_phases_are_all_of_the_time_and_an_inner_one_counts_for_itself(monkeypatch, caplog):
     """A clock that goes one second further each time that it is read, and a processor at a tenth of that."""
     ticks, work = count(100), count(0, 0.1)
-    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), process_time=lambda: next(work))
+    clock = SimpleNamespace(
+        perf_counter=lambda: float(next(ticks)), process_time=lambda: next(work)
+    )
     monkeypatch.setattr(module, "time", clock)
     startup = Startup()  # read once
     startup.begin("model")
@@ -44,7 +46,11 @@ def test_a_folder_stands_for_its_weights(tmp_path):
     for name in ("b.bin", "2.safetensors", "1.safetensors", "config.json"):
         (tmp_path / name).touch()
     other = tmp_path / "b.bin"
-    assert files_of([other, tmp_path]) == [other, tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    assert files_of([other, tmp_path]) == [
+        other,
+        tmp_path / "1.safetensors",
+        tmp_path / "2.safetensors",
+    ]
 
 
 def is_cached(descriptor, offset):

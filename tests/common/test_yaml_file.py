@@ -28,14 +28,23 @@ WRONG = {
         "--cfg-path: '{}' is not valid YAML in line 2; a tab stands there, indent with spaces",
     ),
     "UTF-16": ("run: {}\n".encode("utf-16"), "--cfg-path: '{}' is UTF-16 text; save it as UTF-8"),
-    "Latin-1": ("run: {seed: ü}".encode("latin-1"), "--cfg-path: '{}' is not UTF-8 text; give a YAML file"),
-    "aliases without measure": (BOMB, "--cfg-path: '{}' holds more than 50,000 values, once its aliases are filled in"),
+    "Latin-1": (
+        "run: {seed: ü}".encode("latin-1"),
+        "--cfg-path: '{}' is not UTF-8 text; give a YAML file",
+    ),
+    "aliases without measure": (
+        BOMB,
+        "--cfg-path: '{}' holds more than 50,000 values, once its aliases are filled in",
+    ),
     "an alias within itself": (
         "a: &a [*a]",
         "--cfg-path: '{}' holds more than 50,000 values, once its aliases are filled in",
     ),
     "nested": ("a: " + "[" * 60 + "]" * 60, "--cfg-path: '{}' is nested more than 40 levels deep"),
-    "nested without end": ("a: " + "[" * 9000, "--cfg-path: '{}' is nested more than 40 levels deep"),
+    "nested without end": (
+        "a: " + "[" * 9000,
+        "--cfg-path: '{}' is nested more than 40 levels deep",
+    ),
     "a number of 5000 digits": (
         "run:\n  seed: " + "9" * 5000,
         "--cfg-path: '{}' has a number of 5,000 digits in line 2; write a smaller one",
@@ -82,7 +91,9 @@ def test_what_is_wrong_with_a_file_is_said_by_line(content, message, tmp_path):
 
 def test_what_windows_editors_write_is_read(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_bytes(b"\xef\xbb\xbfrun:\r\n  init_lr: 1e-4\r\n  base: &b {seed: 1}\r\n  more: {<<: *b, x: 2}\r\n")
+    path.write_bytes(
+        b"\xef\xbb\xbfrun:\r\n  init_lr: 1e-4\r\n  base: &b {seed: 1}\r\n  more: {<<: *b, x: 2}\r\n"
+    )
     content, lines = read_yaml(path)
     assert content == {"run": {"init_lr": 1e-4, "base": {"seed": 1}, "more": {"x": 2, "seed": 1}}}
     assert lines["run.init_lr"] == 2 and lines["run.more.x"] == 4
@@ -109,7 +120,8 @@ NO_MAPPING = [
     ("run.batch_size_train", "99999999999999999999", "99999999999999999999 is out of range"),
 ]
 NO_SECTION = [
-    (key, text, f"{found} is no section; write its keys below it, as `key: value`") for key, text, found in NO_SECTION
+    (key, text, f"{found} is no section; write its keys below it, as `key: value`")
+    for key, text, found in NO_SECTION
 ]
 
 
@@ -123,7 +135,10 @@ def test_sections_that_are_none_are_lines_of_the_report(key, text, message, tmp_
             body = f"{{{name}: {body.strip()}}}\n"
         path.write_text(body if in_file else "{}\n")
         with pytest.raises(ConfigError) as caught:
-            Config(Namespace(cfg_path=path, options=[] if in_file else [f"{key}={text}"]), for_training=True)
+            Config(
+                Namespace(cfg_path=path, options=[] if in_file else [f"{key}={text}"]),
+                for_training=True,
+            )
         (problem,) = [problem for problem in caught.value.problems if problem.key == key]
         assert problem.message == message
         assert problem.place == ("c.yaml line 1" if in_file else "--options")
@@ -133,6 +148,7 @@ def test_sections_that_are_none_are_lines_of_the_report(key, text, message, tmp_
 def test_an_option_without_a_key_is_refused(option, tmp_path):
     (tmp_path / "c.yaml").write_text("model: {arch: none}\n")
     with pytest.raises(
-        ConfigError, match=rf"--options: '{option[:-2]}' is no key; write every item as SECTION.KEY=VALUE"
+        ConfigError,
+        match=rf"--options: '{option[:-2]}' is no key; write every item as SECTION.KEY=VALUE",
     ):
         Config(Namespace(cfg_path=tmp_path / "c.yaml", options=[option]))

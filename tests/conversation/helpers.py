@@ -29,7 +29,11 @@ def computed(chat, fail_at=None):
     passes = []
 
     def note(module, args, kwargs):
-        given = kwargs.get("inputs_embeds") if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        given = (
+            kwargs.get("inputs_embeds")
+            if kwargs.get("inputs_embeds") is not None
+            else kwargs["input_ids"]
+        )
         passes.append((*given.shape[:2], int(kwargs["position_ids"].max())))
 
     def fail(*_):

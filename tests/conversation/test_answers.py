@@ -22,7 +22,9 @@ from tests.conversation.helpers import GREEDY, asked, computed, sentence
 # one answer and its stream
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, {"max_new_tokens": 40, "seed": 3}, {**GREEDY, "num_beams": 3}], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, {"max_new_tokens": 40, "seed": 3}, {**GREEDY, "num_beams": 3}], ids=str
+)
 def test_stream_joins_to_the_answer(chat, embeddings, sampling):
     draw = random.Random(1)
     for _ in range(4):
@@ -72,7 +74,12 @@ def test_sampling_is_seeded_and_temperature_zero_is_greedy(chat, embeddings):
     state = torch.get_rng_state()
     assert draw(seed=1) == draw(seed=1) != draw(seed=2)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
-    assert draw(temperature=0) == draw(do_sample=False) == draw(top_k=1, seed=5) == draw(top_p=1e-6, seed=5)
+    assert (
+        draw(temperature=0)
+        == draw(do_sample=False)
+        == draw(top_k=1, seed=5)
+        == draw(top_p=1e-6, seed=5)
+    )
     assert draw(temperature=2, seed=1) == draw(temperature=2.0, seed=1)
 
 
@@ -124,7 +131,9 @@ def test_a_chat_opens_as_training_does(chat, embeddings, prompt_template):
     chat.model.prompt_list = [prompt]
     (row,) = chat.model.rows({"text_input": [""]})
     chat.model.prompt_list = []
-    trained = layouts.embed(chat.model.llama_model.get_input_embeddings(), row.ids[: row.num_prompt], image[0])
+    trained = layouts.embed(
+        chat.model.llama_model.get_input_embeddings(), row.ids[: row.num_prompt], image[0]
+    )
     assert torch.equal(chat.get_context_emb(conv, [image])[0], trained)
 
 
@@ -134,25 +143,39 @@ def test_a_chat_opens_as_training_does(chat, embeddings, prompt_template):
 @pytest.mark.parametrize("seed", range(5))
 def test_batch_answers_equal_single_answers(chat, embeddings, seed):
     draw = random.Random(seed)
-    rows = [asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2))) for _ in range(5)]
+    rows = [
+        asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2)))
+        for _ in range(5)
+    ]
     budgets = {"temperature": 0, "max_new_tokens": draw.choice([1, 7, 25])}
     single = [chat.answer(conv.copy(), images, **budgets) for conv, images in rows]
     convs = [conv for conv, _ in rows]
     batch = chat.answer_batch(convs, [images for _, images in rows], **budgets)
-    assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
+    assert [(text, ids.tolist()) for text, ids in batch] == [
+        (text, ids.tolist()) for text, ids in single
+    ]
     assert [conv.messages[-1][1] for conv in convs] == [text for text, _ in single]
 
 
 def test_rows_that_have_ended_are_computed_no_further(chat, embeddings):
     """Each answer ends at its own first token that is divisible by seven; the others go on unchanged."""
-    ending = Chat(chat.model, chat.vis_processor, stopping_criteria=[lambda ids, scores: ids[:, -1] % 7 == 0])
+    ending = Chat(
+        chat.model, chat.vis_processor, stopping_criteria=[lambda ids, scores: ids[:, -1] % 7 == 0]
+    )
     draw = random.Random(3)
-    rows = [asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2))) for _ in range(8)]
+    rows = [
+        asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2)))
+        for _ in range(8)
+    ]
     settings = {"temperature": 0, "max_new_tokens": 40}
     single = [ending.answer(conv.copy(), images, **settings) for conv, images in rows]
     with computed(chat) as passes:
-        batch = ending.answer_batch([conv for conv, _ in rows], [images for _, images in rows], **settings)
-    assert [(text, ids.tolist()) for text, ids in batch] == [(text, ids.tolist()) for text, ids in single]
+        batch = ending.answer_batch(
+            [conv for conv, _ in rows], [images for _, images in rows], **settings
+        )
+    assert [(text, ids.tolist()) for text, ids in batch] == [
+        (text, ids.tolist()) for text, ids in single
+    ]
     assert len({len(ids) for _, ids in batch}) > 2
     longest_first = sorted((len(ids) for _, ids in batch), reverse=True)
     for step, (size, *_) in enumerate(passes):
@@ -165,7 +188,10 @@ def test_rows_of_a_batch_keep_their_own_positions(chat):
     contexts = [Context(tuple(range(3, 3 + length)), (), (), 1) for length in (2, 5)]
     embeds, mask, positions = padded_batch(chat.model.llama_model, contexts, 0)
     assert mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
-    assert [row[kept].tolist() for row, kept in zip(positions, mask.bool(), strict=True)] == [[0, 1], [0, 1, 2, 3, 4]]
+    assert [row[kept].tolist() for row, kept in zip(positions, mask.bool(), strict=True)] == [
+        [0, 1],
+        [0, 1, 2, 3, 4],
+    ]
     assert torch.equal(embeds[0, 3:], embeds[1, :2])
     assert padded_batch(chat.model.llama_model, contexts[1:], 2)[2].tolist() == [[2, 3, 4]]
 
@@ -179,9 +205,14 @@ def test_a_batch_has_one_template(chat):
 
 
 def test_two_interleaved_streams_do_not_mix(chat, embeddings):
-    rows = [asked(chat, text, [image]) for text, image in (("what is it?", embeddings[0]), ("why?", embeddings[1]))]
+    rows = [
+        asked(chat, text, [image])
+        for text, image in (("what is it?", embeddings[0]), ("why?", embeddings[1]))
+    ]
     wanted = [chat.answer(conv.copy(), images, **GREEDY)[0] for conv, images in rows]
-    streams = [chat.stream_answer(conv, images, cache=PrefixCache(), **GREEDY) for conv, images in rows]
+    streams = [
+        chat.stream_answer(conv, images, cache=PrefixCache(), **GREEDY) for conv, images in rows
+    ]
     texts = ["", ""]
     for _ in range(GREEDY["max_new_tokens"] + 1):
         for index, stream in enumerate(streams):

@@ -38,7 +38,12 @@ def test_the_2023_demo(golden_model, vis_processor):
     assert chat.upload_img(IMAGE, chat_state, img_list) == "Received."
     chat.ask("What is it?", chat_state)
     message = chat.answer(
-        conv=chat_state, img_list=img_list, num_beams=1, temperature=1, max_new_tokens=9, max_length=500
+        conv=chat_state,
+        img_list=img_list,
+        num_beams=1,
+        temperature=1,
+        max_new_tokens=9,
+        max_length=500,
     )[0]
     assert chat_state.messages[-1] == [chat_state.roles[1], message]
     chat_state.messages = []
@@ -52,7 +57,9 @@ def test_the_newest_demo(golden_model, vis_processor):
     if not isinstance(img_list[0], torch.Tensor):
         chat.encode_img(img_list)
     chat.ask("What is it?", chat_state)
-    streamer = chat.stream_answer(conv=chat_state, img_list=img_list, temperature=0.6, max_new_tokens=9, max_length=500)
+    streamer = chat.stream_answer(
+        conv=chat_state, img_list=img_list, temperature=0.6, max_new_tokens=9, max_length=500
+    )
     output = "".join(streamer)
     assert chat_state.messages[-1] == [chat_state.roles[1], output]
 
@@ -87,7 +94,9 @@ def test_vlmevalkit(golden_model, vis_processor, template, beams):
     wanted = chat.answer(chat_state.copy(), img_list, **{**kwargs, "do_sample": False})[0]
     assert text.split("###")[0].strip() == wanted
     # as streaming servers call it, from a thread
-    streamer = TextIteratorStreamer(chat.model.llama_tokenizer, skip_special_tokens=True, timeout=60)
+    streamer = TextIteratorStreamer(
+        chat.model.llama_tokenizer, skip_special_tokens=True, timeout=60
+    )
     with ThreadPoolExecutor(1) as thread:
         thread.submit(chat.model_generate, streamer=streamer, **generation_dict)
         assert "".join(streamer).split("###")[0].strip() == wanted
@@ -124,14 +133,25 @@ def test_a_template_that_is_not_the_checkpoints_is_said_once(golden_model, vis_p
         conv = conv.copy()
         chat.ask("What is it?", conv)
         chat.answer(conv, [], max_new_tokens=2, temperature=0)
-        return [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if "was trained with" in record.getMessage()
+        ]
 
-    own = Conversation(VICUNA_V0.system[:-3], ("Human", "Assistant"), [], 0, SeparatorStyle.SINGLE, "###")
+    own = Conversation(
+        VICUNA_V0.system[:-3], ("Human", "Assistant"), [], 0, SeparatorStyle.SINGLE, "###"
+    )
     for conv in (CONV_VISION, CONV_VISION_Vicuna0, own):
         assert not warnings(conv)
-    for conv, words in ((CONV_VISION_LLama2, "'[INST] '"), (Conversation(CHATML), "'<|im_start|>user")):
+    for conv, words in (
+        (CONV_VISION_LLama2, "'[INST] '"),
+        (Conversation(CHATML), "'<|im_start|>user"),
+    ):
         (warning,) = warnings(conv)
-        assert words in warning and repr(VICUNA_V0.training) in warning and "minigpt4.load" in warning
+        assert (
+            words in warning and repr(VICUNA_V0.training) in warning and "minigpt4.load" in warning
+        )
         chat = Chat(model, vis_processor)  # evaluation kits make one for each image
         assert not warnings(conv)  # once is enough
     model.trained_text = "", "\n"  # of stage 1: no template at all
@@ -143,7 +163,9 @@ def test_loading_compares_the_yaml_with_the_checkpoint(release, tmp_path, caplog
     saved = torch.load(release.checkpoint)
     saved["config"] = {"model": {"prompt_template": CHATML.training, "end_sym": "<|im_end|>"}}
     torch.save(saved, tmp_path / "chatml.pth")
-    options = release.options(**{"model.low_resource": False, "model.ckpt": tmp_path / "chatml.pth"})[1:]
+    options = release.options(
+        **{"model.low_resource": False, "model.ckpt": tmp_path / "chatml.pth"}
+    )[1:]
     chat, conv = minigpt4.load(str(ROOT / "eval_configs/minigpt4_eval.yaml"), options, "cpu")
     assert conv.template is VICUNA_V0 and chat.model.prompt_list == []
     assert sum("was trained with" in record.getMessage() for record in caplog.records) == 1
@@ -151,7 +173,9 @@ def test_loading_compares_the_yaml_with_the_checkpoint(release, tmp_path, caplog
 
 def test_argument_order_and_defaults_of_2023():
     assert list(inspect.signature(Chat.__init__).parameters)[1:3] == ["model", "vis_processor"]
-    defaults = {name: value.default for name, value in inspect.signature(Sampling).parameters.items()}
+    defaults = {
+        name: value.default for name, value in inspect.signature(Sampling).parameters.items()
+    }
     assert list(defaults.items())[:8] == [
         ("max_new_tokens", 300),
         ("num_beams", 1),
@@ -178,7 +202,9 @@ def test_evaluation_kits_build_the_model(release, tmp_path, is_plain, caplog):
     text = text.replace("'/path/to/pretrained/ckpt/'", f"'{release.checkpoint}'")
     text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  llama_model: '{release.llama}'")
     for key, name in (("vit_ckpt", "eva_vit_g"), ("q_former_model", "blip2_pretrained_flant5xxl")):
-        text = text.replace("arch: mini_gpt4", f"arch: mini_gpt4\n  {key}: '{release.hub / name}.pth'")
+        text = text.replace(
+            "arch: mini_gpt4", f"arch: mini_gpt4\n  {key}: '{release.hub / name}.pth'"
+        )
     cfg_path.write_text(text.replace("prompts/alignment.txt", f"{ROOT}/prompts/alignment.txt"))
     if is_plain:
         cfg = OmegaConf.load(cfg_path)
@@ -189,7 +215,9 @@ def test_evaluation_kits_build_the_model(release, tmp_path, is_plain, caplog):
     model_config.device_8bit = "cpu" if is_plain else 0
     model = registry.get_model_class(model_config.arch).from_config(model_config).to("cpu").eval()
     processor_config = datasets.cc_sbu_align.vis_processor.train
-    vis_processor = registry.get_processor_class(processor_config.name).from_config(processor_config)
+    vis_processor = registry.get_processor_class(processor_config.name).from_config(
+        processor_config
+    )
     chat = Chat(model, vis_processor, device="cpu", stopping_criteria=None)
     for template, is_its_own in ((CONV_VISION_Vicuna0, True), (CONV_VISION_minigptv2, False)):
         caplog.clear()
@@ -205,7 +233,9 @@ def test_an_image_processor_of_another_size_is_fitted_and_said(golden_model, vis
     large = Blip2ImageEvalProcessor(224, mean=[0.5, 0.5, 0.5])
     chat = Chat(golden_model, large)
     assert "image_size: 224 in the image processor, the model takes 42" in caplog.text
-    same = Chat(golden_model, Blip2ImageEvalProcessor(golden_model.image_size, mean=[0.5, 0.5, 0.5]))
+    same = Chat(
+        golden_model, Blip2ImageEvalProcessor(golden_model.image_size, mean=[0.5, 0.5, 0.5])
+    )
     assert torch.equal(chat.encode_images([IMAGE])[0], same.encode_images([IMAGE])[0])
     caplog.clear()
     assert Chat(golden_model, vis_processor).vis_processor is vis_processor and not caplog.text

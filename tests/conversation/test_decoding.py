@@ -13,7 +13,14 @@ import torch
 
 from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION
-from minigpt4.models.llm.decoding import CHUNK, Decoder, InPlaceLayer, StaticSteps, cache_name, new_past
+from minigpt4.models.llm.decoding import (
+    CHUNK,
+    Decoder,
+    InPlaceLayer,
+    StaticSteps,
+    cache_name,
+    new_past,
+)
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
 from tests.small_release import picture
 
@@ -23,9 +30,14 @@ def llm(request):
     """A small random LLM, in the attention kernels of CPU and GPU, and with fewer heads for keys than for queries."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2 if request.param == "grouped heads" else 4}
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2 if request.param == "grouped heads" else 4,
+    }
     attention = "eager" if request.param == "eager" else "sdpa"
-    config = LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3, vocab_size=300, **heads)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, vocab_size=300, **heads
+    )
     config._attn_implementation = attention
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
@@ -46,7 +58,10 @@ def test_keys_and_values_in_place_are_those_of_transformers(llm):
             for past in (own, theirs):
                 past.crop(-draw.randint(1, 15) if past is own else own.get_seq_length() - held)
         ids = torch.randint(300, (1, draw.choice([1, 1, 1, 30])))
-        logits = [llm(input_ids=ids, **{cache_name(llm): past}, use_cache=True).logits for past in (own, theirs)]
+        logits = [
+            llm(input_ids=ids, **{cache_name(llm): past}, use_cache=True).logits
+            for past in (own, theirs)
+        ]
         # the kernels get the same numbers in other strides; measured 2e-6
         torch.testing.assert_close(*logits, atol=2e-5, rtol=0)
         assert own.get_seq_length() == theirs.get_seq_length()
@@ -83,12 +98,14 @@ def test_an_llm_whose_cache_stays_empty_is_refused(llm):
     assert decoder.cache_name == "past_key_values"  # the name before transformers 5.24
     embeds = llm.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
     with pytest.raises(
-        ValueError, match=r"Forgetful was given 3 positions, its keys and values then have 0, expected 3"
+        ValueError,
+        match=r"Forgetful was given 3 positions, its keys and values then have 0, expected 3",
     ):
         decoder.prefill(decoder.new_past(), embeds, torch.arange(3)[None], None)
     Forgetful.forward = lambda self, inputs_embeds: None
     with pytest.raises(
-        ValueError, match=r"keys and values as cache or past_key_values; Forgetful.forward takes inputs_"
+        ValueError,
+        match=r"keys and values as cache or past_key_values; Forgetful.forward takes inputs_",
     ):
         Decoder(Forgetful())
 
@@ -124,11 +141,15 @@ def written(llm, count=6):
 def test_a_wrapped_llm_writes_what_it_writes_alone(llm):
     assert written(Wrapper(Wrapper(llm))) == written(llm)
     for losing, count in (((1,), 3), ((3,), 1)):  # at the prompt, at a later step
-        with pytest.raises(ValueError, match=rf"Wrapper was given {count} positions, its keys and values then have"):
+        with pytest.raises(
+            ValueError, match=rf"Wrapper was given {count} positions, its keys and values then have"
+        ):
             written(Wrapper(llm, losing))
     nothing = Wrapper(llm)
     nothing.inner = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"as cache or past_key_values; Wrapper\.forward takes args, kwargs"):
+    with pytest.raises(
+        ValueError, match=r"as cache or past_key_values; Wrapper\.forward takes args, kwargs"
+    ):
         Decoder(nothing)
 
 
@@ -181,9 +202,15 @@ def test_static_chats_give_the_plain_answers(chat, static_chat, embeddings):
 
 def test_two_static_streams_do_not_mix(chat, static_chat, embeddings):
     """The second of two answers at once has no fixed buffers to itself and takes the plain steps."""
-    rows = [asked(chat, text, [image]) for text, image in zip(("what is it?", "why?"), embeddings, strict=False)]
+    rows = [
+        asked(chat, text, [image])
+        for text, image in zip(("what is it?", "why?"), embeddings, strict=False)
+    ]
     wanted = [chat.answer(conv.copy(), images, **GREEDY)[0] for conv, images in rows]
-    streams = [static_chat.stream_answer(conv, images, cache=PrefixCache(), **GREEDY) for conv, images in rows]
+    streams = [
+        static_chat.stream_answer(conv, images, cache=PrefixCache(), **GREEDY)
+        for conv, images in rows
+    ]
     texts = ["", ""]
     for _ in range(GREEDY["max_new_tokens"] + 1):
         for index, stream in enumerate(streams):
@@ -209,7 +236,9 @@ def test_a_closed_static_stream_keeps_its_cache(chat, static_chat, embeddings):
 def test_a_sliding_window_has_transformers_own_cache(embeddings, chat):
     from transformers import MistralConfig, MistralForCausalLM
 
-    config = MistralConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=900, sliding_window=16)
+    config = MistralConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=900, sliding_window=16
+    )
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 4, 16
     torch.manual_seed(0)
     model = copy.copy(chat.model)
@@ -232,10 +261,18 @@ def test_a_sliding_window_has_transformers_own_cache(embeddings, chat):
 def test_the_thread_of_a_stopped_answer_is_gone_within_a_token(chat, embeddings, how):
     stop, running = threading.Event(), threading.Event()
     conv, images = asked(chat, "what do you notice?", embeddings[:1])
-    options = {"min_length": 400, "max_new_tokens": 400, "max_length": 512, "temperature": 1.0, "seed": 1}
+    options = {
+        "min_length": 400,
+        "max_new_tokens": 400,
+        "max_length": 512,
+        "temperature": 1.0,
+        "seed": 1,
+    }
 
     def read():
-        stream = chat.stream_answer(conv, images, stop_event=stop if how == "stop event" else None, **options)
+        stream = chat.stream_answer(
+            conv, images, stop_event=stop if how == "stop event" else None, **options
+        )
         for _ in stream:
             running.set()
             if how == "closed" and stop.is_set():

@@ -20,13 +20,27 @@ def pixels(image):
     return np.asarray(open_image(image)).astype(int)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "YCbCr", "HSV", "I", "F", "PA", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "YCbCr", "HSV", "I", "F", "PA", "I;16"]
+)
 def test_every_mode_becomes_rgb(mode):
-    image = picture(1).convert("L").convert("I;16") if mode == "I;16" else picture(1).convert("RGBA").convert(mode)
+    image = (
+        picture(1).convert("L").convert("I;16")
+        if mode == "I;16"
+        else picture(1).convert("RGBA").convert(mode)
+    )
     rgb = open_image(image)
     assert (rgb.mode, rgb.size) == ("RGB", image.size)
-    if mode not in ("1", "P", "PA"):  # those keep few colours; measured: HSV is off by up to 5 levels
-        gray = picture(1).convert("L").convert("RGB") if mode in ("L", "LA", "I", "F", "I;16") else picture(1)
+    if mode not in (
+        "1",
+        "P",
+        "PA",
+    ):  # those keep few colours; measured: HSV is off by up to 5 levels
+        gray = (
+            picture(1).convert("L").convert("RGB")
+            if mode in ("L", "LA", "I", "F", "I;16")
+            else picture(1)
+        )
         assert np.abs(pixels(image) - pixels(gray)).max() <= 8
 
 
@@ -46,7 +60,15 @@ def test_transparent_parts_are_white():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotated_pictures_stand_upright(tmp_path, orientation):
     upright = picture(2)
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpose that the camera applied, by PIL's numbers
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # the transpose that the camera applied, by PIL's numbers
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -85,10 +107,14 @@ def test_bad_files_are_refused_and_change_nothing(chat, tmp_path, name):
     assert (conv, images) == (CONV_VISION, [])
 
 
-@pytest.mark.parametrize("image", [7, None, b"\x89PNG", np.zeros((4, 4, 3))], ids=["int", "None", "bytes", "array"])
+@pytest.mark.parametrize(
+    "image", [7, None, b"\x89PNG", np.zeros((4, 4, 3))], ids=["int", "None", "bytes", "array"]
+)
 def test_other_types_are_refused(chat, image):
     conv, images = CONV_VISION.copy(), []
-    with pytest.raises(ImageError, match="expected a path, a PIL or numpy image or a tensor of pixels"):
+    with pytest.raises(
+        ImageError, match="expected a path, a PIL or numpy image or a tensor of pixels"
+    ):
         chat.upload_img(image, conv, images)
     with pytest.raises(FileNotFoundError, match=r"image: no file 'nowhere\.png'"):
         chat.upload_img("nowhere.png", conv, images)
@@ -112,7 +138,11 @@ def test_path_picture_and_pixels_give_one_embedding(chat):
 
 
 def test_tensors_that_are_no_pixels_are_refused(chat):
-    for tensor in (torch.zeros(4, 42, 42), torch.zeros(3, 42, 42, dtype=torch.uint8), torch.zeros(2, 3, 42, 42)):
+    for tensor in (
+        torch.zeros(4, 42, 42),
+        torch.zeros(3, 42, 42, dtype=torch.uint8),
+        torch.zeros(2, 3, 42, 42),
+    ):
         with pytest.raises(ValueError, match=r"image: tensor .*; expected float \[3, S, S\]"):
             chat.upload_img(tensor, CONV_VISION.copy(), [])
 

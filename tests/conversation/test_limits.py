@@ -16,7 +16,9 @@ from tests.conversation.helpers import GREEDY, asked, computed
 def test_a_stop_event_ends_the_answer_at_once(chat, embeddings):
     stop, conv_images = threading.Event(), asked(chat, "what do you notice?", embeddings[:1])
     with computed(chat) as passes:
-        stream = chat.stream_answer(*conv_images, stop_event=stop, temperature=0, max_new_tokens=100)
+        stream = chat.stream_answer(
+            *conv_images, stop_event=stop, temperature=0, max_new_tokens=100
+        )
         first = next(stream)
         stop.set()
         done = len(passes)
@@ -29,7 +31,9 @@ def test_a_stop_event_from_another_thread(chat, embeddings):
     """The event is set while a token is computed: that token is the last."""
     stop = threading.Event()
     conv, images = asked(chat, "what do you notice?", embeddings[:1])
-    handle = chat.model.llama_model.register_forward_hook(lambda *_: stop.set() if len(passes) == 3 else None)
+    handle = chat.model.llama_model.register_forward_hook(
+        lambda *_: stop.set() if len(passes) == 3 else None
+    )
     with computed(chat) as passes:
         _, ids = chat.answer(conv, images, stop_event=stop, temperature=0, max_new_tokens=100)
     handle.remove()
@@ -88,12 +92,16 @@ def test_a_text_that_is_far_too_long_is_not_tokenised(chat):
     try:
         conv, _ = asked(chat, "what is it?")
         conv.messages[0][1] = huge
-        with pytest.raises(ValueError, match=r"question and images take [\d]+ tokens of \d+: shorten the question"):
+        with pytest.raises(
+            ValueError, match=r"question and images take [\d]+ tokens of \d+: shorten the question"
+        ):
             chat.answer(conv, [], **GREEDY)
         conv.append_message(conv.roles[1], huge)
         chat.ask("and then?", conv)
         notices = []
-        assert chat.answer(conv, [], on_notice=notices.append, **GREEDY)[1].size  # the older ones are left out
+        assert chat.answer(conv, [], on_notice=notices.append, **GREEDY)[
+            1
+        ].size  # the older ones are left out
         assert "the 1 oldest question(s) are left out" in notices[0]
         conv.system = huge
         chat.ask("why?", conv)
@@ -110,13 +118,22 @@ def test_the_callers_max_length_holds(chat, embeddings):
     notices = []
     for room in (5, 20):
         _, ids = chat.answer(
-            conv.copy(), images, max_length=length + room, temperature=0, max_new_tokens=9, on_notice=notices.append
+            conv.copy(),
+            images,
+            max_length=length + room,
+            temperature=0,
+            max_new_tokens=9,
+            on_notice=notices.append,
         )
         assert len(ids) <= room
     assert len(notices) == 1
-    with pytest.raises(ValueError, match=r"question and images take \d+ tokens of 30: shorten the question"):
+    with pytest.raises(
+        ValueError, match=r"question and images take \d+ tokens of 30: shorten the question"
+    ):
         chat.answer(conv, images, max_length=30, max_new_tokens=9)
-    with pytest.raises(ValueError, match=r"max_new_tokens: 1000000000 leaves no room for a question in \d+ tokens"):
+    with pytest.raises(
+        ValueError, match=r"max_new_tokens: 1000000000 leaves no room for a question in \d+ tokens"
+    ):
         chat.answer(conv, images, max_new_tokens=10**9)
     assert conv.messages[-1][0] == "Human"
 
@@ -153,7 +170,10 @@ def test_settings_out_of_range(chat, field, value):
 
 
 def test_whole_numbers_of_a_slider_are_taken():
-    assert Sampling(top_k=50.0, max_new_tokens=300.0) == Sampling() and type(Sampling(top_k=2.0).top_k) is int
+    assert (
+        Sampling(top_k=50.0, max_new_tokens=300.0) == Sampling()
+        and type(Sampling(top_k=2.0).top_k) is int
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +195,13 @@ def test_messages_that_are_refused(chat, text, message):
 
 
 def test_odd_characters_are_answered(chat):
-    for text in ("\ud800 lone surrogate", "\x00\x01", "\u202e right to left", "e" + "\u0301" * 200, "🏳️‍🌈"):
+    for text in (
+        "\ud800 lone surrogate",
+        "\x00\x01",
+        "\u202e right to left",
+        "e" + "\u0301" * 200,
+        "🏳️‍🌈",
+    ):
         conv, _ = asked(chat, text)
         assert chat.answer(conv, [], temperature=0, max_new_tokens=2)[1].size
 

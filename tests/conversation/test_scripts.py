@@ -25,7 +25,9 @@ from tests.conversation.helpers import GREEDY, asked, computed
 
 SLOT = "<Img><ImageHere></Img>"
 NAMES = [template.roles[0] for template in TEMPLATES]
-TEXT = st.text(max_size=30) | st.sampled_from(["<ImageHere>", SLOT, "\ud83d", "###", "</s>", "{}", "<|im_end|>", ""])
+TEXT = st.text(max_size=30) | st.sampled_from(
+    ["<ImageHere>", SLOT, "\ud83d", "###", "</s>", "{}", "<|im_end|>", ""]
+)
 
 
 def dialogue(template, question="What is it?", answer=None, then=None):
@@ -88,7 +90,10 @@ def test_an_answer_written_into_the_list_is_remembered(template):
     conv.messages[-1][1] = "A "
     conv.messages[-1][1] += "circle."
     conv.append_message(conv.roles[0], "Which colour?")
-    assert conv.get_prompt() == dialogue(template, answer="A circle.", then="Which colour?").get_prompt()
+    assert (
+        conv.get_prompt()
+        == dialogue(template, answer="A circle.", then="Which colour?").get_prompt()
+    )
     del conv.messages[1:]
     assert conv.get_prompt() == dialogue(template).get_prompt()
 
@@ -109,7 +114,9 @@ def test_an_edit_reaches_the_llm_and_the_prefix_cache(chat, embeddings):
     assert passes[0][1] < chat.get_context_emb(conv, images).shape[1] - images[0].shape[1]
 
 
-def test_typed_text_that_looks_like_an_image_is_text_until_a_script_makes_a_plain_string_of_it(chat, embeddings):
+def test_typed_text_that_looks_like_an_image_is_text_until_a_script_makes_a_plain_string_of_it(
+    chat, embeddings
+):
     conv = dialogue(VICUNA_V0, f"a {SLOT} b")
     assert conv.num_images == 1 == copy.deepcopy(conv).num_images
     assert conv.messages[0][1] == f"{SLOT} a {SLOT} b"
@@ -126,7 +133,11 @@ def test_typed_text_that_looks_like_an_image_is_text_until_a_script_makes_a_plai
 
 @pytest.mark.parametrize(
     ("template", "opening"),
-    [(VICUNA_V0, "Be brief.###"), (VICUNA_V1, "Be brief. "), (CHATML, "<|im_start|>system\nBe brief.<|im_end|>\n")],
+    [
+        (VICUNA_V0, "Be brief.###"),
+        (VICUNA_V1, "Be brief. "),
+        (CHATML, "<|im_start|>system\nBe brief.<|im_end|>\n"),
+    ],
     ids=lambda value: getattr(value, "roles", ["" if isinstance(value, str) else value])[0],
 )
 def test_the_system_text_can_be_set(template, opening):
@@ -144,9 +155,19 @@ def test_the_system_text_can_be_set(template, opening):
 
 def test_a_conversation_described_as_in_2023():
     system = VICUNA_V0.system.removesuffix("###")
-    rows = (("Human", f"{SLOT} What is it?"), ("Assistant", "A dog."), ("Human", "Why?"), ("Assistant", None))
+    rows = (
+        ("Human", f"{SLOT} What is it?"),
+        ("Assistant", "A dog."),
+        ("Human", "Why?"),
+        ("Assistant", None),
+    )
     conv = Conversation(
-        system=system, roles=("Human", "Assistant"), messages=rows, offset=2, sep_style=SeparatorStyle.SINGLE, sep="###"
+        system=system,
+        roles=("Human", "Assistant"),
+        messages=rows,
+        offset=2,
+        sep_style=SeparatorStyle.SINGLE,
+        sep="###",
     )
     wanted = dialogue(VICUNA_V0, answer="A dog.", then="Why?")
     wanted.append_message("Assistant", None)
@@ -165,7 +186,9 @@ def test_two_separators_and_roles_that_bring_their_own_punctuation():
         two.append_message(two.roles[role], text)
     assert two.get_prompt() == "A chat. USER: Hello ASSISTANT: Hi</s>USER: What? ASSISTANT:"
     assert two.template.is_like(VICUNA_V1) and two.sep_style is SeparatorStyle.TWO
-    newest = Conversation("S", ("<s>[INST] ", " [/INST] "), [["<s>[INST] ", "a"], [" [/INST] ", None]], sep="")
+    newest = Conversation(
+        "S", ("<s>[INST] ", " [/INST] "), [["<s>[INST] ", "a"], [" [/INST] ", None]], sep=""
+    )
     assert newest.get_prompt() == "S<s>[INST] a [/INST] "
 
 
@@ -176,8 +199,14 @@ def test_two_separators_and_roles_that_bring_their_own_punctuation():
         ([["Human", "a"], "lost"], r"messages\[1\]: 'lost'; expected"),
         ([["System", "a"]], "the role one of"),
         ([["Human", 7]], "messages.0.: a int; expected its text"),
-        ([["Human", None], ["Assistant", None]], r"messages\[0\]\[1\] was never written; set it to a text"),
-        ([["Human", "a"], ["Assistant", None], ["Human", "b"]], r"messages\[1\]\[1\] was never written"),
+        (
+            [["Human", None], ["Assistant", None]],
+            r"messages\[0\]\[1\] was never written; set it to a text",
+        ),
+        (
+            [["Human", "a"], ["Assistant", None], ["Human", "b"]],
+            r"messages\[1\]\[1\] was never written",
+        ),
     ],
 )
 def test_what_cannot_be_a_message_is_said_at_once(rows, says):
@@ -191,7 +220,10 @@ def test_what_cannot_be_a_message_is_said_at_once(rows, says):
 def test_what_cannot_be_set_says_what_to_write():
     conv = CONV_VISION.copy()
     for name in ("roles", "sep", "sep2", "sep_style", "turns", "sytem"):
-        with pytest.raises(AttributeError, match=rf"conversation\.{name} .* write Conversation\(system=\.\., roles="):
+        with pytest.raises(
+            AttributeError,
+            match=rf"conversation\.{name} .* write Conversation\(system=\.\., roles=",
+        ):
             setattr(conv, name, "x")
     for roles, sep in ((("A", "A"), "#"), (("A",), "#"), (("A", 3), "#"), (("A", "B"), None)):
         with pytest.raises(ValueError, match="expected texts, and two different roles"):
@@ -210,9 +242,15 @@ def test_a_conversation_is_restored_from_its_plain_values():
     ("change", "says"),
     [
         (lambda conv: setattr(conv, "messages", None), "messages: a NoneType; expected a list of"),
-        (lambda conv: setattr(conv, "messages", (["Human", "a"],)), "messages: a tuple; expected a list of"),
+        (
+            lambda conv: setattr(conv, "messages", (["Human", "a"],)),
+            "messages: a tuple; expected a list of",
+        ),
         (lambda conv: setattr(conv, "system", None), "system: a NoneType; expected text"),
-        (lambda conv: conv.append_message("Human", ("a", "image")), "a message of tuple; expected its text"),
+        (
+            lambda conv: conv.append_message("Human", ("a", "image")),
+            "a message of tuple; expected its text",
+        ),
     ],
 )
 def test_what_would_go_wrong_later_is_said_at_once(change, says):

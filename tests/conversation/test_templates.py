@@ -82,7 +82,9 @@ def test_prompt_of_two_turns(name):
 def test_the_configuration_chooses_the_template(template):
     assert template_for(template.training) is template
     bare = template.training.strip()
-    exact = [other for other in TEMPLATES if other.training == bare]  # MiniGPT-v2's is Llama-2's without the last space
+    exact = [
+        other for other in TEMPLATES if other.training == bare
+    ]  # MiniGPT-v2's is Llama-2's without the last space
     assert template_for(bare, "anything") is (exact[0] if exact else template)
 
 
@@ -100,12 +102,15 @@ def test_an_unknown_format_is_taken_as_it_stands():
         template_for("Question:")
 
 
-@pytest.mark.parametrize("question", ["Describe this image in detail.", "What?", " two  spaces ", "ends with\n"])
+@pytest.mark.parametrize(
+    "question", ["Describe this image in detail.", "What?", " two  spaces ", "ends with\n"]
+)
 def test_chatml_chat_prompt_is_the_training_prompt(chatml_tokenizer, question):
     """Training: BOS, then the pieces of the filled prompt_template around <ImageHere>, tokenised one by one."""
     filled = CHATML.training.format(f"<Img><ImageHere></Img> {question}")
     before, after = (
-        chatml_tokenizer(piece, add_special_tokens=False).input_ids for piece in filled.split("<ImageHere>")
+        chatml_tokenizer(piece, add_special_tokens=False).input_ids
+        for piece in filled.split("<ImageHere>")
     )
     pieces = PromptEncoder(chatml_tokenizer).encode(dialogue(CHATML, question).segments())
     assert pieces == [[chatml_tokenizer.bos_token_id, *before], IMAGE, after]
@@ -113,7 +118,10 @@ def test_chatml_chat_prompt_is_the_training_prompt(chatml_tokenizer, question):
 
 def test_special_tokens_of_the_template_are_ids(llama_tokenizer):
     pieces = PromptEncoder(llama_tokenizer).encode(dialogue(LLAMA2, "Q", "A", "Q").segments())
-    assert [piece.count(1) for piece in (pieces[0], pieces[2])] == [1, 1]  # one BOS in front, one before turn two
+    assert [piece.count(1) for piece in (pieces[0], pieces[2])] == [
+        1,
+        1,
+    ]  # one BOS in front, one before turn two
     assert pieces[2].count(2) == 1 and pieces[2].index(2) == pieces[2].index(1) - 1
 
 
@@ -143,7 +151,9 @@ def test_typed_text_is_only_text(template, text, llama_tokenizer, chatml_tokeniz
     def structure(*texts):
         conv = dialogue(template, *texts)
         pieces = encoder.encode(conv.segments())
-        ids = [token for piece in pieces if piece is not IMAGE for token in piece if token in special]
+        ids = [
+            token for piece in pieces if piece is not IMAGE for token in piece if token in special
+        ]
         markers = [conv.get_prompt().count(marker) for marker in template.markers]
         return pieces.count(IMAGE), ids, markers, len(conv.messages)
 
@@ -195,7 +205,9 @@ def test_copies_are_independent_and_templates_stay_empty():
 
 
 def test_roles_are_checked():
-    with pytest.raises(ValueError, match=r"role 'System'; expected one of \('Human', 'Assistant'\)"):
+    with pytest.raises(
+        ValueError, match=r"role 'System'; expected one of \('Human', 'Assistant'\)"
+    ):
         CONV_VISION.copy().append_message("System", "x")
 
 

@@ -36,7 +36,9 @@ def on_counting_gpu(tmp_path_factory):
 
     def run(*words, timeout=600):
         command = [sys.executable, "-m", *map(str, words)]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        )
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"[-4000:]
         return json.loads(result.stdout.splitlines()[-1])
 
@@ -47,11 +49,17 @@ def build(folder):
     """Compile the two libraries into `folder`."""
     missing = [name for name in ("nvidia", "triton") if importlib.util.find_spec(name) is None]
     if torch.version.cuda is None or missing or not shutil.which("gcc"):
-        pytest.skip("the counting GPU needs gcc and the CUDA build of torch, with its nvidia packages and triton")
+        pytest.skip(
+            "the counting GPU needs gcc and the CUDA build of torch, with its nvidia packages and triton"
+        )
     roots = importlib.util.find_spec("nvidia").submodule_search_locations
-    headers = [path for root in roots for path in glob.glob(f"{root}/**/cublasLt.h", recursive=True)]
+    headers = [
+        path for root in roots for path in glob.glob(f"{root}/**/cublasLt.h", recursive=True)
+    ]
     if not headers:
-        pytest.skip("the counting GPU needs the headers of cuBLAS, which torch's nvidia packages bring")
+        pytest.skip(
+            "the counting GPU needs the headers of cuBLAS, which torch's nvidia packages bring"
+        )
     triton = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/include"
     # a header of C++ that those packages lack, and C does not need
     (folder / "include/nv").mkdir(parents=True)
@@ -60,7 +68,14 @@ def build(folder):
     common = ["gcc", "-O2", "-fPIC", "-shared", "-w", *paths]
     libraries = {"libfakecudart.so": ("fakecudart.c", "stubs.c"), "libcuda.so.1": ("fakecuda.c",)}
     for name, sources in libraries.items():
-        command = [*common, "-o", folder / name, *(HERE / source for source in sources), "-ldl", "-lpthread"]
+        command = [
+            *common,
+            "-o",
+            folder / name,
+            *(HERE / source for source in sources),
+            "-ldl",
+            "-lpthread",
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             pytest.skip(f"the counting GPU does not compile here: {result.stderr[:300]}")

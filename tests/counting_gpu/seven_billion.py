@@ -44,7 +44,9 @@ def answering(model):
         reset()
         answer(turn, number)
         several.append(counts())
-    per_token = [(after - before) / 20 for before, after in zip(*(each[:3] for each in several), strict=True)]
+    per_token = [
+        (after - before) / 20 for before, after in zip(*(each[:3] for each in several), strict=True)
+    ]
     return found | dict(zip(("launches", "waits", "copies"), per_token, strict=True))
 
 
@@ -72,7 +74,9 @@ def threads(model):
 
     past = turn.chat.decoder.new_past()
     with torch.no_grad():
-        embeds = model.llama_model.get_input_embeddings()(torch.zeros(1, 4, dtype=torch.long, device=DEVICE))
+        embeds = model.llama_model.get_input_embeddings()(
+            torch.zeros(1, 4, dtype=torch.long, device=DEVICE)
+        )
         turn.chat.decoder.prefill(past, embeds, torch.arange(4, device=DEVICE)[None], None)
         other = threading.Thread(target=draw)
         other.start()
@@ -86,7 +90,10 @@ def threads(model):
 def main():
     """Print what was counted."""
     model = chat.chat_model("7b", torch.float16, DEVICE).train()
-    tokenizer, model.llama_tokenizer = model.llama_tokenizer, workload.memory.tokenizer_of_characters()
+    tokenizer, model.llama_tokenizer = (
+        model.llama_tokenizer,
+        workload.memory.tokenizer_of_characters(),
+    )
     found = {}
     ways = ["lean", *sys.argv[1:]]
     if "compiled" in ways:
@@ -96,7 +103,9 @@ def main():
             found[f"{way} {stage}"] = training(model, stage, way)
     model.llama_tokenizer = tokenizer
     found["answer"] = answering(model)
-    found["errors of the other thread"] = threads(chat.chat_model("chat-quick", torch.float16, DEVICE))
+    found["errors of the other thread"] = threads(
+        chat.chat_model("chat-quick", torch.float16, DEVICE)
+    )
     print(json.dumps(found))
 
 

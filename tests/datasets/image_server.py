@@ -12,7 +12,14 @@ from PIL import Image
 
 PATIENCE_S = 2  # what the test gives the downloader as --timeout
 SLOW_S, STUCK_S = 0.5, 3 * PATIENCE_S
-FAULTS = {"gone": 20, "cut": 10, "page": 10, "slow": 6, "stuck": 4, "refused": 4}  # kind -> how many of the URLs
+FAULTS = {
+    "gone": 20,
+    "cut": 10,
+    "page": 10,
+    "slow": 6,
+    "stuck": 4,
+    "refused": 4,
+}  # kind -> how many of the URLs
 USABLE = {"jpeg", "png", "slow"}
 
 
@@ -28,7 +35,9 @@ def kinds(number):
 def drawn(number, form):
     """Return the bytes of an image, each of another size and colour."""
     size = (40 + number % 50, 40 + number % 31)
-    pixels = np.full((size[1], size[0], 3), np.random.default_rng(number).integers(0, 256, 3), dtype=np.uint8)
+    pixels = np.full(
+        (size[1], size[0], 3), np.random.default_rng(number).integers(0, 256, 3), dtype=np.uint8
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
@@ -42,7 +51,11 @@ class Handler(BaseHTTPRequestHandler):
         _, kind, number = self.path.split("/")
         if kind == "gone":
             return self.send_error(404)
-        body = b"<html>moved</html>" if kind == "page" else drawn(int(number), "PNG" if kind == "png" else "JPEG")
+        body = (
+            b"<html>moved</html>"
+            if kind == "page"
+            else drawn(int(number), "PNG" if kind == "png" else "JPEG")
+        )
         time.sleep({"slow": SLOW_S, "stuck": STUCK_S}.get(kind, 0))
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

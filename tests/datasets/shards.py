@@ -24,7 +24,10 @@ def jpeg(seed, size=(24, 20)):
 
 def pair(number, caption=None):
     """Return the members of a good sample."""
-    return {"jpg": jpeg(number), "json": json.dumps({"caption": caption or f"Caption {number}."}).encode()}
+    return {
+        "jpg": jpeg(number),
+        "json": json.dumps({"caption": caption or f"Caption {number}."}).encode(),
+    }
 
 
 def write_tar(path, samples):
@@ -49,8 +52,12 @@ def folder_dataset(folder, numbers, annotations=None, processor=None):
     for number in numbers:
         (folder / "image" / f"{number}.jpg").write_bytes(jpeg(number))
     if annotations is None:
-        annotations = [{"image_id": str(number), "caption": f"Caption {number}."} for number in numbers]
-    (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}), encoding="utf-8")
+        annotations = [
+            {"image_id": str(number), "caption": f"Caption {number}."} for number in numbers
+        ]
+    (folder / "filter_cap.json").write_text(
+        json.dumps({"annotations": annotations}), encoding="utf-8"
+    )
     return CaptionDataset(
         processor or Blip2ImageTrainProcessor(image_size=8),
         vis_root=folder / "image",
@@ -61,7 +68,9 @@ def folder_dataset(folder, numbers, annotations=None, processor=None):
 
 def stream(location, epochs=None, name="laion"):
     """Return a shard dataset of 8-pixel images."""
-    return WebCaptionDataset(location, Blip2ImageTrainProcessor(image_size=8), name=name, epochs=epochs)
+    return WebCaptionDataset(
+        location, Blip2ImageTrainProcessor(image_size=8), name=name, epochs=epochs
+    )
 
 
 def loader(datasets, ratios=None, **settings):

@@ -61,8 +61,14 @@ def test_the_align_builder_learns_raw_captions_whatever_text_processor_is_named(
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        ("{tmp}/x/{{00000..00002}}.tar", "no file matches '{storage}' (first missing: {tmp}/x/00000.tar)"),
-        ("{tmp}/{{00000..00002}}.tar", "2 of 3 shards are missing (first missing: {tmp}/00001.tar)"),
+        (
+            "{tmp}/x/{{00000..00002}}.tar",
+            "no file matches '{storage}' (first missing: {tmp}/x/00000.tar)",
+        ),
+        (
+            "{tmp}/{{00000..00002}}.tar",
+            "2 of 3 shards are missing (first missing: {tmp}/00001.tar)",
+        ),
         ("{tmp}/*.zip", "no file matches '{storage}'"),
         ("pipe:cat a.tar", f"'pipe:cat a.tar': 'pipe:' is refused; shards are {ACCEPTED}"),
         ([], "no file matches '[]'"),

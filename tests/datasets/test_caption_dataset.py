@@ -21,13 +21,17 @@ def test_a_record_gives_image_raw_caption_and_running_number(tmp_path):
 
 
 def test_duplicate_annotations_share_a_number(tmp_path):
-    annotations = [{"image_id": name, "caption": str(n)} for n, name in enumerate(["1", "0", "1", 0])]
+    annotations = [
+        {"image_id": name, "caption": str(n)} for n, name in enumerate(["1", "0", "1", 0])
+    ]
     dataset = folder_dataset(tmp_path, range(2), annotations)
     assert [dataset[n]["image_id"] for n in range(4)] == [0, 1, 0, 1]
     assert [dataset[n]["text_input"] for n in range(4)] == ["0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "PNG"), ("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("jpg", "PNG"), ("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
+)
 def test_image_suffixes(tmp_path, suffix, kind):
     dataset = folder_dataset(tmp_path, [0])
     (tmp_path / "image" / "0.jpg").unlink()
@@ -51,7 +55,9 @@ def test_no_usable_image_at_all_ends_the_run(tmp_path, num_workers):
     dataset = folder_dataset(tmp_path, range(3))
     for number in range(3):
         (tmp_path / "image" / f"{number}.jpg").unlink()
-    with pytest.raises(DataError, match=r"^cc_sbu_align: 3 of the first 3 samples were unusable \(3 missing_file; "):
+    with pytest.raises(
+        DataError, match=r"^cc_sbu_align: 3 of the first 3 samples were unusable \(3 missing_file; "
+    ):
         next(loader([dataset], num_workers=num_workers))
 
 
@@ -59,7 +65,9 @@ def test_more_bad_images_than_the_limit_end_the_run(tmp_path):
     dataset = folder_dataset(tmp_path, range(10))
     (tmp_path / "image" / "4.jpg").write_bytes(b"broken")
     batches = loader([dataset], batch_size=10, max_bad_fraction=0.08)
-    with pytest.raises(DataError, match=r"^cc_sbu_align: \d+\.\d% of 10\d\d samples were unusable \(limit 8%"):
+    with pytest.raises(
+        DataError, match=r"^cc_sbu_align: \d+\.\d% of 10\d\d samples were unusable \(limit 8%"
+    ):
         for _ in range(PROBATION):
             next(batches)
 
@@ -67,7 +75,11 @@ def test_more_bad_images_than_the_limit_end_the_run(tmp_path):
 @pytest.mark.parametrize("image_id", ["../secret", "/etc/passwd", "a/../../secret", "", "."])
 def test_an_image_id_cannot_leave_the_folder(tmp_path, image_id):
     with pytest.raises(ValueError, match=r"record 1: image_id '.*' leads out of the image folder"):
-        folder_dataset(tmp_path, [0], [{"image_id": "0", "caption": "a"}, {"image_id": image_id, "caption": "b"}])
+        folder_dataset(
+            tmp_path,
+            [0],
+            [{"image_id": "0", "caption": "a"}, {"image_id": image_id, "caption": "b"}],
+        )
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
@@ -86,10 +98,19 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
         ("[]", r'found list; expected \{"annotations": \['),
         ('{"images": [], "info": 1}', r"found images, info; expected"),
         ('{"annotations": []}', r"'annotations' is empty; expected at least one record"),
-        ('{"annotations": [{"image_id": "1", "caption": "a"}, 5]}', r"record 1 is 5; expected a mapping"),
-        ('{"annotations": [{"caption": "a"}]}', r"record 0: 'image_id' is None; expected text or a number"),
+        (
+            '{"annotations": [{"image_id": "1", "caption": "a"}, 5]}',
+            r"record 1 is 5; expected a mapping",
+        ),
+        (
+            '{"annotations": [{"caption": "a"}]}',
+            r"record 0: 'image_id' is None; expected text or a number",
+        ),
         ('{"annotations": [{"image_id": true, "caption": "a"}]}', r"record 0: 'image_id' is True"),
-        ('{"annotations": [{"image_id": 3, "caption": null}]}', r"record 0: 'caption' is None; expected text"),
+        (
+            '{"annotations": [{"image_id": 3, "caption": null}]}',
+            r"record 0: 'caption' is None; expected text",
+        ),
     ],
 )
 def test_annotations_are_checked_record_by_record(tmp_path, content, message):
@@ -100,10 +121,15 @@ def test_annotations_are_checked_record_by_record(tmp_path, content, message):
 
 
 def test_records_may_bring_their_instruction(tmp_path):
-    records = [{"image_id": "0", "caption": "Red.", "instruction": "Which colour?"}, {"image_id": "0", "caption": "A."}]
+    records = [
+        {"image_id": "0", "caption": "Red.", "instruction": "Which colour?"},
+        {"image_id": "0", "caption": "A."},
+    ]
     dataset = folder_dataset(tmp_path, [0], records)
     assert dataset[0]["turns"] == (("Which colour?", "Red."),)
     assert dataset[1]["text_input"] == "A." and "turns" not in dataset[1]
-    (tmp_path / "bad.json").write_text('{"annotations": [{"image_id": "0", "caption": "Red.", "instruction": 3}]}')
+    (tmp_path / "bad.json").write_text(
+        '{"annotations": [{"image_id": "0", "caption": "Red.", "instruction": 3}]}'
+    )
     with pytest.raises(ValueError, match="record 0: 'instruction' is 3; expected text"):
         read_annotations(tmp_path / "bad.json")

@@ -15,7 +15,10 @@ from minigpt4.datasets.convert import convert, main, written_whole
 from tests.golden import GOLDEN
 
 ROOT = Path(__file__).resolve().parents[2]
-SETS = {"convert_laion": "laion_synthetic_filtered_large", "convert_cc_sbu": "ccs_synthetic_filtered_large"}
+SETS = {
+    "convert_laion": "laion_synthetic_filtered_large",
+    "convert_cc_sbu": "ccs_synthetic_filtered_large",
+}
 SWAPPED = {
     "convert_laion": [5],
     "convert_cc_sbu": [3, 4],
@@ -69,21 +72,45 @@ def test_columns_are_aligned_by_name(script, tmp_path):
 
 
 def test_values_that_are_no_text_are_written_as_in_2023(tmp_path):
-    record = {"url": "u", "caption": "c", "big": 2**70, "half": 0.50, "large": 1e30, "yes": True, "none": None}
+    record = {
+        "url": "u",
+        "caption": "c",
+        "big": 2**70,
+        "half": 0.50,
+        "large": 1e30,
+        "yes": True,
+        "none": None,
+    }
     convert(write_json(tmp_path / "list.json", [record]), tmp_path / "out.tsv")
     with open(tmp_path / "2023.tsv", "w", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows([record, json.loads(json.dumps(record)).values()])
+        csv.writer(file, delimiter="\t").writerows(
+            [record, json.loads(json.dumps(record)).values()]
+        )
     assert (tmp_path / "out.tsv").read_bytes() == (tmp_path / "2023.tsv").read_bytes()
 
 
 def test_malformed_records_are_left_out_counted_and_reported(tmp_path, capsys):
-    bad = [7, ["u", "c"], {"caption": "c"}, {"url": "u"}, {"url": "  ", "caption": "c"}, {"url": 3, "caption": "c"}]
+    bad = [
+        7,
+        ["u", "c"],
+        {"caption": "c"},
+        {"url": "u"},
+        {"url": "  ", "caption": "c"},
+        {"url": 3, "caption": "c"},
+    ]
     bad += [{"url": "u", "caption": 5}, {"url": "u", "caption": "c", "size": [1, 2]}]
-    odd = [{"url": "v", "caption": None}, {"url": "w", "caption": "c", "id": 1}, {"url": "x", "caption": "a\nb"}]
+    odd = [
+        {"url": "v", "caption": None},
+        {"url": "w", "caption": "c", "id": 1},
+        {"url": "x", "caption": "a\nb"},
+    ]
     write_json(tmp_path / "list.json", [*bad, *entries(400), *odd])
     assert run_main(tmp_path) == 0
     report = capsys.readouterr().out
-    assert "list.tsv: 403 rows of url, caption; 411 records read" in report and "left out: 8 records" in report
+    assert (
+        "list.tsv: 403 rows of url, caption; 411 records read" in report
+        and "left out: 8 records" in report
+    )
     for line in (
         "1  not an object but int (first: record 1)",
         "1  not an object but list (first: record 2)",
@@ -105,7 +132,10 @@ def test_malformed_records_are_left_out_counted_and_reported(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (entries(3)[:2] * 40 + [{}] * 20, "20.0% of 100 records cannot be used (limit 5.0%, --max-bad-fraction)"),
+        (
+            entries(3)[:2] * 40 + [{}] * 20,
+            "20.0% of 100 records cannot be used (limit 5.0%, --max-bad-fraction)",
+        ),
         ([{"url": "u"}], "none of 1 records can be used"),
         ([], "none of 0 records can be used"),
         ('{"annotations": []}', "begins with b'{'; expected '['"),
@@ -113,7 +143,15 @@ def test_malformed_records_are_left_out_counted_and_reported(tmp_path, capsys):
         (json.dumps(entries(30))[:-9], "is no valid JSON behind record 29"),
         (json.dumps(entries(30)) + "]", "is no valid JSON behind record 30"),
     ],
-    ids=["too many bad", "none usable", "empty list", "object", "empty file", "cut off", "trailing text"],
+    ids=[
+        "too many bad",
+        "none usable",
+        "empty list",
+        "object",
+        "empty file",
+        "cut off",
+        "trailing text",
+    ],
 )
 def test_a_list_that_cannot_be_used_leaves_what_was_there(content, message, tmp_path, capsys):
     write_json(tmp_path / "list.json", content)
@@ -171,7 +209,9 @@ def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
 def test_the_input_is_never_overwritten_and_must_be_there(tmp_path, capsys):
     source = write_json(tmp_path / "list.json", entries(3))
     assert run_main(tmp_path, "--output", str(source)) == 1
-    assert "is the input itself" in capsys.readouterr().err and json.loads(source.read_text()) == entries(3)
+    assert "is the input itself" in capsys.readouterr().err and json.loads(
+        source.read_text()
+    ) == entries(3)
     assert main("list", ["--input", str(tmp_path / "no.json")]) == 1
     assert "no file at" in capsys.readouterr().err
 

@@ -16,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def write_stats(folder, shard, count, **status):
     successes = status.get("success", 0)
-    stats = {"count": count, "successes": successes, "failed_to_download": count - successes, "failed_to_resize": 0}
+    stats = {
+        "count": count,
+        "successes": successes,
+        "failed_to_download": count - successes,
+        "failed_to_resize": 0,
+    }
     (folder / f"{shard}_stats.json").write_text(json.dumps(stats | {"status_dict": status}))
     (folder / f"{shard}.tar").touch()
 
@@ -28,7 +33,11 @@ def test_sums_over_shards(tmp_path):
     assert stats[:6] == (2, [], 15, 9, 6, 0)
     assert stats.status == {"success": 9, "gone": 5, "late": 1}
     report = "\n".join(describe(stats, most_common=1))
-    assert "9 of 15 images (60.0%) in 2 finished shards" in report and "5  gone" in report and "1  1 others" in report
+    assert (
+        "9 of 15 images (60.0%) in 2 finished shards" in report
+        and "5  gone" in report
+        and "1  1 others" in report
+    )
     assert storage_of(tmp_path) == f"{tmp_path}/{{00000..00001}}.tar"
 
 
@@ -60,12 +69,15 @@ def test_nothing_there_and_nothing_gained_are_failures(tmp_path, capsys):
 @pytest.mark.parametrize("script", ["download_laion.sh", "download_cc_sbu.sh"])
 def test_help_and_a_missing_list_need_no_installation(script, tmp_path):
     command = ["sh", str(ROOT / "dataset" / script)]
-    told = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert "--processes_count 16" in told and "--enable_wandb False" in told
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 1
     assert (
-        "make it with python dataset/" + script.replace("download", "convert").replace(".sh", ".py") in refused.stderr
+        "make it with python dataset/" + script.replace("download", "convert").replace(".sh", ".py")
+        in refused.stderr
     )
     assert list(tmp_path.iterdir()) == []
 

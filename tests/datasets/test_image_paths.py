@@ -50,7 +50,9 @@ def test_a_captions_file_or_a_text_belongs_to_the_file_that_is_meant(tmp_path, n
     file, written = WRITTEN[name]
     write_images(tmp_path, file)
     stem, suffix = os.path.splitext(os.path.normpath(written.strip()))
-    text = tmp_path / (stem.replace("\\", "/" if "/" in file else "\\") + (".TXT" if suffix.isupper() else ".txt"))
+    text = tmp_path / (
+        stem.replace("\\", "/" if "/" in file else "\\") + (".TXT" if suffix.isupper() else ".txt")
+    )
     text.write_text("Red.")
     assert build("image_text_folder", tmp_path)[0]["text_input"] == "Red."
     (tmp_path / "captions.jsonl").write_text(json.dumps({"image": written, "caption": "Blue."}))
@@ -62,7 +64,9 @@ def test_absolute_paths_through_links(tmp_path):
     write_images(tmp_path / "disk", "a.jpg")
     (tmp_path / "data").symlink_to(tmp_path / "disk")
     for place, images in (("data", "disk"), ("disk", "data"), ("data", "data")):
-        (tmp_path / "own.jsonl").write_text(json.dumps({"image": str(tmp_path / place / "a.jpg"), "caption": "Red."}))
+        (tmp_path / "own.jsonl").write_text(
+            json.dumps({"image": str(tmp_path / place / "a.jpg"), "caption": "Red."})
+        )
         where = {"images": str(tmp_path / images)}
         assert preflight("image_text_jsonl", tmp_path / "own.jsonl", **where) == []
         assert build("image_text_jsonl", tmp_path / "own.jsonl", **where)[0]["text_input"] == "Red."
@@ -73,8 +77,15 @@ def test_links_within_a_folder_are_no_second_copy_and_no_loop(tmp_path):
     (tmp_path / "all/loop").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "all")
     (tmp_path / ".hidden").symlink_to("/")
-    assert list_files(tmp_path) == list_files(tmp_path, follow_out=True) == ["aaa.jpg/b.bmp", "all/a.jpg"]
-    assert find_file(tmp_path, "again/a.jpg") == "again/a.jpg" and find_file(tmp_path, "aaa.jpg") is None
+    assert (
+        list_files(tmp_path)
+        == list_files(tmp_path, follow_out=True)
+        == ["aaa.jpg/b.bmp", "all/a.jpg"]
+    )
+    assert (
+        find_file(tmp_path, "again/a.jpg") == "again/a.jpg"
+        and find_file(tmp_path, "aaa.jpg") is None
+    )
 
 
 def test_links_out_of_a_folder_are_named_or_followed_once(tmp_path):
@@ -83,7 +94,9 @@ def test_links_out_of_a_folder_are_named_or_followed_once(tmp_path):
     (tmp_path / "data/x").symlink_to(tmp_path / "far")
     (tmp_path / "far/back").symlink_to(tmp_path / "data")
     (tmp_path / "far/loop").symlink_to(tmp_path / "far")
-    with pytest.raises(ValueError, match=rf"'x' is a link out of the folder, to '{tmp_path}/far' \(1 such links\)"):
+    with pytest.raises(
+        ValueError, match=rf"'x' is a link out of the folder, to '{tmp_path}/far' \(1 such links\)"
+    ):
         list_files(tmp_path / "data")
     assert list_files(tmp_path / "data", follow_out=True) == ["a.jpg", "x/b.jpg"]
 
@@ -108,7 +121,9 @@ def test_filter_cap_without_images_is_found_before_training(tmp_path):
 
 
 def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
-    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 2\n")
+    (tmp_path / "a.jpg").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 2\n"
+    )
     (tmp_path / "b.jpg").write_bytes(jpeg(0))
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("Red.")

@@ -53,14 +53,19 @@ class Look:
         options = ["model.llama_model=" + str(FOLDER / "model/llama"), *options]
         if stage == 1:
             names, shards = ("laion", "cc_sbu"), "{00000..00001}.tar"
-            options = [*(storage.format(name, self.folder / name / shards) for name in names), *options]
+            options = [
+                *(storage.format(name, self.folder / name / shards) for name in names),
+                *options,
+            ]
         else:
             options = [storage.format("cc_sbu_align", self.folder / "align"), *options]
         yaml = {1: "embedded_stage1_pretrain.yaml", 2: "embedded_stage2_finetune.yaml"}[stage]
         return self.run(f"train_configs/{yaml}", *more, "--options", *options, expect=expect)
 
     def run(self, config, *arguments, expect=0):
-        args = inspect.parse_args(["--cfg-path", str(config), "--output", str(self.output), *arguments])
+        args = inspect.parse_args(
+            ["--cfg-path", str(config), "--output", str(self.output), *arguments]
+        )
         code = run_program(inspect.inspect, args)
         told = self.capsys.readouterr()
         assert code == expect, told.out + told.err
@@ -94,8 +99,16 @@ def text(card, *kinds):
 
 def test_stage_1(look, sheets):
     told = look(1)
-    assert told.count("  shards    2 found, 0 missing\n  download  no statistics of img2dataset in ") == 2
-    assert told.count("  scanned   all 8 samples\n  usable    8 (100.0%)\n  text      tokens, end symbol incl") == 2
+    assert (
+        told.count("  shards    2 found, 0 missing\n  download  no statistics of img2dataset in ")
+        == 2
+    )
+    assert (
+        told.count(
+            "  scanned   all 8 samples\n  usable    8 (100.0%)\n  text      tokens, end symbol incl"
+        )
+        == 2
+    )
     assert told.endswith(f"sheet: {look.output} (16 samples)\n")
     ((title, notes, groups),) = sheets
     assert title == "What the model sees and learns: embedded_stage1_pretrain.yaml"
@@ -107,16 +120,31 @@ def test_stage_1(look, sheets):
         assert all(text(card, "prompt", "given", "cut") == "" for card in cards)
         assert {card.sample_id.split("/")[0] for card in cards} == {name}
     html = look.output.read_text(encoding="utf-8")
-    assert html.startswith("<!DOCTYPE html>") and html.count("<figure>") == html.count("<img ") == 16
+    assert (
+        html.startswith("<!DOCTYPE html>") and html.count("<figure>") == html.count("<img ") == 16
+    )
 
 
 def test_stage_2(look, sheets):
     told = look(2, more=["--num", "3"])
-    assert "cc_sbu_align\n  scanned   all 6 samples\n  usable    6 (100.0%)\n" in told and "shards" not in told
-    assert "train.py would not start yet:\n  model.ckpt: '/path/to/stage1/checkpoint/' is the placeholder" in told
+    assert (
+        "cc_sbu_align\n  scanned   all 6 samples\n  usable    6 (100.0%)\n" in told
+        and "shards" not in told
+    )
+    assert (
+        "train.py would not start yet:\n  model.ckpt: '/path/to/stage1/checkpoint/' is the placeholder"
+        in told
+    )
     ((_, notes, ((_, cards),)),) = sheets
-    assert notes[1] == "prompt_template '<|im_start|>user\\n{}<|im_end|>\\n<|im_start|>assistant\\n'"
-    prompts = (ROOT / "prompts/embedded_alignment.txt").read_text().replace("<ImageHere>", "").splitlines()
+    assert (
+        notes[1] == "prompt_template '<|im_start|>user\\n{}<|im_end|>\\n<|im_start|>assistant\\n'"
+    )
+    prompts = (
+        (ROOT / "prompts/embedded_alignment.txt")
+        .read_text()
+        .replace("<ImageHere>", "")
+        .splitlines()
+    )
     before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     assert len(cards) == 3
     for card in cards:
@@ -132,12 +160,17 @@ def test_a_wrong_prompt_is_visible(look, sheets):
     look(2, "model.prompt_template=<s>[INST] {} [/INST]", "model.end_sym=</s>", more=["--num", "1"])
     assert wrong != look.output.read_bytes()
     cards = [groups[0][1][0] for _, _, groups in sheets]
-    special = [filter(lambda token: token.is_special and token.kind != "begin", card.tokens) for card in cards]
+    special = [
+        filter(lambda token: token.is_special and token.kind != "begin", card.tokens)
+        for card in cards
+    ]
     assert [text_of(tokens) for tokens in special] == [[], ["<s>", "</s>"]]
 
 
 def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
-    samples = {f"{number:06d}": pair(number, LONG if number == 17 else "short") for number in range(20)}
+    samples = {
+        f"{number:06d}": pair(number, LONG if number == 17 else "short") for number in range(20)
+    }
     write_tar(look.folder / "laion/00000.tar", samples)
     told = look(1, more=["--num", "8"])
     laion, cc_sbu = told.split("\ncc_sbu\n")
@@ -146,7 +179,9 @@ def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
     ((_, _, ((heading, cards), _)),) = sheets
     assert heading == "laion: 4 of 24 samples; 4.2% of the texts are cut"
     (card,) = [card for card in cards if text(card, "cut")]
-    assert card.sample_id.endswith("/000017") and text(card, "target", "cut") == LONG.strip(" ") + "\n"
+    assert (
+        card.sample_id.endswith("/000017") and text(card, "target", "cut") == LONG.strip(" ") + "\n"
+    )
     kept = sum(token.size for token in card.tokens if token.kind == "target")
     cut = sum(token.size for token in card.tokens if token.kind == "cut")
     assert (kept, summary(card.tokens)[1]) == (32, f"{cut} tokens cut off")
@@ -161,8 +196,16 @@ def test_percentiles_are_those_of_the_texts(look):
 
 
 def test_conversations_show_what_is_learnt_of_them(look, sheets, tmp_path):
-    turns = [("human", "<image>\nWhat is it?"), ("gpt", "A dog."), ("human", "Which colour?"), ("gpt", "Brown.")]
-    record = {"image": "0.jpg", "conversations": [{"from": role, "value": value} for role, value in turns]}
+    turns = [
+        ("human", "<image>\nWhat is it?"),
+        ("gpt", "A dog."),
+        ("human", "Which colour?"),
+        ("gpt", "Brown."),
+    ]
+    record = {
+        "image": "0.jpg",
+        "conversations": [{"from": role, "value": value} for role, value in turns],
+    }
     (tmp_path / "talks.json").write_text(json.dumps([record]))
     base = (ROOT / "train_configs/embedded_stage2_finetune.yaml").read_text()
     head, rest = base.split("datasets:\n")
@@ -174,8 +217,17 @@ def test_conversations_show_what_is_learnt_of_them(look, sheets, tmp_path):
 
 run:"""
     (tmp_path / "talks.yaml").write_text(head + section + rest.split("\nrun:")[1])
-    options = [f"model.llama_model={FOLDER}/model/llama", "model.prompt_template='[INST] {} [/INST]'"]
-    look.run(tmp_path / "talks.yaml", "--options", *options, "model.end_sym=</s>", "model.mask_eos_labels=False")
+    options = [
+        f"model.llama_model={FOLDER}/model/llama",
+        "model.prompt_template='[INST] {} [/INST]'",
+    ]
+    look.run(
+        tmp_path / "talks.yaml",
+        "--options",
+        *options,
+        "model.end_sym=</s>",
+        "model.mask_eos_labels=False",
+    )
     ((_, _, ((_, (card,)),)),) = sheets
     assert text(card, "prompt") == "[INST] <Img></Img> What is it? [/INST]"
     assert text(card, "target") == "A dog.</s> Brown.</s>"
@@ -191,7 +243,10 @@ def scan(dataset, limit=None, num_shown=100, seed=42):
 
 
 def test_streams_are_read_in_trainings_order_with_its_augmentation(tmp_path):
-    shards = [shard(tmp_path, name, range(first, first + 30)) for first, name in ((0, "a"), (30, "b"), (60, "c"))]
+    shards = [
+        shard(tmp_path, name, range(first, first + 30))
+        for first, name in ((0, "a"), (30, "b"), (60, "c"))
+    ]
     found = scan(stream(shards))
     trained = loader([stream(shards)], batch_size=90, seed=42)
     batch = to_device(next(trained), torch.device("cpu"))
@@ -211,7 +266,10 @@ def test_folders_are_read_in_trainings_order_with_its_augmentation(tmp_path):
 def test_the_scan_is_bounded(look, tmp_path):
     told = look(1, more=["--scan", "3"])
     assert (
-        told.count("scanned   the first 3 samples in training's order (--scan all for the rest)\n  usable    3 (") == 2
+        told.count(
+            "scanned   the first 3 samples in training's order (--scan all for the rest)\n  usable    3 ("
+        )
+        == 2
     )
     found = scan(folder_dataset(tmp_path, range(12)), limit=5)
     assert (found.lengths.total(), found.is_whole) == (5, False)
@@ -221,7 +279,9 @@ def test_the_scan_is_bounded(look, tmp_path):
 def test_the_image_is_the_one_that_the_model_sees(processor):
     image = Image.effect_noise((16, 16), 90).convert("RGB")
     image.putpixel((0, 0), (255, 0, 1))
-    process = processor(image_size=16, **({"min_scale": 1.0} if processor is Blip2ImageTrainProcessor else {}))
+    process = processor(
+        image_size=16, **({"min_scale": 1.0} if processor is Blip2ImageTrainProcessor else {})
+    )
     torch.manual_seed(0)
     pixels = process(image)
     shown = process.to_image(pixels)
@@ -236,7 +296,10 @@ def test_the_image_is_the_one_that_the_model_sees(processor):
 
 def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     faults = {f"9{number:05d}": members for number, members in enumerate(FAULTS.values())}
-    write_tar(look.folder / "laion/00000.tar", {"000001": pair(1)} | faults | {"900009": FAULTS["bad_image"]})
+    write_tar(
+        look.folder / "laion/00000.tar",
+        {"000001": pair(1)} | faults | {"900009": FAULTS["bad_image"]},
+    )
     cut = look.folder / "laion/00001.tar"
     with tarfile.open(cut) as tar:
         end = tar.getmembers()[-1].offset_data + 3
@@ -249,7 +312,9 @@ def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     assert f"scanned   all {counts['seen']} samples\n  usable    {usable} (" in told
     reasons = [reason for reason in REASONS if reason in counts]
     lines = [
-        line.removeprefix("  skipped   ").split(" (")[0] for line in told.splitlines() if line.startswith("  skipped")
+        line.removeprefix("  skipped   ").split(" (")[0]
+        for line in told.splitlines()
+        if line.startswith("  skipped")
     ]
     assert lines == [f"{counts[reason]} {reason}" for reason in reasons]
     assert "too many: training stops above run.max_bad_fraction=0.05" in told
@@ -266,9 +331,15 @@ def test_records_of_a_folder_are_counted_once_each(look):
 
 def test_data_of_which_nothing_can_be_used_is_said_and_the_rest_is_shown(look):
     for number in range(2):
-        write_tar(look.folder / f"laion/{number:05d}.tar", {"0": FAULTS["no_caption"], "1": FAULTS["no_caption"]})
+        write_tar(
+            look.folder / f"laion/{number:05d}.tar",
+            {"0": FAULTS["no_caption"], "1": FAULTS["no_caption"]},
+        )
     told = look(1, expect=1)
-    assert "  stopped   laion: 4 of the first 4 samples had no 'jpg' + 'json' pair (first keys: jpg)" in told
+    assert (
+        "  stopped   laion: 4 of the first 4 samples had no 'jpg' + 'json' pair (first keys: jpg)"
+        in told
+    )
     assert told.endswith("(8 samples)\n")
 
 
@@ -298,19 +369,26 @@ def test_data_of_which_nothing_is_there_is_refused_in_the_one_report(look):
     told = look(1, "model.ckpt=absent.pth", expect=2)
     assert told.startswith("2 problems in the configuration:\n") and not look.output.exists()
     assert (
-        "datasets.laion.build_info.storage: no file matches" in told and "model.ckpt: no file at 'absent.pth'" in told
+        "datasets.laion.build_info.storage: no file matches" in told
+        and "model.ckpt: no file at 'absent.pth'" in told
     )
     (look.folder / "align/filter_cap.json").unlink()
     assert "datasets.cc_sbu_align.build_info.storage: '" in look(2, expect=2)
 
 
 def test_mistakes_are_reported_as_train_py_reports_them(look):
-    wrong = ["run.max_epohc=2", "model.max_txt_len=many", "datasets.laion.build_info.storage=/none/00000.tar"]
+    wrong = [
+        "run.max_epohc=2",
+        "model.max_txt_len=many",
+        "datasets.laion.build_info.storage=/none/00000.tar",
+    ]
     told = look(1, *wrong, expect=2)
     options = ["--options", f"model.llama_model={FOLDER}/model/llama", *wrong]
     options += [f"datasets.cc_sbu.build_info.storage={look.folder}/cc_sbu/00000.tar"]
     problems = refusals(look, "--cfg-path", "train_configs/embedded_stage1_pretrain.yaml", *options)
-    assert len(problems) == 3 and sorted(told.splitlines()[1:]) == sorted(f"  {problem}" for problem in problems)
+    assert len(problems) == 3 and sorted(told.splitlines()[1:]) == sorted(
+        f"  {problem}" for problem in problems
+    )
 
 
 def test_the_shipped_files_name_what_is_to_be_set(look):
@@ -332,22 +410,29 @@ def test_what_was_lost_to_dead_links_is_said(look):
     assert {"10 failed to download", "2 no image", "10 HTTP Error 404: Not Found"} < set(lines)
     assert "scanned   all 8 samples" in laion and "no statistics of img2dataset" in cc_sbu
     (look.folder / "laion/00000_stats.json").write_text("{")
-    assert f"  download  {look.folder}/laion/00000_stats.json: no statistics of img2dataset (JSONDecodeError" in look(1)
+    assert (
+        f"  download  {look.folder}/laion/00000_stats.json: no statistics of img2dataset (JSONDecodeError"
+        in look(1)
+    )
 
 
 # the command
 
 
 def test_help_answers_without_torch():
-    probe = (
-        "import sys, runpy\nsys.argv = ['inspect', '--help']\ntry:\n    runpy.run_module('minigpt4.datasets.inspect'"
-    )
+    probe = "import sys, runpy\nsys.argv = ['inspect', '--help']\ntry:\n    runpy.run_module('minigpt4.datasets.inspect'"
     probe += ", run_name='__main__')\nexcept SystemExit:\n    print('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("usage: python -m minigpt4.datasets.inspect") and told.endswith("False\n")
+    told = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert told.startswith("usage: python -m minigpt4.datasets.inspect") and told.endswith(
+        "False\n"
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--num", "0"], ["--num", "x"], ["--num", "401"], ["--scan", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--num", "0"], ["--num", "x"], ["--num", "401"], ["--scan", "0"]]
+)
 def test_numbers_out_of_range_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         inspect.parse_args(["--cfg-path", "a.yaml", *arguments])
@@ -357,17 +442,24 @@ def test_numbers_out_of_range_are_refused(arguments, capsys):
 def test_another_kind_of_sheet_is_refused_in_words(capsys):
     with pytest.raises(SystemExit):
         inspect.parse_args(["--cfg-path", "a.yaml", "--output", "a.txt"])
-    assert "--output: 'a.txt'; the sheet is an HTML page, give a name that ends in .html" in capsys.readouterr().err
+    assert (
+        "--output: 'a.txt'; the sheet is an HTML page, give a name that ends in .html"
+        in capsys.readouterr().err
+    )
 
 
 def test_scripts_that_name_an_image_get_the_page_beside_it(capsys):
-    assert inspect.parse_args(["--cfg-path", "a.yaml", "--output", "b/a.png"]).output == Path("b/a.html")
+    assert inspect.parse_args(["--cfg-path", "a.yaml", "--output", "b/a.png"]).output == Path(
+        "b/a.html"
+    )
     assert "the sheet is an HTML page, written to 'b/a.html'" in capsys.readouterr().err
 
 
 def test_what_is_held_out_is_said(look):
     told = look(1, "datasets.laion.val_fraction=0.5")
-    found = re.search(r"laion\n.*all (\d) samples\n  usable    (\d) .*\n  held out  (\d) for the validation", told)
+    found = re.search(
+        r"laion\n.*all (\d) samples\n  usable    (\d) .*\n  held out  (\d) for the validation", told
+    )
     assert found[1] == found[2] == str(8 - int(found[3])) and 0 < int(found[3]) < 8
 
 
@@ -382,7 +474,9 @@ def test_an_output_folder_that_is_absent_is_said_before_the_scan(look):
     assert told.startswith("error: --output: no folder '") and "scanned" not in told
 
 
-def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(look, tmp_path, monkeypatch):
+def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(
+    look, tmp_path, monkeypatch
+):
     for name, value in {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     tokenizer = tmp_path / "tokenizer"
@@ -392,7 +486,11 @@ def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(look, 
     (tmp_path / "file").touch()
     told = look(2, f"model.llama_model={tokenizer}", f"run.output_dir={tmp_path}/file/out")
     assert "usable    6 (100.0%)" in told
-    for missing in ("run.dist_url: env://", "run.output_dir: ", f"model.llama_model: '{tokenizer}' has no weights"):
+    for missing in (
+        "run.dist_url: env://",
+        "run.output_dir: ",
+        f"model.llama_model: '{tokenizer}' has no weights",
+    ):
         assert missing in told.split("train.py would not start yet:")[1]
     # the tokenizer it does need
     (tokenizer / "tokenizer.json").unlink()

@@ -44,7 +44,9 @@ def mix(infos):
     """Return a maker of all 22 datasets, with the release's ratios and batch sizes."""
 
     def make(names=tuple(MIX)):
-        numbers = {name: {key: MIX[name][key] for key in ("sample_ratio", "batch_size")} for name in names}
+        numbers = {
+            name: {key: MIX[name][key] for key in ("sample_ratio", "batch_size")} for name in names
+        }
         return [build(name, infos[name], **numbers[name])["train"] for name in names]
 
     return make
@@ -57,7 +59,9 @@ def take(batches, number):
 def texts(batches):
     """Return all of some batches that is no image."""
     left_out = ("image", "normalise", "image_id")
-    return [{key: value for key, value in batch.items() if key not in left_out} for batch in batches]
+    return [
+        {key: value for key, value in batch.items() if key not in left_out} for batch in batches
+    ]
 
 
 def test_the_release_trains_on_these(mix):
@@ -73,7 +77,11 @@ def test_batches_have_the_sizes_of_the_yaml_file_and_hold_what_the_model_reads(m
         size = MIX[name]["batch_size"]
         seen.add(name)
         assert {sample_id.partition("/")[0] for sample_id in batch["sample_id"]} == {name}
-        keys = ("conv_q", "conv_a", "connect_sym") if "conversation" in name else ("instruction_input", "answer")
+        keys = (
+            ("conv_q", "conv_a", "connect_sym")
+            if "conversation" in name
+            else ("instruction_input", "answer")
+        )
         for key in keys:
             assert len(batch[key]) == size and all(isinstance(text, str) for text in batch[key])
         if name == "unnatural_instruction":
@@ -112,7 +120,9 @@ def test_two_ranks_share_the_records_of_an_epoch(mix):
         while len(ids(found)) < len(IDS) * (rank + 1) // 2:
             found.append(next(batches))
             found[-1]["sample_id"] = found[-1]["sample_id"][: len(IDS) // 2]
-    assert sorted(ids(found)) == sorted(f"refcocog/refs(umd).p record {number}" for number in range(len(IDS)))
+    assert sorted(ids(found)) == sorted(
+        f"refcocog/refs(umd).p record {number}" for number in range(len(IDS))
+    )
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_record_alone(infos):
@@ -135,7 +145,9 @@ def test_a_validation_split_holds_other_images(infos):
 def test_the_files_of_a_dataset_and_of_its_inverse_are_read_once(infos):
     a, b = (build(name, infos[name])["train"] for name in ("refcoco", "invrefcoco"))
     assert a.annotation is b.annotation and a.fingerprint == b.fingerprint
-    assert a.fingerprint != build("refcoco", infos["refcoco"], val_fraction=0.5)["train"].fingerprint
+    assert (
+        a.fingerprint != build("refcoco", infos["refcoco"], val_fraction=0.5)["train"].fingerprint
+    )
     assert (a[0]["answer"], b[0]["answer"]) == ("{<10><10><30><30>}", "boat 1")
 
 
@@ -152,7 +164,9 @@ def test_images_are_resized_whole_also_by_the_processor_that_crops(infos):
 def test_missing_images_are_counted(tmp_path):
     write_images(tmp_path / "coco", [name_of(1), name_of(2)])
     write_refs(tmp_path)
-    dataset = build("refcoco", {"ann_path": str(tmp_path), "image_path": str(tmp_path / "coco")} | REFCOCO)["train"]
+    dataset = build(
+        "refcoco", {"ann_path": str(tmp_path), "image_path": str(tmp_path / "coco")} | REFCOCO
+    )["train"]
     taken = [dataset[index]["image_id"] for index in range(len(dataset))]
     assert set(taken) == {1, 2}
     report = dataset.skips.report()
@@ -166,7 +180,10 @@ def test_questions_about_images_that_are_not_there_are_left_out_and_said(tmp_pat
     """The release's vqa_val.json is about COCO's val2014, which its layout does not have."""
     write_images(tmp_path / "coco/train", [name_of(1), name_of(2)])
     path = write_json(tmp_path / "vqa.json", QUESTIONS)
-    info = {"annotations": {"train": {"storage": str(path)}}, "images": {"storage": str(tmp_path / "coco")}}
+    info = {
+        "annotations": {"train": {"storage": str(path)}},
+        "images": {"storage": str(tmp_path / "coco")},
+    }
     dataset = build("coco_vqa", info)["train"]
     assert len(dataset) == 2
     expected = f"coco_vqa: 6 of 8 records are about images that are not in '{tmp_path}/coco/train' or '{tmp_path}/coco'"
@@ -180,18 +197,26 @@ def test_too_many_missing_images_end_the_run(tmp_path):
     write_refs(tmp_path)
     info = {"ann_path": str(tmp_path), "image_path": str(tmp_path / "coco")} | REFCOCO
     batches = loader([build("refcoco", info)["train"]], max_bad_fraction=0.5)
-    with pytest.raises(DataError, match=r"refcoco: .* of 1000 samples were unusable .*: .* missing_file"):
+    with pytest.raises(
+        DataError, match=r"refcoco: .* of 1000 samples were unusable .*: .* missing_file"
+    ):
         take(batches, 400)
 
 
 def test_one_broken_record_costs_itself_alone(tmp_path, caplog):
     write_images(tmp_path / "coco")
-    path = write_json(tmp_path / "c.json", [*CAPTIONS, {"image": f"train2014/{name_of(1)}", "caption": None}])
-    info = {"annotations": {"train": {"storage": [str(path)]}}, "images": {"storage": str(tmp_path / "coco")}}
+    path = write_json(
+        tmp_path / "c.json", [*CAPTIONS, {"image": f"train2014/{name_of(1)}", "caption": None}]
+    )
+    info = {
+        "annotations": {"train": {"storage": [str(path)]}},
+        "images": {"storage": str(tmp_path / "coco")},
+    }
     dataset = build("coco_caption", info)["train"]
     assert len(dataset) == len(IDS) + 1
-    assert "1 of 9 records cannot be used; first: c.json record 8: bad_record ('caption' is NoneType, not text)" in (
-        caplog.text
+    assert (
+        "1 of 9 records cannot be used; first: c.json record 8: bad_record ('caption' is NoneType, not text)"
+        in (caplog.text)
     )
 
 
@@ -214,7 +239,11 @@ def boxes(tmp_path, box, size=SIZE, **more):
         ([0, 0, 64, 48], "{<0><0><100><100>}", "{<0><0><100><100>}"),
         ([-6.4, 24, 70.4, 36], "{<0><50><100><100>}", "{<-10><50><100><125>}"),
         ([63.99, 47.99, 5, 5], "{<99><99><100><100>}", "{<99><99><107><110>}"),
-        ([18.56, 0, 0.01, 1], "{<28><0><29><2>}", "{<28><0><29><2>}"),  # 18.56 / 64 * 100 is 28.99..: truncated
+        (
+            [18.56, 0, 0.01, 1],
+            "{<28><0><29><2>}",
+            "{<28><0><29><2>}",
+        ),  # 18.56 / 64 * 100 is 28.99..: truncated
     ],
 )
 def test_boxes_in_hundredths(tmp_path, box, cut, exact):
@@ -254,10 +283,22 @@ def test_a_pool_of_ones_own(infos, tmp_path):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("refcoco", "Where is it?", "line 1 has 0 {}; expected one, where the words go: 'Where is it?'"),
+        (
+            "refcoco",
+            "Where is it?",
+            "line 1 has 0 {}; expected one, where the words go: 'Where is it?'",
+        ),
         ("coco_caption", "Say:\nWhat is {}?", "line 2 has 1 {}; expected none: 'What is {}?'"),
-        ("gqa", "[vqa] {}", "line 1 begins with a task identifier; the dataset writes it: '[vqa] {}'"),
-        ("gqa", "<ImageHere> {}", "line 1 has <ImageHere>; the dataset writes the image before the line: "),
+        (
+            "gqa",
+            "[vqa] {}",
+            "line 1 begins with a task identifier; the dataset writes it: '[vqa] {}'",
+        ),
+        (
+            "gqa",
+            "<ImageHere> {}",
+            "line 1 has <ImageHere>; the dataset writes the image before the line: ",
+        ),
         ("gqa", "\n \n", "has no line; expected one instruction a line"),
     ],
 )
@@ -270,9 +311,14 @@ def test_a_pool_that_does_not_fit(infos, tmp_path, name, lines, message):
 
 def test_a_pool_for_a_conversation_or_that_is_not_there(infos):
     (found,) = preflight("llava_conversation", infos["llava_conversation"], instructions="x.txt")
-    assert found == ("datasets.llava_conversation.instructions: a conversation has its own questions; remove the key")
+    assert found == (
+        "datasets.llava_conversation.instructions: a conversation has its own questions; remove the key"
+    )
     (found,) = preflight("refcoco", infos["refcoco"], instructions="/nowhere/x.txt")
-    assert found == "datasets.refcoco.instructions: no file at '/nowhere/x.txt'; expected one instruction a line"
+    assert (
+        found
+        == "datasets.refcoco.instructions: no file at '/nowhere/x.txt'; expected one instruction a line"
+    )
 
 
 # datasets of one's own in the newest release's form
@@ -295,8 +341,17 @@ def test_samples_with_the_keys_of_the_newest_release_train_as_they_are():
     image = torch.zeros(3, 8, 8)
     dataset = adapted(
         Written(
-            {"image": image, "instruction_input": "<Img><ImageHere></Img> [vqa] what? ", "answer": "a dog"},
-            {"image": image, "conv_q": "<Img><ImageHere></Img> a !@#b ", "conv_a": "c!@#d", "connect_sym": "!@#"},
+            {
+                "image": image,
+                "instruction_input": "<Img><ImageHere></Img> [vqa] what? ",
+                "answer": "a dog",
+            },
+            {
+                "image": image,
+                "conv_q": "<Img><ImageHere></Img> a !@#b ",
+                "conv_a": "c!@#d",
+                "connect_sym": "!@#",
+            },
             {"instruction_input": "say it", "answer": "it"},
         ),
         "own",
@@ -305,7 +360,9 @@ def test_samples_with_the_keys_of_the_newest_release_train_as_they_are():
     assert sorted(batch["num_images"]) == [0, 1, 1]
     assert batch["image"].shape == (2, 3, 8, 8)
     assert sorted(map(bool, batch["answer"])) == [False, True, True]
-    empty = adapted(Written({"image": image, "answer": "a"}, {"image": image, "answer": " "}), "own")
+    empty = adapted(
+        Written({"image": image, "answer": "a"}, {"image": image, "answer": " "}), "own"
+    )
     empty[1]
     assert empty.skips.report() == {"seen": 2, "bad_caption": 1}
 
@@ -316,5 +373,7 @@ def test_every_builder_has_a_section_that_passes(infos):
         builder = registry.get_builder_class(name)(section(info))
         dataset = builder.build_datasets()["train"]
         assert len(dataset) == len(IDS)
-        assert [sample["sample_id"] for sample in dataset.one_pass()] and dataset.skips.report() == {"seen": len(IDS)}
+        assert [
+            sample["sample_id"] for sample in dataset.one_pass()
+        ] and dataset.skips.report() == {"seen": len(IDS)}
     assert INSTANCES["images"] and set(infos) == set(SOURCES)

@@ -30,9 +30,16 @@ from tests.datasets.instruction_files import (
 def info_of(name, tmp_path, content=None):
     """Return the `build_info` of a dataset whose annotation file holds `content`, with images beside it."""
     write_images(tmp_path / "coco")
-    path = str(write_json(tmp_path / "a.json", content)) if content is not None else f"{tmp_path}/a.json"
+    path = (
+        str(write_json(tmp_path / "a.json", content))
+        if content is not None
+        else f"{tmp_path}/a.json"
+    )
     if name in SPLIT_ROWS:
-        return {"annotations": {"train": {"storage": path}}, "images": {"storage": f"{tmp_path}/coco"}}
+        return {
+            "annotations": {"train": {"storage": path}},
+            "images": {"storage": f"{tmp_path}/coco"},
+        }
     images = {} if name == "unnatural_instruction" else {"image_path": f"{tmp_path}/coco"}
     if "refcoco" in name:
         return {**images, "ann_path": str(tmp_path), "dataset": "refcoco", "splitBy": "unc"}
@@ -41,7 +48,10 @@ def info_of(name, tmp_path, content=None):
 
 def turns(*values):
     """Return a row of a LLaVA file with these texts in turn."""
-    said = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    said = [
+        {"from": ("human", "gpt")[number % 2], "value": value}
+        for number, value in enumerate(values)
+    ]
     return {"id": "000000000001", "conversations": said}
 
 
@@ -52,8 +62,18 @@ COVER = {"split": 1, "imageURL": "http://x.test/a.jpg", "questions": ["Who?"], "
 # one broken row behind a good one: (dataset, the row, reason, what is said)
 ROWS_WITH_FAULTS = [
     ("coco_caption", [1], "bad_record", "is list, not a mapping"),
-    ("coco_caption", {"image": "train2014/a.jpg"}, "bad_record", "'caption' is missing (there are: image)"),
-    ("coco_caption", {"image": "train2014/a.jpg", "caption": " "}, "bad_caption", "'caption' is empty"),
+    (
+        "coco_caption",
+        {"image": "train2014/a.jpg"},
+        "bad_record",
+        "'caption' is missing (there are: image)",
+    ),
+    (
+        "coco_caption",
+        {"image": "train2014/a.jpg", "caption": " "},
+        "bad_caption",
+        "'caption' is empty",
+    ),
     ("coco_caption", {"image": 7, "caption": "x"}, "bad_record", "'image' is int, not text"),
     (
         "textcaps_caption",
@@ -61,13 +81,33 @@ ROWS_WITH_FAULTS = [
         "bad_record",
         "'image_id' is None; expected a number or text",
     ),
-    ("coco_vqa", {**CHANGED, "answer": []}, "bad_record", "'answer' is an empty list; expected a list of texts"),
+    (
+        "coco_vqa",
+        {**CHANGED, "answer": []},
+        "bad_record",
+        "'answer' is an empty list; expected a list of texts",
+    ),
     ("coco_vqa", {**CHANGED, "answer": ["x", 3]}, "bad_record", "'answer' is int, not text"),
-    ("coco_vqa", {**CHANGED, "question_id": True}, "bad_record", "'question_id' is True; expected a number or text"),
+    (
+        "coco_vqa",
+        {**CHANGED, "question_id": True},
+        "bad_record",
+        "'question_id' is True; expected a number or text",
+    ),
     ("coco_vqa", CHANGED, "bad_record", "question_id 1 is there twice; first: a.json record 0"),
-    ("aok_vqa", CHANGED, "bad_record", "'direct_answers' is missing (there are: image, question, question_id, answer)"),
+    (
+        "aok_vqa",
+        CHANGED,
+        "bad_record",
+        "'direct_answers' is missing (there are: image, question, question_id, answer)",
+    ),
     ("gqa", {**CHANGED, "answer": None}, "bad_record", "'answer' is NoneType, not text"),
-    ("ocrvqa", {**COVER, "answers": []}, "bad_record", "'answers' is an empty list; expected a list of texts"),
+    (
+        "ocrvqa",
+        {**COVER, "answers": []},
+        "bad_record",
+        "'answers' is an empty list; expected a list of texts",
+    ),
     ("ocrvqa", {**COVER, "answers": ["a", "b"]}, "bad_record", "has 1 questions and 2 answers"),
     (
         "flickr_ObjectToPhrase",
@@ -118,8 +158,18 @@ ROWS_WITH_FAULTS = [
         "bad_record",
         "has !@# in a text, which stands between turns: 'A!@#B'",
     ),
-    ("llava_conversation", {"conversations": MORE_TURNS}, "bad_record", "'id' is missing (there are: conversations)"),
-    ("unnatural_instruction", {"instances": []}, "bad_record", "'instances' is []; expected a list of mappings"),
+    (
+        "llava_conversation",
+        {"conversations": MORE_TURNS},
+        "bad_record",
+        "'id' is missing (there are: conversations)",
+    ),
+    (
+        "unnatural_instruction",
+        {"instances": []},
+        "bad_record",
+        "'instances' is []; expected a list of mappings",
+    ),
     (
         "unnatural_instruction",
         {"instances": [{"output": "x"}]},
@@ -137,7 +187,10 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, caplog, name, row, re
         content, where = {**rows, "book": row}, "a.json record book"
     else:
         rows = [*rows, row]
-        content, where = ({"data": rows} if name == "textcaps_caption" else rows), f"a.json record {len(rows) - 1}"
+        content, where = (
+            ({"data": rows} if name == "textcaps_caption" else rows),
+            f"a.json record {len(rows) - 1}",
+        )
     info = info_of(name, tmp_path, content)
     assert preflight(name, info) == []
     dataset = build(name, info)["train"]
@@ -151,15 +204,39 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, caplog, name, row, re
 REF = {"ann_id": 10, "image_id": 1, "split": "train", "sentences": [{"raw": "it"}]}
 REFS_WITH_FAULTS = [
     (7, "bad_record", "is int, not a mapping"),
-    ({**REF, "ann_id": 99}, "bad_record", "ann_id 99 is not among the annotations of instances.json"),
+    (
+        {**REF, "ann_id": 99},
+        "bad_record",
+        "ann_id 99 is not among the annotations of instances.json",
+    ),
     ({**REF, "image_id": 99}, "no_image", "image_id 99 is not among the images of instances.json"),
     ({**REF, "image_id": 2}, "bad_record", "is about image 2, its box (ann_id 10) about image 1"),
     ({**REF, "sentences": []}, "no_caption", "'sentences' is empty"),
-    ({**REF, "sentences": ["it"]}, "bad_record", "'sentences' is ['it']; expected a list of mappings"),
-    ({**REF, "ann_id": 1001}, "bad_record", "the box is [1, 2, 3]; expected four numbers: x, y, width, height"),
-    ({**REF, "ann_id": 1002}, "bad_record", "the box [5, 5, 0, 3] is empty; expected a width and a height above 0"),
-    ({**REF, "ann_id": 1003}, "bad_record", "the box is None; expected four numbers: x, y, width, height"),
-    ({**REF, "ann_id": 1004}, "bad_record", "the box is [1, 2, nan, 3]; expected four numbers: x, y, width, height"),
+    (
+        {**REF, "sentences": ["it"]},
+        "bad_record",
+        "'sentences' is ['it']; expected a list of mappings",
+    ),
+    (
+        {**REF, "ann_id": 1001},
+        "bad_record",
+        "the box is [1, 2, 3]; expected four numbers: x, y, width, height",
+    ),
+    (
+        {**REF, "ann_id": 1002},
+        "bad_record",
+        "the box [5, 5, 0, 3] is empty; expected a width and a height above 0",
+    ),
+    (
+        {**REF, "ann_id": 1003},
+        "bad_record",
+        "the box is None; expected four numbers: x, y, width, height",
+    ),
+    (
+        {**REF, "ann_id": 1004},
+        "bad_record",
+        "the box is [1, 2, nan, 3]; expected four numbers: x, y, width, height",
+    ),
 ]
 BAD_BOXES = [
     {"id": 1001, "image_id": 1, "bbox": [1, 2, 3]},
@@ -172,7 +249,9 @@ BAD_BOXES = [
 @pytest.mark.parametrize(("ref", "reason", "detail"), REFS_WITH_FAULTS)
 @pytest.mark.parametrize("name", ["refcoco", "invrefcoco"])
 def test_a_ref_that_cannot_be_used_is_counted(tmp_path, name, ref, reason, detail):
-    write_refs(tmp_path, [*REFS, ref], {**INSTANCES, "annotations": INSTANCES["annotations"] + BAD_BOXES})
+    write_refs(
+        tmp_path, [*REFS, ref], {**INSTANCES, "annotations": INSTANCES["annotations"] + BAD_BOXES}
+    )
     dataset = build(name, info_of(name, tmp_path))["train"]
     assert dataset.annotation[-1] == ("refs(unc).p record 8", reason, detail)
     dataset[8]
@@ -183,7 +262,15 @@ def test_regions_of_visual_genome(tmp_path):
     write_images(tmp_path / "VG", ["1.jpg"])
     write_json(tmp_path / "image_data.json", [{"image_id": 1, "url": "https://x.test/VG/1.jpg"}])
     regions = [
-        {"id": 1, "regions": [REGION, {**REGION, "width": 128, "height": 128}, {**REGION, "phrase": ""}, 3]},
+        {
+            "id": 1,
+            "regions": [
+                REGION,
+                {**REGION, "width": 128, "height": 128},
+                {**REGION, "phrase": ""},
+                3,
+            ],
+        },
         {"id": 2, "regions": [REGION]},
         {"id": 1, "regions": []},
     ]
@@ -204,13 +291,25 @@ CAPTION = '{"image": "train2014/COCO_train2014_000000000009.jpg", "caption": tex
 QUESTION = '{"image": path, "question": text, "question_id": id, "answer": [text, ..]}'
 BAD = "the download went wrong. Delete it and download it again"
 REFUSED = [  # dataset, content of the file, what is said behind the file's name
-    ("coco_caption", "no JSON", "not valid JSON in UTF-8 (Expecting value: line 1 column 1 (char 0))"),
+    (
+        "coco_caption",
+        "no JSON",
+        "not valid JSON in UTF-8 (Expecting value: line 1 column 1 (char 0))",
+    ),
     ("coco_caption", "", f"is empty: {BAD}"),
     ("coco_caption", "<html>404", f"is an HTML page, not annotations: {BAD}"),
     ("coco_caption", "[]", f"no record to train on; expected {CAPTION}"),
-    ("coco_caption", {"images": 1, "info": 1}, f"found a mapping with images, info; expected a list of {CAPTION}"),
+    (
+        "coco_caption",
+        {"images": 1, "info": 1},
+        f"found a mapping with images, info; expected a list of {CAPTION}",
+    ),
     ("coco_caption", "7", f"found int; expected a list of {CAPTION}"),
-    ("coco_caption", [{"image": "val2014/a.jpg", "caption": "x"}], f"no record to train on; expected {CAPTION}"),
+    (
+        "coco_caption",
+        [{"image": "val2014/a.jpg", "caption": "x"}],
+        f"no record to train on; expected {CAPTION}",
+    ),
     (
         "coco_vqa",
         CAPTIONS,
@@ -223,7 +322,10 @@ REFUSED = [  # dataset, content of the file, what is said behind the file's name
 @pytest.mark.parametrize(("name", "content", "message"), REFUSED)
 def test_a_file_that_is_refused(tmp_path, name, content, message):
     (found,) = preflight(name, info_of(name, tmp_path, content))
-    assert found == f"datasets.{name}.build_info.annotations.train.storage: {tmp_path}/a.json: {message}"
+    assert (
+        found
+        == f"datasets.{name}.build_info.annotations.train.storage: {tmp_path}/a.json: {message}"
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -245,7 +347,10 @@ def test_where_the_release_gets_a_file_is_said(tmp_path):
     info["annotations"]["train"]["url"] = ["https://x.test/gqa.json"]
     (found,) = preflight("gqa", info)
     source = "; the release takes it from https://x.test/gqa.json: docs/instruction_data.md"
-    assert found == f"datasets.gqa.build_info.annotations.train.storage: no file at '{tmp_path}/a.json'{source}"
+    assert (
+        found
+        == f"datasets.gqa.build_info.annotations.train.storage: no file at '{tmp_path}/a.json'{source}"
+    )
 
 
 def test_images_that_are_all_missing(tmp_path):
@@ -254,12 +359,20 @@ def test_images_that_are_all_missing(tmp_path):
         image.unlink()
     (found,) = preflight("coco_vqa", info)
     first = f"no '{name_of(1)}' (a.json record 0) in '{tmp_path}/coco/train' or '{tmp_path}/coco'"
-    assert found == f"datasets.coco_vqa.build_info.images.storage: {first}, nor any other of 8 that were looked for"
-    with pytest.raises(ValueError, match=r"^datasets.coco_vqa: none of the images of its 8 records is in "):
+    assert (
+        found
+        == f"datasets.coco_vqa.build_info.images.storage: {first}, nor any other of 8 that were looked for"
+    )
+    with pytest.raises(
+        ValueError, match=r"^datasets.coco_vqa: none of the images of its 8 records is in "
+    ):
         build("coco_vqa", info)
     (tmp_path / "coco").rmdir()
     (found,) = preflight("coco_vqa", info)
-    assert found == f"datasets.coco_vqa.build_info.images.storage: no folder at '{tmp_path}/coco'; expected the images"
+    assert (
+        found
+        == f"datasets.coco_vqa.build_info.images.storage: no folder at '{tmp_path}/coco'; expected the images"
+    )
 
 
 def test_a_file_given_twice(tmp_path):
@@ -286,13 +399,18 @@ class Evil:
             pickle.dumps([Evil()]),
             "not a pickle of REFER (names builtins.print, which could run code; expected plain lists and mappings)",
         ),
-        (pickle.dumps({"refs": 1}), 'found dict; expected [{"ref_id", "ann_id", "image_id", "split", "sentences"'),
+        (
+            pickle.dumps({"refs": 1}),
+            'found dict; expected [{"ref_id", "ann_id", "image_id", "split", "sentences"',
+        ),
     ],
 )
 def test_a_pickle_that_is_refused(tmp_path, capsys, refs, message):
     write_refs(tmp_path, refs)
     (found,) = preflight("refcoco", info_of("refcoco", tmp_path))
-    assert found.startswith(f"datasets.refcoco.build_info.ann_path: {tmp_path}/refcoco/refs(unc).p: {message}")
+    assert found.startswith(
+        f"datasets.refcoco.build_info.ann_path: {tmp_path}/refcoco/refs(unc).p: {message}"
+    )
     assert not capsys.readouterr().out
 
 
@@ -302,7 +420,13 @@ def test_a_pickle_that_is_refused(tmp_path, capsys, refs, message):
         ({"images": []}, "found images; expected "),
         ({**INSTANCES, "images": [{"file": 1}]}, "record 0 is {'file': 1}; expected "),
         (
-            {**INSTANCES, "annotations": [*INSTANCES["annotations"], {"id": 10, "image_id": 2, "bbox": [1, 1, 2, 2]}]},
+            {
+                **INSTANCES,
+                "annotations": [
+                    *INSTANCES["annotations"],
+                    {"id": 10, "image_id": 2, "bbox": [1, 1, 2, 2]},
+                ],
+            },
             "'id' 10 is there twice, with different content; keep one of them",
         ),
     ],
@@ -310,7 +434,9 @@ def test_a_pickle_that_is_refused(tmp_path, capsys, refs, message):
 def test_instances_that_are_refused(tmp_path, instances, message):
     write_refs(tmp_path, instances=instances)
     (found,) = preflight("refcoco", info_of("refcoco", tmp_path))
-    assert found.startswith(f"datasets.refcoco.build_info.ann_path: {tmp_path}/refcoco/instances.json: {message}")
+    assert found.startswith(
+        f"datasets.refcoco.build_info.ann_path: {tmp_path}/refcoco/instances.json: {message}"
+    )
 
 
 def test_keys_of_another_layout_are_refused_by_name(tmp_path):

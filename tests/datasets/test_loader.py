@@ -63,7 +63,10 @@ def test_equal_ratios_without_any_and_an_error_with_some(laion, cc_sbu):
     assert loader([laion(), cc_sbu()]).ratios.tolist() == [0.5, 0.5]
     assert loader([laion(), cc_sbu()], [3, 1]).ratios.tolist() == [0.75, 0.25]
     for wrong, expected in ((None, "None"), (0, "0"), (-2, "-2"), (float("nan"), "nan")):
-        with pytest.raises(ValueError, match=rf"^datasets.cc_sbu.sample_ratio: {expected}; expected a number above 0"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^datasets.cc_sbu.sample_ratio: {expected}; expected a number above 0",
+        ):
             loader([laion(), cc_sbu()], [115, wrong])
 
 
@@ -93,10 +96,20 @@ def test_the_loader_leaves_torchs_generator_alone(laion, tmp_path):
 def test_ranks_together_meet_each_record_once_an_epoch(tmp_path, world_size):
     cards = []
     for rank in range(world_size):
-        batches = loader([folder_dataset(tmp_path, range(12))], batch_size=1, seed=5, rank=rank, world_size=world_size)
+        batches = loader(
+            [folder_dataset(tmp_path, range(12))],
+            batch_size=1,
+            seed=5,
+            rank=rank,
+            world_size=world_size,
+        )
         cards.append(ids(take(batches, 24 // world_size)))
     dealt = list(itertools.chain(*zip(*cards, strict=True)))
-    assert sorted(dealt[:12]) == sorted(dealt[12:]) == sorted(f"cc_sbu_align/{number}" for number in range(12))
+    assert (
+        sorted(dealt[:12])
+        == sorted(dealt[12:])
+        == sorted(f"cc_sbu_align/{number}" for number in range(12))
+    )
     assert dealt[:12] != dealt[12:]
 
 
@@ -109,7 +122,10 @@ def test_a_set_smaller_than_a_batch_comes_round_again(tmp_path):
 
 
 def test_the_length_of_a_true_pass(tmp_path, laion):
-    assert loader([folder_dataset(tmp_path, range(13))], batch_size=3, world_size=2).epoch_length() == 3
+    assert (
+        loader([folder_dataset(tmp_path, range(13))], batch_size=3, world_size=2).epoch_length()
+        == 3
+    )
     own = folder_dataset(tmp_path, range(13))
     own.batch_size = 13
     assert loader([own], batch_size=3).epoch_length() == 1
@@ -136,7 +152,10 @@ def test_state_tells_where_each_workers_stream_stands(laion, num_workers):
     each = 24 // max(1, num_workers)
     progress = batches.state()["progress"]["laion"]
     assert progress["batches"] == 6
-    reached = {worker: (tuple(position), sum(counts)) for worker, (position, counts) in progress["workers"].items()}
+    reached = {
+        worker: (tuple(position), sum(counts))
+        for worker, (position, counts) in progress["workers"].items()
+    }
     assert reached == dict.fromkeys(range(max(1, num_workers)), ((0, each), each))
 
 
@@ -147,14 +166,18 @@ def mixed(tmp_path, laion):
     whole = (tmp_path / "laion" / "2.tar").read_bytes()
     (tmp_path / "laion" / "2.tar").write_bytes(whole[: len(whole) // 2 + 100])
     (tmp_path / "small").mkdir()
-    samples = {f"{number:06d}": pair(number) for number in range(9)} | {"000009": {"jpg": b"broken", "txt": b"a"}}
+    samples = {f"{number:06d}": pair(number) for number in range(9)} | {
+        "000009": {"jpg": b"broken", "txt": b"a"}
+    }
     write_tar(tmp_path / "small" / "s.tar", samples)
     folder_dataset(tmp_path, range(11))
     (tmp_path / "image" / "3.jpg").write_bytes(b"broken")
 
     def make():
         processor = Blip2ImageTrainProcessor(image_size=8)
-        folder = CaptionDataset(processor, None, tmp_path / "image", [tmp_path / "filter_cap.json"], "cc_sbu_align")
+        folder = CaptionDataset(
+            processor, None, tmp_path / "image", [tmp_path / "filter_cap.json"], "cc_sbu_align"
+        )
         return [laion(), stream(f"{tmp_path}/small/s.tar", name="cc_sbu"), folder]
 
     return make
@@ -165,7 +188,13 @@ def mixed(tmp_path, laion):
 def test_resumed_equals_uninterrupted(mixed, num_workers, cut, tmp_path):
     """Ids, images and counts, on both ranks; the state is read back from a file, without running code."""
     for rank in range(2):
-        settings = {"num_workers": num_workers, "seed": 3, "rank": rank, "world_size": 2, "batch_size": 3}
+        settings = {
+            "num_workers": num_workers,
+            "seed": 3,
+            "rank": rank,
+            "world_size": 2,
+            "batch_size": 3,
+        }
         whole = loader(mixed(), [2, 1, 1], **settings)
         take(whole, cut)
         torch.save(whole.state(), tmp_path / "state.pth")
@@ -174,7 +203,9 @@ def test_resumed_equals_uninterrupted(mixed, num_workers, cut, tmp_path):
         rest.resume(torch.load(tmp_path / "state.pth", weights_only=True))
         found = take(rest, 30)
         assert ids(found) == ids(expected)
-        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True))
+        assert all(
+            torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True)
+        )
         assert rest.skip_report() == whole.skip_report()
         assert rest.state() == whole.state()
     assert rest.skip_report()["laion"].keys() == {"seen", "bad_shard"}

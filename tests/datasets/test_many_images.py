@@ -28,7 +28,9 @@ class Albums(BaseDataset, Dataset):
     def __getitem__(self, index):
         epoch, index = index if isinstance(index, tuple) else (0, index)
         number = self.annotation[index]
-        images = [load_rgb(jpeg(index * 10 + image)) for image in range(1 if number is None else number)]
+        images = [
+            load_rgb(jpeg(index * 10 + image)) for image in range(1 if number is None else number)
+        ]
         self.skips.usable()
         text = (("How many?", f"{number}."),)
         sample = self.prepare(images[0] if number is None else images, text, epoch, index)
@@ -51,7 +53,9 @@ def test_images_of_a_batch_are_in_the_order_of_its_samples(num_workers):
     for raw in itertools.islice(batches, 7):
         batch = to_device(raw, CPU)
         images = expected(batch, counts)
-        assert batch["num_images"] == [counts[int(name.removeprefix("albums/"))] for name in batch["sample_id"]]
+        assert batch["num_images"] == [
+            counts[int(name.removeprefix("albums/"))] for name in batch["sample_id"]
+        ]
         assert len(batch["turns"]) == len(batch["text_input"]) == len(batch["num_images"]) == 3
         assert len(images) == sum(batch["num_images"]) == len(batch["image"])
         assert batch["image"].dtype == torch.float32 and "normalise" not in batch
@@ -65,15 +69,26 @@ def test_a_batch_without_any_image(num_workers):
     batch = next(loader([Albums([0, 0])], batch_size=2, num_workers=num_workers))
     assert "normalise" not in batch
     batch = to_device(batch, CPU)
-    assert (batch["image"].shape, batch["image"].dtype, batch["num_images"]) == ((0, 3, 0, 0), torch.float32, [0, 0])
+    assert (batch["image"].shape, batch["image"].dtype, batch["num_images"]) == (
+        (0, 3, 0, 0),
+        torch.float32,
+        [0, 0],
+    )
     assert batch["text_input"] == ["0.", "0."]
 
 
 def test_images_cross_as_bytes_where_the_processor_allows_it():
     batch = next(loader([Albums([1, 2])], batch_size=2))
     assert (batch["image"].dtype, batch["image"].shape) == (torch.uint8, (3, 8, 8, 3))
-    own = next(loader([Albums([1, 2], vis_processor=lambda image: torch.full((3, 8, 8), 0.5))], batch_size=2))
-    assert (own["image"].dtype, own["image"].shape) == (torch.float32, (3, 3, 8, 8)) and "normalise" not in own
+    own = next(
+        loader(
+            [Albums([1, 2], vis_processor=lambda image: torch.full((3, 8, 8), 0.5))], batch_size=2
+        )
+    )
+    assert (own["image"].dtype, own["image"].shape) == (
+        torch.float32,
+        (3, 3, 8, 8),
+    ) and "normalise" not in own
 
 
 def test_one_image_each_stays_a_batch_as_before():
@@ -84,5 +99,9 @@ def test_one_image_each_stays_a_batch_as_before():
 
 def test_both_forms_in_one_batch():
     image = torch.rand(3, 2, 2)
-    batch = collate([{"image": image, "text_input": "a"}, {"images": [image + 1, image], "text_input": "b"}])
-    assert batch["num_images"] == [1, 2] and torch.equal(batch["image"], torch.stack([image, image + 1, image]))
+    batch = collate(
+        [{"image": image, "text_input": "a"}, {"images": [image + 1, image], "text_input": "b"}]
+    )
+    assert batch["num_images"] == [1, 2] and torch.equal(
+        batch["image"], torch.stack([image, image + 1, image])
+    )

@@ -31,7 +31,11 @@ class Plain(Dataset):
     """All that torch asks for; image_id is text."""
 
     def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
-        self.vis_processor, self.text_processor, self.vis_root = vis_processor, text_processor, vis_root
+        self.vis_processor, self.text_processor, self.vis_root = (
+            vis_processor,
+            text_processor,
+            vis_root,
+        )
         self.annotation = json.loads(Path(ann_paths[0]).read_text())["annotations"]
 
     def __len__(self):
@@ -40,7 +44,11 @@ class Plain(Dataset):
     def __getitem__(self, index):
         record = self.annotation[index]
         image = Image.open(Path(self.vis_root) / f"{record['image_id']}.jpg").convert("RGB")
-        return {"image": self.vis_processor(image), "text_input": record["caption"], "image_id": record["image_id"]}
+        return {
+            "image": self.vis_processor(image),
+            "text_input": record["caption"],
+            "image_id": record["image_id"],
+        }
 
 
 class Based(BaseDataset):
@@ -52,7 +60,9 @@ class Based(BaseDataset):
 
 class Captions(CaptionDataset):
     def __getitem__(self, index):
-        return Plain.__getitem__(self, index) | {"image_id": self.img_ids[self.annotation[index]["image_id"]]}
+        return Plain.__getitem__(self, index) | {
+            "image_id": self.img_ids[self.annotation[index]["image_id"]]
+        }
 
 
 class Changed(CaptionDataset):
@@ -72,7 +82,12 @@ class Builder(BaseDatasetBuilder):
         self.build_processors()
         folder = Path(self.config["build_info"]["storage"])
         vis, text = self.vis_processors["train"], self.text_processors["train"]
-        make = self.style(vis_processor=vis, text_processor=text, vis_root=str(folder), ann_paths=[folder / "c.json"])
+        make = self.style(
+            vis_processor=vis,
+            text_processor=text,
+            vis_root=str(folder),
+            ann_paths=[folder / "c.json"],
+        )
         return {"train": make, "valid": make}
 
 
@@ -90,7 +105,9 @@ def built(style, folder, **more):
     registry.register_builder("xrays")(Builder)
     Builder.style = style
     cfg = section("xrays", str(folder), **more)
-    cfg = SimpleNamespace(datasets_cfg={"xrays": cfg}, run_cfg=SimpleNamespace(iters_per_epoch=None, evaluate=False))
+    cfg = SimpleNamespace(
+        datasets_cfg={"xrays": cfg}, run_cfg=SimpleNamespace(iters_per_epoch=None, evaluate=False)
+    )
     return ImageTextPretrainTask().build_datasets(cfg)["xrays"]
 
 
@@ -100,7 +117,8 @@ def test_a_dataset_of_2023_gives_each_sample_once_an_epoch(folder, style, num_wo
     batches = loader([built(style, folder)["train"]], batch_size=3, num_workers=num_workers)
     first = list(itertools.islice(batches, 2))
     assert (
-        sorted(itertools.chain.from_iterable(batch["text_input"] for batch in first))[0].upper() == "CAPTION A \ufffd."
+        sorted(itertools.chain.from_iterable(batch["text_input"] for batch in first))[0].upper()
+        == "CAPTION A \ufffd."
     )
     assert len(set(ids(first))) == 6 and all(name.startswith("xrays/") for name in ids(first))
     assert first[0]["image"].shape[0] == 3 and len(first[0]["image_id"]) == 3
@@ -128,7 +146,9 @@ def test_it_resumes_exactly(folder):
     again.resume(pickle.loads(pickle.dumps(state)))
     for batch in after:
         found = next(again)
-        assert found["sample_id"] == batch["sample_id"] and torch.equal(found["image"], batch["image"])
+        assert found["sample_id"] == batch["sample_id"] and torch.equal(
+            found["image"], batch["image"]
+        )
     assert len(before) == 2
 
 
@@ -138,25 +158,39 @@ def test_its_ratio_its_sheet_and_its_broken_images(folder):
     dataset = built(Plain, folder, sample_ratio=7, batch_size=5)["train"]
     assert (dataset.sample_ratio, dataset.batch_size, len(dataset.listing())) == (7, 5, 6)
     samples = list(dataset.one_pass())
-    assert [sample["text_input"][8] for sample in sorted(samples, key=lambda s: s["text_input"])] == list("adef")
+    assert [
+        sample["text_input"][8] for sample in sorted(samples, key=lambda s: s["text_input"])
+    ] == list("adef")
     assert dataset.skips.report() == {"seen": 6, "bad_image": 2}
     assert dataset.vis_processor.to_image(samples[0]["image"]).size == (8, 8)
     for name in "adef":
         (folder / f"{name}.jpg").unlink()
     with pytest.raises(DataError, match="6 bad_image"):
         next(loader([dataset]))
-    with pytest.raises(ValueError, match=r"xrays: .*Plain gives no usable sample, 6 were tried; the first: bad_image"):
+    with pytest.raises(
+        ValueError,
+        match=r"xrays: .*Plain gives no usable sample, 6 were tried; the first: bad_image",
+    ):
         built(Plain, folder)
 
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
 def test_words_for_validation_are_one(folder, word):
-    settings = {"batch_size_eval": 4, "num_workers": 0, "max_bad_fraction": 0.1, "eval_controls": True}
+    settings = {
+        "batch_size_eval": 4,
+        "num_workers": 0,
+        "max_bad_fraction": 0.1,
+        "eval_controls": True,
+    }
     run_cfg = SimpleNamespace(seed=1, **settings)
-    (found,) = ImageTextPretrainTask().build_eval_loaders({"xrays": built(Plain, folder)}, run_cfg, [word])[word]
+    (found,) = ImageTextPretrainTask().build_eval_loaders(
+        {"xrays": built(Plain, folder)}, run_cfg, [word]
+    )[word]
     assert isinstance(found, EvalLoader) and len(ids(found)) == 6
     with pytest.raises(ValueError, match="no dataset has a split 'test'"):
-        ImageTextPretrainTask().build_eval_loaders({"xrays": built(Plain, folder)}, run_cfg, ["test"])
+        ImageTextPretrainTask().build_eval_loaders(
+            {"xrays": built(Plain, folder)}, run_cfg, ["test"]
+        )
 
 
 def test_the_base_builder_takes_it_with_a_validation_split(folder):
@@ -202,9 +236,21 @@ class Listed(Dataset):
         (None, "bad_record", "the sample is NoneType, not a mapping"),
         ((GOOD["image"], "A dog."), "bad_record", "the sample is tuple, not a mapping"),
         ({"text_input": "A dog."}, "no_image", "'image' is missing (keys: text_input)"),
-        (GOOD | {"image": Image.new("RGB", (8, 8))}, "bad_image", "the image is Image; expected a tensor [3, S, S]"),
-        (GOOD | {"image": torch.zeros(1, 8, 8)}, "bad_image", "the image is [1, 8, 8]; expected a tensor [3, S, S]"),
-        (GOOD | {"image": torch.zeros(3, 9, 9)}, "bad_image", "the image is [3, 9, 9], the first one [3, 8, 8]"),
+        (
+            GOOD | {"image": Image.new("RGB", (8, 8))},
+            "bad_image",
+            "the image is Image; expected a tensor [3, S, S]",
+        ),
+        (
+            GOOD | {"image": torch.zeros(1, 8, 8)},
+            "bad_image",
+            "the image is [1, 8, 8]; expected a tensor [3, S, S]",
+        ),
+        (
+            GOOD | {"image": torch.zeros(3, 9, 9)},
+            "bad_image",
+            "the image is [3, 9, 9], the first one [3, 8, 8]",
+        ),
         (
             {"image": GOOD["image"], "caption": "A dog."},
             "bad_caption",
@@ -216,13 +262,17 @@ class Listed(Dataset):
         (ImageError("cut off"), "bad_image", "ImageError: cut off (test_map_style.py line "),
     ],
 )
-def test_a_sample_of_another_form_is_counted_and_a_dataset_of_them_is_refused(sample, reason, said, caplog):
+def test_a_sample_of_another_form_is_counted_and_a_dataset_of_them_is_refused(
+    sample, reason, said, caplog
+):
     dataset = adapted(Listed([GOOD, sample, TURNS]), "xrays")
     used = sorted(sample["text_input"] for sample in dataset.one_pass())
     assert used == ["A cat.", "A dog."] and dataset.skips.report() == {"seen": 3, reason: 1}
     assert f"skipped record 1: {reason} ({said}" in caplog.text
     if "the first one" not in said:
-        with pytest.raises(ValueError, match=re.escape(f"2 were tried; the first: {reason} ({said}")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"2 were tried; the first: {reason} ({said}")
+        ):
             adapted(Listed([sample, sample]), "xrays")
 
 
@@ -233,12 +283,18 @@ def test_turns_alone_are_enough_and_their_texts_are_whole():
 
 @pytest.mark.parametrize(
     ("dataset", "said"),
-    [(Stream(), "Stream has no __len__"), (BaseDataset(), "BaseDataset has no"), (None, "NoneType has no")],
+    [
+        (Stream(), "Stream has no __len__"),
+        (BaseDataset(), "BaseDataset has no"),
+        (None, "NoneType has no"),
+    ],
 )
 def test_what_cannot_be_read_is_refused_by_name(dataset, said):
     with pytest.raises(ValueError, match=r"^datasets\.xrays: .*Listed is empty"):
         adapted(Listed([]), "xrays")
-    with pytest.raises(ValueError, match=rf"^datasets\.xrays: .*{said}.*a dataset needs __len__ and __getitem__"):
+    with pytest.raises(
+        ValueError, match=rf"^datasets\.xrays: .*{said}.*a dataset needs __len__ and __getitem__"
+    ):
         adapted(dataset, "xrays")
 
 
@@ -260,7 +316,9 @@ def test_a_subclass_of_the_own_data_builder_needs_records_alone(tmp_path):
         def records(cls, info):
             folder = Path(info["storage"])
             next(folder.iterdir())
-            return [Record(path.name, path.name, path.stem) for path in sorted(folder.iterdir())], folder
+            return [
+                Record(path.name, path.name, path.stem) for path in sorted(folder.iterdir())
+            ], folder
 
     where = "datasets.titles"
     assert Titles.preflight(section("titles", str(tmp_path / "none")), where) == [

@@ -92,7 +92,9 @@ def test_a_stream_goes_on_exactly_with_a_cache_smaller_than_the_data(s3, tmp_pat
     first, stopped = batches_from("s3://cut-twice/{0..3}.tar", cache, number=5)
     rest, resumed = batches_from("s3://cut-twice/{0..3}.tar", cache, stopped.state(), number=7)
     assert first + rest == expected and len(expected) == 48  # two epochs
-    assert stopped.skip_report() == {"laion": {"seen": 20}} and resumed.skip_report() == {"laion": {"seen": 48}}
+    assert stopped.skip_report() == {"laion": {"seen": 20}} and resumed.skip_report() == {
+        "laion": {"seen": 48}
+    }
     counts = resumed.datasets[0].cache_counts()
     assert counts["kept in it"] and counts["shards read from it"] and not counts["not kept"]
     assert 0 < sum(path.stat().st_size for path in cache.folder.iterdir()) <= cache.max_bytes

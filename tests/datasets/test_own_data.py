@@ -48,11 +48,16 @@ def texts(records):
 
 FILES = {
     "lines.jsonl": '\ufeff{"image": "a.jpg", "caption": "A dog."}\n\n{"file_name": "sub/b.png", "text": "Ein Hund."}\n',
-    "list.json": json.dumps([{"image": "./a.jpg", "caption": "A dog."}, {"image": ["sub/b.png"], "text": "Ein Hund."}]),
+    "list.json": json.dumps(
+        [{"image": "./a.jpg", "caption": "A dog."}, {"image": ["sub/b.png"], "text": "Ein Hund."}]
+    ),
     "coco.json": json.dumps(
         {
             "images": [{"id": 7, "file_name": "a.jpg"}, {"id": "x", "file_name": "sub/b.png"}],
-            "annotations": [{"image_id": 7, "caption": "A dog."}, {"image_id": "x", "caption": "Ein Hund."}],
+            "annotations": [
+                {"image_id": 7, "caption": "A dog."},
+                {"image_id": "x", "caption": "Ein Hund."},
+            ],
         }
     ),
     "table.csv": 'image,caption\na.jpg,"A dog."\nsub/b.png,Ein Hund.\n',
@@ -64,12 +69,18 @@ FILES = {
 def test_the_formats_say_the_same(tmp_path, name):
     write_images(tmp_path, "a.jpg", "sub/b.png")
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    assert texts(read_records(tmp_path / name, tmp_path)) == [("a.jpg", "A dog."), ("sub/b.png", "Ein Hund.")]
+    assert texts(read_records(tmp_path / name, tmp_path)) == [
+        ("a.jpg", "A dog."),
+        ("sub/b.png", "Ein Hund."),
+    ]
     assert preflight("image_text_jsonl", tmp_path / name) == []
     dataset = build("image_text_jsonl", tmp_path / name, "my_set")
     samples = [dataset[index] for index in range(2)]
     assert [sample["text_input"] for sample in samples] == ["A dog.", "Ein Hund."]
-    assert all(sample["sample_id"].startswith(f"{name} ") for sample in samples) and "turns" not in samples[0]
+    assert (
+        all(sample["sample_id"].startswith(f"{name} ") for sample in samples)
+        and "turns" not in samples[0]
+    )
     assert dataset.name == "my_set"
 
 
@@ -83,14 +94,22 @@ def test_conversations(tmp_path, name):
 
 
 def test_an_instruction_is_a_conversation_of_one_turn(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "Red.", "instruction": "Which colour?"}')
-    assert texts(read_records(tmp_path / "a.jsonl", tmp_path)) == [("a.jpg", (("Which colour?", "Red."),))]
+    (tmp_path / "a.jsonl").write_text(
+        '{"image": "a.jpg", "caption": "Red.", "instruction": "Which colour?"}'
+    )
+    assert texts(read_records(tmp_path / "a.jsonl", tmp_path)) == [
+        ("a.jpg", (("Which colour?", "Red."),))
+    ]
 
 
 def test_answers_go_through_the_text_processor_and_questions_do_not(tmp_path):
     write_images(tmp_path, "a.jpg")
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.jpg", "conversations": LLAVA}))
-    cfg = section("image_text_jsonl", str(tmp_path / "a.jsonl"), text_processor={"train": {"name": "blip_caption"}})
+    cfg = section(
+        "image_text_jsonl",
+        str(tmp_path / "a.jsonl"),
+        text_processor={"train": {"name": "blip_caption"}},
+    )
     dataset = registry.get_builder_class("image_text_jsonl")(cfg).build_datasets()["train"]
     assert dataset[0]["turns"] == (("What is it?", "a dog"), ("Which colour?", "brown"))
 
@@ -144,7 +163,10 @@ def test_tar_files(tmp_path):
 
 def test_a_batch_holds_one_dataset_and_maybe_both_kinds_of_samples(tmp_path):
     write_images(tmp_path, "a.jpg")
-    records = [{"image": "a.jpg", "conversations": LLAVA}, {"image": "a.jpg", "caption": "Just a dog."}]
+    records = [
+        {"image": "a.jpg", "conversations": LLAVA},
+        {"image": "a.jpg", "caption": "Just a dog."},
+    ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, records)))
     own = build("image_text_jsonl", tmp_path / "own.jsonl")
     plain = build("webdataset", shard(tmp_path, "0", range(8)), "plain")
@@ -166,8 +188,12 @@ def test_a_batch_holds_one_dataset_and_maybe_both_kinds_of_samples(tmp_path):
 
 
 def config(tmp_path, text):
-    (tmp_path / "c.yaml").write_text(f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna}}\ndatasets:\n{text}")
-    return Config(Namespace(cfg_path=tmp_path / "c.yaml", options=[f"model.llama_model={tmp_path}"]))
+    (tmp_path / "c.yaml").write_text(
+        f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna}}\ndatasets:\n{text}"
+    )
+    return Config(
+        Namespace(cfg_path=tmp_path / "c.yaml", options=[f"model.llama_model={tmp_path}"])
+    )
 
 
 def problems_of(tmp_path, text):
@@ -186,9 +212,17 @@ def test_any_section_may_name_its_builder(tmp_path):
     (tmp_path / "c.yaml").write_text(
         f"model: {{arch: mini_gpt4, model_type: pretrain_vicuna, llama_model: {tmp_path}}}\ndatasets:\n{sections}"
     )
-    cfg = Config(Namespace(cfg_path=tmp_path / "c.yaml", options=[f"model.{k}={v}" for k, v in vision.items()]))
+    cfg = Config(
+        Namespace(
+            cfg_path=tmp_path / "c.yaml", options=[f"model.{k}={v}" for k, v in vision.items()]
+        )
+    )
     pets, laion = cfg.datasets_cfg.pets, cfg.datasets_cfg.laion
-    assert (pets.builder, pets.build_info.images, pets.data_type) == ("image_text_jsonl", "b", "images")
+    assert (pets.builder, pets.build_info.images, pets.data_type) == (
+        "image_text_jsonl",
+        "b",
+        "images",
+    )
     assert laion.builder is None and laion.build_info.storage.endswith(".tar")
 
 

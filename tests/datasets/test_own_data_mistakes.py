@@ -14,7 +14,11 @@ from tests.datasets.test_own_data import LLAVA, build, preflight, write_images
 # what is counted
 
 FAULTS = {
-    "not JSON": ('{"image": "a.jpg", "caption": ', "bad_record", "not valid JSON (Expecting value: line 1 column 31"),
+    "not JSON": (
+        '{"image": "a.jpg", "caption": ',
+        "bad_record",
+        "not valid JSON (Expecting value: line 1 column 31",
+    ),
     "a list": ("[1]", "bad_record", "is list, not a mapping"),
     "no image": ('{"id": 1, "caption": "x"}', "no_image", "'image' is missing (keys: id, caption)"),
     "two images": (
@@ -22,7 +26,11 @@ FAULTS = {
         "bad_record",
         "image is ['a.jpg', 'b.jpg']; expected the path of one image",
     ),
-    "no caption": ('{"image": "a.jpg", "captoin": "x"}', "no_caption", "'caption' is missing (keys: image, captoin)"),
+    "no caption": (
+        '{"image": "a.jpg", "captoin": "x"}',
+        "no_caption",
+        "'caption' is missing (keys: image, captoin)",
+    ),
     "no text": ('{"image": "a.jpg", "caption": 7}', "bad_caption", "caption is int, not text"),
     "blank": ('{"image": "a.jpg", "caption": " "}', "bad_caption", "caption is empty"),
     "turns of the wrong kind": (
@@ -68,7 +76,10 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, name, caplog):
     assert fault.detail.startswith(detail)
     with caplog.at_level(logging.WARNING):
         dataset = build("image_text_jsonl", tmp_path / "own.jsonl")
-        assert f"own: 1 of 2 records cannot be used; first: own.jsonl line 2: {reason} ({detail}" in caplog.text
+        assert (
+            f"own: 1 of 2 records cannot be used; first: own.jsonl line 2: {reason} ({detail}"
+            in caplog.text
+        )
     assert [dataset[index]["text_input"] for index in (0, 1)] == ["Fine.", "Fine."]
     assert dataset.skips.report() == {"seen": 3, reason: 1}
 
@@ -83,7 +94,9 @@ def test_images_that_are_missing_or_broken_are_counted(tmp_path):
     assert dataset.skips.report() == {"seen": 3, "bad_image": 1, "missing_file": 1}
 
 
-@pytest.mark.parametrize(("content", "detail"), [(b" \n", "txt is empty"), (b"\xff", "txt: 'utf-8' codec can't")])
+@pytest.mark.parametrize(
+    ("content", "detail"), [(b" \n", "txt is empty"), (b"\xff", "txt: 'utf-8' codec can't")]
+)
 def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
     write_images(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "a.txt").write_bytes(content)
@@ -95,10 +108,22 @@ def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
 
 
 def test_an_annotation_of_coco_without_its_image_is_counted(tmp_path):
-    annotations = [{"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "x"}, {"caption": "x"}, 7]
-    content = {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": []}, 3], "annotations": annotations}
+    annotations = [
+        {"image_id": 1, "caption": "x"},
+        {"image_id": 2, "caption": "x"},
+        {"caption": "x"},
+        7,
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": []}, 3],
+        "annotations": annotations,
+    }
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    faults = [record for record in read_records(tmp_path / "coco.json", tmp_path) if isinstance(record, Fault)]
+    faults = [
+        record
+        for record in read_records(tmp_path / "coco.json", tmp_path)
+        if isinstance(record, Fault)
+    ]
     assert faults == [
         Fault("coco.json annotation 1", "no_image", "image_id 2 is not among 'images'"),
         Fault("coco.json annotation 2", "bad_record", "has no 'image_id'"),
@@ -112,7 +137,9 @@ LEADS_OUT = (
     "leads out of the image folder '{tmp}'; write paths without '..' that start from one folder with all images, links "
     "out of it not followed, and name that folder"
 )
-ADDRESS = "is an address; nothing is fetched while training. Download the images and give their paths"
+ADDRESS = (
+    "is an address; nothing is fetched while training. Download the images and give their paths"
+)
 REFUSED = {
     "../secret.jpg": f"'../secret.jpg' {LEADS_OUT}",
     "sub/../../x.jpg": f"'sub/../../x.jpg' {LEADS_OUT}",
@@ -142,7 +169,9 @@ def test_paths_that_lead_elsewhere_are_refused(root, image):
     lines = [{"image": "a.jpg", "caption": "Fine."}, {"image": image, "caption": "x"}]
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     message = f"own.jsonl line 2: {REFUSED[image].format(tmp=root)}"
-    assert preflight("image_text_jsonl", root / "own.jsonl") == [f"datasets.own.build_info.storage: {message}"]
+    assert preflight("image_text_jsonl", root / "own.jsonl") == [
+        f"datasets.own.build_info.storage: {message}"
+    ]
 
 
 def test_a_link_out_met_only_while_training_is_counted(root):
@@ -150,14 +179,19 @@ def test_a_link_out_met_only_while_training_is_counted(root):
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     dataset = build("image_text_jsonl", root / "own.jsonl")
     assert dataset[0]["sample_id"] == "own.jsonl line 2"
-    assert dataset.skips.report() == {"seen": 2, "bad_image": 1} and "link.jpg is a link out of" in dataset.skips.first
+    assert (
+        dataset.skips.report() == {"seen": 2, "bad_image": 1}
+        and "link.jpg is a link out of" in dataset.skips.first
+    )
 
 
 @pytest.mark.parametrize("link", ["link.jpg", "linked", "a.txt"])
 def test_a_folder_with_a_link_out_is_refused_by_its_name(root, tmp_path, link):
     for name in {"link.jpg", "linked"} - {link}:
         (root / name).unlink()
-    (root / "a.txt").write_text("Red.") if link != "a.txt" else (root / "a.txt").symlink_to(tmp_path / "password.txt")
+    (root / "a.txt").write_text("Red.") if link != "a.txt" else (root / "a.txt").symlink_to(
+        tmp_path / "password.txt"
+    )
     (problem,) = preflight("image_text_folder", root)
     assert f"'{root}': '{link}' is a link out of the folder, to '{tmp_path}/" in problem
 
@@ -165,11 +199,17 @@ def test_a_folder_with_a_link_out_is_refused_by_its_name(root, tmp_path, link):
 def test_links_and_absolute_paths_inside_are_fine(root, tmp_path):
     (root / "inner.jpg").symlink_to(root / "a.jpg")
     (tmp_path / "other_name").symlink_to(root)
-    lines = [{"image": name, "caption": name} for name in ("inner.jpg", str(tmp_path / "other_name/a.jpg"))]
+    lines = [
+        {"image": name, "caption": name}
+        for name in ("inner.jpg", str(tmp_path / "other_name/a.jpg"))
+    ]
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     where = {"images": str(tmp_path / "other_name")}
     assert preflight("image_text_jsonl", root / "own.jsonl", **where) == []
-    assert build("image_text_jsonl", root / "own.jsonl", **where)[1]["text_input"] == lines[1]["caption"]
+    assert (
+        build("image_text_jsonl", root / "own.jsonl", **where)[1]["text_input"]
+        == lines[1]["caption"]
+    )
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"
@@ -201,7 +241,9 @@ EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
 )
-COCO = 'or COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
+COCO = (
+    'or COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
+)
 MISTAKES = [
     ("image_text_jsonl", lambda tmp: {"storage": str(tmp / "x.jsonl")}, "nothing at '{tmp}/x.jsonl'; expected the path of an annotation file"),
     ("image_text_jsonl", lambda tmp: {"storage": 7}, "7; expected the path of an annotation file"),
@@ -280,7 +322,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("builder", "make", "message"), MISTAKES, ids=lambda part: part[:40] if isinstance(part, str) else ""
+    ("builder", "make", "message"),
+    MISTAKES,
+    ids=lambda part: part[:40] if isinstance(part, str) else "",
 )
 def test_what_is_said_of_wrong_data(tmp_path, builder, make, message):
     info = make(tmp_path)

@@ -20,7 +20,10 @@ def said(question, answer):
 
 
 def messages(*texts):
-    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 
 
 RED = (("Which colour?", "Red."),)
@@ -36,51 +39,111 @@ ODDITIES = {
     "infinity": (b'{"caption": Infinity}', None, "bad_caption"),
     "nothing but null": ({"caption": None}, None, "bad_caption"),
     "no caption": ({"title": "Red."}, None, "no_caption"),
-    "blanks, byte order mark, line ends": ({"caption": "\ufeff  Red.\r\nBlue.\r\n "}, None, "Red.\nBlue."),
+    "blanks, byte order mark, line ends": (
+        {"caption": "\ufeff  Red.\r\nBlue.\r\n "},
+        None,
+        "Red.\nBlue.",
+    ),
     "half an emoji": ({"caption": "Red \ud83d"}, None, "Red \ufffd"),
     "both halves": (b'{"caption": "Red \\ud83d\\ude00"}', None, "Red \U0001f600"),
     "control characters": ({"caption": "Red\0\x1b[31m."}, None, "Red\0\x1b[31m."),
     "instruction": ({"caption": "Red.", "instruction": "Which colour?"}, None, RED),
     "instruction beside text": ({"text": "Red.", "instruction": " Which colour?\r\n"}, None, RED),
     "a null instruction": ({"caption": "Red.", "instruction": None}, None, "Red."),
-    "an instruction that is a list": ({"caption": "Red.", "instruction": ["x"]}, None, "bad_caption"),
+    "an instruction that is a list": (
+        {"caption": "Red.", "instruction": ["x"]},
+        None,
+        "bad_caption",
+    ),
     "query and response": ({"query": "<image>Which colour?", "response": "Red."}, None, RED),
-    "a history": ({"query": "And?", "response": "Red.", "history": [["a", "b"]]}, None, "bad_record"),
-    "a system text": ({"query": "And?", "response": "Red.", "system": "Be brief."}, None, "bad_record"),
+    "a history": (
+        {"query": "And?", "response": "Red.", "history": [["a", "b"]]},
+        None,
+        "bad_record",
+    ),
+    "a system text": (
+        {"query": "And?", "response": "Red.", "system": "Be brief."},
+        None,
+        "bad_record",
+    ),
     "conversation": ({"conversations": said("<image>\nWhich colour?", "Red.")}, None, RED),
-    "conversation before caption": ({"caption": "B", "conversations": said("Which colour?", "Red.")}, None, RED),
+    "conversation before caption": (
+        {"caption": "B", "conversations": said("Which colour?", "Red.")},
+        None,
+        RED,
+    ),
     "an empty conversation": ({"caption": "Red.", "conversations": []}, None, "Red."),
     "messages": ({"messages": messages("<image>Which colour?", "Red.")}, None, RED),
-    "messages of two turns": ({"messages": messages("Which colour?", "Red.", "S?", "L")}, None, (*RED, ("S?", "L"))),
+    "messages of two turns": (
+        {"messages": messages("Which colour?", "Red.", "S?", "L")},
+        None,
+        (*RED, ("S?", "L")),
+    ),
     "an empty system message": (
         {"messages": [{"role": "system", "content": ""}, *messages("Which colour?", "Red.")]},
         None,
         RED,
     ),
-    "a system message": ({"messages": [{"role": "system", "content": "x"}, *messages("a", "b")]}, None, "bad_record"),
+    "a system message": (
+        {"messages": [{"role": "system", "content": "x"}, *messages("a", "b")]},
+        None,
+        "bad_record",
+    ),
     "no answer": ({"messages": messages("Which colour?")}, None, "bad_caption"),
     "an answer of null": ({"messages": messages("Which colour?", None)}, None, "bad_caption"),
     "no message": ({"messages": [7, None]}, None, "bad_caption"),
-    "a mark in an instruction": ({"caption": "Red.", "instruction": "<Image>\nWhich colour?"}, None, RED),
-    "2023's mark": ({"caption": "Red.", "instruction": "<Img><ImageHere></Img> Which colour?"}, None, RED),
-    "a path as mark": ({"caption": "Red.", "instruction": "<img>a/b.jpg</img>Which colour?"}, None, RED),
+    "a mark in an instruction": (
+        {"caption": "Red.", "instruction": "<Image>\nWhich colour?"},
+        None,
+        RED,
+    ),
+    "2023's mark": (
+        {"caption": "Red.", "instruction": "<Img><ImageHere></Img> Which colour?"},
+        None,
+        RED,
+    ),
+    "a path as mark": (
+        {"caption": "Red.", "instruction": "<img>a/b.jpg</img>Which colour?"},
+        None,
+        RED,
+    ),
     "a mark behind": ({"caption": "Red.", "instruction": "Which colour?\n<image>"}, None, RED),
-    "a mark within": ({"caption": "Red.", "instruction": "In <image> what?"}, None, (("In what?", "Red."),)),
+    "a mark within": (
+        {"caption": "Red.", "instruction": "In <image> what?"},
+        None,
+        (("In what?", "Red."),),
+    ),
     "a mark in a caption": ({"caption": "<image>\nRed."}, None, "Red."),
     "nothing but a mark": ({"caption": "Red.", "instruction": "<image>"}, None, "Red."),
     "a caption of a mark": ({"caption": "<image>"}, None, "bad_caption"),
     "a mark of XML": ({"caption": "Red.", "instruction": "<image/>Which colour?"}, None, RED),
-    "two marks": ({"caption": "Red.", "instruction": "<image> <ImageHere> Same?"}, None, "bad_record"),
+    "two marks": (
+        {"caption": "Red.", "instruction": "<image> <ImageHere> Same?"},
+        None,
+        "bad_record",
+    ),
     "a video": ({"caption": "Red.", "instruction": "<video>Which colour?"}, None, "bad_record"),
     "two images": ({"caption": "Red.", "images": ["0.jpg", "1.jpg"]}, None, "bad_record"),
     "no mapping": (b'["Red."]', None, "bad_record"),
     "no JSON": (b'{"caption": "Red', None, "bad_record"),
     "nested too deep": (b'{"caption": "Red.", "x": ' + b"[" * 100_000, None, "bad_record"),
-    "a number of 9,999 digits": (b'{"caption": "Red.", "x": ' + b"9" * 9999 + b"}", None, "bad_record"),
-    "a question without end": ({"caption": "Red.", "instruction": "x" * (MAX_CHARS + 1)}, None, "bad_caption"),
+    "a number of 9,999 digits": (
+        b'{"caption": "Red.", "x": ' + b"9" * 9999 + b"}",
+        None,
+        "bad_record",
+    ),
+    "a question without end": (
+        {"caption": "Red.", "instruction": "x" * (MAX_CHARS + 1)},
+        None,
+        "bad_caption",
+    ),
     "a text file": (None, b"Red.", "Red."),
     "a text file of Windows": (None, b"\xef\xbb\xbfRed.\r\nBlue.\r\n", "Red.\nBlue."),
-    "a pointer of Git LFS": (None, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "bad_caption"),
+    "a pointer of Git LFS": (
+        None,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+        "bad_caption",
+    ),
     "a blank text file": (None, b" \r\n", "bad_caption"),
     "a text file in UTF-16": (None, "Red.".encode("utf-16"), "bad_caption"),
     "the text file is the last choice": ({"caption": "Red."}, b"Blue.", "Red."),
@@ -114,9 +177,14 @@ def test_a_record_is_the_same_sample_everywhere(tmp_path, name):
         assert found(build("image_text_folder", tmp_path)) == expected
         return
     # a sound line goes along: a file without one is refused as a whole
-    line = content.replace(b"{", b'{"image": "0.jpg", ', 1) if b'"images"' not in content else content
+    line = (
+        content.replace(b"{", b'{"image": "0.jpg", ', 1) if b'"images"' not in content else content
+    )
     (tmp_path / "captions.jsonl").write_bytes(line + b'\n{"image": "0.jpg", "caption": "Sound."}')
-    for builder, storage in (("image_text_folder", tmp_path), ("image_text_jsonl", tmp_path / "captions.jsonl")):
+    for builder, storage in (
+        ("image_text_folder", tmp_path),
+        ("image_text_jsonl", tmp_path / "captions.jsonl"),
+    ):
         dataset = build(builder, storage)
         dataset.annotation = dataset.annotation[:1]
         assert found(dataset) == expected
@@ -127,12 +195,20 @@ def is_text(value):
 
 
 IN_TABLES = [
-    name for name, (record, _, _) in ODDITIES.items() if type(record) is dict and all(map(is_text, record.values()))
+    name
+    for name, (record, _, _) in ODDITIES.items()
+    if type(record) is dict and all(map(is_text, record.values()))
 ]
-OF_2023 = [name for name, (record, _, _) in ODDITIES.items() if type(record) is dict and is_text(record.get("caption"))]
+OF_2023 = [
+    name
+    for name, (record, _, _) in ODDITIES.items()
+    if type(record) is dict and is_text(record.get("caption"))
+]
 
 
-@pytest.mark.parametrize("name", [name for name in IN_TABLES if not str(ODDITIES[name][2]).startswith(("bad_", "no_"))])
+@pytest.mark.parametrize(
+    "name", [name for name in IN_TABLES if not str(ODDITIES[name][2]).startswith(("bad_", "no_"))]
+)
 def test_a_row_of_a_table_is_the_same_sample(tmp_path, name):
     record, beside, expected = ODDITIES[name]
     (tmp_path / "0.jpg").write_bytes(jpeg(0))
@@ -143,7 +219,9 @@ def test_a_row_of_a_table_is_the_same_sample(tmp_path, name):
     assert found(build("image_text_jsonl", tmp_path / "t.csv")) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in OF_2023 if name != "an instruction that is a list"])
+@pytest.mark.parametrize(
+    "name", [name for name in OF_2023 if name != "an instruction that is a list"]
+)
 def test_a_record_of_cc_sbu_align_is_the_same_sample(tmp_path, name):
     record, _, expected = ODDITIES[name]
     try:
@@ -154,9 +232,13 @@ def test_a_record_of_cc_sbu_align_is_the_same_sample(tmp_path, name):
 
 def test_tables_with_blanks_and_too_many_fields(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
-    (tmp_path / "t.csv").write_text("image, caption\na.jpg, Red.\na.jpg,Red, and blue.\na.jpg,Blue.,,\n\na.jpg\n")
+    (tmp_path / "t.csv").write_text(
+        "image, caption\na.jpg, Red.\na.jpg,Red, and blue.\na.jpg,Blue.,,\n\na.jpg\n"
+    )
     dataset = build("image_text_jsonl", tmp_path / "t.csv")
-    texts = [(record.text if hasattr(record, "text") else record.reason) for record in dataset.annotation]
+    texts = [
+        (record.text if hasattr(record, "text") else record.reason) for record in dataset.annotation
+    ]
     assert texts == ["Red.", "bad_record", "Blue.", "no_caption"]
     assert "has 3 fields, the first line 2" in dataset.annotation[1].detail
 
@@ -165,14 +247,18 @@ def test_long_texts_are_cut_before_they_are_tokenized():
     start = time.monotonic()
     assert len(read_text({"caption": "word " * 10_000_000})) == MAX_CHARS  # 50 MB
     turns = read_text({"conversations": said("Why?", "x" * 40_000) * 100})
-    assert len(turns) == 3 and sum(len(question) + len(answer) for question, answer in turns) == MAX_CHARS
+    assert (
+        len(turns) == 3
+        and sum(len(question) + len(answer) for question, answer in turns) == MAX_CHARS
+    )
     assert time.monotonic() - start < 5
 
 
 def test_what_is_logged_of_a_record_is_one_short_line(tmp_path, caplog):
     record = {"caption": 7, "\x1b[31m\n" + "k" * 5000: 1}
     write_tar(
-        tmp_path / "0.tar", {"a\nb": {"jpg": jpeg(0), "json": json.dumps({"x\x1b[31m\n" + "k" * 5000: 1}).encode()}}
+        tmp_path / "0.tar",
+        {"a\nb": {"jpg": jpeg(0), "json": json.dumps({"x\x1b[31m\n" + "k" * 5000: 1}).encode()}},
     )
     with caplog.at_level(logging.WARNING):
         assert found(build("webdataset", tmp_path / "0.tar")) == "no_caption"
@@ -183,14 +269,20 @@ def test_what_is_logged_of_a_record_is_one_short_line(tmp_path, caplog):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(st.characters(exclude_categories=())) | st.just("<image>"),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()))
+    | st.just("<image>"),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), inner, max_size=3)
     ),
     max_leaves=12,
 )
-KEYS = st.sampled_from(["caption", "text", "instruction", "query", "response", "conversations", "messages", "images"])
+KEYS = st.sampled_from(
+    ["caption", "text", "instruction", "query", "response", "conversations", "messages", "images"]
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,9 @@ import pytest
 from minigpt4.datasets.datasets import remote
 from tests.survival.web_server import web_server
 
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="addresses are read through curl")
+pytestmark = pytest.mark.skipif(
+    shutil.which("curl") is None, reason="addresses are read through curl"
+)
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def test_a_file_comes_whole(read, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, words", [("404", r"error: 404"), ("503", r"error: 503"), ("cut", r"curl: \(18\) .*missing|remaining")]
+    "kind, words",
+    [("404", r"error: 404"), ("503", r"error: 503"), ("cut", r"curl: \(18\) .*missing|remaining")],
 )
 def test_what_does_not_come_is_an_error(read, kind, words):
     with pytest.raises(OSError, match=words):

@@ -45,7 +45,11 @@ def test_own_data_is_as_the_chat_sees_it(tmp_path, kind):
     (tmp_path / "own.jsonl").write_text(json.dumps({"image": f"a.{kind}", "caption": "A dog."}))
     write_tar(tmp_path / "0.tar", {"0": {kind: FILES[kind], "txt": b"A dog."}})
     expected = PROCESS(open_image(tmp_path / f"a.{kind}"))
-    for builder, storage in {"image_text_jsonl": "own.jsonl", "webdataset": "0.tar", "image_text_folder": ""}.items():
+    for builder, storage in {
+        "image_text_jsonl": "own.jsonl",
+        "webdataset": "0.tar",
+        "image_text_folder": "",
+    }.items():
         for dataset in splits(builder, tmp_path / storage).values():
             assert torch.equal(first(dataset), expected), (builder, dataset.name)
 
@@ -54,7 +58,9 @@ def test_own_data_is_as_the_chat_sees_it(tmp_path, kind):
 def test_the_datasets_of_2023_are_plain_rgb(tmp_path, kind):
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / f"a.{kind}").write_bytes(FILES[kind])
-    (tmp_path / "filter_cap.json").write_text('{"annotations": [{"image_id": "a", "caption": "A dog."}]}')
+    (tmp_path / "filter_cap.json").write_text(
+        '{"annotations": [{"image_id": "a", "caption": "A dog."}]}'
+    )
     write_tar(tmp_path / "0.tar", {"0": {kind: FILES[kind], "txt": b"A dog."}})
     expected = PROCESS(load_rgb(FILES[kind]))
     for builder, storage in {"laion": "0.tar", "cc_sbu": "0.tar", "cc_sbu_align": ""}.items():

@@ -22,7 +22,10 @@ class Reader:
     """A cache below `folder` for three of nine files; counts what became of them."""
 
     def __init__(self, folder, max_bytes=3 * SIZE + 5000):
-        self.source, self.cache = folder / "source", ShardCache(folder / "cache/of/shards", max_bytes)
+        self.source, self.cache = (
+            folder / "source",
+            ShardCache(folder / "cache/of/shards", max_bytes),
+        )
         self.source.mkdir(exist_ok=True)
         for number in range(9):
             (self.source / str(number)).write_bytes(random.Random(number).randbytes(SIZE))
@@ -92,7 +95,11 @@ def test_a_full_disk_costs_nothing_but_the_copy(reader):
         reader.read(0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert reader.taken() == (0, 0, 1) and reader.reasons == ["[Errno 27] File too large"] and reader.sizes() == []
+    assert (
+        reader.taken() == (0, 0, 1)
+        and reader.reasons == ["[Errno 27] File too large"]
+        and reader.sizes() == []
+    )
     reader.read(0, 0)
     assert reader.taken() == (1, 1, 0)
 
@@ -151,13 +158,17 @@ def read_at_random(reader, seed):
 def test_several_processes_share_it(reader):
     reader.read(0)
     processes = [
-        multiprocessing.get_context("fork").Process(target=read_at_random, args=(reader, seed)) for seed in range(4)
+        multiprocessing.get_context("fork").Process(target=read_at_random, args=(reader, seed))
+        for seed in range(4)
     ]
     for process in processes:
         process.start()
     largest = 0
     while any(process.is_alive() for process in processes):
-        with open(reader.cache.folder / ".lock", "wb") as lock, suppress(FileNotFoundError):  # one may go
+        with (
+            open(reader.cache.folder / ".lock", "wb") as lock,
+            suppress(FileNotFoundError),
+        ):  # one may go
             fcntl.flock(lock, fcntl.LOCK_EX)  # none grows
             largest = max(largest, sum(reader.sizes()))
         time.sleep(0.01)

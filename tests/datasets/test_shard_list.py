@@ -11,11 +11,17 @@ from tests.datasets.shards import shard
 
 
 @pytest.mark.parametrize("name", ["set[1]", "a{b,c}", "what?", "x*", "a::b", "pipe:x"])
-@pytest.mark.parametrize("pattern", ["{:}", "{:}/0.tar", "{:}/{{0..1}}.tar", "{:}/*.tar", "{:}/[01].tar"])
+@pytest.mark.parametrize(
+    "pattern", ["{:}", "{:}/0.tar", "{:}/{{0..1}}.tar", "{:}/*.tar", "{:}/[01].tar"]
+)
 def test_what_is_there_as_it_stands_is_no_pattern(tmp_path, monkeypatch, name, pattern):
     (tmp_path / name).mkdir()
     (tmp_path / "set1").mkdir()
-    shards = [shard(folder, number, []) for folder in (tmp_path / name, tmp_path / "set1") for number in (0, 1)]
+    shards = [
+        shard(folder, number, [])
+        for folder in (tmp_path / name, tmp_path / "set1")
+        for number in (0, 1)
+    ]
     expected = shards[:1] if pattern.endswith("/0.tar") else shards[:2]
     if "::" not in name or "/0.tar" in pattern or pattern == "{:}":  # else it is webdataset's list
         assert expand_shards(f"{tmp_path}/{pattern.format(name)}") == expected
@@ -25,7 +31,9 @@ def test_a_pattern_whose_folder_is_one_too_is_still_a_pattern(tmp_path):
     for folder in ("a1", "a2"):
         (tmp_path / folder).mkdir()
     shards = [shard(tmp_path / folder, "0", []) for folder in ("a1", "a2")]
-    assert expand_shards(f"{tmp_path}/a[12]/{{0..0}}.tar") == expand_shards(f"{tmp_path}/a*") == shards
+    assert (
+        expand_shards(f"{tmp_path}/a[12]/{{0..0}}.tar") == expand_shards(f"{tmp_path}/a*") == shards
+    )
     assert expand_shards(f"{tmp_path}/a1/0.tar::{tmp_path}/a2/0.tar") == shards
     assert expand_shards(f"{tmp_path}/**/*.tar") == shards
 
@@ -46,7 +54,9 @@ def test_a_folder_is_all_tars_below_it_once(tmp_path, monkeypatch):
 
 
 def test_addresses_are_taken_as_they_are():
-    assert expand_shards("https://[::1]:80/a[1]/{0..1}.tar") == [f"https://[::1]:80/a[1]/{n}.tar" for n in (0, 1)]
+    assert expand_shards("https://[::1]:80/a[1]/{0..1}.tar") == [
+        f"https://[::1]:80/a[1]/{n}.tar" for n in (0, 1)
+    ]
     assert expand_shards("http://a/0.tar::http://b/0.tar") == ["http://a/0.tar", "http://b/0.tar"]
 
 
@@ -86,11 +96,15 @@ def test_patterns_that_cannot_be_meant_are_refused(monkeypatch, storage, says):
 def test_a_shard_in_another_format_is_refused_in_words(tmp_path, content, says):
     good = shard(tmp_path, "0", range(2))
     (tmp_path / "1.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^1 of 2 shards cannot be read: '{tmp_path}/1\.tar': {says}"):
+    with pytest.raises(
+        ValueError, match=rf"^1 of 2 shards cannot be read: '{tmp_path}/1\.tar': {says}"
+    ):
         check_shards([good, f"{tmp_path}/1.tar"], "*.tar")
 
 
-@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a socket", "a folder without", "a link that leads nowhere"])
+@pytest.mark.parametrize(
+    "kind", ["a FIFO", "a device", "a socket", "a folder without", "a link that leads nowhere"]
+)
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     path = tmp_path / "1.tar"
     if kind == "a FIFO":
@@ -105,7 +119,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     else:
         path.symlink_to("nowhere")
     shards = [shard(tmp_path, "0", range(2)), str(path)]
-    with pytest.raises(ValueError, match=rf"1 of 2 shards are missing \(first missing: {path}\); there is {kind}"):
+    with pytest.raises(
+        ValueError, match=rf"1 of 2 shards are missing \(first missing: {path}\); there is {kind}"
+    ):
         check_shards(shards, "*.tar")
     with pytest.raises(OSError):
         open_file(str(path))

@@ -11,8 +11,15 @@ from PIL import Image
 from minigpt4.datasets.sheet import Card, page, summary, visible
 from minigpt4.text.preview import BEGIN, CUT, GIVEN, IMAGE, KINDS, PROMPT, TARGET, Token
 
-WORDS = [Token(word, "target", 1) for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet"] * 6]
-HEAD = [Token("<s>", BEGIN, 1, True), Token("<Img>", PROMPT, 1), Token("image: 32 tokens", IMAGE, 32)]
+WORDS = [
+    Token(word, "target", 1)
+    for word in ["A", " bus", " and", " a", " d", "og", " in", " the", " str", "eet"] * 6
+]
+HEAD = [
+    Token("<s>", BEGIN, 1, True),
+    Token("<Img>", PROMPT, 1),
+    Token("image: 32 tokens", IMAGE, 32),
+]
 
 
 def card(tokens, colour="red", size=(56, 56)):
@@ -73,14 +80,23 @@ def test_a_token_that_is_another_is_seen_at_its_place(change):
     tokens, number = HEAD + WORDS, len(HEAD) + 20
     other = [*tokens[:number], tokens[number]._replace(**change), *tokens[number + 1 :]]
     before, after = (Reader(sheet(card(of_card))).spans[0] for of_card in (tokens, other))
-    assert [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [number]
+    assert [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [
+        number
+    ]
 
 
 def test_kinds_look_different_and_the_legend_names_them():
     html = sheet(card(WORDS))
     colours = [re.findall(rf"\.{kind}{{background:(.*?);color:(.*?)}}", html) for kind in KINDS]
     assert all(len(found) == 1 for found in colours) and len(set(map(tuple, colours))) == len(KINDS)
-    legend = ["start token", "prompt: read", "the image", "target: learnt", "read, not learnt", "cut off: neither"]
+    legend = [
+        "start token",
+        "prompt: read",
+        "the image",
+        "target: learnt",
+        "read, not learnt",
+        "cut off: neither",
+    ]
     for kind, words in zip(KINDS, legend, strict=True):
         assert f'<span class="{kind}">{words}</span>' in html
     assert '<span class="special">framed: a special token</span>' in html
@@ -89,7 +105,12 @@ def test_kinds_look_different_and_the_legend_names_them():
 
 def test_text_can_be_copied_as_it_is():
     """Line breaks are seen by a sign that is no part of the text."""
-    tokens = [Token("one\n", TARGET, 1), Token("<b>&two", TARGET, 1), Token("\n\n", TARGET, 1), Token("", TARGET, 1)]
+    tokens = [
+        Token("one\n", TARGET, 1),
+        Token("<b>&two", TARGET, 1),
+        Token("\n\n", TARGET, 1),
+        Token("", TARGET, 1),
+    ]
     html = sheet(card(tokens))
     assert [text for text, _ in Reader(html).spans[0]] == ["one\n", "<b>&two", "\n\n", ""]
     assert html.count("<i></i>\n") == 3 and 'i::before{content:"↵"' in html
@@ -101,7 +122,11 @@ def test_the_page_needs_nothing_else():
     html = sheet(card(HEAD))
     assert "<script" not in html and not re.search(r"https?:|url\(|@import|<link", html)
     assert "prefers-color-scheme:dark" in html and 'name="viewport"' in html
-    assert '<meta charset="utf-8">' in html and "<title>title</title>" in html and "<p>note</p>" in html
+    assert (
+        '<meta charset="utf-8">' in html
+        and "<title>title</title>" in html
+        and "<p>note</p>" in html
+    )
 
 
 def test_the_summary_counts_positions():
@@ -114,7 +139,9 @@ def test_nothing_is_invisible():
     assert visible("Grüße, мир ❤ 漢") == "Grüße, мир ❤ 漢"
     assert visible("a\tb\u200dc\x00\ud800") == "a⇥b[U+200D]c[U+0000][U+D800]"
     assert visible("two\nlines") == "two<i></i>\nlines"
-    assert visible("\U000e0041\u0378") == "[U+E0041][U+0378]"  # a tag, and a code point that is no character
+    assert (
+        visible("\U000e0041\u0378") == "[U+E0041][U+0378]"
+    )  # a tag, and a code point that is no character
     sheet(card([Token("\ud800", TARGET, 1)])).encode()
 
 
@@ -127,13 +154,18 @@ def test_names_are_whole_and_cannot_be_markup():
 
 
 def test_what_is_cut_is_struck_and_so_is_the_edge_of_its_card_red():
-    cut = [token._replace(kind=CUT) if number > 50 else token for number, token in enumerate(HEAD + WORDS)]
+    cut = [
+        token._replace(kind=CUT) if number > 50 else token
+        for number, token in enumerate(HEAD + WORDS)
+    ]
     for tokens, is_cut in ((HEAD + WORDS, False), (cut, True)):
         html = sheet(card(tokens), card(WORDS))
         found = Reader(html)
         assert any(CUT in classes for _, classes in found.spans[0]) == is_cut
         assert found.edges == ["is-cut" if is_cut else None, None]
-    assert "figure.is-cut{border:2px solid #ef4444}" in html and "12 tokens cut off" in found.all_text
+    assert (
+        "figure.is-cut{border:2px solid #ef4444}" in html and "12 tokens cut off" in found.all_text
+    )
 
 
 def test_small_images_keep_their_pixels():

@@ -19,7 +19,14 @@ from tests.datasets.test_builders import section
 from tests.datasets.test_own_data import LLAVA
 from tests.datasets.test_own_data import build as build_own
 
-BUILDERS = ("laion", "cc_sbu", "webdataset", "cc_sbu_align", "image_text_folder", "image_text_jsonl")
+BUILDERS = (
+    "laion",
+    "cc_sbu",
+    "webdataset",
+    "cc_sbu_align",
+    "image_text_folder",
+    "image_text_jsonl",
+)
 SHARDS = BUILDERS[:3]
 FRACTION = 0.3
 
@@ -37,7 +44,10 @@ def make_data(builder, folder, numbers):
     for number in numbers:
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
         (folder / f"{number}.txt").write_text(f"Caption {number}.")
-    lines = [json.dumps({"image": f"{number}.jpg", "caption": f"Caption {number}."}) for number in numbers]
+    lines = [
+        json.dumps({"image": f"{number}.jpg", "caption": f"Caption {number}."})
+        for number in numbers
+    ]
     (folder.parent / f"{folder.name}.jsonl").write_text("\n".join(lines))
     return str(folder if builder == "image_text_folder" else folder.parent / f"{folder.name}.jsonl")
 
@@ -67,11 +77,18 @@ def trained(dataset, number):
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_files_of_their_own(tmp_path, builder):
     """`val` names them; they are read whole and in order, and training reads nothing of them."""
-    train, val = make_data(builder, tmp_path / "a", range(5)), make_data(builder, tmp_path / "b", range(20, 26))
-    info = {"storage": val} | ({"images": val.removesuffix(".jsonl")} if builder == "image_text_jsonl" else {})
+    train, val = (
+        make_data(builder, tmp_path / "a", range(5)),
+        make_data(builder, tmp_path / "b", range(20, 26)),
+    )
+    info = {"storage": val} | (
+        {"images": val.removesuffix(".jsonl")} if builder == "image_text_jsonl" else {}
+    )
     splits = build(builder, train, val=info, text_processor={"train": {"name": "blip_caption"}})
     caption = "Caption {}." if builder == "cc_sbu_align" else "caption {}"
-    assert captions(evaluated(splits["val"])) == [caption.format(number) for number in range(20, 26)]
+    assert captions(evaluated(splits["val"])) == [
+        caption.format(number) for number in range(20, 26)
+    ]
     assert sorted(trained(splits["train"], 5)) == [caption.format(number) for number in range(5)]
     assert (splits["train"].name, splits["val"].name) == (builder, f"{builder} val")
 
@@ -82,8 +99,12 @@ def test_a_fraction_of_the_images(tmp_path, builder):
     storage = make_data(builder, tmp_path / "a", range(40))
     splits = build(builder, storage, val_fraction=FRACTION)
     held_out = captions(evaluated(splits["val"]))
-    assert 4 <= len(held_out) <= 20  # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
-    assert captions(evaluated(splits["val"], seed=7)) == held_out == captions(evaluated(splits["val"]))
+    assert (
+        4 <= len(held_out) <= 20
+    )  # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    assert (
+        captions(evaluated(splits["val"], seed=7)) == held_out == captions(evaluated(splits["val"]))
+    )
     rest = sorted(trained(splits["train"], 40 - len(held_out)))
     assert sorted(rest + held_out) == sorted(f"Caption {number}." for number in range(40))
     make_data(builder, tmp_path / "a", range(60))
@@ -130,12 +151,25 @@ def test_what_is_held_out_of_shards_is_counted_and_is_not_bad(tmp_path):
 def test_nothing_is_augmented(tmp_path, builder):
     """The whole image as a square, of the size, mean and std that training has; or what `eval` names."""
     storage = make_data(builder, tmp_path / "a", range(3))
-    train = {"name": "blip2_image_train", "image_size": 6, "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
-    for own, size, numbers in ((None, 6, ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])), ({"image_size": 5}, 5, (None, None))):
+    train = {
+        "name": "blip2_image_train",
+        "image_size": 6,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1.0, 2.0, 3.0],
+    }
+    for own, size, numbers in (
+        (None, 6, ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])),
+        ({"image_size": 5}, 5, (None, None)),
+    ):
         eval_processor = own and {"name": "blip2_image_eval", **own}
-        cfg = {"vis_processor": {"train": train, "eval": eval_processor}, "val": {"storage": storage}}
+        cfg = {
+            "vis_processor": {"train": train, "eval": eval_processor},
+            "val": {"storage": storage},
+        }
         (batch,) = evaluated(build(builder, storage, **cfg)["val"])
-        expected = [Blip2ImageEvalProcessor(size, *numbers)(load_rgb(jpeg(number))) for number in range(3)]
+        expected = [
+            Blip2ImageEvalProcessor(size, *numbers)(load_rgb(jpeg(number))) for number in range(3)
+        ]
         assert torch.equal(batch["image"], torch.stack(expected))
 
 
@@ -145,20 +179,30 @@ def test_an_unusable_sample_is_counted_and_nothing_stands_in_for_it(tmp_path, bu
     folder = tmp_path / "a"
     storage = make_data(builder, folder, range(6))
     if builder == "laion":
-        broken = {f"{number:06d}": pair(number) | ({"jpg": b"broken"} if number == 4 else {}) for number in range(6)}
+        broken = {
+            f"{number:06d}": pair(number) | ({"jpg": b"broken"} if number == 4 else {})
+            for number in range(6)
+        }
         write_tar(folder / "00000.tar", broken)
     else:
         (folder / "image/4.jpg").write_bytes(b"broken")
     val = build(builder, storage, val={"storage": storage})["val"]
-    assert captions(evaluated(val, num_workers=num_workers)) == [f"Caption {number}." for number in (0, 1, 2, 3, 5)]
+    assert captions(evaluated(val, num_workers=num_workers)) == [
+        f"Caption {number}." for number in (0, 1, 2, 3, 5)
+    ]
     assert val.skips.report() == {"seen": 6, "bad_image": 1}
 
 
 def test_a_split_without_a_usable_sample_says_why(tmp_path):
     write_tar(tmp_path / "0.tar", {"0": {"jpg": b"broken", "txt": b"a"}})
-    val = build("laion", shard(tmp_path, "1", range(2)), val={"storage": str(tmp_path / "0.tar")})["val"]
+    val = build("laion", shard(tmp_path, "1", range(2)), val={"storage": str(tmp_path / "0.tar")})[
+        "val"
+    ]
     for num_workers in (0, 1):
-        with pytest.raises(DataError, match=r"^laion val: 1 of the first 1 samples were unusable \(1 bad_image; last"):
+        with pytest.raises(
+            DataError,
+            match=r"^laion val: 1 of the first 1 samples were unusable \(1 bad_image; last",
+        ):
             evaluated(val, num_workers=num_workers)
 
 
@@ -166,7 +210,9 @@ def test_a_split_without_a_usable_sample_says_why(tmp_path):
 
 
 def problems(builder, storage, **more):
-    return registry.get_builder_class(builder).preflight(section(builder, storage, **more), "datasets.x")
+    return registry.get_builder_class(builder).preflight(
+        section(builder, storage, **more), "datasets.x"
+    )
 
 
 def test_problems_of_splits(tmp_path, own_code):
@@ -175,14 +221,20 @@ def test_problems_of_splits(tmp_path, own_code):
         """One of the user's own."""
 
     good = make_data("laion", tmp_path / "a", range(3))
-    assert problems("laion", good, val={"storage": good}) == problems("laion", good, val_fraction=0.1) == []
+    assert (
+        problems("laion", good, val={"storage": good})
+        == problems("laion", good, val_fraction=0.1)
+        == []
+    )
     absent = f"no file matches '{tmp_path}/none.tar' (first missing: {tmp_path}/none.tar)"
     (problem,) = problems("laion", good, val={"storage": f"{tmp_path}/none.tar"})
     assert problem == Problem("datasets.x.val.storage", absent)
     (problem,) = problems("laion", good, val_fraction=1.5)
     assert problem == Problem("datasets.x.val_fraction", "1.5; expected a number between 0 and 1")
     (problem,) = problems("laion", good, val={"storage": good}, val_fraction=0.1)
-    assert problem == Problem("datasets.x.val_fraction", "0.1, and datasets.x.val is there; give one of them")
+    assert problem == Problem(
+        "datasets.x.val_fraction", "0.1, and datasets.x.val is there; give one of them"
+    )
     own = {"vis_processor": {"train": {"name": "own_images"}}, "val_fraction": 0.1}
     assert list(map(str, problems("laion", good, **own))) == [
         "datasets.x.vis_processor.eval: missing; val needs it where train is a OwnImages"
@@ -195,7 +247,9 @@ def test_storage_of_val_is_looked_at_like_trainings(tmp_path, builder):
     if builder == "image_text_jsonl":  # paths start from the folder of the training images
         folder = {"storage": good, "images": good.removesuffix(".jsonl")}
         assert problems(builder, good, build_info=folder, val={"storage": good}) == []
-        (problem,) = problems(builder, good, build_info=folder, val={"storage": good, "images": str(tmp_path)})
+        (problem,) = problems(
+            builder, good, build_info=folder, val={"storage": good, "images": str(tmp_path)}
+        )
         assert problem.message.startswith("a.jsonl line 1: no file '0.jpg' in the image folder")
     else:
         assert problems(builder, good, val={"storage": good}) == []
@@ -206,9 +260,15 @@ def test_storage_of_val_is_looked_at_like_trainings(tmp_path, builder):
 def test_a_fraction_that_leaves_nothing_is_refused(tmp_path):
     storage = make_data("cc_sbu_align", tmp_path / "a", range(2))
     for fraction, split in ((0.0001, "val"), (0.9999, "train")):
-        with pytest.raises(ValueError, match=rf"^datasets.cc_sbu_align.val_fraction: {fraction} leaves nothing for "):
+        with pytest.raises(
+            ValueError,
+            match=rf"^datasets.cc_sbu_align.val_fraction: {fraction} leaves nothing for ",
+        ):
             build("cc_sbu_align", storage, val_fraction=fraction)
-        with pytest.raises(ValueError, match=f"leaves nothing for {split}; change it, or name files of its own by val"):
+        with pytest.raises(
+            ValueError,
+            match=f"leaves nothing for {split}; change it, or name files of its own by val",
+        ):
             build("cc_sbu_align", storage, val_fraction=fraction)
 
 
@@ -227,7 +287,9 @@ def three(tmp_path):
     """Return a maker of three training sets: shards, a folder and own records; `of_shards` changes the first."""
     storage = make_data("laion", tmp_path / "laion", range(30))
     records = [{"image": "3.jpg", "conversations": LLAVA}]
-    records += [{"image": f"{number}.jpg", "caption": f"c{number}"} for number in range(3)] + [{"image": "1.jpg"}]
+    records += [{"image": f"{number}.jpg", "caption": f"c{number}"} for number in range(3)] + [
+        {"image": "1.jpg"}
+    ]
 
     def make(**of_shards):
         folder = folder_dataset(tmp_path, range(7))
@@ -249,7 +311,13 @@ def test_without_a_split_order_and_fingerprints_are_those_of_old_checkpoints(thr
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_beside_a_split_resumes_exactly(three, num_workers, tmp_path):
     for rank in range(2):
-        settings = {"num_workers": num_workers, "seed": 3, "rank": rank, "world_size": 2, "batch_size": 2}
+        settings = {
+            "num_workers": num_workers,
+            "seed": 3,
+            "rank": rank,
+            "world_size": 2,
+            "batch_size": 2,
+        }
         whole = loader(three(val_fraction=FRACTION), [3, 1, 1], **settings)
         list(itertools.islice(whole, 9))
         torch.save(whole.state(), tmp_path / "state.pth")
@@ -258,7 +326,9 @@ def test_training_beside_a_split_resumes_exactly(three, num_workers, tmp_path):
         rest.resume(torch.load(tmp_path / "state.pth", weights_only=True))
         found = list(itertools.islice(rest, 20))
         assert ids(found) == ids(expected)
-        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True))
+        assert all(
+            torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True)
+        )
         assert rest.state() == whole.state() and rest.skip_report() == whole.skip_report()
         assert rest.skip_report()["laion"]["held_out"] > 0
 
@@ -274,6 +344,6 @@ def test_counts_of_older_checkpoints_are_taken_over(tmp_path):
     state["progress"]["laion"]["workers"][0] = [position, counts[:-1]]
     rest = loader([make()])
     rest.resume(state)
-    assert ids([next(rest)]) == ids([next(whole)]) and rest.skip_report() == whole.skip_report() == {
-        "laion": {"seen": 8}
-    }
+    assert ids([next(rest)]) == ids(
+        [next(whole)]
+    ) and rest.skip_report() == whole.skip_report() == {"laion": {"seen": 8}}

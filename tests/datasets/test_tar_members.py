@@ -74,7 +74,11 @@ END = bytes(1024)
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
 def test_every_format_and_way_of_packing_is_read(form, pack):
     content = pack(archive(NAMES, form))
-    assert walk(content) == walk(content, Pipe) == ([Member(name, name.encode()) for name in NAMES], "")
+    assert (
+        walk(content)
+        == walk(content, Pipe)
+        == ([Member(name, name.encode()) for name in NAMES], "")
+    )
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -101,7 +105,9 @@ def test_what_has_no_bytes_of_its_own_is_named_and_the_walk_goes_on():
         "fifo.jpg": (tarfile.FIFOTYPE, "a FIFO"),
         "folder.jpg": (tarfile.DIRTYPE, None),
     }
-    content = b"".join(member(name, type=kind, linkname="0.jpg") for name, (kind, _) in special.items())
+    content = b"".join(
+        member(name, type=kind, linkname="0.jpg") for name, (kind, _) in special.items()
+    )
     expected = [Member(name, None, fault) for name, (_, fault) in special.items() if fault]
     assert walk(content + WHOLE)[0][: len(expected) + 1] == [*expected, Member("0.jpg", b"0.jpg")]
 
@@ -121,7 +127,10 @@ def test_sparse_files_are_passed_over(tmp_path, form):
     tar = ["tar", f"--format={form}", "-cSf", "s.tar", "huge.jpg", "behind.txt"]
     subprocess.run(tar, cwd=tmp_path, check=True)
     content = (tmp_path / "s.tar").read_bytes()
-    assert walk(content) == ([Member("huge.jpg", None, "a sparse file"), Member("behind.txt", b"behind")], "")
+    assert walk(content) == (
+        [Member("huge.jpg", None, "a sparse file"), Member("behind.txt", b"behind")],
+        "",
+    )
 
 
 def header_at(number):
@@ -132,25 +141,81 @@ def header_at(number):
 @pytest.mark.parametrize(
     "damage, says, number",
     [
-        (lambda c: c[: header_at(6) + 3] + b"!" + c[header_at(6) + 4 :], "damaged at byte 6,144: bad checksum", 6),
-        (lambda c: c[: header_at(6)] + bytes(512) + c[header_at(6) + 512 :], "512 bytes of zeros in place of", 6),
-        (lambda c: c[: header_at(5)] + bytes(4096) + c[header_at(9) :], "4,096 bytes of zeros in place of", 5),
-        (lambda c: c[: header_at(6)], "unexpected end of data at byte 6,144: an archive's end mark is missing", 6),
+        (
+            lambda c: c[: header_at(6) + 3] + b"!" + c[header_at(6) + 4 :],
+            "damaged at byte 6,144: bad checksum",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + bytes(512) + c[header_at(6) + 512 :],
+            "512 bytes of zeros in place of",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(5)] + bytes(4096) + c[header_at(9) :],
+            "4,096 bytes of zeros in place of",
+            5,
+        ),
+        (
+            lambda c: c[: header_at(6)],
+            "unexpected end of data at byte 6,144: an archive's end mark is missing",
+            6,
+        ),
         (lambda c: c[: header_at(6)] + bytes(512), "an archive's end mark is missing", 6),
-        (lambda c: c[: header_at(6)] + bytes(1 << 18), "zeros from byte 6,144 on, more than a tar ends with", 6),
+        (
+            lambda c: c[: header_at(6)] + bytes(1 << 18),
+            "zeros from byte 6,144 on, more than a tar ends with",
+            6,
+        ),
         (lambda c: c[: header_at(6) + 100], "unexpected end of data at byte 6,244", 6),
-        (lambda c: c[: header_at(6) + 514], "unexpected end of data: 5 bytes should stand at byte 6,656", 6),
-        (lambda c: c + b"\n", "something else behind the archive's end: damaged at byte 30,720", 20),
+        (
+            lambda c: c[: header_at(6) + 514],
+            "unexpected end of data: 5 bytes should stand at byte 6,656",
+            6,
+        ),
+        (
+            lambda c: c + b"\n",
+            "something else behind the archive's end: damaged at byte 30,720",
+            20,
+        ),
         (lambda c: c + bytes(range(256)) * 9, "something else behind the archive's end", 20),
         (lambda c: gzip.compress(c)[:200], "EOFError at byte", None),
         (lambda c: gzip.compress(c)[:-8] + b"12345678", r"BadGzipFile at byte", 20),
-        (lambda c: c[: header_at(6)] + member("x.jpg", size=5 << 30), "5,368,709,120 bytes should stand at", 6),
-        (lambda c: c[: header_at(6)] + member("x.jpg", type=b"L", size=3 << 30), "a header of 3,221,225,472 byt", 6),
-        (lambda c: c[: header_at(6)] + member("x.jpg", type=b"x", size=3 << 30), "a header of 3,221,225,472 byt", 6),
-        (lambda c: c[: header_at(6)] + member("x", b"9999 path=x.jpg\n", type=b"x") + END, "a pax header that", 6),
-        (lambda c: c[: header_at(6)] + member("x", b"14 path=x.jpg\n", type=b"x") + END, "the member is missing", 6),
-        (lambda c: c[: header_at(6)] + member("y" * 5000 + ".jpg") + END, "a name of 5,004 characters", 6),
-        (lambda c: c[: header_at(6)] + member("x.jpg", size=-512), "damaged at byte 6,144: a size of -512", 6),
+        (
+            lambda c: c[: header_at(6)] + member("x.jpg", size=5 << 30),
+            "5,368,709,120 bytes should stand at",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("x.jpg", type=b"L", size=3 << 30),
+            "a header of 3,221,225,472 byt",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("x.jpg", type=b"x", size=3 << 30),
+            "a header of 3,221,225,472 byt",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("x", b"9999 path=x.jpg\n", type=b"x") + END,
+            "a pax header that",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("x", b"14 path=x.jpg\n", type=b"x") + END,
+            "the member is missing",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("y" * 5000 + ".jpg") + END,
+            "a name of 5,004 characters",
+            6,
+        ),
+        (
+            lambda c: c[: header_at(6)] + member("x.jpg", size=-512),
+            "damaged at byte 6,144: a size of -512",
+            6,
+        ),
     ],
 )
 def test_damage_is_said_with_its_place(damage, says, number):
@@ -159,13 +224,19 @@ def test_damage_is_said_with_its_place(damage, says, number):
     assert says in said
     through_a_pipe, said = walk(content, Pipe)
     assert through_a_pipe == found and said
-    assert [each.name for each in found if each.name != "x.jpg"] == NAMES[: min(20, number or len(found))]
+    assert [each.name for each in found if each.name != "x.jpg"] == NAMES[
+        : min(20, number or len(found))
+    ]
 
 
 def test_archives_behind_each_other_are_one():
     other = archive(["a.jpg"])
     short = member("b.jpg", b"b.jpg") + END  # as writers that do not pad
-    for content in (WHOLE + other, WHOLE + short + other, gzip.compress(WHOLE) + gzip.compress(other)):
+    for content in (
+        WHOLE + other,
+        WHOLE + short + other,
+        gzip.compress(WHOLE) + gzip.compress(other),
+    ):
         found, said = walk(content)
         assert not said and found[0].name == "0.jpg" and found[-1].name == "a.jpg"
 
@@ -195,7 +266,10 @@ def test_a_bomb_is_given_up_in_little_time_and_memory(pack, name):
     "content, says",
     [
         (b"", "an empty file; expected a tar archive"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer, not the data"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "a Git LFS pointer, not the data",
+        ),
         (b"PAR1" + bytes(90), "a parquet file"),
         (b"\x28\xb5\x2f\xfd" + bytes(90), "packed by zstd"),
         (b"PK\x03\x04" + bytes(90), "a zip archive"),
@@ -227,7 +301,10 @@ def damaged(kind, place, size, value):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(["cut", "byte", "zeros"]), st.integers(0, len(WHOLE) - 1), st.integers(1, 5000), st.integers(0, 255)
+    st.sampled_from(["cut", "byte", "zeros"]),
+    st.integers(0, len(WHOLE) - 1),
+    st.integers(1, 5000),
+    st.integers(0, 255),
 )
 def test_a_damaged_tar_is_read_right_or_said(kind, place, size, value):
     # zeros up to where a tar's padding ends cannot be told from padding

@@ -18,7 +18,9 @@ def samples(*names, error=None, size=1):
 
     def members():
         for name in names:
-            yield Member(name, bytes(size) if name.lower().endswith(("jpg", "png", "txt", "json")) else None)
+            yield Member(
+                name, bytes(size) if name.lower().endswith(("jpg", "png", "txt", "json")) else None
+            )
         if error:
             raise error
 
@@ -36,10 +38,18 @@ def samples(*names, error=None, size=1):
     "names, pairs, alone",
     [
         ("0.jpg 0.json 0.txt 1.jpg 1.txt", ["0", "1"], []),
-        ("photo.00001.jpg photo.00001.txt photo.00002.jpg photo.00002.txt", ["photo.00001", "photo.00002"], []),
+        (
+            "photo.00001.jpg photo.00001.txt photo.00002.jpg photo.00002.txt",
+            ["photo.00001", "photo.00002"],
+            [],
+        ),
         ("IMG_2023.05.01.JPG IMG_2023.05.01.TXT 5.1.jpg 5.1.json", ["IMG_2023.05.01", "5.1"], []),
         ("./a.b/0.jpg ./a.b/0.txt /x/1.png /x/1.txt", ["./a.b/0", "/x/1"], []),
-        ("e\u0301.jpg \u00e9.txt", ["\u00e9"], []),  # the accent as macOS writes it, and as others do
+        (
+            "e\u0301.jpg \u00e9.txt",
+            ["\u00e9"],
+            [],
+        ),  # the accent as macOS writes it, and as others do
         # what else bears a pair's name belongs to it, before or behind
         ("1.depth.png 1.jpg 1.mask.png 1.npy 1.txt 2.jpg 2.mask.png 2.txt", ["1", "2"], []),
         ("a.jpg a.txt a.1.jpg a.1.txt", ["a", "a.1"], []),
@@ -54,7 +64,11 @@ def samples(*names, error=None, size=1):
         ("1.input.jpg 1.output.txt", [], ["1.input", "1.output"]),
         ("0.jpg 1.txt 2.gif README 3.pkl", [], ["0", "1", "2", "README", "3"]),
         # no data
-        ("0.jpg ._0.jpg __MACOSX/0.jpg d/__MACOSX/._0.txt .DS_Store __meta__ __m__/0.jpg 0.txt", ["0"], []),
+        (
+            "0.jpg ._0.jpg __MACOSX/0.jpg d/__MACOSX/._0.txt .DS_Store __meta__ __m__/0.jpg 0.txt",
+            ["0"],
+            [],
+        ),
         (".hidden.jpg .hidden.txt", [".hidden"], []),
     ],
 )
@@ -82,7 +96,10 @@ def test_a_damaged_archive_gives_what_came_before_but_for_the_last_sample():
 
 def test_what_waits_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 11_000)
-    images, captions = [f"{number}.jpg" for number in range(30)], [f"{number}.txt" for number in range(30)]
+    images, captions = (
+        [f"{number}.jpg" for number in range(30)],
+        [f"{number}.txt" for number in range(30)],
+    )
     pairs, alone = samples(*images, *captions, size=100)
     lonely = [number for number in range(30) if (str(number), ["jpg"]) in alone]
     assert len(lonely) >= 20 and len(pairs) <= 10
@@ -104,8 +121,14 @@ def test_names_without_bytes_are_bounded_too(monkeypatch):
 
 def test_a_sample_too_large_is_said_so(monkeypatch):
     monkeypatch.setattr(module, "MAX_MEMBER", 10)
-    (sample,) = tar_samples([Member("0.jpg", bytes(8)), Member("0.txt", b"abc"), Member("0.png", None, "a link")])
-    assert sample.found() == ("jpg", "png (a link)", "txt (too large: a sample has at most 10 bytes)")
+    (sample,) = tar_samples(
+        [Member("0.jpg", bytes(8)), Member("0.txt", b"abc"), Member("0.png", None, "a link")]
+    )
+    assert sample.found() == (
+        "jpg",
+        "png (a link)",
+        "txt (too large: a sample has at most 10 bytes)",
+    )
 
 
 def test_a_lonely_name_with_dots_explains_itself():
@@ -114,7 +137,13 @@ def test_a_lonely_name_with_dots_explains_itself():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d.e"]), st.sampled_from(["jpg", "txt", "json", "npy"]))))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c", "d.e"]), st.sampled_from(["jpg", "txt", "json", "npy"])
+        )
+    )
+)
 def test_no_image_vanishes(members):
     pairs, alone = samples(*(f"{key}.{extension}" for key, extension in members))
     images = [key for key, extension in members if extension == "jpg"]

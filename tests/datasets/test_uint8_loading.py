@@ -18,7 +18,10 @@ from tests.golden import GOLDEN
 from tests.golden.model import CONFIG, golden_model
 
 CPU = torch.device("cpu")
-IMAGES = [entry["file"] for entry in json.loads((GOLDEN / "f_image/meta.json").read_text(encoding="utf-8"))["images"]]
+IMAGES = [
+    entry["file"]
+    for entry in json.loads((GOLDEN / "f_image/meta.json").read_text(encoding="utf-8"))["images"]
+]
 ODD = ((0.1, 0.7, 0.9), (0.03, 1.7, 0.333))
 
 
@@ -89,7 +92,9 @@ def test_tensors_of_a_users_own_processor_pass_unchanged(tmp_path, name):
     expected = torch.stack([sample["image"] for sample in dataset.one_pass()])
     batch = next(loader([dataset], batch_size=4))
     assert "normalise" not in batch
-    assert batch["image"].dtype == torch.float32 and torch.equal(to_device(batch, CPU)["image"], expected)
+    assert batch["image"].dtype == torch.float32 and torch.equal(
+        to_device(batch, CPU)["image"], expected
+    )
 
 
 def test_the_loss_and_gradient_of_a_training_step_are_the_same(tmp_path):
@@ -112,5 +117,7 @@ def test_the_loss_and_gradient_of_a_training_step_are_the_same(tmp_path):
 def test_a_batch_that_skipped_the_device_is_refused(tmp_path):
     model, size = golden_model(tmp_path), CONFIG["image_size"]
     dataset = folder_dataset(tmp_path, range(2), processor=Blip2ImageTrainProcessor(size))
-    with pytest.raises(ValueError, match=r"^image: torch.uint8; expected normalised images: .*\.to_device\(batch,"):
+    with pytest.raises(
+        ValueError, match=r"^image: torch.uint8; expected normalised images: .*\.to_device\(batch,"
+    ):
         model(next(loader([dataset], batch_size=2)))

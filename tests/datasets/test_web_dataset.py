@@ -23,7 +23,12 @@ from webdataset.filters import shuffle
 from minigpt4.datasets.datasets import web_dataset
 from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
 from minigpt4.datasets.datasets.dataloader_utils import collate
-from minigpt4.datasets.datasets.web_dataset import RawSample, WebCaptionDataset, expand_shards, shuffled
+from minigpt4.datasets.datasets.web_dataset import (
+    RawSample,
+    WebCaptionDataset,
+    expand_shards,
+    shuffled,
+)
 from tests.datasets.shards import ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.survival.processes import bytes_read
 
@@ -97,7 +102,9 @@ def test_each_reason_has_its_count(tmp_path):
     }
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty file", "empty tar", "garbage", "truncated", "a folder"])
+@pytest.mark.parametrize(
+    "fault", ["missing", "empty file", "empty tar", "garbage", "truncated", "a folder"]
+)
 def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
     good = shard(tmp_path, "good", range(5))
     bad = tmp_path / "bad.tar"
@@ -108,11 +115,15 @@ def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
         write_tar(bad, {})
     elif fault == "garbage":
         bad.write_bytes(b"<html>" * 1000)
-    elif fault == "truncated":  # in the image of the fifth sample, whose key the good shard has, too
+    elif (
+        fault == "truncated"
+    ):  # in the image of the fifth sample, whose key the good shard has, too
         shard(tmp_path, "bad", range(5))
         content = bad.read_bytes()
         bad.write_bytes(content[: content.index(b"000004.jpg") + 700])
-        kept = 4 - 1  # the sample before the cut is given up with it: nothing shows that it was complete
+        kept = (
+            4 - 1
+        )  # the sample before the cut is given up with it: nothing shows that it was complete
     elif fault == "a folder":
         bad.mkdir()
     dataset = stream([good, str(bad)], epochs=1)
@@ -143,16 +154,23 @@ class Payload:
 def test_a_hostile_member_is_never_decoded(tmp_path, extension):
     trap = tmp_path / "created"
     members = pair(0) | {extension: pickle.dumps(Payload(trap))}
-    dataset = stream(write_tar(tmp_path / "0.tar", {"0": members, "1": {extension: members[extension]}}), epochs=1)
+    dataset = stream(
+        write_tar(tmp_path / "0.tar", {"0": members, "1": {extension: members[extension]}}),
+        epochs=1,
+    )
     assert one_pass(dataset) == ["0.tar/0"]
     assert not trap.exists()
     pickle.loads(members[extension])  # the payload is a live one
     assert trap.exists()
 
 
-@pytest.mark.parametrize("location", ["pipe:touch created", "pipe:cat {0..3}.tar", "ftp://host/0.tar", ["a.tar", 3]])
+@pytest.mark.parametrize(
+    "location", ["pipe:touch created", "pipe:cat {0..3}.tar", "ftp://host/0.tar", ["a.tar", 3]]
+)
 def test_other_addresses_are_refused(location):
-    with pytest.raises(ValueError, match=r"refused; shards are local files, http\(s\) URLs, or|expected text"):
+    with pytest.raises(
+        ValueError, match=r"refused; shards are local files, http\(s\) URLs, or|expected text"
+    ):
         stream(location)
 
 
@@ -161,8 +179,14 @@ def test_shard_patterns_expand(tmp_path, monkeypatch):
     files = [shard(tmp_path, name, []) for name in ("00008", "00009", "00010")]
     assert expand_shards("$SHARDS/{00008..00010}.tar") == files
     assert expand_shards("${SHARDS}/*.tar") == files
-    assert expand_shards([files[1], f"{tmp_path}/{{00008,00010}}.tar"]) == [files[1], files[0], files[2]]
-    assert expand_shards("https://example.org/{0..1}.tar") == [f"https://example.org/{n}.tar" for n in (0, 1)]
+    assert expand_shards([files[1], f"{tmp_path}/{{00008,00010}}.tar"]) == [
+        files[1],
+        files[0],
+        files[2],
+    ]
+    assert expand_shards("https://example.org/{0..1}.tar") == [
+        f"https://example.org/{n}.tar" for n in (0, 1)
+    ]
     assert expand_shards(f"{tmp_path}/none*.tar") == []
 
 
@@ -203,7 +227,10 @@ def test_epochs_differ_in_order_but_not_in_content(eight_shards):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_ranks_and_workers_together_meet_each_sample_once_an_epoch(eight_shards, num_workers):
-    parts = [one_pass(stream(eight_shards, epochs=1), num_workers, Place(7, rank, 2)) for rank in range(2)]
+    parts = [
+        one_pass(stream(eight_shards, epochs=1), num_workers, Place(7, rank, 2))
+        for rank in range(2)
+    ]
     assert sorted(itertools.chain(*parts)) == sorted(first_epoch(eight_shards))
     assert [len(part) for part in parts] == [20, 20]
 
@@ -249,7 +276,9 @@ def test_a_stream_goes_on_exactly_where_it_stood(two_shards):
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
 def test_going_on_reads_in_proportion_and_decodes_nothing(tmp_path):
-    whole = write_tar(tmp_path / "0.tar", {f"{number:06d}": pair(number % 5) for number in range(100)})
+    whole = write_tar(
+        tmp_path / "0.tar", {f"{number:06d}": pair(number % 5) for number in range(100)}
+    )
     for number in range(1, 55):
         os.link(whole, tmp_path / f"{number}.tar")
     decoded, read = [], {}
@@ -291,7 +320,9 @@ def test_augmentation_depends_on_the_sample_and_leaves_torchs_generator_alone(ei
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_usable_sample_among_the_first_thousand_ends_the_run(tmp_path, num_workers):
-    samples = {f"{number:06d}": {"txt": b"a caption", "heic": b"HEIC"} for number in range(PROBATION + 5)}
+    samples = {
+        f"{number:06d}": {"txt": b"a caption", "heic": b"HEIC"} for number in range(PROBATION + 5)
+    }
     dataset = stream(write_tar(tmp_path / "0.tar", samples))
     with pytest.raises(DataError) as error:
         next(loader([dataset], num_workers=num_workers))
@@ -303,10 +334,17 @@ def test_no_usable_sample_among_the_first_thousand_ends_the_run(tmp_path, num_wo
 
 
 def test_a_pass_without_a_usable_sample_ends_the_run(tmp_path):
-    location = write_tar(tmp_path / "0.tar", {"0": {"jpg": b"no image", "txt": b"a"}, "1": {"jpg": jpeg(1)}})
-    with pytest.raises(DataError, match=r"2 of the first 2 samples were unusable \(1 no_caption, 1 bad_image; last: "):
+    location = write_tar(
+        tmp_path / "0.tar", {"0": {"jpg": b"no image", "txt": b"a"}, "1": {"jpg": jpeg(1)}}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"2 of the first 2 samples were unusable \(1 no_caption, 1 bad_image; last: ",
+    ):
         next(loader([stream(location)]))
-    with pytest.raises(DataError, match=r"2 of the first 2 samples were unusable \(2 bad_shard; last: "):
+    with pytest.raises(
+        DataError, match=r"2 of the first 2 samples were unusable \(2 bad_shard; last: "
+    ):
         next(loader([stream(f"{tmp_path}/{{8..9}}.tar")]))
 
 
@@ -328,7 +366,9 @@ def test_more_bad_samples_than_the_limit_end_the_run(tmp_path):
 
 
 def test_skipping_costs_no_time(tmp_path):
-    samples = {f"{number:06d}": {"jpg": b"broken", "json": b'{"caption": "a"}'} for number in range(200)}
+    samples = {
+        f"{number:06d}": {"jpg": b"broken", "json": b'{"caption": "a"}'} for number in range(200)
+    }
     samples["000200"] = pair(0)
     dataset = stream(write_tar(tmp_path / "0.tar", samples), epochs=1)
     start = os.times()
@@ -338,7 +378,14 @@ def test_skipping_costs_no_time(tmp_path):
 
 def test_json_of_img2dataset_is_read(tmp_path):
     """The members and keys that img2dataset writes; `txt` holds the caption a second time."""
-    meta = {"url": "http://x", "caption": "A Cat", "key": "0", "status": "success", "width": 256, "exif": "{}"}
+    meta = {
+        "url": "http://x",
+        "caption": "A Cat",
+        "key": "0",
+        "status": "success",
+        "width": 256,
+        "exif": "{}",
+    }
     members = {"jpg": jpeg(0), "txt": b"A Cat", "json": json.dumps(meta).encode()}
     sample = next(iter(stream(write_tar(tmp_path / "00000.tar", {"000000000": members}))))
     assert sample["text_input"] == "A Cat"
@@ -371,9 +418,15 @@ def test_the_shuffle_holds_no_more_bytes_than_it_may(monkeypatch):
 
 def test_what_names_with_dots_lose_is_counted_pair_by_pair(tmp_path):
     samples = {f"{number:05d}": pair(1) for number in range(60)}
-    samples |= {f"{number:05d}.{part}": {part: pair(1)[part]} for number in range(60, 530) for part in ("jpg", "json")}
+    samples |= {
+        f"{number:05d}.{part}": {part: pair(1)[part]}
+        for number in range(60, 530)
+        for part in ("jpg", "json")
+    }
     location = write_tar(tmp_path / "0.tar", samples)
-    with pytest.raises(DataError, match=r"9\d\.\d% of 1000 samples were unusable .* one name up to the last dot"):
+    with pytest.raises(
+        DataError, match=r"9\d\.\d% of 1000 samples were unusable .* one name up to the last dot"
+    ):
         list(itertools.islice(loader([stream(location)], batch_size=8), 400))
 
 

@@ -27,12 +27,19 @@ ROOT = Path(__file__).resolve().parents[2]
 URLS, PER_SHARD, MALFORMED, BATCH_SIZE, IMAGE_SIZE = 300, 50, 3, 9, 128
 KINDS = kinds(URLS)
 SUCCESSES = sum(kind in USABLE for kind in KINDS)
-ENVIRONMENT = {**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "PYTHON": sys.executable}
+ENVIRONMENT = {
+    **os.environ,
+    "no_proxy": "127.0.0.1",
+    "NO_PROXY": "127.0.0.1",
+    "PYTHON": sys.executable,
+}
 
 
 def run(command, folder, expect=0):
     """Return the finished process of a command that must end with the code `expect`."""
-    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == expect, result.stdout + result.stderr
     return result
 
@@ -53,11 +60,24 @@ def registry(tmp_path_factory):
         re.search(r"img2dataset-([\d.]+)", told)[1],
     )
     if not Path(place, "bin/python").exists():
-        probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "0", "--timeout", "20", "--quiet"]
+        probe = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--retries",
+            "0",
+            "--timeout",
+            "20",
+            "--quiet",
+        ]
         probe += ["--dest", str(tmp_path_factory.mktemp("probe")), f"img2dataset=={version}"]
         result = subprocess.run(probe, capture_output=True, text=True)
         if result.returncode:
-            pytest.skip(f"the package registry cannot be reached: {result.stderr.strip().splitlines()[-1]}")
+            pytest.skip(
+                f"the package registry cannot be reached: {result.stderr.strip().splitlines()[-1]}"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +93,9 @@ def downloaded(registry, tmp_path_factory):
         records += [{"url": f"{server.address}/jpeg/no_caption"}, {"caption": "no url"}, None]
         first, *others = records
         random.Random(0).shuffle(others)
-        (folder / "laion_synthetic_filtered_large.json").write_text(json.dumps([first, *others]), encoding="utf-8")
+        (folder / "laion_synthetic_filtered_large.json").write_text(
+            json.dumps([first, *others]), encoding="utf-8"
+        )
         converted = run([sys.executable, str(ROOT / "dataset/convert_laion.py")], folder).stdout
         options = ["--processes_count", "2", "--thread_count", "16", "--timeout", str(PATIENCE_S)]
         options += [f"--number_sample_per_shard={PER_SHARD}", "--image_size", str(IMAGE_SIZE)]
@@ -103,7 +125,9 @@ def test_stats_say_what_was_lost_and_why(downloaded):
     assert (stats.shards, stats.unfinished) == (URLS // PER_SHARD, [])
     assert (stats.count, stats.successes) == (URLS, SUCCESSES)
     assert stats.failed_to_resize == FAULTS["page"]
-    assert stats.failed_to_download == sum(FAULTS[kind] for kind in ("gone", "cut", "stuck", "refused"))
+    assert stats.failed_to_download == sum(
+        FAULTS[kind] for kind in ("gone", "cut", "stuck", "refused")
+    )
     assert stats.status["HTTP Error 404: Not Found"] == FAULTS["gone"]
     assert stats.status["success"] == SUCCESSES and stats.status.total() == URLS
     assert "\n".join(describe(stats)) in printed
@@ -120,7 +144,9 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
                     record = json.load(tar.extractfile(member))
                     assert (record["width"], record["height"]) == (IMAGE_SIZE, IMAGE_SIZE)
                     captions[record["url"].rsplit("/", 1)[1]] = record["caption"]
-    assert captions == {str(i): f'Image "{i}", café' for i, kind in enumerate(KINDS) if kind in USABLE}
+    assert captions == {
+        str(i): f'Image "{i}", café' for i, kind in enumerate(KINDS) if kind in USABLE
+    }
 
     dataset = stream(shards, epochs=1)
     assert len(one_pass(dataset)) == SUCCESSES and dataset.skips.report() == {"seen": SUCCESSES}
@@ -128,9 +154,22 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
     steps, rest = divmod(SUCCESSES, BATCH_SIZE)
     assert rest == 0  # so that an epoch of batches is one pass over the samples
     config = write_config(shards, steps, release, tmp_path)
-    look = [sys.executable, "-m", "minigpt4.datasets.inspect", "--cfg-path", config, "--scan", "all", "--num", "4"]
+    look = [
+        sys.executable,
+        "-m",
+        "minigpt4.datasets.inspect",
+        "--cfg-path",
+        config,
+        "--scan",
+        "all",
+        "--num",
+        "4",
+    ]
     told = run([*look, "--output", str(tmp_path / "sheet.html")], ROOT).stdout
-    assert f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} images (" in told
+    assert (
+        f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} images ("
+        in told
+    )
     assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in told
     assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in told
     assert (tmp_path / "sheet.html").is_file()
@@ -155,5 +194,8 @@ def write_config(shards, steps, release, folder):
 def test_a_misspelt_option_is_named_before_anything_is_downloaded(downloaded, tmp_path):
     (tmp_path / "list.tsv").write_text("url\tcaption\r\n")
     for option in ("--proceses_count=4", "--output_folder"):
-        assert f"unknown option {option.split('=')[0]};" in download(tmp_path, "list.tsv", option, "x", expect=2).stderr
+        assert (
+            f"unknown option {option.split('=')[0]};"
+            in download(tmp_path, "list.tsv", option, "x", expect=2).stderr
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"list.tsv"}

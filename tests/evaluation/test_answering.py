@@ -32,13 +32,20 @@ def test_items_with_any_number_of_images_are_answered_as_alone(chat, tmp_path, b
     ]
     items = [Item(str(number), *each) for number, each in enumerate(asked)]
     lines = list(answers(chat, CONV_VISION, items, batch_size=batch_size, **GREEDY))
-    assert lines == [{"id": item.id, "answer": alone(chat, item.images, item.question)} for item in items]
+    assert lines == [
+        {"id": item.id, "answer": alone(chat, item.images, item.question)} for item in items
+    ]
     assert len({line["answer"] for line in lines}) == len(items)
 
 
 def test_a_bad_image_spoils_its_own_item_only(chat, tmp_path):  # noqa: F811
     (tmp_path / "bad.png").write_text("no image")
-    images = [(picture(0),), (picture(1), tmp_path / "bad.png"), (tmp_path / "absent.png",), (picture(2),)]
+    images = [
+        (picture(0),),
+        (picture(1), tmp_path / "bad.png"),
+        (tmp_path / "absent.png",),
+        (picture(2),),
+    ]
     items = [Item(number, each, "what is it?") for number, each in enumerate(images)]
     lines = {line.pop("id"): line for line in answers(chat, CONV_VISION, items, **GREEDY)}
     for number in (0, 3):
@@ -54,7 +61,14 @@ def test_a_question_that_the_chat_refuses_ends_the_program(chat):  # noqa: F811
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_question_without_room_in_the_llm_costs_its_own_answer_only(chat, batch_size):  # noqa: F811
-    items = [Item(str(number), (), question) for number, question in enumerate(["hello", "x y " * 3000, "what ?"])]
+    items = [
+        Item(str(number), (), question)
+        for number, question in enumerate(["hello", "x y " * 3000, "what ?"])
+    ]
     lines = list(answers(chat, CONV_VISION, items, batch_size=batch_size, **GREEDY))
-    assert re.fullmatch(r"question and images take \d+ tokens of 512: shorten the question", lines[1]["error"])
-    assert lines[::2] == list(answers(chat, CONV_VISION, items[::2], batch_size=batch_size, **GREEDY))
+    assert re.fullmatch(
+        r"question and images take \d+ tokens of 512: shorten the question", lines[1]["error"]
+    )
+    assert lines[::2] == list(
+        answers(chat, CONV_VISION, items[::2], batch_size=batch_size, **GREEDY)
+    )

@@ -23,12 +23,26 @@ def ask(release, tmp_path, capsys, monkeypatch):
     """Call evaluate.py in this process; return the records of its output and what it said."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     monkeypatch.chdir(ROOT)
-    settings = {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32"}
+    settings = {
+        "model.ckpt": release.checkpoint,
+        "model.low_resource": False,
+        "model.llm_precision": "fp32",
+    }
     output = tmp_path / "answers.jsonl"
 
     def run(*arguments, **changes):
-        config = ["--cfg-path", "eval_configs/minigpt4_eval.yaml", *release.options(**settings | changes)]
-        shared = ["--device", "cpu", "--output", str(output), *([] if "--max-new-tokens" in arguments else SHORT)]
+        config = [
+            "--cfg-path",
+            "eval_configs/minigpt4_eval.yaml",
+            *release.options(**settings | changes),
+        ]
+        shared = [
+            "--device",
+            "cpu",
+            "--output",
+            str(output),
+            *([] if "--max-new-tokens" in arguments else SHORT),
+        ]
         evaluate(parse_args([*config, *shared, *map(str, arguments)]))
         lines = output.read_bytes().decode().split("\n")
         assert lines.pop() == ""
@@ -45,14 +59,26 @@ SHORT = ["--max-new-tokens", "4"]
 def test_half_a_line_is_taken_away_and_other_files_are_refused(tmp_path):
     output = tmp_path / "answers.jsonl"
     whole = '{"image": "a.jpg", "answer": "one\u2028two\x85 caf\u00e9"}\n'.encode()
-    output.write_bytes(whole + '{"image": "b.jpg", "answer": "caf\u00e9'.encode()[:-1])  # within a character
+    output.write_bytes(
+        whole + '{"image": "b.jpg", "answer": "caf\u00e9'.encode()[:-1]
+    )  # within a character
     with open_answers(output, "image", {}) as file:
         assert file.done == {"a.jpg"}
         file.begin(set())
     assert output.read_bytes() == whole
-    for other in (b"notes", b"notes\n", b'{"caption": "x"}\n', b'{"image": 7}\n', b"[" * 10**5 + b"\n", b"\xff\n"):
+    for other in (
+        b"notes",
+        b"notes\n",
+        b'{"caption": "x"}\n',
+        b'{"image": 7}\n',
+        b"[" * 10**5 + b"\n",
+        b"\xff\n",
+    ):
         output.write_bytes(other)
-        with pytest.raises(ValueError, match="is no answer file"), open_answers(output, "image", {}):
+        with (
+            pytest.raises(ValueError, match="is no answer file"),
+            open_answers(output, "image", {}),
+        ):
             pass
         assert output.read_bytes() == other
     with pytest.raises(ValueError, match="is no file"), open_answers(tmp_path, "image", {}):
@@ -71,7 +97,8 @@ def test_a_full_disk_leaves_whole_lines_and_says_what_to_do(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1001, before[1]))
         try:
             with pytest.raises(
-                OSError, match=r"--output: '.*answers.jsonl' cannot be written .*make room and call again"
+                OSError,
+                match=r"--output: '.*answers.jsonl' cannot be written .*make room and call again",
             ):
                 file.add({**line, "image": "b.jpg"})
         finally:
@@ -87,7 +114,10 @@ def test_a_second_call_on_one_output_is_refused(tmp_path):
     with open_answers(tmp_path / "answers.jsonl", "image", {}):
         other = [sys.executable, "-c", code, str(tmp_path / "answers.jsonl")]
         result = subprocess.run(other, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 1 and f"answers.jsonl' is being written by process {os.getpid()}" in result.stderr
+    assert (
+        result.returncode == 1
+        and f"answers.jsonl' is being written by process {os.getpid()}" in result.stderr
+    )
     assert subprocess.run(other, cwd=ROOT).returncode == 0
 
 
@@ -114,9 +144,15 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
     content["model"]["llama_proj.weight"] *= 2
     torch.save(content, other)
     shutil.copytree(release.llama, llm)
-    (llm / "model.safetensors").write_bytes((release.llama / "model.safetensors").read_bytes()[:-4] + b"\0\0\0\0")
+    (llm / "model.safetensors").write_bytes(
+        (release.llama / "model.safetensors").read_bytes()[:-4] + b"\0\0\0\0"
+    )
     for arguments, changes, says in [
-        (["--prompt", "Which colour?"], {}, "prompt: 'Describe this image in detail.' there, 'Which colour.' now"),
+        (
+            ["--prompt", "Which colour?"],
+            {},
+            "prompt: 'Describe this image in detail.' there, 'Which colour.' now",
+        ),
         (["--temperature", "0.5"], {}, "temperature: 0.0 there, 0.5 now"),
         (["--max-new-tokens", "5"], {}, "max_new_tokens: 4 there, 5 now"),
         (
@@ -124,11 +160,17 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
             {"model.ckpt": other},
             "model.ckpt: {'name': 'prerained_minigpt4_7b.pth', .* {'name': 'other.pth', .* now",
         ),
-        ([], {"model.llama_model": llm}, "model.llama_model: {'name': 'vicuna', .* there, {'name': 'llm', .* now"),
+        (
+            [],
+            {"model.llama_model": llm},
+            "model.llama_model: {'name': 'vicuna', .* there, {'name': 'llm', .* now",
+        ),
         ([], {PROCESSOR: "blip2_image_train"}, "image processor: .*_eval'.*_train'"),
         ([], {"model.end_sym": "</s>"}, "model.end_sym: '###' there, '</s>' now"),
     ]:
-        with pytest.raises(ValueError, match=f"answers.jsonl' holds 1 answers to something else .*{says}"):
+        with pytest.raises(
+            ValueError, match=f"answers.jsonl' holds 1 answers to something else .*{says}"
+        ):
             ask(*images, *arguments, **changes)
         assert ask.output.read_bytes() == before
     # what changes no answer is no other setting: other names of the same weights, or what is for training
@@ -139,7 +181,9 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
 def test_a_line_without_an_answer_is_tried_again(tmp_path):
     """Whoever wrote it; and what a link leads to is written, the link stays."""
     path, link = tmp_path / "answers.jsonl", tmp_path / "link.jsonl"
-    path.write_text('{"image": "a"}\n{"image": "b", "answer": null}\n{"image": "c", "answer": ""}\n')
+    path.write_text(
+        '{"image": "a"}\n{"image": "b", "answer": null}\n{"image": "c", "answer": ""}\n'
+    )
     link.symlink_to(path)
     with open_answers(link, "image", {}) as file:
         assert file.done == {"c"}
@@ -195,8 +239,15 @@ def test_every_image_is_found_once(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "far/x")
     (tmp_path / "far/g.png").write_bytes(b"")
     found = ["all/a.PNG", "all/c.jpg/d.bmp", "all/more/e.jpeg", "all/sub/b.gif"]
-    assert find_images(["all"]) == find_images(["./all/", "all/sub/../a.PNG", str(tmp_path / "all/a.PNG")]) == found
-    assert find_images(["link/../g.png", "g.png"]) == ["link/../g.png", "g.png"]  # far/g.png is another one
+    assert (
+        find_images(["all"])
+        == find_images(["./all/", "all/sub/../a.PNG", str(tmp_path / "all/a.PNG")])
+        == found
+    )
+    assert find_images(["link/../g.png", "g.png"]) == [
+        "link/../g.png",
+        "g.png",
+    ]  # far/g.png is another one
     with pytest.raises(FileNotFoundError, match="--images: no image at 'far/y'"):
         find_images(["far/y"])
 
@@ -212,7 +263,10 @@ def test_a_mistake_on_evaluates_command_line_is_one_line(tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: --images: no image at '{tmp_path}'") and "Traceback" not in result.stderr
+    assert (
+        result.stderr.startswith(f"error: --images: no image at '{tmp_path}'")
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_each_image_gets_a_line_once_and_an_error_is_tried_again(ask, tmp_path):
@@ -224,13 +278,21 @@ def test_each_image_gets_a_line_once_and_an_error_is_tried_again(ask, tmp_path):
     first, said = ask("--images", folder / "1.png")
     assert said.endswith(f"1 answers added to {ask.output}, 0 were there\n")
     records, said = ask("--images", folder, "--batch-size", "2")
-    assert said.endswith(f"3 answers added to {ask.output}, 1 were there\n") and "1 images have an error" in said
+    assert (
+        said.endswith(f"3 answers added to {ask.output}, 1 were there\n")
+        and "1 images have an error" in said
+    )
     assert records[:1] == first and ask("--images", folder)[0] == records
-    assert [record["image"] for record in records] == [str(folder / f"{name}.png") for name in (1, 0, 2, "bad")]
+    assert [record["image"] for record in records] == [
+        str(folder / f"{name}.png") for name in (1, 0, 2, "bad")
+    ]
     assert [list(record) for record in records] == [["image", "answer"]] * 3 + [["image", "error"]]
     assert f"image '{folder / 'bad.png'}'" in records[3]["error"]
     assert ask("--images", folder / "0.png")[0] == records  # nobody asked about the bad one
     picture(3).save(folder / "bad.png")
     again, said = ask("--images", f"{folder}/../images")  # the same images
-    assert said.endswith(f"1 answers added to {ask.output}, 3 were there\n") and again[:3] == records[:3]
+    assert (
+        said.endswith(f"1 answers added to {ask.output}, 3 were there\n")
+        and again[:3] == records[:3]
+    )
     assert list(again[3]) == ["image", "answer"]

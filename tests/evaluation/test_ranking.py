@@ -29,11 +29,17 @@ def by_hand(chat, item, option):  # noqa: F811
     chat.ask(item.question, conv)
     conv.append_message(conv.roles[1], None)
     context = chat.get_context_emb(conv, images)
-    ids = chat.model.llama_tokenizer(option + "###", add_special_tokens=False, return_tensors="pt").input_ids
+    ids = chat.model.llama_tokenizer(
+        option + "###", add_special_tokens=False, return_tensors="pt"
+    ).input_ids
     embeds = torch.cat([context, chat.model.llama_model.get_input_embeddings()(ids)], dim=1)
     with torch.no_grad():
         logits = chat.model.llama_model(inputs_embeds=embeds).logits[0, context.shape[1] - 1 : -1]
-    return torch.nn.functional.cross_entropy(logits, ids[0], reduction="sum").item(), ids.shape[1], embeds.shape[1]
+    return (
+        torch.nn.functional.cross_entropy(logits, ids[0], reduction="sum").item(),
+        ids.shape[1],
+        embeds.shape[1],
+    )
 
 
 @pytest.mark.parametrize("backend", ["padded", "packed", "lean"])
@@ -44,17 +50,27 @@ def test_losses_are_those_of_the_llm_by_each_rule(chat, backend, monkeypatch):  
     for item in ITEMS:
         for number, option in enumerate(item.options):
             total, num_tokens, num_positions = by_hand(chat, item, option)
-            expected = {"sum": total, "mean": total / num_tokens, "release": total / (num_positions - 1)}
-            assert {rule: found[rule][item.id][number] for rule in RULES} == pytest.approx(expected, rel=TOLERANCE)
+            expected = {
+                "sum": total,
+                "mean": total / num_tokens,
+                "release": total / (num_positions - 1),
+            }
+            assert {rule: found[rule][item.id][number] for rule in RULES} == pytest.approx(
+                expected, rel=TOLERANCE
+            )
 
 
 def test_a_loss_depends_on_no_other_item_and_an_image_is_encoded_once(chat, monkeypatch):  # noqa: F811
     encoded, encode_img = [], chat.model.encode_img
-    monkeypatch.setattr(chat.model, "encode_img", lambda image: encoded.append(len(image)) or encode_img(image))
+    monkeypatch.setattr(
+        chat.model, "encode_img", lambda image: encoded.append(len(image)) or encode_img(image)
+    )
     together = candidate_losses(chat, CONV_VISION, ITEMS)
     assert encoded == [4]
     for item in ITEMS:
-        alone = candidate_losses(chat, CONV_VISION, [item._replace(options=item.options[-1:])], batch_size=1)
+        alone = candidate_losses(
+            chat, CONV_VISION, [item._replace(options=item.options[-1:])], batch_size=1
+        )
         assert together[item.id][-1] == pytest.approx(alone[item.id][0], rel=TOLERANCE)
 
 
@@ -63,7 +79,9 @@ def test_a_loss_depends_on_no_other_item_and_an_image_is_encoded_once(chat, monk
 def test_the_answer_is_the_option_of_the_least_loss_among_generated_answers(chat, rule, batch_size):  # noqa: F811
     items = [*ITEMS[:2], ITEMS[2]._replace(options=()), ITEMS[3]]
     sampling = {"temperature": 0, "max_new_tokens": 5, "batch_size": batch_size}
-    lines = {line["id"]: line for line in answers(chat, CONV_VISION, items, ranking=rule, **sampling)}
+    lines = {
+        line["id"]: line for line in answers(chat, CONV_VISION, items, ranking=rule, **sampling)
+    }
     assert lines.keys() == {item.id for item in items}
     losses = candidate_losses(chat, CONV_VISION, [item for item in items if item.options], rule)
     for item in filter(lambda item: item.options, items):
@@ -73,10 +91,14 @@ def test_the_answer_is_the_option_of_the_least_loss_among_generated_answers(chat
 
 
 def test_what_cannot_be_ranked(chat, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match=r"^ranking: unknown rule 'meam'; known: release, mean, sum$"):
+    with pytest.raises(
+        ValueError, match=r"^ranking: unknown rule 'meam'; known: release, mean, sum$"
+    ):
         candidate_losses(chat, CONV_VISION, ITEMS, "meam")
     with pytest.raises(ValueError, match=r"^item 'a': image: no file"):
-        candidate_losses(chat, CONV_VISION, [Item("a", (tmp_path / "absent.png",), "what?", OPTIONS)])
+        candidate_losses(
+            chat, CONV_VISION, [Item("a", (tmp_path / "absent.png",), "what?", OPTIONS)]
+        )
     items = [ITEMS[0], ITEMS[0]._replace(id="long", options=["x y " * 3000, "no"])]
     lines = {line["id"]: line for line in answers(chat, CONV_VISION, items)}
     assert "shorten them" in lines["long"]["error"] and lines["one"]["answer"] in OPTIONS

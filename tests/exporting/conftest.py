@@ -29,7 +29,15 @@ def folders(hub, options, tmp_path_factory):
     """Return the folders `checkpoint`, `hf` (made of it) and `again` (made of that)."""
     root = tmp_path_factory.mktemp("exports")
     made = SimpleNamespace(checkpoint=root / "checkpoint", hf=root / "hf", again=root / "again")
-    command = [str(hub.checkpoint), "--cfg-path", CFG_PATH, "--options", *options, "--license", "CC-BY-4.0"]
+    command = [
+        str(hub.checkpoint),
+        "--cfg-path",
+        CFG_PATH,
+        "--options",
+        *options,
+        "--license",
+        "CC-BY-4.0",
+    ]
     assert main([*command, "--to", "checkpoint", str(made.checkpoint)]) == 0
     assert main([str(made.checkpoint), "--to", "hf", str(made.hf)]) == 0
     assert main([str(made.hf), "--to", "checkpoint", str(made.again)]) == 0

@@ -22,7 +22,9 @@ def user(*parts):
     content = []
     for part in parts:
         is_text = isinstance(part, str)
-        content.append({"type": "text", "text": part} if is_text else {"type": "image", "number": part})
+        content.append(
+            {"type": "text", "text": part} if is_text else {"type": "image", "number": part}
+        )
     return {"role": "user", "content": content}
 
 
@@ -33,8 +35,14 @@ def dialogues():
     found += [[user(0, 1, question)] for question in QUESTIONS[:3]]
     found += [[user("Compare", 0, "with", 1)], [user("What is", 2, "here?")]]
     answered = {"role": "assistant", "content": "An old wall."}
-    found += [[user(0, "What is it?"), answered, user("Why?")], [user(0, "Now?"), answered, user(1, "And this?")]]
-    found += [[user("Who?"), answered, user(3, "What is it?")], [{"role": "system", "content": SYSTEM}, user(0, "So?")]]
+    found += [
+        [user(0, "What is it?"), answered, user("Why?")],
+        [user(0, "Now?"), answered, user(1, "And this?")],
+    ]
+    found += [
+        [user("Who?"), answered, user(3, "What is it?")],
+        [{"role": "system", "content": SYSTEM}, user(0, "So?")],
+    ]
     return [*found, [{"role": "user", "content": "A string alone."}]]
 
 
@@ -43,7 +51,11 @@ def our_conversation(template, messages):
     conv, images = template.copy(), []
     for message in messages:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text", part.get("number")) for part in content]
+        parts = (
+            [content]
+            if isinstance(content, str)
+            else [part.get("text", part.get("number")) for part in content]
+        )
         if message["role"] == "system":
             conv.system = content
         elif message["role"] == "assistant":
@@ -69,7 +81,8 @@ def their_inputs(processor, messages, images):
         content = parts = message["content"]
         if not isinstance(parts, str):
             content = [
-                part if "text" in part else {"type": "image", "image": images[part["number"]]} for part in content
+                part if "text" in part else {"type": "image", "image": images[part["number"]]}
+                for part in content
             ]
         filled.append({**message, "content": content})
     inputs = processor.apply_chat_template(
@@ -91,7 +104,9 @@ def largest_difference(chat, template, exported, processor, images):
         ids = context_ids(conv.segments(), chat.encoder, sizes)
         inputs = their_inputs(processor, messages, images)
         image_id = exported.config.image_token_id
-        assert [image_id if i == IMAGE_ID else i for i in ids] == inputs["input_ids"][0].tolist(), messages
+        assert [image_id if i == IMAGE_ID else i for i in ids] == inputs["input_ids"][0].tolist(), (
+            messages
+        )
         ours = llm(inputs_embeds=chat.get_context_emb(conv, embedded)).logits
         if numbers:
             pixels = torch.stack([chat.vis_processor(images[number]) for number in numbers])

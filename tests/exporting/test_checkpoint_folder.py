@@ -37,7 +37,10 @@ def copied(folder, path):
 
 def test_load_gives_the_same_answer_as_yaml_and_checkpoint(folders, hub, options):
     answers = []
-    for path, more in ((str(folders.checkpoint), []), (CFG_PATH, [*options, f"model.ckpt={hub.checkpoint}"])):
+    for path, more in (
+        (str(folders.checkpoint), []),
+        (CFG_PATH, [*options, f"model.ckpt={hub.checkpoint}"]),
+    ):
         chat, conv = minigpt4.load(path, more, device="cpu")
         images = []
         chat.upload_img(picture(1), conv, images)
@@ -52,7 +55,10 @@ def test_programs_take_it_as_the_checkpoint_alone(folders, program, capsys):
     more = ["--images", "x.jpg"] if program is evaluate else []
     args = program.parse_args(["--checkpoint", str(folders.checkpoint), *more])
     path, options = opened(args)
-    assert path == folders.checkpoint / "config.yaml" and options[-1] == f"model.ckpt={folders.checkpoint}"
+    assert (
+        path == folders.checkpoint / "config.yaml"
+        and options[-1] == f"model.ckpt={folders.checkpoint}"
+    )
     with pytest.raises(SystemExit):
         program.parse_args(["--checkpoint", str(folders.checkpoint / "model.safetensors"), *more])
     assert "or --checkpoint with a checkpoint folder" in capsys.readouterr().err
@@ -70,7 +76,11 @@ def test_another_llm_is_refused_with_both_sides(folders, hub, skeleton, tmp_path
     other = copied(hub.llama, tmp_path / "other_llm")
     tensors = load_file(other / "model.safetensors")
     # the same tensors saved in another way are the same LLM
-    save_file(dict(reversed(tensors.items())), other / "model.safetensors", metadata={"format": "pt", "by": "another"})
+    save_file(
+        dict(reversed(tensors.items())),
+        other / "model.safetensors",
+        metadata={"format": "pt", "by": "another"},
+    )
     skeleton([f"model.llama_model={other}"])
     tensors["lm_head.weight"] += 0.5
     save_file(tensors, other / "model.safetensors")
@@ -93,7 +103,9 @@ def test_damage_and_other_formats_are_named(folders, skeleton, tmp_path):
         skeleton(folder=folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
-    with pytest.raises(CheckpointError, match=r"says \{'format': 'minigpt4-checkpoint', 'version': 2\}; expected"):
+    with pytest.raises(
+        CheckpointError, match=r"says \{'format': 'minigpt4-checkpoint', 'version': 2\}; expected"
+    ):
         skeleton(folder=folder)
 
 

@@ -10,7 +10,9 @@ from tests.models import tiny_parts
 
 
 def norm(x, tensors, name, eps):
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+    return torch.nn.functional.layer_norm(
+        x, x.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps
+    )
 
 
 def linear(x, tensors, name):
@@ -19,9 +21,18 @@ def linear(x, tensors, name):
 
 def llava_graph(pixels, tensors, fields):
     """Return vectors [N, D] as llama.cpp's graph for the projector `mlp` computes them."""
-    heads, eps = fields["clip.vision.attention.head_count"], fields["clip.vision.attention.layer_norm_epsilon"]
+    heads, eps = (
+        fields["clip.vision.attention.head_count"],
+        fields["clip.vision.attention.layer_norm_epsilon"],
+    )
     patch, bias = tensors["v.patch_embd.weight"], tensors.get("v.patch_embd.bias")
-    x = torch.nn.functional.conv2d(pixels[None], patch, bias, stride=fields["clip.vision.patch_size"])[0].flatten(1).T
+    x = (
+        torch.nn.functional.conv2d(
+            pixels[None], patch, bias, stride=fields["clip.vision.patch_size"]
+        )[0]
+        .flatten(1)
+        .T
+    )
     if "v.class_embd" in tensors:
         x = torch.cat([tensors["v.class_embd"][None], x])
     x = x + tensors["v.position_embd.weight"]
@@ -30,15 +41,24 @@ def llava_graph(pixels, tensors, fields):
     for block in range(fields["clip.vision.block_count"] - 1):  # the last one is not computed
         name = f"v.blk.{block}"
         y = norm(x, tensors, f"{name}.ln1", eps)
-        qkv = [linear(y, tensors, f"{name}.attn_{kind}").unflatten(1, (heads, -1)).transpose(0, 1) for kind in "qkv"]
+        qkv = [
+            linear(y, tensors, f"{name}.attn_{kind}").unflatten(1, (heads, -1)).transpose(0, 1)
+            for kind in "qkv"
+        ]
         y = torch.nn.functional.scaled_dot_product_attention(*qkv).transpose(0, 1).flatten(1)
         x = x + linear(y, tensors, f"{name}.attn_out")
         y = linear(norm(x, tensors, f"{name}.ln2", eps), tensors, f"{name}.ffn_up")
-        y = torch.nn.functional.gelu(y, approximate="tanh") if "clip.use_gelu" in fields else y * (1.702 * y).sigmoid()
+        y = (
+            torch.nn.functional.gelu(y, approximate="tanh")
+            if "clip.use_gelu" in fields
+            else y * (1.702 * y).sigmoid()
+        )
         x = x + linear(y, tensors, f"{name}.ffn_down")
     x = norm(x, tensors, "v.post_ln", eps)
     x = x[1:] if "v.class_embd" in tensors else x
-    return linear(torch.nn.functional.gelu(linear(x, tensors, "mm.0"), approximate="tanh"), tensors, "mm.2")
+    return linear(
+        torch.nn.functional.gelu(linear(x, tensors, "mm.0"), approximate="tanh"), tensors, "mm.2"
+    )
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
@@ -46,7 +66,10 @@ def test_the_file_computes_what_the_model_does(tower, tmp_path):
     from gguf import GGUFReader
 
     tiny_parts.write_llm(tmp_path, "qwen3")
-    model = {"vision_model": tiny_parts.write_tower(tmp_path, tower), "llama_model": tmp_path / "qwen3"}
+    model = {
+        "vision_model": tiny_parts.write_tower(tmp_path, tower),
+        "llama_model": tmp_path / "qwen3",
+    }
     model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32"}
     options = [f"model.{key}={value}" for key, value in model.items()]
     state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
@@ -69,4 +92,7 @@ def test_the_file_computes_what_the_model_does(tower, tmp_path):
 
 def test_a_q_former_is_refused_by_name(folders, tmp_path, capsys):
     assert main([str(folders.checkpoint), "--to", "gguf", str(tmp_path / "out")]) == 1
-    assert "llama.cpp has no projector for this model (bridge qformer, tower eva_clip_g)" in capsys.readouterr().err
+    assert (
+        "llama.cpp has no projector for this model (bridge qformer, tower eva_clip_g)"
+        in capsys.readouterr().err
+    )

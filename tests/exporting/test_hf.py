@@ -25,7 +25,11 @@ def exported(folders):
     """Return (model, processor) as transformers opens the export; the processor with Pillow, which resizes as we do."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    kernels = {"text_config": "eager", "vision_config": "sdpa", "qformer_config": "sdpa"}  # as our model on a CPU
+    kernels = {
+        "text_config": "eager",
+        "vision_config": "sdpa",
+        "qformer_config": "sdpa",
+    }  # as our model on a CPU
     model = AutoModelForImageTextToText.from_pretrained(folders.hf, attn_implementation=kernels)
     return model.eval(), AutoProcessor.from_pretrained(folders.hf, backend="pil")
 
@@ -48,13 +52,19 @@ def test_logits_are_ours_on_20_prompts_with_zero_one_and_two_images(folders, exp
 def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
     names = sorted(path.name for path in folders.checkpoint.iterdir())
     assert names == ["config.yaml", "manifest.json", "model.safetensors"]
-    assert filecmp.cmpfiles(folders.checkpoint, folders.again, names, shallow=False) == (names, [], [])
+    assert filecmp.cmpfiles(folders.checkpoint, folders.again, names, shallow=False) == (
+        names,
+        [],
+        [],
+    )
     # the frozen vision, too: every tensor that the files of the release have, in float32
     found = exported_tensors(folders.hf)
     vit = weights.read_tensors(hub.hub / "eva_vit_g.pth", "vit")
     blip2 = weights.read_tensors(hub.hub / "blip2_pretrained_flant5xxl.pth", "blip2", root="model")
     ours = {f"visual_encoder.{name}": tensor for name, tensor in vit.items()} | blip2
-    same = [name for name in found if name in ours and name != "visual_encoder.pos_embed"]  # that one is resampled
+    same = [
+        name for name in found if name in ours and name != "visual_encoder.pos_embed"
+    ]  # that one is resampled
     assert len(same) > 50 and all(torch.equal(found[name], ours[name].float()) for name in same)
 
 
@@ -77,9 +87,21 @@ def test_generation_ends_where_a_chat_ends(folders, exported):
 
 
 def test_what_cannot_be_exported_is_refused_by_name(folders, hub, options, tmp_path, capsys):
-    command = [str(hub.checkpoint), "--cfg-path", CFG_PATH, "--to", "hf", str(tmp_path / "hf"), "--options", *options]
+    command = [
+        str(hub.checkpoint),
+        "--cfg-path",
+        CFG_PATH,
+        "--to",
+        "hf",
+        str(tmp_path / "hf"),
+        "--options",
+        *options,
+    ]
     assert main([*command, "model.low_resource=True"]) == 1
-    assert "model.llm_quantization: int8; an export holds the LLM's own weights" in capsys.readouterr().err
+    assert (
+        "model.llm_quantization: int8; an export holds the LLM's own weights"
+        in capsys.readouterr().err
+    )
     assert main([*command, "model.has_qformer=False"]) == 1
     assert "no class of transformers joins neighbouring patches" in capsys.readouterr().err
     assert main([str(folders.checkpoint), "--to", "hf", str(folders.hf)]) == 1
@@ -94,9 +116,13 @@ def test_lora_is_merged_into_the_llm(hub, options, tmp_path):
     cfg = open_config(str(hub.checkpoint), CFG_PATH, options)
     model, _ = open_model(cfg)
     generator = torch.Generator().manual_seed(1)
-    lora = {name: tensor for name, tensor in model.trainable_state_dict().items() if ".lora_" in name}
+    lora = {
+        name: tensor for name, tensor in model.trainable_state_dict().items() if ".lora_" in name
+    }
     state = torch.load(hub.checkpoint, weights_only=True)
-    state["model"] |= {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in lora.items()}
+    state["model"] |= {
+        name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in lora.items()
+    }
     torch.save(state, tmp_path / "lora.pth")
     command = [str(tmp_path / "lora.pth"), "--cfg-path", CFG_PATH, "--options", *options]
     assert len(lora) == 8 and main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0

@@ -14,7 +14,12 @@ import pytest
 import minigpt4
 from tests.small_release import picture
 
-NEEDED = ("fastapi", "openai", "rich", "uvicorn")  # of transformers[serving], beside what the project has
+NEEDED = (
+    "fastapi",
+    "openai",
+    "rich",
+    "uvicorn",
+)  # of transformers[serving], beside what the project has
 SECONDS = 300  # for the server to come up on a busy machine
 
 
@@ -29,7 +34,9 @@ def server(folders, hub):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = [str(Path(sys.executable).with_name("transformers")), "serve", str(folders.hf)]
-    process = subprocess.Popen([*program, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"], env=hub.env)
+    process = subprocess.Popen(
+        [*program, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"], env=hub.env
+    )
     try:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end and process.poll() is None:
@@ -39,7 +46,9 @@ def server(folders, hub):
             except OSError:
                 time.sleep(1)
         assert process.poll() is None, "transformers serve ended, see above"
-        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=SECONDS, max_retries=0)
+        yield OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=SECONDS, max_retries=0
+        )
     finally:
         process.terminate()
         process.wait(30)
@@ -47,7 +56,9 @@ def server(folders, hub):
 
 def test_greedy_text_is_that_of_a_chat(folders, server):
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
-    image = picture(3, (chat.model.image_size,) * 2)  # of the model's size: the server resizes by torchvision
+    image = picture(
+        3, (chat.model.image_size,) * 2
+    )  # of the model's size: the server resizes by torchvision
     conv, images = template.copy(), []
     chat.upload_img(image, conv, images)
     chat.ask("What is it?", conv)
@@ -55,7 +66,10 @@ def test_greedy_text_is_that_of_a_chat(folders, server):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "What is it?"},
+    ]
     messages = [{"role": "user", "content": content}]
     stream = server.chat.completions.create(
         model=str(folders.hf), messages=messages, stream=True, max_tokens=12, temperature=0

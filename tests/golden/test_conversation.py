@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from minigpt4.conversation.answer_text import AnswerText
-from minigpt4.conversation.conversation import CONV_VISION, Chat, Conversation, StoppingCriteriaSub, Template
+from minigpt4.conversation.conversation import (
+    CONV_VISION,
+    Chat,
+    Conversation,
+    StoppingCriteriaSub,
+    Template,
+)
 from minigpt4.conversation.generation import PrefixCache, Sampling, filter_logits
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.text.segments import IMAGE
@@ -40,7 +46,10 @@ def is_faulty(dialogue):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    return Chat(golden_model(tmp_path_factory.mktemp("golden")), Blip2ImageEvalProcessor(CONFIG["image_size"]))
+    return Chat(
+        golden_model(tmp_path_factory.mktemp("golden")),
+        Blip2ImageEvalProcessor(CONFIG["image_size"]),
+    )
 
 
 def play(chat, events):
@@ -63,7 +72,9 @@ def test_the_2023_template():
     assert CONV_VISION.messages == []
 
 
-@pytest.mark.parametrize("dialogue", [d for d in DIALOGUES if not is_faulty(d)], ids=lambda d: d["name"])
+@pytest.mark.parametrize(
+    "dialogue", [d for d in DIALOGUES if not is_faulty(d)], ids=lambda d: d["name"]
+)
 def test_prompt_ids_and_embeddings(chat, dialogue):
     conv, images = play(chat, dialogue["events"])
     if dialogue["answering"]:
@@ -74,13 +85,17 @@ def test_prompt_ids_and_embeddings(chat, dialogue):
     assert [piece for piece in pieces if piece is not IMAGE] == dialogue["segment_ids"]
     golden = np.load(HERE / "context_emb.npz")
     for index, image in enumerate(images):
-        np.testing.assert_allclose(image, golden[f"{dialogue['name']}__img{index}"], atol=EMBEDS_ATOL, rtol=0)
+        np.testing.assert_allclose(
+            image, golden[f"{dialogue['name']}__img{index}"], atol=EMBEDS_ATOL, rtol=0
+        )
     context = chat.get_context_emb(conv, images)
     assert list(context.shape) == dialogue["context_emb_shape"]
     np.testing.assert_allclose(context, golden[dialogue["name"]], atol=EMBEDS_ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("dialogue", [d for d in DIALOGUES if is_faulty(d)], ids=lambda d: d["name"])
+@pytest.mark.parametrize(
+    "dialogue", [d for d in DIALOGUES if is_faulty(d)], ids=lambda d: d["name"]
+)
 def test_better_where_2023_is_faulty(chat, dialogue):
     """Every event is a message of its own, closed by ###, with every typed character, and only images make slots."""
     conv, images = play(chat, dialogue["events"])
@@ -95,7 +110,9 @@ def test_better_where_2023_is_faulty(chat, dialogue):
             image = ""
     assert conv.get_prompt() == expected + "Assistant:"
     pieces = chat.encoder.encode(conv.segments())
-    assert pieces.count(IMAGE) == len(images) == sum(who == "image" for who, _ in dialogue["events"])
+    assert (
+        pieces.count(IMAGE) == len(images) == sum(who == "image" for who, _ in dialogue["events"])
+    )
     text, _ = chat.answer(conv, images, temperature=0, max_new_tokens=3)
     assert conv.messages[-1] == ["Assistant", text]
 
@@ -121,7 +138,9 @@ def test_two_separators():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_greedy_answers(chat, case):
     conv, images = play(chat, case["events"])
-    chat = Chat(chat.model, chat.vis_processor, stopping_criteria=[StoppingCriteriaSub(case["stops"])])
+    chat = Chat(
+        chat.model, chat.vis_processor, stopping_criteria=[StoppingCriteriaSub(case["stops"])]
+    )
     notices, streamed = [], conv.copy()
     options = {"temperature": 0, "on_notice": notices.append, **case["kwargs"]}
     text, ids = chat.answer(conv, images, **options)
@@ -180,11 +199,15 @@ def test_stopping_criteria():
     rows = read("stopping.json")
     for row in rows:
         ids = torch.tensor(row["input_ids"], dtype=torch.long)
-        ended = StoppingCriteriaSub([torch.tensor(stop) for stop in row["stops"]])(ids, None).tolist()
+        ended = StoppingCriteriaSub([torch.tensor(stop) for stop in row["stops"]])(
+            ids, None
+        ).tolist()
         longest = max(map(len, row["stops"]), default=0)
         if ids.shape[1] >= longest:
             assert ended[0] is row["result"], row
-        assert ended == [any(tail[-len(stop) :] == stop for stop in row["stops"]) for tail in row["input_ids"]]
+        assert ended == [
+            any(tail[-len(stop) :] == stop for stop in row["stops"]) for tail in row["input_ids"]
+        ]
     assert sum("raises" in row for row in rows) >= 1 and len(rows) > 10
 
 
@@ -208,10 +231,18 @@ def test_text_of_an_answer(chat, case):
 @pytest.mark.parametrize("case", read("sampling_warpers.json"), ids=lambda case: str(case["index"]))
 def test_sampling_filters(case):
     arrays = np.load(HERE / "sampling_warpers.npz")
-    logits, wanted = (torch.tensor(arrays[f"{name}_{case['index']}"]) for name in ("logits", "warped"))
-    fields = {name: case[name] for name in ("top_p", "temperature", "repetition_penalty") if name in case}
-    filtered = filter_logits(logits, torch.tensor(case["input_ids"]), Sampling(**fields), eos_ids=(2,))
+    logits, wanted = (
+        torch.tensor(arrays[f"{name}_{case['index']}"]) for name in ("logits", "warped")
+    )
+    fields = {
+        name: case[name] for name in ("top_p", "temperature", "repetition_penalty") if name in case
+    }
+    filtered = filter_logits(
+        logits, torch.tensor(case["input_ids"]), Sampling(**fields), eos_ids=(2,)
+    )
     assert torch.equal(filtered.isinf(), wanted.isinf())
     assert int(filtered.isfinite().sum()) == case["kept"]
     kept = wanted.isfinite()
-    torch.testing.assert_close(filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6)  # one division in float32
+    torch.testing.assert_close(
+        filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6
+    )  # one division in float32

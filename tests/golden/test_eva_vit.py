@@ -14,7 +14,9 @@ FOLDER = GOLDEN / "a_eva_vit"
 DESCRIPTION = json.loads((FOLDER / "config.json").read_text())
 DIMS = EvaVit(**vit_fields(DESCRIPTION))
 CASES = DESCRIPTION["cases"]
-ATOL = 3e-5  # float32 noise: 7.5e-6 against float64, 5.7e-6 between torch versions, of values up to 12
+ATOL = (
+    3e-5  # float32 noise: 7.5e-6 against float64, 5.7e-6 between torch versions, of values up to 12
+)
 
 
 def load(image_size):
@@ -47,9 +49,14 @@ def test_names_shapes_and_types(precision):
     vit = DIMS.build(DESCRIPTION["checkpoint_img_size"])
     if precision == "fp16":
         half_linears(vit, torch.float16)
-    found = {name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in vit.state_dict().items()}
+    found = {
+        name: (list(t.shape), str(t.dtype).removeprefix("torch."))
+        for name, t in vit.state_dict().items()
+    }
     keys = DESCRIPTION["model_keys"]
-    assert found == {name: (key["shape"], key[f"dtype_precision_{precision}"]) for name, key in keys.items()}
+    assert found == {
+        name: (key["shape"], key[f"dtype_precision_{precision}"]) for name, key in keys.items()
+    }
 
 
 def test_stochastic_depth_rises_linearly():
@@ -59,5 +66,7 @@ def test_stochastic_depth_rises_linearly():
 
 
 def test_picture_size_must_be_whole_patches():
-    with pytest.raises(ValueError, match=r"^model.image_size: 225 is no multiple of the ViT's patch size 14$"):
+    with pytest.raises(
+        ValueError, match=r"^model.image_size: 225 is no multiple of the ViT's patch size 14$"
+    ):
         DIMS.build(225)

@@ -37,7 +37,12 @@ def config(tmp_path_factory):
     for file in (GOLDEN / "c_minigpt4/model/llama").glob("*token*"):
         shutil.copy(file, folder)
     absent = str(folder / "absent.pth")
-    section = {"llama_model": str(folder), "vit_ckpt": absent, "q_former_model": absent, "llm_precision": "fp16"}
+    section = {
+        "llama_model": str(folder),
+        "vit_ckpt": absent,
+        "q_former_model": absent,
+        "llm_precision": "fp16",
+    }
     return OmegaConf.merge(OmegaConf.structured(MiniGPT4.Config), section)
 
 
@@ -77,8 +82,13 @@ def test_checkpoint(model):
     released = manifest("minigpt4_checkpoint_*.json")
     found = {name: list(tensor.shape) for name, tensor in model.trainable_state_dict().items()}
     assert found == released["trainable_parameters"]
-    state = {name: torch.empty(key["shape"], device="meta") for name, key in released["model_keys"].items()}
-    taken = weights.match(state, model.trainable_state_dict(), "model.ckpt", "file", weights.CHECKPOINT_EXCESS)
+    state = {
+        name: torch.empty(key["shape"], device="meta")
+        for name, key in released["model_keys"].items()
+    }
+    taken = weights.match(
+        state, model.trainable_state_dict(), "model.ckpt", "file", weights.CHECKPOINT_EXCESS
+    )
     assert list(taken) == list(found)
 
 
@@ -94,11 +104,26 @@ def llm_shapes():
 
 def test_plan(config):
     rows = {row.name: row for row in MiniGPT4.plan(config, "cpu")}
-    assert list(rows) == ["query_tokens", "visual_encoder", "ln_vision", "Qformer", "llama_model", "llama_proj"]
-    assert sum(row.parameters for row in rows.values()) == manifest("full_model_state_dict_*.json")["parameters"]
+    assert list(rows) == [
+        "query_tokens",
+        "visual_encoder",
+        "ln_vision",
+        "Qformer",
+        "llama_model",
+        "llama_proj",
+    ]
+    assert (
+        sum(row.parameters for row in rows.values())
+        == manifest("full_model_state_dict_*.json")["parameters"]
+    )
     assert [row.name for row in rows.values() if row.trainable] == ["llama_proj"]
-    assert rows["llama_proj"].trainable == size_of(manifest("minigpt4_checkpoint_*.json")["trainable_parameters"])
-    assert (rows["llama_model"].dtype, rows["llama_model"].bytes) == ("float16", 2 * size_of(llm_shapes()))
+    assert rows["llama_proj"].trainable == size_of(
+        manifest("minigpt4_checkpoint_*.json")["trainable_parameters"]
+    )
+    assert (rows["llama_model"].dtype, rows["llama_model"].bytes) == (
+        "float16",
+        2 * size_of(llm_shapes()),
+    )
     assert rows["visual_encoder"].dtype == "float16/float32"
 
 
@@ -106,7 +131,9 @@ def test_plan_in_8_bit(config):
     config = OmegaConf.merge(config, {"low_resource": True})
     llm = next(row for row in MiniGPT4.plan(config, "cuda") if row.name == "llama_model")
     # 16 bits for what is not quantised, and a scale for each output of what is
-    kept = {name: shape for name, shape in llm_shapes().items() if not name.endswith("_proj.weight")}
+    kept = {
+        name: shape for name, shape in llm_shapes().items() if not name.endswith("_proj.weight")
+    }
     scales = {name: shape[:1] for name, shape in llm_shapes().items() if name not in kept}
     assert llm.parameters == size_of(llm_shapes())
     assert llm.bytes == llm.parameters + size_of(kept) + 2 * size_of(scales)

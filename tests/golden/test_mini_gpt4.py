@@ -22,13 +22,9 @@ def error_of(case):
     """Return what our error says where the 2023 code crashes or gives nan."""
     if not case["prompt_lines"]:
         size, limit = case["batch_size"], case["max_txt_len"]
-        message = (
-            f"batch has no target token: all {size} captions are empty after truncation (model.max_txt_len={limit})"
-        )
+        message = f"batch has no target token: all {size} captions are empty after truncation (model.max_txt_len={limit})"
         return re.escape(message)
-    return (
-        r"line \d+ has (no text (before|after) <ImageHere>; write some|[2-9] <ImageHere>; every prompt needs exactly)"
-    )
+    return r"line \d+ has (no text (before|after) <ImageHere>; write some|[2-9] <ImageHere>; every prompt needs exactly)"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +39,9 @@ def model_of(case, folder, **changes):
         prompt_path.write_text("\n".join(case["prompt_lines"]), encoding="utf-8")
     template = case["prompt_template"] or ""
     texts = {key: case[key] for key in ("max_txt_len", "end_sym")}
-    return golden_model(folder, prompt_path=str(prompt_path), prompt_template=template, **texts, **changes)
+    return golden_model(
+        folder, prompt_path=str(prompt_path), prompt_template=template, **texts, **changes
+    )
 
 
 def assert_close(found, expected, atol=ATOL):
@@ -69,8 +67,12 @@ def test_encode_img_step_by_step(model):
         ("ln_vision_output", model.ln_vision),
         ("qformer_output", model.Qformer),
     ):
-        hooks.append(part.register_forward_hook(lambda *args, name=name: found.update({name: args[-1]})))
-    found["inputs_llama"], found["atts_llama"] = model.encode_img(torch.from_numpy(expected["image"]))
+        hooks.append(
+            part.register_forward_hook(lambda *args, name=name: found.update({name: args[-1]}))
+        )
+    found["inputs_llama"], found["atts_llama"] = model.encode_img(
+        torch.from_numpy(expected["image"])
+    )
     for hook in hooks:
         hook.remove()
     for name, value in found.items():
@@ -92,7 +94,9 @@ def test_forward(case, tmp_path):
     texts = [row.ids[row.num_prompt :] for row in model.rows(samples)]
     padding = [num_text - len(ids) for ids in texts]
     pad_id = model.llama_tokenizer.pad_token_id
-    assert [ids + [pad_id] * n for ids, n in zip(texts, padding, strict=True)] == expected["text_input_ids"].tolist()
+    assert [ids + [pad_id] * n for ids, n in zip(texts, padding, strict=True)] == expected[
+        "text_input_ids"
+    ].tolist()
     mask = [[1] * len(ids) + [0] * n for ids, n in zip(texts, padding, strict=True)]
     assert mask == expected["text_attention_mask"].tolist()
 
@@ -122,10 +126,15 @@ def test_prompt_pieces(model):
         for side in ("before", "after"):
             if f"p_{side}_ids" in case:
                 piece = case[f"p_{side}"]
-                assert model.llama_tokenizer(piece, add_special_tokens=False).input_ids == case[f"p_{side}_ids"]
+                assert (
+                    model.llama_tokenizer(piece, add_special_tokens=False).input_ids
+                    == case[f"p_{side}_ids"]
+                )
 
 
 def test_what_trains_and_in_which_order(model):
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == CONFIG["requires_grad"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == CONFIG[
+        "requires_grad"
+    ]
     assert next(iter(model.named_parameters()))[0] == CONFIG["first_parameter"]
     assert list(model.trainable_state_dict()) == CONFIG["requires_grad"]

@@ -27,13 +27,19 @@ WEIGHTS, LOSS, LR = 2e-5, 2e-5, 1e-15
 def golden_batches():
     images = np.load(SET / "batches.npz")
     texts = RUNS["text_input"]
-    return [{"image": torch.from_numpy(images[f"image_{i}"]), "text_input": text} for i, text in enumerate(texts)]
+    return [
+        {"image": torch.from_numpy(images[f"image_{i}"]), "text_input": text}
+        for i, text in enumerate(texts)
+    ]
 
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory):
     """The golden weight files, with the sidecars that say how small they are."""
-    folder, dims = tmp_path_factory.mktemp("model"), json.loads((GOLDEN / "c_minigpt4/config.json").read_text())
+    folder, dims = (
+        tmp_path_factory.mktemp("model"),
+        json.loads((GOLDEN / "c_minigpt4/config.json").read_text()),
+    )
     for name in ("eva_vit.safetensors", "blip2.safetensors", "llama"):
         (folder / name).symlink_to((GOLDEN / "c_minigpt4/model" / name).resolve())
     vit, qformer = dims["vit"], dims["qformer"]
@@ -41,7 +47,10 @@ def model_files(tmp_path_factory):
     (folder / "eva_vit.json").write_text(json.dumps({**sidecar, "mlp_dim": vit["mlp_hidden"]}))
     bert = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sidecar = {key: qformer["bert_config"][key] for key in bert}
-    sidecar |= {"cross_attention_frequency": qformer["cross_attention_freq"], "encoder_width": qformer["encoder_width"]}
+    sidecar |= {
+        "cross_attention_frequency": qformer["cross_attention_freq"],
+        "encoder_width": qformer["encoder_width"],
+    }
     (folder / "blip2.json").write_text(json.dumps(sidecar))
     return folder
 
@@ -56,7 +65,9 @@ def configuration(run, files, output_dir, **changes):
         "model.vit_ckpt": files / "eva_vit.safetensors",
         "model.q_former_model": files / "blip2.safetensors",
         "model.llama_model": files / "llama",
-        "model.num_query_token": json.loads((GOLDEN / "c_minigpt4/config.json").read_text())["qformer"]["query_length"],
+        "model.num_query_token": json.loads((GOLDEN / "c_minigpt4/config.json").read_text())[
+            "qformer"
+        ]["query_length"],
         "model.vit_precision": "fp32",
         "model.check_llm": False,  # its weights are random
         "model.max_txt_len": run["max_txt_len"],
@@ -79,8 +90,12 @@ def build(cfg, initial):
     """Return the runner around the model, its projection at the golden start."""
     task = setup_task(cfg)
     model = task.build_model(cfg)
-    model.llama_proj.load_state_dict({name: torch.from_numpy(initial[f"init_{name}"]) for name in ("weight", "bias")})
-    return registry.get_runner_class(cfg.run_cfg.runner)(cfg=cfg, task=task, model=model, datasets={})
+    model.llama_proj.load_state_dict(
+        {name: torch.from_numpy(initial[f"init_{name}"]) for name in ("weight", "bias")}
+    )
+    return registry.get_runner_class(cfg.run_cfg.runner)(
+        cfg=cfg, task=task, model=model, datasets={}
+    )
 
 
 def largest(found, expected):
@@ -92,14 +107,19 @@ def test_steps(run, model_files, tmp_path):
     expected = np.load(SET / f"run_{run['name']}.npz")
     runner = build(configuration(run, model_files, tmp_path), expected)
     runner.train(cycle(golden_batches()))
-    steps = [json.loads(line) for line in (runner.output_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (runner.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(steps) == run["steps"]
     assert largest([step["lr"] for step in steps], expected["lr"]) <= LR
     assert largest([step["loss"] for step in steps], expected["loss"]) <= LOSS
     for name, parameter in runner.model.llama_proj.named_parameters():
         assert largest(parameter.detach(), expected[f"final_{name}"]) <= WEIGHTS
         for moment in ("exp_avg", "exp_avg_sq"):
-            assert largest(runner.optimizer.state[parameter][moment], expected[f"{moment}_{name}"]) <= WEIGHTS
+            assert (
+                largest(runner.optimizer.state[parameter][moment], expected[f"{moment}_{name}"])
+                <= WEIGHTS
+            )
         assert runner.optimizer.state[parameter]["step"] == run["optimizer_updates"]
     moved = largest(runner.model.llama_proj.weight.detach(), expected["init_weight"])
     assert moved == pytest.approx(run["weight_moved"], abs=WEIGHTS)
@@ -108,7 +128,9 @@ def test_steps(run, model_files, tmp_path):
 @pytest.mark.parametrize("run", RUNS["runs"], ids=lambda run: run["name"])
 def test_groups_and_checkpoint(run, model_files, tmp_path):
     """The parameter groups and the five keys of the saved file, but for the buffers of 2023."""
-    runner = build(configuration(run, model_files, tmp_path), np.load(SET / f"run_{run['name']}.npz"))
+    runner = build(
+        configuration(run, model_files, tmp_path), np.load(SET / f"run_{run['name']}.npz")
+    )
     names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
     for group, expected in zip(runner.optimizer.param_groups, run["param_groups"], strict=True):
         assert [names[id(parameter)] for parameter in group["params"]] == expected["names"]
@@ -123,13 +145,15 @@ def test_groups_and_checkpoint(run, model_files, tmp_path):
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
         }
-    for group, expected in zip(saved["optimizer"]["param_groups"], structure["optimizer"]["param_groups"], strict=True):
+    for group, expected in zip(
+        saved["optimizer"]["param_groups"], structure["optimizer"]["param_groups"], strict=True
+    ):
         assert group["params"] == expected["params"]
         assert group["lr"] == pytest.approx(expected["lr"], abs=LR)
     for index, state in structure["optimizer"]["state"].items():
-        assert {key: list(value.shape) for key, value in saved["optimizer"]["state"][int(index)].items()} == {
-            key: value["shape"] for key, value in state.items()
-        }
+        assert {
+            key: list(value.shape) for key, value in saved["optimizer"]["state"][int(index)].items()
+        } == {key: value["shape"] for key, value in state.items()}
 
 
 def test_a_checkpoint_with_the_buffers_of_2023_resumes(model_files, tmp_path):
@@ -140,13 +164,18 @@ def test_a_checkpoint_with_the_buffers_of_2023_resumes(model_files, tmp_path):
     whole.train(cycle(golden_batches()))
     saved = load_checkpoint(whole.output_dir / "checkpoint_0.pth", "checkpoint")[0]
     for name, entry in run["checkpoint"]["model"].items():
-        saved["model"].setdefault(name, torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"])))
+        saved["model"].setdefault(
+            name, torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        )
     known = run["checkpoint"]["optimizer"]["param_groups"][0]
     saved["optimizer"]["param_groups"] = [
-        {key: value for key, value in group.items() if key in known} for group in saved["optimizer"]["param_groups"]
+        {key: value for key, value in group.items() if key in known}
+        for group in saved["optimizer"]["param_groups"]
     ]
     torch.save(saved, tmp_path / "of_2023.pth")
-    cfg = configuration(run, model_files, tmp_path, **{"run.resume_ckpt_path": tmp_path / "of_2023.pth"})
+    cfg = configuration(
+        run, model_files, tmp_path, **{"run.resume_ckpt_path": tmp_path / "of_2023.pth"}
+    )
     rest, batches = build(cfg, expected), cycle(golden_batches())
     for _ in range(run["iters_per_epoch"]):
         next(batches)
@@ -168,5 +197,8 @@ def test_the_plan_knows_the_parts_without_loading_weights(model_files, tmp_path,
     assert "=====  Running Parameters    =====" in plan and '"accum_reduction": "sum"' in plan
     assert re.search(rf"^llama_proj +{trainable:,} +{trainable:,}  float32  cpu$", plan, flags=re.M)
     assert re.search(r"^visual_encoder +[\d,]+ +0  float32  cpu$", plan, flags=re.M)
-    assert f"training: {trainable:,} parameters, {run['max_epoch']} epochs of {run['iters_per_epoch']} steps, " in plan
+    assert (
+        f"training: {trainable:,} parameters, {run['max_epoch']} epochs of {run['iters_per_epoch']} steps, "
+        in plan
+    )
     assert list(tmp_path.iterdir()) == before

@@ -59,7 +59,9 @@ def test_train_pixels_are_bit_identical(case):
 def test_columns_are_resized_before_rows(width, height):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = Image.fromarray(pixels).resize((56, height), Image.Resampling.BICUBIC)
-    expected = np.asarray(expected.resize((56, 56), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+    expected = np.asarray(
+        expected.resize((56, 56), Image.Resampling.BICUBIC), np.float32
+    ) / np.float32(255)
     mean, std = (np.array(META[key], np.float32) for key in ("mean", "std"))
     result = processor("blip2_image_eval", image_size=56)(Image.fromarray(pixels))
     assert np.array_equal(result.permute(1, 2, 0).numpy(), (expected - mean) / std)

@@ -7,7 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, from_release_name, to_release_name
+from minigpt4.models.vision.qformer import (
+    QFormerConfig,
+    build_qformer,
+    from_release_name,
+    to_release_name,
+)
 from tests.golden import GOLDEN
 from tests.golden.model import qformer_fields
 
@@ -22,7 +27,9 @@ ATOL = 1e-5  # float32 noise: 3.1e-6 against float64, 2.3e-6 between torch versi
 @pytest.fixture(scope="module")
 def qformer():
     tensors = load_file(FOLDER / "weights.safetensors")
-    names = {from_release_name(name).removeprefix("Qformer."): tensor for name, tensor in tensors.items()}
+    names = {
+        from_release_name(name).removeprefix("Qformer."): tensor for name, tensor in tensors.items()
+    }
     qformer = build_qformer(DIMS)
     own = {name: names[name] for name in qformer.state_dict()}
     qformer.load_state_dict(own, assign=True)
@@ -44,7 +51,9 @@ def test_hidden_states(qformer, case):
     output = qformer.bert(**inputs(case), output_hidden_states=True)
     found = torch.stack(output.hidden_states).numpy()
     np.testing.assert_allclose(found, IO[f"hidden_states_{case}"], rtol=0, atol=ATOL)
-    np.testing.assert_allclose(output.last_hidden_state, IO[f"last_hidden_state_{case}"], rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        output.last_hidden_state, IO[f"last_hidden_state_{case}"], rtol=0, atol=ATOL
+    )
 
 
 @torch.no_grad()

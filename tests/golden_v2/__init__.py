@@ -21,4 +21,6 @@ def read(name, default=()):
 def needs(*names):
     """Return the mark of tests that cannot be without some files or folders of the set."""
     absent = [name for name in names if not (GOLDEN / name).exists()]
-    return pytest.mark.skipif(bool(absent), reason=f"this set of fixtures has no {', '.join(absent)}")
+    return pytest.mark.skipif(
+        bool(absent), reason=f"this set of fixtures has no {', '.join(absent)}"
+    )

@@ -40,7 +40,9 @@ def write_refs(fixture, folder, dataset, split_by):
     """Write the two files of a REFER dataset below `folder`."""
     content = fixture["annotations"][dataset]
     write_json(folder / dataset / "instances.json", content["instances"])
-    (folder / dataset / f"refs({split_by}).p").write_bytes(pickle.dumps(content["refs"], protocol=2))
+    (folder / dataset / f"refs({split_by}).p").write_bytes(
+        pickle.dumps(content["refs"], protocol=2)
+    )
 
 
 def write_json(path, content):

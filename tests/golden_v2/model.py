@@ -18,7 +18,10 @@ from tests.golden_v2 import GOLDEN, read
 
 PACKAGE = Path(minigpt4.__file__).parent
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/forward_cases.json"))
-CONFIGS = {path.parent.name: read(f"{path.parent.name}/config.json") for path in GOLDEN.glob("*/config.json")}
+CONFIGS = {
+    path.parent.name: read(f"{path.parent.name}/config.json")
+    for path in GOLDEN.glob("*/config.json")
+}
 DIMS = next((config for config in CONFIGS.values() if "vit" in config), {})
 V2, LLAMA2 = "minigpt_v2", "minigpt4_llama2"  # what the sets d and e call their models
 
@@ -75,7 +78,9 @@ def golden_config(which, folder, **changes):
     """Return the `model` section of a folder or model of the set (the ViT copied into `folder`), with `changes`."""
     config = CONFIGS[folder_of(which)]
     model_class = registry.get_model_class(config["arch"])
-    defaults = PACKAGE / model_class.PRETRAINED_MODEL_CONFIG_DICT[config.get("model_type", "pretrain")]
+    defaults = (
+        PACKAGE / model_class.PRETRAINED_MODEL_CONFIG_DICT[config.get("model_type", "pretrain")]
+    )
     section = {
         "arch": config["arch"],
         "vit_ckpt": str(write_vit(folder)),
@@ -85,10 +90,14 @@ def golden_config(which, folder, **changes):
         "vit_precision": "fp32",
         "llm_precision": "fp32",
         "check_llm": False,  # random weights
-        **{key: config[key] for key in ("lora_r", "lora_alpha", "prompt_template") if key in config},
+        **{
+            key: config[key] for key in ("lora_r", "lora_alpha", "prompt_template") if key in config
+        },
         **changes,
     }
-    return OmegaConf.merge(OmegaConf.structured(model_class.Config), OmegaConf.load(defaults).model, section)
+    return OmegaConf.merge(
+        OmegaConf.structured(model_class.Config), OmegaConf.load(defaults).model, section
+    )
 
 
 def golden_model(which, folder, **changes):
@@ -118,4 +127,6 @@ def with_images(samples, which, case):
     """Return `samples` with the images of the case, if it has any."""
     if not case.get("image_key"):
         return samples
-    return samples | {"image": torch.from_numpy(np.load(GOLDEN / which / "images.npz")[case["image_key"]])}
+    return samples | {
+        "image": torch.from_numpy(np.load(GOLDEN / which / "images.npz")[case["image_key"]])
+    }

@@ -27,13 +27,23 @@ def small(release, tmp_path, monkeypatch):
     """Return a maker of YAML files: the sections of one of the release's, its paths and its model changed."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     infos = write_all(tmp_path / "data")
-    infos |= {name: {"storage": f"{release.root}/{name}_dataset/*.tar"} for name in ("laion", "cc_sbu")}
+    infos |= {
+        name: {"storage": f"{release.root}/{name}_dataset/*.tar"} for name in ("laion", "cc_sbu")
+    }
     infos["cc_sbu_align"] = {"storage": str(release.root / "cc_sbu_align")}
 
     def make(name, **run):
         content = json.loads(json.dumps(CONFIGS[name]))
-        model = {"arch": "mini_gpt4", "model_type": "pretrain_vicuna", "llama_model": str(release.llama)}
-        model |= {"ckpt": str(release.checkpoint), "end_sym": "###", "prompt_template": "###Human: {} ###Assistant: "}
+        model = {
+            "arch": "mini_gpt4",
+            "model_type": "pretrain_vicuna",
+            "llama_model": str(release.llama),
+        }
+        model |= {
+            "ckpt": str(release.checkpoint),
+            "end_sym": "###",
+            "prompt_template": "###Human: {} ###Assistant: ",
+        }
         content["model"] = model
         for dataset, section in content["datasets"].items():
             section["build_info"] = infos[dataset]
@@ -60,12 +70,17 @@ def test_all_22_datasets_are_built_and_mixed_as_the_file_says(small):
     datasets = ImageTextPretrainTask().build_datasets(cfg)
     loader = ImageTextPretrainTask().build_train_loader(datasets, cfg.run_cfg)
     total = sum(section["sample_ratio"] for section in CONFIGS[name]["datasets"].values())
-    for (dataset, section), ratio in zip(CONFIGS[name]["datasets"].items(), loader.ratios, strict=True):
+    for (dataset, section), ratio in zip(
+        CONFIGS[name]["datasets"].items(), loader.ratios, strict=True
+    ):
         assert datasets[dataset]["train"].batch_size == section["batch_size"]
         assert ratio == pytest.approx(section["sample_ratio"] / total)
     batch = next(loader)
     name = batch["sample_id"][0].partition("/")[0]
-    assert len(batch["sample_id"]) == CONFIGS["train_configs/minigptv2_finetune.yaml"]["datasets"][name]["batch_size"]
+    assert (
+        len(batch["sample_id"])
+        == CONFIGS["train_configs/minigptv2_finetune.yaml"]["datasets"][name]["batch_size"]
+    )
 
 
 def test_its_sections_of_benchmarks_are_read(small, tmp_path):
@@ -78,7 +93,9 @@ def test_its_sections_of_benchmarks_are_read(small, tmp_path):
         writer = getattr(official, {"iconvqa": "iconqa"}.get(benchmark, benchmark), None)
         files = official.refcoco(root, benchmark) if "refcoco" in benchmark else writer(root)
         paths = {"img_path": root / "images", **files}
-        options += [f"evaluation_datasets.{benchmark}.{key}={value}" for key, value in paths.items()]
+        options += [
+            f"evaluation_datasets.{benchmark}.{key}={value}" for key, value in paths.items()
+        ]
     cfg = Config(Namespace(cfg_path=small(name), options=options))
     opened = open_benchmarks(cfg, sorted(known & set(sections)))
     assert len(opened) == len(known)

@@ -29,7 +29,9 @@ HERE = "d_conversation"
 EMBEDS, SCORES = 1e-5, 1e-4  # the fixtures' README
 PROMPTS = read(f"{HERE}/prompts.json", {"templates": {}, "dialogues": []})
 CHATS = read(f"{HERE}/chats.json")
-SCORED = np.load(GOLDEN / HERE / "scores.npz").files if (GOLDEN / HERE / "scores.npz").is_file() else []
+SCORED = (
+    np.load(GOLDEN / HERE / "scores.npz").files if (GOLDEN / HERE / "scores.npz").is_file() else []
+)
 OURS = {
     "vicuna0": CONV_VISION_Vicuna0,
     "llama2": CONV_VISION_LLama2,
@@ -45,7 +47,9 @@ def of_the_release(name):
     if name not in PROMPTS["templates"]:
         pytest.skip(f"this set of fixtures has no template {name}")
     given = PROMPTS["templates"][name]
-    return Conversation(given["system"], given["roles"], [], given["offset"], sep=given["sep"], sep2=given["sep2"])
+    return Conversation(
+        given["system"], given["roles"], [], given["offset"], sep=given["sep"], sep2=given["sep2"]
+    )
 
 
 def is_faulty(dialogue):
@@ -116,7 +120,9 @@ def test_our_prompts_have_one_bos_and_end_answers(encoder, dialogue):
     expected = dialogue["prompt"]
     if dialogue["template"] != "vicuna0":
         pieces = expected.split("<s>")  # before the first, and one for each of the user's messages
-        is_closed = ["[/INST]" in piece and not piece.endswith(conv.template.answer) for piece in pieces]
+        is_closed = [
+            "[/INST]" in piece and not piece.endswith(conv.template.answer) for piece in pieces
+        ]
         closings = [CLOSED if closed else "" for closed in is_closed]
         expected = "".join(piece + closing for piece, closing in zip(pieces, closings, strict=True))
     assert conv.get_prompt() == expected
@@ -124,7 +130,9 @@ def test_our_prompts_have_one_bos_and_end_answers(encoder, dialogue):
     assert first[:2].count(encoder.bos[0]) == 1
 
 
-@pytest.mark.parametrize("dialogue", [d for d in PROMPTS["dialogues"] if is_faulty(d)], ids=lambda d: d["dialogue"])
+@pytest.mark.parametrize(
+    "dialogue", [d for d in PROMPTS["dialogues"] if is_faulty(d)], ids=lambda d: d["dialogue"]
+)
 def test_every_message_is_a_turn_of_its_own(dialogue):
     """With each typed character, and images only where there are any."""
     conv = played(of_the_release(dialogue["template"]), dialogue["events"])
@@ -163,7 +171,9 @@ def upload_encoded(chat, conv, images, path):
 CHATTED = {
     "user": lambda chat, conv, images, text: chat.ask(text, conv),
     "image": lambda chat, conv, images, name: chat.upload_img(image_path(name), conv, images),
-    "image_encoded": lambda chat, conv, images, name: upload_encoded(chat, conv, images, image_path(name)),
+    "image_encoded": lambda chat, conv, images, name: upload_encoded(
+        chat, conv, images, image_path(name)
+    ),
 }
 
 
@@ -187,7 +197,9 @@ def assert_same_text(found, expected):
         assert found.partition("###")[0].strip() == expected
 
 
-@pytest.mark.parametrize("case", [c for c in CHATS if "raises" not in c], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [c for c in CHATS if "raises" not in c], ids=lambda case: case["name"]
+)
 def test_greedy_answers(chats, case):
     conv, chat = start(chats(case["model"]), case)
     images, events, embeds = [], case["events"], np.load(GOLDEN / HERE / "context_emb.npz")
@@ -204,7 +216,9 @@ def test_greedy_answers(chats, case):
         opened.append_message(conv.roles[1], None)
         name = f"{case['name']}__turn{number}"
         if name in embeds:
-            np.testing.assert_allclose(chat.get_context_emb(opened, images), embeds[name], atol=EMBEDS, rtol=0)
+            np.testing.assert_allclose(
+                chat.get_context_emb(opened, images), embeds[name], atol=EMBEDS, rtol=0
+            )
         text, ids = chat.answer(conv, images, **options)
         assert [*chat.encoder.bos, *ids.tolist()] == turn["returned_tokens"]
         assert_same_text(text, turn["text"])
@@ -239,12 +253,18 @@ def test_logits_of_greedy_answers(chats, name):
     conv.append_message(conv.roles[1], None)
     llm, written = chat.model.llama_model, case["turns"][0]["returned_tokens"]
     answer = torch.tensor([written[1 : len(scores)]])
-    sampling = Sampling(do_sample=False, repetition_penalty=case["kwargs"].get("repetition_penalty", 1.05))
+    sampling = Sampling(
+        do_sample=False, repetition_penalty=case["kwargs"].get("repetition_penalty", 1.05)
+    )
     with torch.no_grad():
-        embeds = torch.cat([chat.get_context_emb(conv, images), llm.get_input_embeddings()(answer)], 1)
+        embeds = torch.cat(
+            [chat.get_context_emb(conv, images), llm.get_input_embeddings()(answer)], 1
+        )
         logits = llm(inputs_embeds=embeds).logits[0, -len(scores) :]
     for number, expected in enumerate(scores):
-        found = filter_logits(logits[number][None], torch.tensor([written[: number + 1]]), sampling)[0]
+        found = filter_logits(
+            logits[number][None], torch.tensor([written[: number + 1]]), sampling
+        )[0]
         kept = np.isfinite(expected)
         np.testing.assert_allclose(found.numpy()[kept], expected[kept], atol=SCORES, rtol=0)
 
@@ -257,10 +277,14 @@ def test_a_stream_is_the_answer(chats):
     images = []
     play(chat, conv, images, case["events"])
     pieces = list(chat.stream_answer(conv, images, do_sample=False, **case["kwargs"]))
-    assert "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]  # the release leaves None there
+    assert (
+        "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]
+    )  # the release leaves None there
 
 
-@pytest.mark.parametrize("case", read(f"{HERE}/answer_postprocess.json"), ids=lambda case: str(case["ids"])[:30])
+@pytest.mark.parametrize(
+    "case", read(f"{HERE}/answer_postprocess.json"), ids=lambda case: str(case["ids"])[:30]
+)
 def test_text_of_an_answer(encoder, case):
     """As the release's chat, but the pad token is text, and nothing before "Assistant:" is dropped."""
     text = AnswerText(encoder.tokenizer, ("###",)).whole(case["ids"])
@@ -269,11 +293,15 @@ def test_text_of_an_answer(encoder, case):
     assert text.rpartition("Assistant:")[2].replace(pad, "").strip() == case["chat_answer"]
 
 
-@pytest.mark.parametrize("row", read(f"{HERE}/stopping.json"), ids=lambda row: str(row["sequences"]))
+@pytest.mark.parametrize(
+    "row", read(f"{HERE}/stopping.json"), ids=lambda row: str(row["sequences"])
+)
 def test_stops_end_each_sequence_by_itself(row):
     """The release ends all when all end in one step, and repeats a short sequence along a longer stop."""
     ended = StoppingCriteriaSub(row["stops"])(torch.tensor(row["sequences"])).tolist()
-    assert ended == [any(ids[-len(stop) :] == stop for stop in row["stops"]) for ids in row["sequences"]]
+    assert ended == [
+        any(ids[-len(stop) :] == stop for stop in row["stops"]) for ids in row["sequences"]
+    ]
     if len(ended) == 1 and len(row["sequences"][0]) >= max(map(len, row["stops"])):
         assert ended == [row["stop"]]
 
@@ -286,17 +314,26 @@ def test_images_that_encode_img_takes(chats):
     path = sorted((GOLDEN / HERE / "images").iterdir())[0]
     image = Image.open(path).convert("RGB")
     pixels = chat.vis_processor(image)
-    given = {"path": str(path), "pil_rgb": image, "tensor3": pixels, "tensor4": pixels[None], "numpy": np.array(image)}
+    given = {
+        "path": str(path),
+        "pil_rgb": image,
+        "tensor3": pixels,
+        "tensor4": pixels[None],
+        "numpy": np.array(image),
+    }
     for name, source in given.items():
         images = [source]
         chat.encode_img(images)
         assert list(images[0].shape) == rows["path"]["shape"]
-        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), name  # 256 values of 1e-6
+        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), (
+            name
+        )  # 256 values of 1e-6
     for mode in ("L", "RGBA"):
         images = [image.convert(mode)]
         chat.encode_img(images)
         assert list(images[0].shape) == rows["path"]["shape"]
     with pytest.raises(
-        ImageError, match=r"^image: NoneType; expected a path, a PIL or numpy image or a tensor of pixels"
+        ImageError,
+        match=r"^image: NoneType; expected a path, a PIL or numpy image or a tensor of pixels",
     ):
         chat.encode_img([None])

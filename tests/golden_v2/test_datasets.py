@@ -21,7 +21,9 @@ pytestmark = needs("f_datasets/datasets.json", "f_datasets/default_yaml.json")
 FIXTURE = read("f_datasets/datasets.json", {"datasets": {}})
 YAML = read("f_datasets/default_yaml.json", {})
 NAMES = [name for name in FIXTURE["datasets"] if name in SOURCES and name in YAML]
-EPOCHS = 20  # for each of an item's outcomes: one that has a share of them is then missed once in 10^8
+EPOCHS = (
+    20  # for each of an item's outcomes: one that has a share of them is then missed once in 10^8
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,12 @@ def build(name, root, **changes):
     shipped = YAML[name]["content"]["datasets"][name]
     info = overlaid(shipped["build_info"], filled_in(FIXTURE["datasets"][name]["build_info"], root))
     if "splitBy" in info:
-        write_refs(FIXTURE, Path(info["ann_path"]), info["dataset"].removeprefix("inv"), info["splitBy"])
-    section = overlaid(shipped, {"build_info": info, **FIXTURE["processors"], "exact_boxes": True, **changes})
+        write_refs(
+            FIXTURE, Path(info["ann_path"]), info["dataset"].removeprefix("inv"), info["splitBy"]
+        )
+    section = overlaid(
+        shipped, {"build_info": info, **FIXTURE["processors"], "exact_boxes": True, **changes}
+    )
     cls = registry.get_builder_class(name)
     assert not cls.preflight(section | {"instructions": None}, f"datasets.{name}")
     return cls(section).build_datasets()["train"]
@@ -49,7 +55,11 @@ def outcomes(name, root, index, number):
     dataset, found = build(name, root), {}
     for epoch in range(EPOCHS * number):
         sample = dataset[SampleIndex(index, epoch)]
-        texts = {key: value for key, value in sample.items() if key not in ("image", "images", "sample_id")}
+        texts = {
+            key: value
+            for key, value in sample.items()
+            if key not in ("image", "images", "sample_id")
+        }
         found[str(texts)] = texts
     return list(found.values())
 
@@ -88,7 +98,11 @@ def test_samples(name, root):
         assert len(found) == row["number_of_distinct_outcomes"]
         sample = dataset[row["index"]]
         images = sample["images"] if "images" in sample else [sample["image"]]
-        shapes = [outcome["sample"]["image"]["tensor"] for outcome in row["outcomes"] if "image" in outcome["sample"]]
+        shapes = [
+            outcome["sample"]["image"]["tensor"]
+            for outcome in row["outcomes"]
+            if "image" in outcome["sample"]
+        ]
         assert [list(image.shape) for image in images] == shapes[:1] or (not images and not shapes)
         assert not shapes or shapes[0] == [3, size, size]
         for outcome in row["outcomes"]:
@@ -98,7 +112,9 @@ def test_samples(name, root):
             instructions = {texts["instruction_input"] for texts in found}
             assert len(instructions) == row["number_of_distinct_instructions"]
             assert all(text.startswith(row["all_instructions_start_with"]) for text in instructions)
-            assert all(text.endswith(row.get("all_instructions_end_with", " ")) for text in instructions)
+            assert all(
+                text.endswith(row.get("all_instructions_end_with", " ")) for text in instructions
+            )
 
 
 def check_outcome(known, found):
@@ -110,7 +126,11 @@ def check_outcome(known, found):
     if structure is None:
         assert known in found
         return
-    alike = [texts for texts in found if {**texts, "instruction_input": None} == {**known, "instruction_input": None}]
+    alike = [
+        texts
+        for texts in found
+        if {**texts, "instruction_input": None} == {**known, "instruction_input": None}
+    ]
     assert any(fits(structure, texts["instruction_input"]) for texts in alike), structure
 
 
@@ -130,13 +150,17 @@ def test_the_image_that_is_opened(name, root, monkeypatch):
 def test_the_instruction_is_a_sentence_of_the_pool_around_the_words_of_the_annotation(name, root):
     task = SOURCES[name].task
     if task.pool is None:
-        assert " [" not in str(build(name, root)[0].get("instruction_input", "").replace("[detection]", ""))
+        assert " [" not in str(
+            build(name, root)[0].get("instruction_input", "").replace("[detection]", "")
+        )
         return
     pool = read_pool(pool_path(task.pool), task.takes_words)
     for row in FIXTURE["datasets"][name]["rows"]:
         used = set()
         for texts in outcomes(name, root, row["index"], row["number_of_distinct_outcomes"]):
-            sentence = texts["instruction_input"].removeprefix(f"<Img><ImageHere></Img> {task.tag} ")
+            sentence = texts["instruction_input"].removeprefix(
+                f"<Img><ImageHere></Img> {task.tag} "
+            )
             used |= {line for line in pool if fits(f"{line} ".replace("{}", "…"), sentence)}
         assert used == set(pool)
 

@@ -23,8 +23,16 @@ EVAL_VQA = read("h_evaluation/eval_vqa.json", {})
 IOU = read("h_evaluation/iou.json", {"cases": []})
 BOXES = read("h_evaluation/box_acceptance.json", {"cases": []})
 VQA_METRIC = read("h_evaluation/vqa_metric.json", {"normalisation": [], "accuracy": []})
-PROMPTS = {"okvqa": "minigpt_v2_vqa", "gqa": "minigpt_v2_vqa", "vizwiz": "minigpt_v2_vizwiz"}  # others by default
-SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
+PROMPTS = {
+    "okvqa": "minigpt_v2_vqa",
+    "gqa": "minigpt_v2_vqa",
+    "vizwiz": "minigpt_v2_vizwiz",
+}  # others by default
+SPLITS = {
+    "refcoco": ("val", "testA", "testB"),
+    "refcoco+": ("val", "testA", "testB"),
+    "refcocog": ("val", "test"),
+}
 
 
 def numbers_of(lines):
@@ -71,7 +79,10 @@ def canned(answers):
         for item in items:
             (phrase,) = [phrase for phrase in answers if item.question.endswith(f" {phrase}")]
             asked[phrase] += 1
-            yield {"id": item.id, "answer": answers[phrase][min(asked[phrase], len(answers[phrase])) - 1]}
+            yield {
+                "id": item.id,
+                "answer": answers[phrase][min(asked[phrase], len(answers[phrase])) - 1],
+            }
 
     return answer, asked
 
@@ -100,13 +111,22 @@ def test_eval_ref(name, tmp_path):
             rows = EVAL_REF["rows"][: len(EVAL_REF["rows"]) - less]
             write_json(tmp_path / each / f"{each}_{split}.json", rows)
             draw(tmp_path, [row["img_id"][:27] + ".jpg" for row in rows])
-            paths = {"eval_file_path": str(tmp_path / each / f"{each}_{split}.json"), "img_path": str(tmp_path)}
+            paths = {
+                "eval_file_path": str(tmp_path / each / f"{each}_{split}.json"),
+                "img_path": str(tmp_path),
+            }
             benchmark = make_benchmark(each, {**paths, **keys})
             opened = OpenBenchmark(benchmark, benchmark.checked_items())
             first = first or opened.items[0].question
-            (path,) = run_benchmarks({each: opened}, tmp_path / f"out_{each}_{split}", answer).values()
-            found[f"{each} {split}"] = 100 * json.loads(path.read_text())["metrics"]["accuracy"]["value"]
-    assert found == {name: pytest.approx(value, abs=1e-9) for name, value in numbers_of(run["stdout"]).items()}
+            (path,) = run_benchmarks(
+                {each: opened}, tmp_path / f"out_{each}_{split}", answer
+            ).values()
+            found[f"{each} {split}"] = (
+                100 * json.loads(path.read_text())["metrics"]["accuracy"]["value"]
+            )
+    assert found == {
+        name: pytest.approx(value, abs=1e-9) for name, value in numbers_of(run["stdout"]).items()
+    }
     assert run["first_call"]["texts"][0] == f"<s>[INST] <Img><ImageHere></Img> {first} [/INST]"
 
 
@@ -118,7 +138,9 @@ def test_only_what_begins_with_no_box_is_asked_again_and_in_its_own_words():
     answer, asked = canned(answers)
     said = {line["id"]: line["answer"] for line in benchmark.answers(items, answer)}
     for phrase, its in answers.items():
-        good = next((number for number, text in enumerate(its, 1) if metrics.starts_with_box(text)), 6)
+        good = next(
+            (number for number, text in enumerate(its, 1) if metrics.starts_with_box(text)), 6
+        )
         assert asked[phrase] == min(good, 6)
         assert said[phrase] == its[min(asked[phrase], len(its)) - 1]
 
@@ -131,10 +153,14 @@ def files_of(run, root):
     inputs = run.get("inputs") or EVAL_VQA[run["dataset"]]["inputs"]
     if run["dataset"] == "okvqa":
         write_json(root / "okvqa_test_split.json", inputs["split"])
-        write_json(root / "mscoco_val2014_annotations_clean.json", {"annotations": inputs["annotations"]})
+        write_json(
+            root / "mscoco_val2014_annotations_clean.json", {"annotations": inputs["annotations"]}
+        )
         draw(root, [f"{row['image_id']:012d}.jpg" for row in inputs["split"]])
         return {"eval_file_path": str(root), "img_path": str(root)}
-    images = [row.get("image") or row.get("img") or f"{row['image_id']}/image.png" for row in inputs]
+    images = [
+        row.get("image") or row.get("img") or f"{row['image_id']}/image.png" for row in inputs
+    ]
     draw(root, images)
     path = root / ("rows.jsonl" if run["dataset"] in ("hm", "vsr") else "rows.json")
     lines = "\n".join(map(json.dumps, inputs))
@@ -142,7 +168,9 @@ def files_of(run, root):
     return {"eval_file_path": str(path), "img_path": str(root)}
 
 
-@pytest.mark.parametrize("name", [name for name, run in EVAL_VQA.items() if run["calls"] and not run["canned_ranks"]])
+@pytest.mark.parametrize(
+    "name", [name for name, run in EVAL_VQA.items() if run["calls"] and not run["canned_ranks"]]
+)
 def test_eval_vqa(name, tmp_path):
     run = EVAL_VQA[name]
     settings = files_of(run, tmp_path)
@@ -173,9 +201,13 @@ def test_eval_vqa_by_ranking(name, tmp_path):
     assert [f"<s>[INST] <Img><ImageHere></Img> {item.question} [/INST]" for item in items] == texts
     # the script joins the choices by _, so that one with a _ in it is two
     split = ["_".join(item.options).split("_") for item in items]
-    assert [len(choices) for choices in split] == [number for call in run["calls"] for number in call["num_cand"]]
+    assert [len(choices) for choices in split] == [
+        number for call in run["calls"] for number in call["num_cand"]
+    ]
     best = [choices[ranks[0]] for choices, ranks in zip(split, run["canned_ranks"], strict=True)]
-    figure = benchmark.score(items, dict(zip([item.id for item in items], best, strict=True))).metrics["accuracy"]
+    figure = benchmark.score(
+        items, dict(zip([item.id for item in items], best, strict=True))
+    ).metrics["accuracy"]
     assert 100 * figure.value() == pytest.approx(*numbers_of(run["stdout"]).values())
 
 

@@ -15,7 +15,15 @@ from minigpt4.models.llm import backends
 from minigpt4.text.rows import IGNORED
 from minigpt4.text.segments import IMAGE_SLOT
 from tests.golden_v2 import GOLDEN, read
-from tests.golden_v2.model import CONFIGS, DIMS, FOLDERS, golden_model, llm_folder, set_up, with_images
+from tests.golden_v2.model import (
+    CONFIGS,
+    DIMS,
+    FOLDERS,
+    golden_model,
+    llm_folder,
+    set_up,
+    with_images,
+)
 
 # The fixtures' README: measured between torch versions 1.9e-6, 2.9e-6, 9.8e-6 and 2.8e-5.
 EMBEDS, LOSS, GRADIENT, LORA_GRADIENT = 1e-5, 2e-5, 5e-5, 1e-4
@@ -24,7 +32,9 @@ BACKENDS = ("packed", "padded")  # lean where no weight of the LLM trains
 
 def texts_of(case):
     return [
-        text for key in ("instruction_input", "answer", "conv_q", "conv_a") for text in case["samples"].get(key, ())
+        text
+        for key in ("instruction_input", "answer", "conv_q", "conv_a")
+        for text in case["samples"].get(key, ())
     ]
 
 
@@ -53,7 +63,9 @@ def fault(case, config):
     if "raises" in case:
         return "fails" if any(samples.get("answer", ())) or settings["end_sym"] else "no target"
     if any(
-        special in text for special in ("<s>", "</s>", "[INST]", "###") for text in samples.get("instruction_input", ())
+        special in text
+        for special in ("<s>", "</s>", "[INST]", "###")
+        for text in samples.get("instruction_input", ())
     ):
         return "typed special tokens"
     if any(config.get("pad_token", "$$") in text for text in texts_of(case)):
@@ -108,8 +120,14 @@ def assert_inputs(model, samples, golden, may_differ=IGNORED):
     assert [row.num_prompt - 1 for row in rows] == golden["cond_lengths"].tolist()
     for number, row in enumerate(rows):
         length = len(row.ids)
-        assert inputs["attention_mask"][number].tolist() == [1] * length + [0] * (len(inputs["labels"][0]) - length)
-        assert_close(inputs["inputs_embeds"][number, :length], golden["inputs_embeds"][number, :length], EMBEDS)
+        assert inputs["attention_mask"][number].tolist() == [1] * length + [0] * (
+            len(inputs["labels"][0]) - length
+        )
+        assert_close(
+            inputs["inputs_embeds"][number, :length],
+            golden["inputs_embeds"][number, :length],
+            EMBEDS,
+        )
         expected = golden["targets"][number]
         found = [IGNORED if label == may_differ else label for label in row.labels]
         assert found == expected[:length].tolist() and set(expected[length:]) <= {IGNORED}
@@ -125,11 +143,15 @@ def test_inputs(models, which, case):
     assert_inputs(model, samples, golden)
     for row, mask in zip(model.rows(samples), golden["attention_mask"], strict=True):
         # a question whose answer does not fit is left out
-        assert len(row.ids) == mask.sum() or ("conv_q" in samples and row.num_cut and len(row.ids) < mask.sum())
+        assert len(row.ids) == mask.sum() or (
+            "conv_q" in samples and row.num_cut and len(row.ids) < mask.sum()
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("which", "case"), [c for c in cases(None) if c.values[1]["reduction"] == "mean"])
+@pytest.mark.parametrize(
+    ("which", "case"), [c for c in cases(None) if c.values[1]["reduction"] == "mean"]
+)
 def test_loss_and_gradients(models, which, case, backend, monkeypatch):
     model, samples, golden = played(models, which, case)
     usual = model.choose_backend()
@@ -154,13 +176,17 @@ def test_loss_and_gradients(models, which, case, backend, monkeypatch):
     assert without == case["grad_is_none"]
 
 
-@pytest.mark.parametrize(("which", "case"), [c for c in cases(None) if c.values[1]["reduction"] == "none"])
+@pytest.mark.parametrize(
+    ("which", "case"), [c for c in cases(None) if c.values[1]["reduction"] == "none"]
+)
 def test_losses_of_samples(models, which, case):
     """The release divides a sample's sum by the padded length of its batch; ours says the sum, and of how many."""
     model, samples, golden = played(models, which, case)
     found = model(samples, reduction="none")
     length = golden["inputs_embeds"].shape[1]
-    np.testing.assert_allclose(found["loss"].detach() / (length - 1), golden["loss"], rtol=0, atol=LOSS)
+    np.testing.assert_allclose(
+        found["loss"].detach() / (length - 1), golden["loss"], rtol=0, atol=LOSS
+    )
     assert found["num_targets"].tolist() == (golden["part_targets"] != IGNORED).sum(1).tolist()
 
 
@@ -172,12 +198,18 @@ def test_a_pad_token_in_the_text_is_read_and_learnt(models, which, case):
     rows, inputs = model.rows(samples), model.build_inputs(samples)[0]
     for number, row in enumerate(rows):
         length = len(row.ids)
-        assert_close(inputs["inputs_embeds"][number, :length], golden["inputs_embeds"][number, :length], EMBEDS)
+        assert_close(
+            inputs["inputs_embeds"][number, :length],
+            golden["inputs_embeds"][number, :length],
+            EMBEDS,
+        )
         unseen = np.flatnonzero(golden["attention_mask"][number, :length] == 0)
         assert {row.ids[place] for place in unseen} <= {pad_id}
         expected = golden["targets"][number, :length].tolist()
         different = [place for place in range(length) if row.labels[place] != expected[place]]
-        assert all(row.labels[place] == pad_id and expected[place] == IGNORED for place in different)
+        assert all(
+            row.labels[place] == pad_id and expected[place] == IGNORED for place in different
+        )
         assert len(unseen) + len(different) > 0
 
 
@@ -207,7 +239,9 @@ def test_prompts_of_text_alone_are_cut_too(models, which, case):
     """The limit is that of prompts with images."""
     model, samples, golden = played(models, which, case)
     limit = case["settings"]["max_context_len"]
-    for row, length, embeds in zip(model.rows(samples), golden["cond_lengths"], golden["inputs_embeds"], strict=True):
+    for row, length, embeds in zip(
+        model.rows(samples), golden["cond_lengths"], golden["inputs_embeds"], strict=True
+    ):
         assert row.num_prompt - 1 == min(length, limit) < length
         words = model.llama_model.get_input_embeddings()(torch.tensor(row.ids[: row.num_prompt]))
         assert_close(words, embeds[: row.num_prompt], EMBEDS)
@@ -262,13 +296,19 @@ def test_what_trains_and_what_is_printed(which, tmp_path, capsys):
     assert model.num_image_tokens == DIMS["tokens_per_image"]
 
 
-@pytest.mark.parametrize("which", [which for which in FOLDERS if (GOLDEN / which / "encode_img.npz").is_file()])
+@pytest.mark.parametrize(
+    "which", [which for which in FOLDERS if (GOLDEN / which / "encode_img.npz").is_file()]
+)
 def test_encode_img_step_by_step(models, which):
     model, golden = models(which), np.load(GOLDEN / which / "encode_img.npz")
     found, hooks = {}, []
     for name, part in (("vit_output", model.visual_encoder), ("ln_vision_output", model.ln_vision)):
-        hooks.append(part.register_forward_hook(lambda *args, name=name: found.update({name: args[-1]})))
-    hooks.append(model.llama_proj.register_forward_hook(lambda *args: found.update({"grouped": args[1][0]})))
+        hooks.append(
+            part.register_forward_hook(lambda *args, name=name: found.update({name: args[-1]}))
+        )
+    hooks.append(
+        model.llama_proj.register_forward_hook(lambda *args: found.update({"grouped": args[1][0]}))
+    )
     found["inputs_llama"], found["atts_llama"] = model.encode_img(torch.from_numpy(golden["image"]))
     for hook in hooks:
         hook.remove()
@@ -277,7 +317,9 @@ def test_encode_img_step_by_step(models, which):
             assert_close(value, golden[name], 2e-5 if name == "vit_output" else EMBEDS)
 
 
-@pytest.mark.parametrize("which", [which for which in FOLDERS if (GOLDEN / which / "encode_img.npz").is_file()])
+@pytest.mark.parametrize(
+    "which", [which for which in FOLDERS if (GOLDEN / which / "encode_img.npz").is_file()]
+)
 def test_a_larger_image(which, tmp_path):
     """Positions are resampled; groups of four patches cross the ends of rows."""
     golden = np.load(GOLDEN / which / "encode_img.npz")
@@ -289,17 +331,25 @@ def test_a_larger_image(which, tmp_path):
     assert model.num_image_tokens == golden["inputs_llama_big"].shape[1]
 
 
-@pytest.mark.parametrize("which", [which for which in FOLDERS if (GOLDEN / which / "tokenisation.json").is_file()])
+@pytest.mark.parametrize(
+    "which", [which for which in FOLDERS if (GOLDEN / which / "tokenisation.json").is_file()]
+)
 def test_token_ids(models, which):
     model, tokens = models(which), read(f"{which}/tokenisation.json")
     for row in tokens["strings"]:
-        assert model.llama_tokenizer(row["text"], add_special_tokens=False).input_ids == row["ids"], row["text"]
+        assert (
+            model.llama_tokenizer(row["text"], add_special_tokens=False).input_ids == row["ids"]
+        ), row["text"]
     assert len(tokens["strings"]) > 10
 
 
 def failing(end):
     """Return the folders whose failures.json has a key with that end."""
-    return [which for which in FOLDERS if any(key.endswith(end) for key in read(f"{which}/failures.json"))]
+    return [
+        which
+        for which in FOLDERS
+        if any(key.endswith(end) for key in read(f"{which}/failures.json"))
+    ]
 
 
 @pytest.mark.parametrize("which", failing("use_grad_checkpoint_llm"))
@@ -308,7 +358,9 @@ def test_text_alone_trains_with_checkpointing(models, which, monkeypatch):
     model = models(which)
     monkeypatch.setattr(model, "llm_checkpointing", True)
     model.zero_grad(set_to_none=True)
-    model({"instruction_input": ["List two animals."], "answer": ["a cat and a dog"]})["loss"].backward()
+    model({"instruction_input": ["List two animals."], "answer": ["a cat and a dog"]})[
+        "loss"
+    ].backward()
     own = model._release_parameters()
     trained = {name for name, parameter in own.items() if parameter.grad is not None}
     assert trained == {name for name in CONFIGS[which]["trainable"] if ".lora_" in name}
@@ -318,7 +370,9 @@ def test_text_alone_trains_with_checkpointing(models, which, monkeypatch):
 def test_the_output_layer_is_whole_whatever_pretraining_tp_says(models, which, tmp_path):
     """The release splits it, and fails."""
     (tmp_path / "llm").mkdir()
-    folder = shutil.copytree(llm_folder(CONFIGS[which]["llama"], tmp_path / "llm"), tmp_path / "split")
+    folder = shutil.copytree(
+        llm_folder(CONFIGS[which]["llama"], tmp_path / "llm"), tmp_path / "split"
+    )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pretraining_tp": 2}))
     split, ids = golden_model(which, tmp_path, llama_model=str(folder)), torch.arange(1, 20)[None]

@@ -24,7 +24,10 @@ def pixels_of(image, size):
 def test_pixels(case):
     pixels = pixels_of(case["image"], case["size"])
     assert list(pixels.shape) == case["shape"]
-    assert hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest() == case["sha256_of_float32_bytes"]
+    assert (
+        hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest()
+        == case["sha256_of_float32_bytes"]
+    )
 
 
 def test_stored_pixels():

@@ -50,7 +50,11 @@ def build(which, run, folder, initial):
     """Return the runner around the model at the golden start, through the configuration that train.py checks."""
     settings = read(f"{which}/runs.json").get("settings") or settings_of_one_prompt(which)
     model_cfg = golden_config(which, folder, **settings)
-    section = {key: value for key, value in OmegaConf.to_container(model_cfg).items() if value not in (None, "")}
+    section = {
+        key: value
+        for key, value in OmegaConf.to_container(model_cfg).items()
+        if value not in (None, "")
+    }
     options = {f"run.{key}": value for key, value in run["run"].items() if key in RUN_KEYS}
     options |= {
         "run.task": "image_text_pretrain",
@@ -62,7 +66,12 @@ def build(which, run, folder, initial):
         "run.output_dir": folder,
     }
     (folder / "model.yaml").write_text(json.dumps({"model": section, "run": {}}))
-    cfg = Config(Namespace(cfg_path=str(folder / "model.yaml"), options=[f"{key}={options[key]}" for key in options]))
+    cfg = Config(
+        Namespace(
+            cfg_path=str(folder / "model.yaml"),
+            options=[f"{key}={options[key]}" for key in options],
+        )
+    )
     task = setup_task(cfg)
     model = task.build_model(cfg)
     for part in model.llama_model.modules():  # the fixtures were made without it
@@ -70,7 +79,9 @@ def build(which, run, folder, initial):
             part.p = 0.0
     model.prompt_list = CONFIGS[which].get("one_prompt", [])
     model.load_trainable(parameters(initial, "init"), "the fixture")
-    return registry.get_runner_class(cfg.run_cfg.runner)(cfg=cfg, task=task, model=model, datasets={})
+    return registry.get_runner_class(cfg.run_cfg.runner)(
+        cfg=cfg, task=task, model=model, datasets={}
+    )
 
 
 def parameters(arrays, kind):
@@ -94,14 +105,20 @@ def test_steps(which, run, tmp_path):
         assert group["weight_decay"] == expected["weight_decay"]
 
     runner.train(cycle(golden_batches(which)))
-    steps = [json.loads(line) for line in (runner.output_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (runner.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert largest([step["lr"] for step in steps], run["lr"]) <= LR
     assert largest([step["loss"] for step in steps], run["loss"]) <= LOSS
     for kind, limit in (("final", WEIGHTS), ("exp_avg", MOMENT), ("exp_avg_sq", SQUARE)):
         for name, expected in parameters(golden, kind).items():
-            found = own[name].detach() if kind == "final" else runner.optimizer.state[own[name]][kind]
+            found = (
+                own[name].detach() if kind == "final" else runner.optimizer.state[own[name]][kind]
+            )
             assert largest(found, expected) <= limit, (kind, name)
-    taken = {name: int(runner.optimizer.state[own[name]]["step"]) for name in run["adam_steps_taken"]}
+    taken = {
+        name: int(runner.optimizer.state[own[name]]["step"]) for name in run["adam_steps_taken"]
+    }
     assert taken == run["adam_steps_taken"]
 
     saved = load_checkpoint(runner.last_checkpoint, "checkpoint")[0]

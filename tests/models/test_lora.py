@@ -69,7 +69,9 @@ def test_gradients_are_those_of_transformers(model, shapes, backend, checkpointi
     assert {model.release_name(name) for name in expected} == set(shapes)
     caplog.set_level(logging.INFO)
     assert model.choose_backend() == "packed"  # lean layers give no gradient to the LLM's weights
-    assert [line for line in caplog.messages if line.startswith("LLM: ")] == ["LLM: texts are packed"]
+    assert [line for line in caplog.messages if line.startswith("LLM: ")] == [
+        "LLM: texts are packed"
+    ]
     model.llm_backend, model.llm_checkpointing = backend, checkpointing
     found = gradients(model, model(samples)["loss"])
     assert found.keys() == expected.keys()
@@ -92,7 +94,9 @@ def test_gradients_with_weights_in_8_bits(tmp_path):
     found = gradients(small, small(samples)["loss"])
     assert max((found[name] - expected[name]).abs().max().item() for name in found) <= ATOL
     exact = gradients(whole, whole(samples)["loss"])
-    exact, found = (torch.cat([each[name].flatten() for name in sorted(exact)]) for each in (exact, found))
+    exact, found = (
+        torch.cat([each[name].flatten() for name in sorted(exact)]) for each in (exact, found)
+    )
     error = ((found - exact).norm() / exact.norm()).item()
     print(f"int8 moves the gradient by {error:.1%}")
     assert error < 0.1
@@ -106,7 +110,9 @@ def test_a_batch_in_parts_and_reordered_has_the_same_loss(model):
         alone = model(part, reduction="none")
         place = losses["num_targets"].tolist().index(alone["num_targets"].item())
         assert alone["loss"].item() == pytest.approx(losses["loss"][place].item(), abs=1e-4)
-    total = sum(share * model(part)["loss"].item() for part, share in model.split(samples, max_tokens=60))
+    total = sum(
+        share * model(part)["loss"].item() for part, share in model.split(samples, max_tokens=60)
+    )
     assert total == pytest.approx(model(samples)["loss"].item(), abs=1e-5)
 
 
@@ -116,11 +122,15 @@ def test_updates_drop_inputs_in_training_alone(model, shapes):
     assert not model.llama_model.training and not model.visual_encoder.training
     torch.manual_seed(0)
     first, second = model(samples)["loss"].item(), model(samples)["loss"].item()
-    assert first != second and model.llm_backend == "packed"  # the drop does not count in the choice
+    assert (
+        first != second and model.llm_backend == "packed"
+    )  # the drop does not count in the choice
     model.eval()
     assert model(samples)["loss"].item() == model(samples)["loss"].item()
     dropped = [part.p for part in model.llama_model.modules() if isinstance(part, torch.nn.Dropout)]
-    assert dropped == [0.05] * sum(".lora_A." in name for name in shapes)  # Source: the newest release
+    assert dropped == [0.05] * sum(
+        ".lora_A." in name for name in shapes
+    )  # Source: the newest release
 
 
 def test_a_new_update_changes_nothing(tmp_path):
@@ -130,8 +140,12 @@ def test_a_new_update_changes_nothing(tmp_path):
     plain = golden_model(V2, tmp_path / "plain", ckpt="", lora_r=0)
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
-        torch.testing.assert_close(model.llama_model(ids).logits, plain.llama_model(ids).logits, rtol=0, atol=0)
-    assert all(name.startswith("llama_proj") or ".lora_" in name for name in model.trainable_state_dict())
+        torch.testing.assert_close(
+            model.llama_model(ids).logits, plain.llama_model(ids).logits, rtol=0, atol=0
+        )
+    assert all(
+        name.startswith("llama_proj") or ".lora_" in name for name in model.trainable_state_dict()
+    )
     assert list(plain.trainable_state_dict()) == ["llama_proj.weight", "llama_proj.bias"]
 
 
@@ -154,7 +168,10 @@ def test_merged_and_unmerged_answer_alike(model):
 
 def test_weights_in_8_bits_take_no_update_in(tmp_path):
     model = golden_model(V2, tmp_path, llm_quantization="int8")
-    with pytest.raises(ValueError, match=r"^weights in 8 or 4 bits cannot take LoRA in; load the LLM with model.llm_q"):
+    with pytest.raises(
+        ValueError,
+        match=r"^weights in 8 or 4 bits cannot take LoRA in; load the LLM with model.llm_q",
+    ):
         adapters.merge(model.llama_model)
 
 
@@ -180,7 +197,11 @@ def test_all_names_of_peft_are_read(tmp_path, rename):
 
 
 def test_a_checkpoint_without_lora_begins_anew_and_says_so(tmp_path, caplog):
-    state = {name: tensor for name, tensor in load_file(checkpoint_of(V2)).items() if ".lora_" not in name}
+    state = {
+        name: tensor
+        for name, tensor in load_file(checkpoint_of(V2)).items()
+        if ".lora_" not in name
+    }
     save_file(state, tmp_path / "projection.safetensors")
     golden_model(V2, tmp_path, ckpt=str(tmp_path / "projection.safetensors"))
     assert "has no LoRA; the model's starts anew, from the LLM as it is" in caplog.text
@@ -189,10 +210,10 @@ def test_a_checkpoint_without_lora_begins_anew_and_says_so(tmp_path, caplog):
 def test_an_llm_without_such_layers(tmp_path):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    llm = GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9))
-    message = (
-        r"^model.lora_r: 4, and GPTNeoXForCausalLM has no layers q_proj and v_proj for LoRA; take an LLM of LLaMA's"
+    llm = GPTNeoXForCausalLM(
+        GPTNeoXConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
     )
+    message = r"^model.lora_r: 4, and GPTNeoXForCausalLM has no layers q_proj and v_proj for LoRA; take an LLM of LLaMA's"
     with pytest.raises(ValueError, match=message):
         adapters.add_lora(llm, 4, 6)
 
@@ -201,7 +222,9 @@ def test_the_plan_counts_what_trains(tmp_path, shapes):
     """On the meta device, before weights are loaded: parts, and the checkpoint's names."""
     parts = {part.name: part for part in MiniGPTv2.plan(golden_config(V2, tmp_path), "cpu")}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    assert parts["llama_model"].trainable == sum(size for name, size in sizes.items() if ".lora_" in name)
+    assert parts["llama_model"].trainable == sum(
+        size for name, size in sizes.items() if ".lora_" in name
+    )
     assert parts["llama_proj"].trainable == sizes["llama_proj.weight"] + sizes["llama_proj.bias"]
 
 
@@ -209,12 +232,17 @@ def test_the_plan_counts_what_trains(tmp_path, shapes):
 def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
     """What autograd saves of a step with values, the moments, the images: as counted without weights."""
     settings = {"max_txt_len": 40, "chat_template": False, "llm_checkpointing": checkpointing}
-    counted = memory.count(MiniGPTv2, golden_config(V2, tmp_path, **settings), torch.device("cpu"), 3)
+    counted = memory.count(
+        MiniGPTv2, golden_config(V2, tmp_path, **settings), torch.device("cpu"), 3
+    )
     model = golden_model(V2, tmp_path, **settings).train()
     model.llama_tokenizer = memory.tokenizer_of_characters()
     model.choose_backend()
     before, saved = alive(), {}
-    samples = {"image": torch.randn(3, 3, model.image_size, model.image_size), "text_input": ["a" * 40] * 3}
+    samples = {
+        "image": torch.randn(3, 3, model.image_size, model.image_size),
+        "text_input": ["a" * 40] * 3,
+    }
     with torch.autograd.graph.saved_tensors_hooks(
         lambda each: saved.update(storage_of(each)) or each, lambda each: each
     ):
@@ -225,7 +253,9 @@ def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
     for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         sizes += [parameter.nbytes, parameter.nbytes, 4]
     measured = sum(-(-size // memory.ROUNDING) * memory.ROUNDING for size in sizes)
-    print(f"kept for backward, beside weights: {measured:,} bytes, counted {counted.held - counted.weights:,}")
+    print(
+        f"kept for backward, beside weights: {measured:,} bytes, counted {counted.held - counted.weights:,}"
+    )
     assert measured == pytest.approx(counted.held - counted.weights, rel=0.02)
     assert loss.requires_grad
 
@@ -239,7 +269,11 @@ def alive():
     """Return {place: storage} of all tensors that Python holds."""
     found = {}
     for each in gc.get_objects():
-        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout is torch.strided:
+        if (
+            issubclass(type(each), torch.Tensor)
+            and each.device.type == "cpu"
+            and each.layout is torch.strided
+        ):
             found |= storage_of(each)
     return found
 
@@ -247,10 +281,17 @@ def alive():
 @pytest.mark.parametrize("within", [0, 2, 4])
 def test_samples_whose_prompt_is_cut_before_within_or_behind_an_image_are_answered(model, within):
     samples = batch(model)
-    model.max_context_len = model.rows(samples)[0].ids.index(IMAGE_ID) - len(model.encoder.bos) + within
+    model.max_context_len = (
+        model.rows(samples)[0].ids.index(IMAGE_ID) - len(model.encoder.bos) + within
+    )
     assert model.rows(samples)[0].ids[: model.rows(samples)[0].num_prompt].count(IMAGE_ID) == within
     answers = answer_samples(model, samples, 3)
-    assert [prompt.count("[image]") for prompt, _ in answers] == [bool(within), bool(within), 0, bool(within)]
+    assert [prompt.count("[image]") for prompt, _ in answers] == [
+        bool(within),
+        bool(within),
+        0,
+        bool(within),
+    ]
 
 
 TWO_RANKS = """

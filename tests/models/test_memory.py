@@ -46,7 +46,9 @@ def test_counter_follows_what_autograd_keeps():
 @pytest.mark.parametrize("stage", counted.LOG)
 def test_the_count_of_2023_is_that_of_its_log(stage):
     logged = counted.LOG[stage][1]
-    assert abs(counted.baseline(stage) / logged - 1) <= counted.LOG_TOLERANCE  # measured: -5.1 % and -6.8 %
+    assert (
+        abs(counted.baseline(stage) / logged - 1) <= counted.LOG_TOLERANCE
+    )  # measured: -5.1 % and -6.8 %
 
 
 @pytest.mark.parametrize("stage", counted.GATES)
@@ -62,11 +64,17 @@ def test_peak_of_7b(stage):
 @pytest.mark.parametrize("path", ["lean", "packed", "padded"])
 def test_layers_computed_again_give_the_same_gradient(path, tmp_path):
     batch = samples(["", "a bus", "red"], turns=[TURNS, (), TURNS[:1]])
-    options = {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "###", "max_txt_len": 60}
+    options = {
+        "prompt_template": "###Human: {} ###Assistant: ",
+        "end_sym": "###",
+        "max_txt_len": 60,
+    }
     loss, gradient = loss_and_gradient(golden_model(tmp_path, **options).train(), batch, path)
     model = golden_model(tmp_path, llm_checkpointing=True, **options).train()
     calls = []
-    model.llama_model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda *_: calls.append(1))
+    model.llama_model.model.layers[0].mlp.gate_proj.register_forward_hook(
+        lambda *_: calls.append(1)
+    )
     found, found_gradient = loss_and_gradient(model, batch, path)
     assert found == loss
     assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
@@ -86,7 +94,9 @@ def test_what_a_step_holds(kind, device, tmp_path):
         return
     found = memory_count.count(MiniGPT4, cfg, device, 4)
     planned = sum(part.bytes for part in MiniGPT4.plan(cfg, device))
-    assert planned <= found.weights <= planned + 600 * 512  # each tensor is rounded up, and buffers are counted
+    assert (
+        planned <= found.weights <= planned + 600 * 512
+    )  # each tensor is rounded up, and buffers are counted
     assert found.weights < found.held < found.peak
     cfg.compile = True  # counted as if it were not
     assert memory_count.count(MiniGPT4, cfg, device, 4) == found
@@ -105,7 +115,9 @@ def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
     with MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now
-        optimizer = memory_count._with_state([parameter for parameter in model.parameters() if parameter.requires_grad])
+        optimizer = memory_count._with_state(
+            [parameter for parameter in model.parameters() if parameter.requires_grad]
+        )
         batch |= {"image": batch["image"].clone(), "iters": 0}
         loss = model(batch)["loss"]
         held = counter.now - weights
@@ -116,10 +128,15 @@ def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
 
 def config(release, **options):
     # the vision parts of 2023, whose files are not here; so no checkpoint, which would be of smaller ones
-    data = {"datasets.cc_sbu_align.build_info.storage": release.root / "cc_sbu_align", "model.ckpt": ""}
+    data = {
+        "datasets.cc_sbu_align.build_info.storage": release.root / "cc_sbu_align",
+        "model.ckpt": "",
+    }
     options = release.options(**data, **options)[1:]
     path = "train_configs/minigpt4_stage2_finetune.yaml"
-    return Config(SimpleNamespace(cfg_path=path, options=[*options, "run.device=auto"]), for_training=True)
+    return Config(
+        SimpleNamespace(cfg_path=path, options=[*options, "run.device=auto"]), for_training=True
+    )
 
 
 def test_plan_says_what_helps(release, capsys):
@@ -129,7 +146,11 @@ def test_plan_says_what_helps(release, capsys):
     assert "does not fit" not in capsys.readouterr().out
     assert plan.print_plan(config(release), gib(needed - 1)) == 1
     said = capsys.readouterr().out.split("That does not fit")[1]
-    for switch in ("model.llm_checkpointing=True", "model.llm_quantization=int8", "model.llm_quantization=nf4"):
+    for switch in (
+        "model.llm_checkpointing=True",
+        "model.llm_quantization=int8",
+        "model.llm_quantization=nf4",
+    ):
         assert switch in said
     assert "fits          --options run.batch_size_train=6 run.accum_grad_iters=2" in said
     assert plan.print_plan(config(release), gib(0)) == 1

@@ -21,7 +21,11 @@ LLAMA = FOLDER / "model/llama"
 
 def samples(texts, **more):
     generator = torch.Generator().manual_seed(0)
-    return {"image": torch.randn(len(texts), 3, SIZE, SIZE, generator=generator), "text_input": texts, **more}
+    return {
+        "image": torch.randn(len(texts), 3, SIZE, SIZE, generator=generator),
+        "text_input": texts,
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +47,24 @@ def llama_with(folder, **changes):
 
 def test_registered_with_its_yaml():
     assert registry.get_model_class("mini_gpt4") is MiniGPT4
-    assert MiniGPT4.PRETRAINED_MODEL_CONFIG_DICT["pretrain_vicuna"] == "configs/models/minigpt4.yaml"
+    assert (
+        MiniGPT4.PRETRAINED_MODEL_CONFIG_DICT["pretrain_vicuna"] == "configs/models/minigpt4.yaml"
+    )
     assert registry.get_model_class("minigpt4") is MiniGPT4  # as VLMEvalKit's file calls it
 
 
 def test_only_llama_proj_learns_and_the_rest_stays_as_it_is(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    assert not any(part.training for name in model.frozen if hasattr(part := getattr(model, name), "modules"))
+    assert not any(
+        part.training for name in model.frozen if hasattr(part := getattr(model, name), "modules")
+    )
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model(samples(["a dog"]))["loss"].backward()
     optimizer.step()
-    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    changed = [
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    ]
     model.load_state_dict(before)
     assert changed == ["llama_proj.weight", "llama_proj.bias"]
 
@@ -74,7 +84,11 @@ def test_the_plan_is_what_is_built(tmp_path):
 
 def test_unfrozen_vision_trains_in_float32(tmp_path):
     model = golden_model(
-        tmp_path, freeze_vit=False, freeze_qformer=False, vit_precision="fp16", use_grad_checkpoint=True
+        tmp_path,
+        freeze_vit=False,
+        freeze_qformer=False,
+        vit_precision="fp16",
+        use_grad_checkpoint=True,
     )
     assert {p.dtype for p in model.visual_encoder.parameters()} == {torch.float32}
     model.train()(samples(["a dog"]))["loss"].backward()
@@ -91,10 +105,15 @@ def test_half_precision_is_close_to_float32(model, tmp_path, precision):
     half = golden_model(tmp_path, vit_precision="fp16", llm_precision=precision)
     dtype = base_model.DTYPES[precision]
     types = {name: tensor.dtype for name, tensor in half.state_dict().items()}
-    assert types["visual_encoder.blocks.0.mlp.fc1.weight"] == types["llama_model.lm_head.weight"] == dtype
-    assert {types[f"visual_encoder.{name}"] for name in ("pos_embed", "cls_token", "blocks.0.attn.q_bias")} == {
-        torch.float32
-    }
+    assert (
+        types["visual_encoder.blocks.0.mlp.fc1.weight"]
+        == types["llama_model.lm_head.weight"]
+        == dtype
+    )
+    assert {
+        types[f"visual_encoder.{name}"]
+        for name in ("pos_embed", "cls_token", "blocks.0.attn.q_bias")
+    } == {torch.float32}
     assert types["llama_proj.weight"] == types["Qformer.bert.layernorm.weight"] == torch.float32
     given = samples(["a brown dog sleeping", "snow"])
     assert half.encode_img(given["image"])[0].dtype == dtype
@@ -111,7 +130,10 @@ def test_half_weights_become_float32_where_the_run_computes_in_it(tmp_path, capl
 
 def test_auto_precision():
     assert base_model.resolve_compute_dtype("auto", torch.device("cuda")) == torch.float16
-    assert base_model.resolve_compute_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert base_model.resolve_compute_dtype("auto", torch.device("cpu")) in (
+        torch.bfloat16,
+        torch.float32,
+    )
     assert base_model.resolve_compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16
 
 
@@ -122,7 +144,9 @@ def test_8_bit_llm_answers_and_trains(model, tmp_path):
     given = samples(["a brown dog sleeping", "snow"])
     loss = small(given)["loss"]
     loss.backward()
-    assert loss.item() == pytest.approx(model(given)["loss"].item(), abs=0.1)  # 8-bit weights: about 0.5 % each
+    assert loss.item() == pytest.approx(
+        model(given)["loss"].item(), abs=0.1
+    )  # 8-bit weights: about 0.5 % each
     assert small.llama_proj.weight.grad.abs().sum() > 0
 
 
@@ -161,7 +185,10 @@ def test_padding_does_not_change_the_loss(model):
     texts = ["a bus", "the old lighthouse keeper climbs the stairs"]
     given = samples(texts)
     counts = [model.rows(samples([text]))[0].num_targets for text in texts]
-    alone = [model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"] for i in range(2)]
+    alone = [
+        model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"]
+        for i in range(2)
+    ]
     expected = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
     assert model(given)["loss"].item() == pytest.approx(expected.item(), abs=5e-6)
 
@@ -173,8 +200,14 @@ def test_labels_by_hand(model):
     text = model.llama_tokenizer("a bus\n", add_special_tokens=False).input_ids
     padding = [-100] * (len(text) - len(end))
     assert num_text == len(text)
-    assert inputs["labels"].tolist() == [[-100] * (1 + queries) + text, [-100] * (1 + queries) + end + padding]
-    assert inputs["attention_mask"].sum(1).tolist() == [1 + queries + len(text), 1 + queries + len(end)]
+    assert inputs["labels"].tolist() == [
+        [-100] * (1 + queries) + text,
+        [-100] * (1 + queries) + end + padding,
+    ]
+    assert inputs["attention_mask"].sum(1).tolist() == [
+        1 + queries + len(text),
+        1 + queries + len(end),
+    ]
 
 
 def test_end_token_as_a_target_is_a_choice(tmp_path):
@@ -195,7 +228,9 @@ def test_one_prompt_a_step_drawn_again_by_a_resumed_run(tmp_path):
     path = tmp_path / "prompts.txt"
     lines = [f"<Img><ImageHere></Img> Prompt {n}." for n in range(5)]
     path.write_text("\n".join(["no image here", *lines]))
-    model = golden_model(tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: ")
+    model = golden_model(
+        tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: "
+    )
     assert model.prompt_list == [f"###Human: {line} ###Assistant: " for line in lines]
 
     def drawn(seed):
@@ -213,20 +248,28 @@ def test_one_prompt_a_step_drawn_again_by_a_resumed_run(tmp_path):
 def test_samples_may_bring_their_instruction(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("<Img><ImageHere></Img> Describe this image in detail.")
-    model = golden_model(tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: ")
+    model = golden_model(
+        tmp_path, prompt_path=str(path), prompt_template="###Human: {} ###Assistant: "
+    )
     texts = ["a bus", "red"]
-    given = samples(texts, instruction=["", "Which colour does the very old bus in front of the school have?"])
+    given = samples(
+        texts, instruction=["", "Which colour does the very old bus in front of the school have?"]
+    )
     inputs, _ = model.build_inputs(given)
     padding = (inputs["attention_mask"] == 0).sum(1)
     assert padding[0] > 0 and inputs["attention_mask"][1].all()  # the longer row is not padded
     counts = [model.rows(samples([text]))[0].num_targets for text in texts]
     alone = [
-        model({key: value[i : i + 1] for key, value in given.items()} | {"iters": 0})["loss"].item() for i in range(2)
+        model({key: value[i : i + 1] for key, value in given.items()} | {"iters": 0})["loss"].item()
+        for i in range(2)
     ]
     expected = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
     # float32 noise of a padded batch beside single rows: 1e-6 here
     assert model(given | {"iters": 0})["loss"].item() == pytest.approx(expected, abs=5e-6)
-    drawn = [model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"] for i in range(2)]
+    drawn = [
+        model({"image": given["image"][i : i + 1], "text_input": texts[i : i + 1]})["loss"]
+        for i in range(2)
+    ]
     assert alone[0] == pytest.approx(drawn[0].item(), abs=5e-6)
     assert abs(alone[1] - drawn[1].item()) > 1e-3
 
@@ -286,9 +329,7 @@ def test_random_weights_are_refused(tmp_path):
 
 def test_shards_that_lack_tensors_are_refused(tmp_path):
     folder = llama_with(tmp_path / "llama", config={"num_hidden_layers": LAYERS + 1})
-    message = (
-        rf"^model.llama_model: the weight files in '{folder}' lack 9 tensors that its config.json asks for \(model.lay"
-    )
+    message = rf"^model.llama_model: the weight files in '{folder}' lack 9 tensors that its config.json asks for \(model.lay"
     with pytest.raises(ValueError, match=message):
         golden_model(tmp_path, llama_model=str(folder))
 
@@ -307,12 +348,21 @@ def test_another_family_of_llm(tmp_path):
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     folder = tmp_path / "gpt2"
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>").save_pretrained(folder)
-    config = GPT2Config(vocab_size=257, n_embd=24, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=256)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>").save_pretrained(
+        folder
+    )
+    config = GPT2Config(
+        vocab_size=257, n_embd=24, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=256
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
-    model = golden_model(tmp_path, llama_model=str(folder), ckpt="", end_sym="<|im_end|>", mask_eos_labels=False)
+    model = golden_model(
+        tmp_path, llama_model=str(folder), ckpt="", end_sym="<|im_end|>", mask_eos_labels=False
+    )
     inputs, _ = model.build_inputs(samples(["ab", "a"]))
     a, b = (letters.index(letter) for letter in "ab")
     start = [-100] * CONFIG["num_query_token"]
@@ -359,10 +409,10 @@ def test_import_costs_torch_only():
     import subprocess
     import sys
 
-    probe = (
-        "import sys, minigpt4.models; print([m for m in ('timm', 'transformers', 'bitsandbytes') if m in sys.modules])"
+    probe = "import sys, minigpt4.models; print([m for m in ('timm', 'transformers', 'bitsandbytes') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
     )
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
 
 

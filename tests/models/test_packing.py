@@ -10,13 +10,20 @@ from tests.golden.model import CONFIG, golden_model
 
 # Relative, float32. Measured on the golden model: loss 1.4e-7, gradient 8.7e-7.
 TOLERANCE = 5e-6
-TURNS = [("What is it?", "A bus."), ("Which colour has the bus in front of the house?", "Red, and it is old.")]
+TURNS = [
+    ("What is it?", "A bus."),
+    ("Which colour has the bus in front of the house?", "Red, and it is old."),
+]
 
 
 def samples(texts, **more):
     generator = torch.Generator().manual_seed(3)
     size = CONFIG["image_size"]
-    return {"image": torch.randn(len(texts), 3, size, size, generator=generator), "text_input": texts, **more}
+    return {
+        "image": torch.randn(len(texts), 3, size, size, generator=generator),
+        "text_input": texts,
+        **more,
+    }
 
 
 def loss_and_gradient(model, batch, path):
@@ -30,7 +37,9 @@ def loss_and_gradient(model, batch, path):
 BATCHES = {
     "captions": samples(["a bus", "the old lighthouse keeper climbs the stairs", "", "red"]),
     "one caption": samples(["a bus stops in front of the school"]),
-    "instructions": samples(["a bus", "red"], instruction=["", "Which colour does the very old bus have?"]),
+    "instructions": samples(
+        ["a bus", "red"], instruction=["", "Which colour does the very old bus have?"]
+    ),
     "turns": samples(["", "a bus", "red"], turns=[TURNS, (), TURNS[:1]]),
     "a row without targets": samples(["", "a bus"], end="</s>"),
 }
@@ -59,7 +68,10 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
 def test_losses_of_rows_are_those_of_each_sample_alone(name, tmp_path):
     """By each layout, whatever else is in the batch. Measured: 1.2e-7 relative."""
     batch = dict(BATCHES[name])
-    settings = {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": batch.pop("end", "###")}
+    settings = {
+        "prompt_template": "###Human: {} ###Assistant: ",
+        "end_sym": batch.pop("end", "###"),
+    }
     model = golden_model(tmp_path, max_txt_len=60, **settings)
     model.choose_backend()
     texts = {key: value for key, value in batch.items() if key != "image"}
@@ -94,7 +106,9 @@ def test_compiled_by_choice(tmp_path):
     try:
         torch.compile(torch.sin)(torch.zeros(2))
     except Exception as error:  # of many kinds; the message to users has a test of its own
-        pytest.skip(f"torch.compile does not work here (Debian: apt-get install g++ python3-dev): {error}")
+        pytest.skip(
+            f"torch.compile does not work here (Debian: apt-get install g++ python3-dev): {error}"
+        )
     batch = BATCHES["captions"]
     model = golden_model(tmp_path, compile=True).train()
     assert model.choose_backend() == "compiled"  # with its logits compared to the LLM's own
@@ -102,14 +116,18 @@ def test_compiled_by_choice(tmp_path):
     found, found_gradient = loss_and_gradient(model, batch, "compiled")
     assert found == pytest.approx(loss, rel=TOLERANCE)
     assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(lean.EAGER)  # a block of the ViT, and each kernel
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(
+        lean.EAGER
+    )  # a block of the ViT, and each kernel
 
 
 def test_no_compiler_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     torch._dynamo.reset()  # what is compiled already is forgotten
-    with pytest.raises(ValueError, match=r"^model.compile: torch.compile does not work on cpu \(.*install a C\+\+"):
+    with pytest.raises(
+        ValueError, match=r"^model.compile: torch.compile does not work on cpu \(.*install a C\+\+"
+    ):
         golden_model(tmp_path, compile=True)
 
 
@@ -118,7 +136,9 @@ def test_padding_by_choice(tmp_path):
 
 
 def row(prompt, ids, labels, image):
-    return Row(prompt + ids, [IGNORED] * len(prompt) + labels, len(prompt), range(image, image + 1), 0)
+    return Row(
+        prompt + ids, [IGNORED] * len(prompt) + labels, len(prompt), range(image, image + 1), 0
+    )
 
 
 def test_pack_by_hand():
@@ -158,15 +178,23 @@ def test_segments_of_any_length_lie_in_one_grid():
 
 @pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]])  # [6, 6]: no padding
+@pytest.mark.parametrize(
+    "lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]]
+)  # [6, 6]: no padding
 def test_attention_by_segments(lengths, window, num_shared):
     """Beside attention over all positions with a dense mask; what is shared is a constant."""
     generator = torch.Generator().manual_seed(1)
     total = num_shared + sum(lengths)
-    q, k, v = (torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2))
+    q, k, v = (
+        torch.randn(total, heads, 4, generator=generator, requires_grad=True) for heads in (6, 2, 2)
+    )
     segments = attention.Segments(lengths, torch.device("cpu"), num_shared)
-    segment = torch.repeat_interleave(torch.arange(-1, len(lengths)), torch.tensor([num_shared, *lengths]))
-    position = torch.cat([torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)])
+    segment = torch.repeat_interleave(
+        torch.arange(-1, len(lengths)), torch.tensor([num_shared, *lengths])
+    )
+    position = torch.cat(
+        [torch.arange(num_shared), *(torch.arange(num_shared, num_shared + n) for n in lengths)]
+    )
     distance = position[:, None] - position
     seen = (segment[:, None] == segment) | (segment == -1)
     seen &= (distance >= 0) & (distance < (window or total))
@@ -220,8 +248,14 @@ FAMILIES = {  # configuration class -> (its arguments, the path it takes)
     "OlmoeConfig": (SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}, "packed"),
     "CohereConfig": (SHAPE, "packed"),  # attention beside the MLP, scaled logits
     "Gemma2Config": (SHAPE | {"head_dim": 8}, "padded"),  # caps its scores
-    "BloomConfig": ({"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4}, "padded"),  # attention of its own
-    "MambaConfig": ({"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, "padded"),
+    "BloomConfig": (
+        {"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4},
+        "padded",
+    ),  # attention of its own
+    "MambaConfig": (
+        {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+        "padded",
+    ),
 }
 
 
@@ -254,7 +288,9 @@ def test_families_take_the_path_that_keeps_their_logits(name):
     expected = torch.autograd.grad(alone[predicting], embeds, weights)[0]
     for way in [] if path == "padded" else ["packed", path]:
         segments = attention.Segments(lengths, embeds.device, num_shared=3)
-        logits = backends.PACKED[way](llm, torch.cat([start, embeds]), positions, segments, 3 + predicting)
+        logits = backends.PACKED[way](
+            llm, torch.cat([start, embeds]), positions, segments, 3 + predicting
+        )
         torch.testing.assert_close(logits, alone[predicting], rtol=1e-4, atol=1e-4)
         found = torch.autograd.grad(logits, embeds, weights)[0]
         assert (found - expected).norm() <= 1e-4 * expected.norm()  # measured: 2.5e-7 and less
@@ -275,13 +311,20 @@ def test_another_layer_does_not_pass_for_llama(caplog):
 
 @pytest.mark.parametrize("name", ["captions", "turns"])
 def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
-    options = {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "###", "max_txt_len": 60}
+    options = {
+        "prompt_template": "###Human: {} ###Assistant: ",
+        "end_sym": "###",
+        "max_txt_len": 60,
+    }
     model, batch = golden_model(tmp_path, **options).train(), BATCHES[name] | {"iters": 0}
     loss, gradient = loss_and_gradient(model, batch, "lean")
     lengths = [len(row.ids) for row in model.rows(batch)]
     model.zero_grad()
     parts = model.split(batch, lengths[0] + lengths[1])
-    assert len(parts) > 1 and [text for part, _ in parts for text in part["text_input"]] == batch["text_input"]
+    assert (
+        len(parts) > 1
+        and [text for part, _ in parts for text in part["text_input"]] == batch["text_input"]
+    )
     total = 0
     for part, share in parts:
         (share * (found := model(part)["loss"])).backward()
@@ -294,7 +337,10 @@ def test_split_by_hand():
     """Of at most 8 tokens: one that is longer stands alone, one without a target is left out."""
     has, has_none = [7, 8], [IGNORED, IGNORED]
     prompt = [1, IMAGE_ID]
-    rows = [row(prompt, [7, 8], labels, number) for number, labels in enumerate((has, has, has_none, has))]
+    rows = [
+        row(prompt, [7, 8], labels, number)
+        for number, labels in enumerate((has, has, has_none, has))
+    ]
     rows.append(row(prompt, [7] * 9, [7] * 9, 4))
     batch = {"text_input": list("abcde"), "image": torch.arange(5), "iters": 3}
     parts = split_batch(batch, rows, max_tokens=8)

@@ -20,7 +20,12 @@ CPU = torch.device("cpu")
 # 0.0389, 0.0014; fp8 0.1141, 0.0103; nf4 0.320, 0.0223; int4 0.0226, 0.0190 (the embedded LLM was published in int4's
 # form); for comparison LLM.int8 of bitsandbytes 0.0987, bfloat16 0.0169. The bounds leave half as much again for other
 # processors' kernels.
-BOUNDS = {"int8": (0.058, 0.0021), "fp8": (0.17, 0.016), "nf4": (0.48, 0.033), "int4": (0.034, 0.029)}
+BOUNDS = {
+    "int8": (0.058, 0.0021),
+    "fp8": (0.17, 0.016),
+    "nf4": (0.48, 0.033),
+    "int4": (0.034, 0.029),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,10 @@ def embedded_llm():
 
 def logits_of(folder, kind, dtype=torch.float32):
     """Return (logits [T, V] of a plain paragraph, the same read token by token)."""
-    tokenizer, llm = language_model.load_tokenizer(folder), language_model.load_llm(folder, dtype, CPU, kind)
+    tokenizer, llm = (
+        language_model.load_tokenizer(folder),
+        language_model.load_llm(folder, dtype, CPU, kind),
+    )
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids])
     language_model.check_reads_english(llm, tokenizer, folder)
     with torch.no_grad():
@@ -73,7 +81,9 @@ def test_logits_stay_near_those_of_float32(small_llm, where):
         read, stepped = logits_of(folder, kind)
         errors = distance(read, exact), distance(stepped, exact)
         agreement[kind] = (read.argmax(-1) == exact.argmax(-1)).float().mean().item()
-        print(f"{where} LLM, {kind}: relative error {errors[0]:.4f}, by steps {errors[1]:.4f}; {agreement[kind]:.0%}")
+        print(
+            f"{where} LLM, {kind}: relative error {errors[0]:.4f}, by steps {errors[1]:.4f}; {agreement[kind]:.0%}"
+        )
         assert min(errors) > 1e-4 and max(errors) < BOUNDS[kind][where == "small"]
     assert agreement["int8"] > 0.95  # measured: 1.0; one token of the paragraph is 0.02
 
@@ -84,11 +94,18 @@ def test_one_row_and_many_rows_use_the_same_weights(kind, dtype):
     """Kernels of their own for the one row of a decoding step; rounding apart they must agree."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(256, 96, bias=True)
-    layers = {"int8": quantization.Int8Linear, "fp8": quantization.FP8Linear, "int4": quantization.Int4Linear}
+    layers = {
+        "int8": quantization.Int8Linear,
+        "fp8": quantization.FP8Linear,
+        "int4": quantization.Int4Linear,
+    }
     layer = layers[kind].of(linear.to(dtype))
     x = torch.randn(2, 20, 256, dtype=dtype)
     with torch.no_grad():
-        many, rows = layer(x), torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x])
+        many, rows = (
+            layer(x),
+            torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x]),
+        )
     # float32 sums in another order, measured 3e-7; bfloat16 keeps 8 bits, measured 3e-3 (int4 computes in it always)
     rounding = 1e-6 if (kind, dtype) == ("int8", torch.float32) else 1e-2
     assert distance(rows.float(), many.float()) < rounding
@@ -101,10 +118,14 @@ def test_int8_has_the_gradient_of_the_widened_weights():
     layer = quantization.Int8Linear.of(torch.nn.Linear(64, 32))
     x = torch.randn(3, 64, requires_grad=True)
     layer(x).square().sum().backward()
-    wide = torch.nn.functional.linear(x.detach().requires_grad_(), layer.weight.float() * layer.scale[:, None])
+    wide = torch.nn.functional.linear(
+        x.detach().requires_grad_(), layer.weight.float() * layer.scale[:, None]
+    )
     y = wide + layer.bias
     wanted = (2 * y) @ (layer.weight.float() * layer.scale[:, None])
-    torch.testing.assert_close(x.grad, wanted, atol=1e-4, rtol=1e-5)  # float32 sums in another order
+    torch.testing.assert_close(
+        x.grad, wanted, atol=1e-4, rtol=1e-5
+    )  # float32 sums in another order
 
 
 def test_nf4_has_the_gradient_of_bitsandbytes():
@@ -134,10 +155,15 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
     x = x.to(dtype).requires_grad_()
     y = layer(x)
     y.backward(gradient.to(dtype))
-    for found, wanted in ((y.detach(), x.detach().float() @ weight.t()), (x.grad, gradient.to(dtype).float() @ weight)):
+    for found, wanted in (
+        (y.detach(), x.detach().float() @ weight.t()),
+        (x.grad, gradient.to(dtype).float() @ weight),
+    ):
         assert found.dtype == dtype
         for rows in (slice(1), slice(1, None)):
-            assert 0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5  # evenly spread over a step
+            assert (
+                0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5
+            )  # evenly spread over a step
 
 
 def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():
@@ -150,7 +176,9 @@ def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_plan_and_training(small_llm, tmp_path, kind):
-    cfg = golden_config(tmp_path, llama_model=str(small_llm), llm_quantization=kind, ckpt="", check_llm=True)
+    cfg = golden_config(
+        tmp_path, llama_model=str(small_llm), llm_quantization=kind, ckpt="", check_llm=True
+    )
     model = MiniGPT4.from_config(cfg, device="cpu")
     torch.nn.init.normal_(model.llama_proj.weight, std=0.02)
     torch.nn.init.zeros_(model.llama_proj.bias)
@@ -160,16 +188,24 @@ def test_answers_plan_and_training(small_llm, tmp_path, kind):
     assert planned._replace(bytes=0) == weights._replace(bytes=0)
     assert planned.bytes == pytest.approx(weights.bytes, rel=0.02 if kind == "nf4" else 0)
     full = MiniGPT4.plan(golden_config(tmp_path, llama_model=str(small_llm), ckpt=""), "cpu")
-    assert (weights.parameters, weights.trainable) == next(p[1:3] for p in full if p.name == "llama_model")
+    assert (weights.parameters, weights.trainable) == next(
+        p[1:3] for p in full if p.name == "llama_model"
+    )
     chat = Chat(model, lambda image: torch.zeros(3, cfg.image_size, cfg.image_size))
     conv, images = asked(chat, "what is it?", chat.encode_images([picture(1)]))
     text, ids = chat.answer(conv.copy(), images, temperature=0, max_new_tokens=12)
     assert len(ids) >= 1
-    assert chat.answer_batch([conv.copy()], [images], temperature=0, max_new_tokens=12)[0][0] == text
-    samples = {"image": torch.zeros(1, 3, cfg.image_size, cfg.image_size), "text_input": ["a brown dog"]}
+    assert (
+        chat.answer_batch([conv.copy()], [images], temperature=0, max_new_tokens=12)[0][0] == text
+    )
+    samples = {
+        "image": torch.zeros(1, 3, cfg.image_size, cfg.image_size),
+        "text_input": ["a brown dog"],
+    }
     if kind not in ("int8", "fp8"):
         with pytest.raises(
-            ValueError, match=rf"llm_quantization: {kind} answers but does not train on cpu; train with"
+            ValueError,
+            match=rf"llm_quantization: {kind} answers but does not train on cpu; train with",
         ):
             model(samples)
         return
@@ -193,14 +229,20 @@ def test_sizes_of_the_plan(small_llm, tmp_path):
 
 def test_combinations_that_cannot_be(release, tmp_path):
     problems = MiniGPT4.preflight(golden_config(tmp_path, llm_quantization="int3"), "model")
-    assert list(map(str, problems)) == ["model.llm_quantization: 'int3' is not one of none, int8, fp8, nf4, int4"]
+    assert list(map(str, problems)) == [
+        "model.llm_quantization: 'int3' is not one of none, int8, fp8, nf4, int4"
+    ]
     mps = torch.device("mps")
     for kind in ("int4", "nf4", "fp8"):
         with pytest.raises(
-            ValueError, match=rf"llm_quantization: {kind} runs on CPU and CUDA, run.device is mps; take"
+            ValueError,
+            match=rf"llm_quantization: {kind} runs on CPU and CUDA, run.device is mps; take",
         ):
             MiniGPT4.plan(golden_config(tmp_path, llm_quantization=kind), mps)
     with pytest.raises(ValueError, match=r"fp8 needs layers .* multiples of 16; .* of 30 x 16;"):
         quantization.FP8Linear.of(torch.nn.Linear(30, 16))
-    with pytest.raises(ValueError, match=r"int4 needs layers whose inputs are a multiple of 32 .* of 112 x 64; take"):
+    with pytest.raises(
+        ValueError,
+        match=r"int4 needs layers whose inputs are a multiple of 32 .* of 112 x 64; take",
+    ):
         language_model.load_llm(expand_path(release.llama), torch.float32, CPU, "int4")

@@ -43,7 +43,10 @@ class World:
         """Return a checkpoint of the projection alone, for an LLM and a bridge of these widths."""
         own = self.model.llama_proj.weight
         width, vision = width or own.shape[0], vision or own.shape[1]
-        return {"llama_proj.weight": torch.zeros(width, vision), "llama_proj.bias": torch.zeros(width)}
+        return {
+            "llama_proj.weight": torch.zeros(width, vision),
+            "llama_proj.bias": torch.zeros(width),
+        }
 
     def load_2023(self, state):
         save_file(state, self.folder / "wrong.safetensors")
@@ -58,7 +61,9 @@ class World:
         write_images(self.folder / "coco")
         path = write_json(self.folder / "a.json", rows)
         info = {"ann_path": str(path), "image_path": f"{self.folder}/coco"}
-        raise ValueError("\n".join(preflight(name, info)) or build(name, info)["train"].annotation[-1].detail)
+        raise ValueError(
+            "\n".join(preflight(name, info)) or build(name, info)["train"].annotation[-1].detail
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,12 @@ BATCHES = {
     ),
     "fewer answers than questions": (
         lambda w: w.model(
-            {"conv_q": ["a#b#c"], "conv_a": ["d"], "connect_sym": ["#"], "sample_id": ["x.json record 7"]}
+            {
+                "conv_q": ["a#b#c"],
+                "conv_a": ["d"],
+                "connect_sym": ["#"],
+                "sample_id": ["x.json record 7"],
+            }
         ),
         "sample x.json record 7: 3 questions in conv_q, 1 answers in conv_a; expected as many, joined by '#'",
     ),
@@ -106,7 +116,9 @@ BATCHES = {
         "length: [2]; expected for each of 2 samples 0 to 2, its images",
     ),
     "images of another size": (
-        lambda w: w.model({"image": torch.zeros(1, 3, 28, 28), "instruction_input": [IMAGE], "answer": ["c"]}),
+        lambda w: w.model(
+            {"image": torch.zeros(1, 3, 28, 28), "instruction_input": [IMAGE], "answer": ["c"]}
+        ),
         "image: [1, 3, 28, 28]; expected [B, 3, <size>, <size>]: the processors' image_size must be model.image_size",
     ),
 }
@@ -137,15 +149,23 @@ CALLS = {
     ),
 }
 CONFIGURATIONS = {
-    "negative rank": (lambda w: w.configure(lora_r=-1), "model.lora_r: -1; expected a rank, or 0 for a frozen LLM"),
+    "negative rank": (
+        lambda w: w.configure(lora_r=-1),
+        "model.lora_r: -1; expected a rank, or 0 for a frozen LLM",
+    ),
     "alpha": (lambda w: w.configure(lora_alpha=0), "model.lora_alpha: 0; expected at least 1"),
-    "room for prompts": (lambda w: w.configure(max_context_len=0), "model.max_context_len: 0; expected at least 1"),
+    "room for prompts": (
+        lambda w: w.configure(max_context_len=0),
+        "model.max_context_len: 0; expected at least 1",
+    ),
     "template without a place": (
         lambda w: w.configure(prompt_template="[INST] [/INST]"),
         "model.prompt_template: '[INST] [/INST]' has 0 {}; expected exactly one, where the prompt goes",
     ),
     "patches that do not come out even": (
-        lambda w: golden_model(V2, w.folder, image_size=5 * w.model.visual_encoder.patch_embed.patch_size[0]),
+        lambda w: golden_model(
+            V2, w.folder, image_size=5 * w.model.visual_encoder.patch_embed.patch_size[0]
+        ),
         "model.image_size: <5 patches> gives 25 patches, which do not come out even in groups of 4; without a Q-Former "
         "take another size, such as 224 or 448",
     ),
@@ -170,7 +190,10 @@ def spoil(state, lora):
 
 
 FILE = "model.ckpt: 'DIR/wrong.safetensors'"
-Q, V = (f"llama_model.base_model.model.model.layers.0.self_attn.{target}.lora" for target in ("q_proj", "v_proj"))
+Q, V = (
+    f"llama_model.base_model.model.model.layers.0.self_attn.{target}.lora"
+    for target in ("q_proj", "v_proj")
+)
 A, B = "[<rank>, <width>]", "[<width>, <rank>]"
 UNKNOWN = (
     f"{FILE} does not fit: <all> tensors are unknown ({Q}_A.weight {A}, {Q}_B.weight {B}, {V}_A.weight {A}, ..). "
@@ -227,7 +250,9 @@ CHECKPOINTS = {
 BOXED = ROWS["flickr_ObjectToPhrase"][0]
 DATA = {
     "a box out of range": (
-        lambda w: w.annotated("flickr_ObjectToPhrase", BOXED, {**BOXED, "bbox": "{<1><2><300><4>}"}),
+        lambda w: w.annotated(
+            "flickr_ObjectToPhrase", BOXED, {**BOXED, "bbox": "{<1><2><300><4>}"}
+        ),
         "the box {<1><2><300><4>} is out of range; expected 0 <= x0 <= x1 <= 100, y alike",
     ),
     "a box turned round": (
@@ -248,7 +273,12 @@ def test_mistakes(model, tmp_path, name):
     act, message = MISTAKES[name]
     num_lora = sum(".lora_" in each for each in model.trainable_state_dict())
     width, vision = model.llama_proj.weight.shape
-    found = {"size": model.image_size, "rank": model.lora_r, "twice": 2 * model.lora_r, "width": width}
+    found = {
+        "size": model.image_size,
+        "rank": model.lora_r,
+        "twice": 2 * model.lora_r,
+        "width": width,
+    }
     found |= {"vision": vision, "half": num_lora // 2, "all": num_lora}
     found |= {"5 patches": 5 * model.visual_encoder.patch_embed.patch_size[0]}
     found |= {"queries": golden_2023.CONFIG["qformer"]["bert_config"]["hidden_size"]}

@@ -57,16 +57,26 @@ def assert_equal(found, expected):
     assert (gradient - expected_gradient).norm() <= TOLERANCE * expected_gradient.norm()
 
 
-TWO_IMAGES = {"images": 2, "turns": [("Which one is red?", "The second."), ("Why?", "It is a bus.")]}
+TWO_IMAGES = {
+    "images": 2,
+    "turns": [("Which one is red?", "The second."), ("Why?", "It is a bus.")],
+}
 IN_THE_MIDDLE = {
     "images": 3,
-    "turns": [(("Beside ", IMAGE, ", is ", IMAGE, " older?"), "No."), (("And ", IMAGE, "?"), "Yes, by far.")],
+    "turns": [
+        (("Beside ", IMAGE, ", is ", IMAGE, " older?"), "No."),
+        (("And ", IMAGE, "?"), "Yes, by far."),
+    ],
 }
 TEXT_ONLY = {"images": 0, "turns": [("What is a bus?", "A large car.")]}
 BATCHES = {
     "two images": [TWO_IMAGES, {"text_input": "a bus"}],
     "images in the middle of later questions": [IN_THE_MIDDLE, TWO_IMAGES],
-    "text beside images": [TEXT_ONLY, {"text_input": "a red bus", "instruction": "Describe it."}, TEXT_ONLY],
+    "text beside images": [
+        TEXT_ONLY,
+        {"text_input": "a red bus", "instruction": "Describe it."},
+        TEXT_ONLY,
+    ],
     "several images and a caption": [{"images": 3, "text_input": "three buses"}],
 }
 
@@ -83,7 +93,10 @@ def test_any_images_at_any_place(name, model):
 
 def test_a_batch_without_any_image_trains_without_a_gradient_of_its_own(model):
     """The loss is there, and the projection has a gradient, of zeros: every rank takes part in the mean."""
-    losses = [loss_and_gradient(model, batch(TEXT_ONLY, TEXT_ONLY), backend) for backend in ("padded", "lean")]
+    losses = [
+        loss_and_gradient(model, batch(TEXT_ONLY, TEXT_ONLY), backend)
+        for backend in ("padded", "lean")
+    ]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=TOLERANCE)
     assert not any(gradient.any() for _, gradient in losses)
 
@@ -108,11 +121,15 @@ def test_an_image_that_is_cut_off_is_not_fed(tmp_path):
     first, second = model.rows(samples)
     assert (list(first.images), list(second.images)) == ([0, 1], [3])
     assert first.ids.count(IMAGE_ID) == 2 * QUERIES and first.num_cut > QUERIES
-    assert_equal(loss_and_gradient(model, samples, "lean"), loss_and_gradient(model, samples, "padded"))
+    assert_equal(
+        loss_and_gradient(model, samples, "lean"), loss_and_gradient(model, samples, "padded")
+    )
 
 
 def test_more_slots_than_images_are_refused(model):
-    with pytest.raises(ValueError, match=r"^turns: 3 image slots in the questions, the sample has 2 images$"):
+    with pytest.raises(
+        ValueError, match=r"^turns: 3 image slots in the questions, the sample has 2 images$"
+    ):
         model.rows(batch(IN_THE_MIDDLE | {"images": 2}))
 
 
@@ -139,12 +156,27 @@ def test_a_cut_conversation_is_said_on_every_path(tmp_path, caplog):
         model.llm_backend = backend
         model(batch(TWO_IMAGES))
         said = [message for message in caplog.messages if "cut off" in message]
-        assert len(said) == 1 and said[0].startswith("a conversation is longer than model.max_txt_len=4 tokens")
+        assert len(said) == 1 and said[0].startswith(
+            "a conversation is longer than model.max_txt_len=4 tokens"
+        )
 
 
 # random batches
 
-WORDS_OF_A_CAPTION = ["a", "red", "bus", "###", "</s>", "stops", "<ImageHere>", "in", "東京", "😀", ".", "?"]
+WORDS_OF_A_CAPTION = [
+    "a",
+    "red",
+    "bus",
+    "###",
+    "</s>",
+    "stops",
+    "<ImageHere>",
+    "in",
+    "東京",
+    "😀",
+    ".",
+    "?",
+]
 WORDS = st.lists(st.sampled_from(WORDS_OF_A_CAPTION), max_size=8).map(" ".join)
 TYPED = WORDS.map(lambda text: f"x {text}")
 
@@ -166,7 +198,12 @@ def sample(draw):
     return {"images": images, "turns": [tuple(turn) for turn in turns]}
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(sample(), min_size=1, max_size=4))
 def test_packed_is_padded_is_each_sample_alone(model, samples):
     whole = batch(*samples)
@@ -183,7 +220,12 @@ def test_packed_is_padded_is_each_sample_alone(model, samples):
     assert_equal((total, gradient), padded)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(turns=st.lists(st.tuples(TYPED, TYPED), min_size=1, max_size=3), images=st.integers(0, 2))
 def test_a_row_is_what_the_chat_feeds(chatml_tokenizer, turns, images):
     """Up to the last answer, which a chat is yet to write; ChatML's chat prompt is its training prompt."""
@@ -256,7 +298,9 @@ def test_gradients_of_llm_weights_are_transformers_own(name, trained, recompute)
     for row in rows:
         logits = llm(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0, :-1]
         labels = torch.tensor(row.labels[1:])
-        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED))
+        losses.append(
+            torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+        )
     expected = gradients(sum(losses) / len(packed.targets))
     assert found.keys() == expected.keys() and found
     total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -286,7 +330,10 @@ def test_a_model_whose_llm_begins_to_train_leaves_the_lean_path(tmp_path):
         ({"text_input": None}, "unsupported operand"),
         ({"text_input": 7}, "unsupported operand"),
         ({"turns": [("What is it?", None)]}, ""),
-        ({"turns": [([IMAGE, IMAGE, "What?"], "A bus.")]}, "2 image slots in the questions, the sample has 1 images"),
+        (
+            {"turns": [([IMAGE, IMAGE, "What?"], "A bus.")]},
+            "2 image slots in the questions, the sample has 1 images",
+        ),
     ],
 )
 def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
@@ -295,7 +342,9 @@ def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
     start = rf"^the text of 1 of the batch's 3 samples cannot be read \(mine/2: .*{words}"
     with pytest.raises(ValueError, match=start):
         model.rows(named)
-    with pytest.raises(ValueError, match=r"samples cannot be read \(1: "):  # without ids, by its place
+    with pytest.raises(
+        ValueError, match=r"samples cannot be read \(1: "
+    ):  # without ids, by its place
         model.rows(samples)
 
 

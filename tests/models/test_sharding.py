@@ -17,17 +17,30 @@ WAYS = {
     "int8": ("packed", "lean"),
     "fp8": ("packed", "lean, recomputed"),
 }
-PIXELS = torch.randn(2, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(3))
+PIXELS = torch.randn(
+    2, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(3)
+)
 # what each rank has: the second one texts alone
 BATCHES = (
-    {"image": PIXELS, "text_input": ["a bus", "the old lighthouse keeper climbs the stairs"], "iters": 0},
-    {"image": PIXELS[:0], "num_images": [0, 0], "text_input": ["red", "a very long walk along the river"], "iters": 0},
+    {
+        "image": PIXELS,
+        "text_input": ["a bus", "the old lighthouse keeper climbs the stairs"],
+        "iters": 0,
+    },
+    {
+        "image": PIXELS[:0],
+        "num_images": [0, 0],
+        "text_input": ["red", "a very long walk along the river"],
+        "iters": 0,
+    },
 )
 
 
 def built(folder, kind, **options):
     folder.mkdir(exist_ok=True)
-    return MiniGPT4.from_config(golden_config(folder, llm_quantization=kind), device="cpu", **options).train()
+    return MiniGPT4.from_config(
+        golden_config(folder, llm_quantization=kind), device="cpu", **options
+    ).train()
 
 
 def step(model, batches, way):
@@ -50,7 +63,9 @@ def step_of_two_ranks(model, rank, way):
 
 
 def whole_parameters(llm):
-    return [name for name, parameter in llm.named_parameters() if not hasattr(parameter, "to_local")]
+    return [
+        name for name, parameter in llm.named_parameters() if not hasattr(parameter, "to_local")
+    ]
 
 
 def unequal_passes(model, rank, way):
@@ -71,11 +86,19 @@ def compare(folder, rank):
             found[kind, way] = expected[:2], mine, whole_parameters(shared.llama_model)
         local = sum(parameter.to_local().nbytes for parameter in shared.llama_model.parameters())
         buffers = sum(buffer.nbytes for buffer in shared.llama_model.buffers())
-        found[kind, "bytes"] = sum(parameter.nbytes for parameter in whole.llama_model.parameters()), local, buffers
+        found[kind, "bytes"] = (
+            sum(parameter.nbytes for parameter in whole.llama_model.parameters()),
+            local,
+            buffers,
+        )
         found[kind, "chosen"] = whole_choice(whole), whole_choice(shared)
         whole.llm_backend = "lean"
         expected = whole(BATCHES[0], reduction="none")["loss"].detach()
-        found[kind, "unequal"] = expected, unequal_passes(shared, rank, "lean"), whole_parameters(shared.llama_model)
+        found[kind, "unequal"] = (
+            expected,
+            unequal_passes(shared, rank, "lean"),
+            whole_parameters(shared.llama_model),
+        )
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -89,7 +112,9 @@ def found(tmp_path_factory):
     """What each rank found."""
     folder, fork = tmp_path_factory.mktemp("ranks"), multiprocessing.get_context("fork")
     work = partial(compare, folder)
-    ranks = [fork.Process(target=be_a_rank, args=(rank, folder, work), daemon=True) for rank in range(2)]
+    ranks = [
+        fork.Process(target=be_a_rank, args=(rank, folder, work), daemon=True) for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     for number, process in enumerate(ranks):
@@ -105,7 +130,9 @@ def test_two_ranks_are_one(found, kind):
         for way in WAYS[kind]:
             (loss, gradient), (mine, my_gradient), left_whole = of_rank[kind, way]
             assert mine == pytest.approx(loss, rel=1e-6), way
-            assert (my_gradient - gradient).norm() <= 1e-6 * gradient.norm() and gradient.norm() > 0, way
+            assert (
+                my_gradient - gradient
+            ).norm() <= 1e-6 * gradient.norm() and gradient.norm() > 0, way
             assert not left_whole, way
         assert of_rank[kind, "chosen"] == ("lean", "lean")
 
@@ -136,8 +163,12 @@ def test_a_spread_llm_answers_the_same(tmp_path):
     model = MiniGPT4.from_config(golden_config(tmp_path, device_map="auto"), device="cpu")
     expected = answer_logits(model)
     llm, lies = model.llama_model, {"model.layers.1": "disk", "lm_head": "disk"}
-    lies |= dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu")
-    model.llama_model = dispatch_model(llm, lies, main_device="cpu", offload_dir=tmp_path / "offload", force_hooks=True)
+    lies |= dict.fromkeys(
+        ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu"
+    )
+    model.llama_model = dispatch_model(
+        llm, lies, main_device="cpu", offload_dir=tmp_path / "offload", force_hooks=True
+    )
     assert llm.model.layers[1].mlp.up_proj.weight.is_meta and not model.decoder().static
     assert (answer_logits(model) - expected).norm() <= 2e-6 * expected.norm()
 
@@ -146,7 +177,10 @@ def test_a_spread_llm_answers_the_same(tmp_path):
 def answer_logits(model):
     """Return the logits behind a text and behind one more token."""
     decoder = model.decoder()
-    past, embeds = decoder.new_past(), model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]]))
+    past, embeds = (
+        decoder.new_past(),
+        model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]])),
+    )
     logits = [decoder.prefill(past, embeds, torch.arange(4)[None], None)]
     with decoder.steps(past, 1, 8) as next_logits:
         logits.append(next_logits(torch.tensor([7]), torch.tensor([[4]]), None))
@@ -155,7 +189,9 @@ def answer_logits(model):
 
 def test_a_tied_output_layer_becomes_a_copy(tmp_path):
     llm = built(tmp_path, "none").llama_model
-    llm.set_output_embeddings(torch.nn.Linear(*reversed(llm.get_input_embeddings().weight.shape), bias=False))
+    llm.set_output_embeddings(
+        torch.nn.Linear(*reversed(llm.get_input_embeddings().weight.shape), bias=False)
+    )
     llm.get_output_embeddings().weight = llm.get_input_embeddings().weight
     tied, shares = sharding.share_bytes(llm, 1), sharding.share_bytes(llm, 2)
     sharding.untie(llm)
@@ -167,9 +203,18 @@ def test_a_tied_output_layer_becomes_a_copy(tmp_path):
 def test_the_plan_counts_a_share_and_what_is_gathered(tmp_path):
     cfg = golden_config(tmp_path)
     whole, half = (MiniGPT4.training_memory(cfg, "cuda", 2, num_shares=shares) for shares in (1, 2))
-    parts = {shares: {part.name: part for part in MiniGPT4.plan(cfg, "cpu", shares)} for shares in (1, 2)}
+    parts = {
+        shares: {part.name: part for part in MiniGPT4.plan(cfg, "cpu", shares)} for shares in (1, 2)
+    }
     llm = built(tmp_path, "none").llama_model
-    largest = max(sum(weight.nbytes for weight in part.parameters()) for part in sharding.parts(llm)[:-1])
-    assert half - whole == pytest.approx(3 * largest - sharding.share_bytes(llm, 1) + sharding.share_bytes(llm, 2))
-    assert parts[1]["llama_model"].bytes - parts[2]["llama_model"].bytes > 0.49 * parts[1]["llama_model"].bytes
+    largest = max(
+        sum(weight.nbytes for weight in part.parameters()) for part in sharding.parts(llm)[:-1]
+    )
+    assert half - whole == pytest.approx(
+        3 * largest - sharding.share_bytes(llm, 1) + sharding.share_bytes(llm, 2)
+    )
+    assert (
+        parts[1]["llama_model"].bytes - parts[2]["llama_model"].bytes
+        > 0.49 * parts[1]["llama_model"].bytes
+    )
     assert parts[1]["llama_proj"] == parts[2]["llama_proj"]

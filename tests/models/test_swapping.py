@@ -24,13 +24,24 @@ from minigpt4.models.training_parts import PARTS, part_of
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 from tests.golden.model import write_vision_files
 from tests.models import tiny_parts
-from tests.models.tiny_parts import LLMS, NUM_QUERIES, SIZE, TOWERS, WIDTH, write_llm, write_qformer, write_timm
+from tests.models.tiny_parts import (
+    LLMS,
+    NUM_QUERIES,
+    SIZE,
+    TOWERS,
+    WIDTH,
+    write_llm,
+    write_qformer,
+    write_timm,
+)
 from tests.training import endless, runner, settings
 
 BRIDGES = ("qformer", "merged", "none")
 VISION_SIDES = list(product([*TOWERS, "timm", "eva_clip_g"], BRIDGES))
 # every LLM with two vision sides, every vision side with an LLM
-PAIRS = [(VISION_SIDES[n % len(VISION_SIDES)], list(LLMS)[n % len(LLMS)]) for n in range(2 * len(LLMS))]
+PAIRS = [
+    (VISION_SIDES[n % len(VISION_SIDES)], list(LLMS)[n % len(LLMS)]) for n in range(2 * len(LLMS))
+]
 TEXTS = ["a brown dog", "two cats on a sofa, asleep", "snow"]
 
 
@@ -48,7 +59,12 @@ def parts(tmp_path_factory):
 
     def keys(vision=("siglip", "merged"), llm="qwen3", **more):
         tower, bridge = vision
-        section = {**towers[tower], "bridge": bridge, "llama_model": llms[llm], "num_query_token": NUM_QUERIES}
+        section = {
+            **towers[tower],
+            "bridge": bridge,
+            "llama_model": llms[llm],
+            "num_query_token": NUM_QUERIES,
+        }
         section |= {"q_former_model": qformers[tower], "check_llm": False, "llm_precision": "fp32"}
         return section | more
 
@@ -63,14 +79,21 @@ def built(section):
 
 def batch(size, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {"image": torch.randn(len(TEXTS), 3, size, size, generator=generator), "text_input": list(TEXTS)}
+    return {
+        "image": torch.randn(len(TEXTS), 3, size, size, generator=generator),
+        "text_input": list(TEXTS),
+    }
 
 
 def gradients(model, samples):
     """Return {name: gradient} of what trains, without dropout."""
     model.zero_grad()
     model.eval()(samples)["loss"].backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -78,17 +101,23 @@ def assert_close(found, expected, tolerance=1e-5):
     assert found.keys() == expected.keys() and found
     whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm()
     for name, tensor in found.items():
-        distance = (tensor - expected[name]).norm() / torch.maximum(expected[name].norm(), whole / 1000)
+        distance = (tensor - expected[name]).norm() / torch.maximum(
+            expected[name].norm(), whole / 1000
+        )
         assert distance < tolerance, (name, distance.item())
 
 
 # the matrix
 
 
-@pytest.mark.parametrize("vision, llm", PAIRS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
+@pytest.mark.parametrize(
+    "vision, llm", PAIRS, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
 def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
     is_lora = llm not in ("phi3", "gpt_neox")  # their attention has no q_proj and v_proj
-    section = parts(vision, llm, lora_r=2 if is_lora else 0, projector="mlp2x_gelu" if is_lora else "linear")
+    section = parts(
+        vision, llm, lora_r=2 if is_lora else 0, projector="mlp2x_gelu" if is_lora else "linear"
+    )
     model = built(section)
     frozen, start = tensor_hashes(frozen_tensors(model)), model.trainable_state_dict()
     start = {name: tensor.clone() for name, tensor in start.items()}
@@ -104,14 +133,24 @@ def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
     assert not [name for name, tensor in saved["model"].items() if torch.equal(tensor, start[name])]
     # resumed behind the first epoch it is the same
     half = built(section)
-    resumed = settings(tmp_path / "half", resume_ckpt_path=str(run.output_dir / "checkpoint_0.pth"), **changes)
+    resumed = settings(
+        tmp_path / "half", resume_ckpt_path=str(run.output_dir / "checkpoint_0.pth"), **changes
+    )
     runner(resumed, half).train(endless(batches))
-    assert all(torch.equal(tensor, saved["model"][name]) for name, tensor in half.trainable_state_dict().items())
+    assert all(
+        torch.equal(tensor, saved["model"][name])
+        for name, tensor in half.trainable_state_dict().items()
+    )
     # loaded as model.ckpt, too; packed is padded
     loaded = built(section | {"ckpt": str(path)})
-    assert all(torch.equal(tensor, saved["model"][name]) for name, tensor in loaded.trainable_state_dict().items())
+    assert all(
+        torch.equal(tensor, saved["model"][name])
+        for name, tensor in loaded.trainable_state_dict().items()
+    )
     packed = gradients(loaded, batches[0])
-    assert loaded.llm_backend == ("padded" if llm == "gemma2" else "packed" if is_lora else loaded.llm_backend)
+    assert loaded.llm_backend == (
+        "padded" if llm == "gemma2" else "packed" if is_lora else loaded.llm_backend
+    )
     padded = built(section | {"ckpt": str(path), "pack_sequences": False})
     assert_close(packed, gradients(padded, batches[0]))
     # an answer with the image in it
@@ -138,7 +177,9 @@ def test_packed_is_padded_for_every_tower_bridge_and_llm(parts):
         backends[llm] = model.choose_backend()
         for vectors in sides.values():
             model.bridge_shape = vectors.shape[1:]
-            project = nn.Linear(vectors.shape[2], model.llama_model.get_input_embeddings().weight.shape[1])
+            project = nn.Linear(
+                vectors.shape[2], model.llama_model.get_input_embeddings().weight.shape[1]
+            )
             found = []
             for backend in (backends[llm], "padded"):
                 model.llm_backend = backend
@@ -146,7 +187,9 @@ def test_packed_is_padded_for_every_tower_bridge_and_llm(parts):
                 found.append([loss, *torch.autograd.grad(loss, project.parameters())])
             assert_close(*[dict(enumerate(values)) for values in found])
     lean = ("llama2", "llama3", "qwen2", "qwen3", "smollm")
-    assert backends == dict.fromkeys(LLMS, "packed") | dict.fromkeys(lean, "lean") | {"gemma2": "padded"}
+    assert backends == dict.fromkeys(LLMS, "packed") | dict.fromkeys(lean, "lean") | {
+        "gemma2": "padded"
+    }
 
 
 # towers
@@ -158,14 +201,19 @@ def test_a_folders_tower_gives_its_own_hidden_states(parts, name):
     tower = MiniGPT4.tower(section)
     whole = AutoModel.from_pretrained(section.vision_model)
     whole = getattr(whole, "vision_model", whole).eval()
-    assert tower.num_prefix == TOWERS[name][1] and (tower.mean, tower.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    assert tower.num_prefix == TOWERS[name][1] and (tower.mean, tower.std) == (
+        (0.4, 0.5, 0.6),
+        (0.2, 0.3, 0.25),
+    )
     for size in (SIZE, 42):  # its own, and one to which positions are resampled
         network = tower.build(size)
         tower.load(network, section.vision_model, "model.vision_model")
         pixels, options = torch.randn(2, 3, size, size), {}
         if name == "siglip2":  # takes patches, colours last
             rows = size // tiny_parts.PATCH
-            patches = nn.functional.unfold(pixels, tiny_parts.PATCH, stride=tiny_parts.PATCH).transpose(1, 2)
+            patches = nn.functional.unfold(
+                pixels, tiny_parts.PATCH, stride=tiny_parts.PATCH
+            ).transpose(1, 2)
             given = patches.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
             options = {"pixel_attention_mask": None, "spatial_shapes": torch.full((2, 2), rows)}
         else:
@@ -189,18 +237,33 @@ def test_the_plan_is_what_is_built(parts, vision):
 
 def test_images_are_the_towers_unless_the_yaml_says_otherwise(parts, tmp_path):
     def config(**processor):
-        section = {"arch": "mini_gpt4", "model_type": "pretrain_vicuna", "prompt_template": None, **parts()}
+        section = {
+            "arch": "mini_gpt4",
+            "model_type": "pretrain_vicuna",
+            "prompt_template": None,
+            **parts(),
+        }
         train = {"vis_processor": {"train": {"name": "blip2_image_train", **processor}}}
-        datasets = {"mine": {"builder": "image_text_folder", "build_info": {"storage": "x"}, **train}}
+        datasets = {
+            "mine": {"builder": "image_text_folder", "build_info": {"storage": "x"}, **train}
+        }
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump({"model": section, "datasets": datasets}))
         return Config(Namespace(cfg_path=path, options=None))
 
     found = config()
-    assert found.model_cfg.image_size == SIZE and found.model_cfg.prompt_template.startswith("<|im_start|>user")
+    assert found.model_cfg.image_size == SIZE and found.model_cfg.prompt_template.startswith(
+        "<|im_start|>user"
+    )
     processor = found.datasets_cfg.mine.vis_processor.train
-    assert (processor.image_size, processor.mean, processor.std) == (SIZE, tiny_parts.MEAN, tiny_parts.STD)
-    with pytest.raises(ConfigError, match="image_size: 56, but the model takes images of 28 pixels"):
+    assert (processor.image_size, processor.mean, processor.std) == (
+        SIZE,
+        tiny_parts.MEAN,
+        tiny_parts.STD,
+    )
+    with pytest.raises(
+        ConfigError, match="image_size: 56, but the model takes images of 28 pixels"
+    ):
         config(image_size=56)
     told = config(mean=[0.5, 0.5, 0.5]).report.warnings
     assert len(told) == 1 and "the model's vision tower was trained with [0.4, 0.5, 0.6]" in told[0]
@@ -211,7 +274,9 @@ def test_files_that_lack_a_tensor_or_have_one_more_are_refused(parts, tmp_path):
 
     folder = tmp_path / "clip"
     AutoModel.from_config(TOWERS["clip"][0]).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
     whole = load_file(folder / "model.safetensors")
     name = next(name for name in whole if name.endswith("layers.0.mlp.fc1.weight"))
     for state, message in (
@@ -245,7 +310,11 @@ def test_every_part_has_the_gradient_of_a_plain_path(parts):
     model = built(section)
     samples = batch(SIZE)
     found = gradients(model, samples)
-    assert {part_of(name) for name in found} == {"vision", "projector", "llm"} and model.llm_backend == "packed"
+    assert {part_of(name) for name in found} == {
+        "vision",
+        "projector",
+        "llm",
+    } and model.llm_backend == "packed"
     # the plain path
     tower = AutoModel.from_pretrained(section["vision_model"])
     llm = AutoModelForCausalLM.from_pretrained(section["llama_model"], attn_implementation="eager")
@@ -258,12 +327,19 @@ def test_every_part_has_the_gradient_of_a_plain_path(parts):
         embeds = llm.get_input_embeddings()(ids.clamp(min=0))
         embeds = torch.cat([image, embeds[len(image) :]])  # the image comes first: Qwen has no BOS
         logits = llm(inputs_embeds=embeds[None]).logits[0, :-1]
-        losses.append(nn.functional.cross_entropy(logits, torch.tensor(row.labels)[1:], reduction="none"))
+        losses.append(
+            nn.functional.cross_entropy(logits, torch.tensor(row.labels)[1:], reduction="none")
+        )
     losses = torch.cat(losses)
     (losses.sum() / sum(row.num_targets for row in model.rows(samples))).backward()
-    plain = {f"visual_encoder.model.{name}": parameter.grad for name, parameter in tower.named_parameters()}
+    plain = {
+        f"visual_encoder.model.{name}": parameter.grad
+        for name, parameter in tower.named_parameters()
+    }
     plain |= {f"ln_vision.{name}": parameter.grad for name, parameter in norm.named_parameters()}
-    plain |= {f"llama_proj.{name}": parameter.grad for name, parameter in projector.named_parameters()}
+    plain |= {
+        f"llama_proj.{name}": parameter.grad for name, parameter in projector.named_parameters()
+    }
     plain |= {f"llama_model.{name}": parameter.grad for name, parameter in llm.named_parameters()}
     assert_close(found, {name: plain[name] for name in found})
     # each part alone, the others frozen, has the same gradient, by whatever way the LLM is run
@@ -286,7 +362,9 @@ def test_a_bridge_trains_as_on_the_padded_path(parts):
 def test_an_llm_that_trains_is_in_float32_and_learns_in_half_precision(parts):
     model = built(parts(llm="mistral", llm_precision="bf16", train={"llm": "full"}))
     assert {parameter.dtype for parameter in model.llama_model.parameters()} == {torch.float32}
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3
+    )
     losses = []
     for _ in range(8):
         loss = model.train()(batch(SIZE))["loss"]
@@ -294,12 +372,22 @@ def test_an_llm_that_trains_is_in_float32_and_learns_in_half_precision(parts):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert model.llm_backend == "packed" and losses[-1] < losses[0] - 0.5  # from 5.9 to below 4 here
+    assert (
+        model.llm_backend == "packed" and losses[-1] < losses[0] - 0.5
+    )  # from 5.9 to below 4 here
 
 
 def test_a_batch_of_text_alone_gives_a_gradient_whatever_trains(parts):
-    samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "text_input": ["only words"], "num_images": [0]}
-    for train in ({"projector": "full"}, {"vision": "full", "projector": "frozen"}, {"llm": "full"}):
+    samples = {
+        "image": torch.zeros(0, 3, SIZE, SIZE),
+        "text_input": ["only words"],
+        "num_images": [0],
+    }
+    for train in (
+        {"projector": "full"},
+        {"vision": "full", "projector": "frozen"},
+        {"llm": "full"},
+    ):
         model = built(parts(train=train))
         model(samples)["loss"].backward()
         assert any(parameter.grad is not None for parameter in model.parameters())
@@ -317,10 +405,15 @@ def test_each_part_has_its_own_learning_rate(parts, tmp_path):
     rates = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            rates.setdefault(part_of(names[id(parameter)]), set()).add(round(group["lr"] / schedule.lr(0, 3), 9))
+            rates.setdefault(part_of(names[id(parameter)]), set()).add(
+                round(group["lr"] / schedule.lr(0, 3), 9)
+            )
     assert rates == {"vision": {0.01}, "llm": {0.02}, "bridge": {1}, "projector": {1}}
     # without rates of their own the two groups of 2023
-    assert len(build_optimizer(model, settings(tmp_path).run_cfg, torch.device("cpu")).param_groups) == 2
+    assert (
+        len(build_optimizer(model, settings(tmp_path).run_cfg, torch.device("cpu")).param_groups)
+        == 2
+    )
 
 
 # what does not go together
@@ -333,10 +426,19 @@ def test_a_checkpoint_of_another_llm_tower_bridge_or_projector_is_refused(parts,
     ckpt = {"ckpt": str(path)}
     built(parts(**ckpt))
     for other, message in (
-        (parts(llm="qwen2", **ckpt), "trained with model.llama_model qwen3: .* this model has qwen2: .*embeddings"),
-        (parts(("dinov2", "merged"), **ckpt), "trained with model.vision_model siglip_vision_model, .* dinov2"),
+        (
+            parts(llm="qwen2", **ckpt),
+            "trained with model.llama_model qwen3: .* this model has qwen2: .*embeddings",
+        ),
+        (
+            parts(("dinov2", "merged"), **ckpt),
+            "trained with model.vision_model siglip_vision_model, .* dinov2",
+        ),
         (parts(("siglip", "none"), **ckpt), "trained with model.bridge merged, .* none"),
-        (parts(projector="mlp2x_gelu", **ckpt), "trained with model.projector linear, .* mlp2x_gelu"),
+        (
+            parts(projector="mlp2x_gelu", **ckpt),
+            "trained with model.projector linear, .* mlp2x_gelu",
+        ),
     ):
         with pytest.raises(CheckpointError, match=f"^model.ckpt: '{path}' was {message}"):
             built(other)
@@ -354,24 +456,63 @@ WRONG = {
         "^model.vision_model: .* type 'qwen3', which is no known vision tower",
     ),
     "a tower as LLM": ({"llama_model": "TOWER"}, "^model.llama_model: transformers cannot read"),
-    "an unknown name": ({"vision_model": "nothing"}, "model.vision_model: 'nothing' is no folder, no model of timm"),
+    "an unknown name": (
+        {"vision_model": "nothing"},
+        "model.vision_model: 'nothing' is no folder, no model of timm",
+    ),
     "no plain ViT": (
         {"vision_model": "resnet10t", "vit_ckpt": "FILE"},
         "model.vision_model: timm's resnet10t is a ResNet",
     ),
-    "no weight file": ({"vision_model": "test_vit"}, "model.vit_ckpt: missing; .* of timm needs its weight file"),
-    "a size between patches": ({"image_size": 30}, "model.image_size: 30 is no multiple .* size 7; take 28 or 35"),
-    "an uneven number of patches": ({"image_size": 35}, "25 patches, which do not come out even in groups of 4"),
-    "a Q-Former of another width": ({"bridge": "qformer", "q_former_model": "FILE"}, "64-wide .* makes 32-wide ones"),
-    "a new Q-Former that is frozen": ({"bridge": "qformer", "q_former_model": "new"}, "model.q_former_model: new: it"),
-    "a bridge without weights": ({"train": {"bridge": "full"}}, "model.train.bridge: full; the bridge merged has no"),
+    "no weight file": (
+        {"vision_model": "test_vit"},
+        "model.vit_ckpt: missing; .* of timm needs its weight file",
+    ),
+    "a size between patches": (
+        {"image_size": 30},
+        "model.image_size: 30 is no multiple .* size 7; take 28 or 35",
+    ),
+    "an uneven number of patches": (
+        {"image_size": 35},
+        "25 patches, which do not come out even in groups of 4",
+    ),
+    "a Q-Former of another width": (
+        {"bridge": "qformer", "q_former_model": "FILE"},
+        "64-wide .* makes 32-wide ones",
+    ),
+    "a new Q-Former that is frozen": (
+        {"bridge": "qformer", "q_former_model": "new"},
+        "model.q_former_model: new: it",
+    ),
+    "a bridge without weights": (
+        {"train": {"bridge": "full"}},
+        "model.train.bridge: full; the bridge merged has no",
+    ),
     "LoRA without a rank": ({"train": {"llm": "lora"}}, "model.train.llm: lora; needs a rank"),
-    "LoRA of the tower": ({"train": {"vision": "lora"}}, "model.train.vision: lora; LoRA is for the LLM alone"),
-    "a rank and no LoRA": ({"train": {"llm": "full"}, "lora_r": 2}, "model.train.llm: full; model.lora_r is 2"),
-    "packed weights that train": ({"train": {"llm": "full"}, "low_resource": True}, "weights in 8 or 4 bits do not"),
-    "a random frozen projection": ({"train": {"projector": "frozen"}}, "it is random without model.ckpt"),
-    "a word": ({"train": {"vision": "thawed"}}, "model.train.vision: thawed; expected one of frozen, full, lora"),
-    "a bridge": ({"bridge": "brooklyn"}, "model.bridge: 'brooklyn' is not one of qformer, merged, none"),
+    "LoRA of the tower": (
+        {"train": {"vision": "lora"}},
+        "model.train.vision: lora; LoRA is for the LLM alone",
+    ),
+    "a rank and no LoRA": (
+        {"train": {"llm": "full"}, "lora_r": 2},
+        "model.train.llm: full; model.lora_r is 2",
+    ),
+    "packed weights that train": (
+        {"train": {"llm": "full"}, "low_resource": True},
+        "weights in 8 or 4 bits do not",
+    ),
+    "a random frozen projection": (
+        {"train": {"projector": "frozen"}},
+        "it is random without model.ckpt",
+    ),
+    "a word": (
+        {"train": {"vision": "thawed"}},
+        "model.train.vision: thawed; expected one of frozen, full, lora",
+    ),
+    "a bridge": (
+        {"bridge": "brooklyn"},
+        "model.bridge: 'brooklyn' is not one of qformer, merged, none",
+    ),
 }
 
 
@@ -380,7 +521,10 @@ def test_wrong_pairs_are_refused_by_name(parts, name):
     changes, message = WRONG[name]
     places = {"LLM": parts()["llama_model"], "TOWER": parts()["vision_model"]}
     places["FILE"] = parts(("timm", "qformer"))["q_former_model"]
-    changes = {key: places.get(value, value) if isinstance(value, str) else value for key, value in changes.items()}
+    changes = {
+        key: places.get(value, value) if isinstance(value, str) else value
+        for key, value in changes.items()
+    }
     section = as_section(parts() | changes, MiniGPT4.Config, "model")
     with pytest.raises(ValueError, match=message):
         if problems := MiniGPT4.preflight(section):

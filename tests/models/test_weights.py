@@ -19,7 +19,9 @@ CHECKPOINT = load_file(FOLDER / "model/minigpt4_ckpt.safetensors")
 WIDTH, HIDDEN = CHECKPOINT["llama_proj.weight"].shape
 DIM, DEPTH = CONFIG["vit"]["embed_dim"], CONFIG["vit"]["depth"]
 QUERIES = CONFIG["num_query_token"]
-VIT_HINT = "Expected the ViT eva_clip_g of the 2023 release, or dimensions in '{folder}/eva_vit.json'"
+VIT_HINT = (
+    "Expected the ViT eva_clip_g of the 2023 release, or dimensions in '{folder}/eva_vit.json'"
+)
 BLIP2_HINT = "Expected the file of BLIP-2, or its dimensions in '{folder}/blip2.json'"
 
 
@@ -66,7 +68,11 @@ BAD_FILES = {
     ),
     "ViT, two blocks too many": (
         "vit_ckpt",
-        {**VIT, f"blocks.{DEPTH}.norm1.bias": torch.ones(DIM), f"blocks.{DEPTH + 1}.norm1.bias": torch.ones(DIM)},
+        {
+            **VIT,
+            f"blocks.{DEPTH}.norm1.bias": torch.ones(DIM),
+            f"blocks.{DEPTH + 1}.norm1.bias": torch.ones(DIM),
+        },
         f"does not fit: 1 tensor is unknown (blocks.{DEPTH + 1}.norm1.bias [{DIM}]). {VIT_HINT}",
     ),
     "ViT, prefixed": (
@@ -74,7 +80,11 @@ BAD_FILES = {
         {f"module.{name}": tensor for name, tensor in VIT.items()},
         ", ..). Its names begin with 'module.': it was saved from a wrapped model; save model.module.state_dict()",
     ),
-    "ViT, empty": ("vit_ckpt", {}, f"cls_token [1, 1, {DIM}], pos_embed {list(VIT['pos_embed'].shape)}, "),
+    "ViT, empty": (
+        "vit_ckpt",
+        {},
+        f"cls_token [1, 1, {DIM}], pos_embed {list(VIT['pos_embed'].shape)}, ",
+    ),
     "ViT, a web page": (
         "vit_ckpt",
         html,
@@ -114,7 +124,11 @@ BAD_FILES = {
     ),
     "BLIP-2, without ln_vision": (
         "q_former_model",
-        {"model": {name: tensor for name, tensor in BLIP2.items() if not name.startswith("ln_vision")}},
+        {
+            "model": {
+                name: tensor for name, tensor in BLIP2.items() if not name.startswith("ln_vision")
+            }
+        },
         f"does not fit: 2 tensors are missing (ln_vision.weight [{DIM}], ln_vision.bias [{DIM}]). {BLIP2_HINT}",
     ),
     "BLIP-2, unknown tensor": (
@@ -124,7 +138,12 @@ BAD_FILES = {
     ),
     "checkpoint of a 13B": (
         "ckpt",
-        {"model": {"llama_proj.weight": torch.zeros(5120, HIDDEN), "llama_proj.bias": torch.zeros(5120)}},
+        {
+            "model": {
+                "llama_proj.weight": torch.zeros(5120, HIDDEN),
+                "llama_proj.bias": torch.zeros(5120),
+            }
+        },
         f" was trained for a 5120-wide LLM (13B), model.llama_model is {WIDTH} wide; "
         "give a checkpoint and an LLM of one size",
     ),
@@ -164,7 +183,10 @@ def test_refused(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key, content, message = BAD_FILES[case]
     cfg = golden_config(tmp_path)
-    path = tmp_path / {"vit_ckpt": "eva_vit.pth", "q_former_model": "blip2.pth", "ckpt": "checkpoint.pth"}[key]
+    path = (
+        tmp_path
+        / {"vit_ckpt": "eva_vit.pth", "q_former_model": "blip2.pth", "ckpt": "checkpoint.pth"}[key]
+    )
     content(path) if callable(content) else torch.save(content, path)
     cfg[key] = str(path)
     with pytest.raises(ValueError, match=re.escape(message.format(folder=tmp_path))) as caught:
@@ -194,7 +216,9 @@ def test_safetensors_and_old_and_new_pth_give_the_same(tmp_path):
 def test_listed_excess_is_reported_once(tmp_path, caplog):
     with caplog.at_level("INFO"):
         golden_model(tmp_path)
-    reports = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    reports = [
+        record.getMessage() for record in caplog.records if "not used" in record.getMessage()
+    ]
     path = tmp_path / "blip2.safetensors"
     assert reports == [
         f"model.q_former_model: 3 tensors of '{path}' are not used: constant of 2023's text embeddings; "
@@ -234,7 +258,9 @@ def test_sidecar_refused(case, tmp_path):
         weights.dimensions(tmp_path / "vit.pth", EvaVit(1, 1, 1, 1, 1), "model.vit_ckpt")
     start = f"model.vit_ckpt: '{tmp_path}/vit.json', which gives the dimensions of 'vit.pth', is not usable ({reason}"
     assert str(caught.value).startswith(start)
-    assert str(caught.value).endswith("whole numbers with embed_dim, depth, num_heads, mlp_dim, patch_size")
+    assert str(caught.value).endswith(
+        "whole numbers with embed_dim, depth, num_heads, mlp_dim, patch_size"
+    )
 
 
 def test_files_that_do_not_belong_together(tmp_path):
@@ -258,10 +284,18 @@ def test_a_checkpoint_brings_what_another_run_trained(tmp_path):
 def test_resuming_needs_all_that_trains(tmp_path):
     model = golden_model(tmp_path, freeze_qformer=False)
     state = {name: tensor.clone() for name, tensor in model.trainable_state_dict().items()}
-    assert {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight", "llama_proj.bias"} <= set(state)
-    model.load_trainable({name: tensor + 1 for name, tensor in state.items()}, "run.resume_ckpt_path")
-    assert all(torch.equal(found, state[name] + 1) for name, found in model.trainable_state_dict().items())
-    message = r"^run.resume_ckpt_path: 'checkpoint' does not fit: \d+ tensors are missing \(query_tokens "
+    assert {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight", "llama_proj.bias"} <= set(
+        state
+    )
+    model.load_trainable(
+        {name: tensor + 1 for name, tensor in state.items()}, "run.resume_ckpt_path"
+    )
+    assert all(
+        torch.equal(found, state[name] + 1) for name, found in model.trainable_state_dict().items()
+    )
+    message = (
+        r"^run.resume_ckpt_path: 'checkpoint' does not fit: \d+ tensors are missing \(query_tokens "
+    )
     with pytest.raises(CheckpointError, match=message):
         model.load_trainable(CHECKPOINT, "run.resume_ckpt_path")
 
@@ -295,9 +329,7 @@ def test_a_checkpoint_knows_the_frozen_files_it_was_trained_with(tmp_path, caplo
     assert "was trained with" not in caplog.text
     model = golden_model(tmp_path, ckpt=ckpt, vit_ckpt=tuned)
     fingerprint = mine["vision"]["vit_ckpt"]["fingerprint"]
-    words = (
-        f"'{ckpt}' was trained with another vit_ckpt file (name eva_vit.safetensors, fingerprint {fingerprint}) than"
-    )
+    words = f"'{ckpt}' was trained with another vit_ckpt file (name eva_vit.safetensors, fingerprint {fingerprint}) than"
     assert f"{words} model.vit_ckpt (name tuned.safetensors, fingerprint " in caplog.text
     assert caplog.text.count("was trained with another") == 1
     assert mine["vision"]["q_former_model"] == model.identity()["vision"]["q_former_model"]
@@ -307,8 +339,12 @@ def test_a_checkpoint_knows_the_frozen_files_it_was_trained_with(tmp_path, caplo
     assert caplog.text.count("was trained with another") == 1
 
 
-@pytest.mark.parametrize("progress", [[1], {"identity": 3}, {"identity": {"llm": "x", "vision": [2]}}, {}, None])
-def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(progress, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "progress", [[1], {"identity": 3}, {"identity": {"llm": "x", "vision": [2]}}, {}, None]
+)
+def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(
+    progress, tmp_path, caplog
+):
     torch.save({"model": CHECKPOINT, "progress": progress}, tmp_path / "other.pth")
     golden_model(tmp_path, ckpt=str(tmp_path / "other.pth"))
     assert "was trained with" not in caplog.text
@@ -317,8 +353,15 @@ def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(progres
 @pytest.mark.parametrize("key", ["vit_ckpt", "q_former_model", "ckpt"])
 def test_one_flipped_bit_is_found_in_any_source(key, tmp_path):
     """By the checksums of a .pth, by its size in a file without, which a bit of an exponent makes absurd."""
-    cfg, tensors = golden_config(tmp_path), {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key]
-    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.dtype == torch.float32)
+    cfg, tensors = (
+        golden_config(tmp_path),
+        {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key],
+    )
+    name = next(
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim == 2 and tensor.dtype == torch.float32
+    )
     flat = tensors[name].clone().flatten()
     index = int(flat.abs().argmin() if flat.abs().min() else flat.abs().argmax())
     flat.view(torch.int32)[index] ^= 1 << 30
@@ -328,11 +371,16 @@ def test_one_flipped_bit_is_found_in_any_source(key, tmp_path):
     torch.save(tensors, whole)
     content = whole.read_bytes()
     where = content.index(tensors[name].numpy().tobytes()[:64]) + 5
-    (tmp_path / "flipped.pth").write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+    (tmp_path / "flipped.pth").write_bytes(
+        content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+    )
     for stem, sidecar in (("eva_vit", "vit_ckpt"), ("blip2", "q_former_model")):
         if sidecar == key:
             (tmp_path / "flipped.json").write_text((tmp_path / f"{stem}.json").read_text())
-    for suffix, message in ((".safetensors", r"holds numbers above 1e\+08"), (".pth", "is damaged .*another checksum")):
+    for suffix, message in (
+        (".safetensors", r"holds numbers above 1e\+08"),
+        (".pth", "is damaged .*another checksum"),
+    ):
         cfg[key] = str(tmp_path / f"flipped{suffix}")
         with pytest.raises(CheckpointError, match=rf"^model.{key}: '{cfg[key]}' {message}"):
             MiniGPT4.from_config(cfg)

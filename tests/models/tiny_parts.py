@@ -34,11 +34,22 @@ from minigpt4.models.vision.qformer import QFormerConfig, build_qformer, to_rele
 
 NUM_QUERIES = 5
 SIZE, PATCH, WIDTH = 28, 7, 32  # 16 patches
-VISION = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+VISION = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 VISION |= {"image_size": SIZE, "patch_size": PATCH}
 SIGLIP2 = {key: value for key, value in VISION.items() if key != "image_size"} | {"num_patches": 16}
 DINO = {key: value for key, value in VISION.items() if key != "intermediate_size"}
-TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "vocab_size": 9,
+}
 # {name: (configuration of the folder, tokens before the patches)}
 TOWERS = {
     "clip": (CLIPVisionConfig(**VISION), 1),
@@ -50,8 +61,19 @@ TOWERS = {
 }
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "num_hidden_layers": 2}
-SIZES = {**HEADS, "intermediate_size": 48, "vocab_size": 300, "max_position_embeddings": 256, "pad_token_id": None}
+HEADS = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+}
+SIZES = {
+    **HEADS,
+    "intermediate_size": 48,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,
+}
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -84,7 +106,13 @@ LLMS = {
     "qwen2": (Qwen2Config(**SIZES, tie_word_embeddings=True), *_QWEN),
     "qwen3": (Qwen3Config(**SIZES, head_dim=16), *_QWEN),
     "mistral": (MistralConfig(**SIZES, sliding_window=8), "<s>", "</s>", [], MISTRAL),
-    "gemma": (GemmaConfig(**SIZES, head_dim=8), "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], GEMMA),
+    "gemma": (
+        GemmaConfig(**SIZES, head_dim=8),
+        "<bos>",
+        "<eos>",
+        ["<start_of_turn>", "<end_of_turn>"],
+        GEMMA,
+    ),
     "gemma2": (
         Gemma2Config(**SIZES, head_dim=8, sliding_window=8),
         *("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], GEMMA),
@@ -101,10 +129,18 @@ LLMS = {
         ["<|user|>", "<|assistant|>", "<|end|>"],
         PHI3,
     ),
-    "smollm": (LlamaConfig(**SIZES, tie_word_embeddings=True), "<|im_start|>", "<|im_end|>", [], CHATML),
+    "smollm": (
+        LlamaConfig(**SIZES, tie_word_embeddings=True),
+        "<|im_start|>",
+        "<|im_end|>",
+        [],
+        CHATML,
+    ),
     "smollm3": (SmolLM3Config(**SIZES, no_rope_layer_interval=2), *_QWEN),
     "gpt_neox": (
-        GPTNeoXConfig(**{key: value for key, value in SIZES.items() if key != "num_key_value_heads"}),
+        GPTNeoXConfig(
+            **{key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+        ),
         *(None, "<|endoftext|>", [], None),
     ),
 }
@@ -115,7 +151,9 @@ def write_tower(root, name):
     torch.manual_seed(0)
     folder, (config, _) = root / name, TOWERS[name]
     AutoModel.from_config(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": MEAN, "image_std": STD})
+    )
     return str(folder)
 
 
@@ -131,7 +169,10 @@ def write_qformer(root, width):
     """Write the file of a Q-Former for image tokens of a width, with its dimensions beside it; return its path."""
     torch.manual_seed(0)
     config = QFormerConfig(16, 2, 2, 32, 2, width)
-    state = {f"Qformer.{name}": tensor for name, tensor in build_qformer(config, "cpu").state_dict().items()}
+    state = {
+        f"Qformer.{name}": tensor
+        for name, tensor in build_qformer(config, "cpu").state_dict().items()
+    }
     state |= {"query_tokens": torch.randn(1, NUM_QUERIES, 16)}
     state |= {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
     path = root / f"qformer_{width}.safetensors"
@@ -148,7 +189,9 @@ def write_llm(root, name):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     names = [token for token in (bos, eos, *special) if token]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(names)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in dict.fromkeys(names)]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
     fast.chat_template = chat_template
     fast.save_pretrained(folder)

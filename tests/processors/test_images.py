@@ -52,7 +52,13 @@ def by_us(content):
 @pytest.mark.parametrize("size", [(1, 1), (17, 9), (256, 256), (31, 200)])
 @pytest.mark.parametrize(
     "options",
-    [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"keep_rgb": True}],
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"keep_rgb": True},
+    ],
     ids=str,
 )
 def test_opencv_decodes_to_pillows_pixels(size, options):
@@ -64,7 +70,10 @@ def test_opencv_decodes_to_pillows_pixels(size, options):
     assert np.array_equal(by_us(content), by_pillow(content))
     # damaged anywhere behind the headers, it is the same image or none in both
     for place in rng.integers(content.index(b"\xff\xda"), len(content), 15):
-        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :]):
+        for damaged in (
+            content[:place],
+            content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :],
+        ):
             ours, pillows = by_us(damaged), by_pillow(damaged)
             assert np.array_equal(ours, pillows) if pillows is not None else ours is None
 
@@ -86,7 +95,9 @@ def test_size_is_judged_by_the_header_before_anything_is_decoded():
     content = encoded(Image.new("RGB", (30, 20)))
     assert load_rgb(content, max_pixels=600).size == (30, 20)
     with pytest.raises(ImageError, match="30 x 20 pixels; at most 599 are accepted"):
-        load_rgb(content[:60], max_pixels=599)  # cut behind the header: decoding would say "truncated"
+        load_rgb(
+            content[:60], max_pixels=599
+        )  # cut behind the header: decoding would say "truncated"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +175,8 @@ SHOWN = {  # name: (image, format, options, pixels as a viewer has them)
     "CMYK": (Image.new("CMYK", (64, 48), (0, 255, 255, 0)), "TIFF", {}, np.full((48, 64, 3), (255, 0, 0))),
 }  # fmt: skip
 SHOWN = {
-    name: row if len(row) == 4 else (row[0], "GIF" if "GIF" in name else "PNG", *row[1:]) for name, row in SHOWN.items()
+    name: row if len(row) == 4 else (row[0], "GIF" if "GIF" in name else "PNG", *row[1:])
+    for name, row in SHOWN.items()
 }
 
 
@@ -243,7 +255,10 @@ BOMBS = {
     "color profiles": lambda: png_with(*[chunk(b"iCCP", b"a\0\0" + ZEROS)] * 3000),
     "texts": lambda: png_with(*[chunk(b"zTXt", b"a\0\0" + ZEROS)] * 3000),
     "overlapping tags": overlapping_tags,
-    "a comment": lambda: GIF[:-1].replace(b"\x2c", b"\x21\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0\x2c", 1) + b";",
+    "a comment": lambda: (
+        GIF[:-1].replace(b"\x2c", b"\x21\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0\x2c", 1)
+        + b";"
+    ),
     "filling": lambda: b"\xff\xd8" + b"\xff" * 4_000_000,
 }
 
@@ -263,13 +278,18 @@ def test_what_costs_nothing_is_read():
     assert load_image(film).size == (9, 9)
 
 
-SOUND = [encoded(Image.new("RGB", (31, 17), "red"), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+SOUND = [
+    encoded(Image.new("RGB", (31, 17), "red"), kind)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+]
 SOUND += [
     scans(2, (31, 17)),
     encoded(grey(RAMP), "TIFF", compression="tiff_lzw"),
     encoded(grey(RAMP / 9, np.float32), "TIFF"),
 ]
-SOUND += [encoded(Image.new("P", (9, 9)), "GIF", save_all=True, append_images=[Image.new("P", (9, 9), 1)])]
+SOUND += [
+    encoded(Image.new("P", (9, 9)), "GIF", save_all=True, append_images=[Image.new("P", (9, 9), 1)])
+]
 
 
 @settings(max_examples=400, deadline=None)

@@ -40,7 +40,11 @@ def test_data_has_the_layout_of_the_real_sets(cache):
         assert record["width"] == record["original_width"] == world.IMAGE_SIZE
     assert json.loads((data / "laion/00007_stats.json").read_text())["successes"] == 4
     annotations = json.loads((data / "cc_sbu_align/filter_cap.json").read_text())["annotations"]
-    assert len({a["image_id"] for a in annotations}) == len(list((data / "cc_sbu_align/image").iterdir())) == 6
+    assert (
+        len({a["image_id"] for a in annotations})
+        == len(list((data / "cc_sbu_align/image").iterdir()))
+        == 6
+    )
     assert [a["image_id"] for a in annotations if "instruction" not in a] == list("012345")
     assert [a["image_id"] for a in annotations if "instruction" in a] == list("1245")
 
@@ -53,7 +57,9 @@ def test_prepared_data_is_used_again(cache):
 
 def test_both_stages_train_the_projection_only(cache, tmp_path):
     first = train(cache, "embedded_stage1_pretrain.yaml", tmp_path / "stage1")
-    second = train(cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}")
+    second = train(
+        cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}"
+    )
     projections = [torch.load(path, weights_only=True)["model"] for path in (first, second)]
     assert all(set(p) == {"llama_proj.weight", "llama_proj.bias"} for p in projections)
     assert projections[0]["llama_proj.weight"].shape[1] == 256
@@ -66,23 +72,34 @@ def settings_of_the_demo(cache, checkpoint, path):
     options = [f"model.ckpt={checkpoint}", f"env.cache_root={cache}", "run.device=cpu"]
     command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/embedded_eval.yaml", "--cli"]
     command += ["--options", *options]
-    subprocess.run(command, cwd=ROOT, input=f"/save {path}\n", capture_output=True, text=True, check=True)
+    subprocess.run(
+        command, cwd=ROOT, input=f"/save {path}\n", capture_output=True, text=True, check=True
+    )
     return json.loads(path.read_text())["settings"]
 
 
 def test_own_images_take_the_place_of_the_drawn_ones(cache, tmp_path, monkeypatch):
     """The program in docs/embedded.md, as it stands there, makes a folder that trains."""
     (tmp_path / "my_set/image").mkdir(parents=True)
-    captions = {"sunset": ("orange", "An orange evening sky."), "sea": ("navy", "The sea at night.")}
+    captions = {
+        "sunset": ("orange", "An orange evening sky."),
+        "sea": ("navy", "The sea at night."),
+    }
     for name, (colour, caption) in captions.items():
         Image.new("RGB", (300, 200), colour).save(tmp_path / f"my_set/image/{name}.jpg")
         (tmp_path / f"my_set/image/{name}.txt").write_text(caption + "\n")
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/embedded.md").read_text(), flags=re.S)
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/embedded.md").read_text(), flags=re.S
+    )
     assert len(program.strip().splitlines()) < 10
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     written = json.loads((tmp_path / "my_set/filter_cap.json").read_text())["annotations"]
-    assert {a["image_id"]: a["caption"] for a in written} == {name: text for name, (_, text) in captions.items()}
+    assert {a["image_id"]: a["caption"] for a in written} == {
+        name: text for name, (_, text) in captions.items()
+    }
     first = train(cache, "embedded_stage1_pretrain.yaml", tmp_path / "stage1")
     storage = f"datasets.cc_sbu_align.build_info.storage={tmp_path / 'my_set'}"
-    assert train(cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}", storage).is_file()
+    assert train(
+        cache, "embedded_stage2_finetune.yaml", tmp_path / "stage2", f"model.ckpt={first}", storage
+    ).is_file()

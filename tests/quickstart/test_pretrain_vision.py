@@ -27,12 +27,19 @@ def pretrain(output, *arguments):
         "--batch-size",
         "16",
     ]
-    subprocess.run([*command, "--output", str(output), *arguments], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--output", str(output), *arguments], cwd=ROOT, check=True, capture_output=True
+    )
 
 
 def test_committed_weights_are_those_of_the_manifest():
     manifest = json.loads((WEIGHTS / "manifest.json").read_text())
-    assert set(manifest["sha256"]) == {"eva_vit.safetensors", "eva_vit.json", "blip2.safetensors", "blip2.json"}
+    assert set(manifest["sha256"]) == {
+        "eva_vit.safetensors",
+        "eva_vit.json",
+        "blip2.safetensors",
+        "blip2.json",
+    }
     for name, expected in manifest["sha256"].items():
         assert hashlib.sha256((WEIGHTS / name).read_bytes()).hexdigest() == expected, name
     assert manifest["recipe"]["world"] == world.VERSION
@@ -67,7 +74,11 @@ def test_a_few_steps_lower_the_loss():
 
 def test_answers_say_what_is_in_the_scene():
     scene = world.Scene(
-        "beige", (world.Object("small", "red", "ring", "top"), world.Object("large", "blue", "star", "left"))
+        "beige",
+        (
+            world.Object("small", "red", "ring", "top"),
+            world.Object("large", "blue", "star", "left"),
+        ),
     )
     expected = {
         ("count", 0): 2,

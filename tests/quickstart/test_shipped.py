@@ -13,12 +13,16 @@ from minigpt4.quickstart.prepare import cache_folder
 
 FOLDER = PACKAGE_DIR / "quickstart/checkpoint"
 LLM = cache_folder() / "llm"
-needs_llm = pytest.mark.skipif(not LLM.is_dir(), reason="no LLM yet: python -m minigpt4.quickstart.prepare")
+needs_llm = pytest.mark.skipif(
+    not LLM.is_dir(), reason="no LLM yet: python -m minigpt4.quickstart.prepare"
+)
 
 
 def test_it_is_small_and_names_no_folder_of_the_machine_that_made_it():
     files = list(FOLDER.iterdir())
-    assert {"manifest.json", "model.safetensors", "config.yaml", "run_card.md"} <= {path.name for path in files}
+    assert {"manifest.json", "model.safetensors", "config.yaml", "run_card.md"} <= {
+        path.name for path in files
+    }
     assert sum(path.stat().st_size for path in files) < 0.7 * 2**20
     texts = "".join(path.read_text() for path in files if path.suffix != ".safetensors")
     assert not [folder for folder in ("/root/", "/home/", "/work/", "/tmp/") if folder in texts]

@@ -38,8 +38,18 @@ def test_two_ranks_train_the_embedded_default(tmp_path):
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(root=str(ROOT)))
     output = tmp_path / "output"
-    settings = ["run.iters_per_epoch=3", "run.batch_size_train=4", "run.num_workers=1", f"run.output_dir={output}"]
-    arguments = ["--cfg-path", "train_configs/embedded_stage1_pretrain.yaml", "--options", *settings]
+    settings = [
+        "run.iters_per_epoch=3",
+        "run.batch_size_train=4",
+        "run.num_workers=1",
+        f"run.output_dir={output}",
+    ]
+    arguments = [
+        "--cfg-path",
+        "train_configs/embedded_stage1_pretrain.yaml",
+        "--options",
+        *settings,
+    ]
     code, said = torchrun(script, tmp_path, *arguments, timeout=300)
     assert code == 0, said
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
@@ -48,6 +58,14 @@ def test_two_ranks_train_the_embedded_default(tmp_path):
     assert len({*first["seen"], *second["seen"]}) == 24
     (folder,) = output.iterdir()  # of rank 0; rank 1 made none
     assert {path.name for path in folder.iterdir()} == {
-        *("checkpoint_0.pth", "log.txt", "loss.png", "metrics.jsonl", "result", "run_card.json", "run_card.md"),
+        *(
+            "checkpoint_0.pth",
+            "log.txt",
+            "loss.png",
+            "metrics.jsonl",
+            "result",
+            "run_card.json",
+            "run_card.md",
+        ),
     }
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3

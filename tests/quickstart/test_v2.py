@@ -58,7 +58,10 @@ def test_a_vector_is_asked_about_the_object_of_its_strip():
     labels = pretrain_boxes.strip_labels(scene, object_map, 14)
     names = list(pretrain_boxes.LABELS)
     boxes = world.boxes(scene, object_map)
-    assert labels.shape == (16, len(names)) and (labels[:, names.index("count")] == len(boxes) - 1).all()
+    assert (
+        labels.shape == (16, len(names))
+        and (labels[:, names.index("count")] == len(boxes) - 1).all()
+    )
     found = set()
     for number, row in enumerate(labels):
         own = dict(zip(names, row, strict=True))
@@ -68,7 +71,9 @@ def test_a_vector_is_asked_about_the_object_of_its_strip():
             continue
         counts = np.bincount(strip.ravel(), minlength=len(boxes) + 1)[1:]
         item, box = scene.objects[counts.argmax()], boxes[counts.argmax()]
-        assert world.SHAPES[own["shape"]] == item.shape and world.COLOURS[own["colour"]] == item.colour
+        assert (
+            world.SHAPES[own["shape"]] == item.shape and world.COLOURS[own["colour"]] == item.colour
+        )
         assert own["left tens"] * 10 + own["left units"] == 100 * box[0] // 112
         assert own["bottom tens"] * 10 + own["bottom units"] == 100 * (box[1] + box[3]) // 112
         found.add(counts.argmax())
@@ -100,8 +105,12 @@ def test_committed_weights_are_those_of_the_manifest():
 
 
 def test_chance():
-    items = [{"reference": {"box": [10, 10, 20, 20]}}] * 3 + [{"reference": {"box": [80, 80, 20, 20]}}]
-    text, share = v2.best_constant_box([(80, 80, 20, 20), (11, 10, 20, 20), (0, 0, 112, 112)], items)
+    items = [{"reference": {"box": [10, 10, 20, 20]}}] * 3 + [
+        {"reference": {"box": [80, 80, 20, 20]}}
+    ]
+    text, share = v2.best_constant_box(
+        [(80, 80, 20, 20), (11, 10, 20, 20), (0, 0, 112, 112)], items
+    )
     assert share == 0.75 and text == "{<9><8><27><26>}"
     assert v2.random_box([(10, 10, 20, 20)], items) == 0.75
     groups = [{"group": "colour", "reference": answer} for answer in ("red", "red", "blue")]

@@ -18,7 +18,9 @@ def test_images_follow_from_their_number():
     first, again = (world.draw("stage1", 7) for _ in range(2))
     assert first[0] == again[0] and np.array_equal(first[1], again[1])
     digest = hashlib.sha256("".join(map(repr, scenes("held_out", 50))).encode()).hexdigest()
-    assert digest[:16] == "f673760e740afe44", "the world changed: raise world.VERSION, pretrain again"
+    assert digest[:16] == "f673760e740afe44", (
+        "the world changed: raise world.VERSION, pretrain again"
+    )
 
 
 @pytest.mark.parametrize("split", world.TRAIN_SPLITS)
@@ -29,8 +31,13 @@ def test_training_never_sees_what_is_held_out(split):
 
 
 def test_evaluation_images_are_what_they_are_called():
-    assert all(scene.is_for_evaluation() and not scene.has_left_out_pair() for scene in scenes("held_out", 300))
-    assert all(scene.is_for_evaluation() and scene.has_left_out_pair() for scene in scenes("left_out", 300))
+    assert all(
+        scene.is_for_evaluation() and not scene.has_left_out_pair()
+        for scene in scenes("held_out", 300)
+    )
+    assert all(
+        scene.is_for_evaluation() and scene.has_left_out_pair() for scene in scenes("left_out", 300)
+    )
 
 
 def test_each_colour_and_shape_misses_one_partner():
@@ -44,7 +51,10 @@ def test_objects_are_drawn_in_their_cells():
         for number, item in enumerate(scene.objects, 1):
             rows, columns = np.nonzero(object_map == number)
             third = image.shape[0] / 3
-            assert int(rows.mean() // third) == item.row and int(columns.mean() // third) == item.column
+            assert (
+                int(rows.mean() // third) == item.row
+                and int(columns.mean() // third) == item.column
+            )
 
 
 @pytest.mark.parametrize("say", [language.describe])
@@ -72,7 +82,11 @@ def test_the_evaluation_asks_in_words_that_training_never_shows():
 
 def test_wrong_answers_are_wrong():
     scene = world.Scene(
-        "grass", (world.Object("small", "red", "circle", "top"), world.Object("large", "blue", "star", "left"))
+        "grass",
+        (
+            world.Object("small", "red", "circle", "top"),
+            world.Object("large", "blue", "star", "left"),
+        ),
     )
     right = "The image shows two objects on green grass. A small red circle is at the top. "
     right += "A large blue star is on the left."
@@ -91,7 +105,9 @@ def test_wrong_answers_are_wrong():
     assert marks(scene, "")["shape"] == [False, False]
     asked = Question("colour", "circle", "red", "The circle is red.")
     assert asked.text == "What colour is the circle?"
-    assert asked.is_answered_by("The circle is red.") and not asked.is_answered_by("The circle is blue, not red.")
+    assert asked.is_answered_by("The circle is red.") and not asked.is_answered_by(
+        "The circle is blue, not red."
+    )
 
 
 def test_controls_are_held_against_the_best_constant_answer():

@@ -29,7 +29,9 @@ def two_ranks(tmp_path):
 
     def run(work):
         fork = multiprocessing.get_context("fork")
-        started.extend(fork.Process(target=be_a_rank, args=(rank, folder, work)) for rank in range(2))
+        started.extend(
+            fork.Process(target=be_a_rank, args=(rank, folder, work)) for rank in range(2)
+        )
         for process in started:
             process.start()
         started[0].join(60)

@@ -30,11 +30,21 @@ def sbatch(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "told").touch()
-    slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
-    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
+    slurm = {
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
+    environment = (
+        os.environ
+        | slurm
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
+    )
 
     def sbatch(*arguments, **more):
-        return subprocess.Popen(["bash", SCRIPT, *arguments], env=environment | more, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            ["bash", SCRIPT, *arguments], env=environment | more, stderr=subprocess.PIPE, text=True
+        )
 
     return sbatch
 
@@ -47,10 +57,15 @@ def test_the_script_hands_slurms_variables_to_torchrun(sbatch, tmp_path, gpus, p
     args = get_args_parser().parse_args(words[2:])
     assert (args.nnodes, args.nproc_per_node, args.max_restarts) == ("2", processes, 3)
     assert (args.rdzv_backend, args.rdzv_id) == ("c10d", "123456")
-    assert args.rdzv_endpoint == f"node7:{20000 + 123456 % 20000}" and "SIGUSR1" in args.signals_to_handle
+    assert (
+        args.rdzv_endpoint == f"node7:{20000 + 123456 % 20000}"
+        and "SIGUSR1" in args.signals_to_handle
+    )
     script = [args.training_script, *args.training_script_args]
     assert script == ["train.py", "--resume", "auto", "--cfg-path", "my.yaml"]
-    assert (tmp_path / "told").read_text() == "scontrol show hostnames node[7-8]\n"  # nothing is queued again
+    assert (
+        tmp_path / "told"
+    ).read_text() == "scontrol show hostnames node[7-8]\n"  # nothing is queued again
 
 
 def test_the_script_passes_the_signal_on_and_queues_the_job_again(sbatch, tmp_path):
@@ -78,8 +93,20 @@ def test_a_machine_is_lost_and_replaced(command, tmp_path, monkeypatch):  # noqa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
-    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=job", "--local-addr=127.0.0.1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--max-restarts=3",
+    ]
+    launcher += [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{port}",
+        "--rdzv-id=job",
+        "--local-addr=127.0.0.1",
+    ]
     agents = []
 
     def agent(is_host):

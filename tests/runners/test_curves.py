@@ -37,7 +37,10 @@ def test_a_step_made_twice_counts_once_and_what_is_no_line_not_at_all(tmp_path):
         file.write('[1]\n{"step": "x", "loss": 1}\n{"step": 5, "loss": 1, "lr"')
     metrics = read_metrics(tmp_path)
     assert [record["loss"] for record in metrics.steps] == [3.0, 2.0, None]
-    assert [(record["validation"], record["loss"]) for record in metrics.validations] == [("val", 2.25), ("test", 8.0)]
+    assert [(record["validation"], record["loss"]) for record in metrics.validations] == [
+        ("val", 2.25),
+        ("test", 8.0),
+    ]
 
 
 def test_smoothing_by_hand():

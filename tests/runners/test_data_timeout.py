@@ -70,7 +70,9 @@ def run(tmp_path):
 
     def run(*arguments):
         make, *others = arguments
-        process = multiprocessing.get_context("fork").Process(target=program, args=(make, tmp_path, *others))
+        process = multiprocessing.get_context("fork").Process(
+            target=program, args=(make, tmp_path, *others)
+        )
         process.start()
         started.append(process)
         process.join(30)
@@ -105,7 +107,10 @@ def test_a_stopped_worker_is_named_and_ends_the_run(run, make, whom):
     assert code == 1
     worker = re.search(r"process (\d+)", said)
     assert worker is None or is_gone(int(worker[1]))
-    assert re.search(rf"rank 0 waits for {whom} since \d+ s \(run\.step_timeout_s\)\. Ending the run; resume", said)
+    assert re.search(
+        rf"rank 0 waits for {whom} since \d+ s \(run\.step_timeout_s\)\. Ending the run; resume",
+        said,
+    )
 
 
 def test_a_signal_ends_a_run_that_waits(run, monkeypatch):

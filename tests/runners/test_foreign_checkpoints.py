@@ -20,14 +20,37 @@ def nested(depth):
     return tree
 
 
-JUNK = [None, [], {}, "x", "", -1, 2**70, 0.5, math.nan, True, torch.zeros(2), torch.tensor(math.inf), [[1]], (1, 2)]
+JUNK = [
+    None,
+    [],
+    {},
+    "x",
+    "",
+    -1,
+    2**70,
+    0.5,
+    math.nan,
+    True,
+    torch.zeros(2),
+    torch.tensor(math.inf),
+    [[1]],
+    (1, 2),
+]
 JUNK += [{"a": 1}, {1: 2}, {None: None}, b"x", nested(300), list(range(10_000)), "long " * 10_000]
 
 
 def places(tree, where=()):
     """Yield the path of every node below a tree of dicts, lists and tuples, as far as its tensors and numbers."""
-    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    for name, child in list(children)[:40]:  # the state of a random generator has hundreds of numbers
+    children = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list | tuple)
+        else ()
+    )
+    for name, child in list(children)[
+        :40
+    ]:  # the state of a random generator has hundreds of numbers
         yield (*where, name)
         yield from places(child, (*where, name))
 
@@ -51,11 +74,18 @@ def changed(tree, where, junk):
 def good(tmp_path_factory):
     """Two checkpoints, one with gradients left over, one within an epoch; and the settings of their run."""
     folder = tmp_path_factory.mktemp("good")
-    changes = {"accum_grad_iters": 2, "accum_reduction": "sum", "iters_per_epoch": 5, "max_epoch": 2}
+    changes = {
+        "accum_grad_iters": 2,
+        "accum_reduction": "sum",
+        "iters_per_epoch": 5,
+        "max_epoch": 2,
+    }
     run = trained(folder, save_every_iters=2, **changes)
     paths = [run.output_dir / name for name in ("checkpoint_0.pth", "checkpoint_1_iter_4.pth")]
     states = [torch.load(path, weights_only=True) for path in paths]
-    assert states[0]["progress"]["ranks"][0]["gradients"] and states[1]["progress"]["ranks"][0]["rng"]
+    assert (
+        states[0]["progress"]["ranks"][0]["gradients"] and states[1]["progress"]["ranks"][0]["rng"]
+    )
     return states, changes
 
 
@@ -67,13 +97,18 @@ def resumed(state, path, **changes):
 
 
 @hypothesis_settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 @given(data=st.data())
 def test_a_changed_checkpoint_is_taken_or_refused(tmp_path, good, capsys, data):
     states, changes = good
     state = data.draw(st.sampled_from(states))
-    state = {key: state[key] for key in state if key != data.draw(st.sampled_from([None, "progress"]))}
+    state = {
+        key: state[key] for key in state if key != data.draw(st.sampled_from([None, "progress"]))
+    }
     where = data.draw(st.sampled_from([*places(state)]))
     state = changed(state, where, data.draw(st.sampled_from([places, *JUNK])))
     capsys.readouterr()
@@ -81,4 +116,6 @@ def test_a_changed_checkpoint_is_taken_or_refused(tmp_path, good, capsys, data):
     said = capsys.readouterr().err
     assert code in (0, 1) and "Traceback" not in said
     if code:
-        assert said.startswith(("error: run.resume_ckpt_path: ", "error: step ")) and len(said) < 6000
+        assert (
+            said.startswith(("error: run.resume_ckpt_path: ", "error: step ")) and len(said) < 6000
+        )

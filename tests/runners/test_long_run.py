@@ -31,13 +31,29 @@ def held():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at the process as Linux shows it")
-def test_memory_and_files_stay_and_frozen_parts_are_the_same(release, tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="looks at the process as Linux shows it"
+)
+def test_memory_and_files_stay_and_frozen_parts_are_the_same(
+    release, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
-    changes = {"run.output_dir": tmp_path, "run.max_epoch": 2, "run.iters_per_epoch": 100, "run.batch_size_train": 2}
-    changes |= {"run.num_workers": 1, "run.save_every_iters": 10, "run.amp": False, "run.world_size": 1}
+    changes = {
+        "run.output_dir": tmp_path,
+        "run.max_epoch": 2,
+        "run.iters_per_epoch": 100,
+        "run.batch_size_train": 2,
+    }
+    changes |= {
+        "run.num_workers": 1,
+        "run.save_every_iters": 10,
+        "run.amp": False,
+        "run.world_size": 1,
+    }
     for name in ("laion", "cc_sbu"):
-        changes[f"datasets.{name}.build_info.storage"] = f"{release.root}/{name}_dataset/{{00000..00001}}.tar"
+        changes[f"datasets.{name}.build_info.storage"] = (
+            f"{release.root}/{name}_dataset/{{00000..00001}}.tar"
+        )
     _, *options = release.options(**changes)
     path = ROOT / "train_configs/minigpt4_stage1_pretrain.yaml"
     cfg = Config(SimpleNamespace(cfg_path=path, options=options), for_training=True)
@@ -57,7 +73,9 @@ def test_memory_and_files_stay_and_frozen_parts_are_the_same(release, tmp_path, 
     assert {name: digest(getattr(run.model, name)) for name in FROZEN} == before
     memory, files = zip(*seen, strict=True)
     with capsys.disabled():
-        print(f"\nsteps 50, 100, 150, 200: {', '.join(f'{m:.0f} MiB' for m in memory)}; open files {files}")
+        print(
+            f"\nsteps 50, 100, 150, 200: {', '.join(f'{m:.0f} MiB' for m in memory)}; open files {files}"
+        )
     assert len(seen) == 4
     assert max(memory) < 1.05 * memory[0]  # measured: within 1 %
     assert max(files) <= files[0]

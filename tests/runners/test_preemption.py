@@ -30,8 +30,17 @@ def command(release, tmp_path, monkeypatch):
     started = []
 
     def arguments(name, **more):
-        settings = {"run.iters_per_epoch": STEPS, "run.max_epoch": 1, "run.batch_size_train": 2, "run.amp": False}
-        settings |= {"run.num_workers": 2, "run.save_every_iters": 10, "run.output_dir": tmp_path / name}
+        settings = {
+            "run.iters_per_epoch": STEPS,
+            "run.max_epoch": 1,
+            "run.batch_size_train": 2,
+            "run.amp": False,
+        }
+        settings |= {
+            "run.num_workers": 2,
+            "run.save_every_iters": 10,
+            "run.output_dir": tmp_path / name,
+        }
         for dataset in ("laion", "cc_sbu"):
             settings[f"datasets.{dataset}.build_info.storage"] = f"{tmp_path}/data/{{0..4}}.tar"
         settings |= more
@@ -39,7 +48,9 @@ def command(release, tmp_path, monkeypatch):
         return config + release.options(**settings)
 
     def start(name, *launcher, **more):
-        process = start_training(arguments(name, **more), tmp_path / f"{name}.txt", launcher=launcher)
+        process = start_training(
+            arguments(name, **more), tmp_path / f"{name}.txt", launcher=launcher
+        )
         started.append(process)
         return process
 
@@ -126,7 +137,9 @@ def take_long(rank, when):
 def test_a_rank_that_keeps_others_waiting_is_named_wherever_it_is(two_ranks, lose):
     code, said, _ = two_ranks(partial(exchanges, lose))
     assert code == 1
-    assert re.search(r"rank 0 waits for rank 1 since \d+ s \(run.step_timeout_s\); it did not make step 3", said)
+    assert re.search(
+        r"rank 0 waits for rank 1 since \d+ s \(run.step_timeout_s\); it did not make step 3", said
+    )
 
 
 def test_a_rank_that_takes_its_time_is_waited_for(two_ranks):
@@ -167,7 +180,9 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
     assert process.wait(timeout=60) == -signal.SIGUSR1
     while any(map(is_at_work, ranks)):
         time.sleep(0.1)
-    assert len(list((tmp_path / "told").glob("*/*.pth"))) >= 2  # the words are tested in test_signals
+    assert (
+        len(list((tmp_path / "told").glob("*/*.pth"))) >= 2
+    )  # the words are tested in test_signals
     assert "Traceback" not in said(tmp_path, "told").removeprefix(text)
 
     finish(command("told"), tmp_path, "told")

@@ -15,9 +15,24 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.runners.run_state import Progress
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import ROOT, Images, TinyModel, batches, dataset_sections, runner, settings, tiny_model
+from tests.training import (
+    ROOT,
+    Images,
+    TinyModel,
+    batches,
+    dataset_sections,
+    runner,
+    settings,
+    tiny_model,
+)
 
-SHORT = {"iters_per_epoch": 7, "save_every_iters": 2, "num_workers": 2, "init_lr": 1e-3, "resume_ckpt_path": "auto"}
+SHORT = {
+    "iters_per_epoch": 7,
+    "save_every_iters": 2,
+    "num_workers": 2,
+    "init_lr": 1e-3,
+    "resume_ckpt_path": "auto",
+}
 
 
 @pytest.fixture
@@ -30,7 +45,11 @@ def storages(tmp_path):
     (tmp_path / "laion" / "1.tar").write_bytes(b"no tar")
     write_align_folder(tmp_path / "align", 9)
     (tmp_path / "align" / "image" / "3.jpg").write_bytes(b"no image")
-    return {"laion": tmp_path / "laion/*.tar", "cc_sbu": tmp_path / "cc_sbu/*.tar", "cc_sbu_align": tmp_path / "align"}
+    return {
+        "laion": tmp_path / "laion/*.tar",
+        "cc_sbu": tmp_path / "cc_sbu/*.tar",
+        "cc_sbu_align": tmp_path / "align",
+    }
 
 
 def new_runner(output, storages, model=None, **changes):
@@ -41,7 +60,9 @@ def new_runner(output, storages, model=None, **changes):
         "run": OmegaConf.to_container(cfg.run_cfg),
         "datasets": OmegaConf.to_container(cfg.datasets_cfg),
     }
-    return runner(cfg, model or tiny_model(dropout=0.5), ImageTextPretrainTask().build_datasets(cfg))
+    return runner(
+        cfg, model or tiny_model(dropout=0.5), ImageTextPretrainTask().build_datasets(cfg)
+    )
 
 
 class Cut(Exception):
@@ -64,7 +85,9 @@ def cut_at(run, step):
 
 def steps_of(run):
     """Return {step: loss}; a step that was made twice had the same one."""
-    lines = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     found = {}
     for line in lines:
         assert found.setdefault(line["step"], line["loss"]) == line["loss"]
@@ -72,7 +95,11 @@ def steps_of(run):
 
 
 def epoch_lines(run):
-    return [line for line in (run.output_dir / "log.txt").read_text().splitlines() if line.startswith('{"train')]
+    return [
+        line
+        for line in (run.output_dir / "log.txt").read_text().splitlines()
+        if line.startswith('{"train')
+    ]
 
 
 def tensors(run):
@@ -95,12 +122,18 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path, storages, change
             cut_at(run, cut)
         else:
             run.train()
-    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True))
+    assert all(
+        torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True)
+    )
     assert steps_of(run) == steps_of(whole) and list(steps_of(whole)) == list(range(14))
     assert epoch_lines(run) == epoch_lines(whole)
-    assert [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line] == skipped
+    assert [
+        line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line
+    ] == skipped
     assert len(list((tmp_path / "cut").iterdir())) == 1
-    assert (run.output_dir / "metrics.jsonl").read_text().count("\n") > 14  # some steps were made again
+    assert (run.output_dir / "metrics.jsonl").read_text().count(
+        "\n"
+    ) > 14  # some steps were made again
 
 
 class DrawsInEvaluation(TinyModel):
@@ -117,7 +150,9 @@ def validated(output, storages, **changes):
     """Return a runner whose model draws, also where it is validated on four samples."""
     torch.manual_seed(0)
     run = new_runner(output, storages, DrawsInEvaluation(dropout=0.5), **changes)
-    run.datasets["held_out"] = {"val": Images(batches(4, 1, seed=1)[0]["image"].unflatten(1, (1, 1, -1)))}
+    run.datasets["held_out"] = {
+        "val": Images(batches(4, 1, seed=1)[0]["image"].unflatten(1, (1, 1, -1)))
+    }
     return run
 
 
@@ -126,17 +161,25 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
     plain.train()
     whole = validated(tmp_path / "whole", storages, valid_splits=["val"], batch_size_eval=2)
     whole.train()
-    assert all(torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True))
+    assert all(
+        torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True)
+    )
     before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
-    whole.validation.measure(whole.validation.loaders)  # what the model draws there is drawn for nobody else
+    whole.validation.measure(
+        whole.validation.loaders
+    )  # what the model draws there is drawn for nobody else
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
     lines = [json.loads(line) for line in epoch_lines(whole)]
-    assert len({line.pop("val_loss") for line in lines}) == 2 and lines == list(map(json.loads, epoch_lines(plain)))
+    assert len({line.pop("val_loss") for line in lines}) == 2 and lines == list(
+        map(json.loads, epoch_lines(plain))
+    )
     for cut in (5, 4, 30):
         run = validated(tmp_path / "cut", storages, valid_splits=["val"], batch_size_eval=2)
         run.train() if cut == 30 else cut_at(run, cut)
-    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True))
+    assert all(
+        torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(run), strict=True)
+    )
     assert epoch_lines(run) == epoch_lines(whole)
 
 
@@ -166,7 +209,12 @@ def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(t
     run = new_runner(tmp_path, storages)
     run.train()
     names = sorted(path.name for path in run.output_dir.glob("*.pth"))
-    assert names == ["checkpoint_0.pth", "checkpoint_1.pth", "checkpoint_1_iter_4.pth", "checkpoint_1_iter_6.pth"]
+    assert names == [
+        "checkpoint_0.pth",
+        "checkpoint_1.pth",
+        "checkpoint_1_iter_4.pth",
+        "checkpoint_1_iter_6.pth",
+    ]
     within = torch.load(run.output_dir / "checkpoint_1_iter_4.pth", weights_only=True)
     assert within["epoch"] == 0  # the last finished one: 2023's loader would begin epoch 1 anew
     assert within["progress"]["position"] == {"epoch": 1, "step": 4}
@@ -175,7 +223,9 @@ def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(t
 DAMAGES = {
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:-3000]),
     "empty": lambda path: path.write_bytes(b""),
-    "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b"blip2_image_train", b"blip3_image_train")),
+    "one bit": lambda path: path.write_bytes(
+        path.read_bytes().replace(b"blip2_image_train", b"blip3_image_train")
+    ),
 }
 
 
@@ -190,10 +240,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, storages, damage, caplog)
     again.train()
     assert again.resumed_from.name == "checkpoint_0_iter_2.pth"
     assert "checkpoint_0_iter_4.pth' is " in caplog.text and "trying the one before" in caplog.text
-    assert all(torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(again), strict=True))
+    assert all(
+        torch.equal(mine, other) for mine, other in zip(tensors(whole), tensors(again), strict=True)
+    )
     for path in again.output_dir.glob("*.pth"):
         DAMAGES[damage](path)
-    with pytest.raises(CheckpointError, match=r"none of the 4 checkpoints below '.*cut' can be read"):
+    with pytest.raises(
+        CheckpointError, match=r"none of the 4 checkpoints below '.*cut' can be read"
+    ):
         new_runner(tmp_path / "cut", storages).train()
 
 
@@ -207,12 +261,20 @@ def cut_run(tmp_path, storages):
 def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path, storages, cut_run):
     write_shard(tmp_path / "laion" / "3.tar", range(90, 95))
     other = new_runner(
-        tmp_path / "out", storages, num_workers=1, init_lr=0.5, iters_per_epoch=8, log_freq=3, read_ahead=True
+        tmp_path / "out",
+        storages,
+        num_workers=1,
+        init_lr=0.5,
+        iters_per_epoch=8,
+        log_freq=3,
+        read_ahead=True,
     )
     with pytest.raises(CheckpointError) as caught:
         other.train()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith("cannot be resumed exactly:")
+    assert lines[0].startswith("run.resume_ckpt_path: '") and lines[0].endswith(
+        "cannot be resumed exactly:"
+    )
     assert [line.split(": ")[0].strip() for line in lines[1:-1]] == [
         "run.init_lr",
         "run.num_workers",
@@ -243,7 +305,9 @@ def test_restart_takes_over_weights_and_schedule_in_a_new_folder(tmp_path, stora
 
 def test_moved_data_and_more_epochs_are_no_other_settings(tmp_path, storages, cut_run):
     (tmp_path / "cc_sbu").rename(tmp_path / "elsewhere")
-    other = new_runner(tmp_path / "out", {**storages, "cc_sbu": tmp_path / "elsewhere/*.tar"}, max_epoch=3)
+    other = new_runner(
+        tmp_path / "out", {**storages, "cc_sbu": tmp_path / "elsewhere/*.tar"}, max_epoch=3
+    )
     other.train()
     assert other.output_dir == cut_run.output_dir
     assert list(steps_of(other)) == list(range(21))
@@ -263,30 +327,42 @@ def test_what_the_vision_tower_gives_by_now_is_no_other_setting(cut_run):
 
 def test_other_frozen_weights_are_another_setting_their_names_are_not(cut_run):
     saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
-    cut_run.model.identity = lambda: {"vision": {"vit_ckpt": {"name": "moved.pth", "fingerprint": "1a"}}}
+    cut_run.model.identity = lambda: {
+        "vision": {"vit_ckpt": {"name": "moved.pth", "fingerprint": "1a"}}
+    }
     assert Progress.of_checkpoint(saved).differences(cut_run) == []  # one of before they were noted
     for theirs in ("1a", "2b"):
-        saved["progress"]["identity"] = {"vision": {"vit_ckpt": {"name": "eva.pth", "fingerprint": theirs}}}
+        saved["progress"]["identity"] = {
+            "vision": {"vit_ckpt": {"name": "eva.pth", "fingerprint": theirs}}
+        }
         lines = Progress.of_checkpoint(saved).differences(cut_run)
         words = ["model.vision.vit_ckpt.fingerprint: '1a', the checkpoint has '2b'"]
         assert lines == words * (theirs == "2b")
 
 
-def test_a_checkpoint_of_the_five_keys_of_2023_is_gone_on_with_after_its_epoch(tmp_path, storages, cut_run):
+def test_a_checkpoint_of_the_five_keys_of_2023_is_gone_on_with_after_its_epoch(
+    tmp_path, storages, cut_run
+):
     state = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
     old = {key: state[key] for key in ("model", "optimizer", "config", "scaler")} | {"epoch": 0}
     torch.save(old, tmp_path / "old.pth")
-    run = new_runner(tmp_path / "new", storages, resume_ckpt_path=str(tmp_path / "old.pth"), num_workers=0)
+    run = new_runner(
+        tmp_path / "new", storages, resume_ckpt_path=str(tmp_path / "old.pth"), num_workers=0
+    )
     run.train()
     assert list(steps_of(run)) == list(range(7, 14))
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(tmp_path, storages, capsys):
+def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(
+    tmp_path, storages, capsys
+):
     run = new_runner(tmp_path, storages)
     run.train()
     said = [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line]
     lines = (run.output_dir / "log.txt").read_text().splitlines(keepends=True)
-    (run.output_dir / "log.txt").write_text("".join(lines[:-1]) + lines[-1][:10])  # killed within the line
+    (run.output_dir / "log.txt").write_text(
+        "".join(lines[:-1]) + lines[-1][:10]
+    )  # killed within the line
     new_runner(tmp_path, storages).train()
     assert (run.output_dir / "log.txt").read_text().endswith("\n" + lines[-1])
     out = capsys.readouterr().out
@@ -308,7 +384,14 @@ def test_no_secret_is_written_anywhere(release, tmp_path):
     del yaml.datasets.cc_sbu
     OmegaConf.update(yaml, "datasets.laion.build_info.storage", good)
     yaml.run.merge_with(
-        {"iters_per_epoch": 6, "max_epoch": 1, "batch_size_train": 4, "num_workers": 0, "world_size": 1, "amp": False}
+        {
+            "iters_per_epoch": 6,
+            "max_epoch": 1,
+            "batch_size_train": 4,
+            "num_workers": 0,
+            "world_size": 1,
+            "amp": False,
+        }
     )
     OmegaConf.save(yaml, tmp_path / "secret.yaml")
     options = release.options(**{"run.output_dir": tmp_path / "out", "run.max_bad_fraction": 0.9})
@@ -327,7 +410,18 @@ def test_no_secret_is_written_anywhere(release, tmp_path):
     assert "${oc.env:TOKEN}" in result.stderr
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
-        *("checkpoint_0.pth", "log.txt", "loss.png", "metrics.jsonl", "run_card.json", "run_card.md"),
+        *(
+            "checkpoint_0.pth",
+            "log.txt",
+            "loss.png",
+            "metrics.jsonl",
+            "run_card.json",
+            "run_card.md",
+        ),
     }
-    for content in [result.stdout.encode(), result.stderr.encode(), *(path.read_bytes() for path in files)]:
+    for content in [
+        result.stdout.encode(),
+        result.stderr.encode(),
+        *(path.read_bytes() for path in files),
+    ]:
         assert SECRET.encode() not in content

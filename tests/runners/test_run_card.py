@@ -46,7 +46,9 @@ def test_a_finished_run(tmp_path):
     assert (card["outcome"], card["run"]) == ("finished", run.output_dir.name)
     assert card["curve"]["steps"] == 12 and card["curve"]["first"] == [0, steps[0]["loss"]]
     assert card["curve"]["lowest"][1] == min(record["loss"] for record in steps)
-    assert card["result"]["final_loss"]["mean"] == pytest.approx(sum(record["loss"] for record in steps) / 12)
+    assert card["result"]["final_loss"]["mean"] == pytest.approx(
+        sum(record["loss"] for record in steps) / 12
+    )
     assert card["result"]["samples_seen"] == 48
     assert card["result"]["checkpoint"] == str(run.output_dir / "checkpoint_1.pth")
     saved = torch.load(run.output_dir / "checkpoint_1.pth", weights_only=True)["model"]
@@ -61,7 +63,11 @@ def test_a_finished_run(tmp_path):
     )
     assert process["hardware"]["cores"] == os.cpu_count() and process["peak_memory_mib"] > 1
     text = text_of(run)
-    assert "![Loss and learning rate](loss.png)" in text and "## Recipe" in text and "`, unchanged |" in text
+    assert (
+        "![Loss and learning rate](loss.png)" in text
+        and "## Recipe" in text
+        and "`, unchanged |" in text
+    )
 
 
 def test_the_curve_has_about_fifty_points_which_are_means():
@@ -84,7 +90,10 @@ def test_a_frozen_weight_that_changes_in_training_is_found(tmp_path, caplog, nam
     card = card_of(run)
     assert card["model"]["changed_tensors"] == [f"visual_encoder.{name}"]
     assert not card["model"]["frozen_sha256"]["visual_encoder"]["unchanged"]
-    assert f"frozen weights are not what they were before training: visual_encoder.{name}" in caplog.text
+    assert (
+        f"frozen weights are not what they were before training: visual_encoder.{name}"
+        in caplog.text
+    )
     assert "**changed** from `" in text_of(run)
 
 
@@ -101,7 +110,9 @@ def test_hashes_tell_types_shapes_and_places_apart():
     ]
     hashes = tensor_hashes(dict(enumerate([values, *others])))
     assert len(set(hashes.values())) == 8
-    assert tensor_hashes({"a": values.reshape(2, 3).T.contiguous().T})["a"] == hashes[1]  # not how it lies in memory
+    assert (
+        tensor_hashes({"a": values.reshape(2, 3).T.contiguous().T})["a"] == hashes[1]
+    )  # not how it lies in memory
 
 
 def test_interrupted_and_resumed_it_is_one_run(tmp_path):
@@ -110,7 +121,9 @@ def test_interrupted_and_resumed_it_is_one_run(tmp_path):
     with pytest.raises(Interrupted):
         run.train(doing(lambda: os.kill(os.getpid(), signal.SIGTERM), at=4, fixed=fixed))
     card = card_of(run)
-    assert card["outcome"].startswith("interrupted: ended by SIGTERM before epoch 0, step 5: saved ")
+    assert card["outcome"].startswith(
+        "interrupted: ended by SIGTERM before epoch 0, step 5: saved "
+    )
     assert card["processes"][0]["steps"] == [0, 4] and (run.output_dir / "loss.png").exists()
     rest = runner(settings(tmp_path, resume_ckpt_path="auto"))
     rest.train(endless(fixed, start=5))
@@ -150,7 +163,14 @@ def test_an_error_in_the_card_costs_a_warning_only(tmp_path, caplog):
 
 
 def test_a_card_that_cannot_be_read_is_written_anew(tmp_path):
-    for content in ("", "[]", "{}", '{"model": 3, "processes": []}', '{"processes": [1]', '{"processes": null}'):
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"model": 3, "processes": []}',
+        '{"processes": [1]',
+        '{"processes": null}',
+    ):
         (tmp_path / "run_card.json").write_text(content)
         assert run_card.earlier_card(tmp_path) == {}
 
@@ -169,13 +189,24 @@ def test_datasets_samples_and_reasons(tmp_path):
     assert data["laion"]["sha"] == run.datasets["laion"]["train"].fingerprint
     assert data["laion"]["samples"] + data["cc_sbu_align"]["samples"] == 40
     met, skipped = data["cc_sbu_align"]["met"], data["cc_sbu_align"]["skipped"]
-    assert set(skipped) <= {"bad_image"} and met - sum(skipped.values()) == data["cc_sbu_align"]["samples"]
+    assert (
+        set(skipped) <= {"bad_image"}
+        and met - sum(skipped.values()) == data["cc_sbu_align"]["samples"]
+    )
     assert "| laion | " in text_of(run)
 
 
 def test_validation_is_a_table(tmp_path):
     run = runner(settings(tmp_path))
-    line = {"validation": "val", "step": 3, "epoch": 0, "loss": 1.5, "blank_loss": 2.5, "items": 7, "seconds": 2.0}
+    line = {
+        "validation": "val",
+        "step": 3,
+        "epoch": 0,
+        "loss": 1.5,
+        "blank_loss": 2.5,
+        "items": 7,
+        "seconds": 2.0,
+    }
     run.train(doing(lambda: run.log.validation(line), at=3))
     assert card_of(run)["validation"] == [line]
     assert card_of(run)["processes"][0]["seconds"]["of_it_validation"] == 2.0
@@ -202,7 +233,9 @@ def test_samples_of_two_ranks(two_ranks, tmp_path):
 
 def test_the_command_line_has_no_secrets(monkeypatch):
     address = "https://me:secret@data.example/0.tar?token=secret"
-    monkeypatch.setattr(sys, "argv", ["train.py", "--options", f"a.storage={address}", address, "b=two words"])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--options", f"a.storage={address}", address, "b=two words"]
+    )
     clean = "https://data.example/0.tar"
     assert run_card.command_line() == f"train.py --options a.storage={clean} {clean} 'b=two words'"
 

@@ -6,7 +6,12 @@ import re
 import pytest
 import torch
 
-from minigpt4.common.dist_utils import derived_seed, launch_problems, launched_processes, setup_seeds
+from minigpt4.common.dist_utils import (
+    derived_seed,
+    launch_problems,
+    launched_processes,
+    setup_seeds,
+)
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask, setup_task
@@ -17,7 +22,10 @@ PROBLEMS = [
     ({"max_epoch": None}, "run.max_epoch: missing; it has no default"),
     ({"accum_grad_iters": 0}, "run.accum_grad_iters: 0 is out of range; it must be at least 1"),
     ({"seed": -1}, "run.seed: -1 is out of range; it must be at least 0"),
-    ({"max_bad_fraction": 5.0}, "run.max_bad_fraction: 5.0 is out of range; it must be between 0 and 1"),
+    (
+        {"max_bad_fraction": 5.0},
+        "run.max_bad_fraction: 5.0 is out of range; it must be between 0 and 1",
+    ),
     ({"accum_reduction": "max"}, "run.accum_reduction: 'max' is not one of tokens, mean, sum"),
     ({"warmup_clock": "wall"}, "run.warmup_clock: 'wall' is not one of epoch, global"),
     ({"amp_dtype": "fp16"}, "run.amp_dtype: 'fp16' is not one of auto, float16, bfloat16"),
@@ -25,9 +33,18 @@ PROBLEMS = [
         {"amp": True, "amp_dtype": "float16"},
         "run.amp_dtype: float16 trains on CUDA only, the device is cpu; use auto",
     ),
-    ({"device": "gpu"}, "run.device: 'gpu' is no device; give auto, cpu, cuda, cuda:<index> or mps"),
-    ({"train_splits": ["val"]}, "run.train_splits: ['val'] has no 'train', the split that is trained on"),
-    ({"lr_sched": "linear_warmup_step_lr"}, "run.lr_decay_rate: missing; linear_warmup_step_lr needs it"),
+    (
+        {"device": "gpu"},
+        "run.device: 'gpu' is no device; give auto, cpu, cuda, cuda:<index> or mps",
+    ),
+    (
+        {"train_splits": ["val"]},
+        "run.train_splits: ['val'] has no 'train', the split that is trained on",
+    ),
+    (
+        {"lr_sched": "linear_warmup_step_lr"},
+        "run.lr_decay_rate: missing; linear_warmup_step_lr needs it",
+    ),
     ({"valid_splits": ["val"]}, "run.batch_size_eval: missing; the splits val need it"),
     ({"eval_every_iters": 0}, "run.eval_every_iters: 0 is out of range; it must be at least 1"),
     ({"eval_every_iters": 5}, "run.eval_every_iters: run.valid_splits is empty; name one"),
@@ -40,7 +57,10 @@ PROBLEMS = [
         {"valid_splits": ["val"], "best_metric": "val_wrong_gap", "eval_controls": False},
         "run.best_metric: 'val_wrong_gap' is not measured; known: val_loss",
     ),
-    ({"best_metric": "val_loss"}, "run.best_metric: 'val_loss' is not measured; run.valid_splits is empty; name one"),
+    (
+        {"best_metric": "val_loss"},
+        "run.best_metric: 'val_loss' is not measured; run.valid_splits is empty; name one",
+    ),
     (
         {"evaluate": True},
         "run.evaluate: True, but run.valid_splits and run.test_splits are empty; name one",
@@ -77,13 +97,21 @@ def test_names_lead_to_classes_and_unknown_ones_to_a_list(tmp_path):
     cfg = settings(tmp_path)
     assert isinstance(setup_task(cfg), ImageTextPretrainTask)
     assert registry.get_runner_class("runner_base") is RunnerBase
-    with pytest.raises(RegistryError, match="known: linear_warmup_cosine_lr, linear_warmup_step_lr"):
+    with pytest.raises(
+        RegistryError, match="known: linear_warmup_cosine_lr, linear_warmup_step_lr"
+    ):
         trained(tmp_path, lr_sched="cosine")
 
 
 def test_launchers(tmp_path):
     run_cfg = settings(tmp_path).run_cfg
-    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    torchrun = {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "1",
+    }
     assert launched_processes(run_cfg, {}) == (0, 1, None)
     assert launched_processes(run_cfg, torchrun) == (3, 4, 1)
     assert launched_processes(run_cfg, {"SLURM_PROCID": "0"}) == (0, 1, None)
@@ -97,7 +125,13 @@ def test_launchers(tmp_path):
     assert str(problem).startswith("run.distributed: False, but 4 processes were started")
 
 
-JOB = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "4",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "1",
+}
 PLACE = {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
 KEYS = ("RANK", "SIZE", "LOCAL_RANK")
 STARTED = {
@@ -106,19 +140,30 @@ STARTED = {
     "srun in it": (JOB | {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4, 0)),
     "srun of one task": (JOB | {"SLURM_STEP_NUM_TASKS": "1"}, (0, 1, None)),
     "torchrun in it": (JOB | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, (1, 2, 1)),
-    "torchrun, one process": (PLACE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, (0, 1, 0)),
+    "torchrun, one process": (
+        PLACE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        (0, 1, 0),
+    ),
     "one process, exported by hand": ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, None)),
     "empty": ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "SLURM_PROCID": ""}, (0, 1, None)),
     "empty in a job": (JOB | {"RANK": "", "WORLD_SIZE": ""}, (0, 1, None)),
     "an empty local rank": (PLACE | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, (1, 2, 0)),
     "one process of one": ({"WORLD_SIZE": "1"}, (0, 1, None)),
     "mpirun": (
-        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+        {
+            "OMPI_COMM_WORLD_RANK": "1",
+            "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        },
         (1, 2, 1),
     ),
-    "mpirun_rsh": ({f"MV2_COMM_WORLD_{key}": "1" if key != "SIZE" else "2" for key in KEYS}, (1, 2, 1)),
+    "mpirun_rsh": (
+        {f"MV2_COMM_WORLD_{key}": "1" if key != "SIZE" else "2" for key in KEYS},
+        (1, 2, 1),
+    ),
     "mpirun over the machines of a job": (
-        JOB | {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
+        JOB
+        | {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
         (5, 8, 0),
     ),
     "mpiexec, one process": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, None)),
@@ -133,9 +178,18 @@ def test_who_started_this_process(environ, expected, tmp_path):
 ASKS = "run.dist_url: env:// needs MASTER_ADDR and MASTER_PORT in the environment, for the 2 processes started by "
 UNSET = "To start one process alone, unset these variables"
 REFUSED = {
-    "srun": ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS);"),
-    "mpirun": ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "mpirun (OMPI_COMM_WORLD_RANK, OMPI_"),
-    "empty place": ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""}, "torchrun (RANK, WORLD_"),
+    "srun": (
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        "SLURM's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS);",
+    ),
+    "mpirun": (
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+        "mpirun (OMPI_COMM_WORLD_RANK, OMPI_",
+    ),
+    "empty place": (
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""},
+        "torchrun (RANK, WORLD_",
+    ),
     "no number": (
         {"RANK": "x", "WORLD_SIZE": "2"},
         f"run.distributed: RANK: 'x' in the environment is no number. {UNSET}",
@@ -152,8 +206,14 @@ REFUSED = {
         {"WORLD_SIZE": "8"},
         f"run.distributed: WORLD_SIZE is set in the environment, RANK is not; torchrun sets both. {UNSET}",
     ),
-    "the other half": ({"RANK": "0"}, "run.distributed: RANK is set in the environment, WORLD_SIZE is not"),
-    "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "run.distributed: rank 0 of 0 processes by torchrun"),
+    "the other half": (
+        {"RANK": "0"},
+        "run.distributed: RANK is set in the environment, WORLD_SIZE is not",
+    ),
+    "none": (
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        "run.distributed: rank 0 of 0 processes by torchrun",
+    ),
 }
 
 
@@ -173,7 +233,10 @@ def test_a_start_that_cannot_work_names_the_variables(environ, message, tmp_path
     [
         ("file", "'{tmp}/file' is no folder; give one, which is made if it is not there"),
         ("file/below", "'{tmp}/file' is no folder; give one, which is made if it is not there"),
-        ("broken link", "'{tmp}/broken link' is no folder; give one, which is made if it is not there"),
+        (
+            "broken link",
+            "'{tmp}/broken link' is no folder; give one, which is made if it is not there",
+        ),
         ("x" * 300, "is no name of a folder ([Errno 36] File name too long: "),
         ("a\0b", "is no name of a folder ("),
     ],
@@ -195,7 +258,14 @@ def test_an_output_folder_that_may_not_be_written_is_found_before(tmp_path):
 
 def test_no_two_ranks_and_seeds_share_their_numbers():
     drawn = set()
-    for seed, rank, epoch in [(42, 0, 0), (42, 1, 0), (43, 0, 0), (43, 1, 0), (42, 0, 1), (42, 1, 1)]:
+    for seed, rank, epoch in [
+        (42, 0, 0),
+        (42, 1, 0),
+        (43, 0, 0),
+        (43, 1, 0),
+        (42, 0, 1),
+        (42, 1, 1),
+    ]:
         setup_seeds(seed, rank, epoch)
         drawn.add(torch.rand(1).item())
     assert len(drawn) == 6

@@ -12,7 +12,17 @@ import torch
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import Images, batches, dataset_sections, endless, runner, settings, tiny_model, trained, weights
+from tests.training import (
+    Images,
+    batches,
+    dataset_sections,
+    endless,
+    runner,
+    settings,
+    tiny_model,
+    trained,
+    weights,
+)
 
 TIME = r"\d+:\d\d:\d\d"
 
@@ -27,11 +37,17 @@ def test_resumed_equals_uninterrupted(tmp_path):
     checkpoint = whole.output_dir / "checkpoint_0.pth"
     torch.manual_seed(99)
     rest = trained(
-        tmp_path / "rest", model=tiny_model(**dropped), start=6, max_epoch=3, resume_ckpt_path=str(checkpoint)
+        tmp_path / "rest",
+        model=tiny_model(**dropped),
+        start=6,
+        max_epoch=3,
+        resume_ckpt_path=str(checkpoint),
     )
     assert rest.start.epoch == 1
     assert torch.equal(weights(whole), weights(rest))
-    for mine, other in zip(whole.optimizer.state.values(), rest.optimizer.state.values(), strict=True):
+    for mine, other in zip(
+        whole.optimizer.state.values(), rest.optimizer.state.values(), strict=True
+    ):
         assert all(torch.equal(mine[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
     assert sorted(path.name for path in rest.output_dir.iterdir()) == [
         "checkpoint_1.pth",
@@ -49,7 +65,10 @@ def test_nothing_left_to_train_is_said_and_no_error(tmp_path, capsys):
     done = trained(tmp_path / "done")
     again = runner(settings(tmp_path / "again", resume_ckpt_path=str(done.last_checkpoint)))
     assert again.train() is None
-    assert "has finished epoch 1 and run.max_epoch is 2; raise run.max_epoch" in capsys.readouterr().out
+    assert (
+        "has finished epoch 1 and run.max_epoch is 2; raise run.max_epoch"
+        in capsys.readouterr().out
+    )
     assert not (tmp_path / "again").exists()
 
 
@@ -57,8 +76,12 @@ def test_resume_of_other_parameters_is_refused(tmp_path):
     done = trained(tmp_path / "done")
     model = tiny_model()
     model.visual_encoder.requires_grad_(True)
-    with pytest.raises(CheckpointError, match=r"run.resume_ckpt_path: the optimizer state is of other parameters"):
-        trained(tmp_path / "other", model=model, resume_ckpt_path=str(done.last_checkpoint), max_epoch=5)
+    with pytest.raises(
+        CheckpointError, match=r"run.resume_ckpt_path: the optimizer state is of other parameters"
+    ):
+        trained(
+            tmp_path / "other", model=model, resume_ckpt_path=str(done.last_checkpoint), max_epoch=5
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -85,11 +108,15 @@ def test_evaluate_gives_the_mean_loss_of_the_checkpoint(tmp_path, caplog):
         losses = run.train()
     with torch.no_grad():
         expected = done.model({"image": images})["loss"].item()
-    assert losses["val_loss"] == pytest.approx(expected, rel=1e-5)  # float32 means of 2, 2 and 1 samples
+    assert losses["val_loss"] == pytest.approx(
+        expected, rel=1e-5
+    )  # float32 means of 2, 2 and 1 samples
     assert json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1]) == losses
     assert f"Evaluation on val: loss {losses['val_loss']:.4f}" in caplog.text
     cfg.run_cfg.valid_splits = ["test"]
-    with pytest.raises(ValueError, match=r"no dataset has a split 'test' \(there are: images: val\)"):
+    with pytest.raises(
+        ValueError, match=r"no dataset has a split 'test' \(there are: images: val\)"
+    ):
         run.train()
 
 
@@ -98,7 +125,9 @@ def test_validation_loss_is_in_the_log_of_every_epoch(tmp_path):
     cfg = settings(tmp_path, valid_splits=["val"], batch_size_eval=2)
     run = runner(cfg, datasets={"images": {"val": Images(images)}})
     run.train(endless(batches()))
-    lines = [json.loads(line) for line in (run.output_dir / "log.txt").read_text().splitlines()[-2:]]
+    lines = [
+        json.loads(line) for line in (run.output_dir / "log.txt").read_text().splitlines()[-2:]
+    ]
     assert [sorted(line) for line in lines] == [["train_loss", "train_lr", "val_loss"]] * 2
     assert lines[1]["val_loss"] < lines[0]["val_loss"]
 
@@ -119,20 +148,32 @@ def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, ca
     run = runner(cfg, datasets=with_datasets(cfg, cc_sbu_align=tmp_path / "align"))
     with caplog.at_level(logging.INFO):
         run.train()
-    assert run.iters_per_epoch == 3  # 10 samples in batches of 4, the last one goes on with the next pass
+    assert (
+        run.iters_per_epoch == 3
+    )  # 10 samples in batches of 4, the last one goes on with the next pass
     assert "Loaded 10 records for train split from the dataset." in caplog.text
     assert re.search(
-        r"^cc_sbu_align: (\d+) of \d+ samples skipped \(\1 bad_image\)$", capsys.readouterr().out, flags=re.M
+        r"^cc_sbu_align: (\d+) of \d+ samples skipped \(\1 bad_image\)$",
+        capsys.readouterr().out,
+        flags=re.M,
     )
-    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     again = runner(cfg, datasets=run.datasets)
     again.train()
     assert torch.equal(weights(run), weights(again))  # same seed, same data
-    changes = {"max_epoch": 3, "resume_ckpt_path": str(run.last_checkpoint), "resume_mode": "restart"}
+    changes = {
+        "max_epoch": 3,
+        "resume_ckpt_path": str(run.last_checkpoint),
+        "resume_mode": "restart",
+    }
     more = settings(tmp_path / "out", iters_per_epoch=3, **changes)
     rest = runner(more, datasets=run.datasets)
     rest.train()
-    resumed = [json.loads(line) for line in (rest.output_dir / "metrics.jsonl").read_text().splitlines()]
+    resumed = [
+        json.loads(line) for line in (rest.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [step["step"] for step in resumed] == [6, 7, 8] and len(steps) == 6
 
 
@@ -140,7 +181,9 @@ def test_streams_need_iters_per_epoch(tmp_path, capsys, caplog):
     write_shard(tmp_path / "00000.tar", range(12))
     cfg = settings(tmp_path / "out", iters_per_epoch=None)
     storages = {"laion": tmp_path / "00000.tar", "cc_sbu": tmp_path / "00000.tar"}
-    with pytest.raises(ValueError, match=r"^run.iters_per_epoch: missing, and shards have no end \(laion, cc_sbu\)"):
+    with pytest.raises(
+        ValueError, match=r"^run.iters_per_epoch: missing, and shards have no end \(laion, cc_sbu\)"
+    ):
         with_datasets(cfg, **storages)
     cfg.run_cfg.iters_per_epoch, cfg.run_cfg.max_epoch = 8, 1
     run = runner(cfg, datasets=with_datasets(cfg, **storages))
@@ -157,7 +200,9 @@ def test_lines_of_the_2023_shapes(tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):
         run = trained(tmp_path, log_freq=4, iters_per_epoch=12, max_epoch=1)
     out, log = capsys.readouterr().out, [record.getMessage() for record in caplog.records]
-    assert out.startswith("llama_proj.weight\nllama_proj.bias\nnumber of trainable parameters: 14\n")
+    assert out.startswith(
+        "llama_proj.weight\nllama_proj.bias\nnumber of trainable parameters: 14\n"
+    )
     assert re.search(r"^visual_encoder +42 +0  float32  cpu$", out, flags=re.M)
     progress = re.findall(
         rf"^Train: data epoch: \[0\]  \[ *(\d+)/12\]  eta: {TIME}  lr: (\d\.\d{{6}})  loss: (\d+\.\d{{4}})"
@@ -168,9 +213,13 @@ def test_lines_of_the_2023_shapes(tmp_path, capsys, caplog):
     assert [int(step) for step, _, _ in progress] == [0, 4, 8, 11]
     assert "  [ 0/12]  " in out and "  [11/12]  " in out
     assert progress[0][1] == "0.001000"
-    assert re.search(rf"^Train: data epoch: \[0\] Total time: {TIME} \(\d+\.\d{{4}} s / it\)$", out, flags=re.M)
+    assert re.search(
+        rf"^Train: data epoch: \[0\] Total time: {TIME} \(\d+\.\d{{4}} s / it\)$", out, flags=re.M
+    )
     assert re.search(rf"^Training time {TIME}$", out, flags=re.M)
-    assert f"Next: use these weights by --options model.ckpt={run.output_dir}/checkpoint_0.pth" in out
+    assert (
+        f"Next: use these weights by --options model.ckpt={run.output_dir}/checkpoint_0.pth" in out
+    )
     assert log[:2] == ["No validation splits found.", "Start training"]
     assert log[2] == "Start training epoch 0, 12 iters per inner epoch."
     assert re.fullmatch(r"Averaged stats: lr: \d\.\d{4}  loss: \d+\.\d{4}", log[3])
@@ -183,7 +232,9 @@ def test_log_and_metrics_hold_numbers(tmp_path):
     config, end = json.JSONDecoder().raw_decode(text := (run.output_dir / "log.txt").read_text())
     assert config == run.config.to_dict()
     epochs = [json.loads(line) for line in text[end:].strip().splitlines()]
-    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [step["step"] for step in steps] == list(range(12))
     assert [step["samples"] for step in steps] == list(range(4, 52, 4))
     assert set(steps[0]) == {
@@ -203,7 +254,10 @@ def test_every_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [trained("out", max_epoch=1).output_dir for _ in range(3)]
     assert len(set(folders)) == 3
-    assert all(re.fullmatch(r"\d{12}(-\d)?", folder.name) and folder.parent == Path("out") for folder in folders)
+    assert all(
+        re.fullmatch(r"\d{12}(-\d)?", folder.name) and folder.parent == Path("out")
+        for folder in folders
+    )
     named = runner(settings("out", max_epoch=1))
     named.job_id = "mine"
     named.train(endless(batches()))
@@ -216,7 +270,9 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
         trained(tmp_path / "file" / "below")
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_a_warning_and_at_the_end_an_error(tmp_path, caplog):
+def test_a_checkpoint_that_cannot_be_written_costs_a_warning_and_at_the_end_an_error(
+    tmp_path, caplog
+):
     run = runner(settings(tmp_path))
 
     def lose_the_folder():

@@ -15,13 +15,19 @@ def test_a_run_from_s3_is_killed_and_resumed_as_if_from_files(command, tmp_path)
     finish(command("whole"), tmp_path, "whole")
 
     sizes = [path.stat().st_size for path in sorted((tmp_path / "data").iterdir())]
-    bound, cache = 3 * max(sizes), tmp_path / "cache"  # for five shards, read by two ranks and four workers each
+    bound, cache = (
+        3 * max(sizes),
+        tmp_path / "cache",
+    )  # for five shards, read by two ranks and four workers each
     more = {"run.shard_cache": cache, "run.shard_cache_gb": bound / 1e9}
     with s3_server() as address:
         for number in range(5):
             for dataset in DATASETS:
                 put(address, f"busy/{dataset}/{number}.tar", tmp_path / "data" / f"{number}.tar")
-        more |= {f"datasets.{name}.build_info.storage": f"s3://busy/{name}/{{0..4}}.tar" for name in DATASETS}
+        more |= {
+            f"datasets.{name}.build_info.storage": f"s3://busy/{name}/{{0..4}}.tar"
+            for name in DATASETS
+        }
         process = command("s3", **more)
         wait_for(process, tmp_path, "s3", 25)
         kill_all(process)

@@ -35,7 +35,12 @@ def command_line(root, output, **settings):
     shard = root / "embedded/validation-v3/laion/00000.tar"
     settings = {**SHORT, "datasets.laion.val.storage": shard, "run.output_dir": output, **settings}
     options = [f"{key}={value}" for key, value in {"env.cache_root": root, **settings}.items()]
-    return ["--cfg-path", str(ROOT / "train_configs/embedded_stage1_pretrain.yaml"), "--options", *options]
+    return [
+        "--cfg-path",
+        str(ROOT / "train_configs/embedded_stage1_pretrain.yaml"),
+        "--options",
+        *options,
+    ]
 
 
 def be_rank(rank, port, said, arguments, killed_at):
@@ -88,15 +93,31 @@ def result(output):
 def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # noqa: F811
     codes, said = two_ranks(tmp_path / "whole", command_line(cache, tmp_path / "whole"))
     assert codes == [0, 0], said
-    assert "passes [0, 1, 2, 3]" in said[0] and "passes [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]" in said[1]
-    shared = {"run.output_dir": tmp_path / "shared", "run.shard_llm": True, "run.resume_ckpt_path": "auto"}
-    codes, said = two_ranks(tmp_path / "killed", command_line(cache, tmp_path / "shared", **shared), killed_at=3)
+    assert (
+        "passes [0, 1, 2, 3]" in said[0]
+        and "passes [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]" in said[1]
+    )
+    shared = {
+        "run.output_dir": tmp_path / "shared",
+        "run.shard_llm": True,
+        "run.resume_ckpt_path": "auto",
+    }
+    codes, said = two_ranks(
+        tmp_path / "killed", command_line(cache, tmp_path / "shared", **shared), killed_at=3
+    )
     assert codes == [-signal.SIGKILL, -signal.SIGKILL], said
-    codes, said = two_ranks(tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared))
+    codes, said = two_ranks(
+        tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared)
+    )
     assert codes == [0, 0], said
-    assert all("passes [2, 2, 2, 3, 3, 3]" in text for text in said)  # rank 0 lends its shares in two of three
+    assert all(
+        "passes [2, 2, 2, 3, 3, 3]" in text for text in said
+    )  # rank 0 lends its shares in two of three
     assert "samples.html: not written" in said[0] and "frozen weights are not" not in said[0]
-    (expected, losses, held_out), (found, my_losses, mine) = result(tmp_path / "whole"), result(tmp_path / "shared")
+    (expected, losses, held_out), (found, my_losses, mine) = (
+        result(tmp_path / "whole"),
+        result(tmp_path / "shared"),
+    )
     assert found.keys() == expected.keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert my_losses == losses and list(losses) == list(range(4)) and mine == held_out != []
@@ -111,9 +132,15 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
         assert train.train(train.parse_args([*arguments, "--dry-run", *more])) == 0
         return capsys.readouterr().out
 
-    alone, shared = planned(**{"run.shard_llm": True}), planned("--gpus", "8", **{"run.shard_llm": True})
+    alone, shared = (
+        planned(**{"run.shard_llm": True}),
+        planned("--gpus", "8", **{"run.shard_llm": True}),
+    )
     assert "one process has nobody to share the LLM with" in alone and "divided" not in alone
-    assert "8 process(es)" in shared and "of weights, the LLM divided among 8 processes, at most" in shared
+    assert (
+        "8 process(es)" in shared
+        and "of weights, the LLM divided among 8 processes, at most" in shared
+    )
     with pytest.raises(ValueError, match=r"--gpus 2: .*--dry-run"):
         train.train(train.parse_args([*command_line(cache, tmp_path), "--gpus", "2"]))
 
@@ -121,11 +148,26 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"run.shard_llm": True, "model.lora_r": 4}, "run.shard_llm: only a frozen LLM .* model.lora_r is 4"),
-        ({"run.shard_llm": True, "model.llm_quantization": "nf4"}, "run.shard_llm: .*nf4 cannot .*none, int8, fp8"),
-        ({"model.device_map": "auto"}, "model.device_map: spreads the LLM of a chat .*run.shard_llm=True"),
-        ({"model.device_map": "auto", "model.llm_quantization": "int8"}, "model.device_map: the LLM in int8 lies on"),
-        ({"model.device_map": "cuda:1"}, "model.device_map: 'cuda:1' is not one of none, auto, balanced"),
+        (
+            {"run.shard_llm": True, "model.lora_r": 4},
+            "run.shard_llm: only a frozen LLM .* model.lora_r is 4",
+        ),
+        (
+            {"run.shard_llm": True, "model.llm_quantization": "nf4"},
+            "run.shard_llm: .*nf4 cannot .*none, int8, fp8",
+        ),
+        (
+            {"model.device_map": "auto"},
+            "model.device_map: spreads the LLM of a chat .*run.shard_llm=True",
+        ),
+        (
+            {"model.device_map": "auto", "model.llm_quantization": "int8"},
+            "model.device_map: the LLM in int8 lies on",
+        ),
+        (
+            {"model.device_map": "cuda:1"},
+            "model.device_map: 'cuda:1' is not one of none, auto, balanced",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused(settings, message, cache, tmp_path):  # noqa: F811

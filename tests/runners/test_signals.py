@@ -58,7 +58,9 @@ def test_a_terminal_that_closes_sends_its_signal_twice(tmp_path):
     assert caught.value.exit_code == 129
 
 
-@pytest.mark.parametrize("how", [signal.SIG_IGN, lambda *_: None], ids=["nohup", "handler of another"])
+@pytest.mark.parametrize(
+    "how", [signal.SIG_IGN, lambda *_: None], ids=["nohup", "handler of another"]
+)
 def test_what_is_ignored_or_answered_stays_so(tmp_path, how):
     signal.signal(signal.SIGHUP, how)
     run = run_with(tmp_path, signal.SIGHUP)
@@ -89,8 +91,9 @@ def test_what_could_not_be_saved_is_not_said_to_be(tmp_path):
     with pytest.raises(Interrupted) as caught:
         run.train(endless(batches()))
     last = run.output_dir / "checkpoint_0_iter_2.pth"
-    assert "step 4: what was trained since the last checkpoint could not be saved, see above: the last" in str(
-        caught.value
+    assert (
+        "step 4: what was trained since the last checkpoint could not be saved, see above: the last"
+        in str(caught.value)
     )
     assert f"checkpoint is {last}; resume from it" in str(caught.value)
 
@@ -106,14 +109,21 @@ def test_all_ranks_say_what_rank_0_saved(two_ranks, tmp_path, hit):
     (path,) = (tmp_path / "out").glob("*/*.pth")
     assert code == 0
     assert f"ended by SIGUSR2 before epoch 0, step 4: saved {path}, " in said[hit]
-    assert f"ended by a signal to another rank before epoch 0, step 4: saved {path}; resume" in said[1 - hit]
+    assert (
+        f"ended by a signal to another rank before epoch 0, step 4: saved {path}; resume"
+        in said[1 - hit]
+    )
 
 
-@pytest.mark.parametrize("start", [run_program, lambda train: train() and 0], ids=["program", "script"])
+@pytest.mark.parametrize(
+    "start", [run_program, lambda train: train() and 0], ids=["program", "script"]
+)
 def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch, start):
     run = runner(settings(f"{tmp_path}/caf\udce9\u2028", max_epoch=1))
     with monkeypatch.context() as plain:
-        plain.setattr(logging.root, "handlers", [])  # pytest's keep what no other process could be sent
+        plain.setattr(
+            logging.root, "handlers", []
+        )  # pytest's keep what no other process could be sent
         plain.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
         assert not start(lambda: run.train(endless(batches())))
         said = (sys.stdout.flush(), sys.stdout.buffer.getvalue())[1]
@@ -137,4 +147,6 @@ def test_a_closed_terminal_costs_its_lines(tmp_path, monkeypatch):
         main_print("lost")
         run = run_with(tmp_path, signal.SIGHUP)
         code = run_program(lambda: run.train(endless(batches())))
-    assert code == 129 and [path.name for path in run.output_dir.glob("*.pth")] == ["checkpoint_0_iter_4.pth"]
+    assert code == 129 and [path.name for path in run.output_dir.glob("*.pth")] == [
+        "checkpoint_0_iter_4.pth"
+    ]

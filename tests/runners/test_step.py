@@ -13,16 +13,24 @@ from tests.training import batches, by_hand, endless, runner, settings, tiny_mod
 
 
 def digest(module):
-    content = b"".join(name.encode() + value.numpy().tobytes() for name, value in module.state_dict().items())
+    content = b"".join(
+        name.encode() + value.numpy().tobytes() for name, value in module.state_dict().items()
+    )
     return hashlib.sha256(content).hexdigest()
 
 
 def test_accumulation_equals_the_large_batch(tmp_path):
     data = torch.cat([batch["image"] for batch in batches(8, 6)])
-    flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1}  # one lr, for the schedule counts micro-steps
+    flat = {
+        "warmup_lr": 0.05,
+        "min_lr": 0.05,
+        "max_epoch": 1,
+    }  # one lr, for the schedule counts micro-steps
     found = []
     for accum in (1, 2, 4):
-        fixed = [{"image": images, "text_input": [""] * len(images)} for images in data.split(8 // accum)]
+        fixed = [
+            {"image": images, "text_input": [""] * len(images)} for images in data.split(8 // accum)
+        ]
         changes = {"iters_per_epoch": 6 * accum, "accum_grad_iters": accum}
         found.append(weights(trained(tmp_path, fixed, **flat, **changes)))
     found.append(weights(trained(tmp_path, fixed, **flat, **changes, max_tokens_per_batch=1)))
@@ -56,8 +64,12 @@ def test_ranks_count_by_their_targets(two_ranks, tmp_path, reduction):
     flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1, "accum_reduction": reduction}
 
     def work(rank):
-        halves = [batch for batch in parted(data, 2, 1, 4, 1) if (len(batch["image"]) > 1) == (rank == 0)]
-        run = trained(tmp_path / "ranks_train", halves, iters_per_epoch=12, accum_grad_iters=2, **flat)
+        halves = [
+            batch for batch in parted(data, 2, 1, 4, 1) if (len(batch["image"]) > 1) == (rank == 0)
+        ]
+        run = trained(
+            tmp_path / "ranks_train", halves, iters_per_epoch=12, accum_grad_iters=2, **flat
+        )
         torch.save(weights(run), tmp_path / f"{rank}.pth")
 
     code, *_ = two_ranks(work)
@@ -69,18 +81,26 @@ def test_ranks_count_by_their_targets(two_ranks, tmp_path, reduction):
 
 def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
     """Of the real model, whose targets are the tokens of the captions."""
-    images = torch.randn(3, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(4))
+    images = torch.randn(
+        3, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(4)
+    )
     texts = ["a", "a very long caption of a bird on a branch", "two birds"]
     parts = [{"image": images[i : i + 1], "text_input": texts[i : i + 1]} for i in range(3)]
     changes = {"max_epoch": 1, "warmup_lr": 0.05, "min_lr": 0.05, "weight_decay": 0.0}
 
     def gradient(fixed, **more):
         """The first moment after one update is a tenth of its gradient."""
-        run = trained(tmp_path, fixed, golden_model(tmp_path), iters_per_epoch=len(fixed), **changes, **more)
-        return torch.cat([10 * state["exp_avg"].flatten() for state in run.optimizer.state.values()])
+        run = trained(
+            tmp_path, fixed, golden_model(tmp_path), iters_per_epoch=len(fixed), **changes, **more
+        )
+        return torch.cat(
+            [10 * state["exp_avg"].flatten() for state in run.optimizer.state.values()]
+        )
 
     whole = gradient([{"image": images, "text_input": texts}])
-    same, other = (gradient(parts, accum_grad_iters=3, accum_reduction=how) for how in ("tokens", "mean"))
+    same, other = (
+        gradient(parts, accum_grad_iters=3, accum_reduction=how) for how in ("tokens", "mean")
+    )
     assert (same - whole).abs().max() < 1e-5 * whole.abs().max()
     assert (other - whole).abs().max() > 0.01 * whole.abs().max()
 
@@ -88,7 +108,9 @@ def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
 @pytest.mark.parametrize("reduction", ["tokens", "mean", "sum"])
 def test_what_an_epoch_leaves_over(tmp_path, reduction):
     """The rest of an epoch is stepped with its own mean; with sum it goes into the next epoch's first step."""
-    fixed = batches(scale=0.01)  # small gradients, so that AdamW's epsilon makes sum and mean differ
+    fixed = batches(
+        scale=0.01
+    )  # small gradients, so that AdamW's epsilon makes sum and mean differ
     changes = {"warmup_lr": 0.05, "min_lr": 0.05, "iters_per_epoch": 3, "accum_grad_iters": 2}
     run = trained(tmp_path, fixed, accum_reduction=reduction, **changes)
     a, b, c, d, e = fixed
@@ -121,23 +143,44 @@ def test_only_the_projection_changes(tmp_path):
 
 def with_nan(fixed, index=3):
     """Return batches of which one has a loss of nan."""
-    bad = {"image": fixed[index]["image"] * float("nan"), "text_input": ["a"], "sample_id": ["00017.tar/000123"]}
+    bad = {
+        "image": fixed[index]["image"] * float("nan"),
+        "text_input": ["a"],
+        "sample_id": ["00017.tar/000123"],
+    }
     return [*fixed[:index], bad, *fixed[index + 1 :]]
 
 
 @pytest.mark.parametrize("accum", [1, 2])
 def test_a_loss_of_nan_costs_one_update(tmp_path, accum, caplog, capsys):
-    changes = {"max_epoch": 1, "iters_per_epoch": 6, "accum_grad_iters": accum, "warmup_lr": 0.05, "min_lr": 0.05}
+    changes = {
+        "max_epoch": 1,
+        "iters_per_epoch": 6,
+        "accum_grad_iters": accum,
+        "warmup_lr": 0.05,
+        "min_lr": 0.05,
+    }
     run = trained(tmp_path, with_nan(batches(number=6)), **changes)
     a, b, c, _, e, f = batches(number=6)
-    groups = [(1, [a]), (1, [b]), (1, [c]), (1, [e]), (1, [f])] if accum == 1 else [(2, [a, b]), (2, [e, f])]
+    groups = (
+        [(1, [a]), (1, [b]), (1, [c]), (1, [e]), (1, [f])]
+        if accum == 1
+        else [(2, [a, b]), (2, [e, f])]
+    )
     assert (weights(run) - by_hand(groups, lr=0.05)).abs().max() < 1e-6
-    assert "step 3: loss is nan on rank 0 (samples 00017.tar/000123); optimizer not stepped" in caplog.text
+    assert (
+        "step 3: loss is nan on rank 0 (samples 00017.tar/000123); optimizer not stepped"
+        in caplog.text
+    )
     assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
-    steps = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [step["loss"] is None for step in steps] == [False, False, False, True, False, False]
     log = json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1])
-    assert log["train_loss"] == pytest.approx(sum(step["loss"] or 0 for step in steps) / 5, rel=1e-12)
+    assert log["train_loss"] == pytest.approx(
+        sum(step["loss"] or 0 for step in steps) / 5, rel=1e-12
+    )
 
 
 def test_a_gradient_that_is_not_finite_costs_one_update(tmp_path, capsys):
@@ -178,7 +221,10 @@ def too_large_for_the_machine():
     "allocate, begins",
     [
         (too_large_for_the_gpu, "the GPU is full (CUDA out of memory)"),
-        (too_large_for_the_machine, f"the memory of the machine is full (tried to allocate {2**60} bytes)"),
+        (
+            too_large_for_the_machine,
+            f"the memory of the machine is full (tried to allocate {2**60} bytes)",
+        ),
     ],
 )
 def test_full_memory_is_explained_with_the_settings_that_help(tmp_path, allocate, begins):

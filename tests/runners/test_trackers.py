@@ -72,14 +72,23 @@ def test_a_tracker_gets_the_configuration_the_steps_and_the_validations(tmp_path
     def data():
         for number, batch in enumerate(endless(batches())):
             if number == 3:
-                run.log.validation({"validation": "val", "step": 3, "epoch": 0, "loss": 1.5, "blank_loss": None})
+                run.log.validation(
+                    {"validation": "val", "step": 3, "epoch": 0, "loss": 1.5, "blank_loss": None}
+                )
             yield batch
 
     run.train(data())
     assert told.config["run.init_lr"] == 0.05 and told.config["run.report_to"] == "['recorder']"
-    lines = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [step for step, _ in told.logged] == [line["step"] for line in lines] and len(lines) == 13
-    assert told.logged[0][1]["train/loss"] == lines[0]["loss"] and told.logged[0][1]["train/lr"] == lines[0]["lr"]
+    lines = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [step for step, _ in told.logged] == [line["step"] for line in lines] and len(
+        lines
+    ) == 13
+    assert (
+        told.logged[0][1]["train/loss"] == lines[0]["loss"]
+        and told.logged[0][1]["train/lr"] == lines[0]["lr"]
+    )
     assert told.logged[3] == (3, {"val/loss": 1.5, "val/epoch": 0})
     assert told.finished == 1
 
@@ -109,7 +118,9 @@ def test_one_that_fails_or_hangs_costs_a_warning(tmp_path, recorder, caplog, kin
         assert said == [*starting, "recorder: not all could be sent within 0 s; the rest is lost"]
 
 
-def test_a_tracker_that_is_slow_loses_records_not_the_training(tmp_path, recorder, monkeypatch, caplog):
+def test_a_tracker_that_is_slow_loses_records_not_the_training(
+    tmp_path, recorder, monkeypatch, caplog
+):
     monkeypatch.setattr(trackers, "_MOST_WAITING", 3)
     told = recorder(hangs="log")
     tracking = Trackers(["recorder"], tmp_path, {})
@@ -122,7 +133,9 @@ def test_a_tracker_that_is_slow_loses_records_not_the_training(tmp_path, recorde
     assert told.finished == 1 and 1 <= len(told.logged) <= 4
 
 
-def test_a_package_that_is_gone_at_the_start_costs_a_warning(tmp_path, recorder, monkeypatch, caplog):
+def test_a_package_that_is_gone_at_the_start_costs_a_warning(
+    tmp_path, recorder, monkeypatch, caplog
+):
     recorder()
     monkeypatch.setitem(sys.modules, "recorder", None)
     trained(tmp_path, report_to="recorder")
@@ -136,23 +149,36 @@ def test_names(tmp_path):
     assert names() == names(report_to=[]) == []
     assert names(report_to="wandb") == ["wandb"]
     assert names(report_to=["mlflow", "wandb", "mlflow"]) == ["mlflow", "wandb"]
-    assert names(report_to=["tensorboard"], tensorboard=True) == names(tensorboard=True) == ["tensorboard"]
+    assert (
+        names(report_to=["tensorboard"], tensorboard=True)
+        == names(tensorboard=True)
+        == ["tensorboard"]
+    )
 
 
 def test_problems_name_the_key_and_the_package(tmp_path, monkeypatch):
     def problems(**changes):
-        return [str(problem) for problem in find_problems(settings(tmp_path, **changes).run_cfg, "run")]
+        return [
+            str(problem) for problem in find_problems(settings(tmp_path, **changes).run_cfg, "run")
+        ]
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert problems(report_to="wandb") == ["run.report_to: wandb needs the package wandb; pip install wandb"]
-    needs_board = "run.tensorboard: tensorboard needs the package tensorboard; pip install tensorboard"
+    assert problems(report_to="wandb") == [
+        "run.report_to: wandb needs the package wandb; pip install wandb"
+    ]
+    needs_board = (
+        "run.tensorboard: tensorboard needs the package tensorboard; pip install tensorboard"
+    )
     assert problems(tensorboard=True) == [needs_board]
     for wrong in ("wandbb", True, 3):
         assert problems(report_to=wrong) == [
             f"run.report_to: '{wrong}' is no tracker; give some of wandb, tensorboard, trackio, mlflow, or null"
         ]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert find_tracker_problems(settings(tmp_path, report_to=["trackio", "mlflow"]).run_cfg, "run") == []
+    assert (
+        find_tracker_problems(settings(tmp_path, report_to=["trackio", "mlflow"]).run_cfg, "run")
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", trackers.OPENERS)
@@ -170,7 +196,9 @@ def test_the_real_one_without_network_and_login(name, tmp_path, monkeypatch, cap
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     fixed = batches()
     run = trained(tmp_path / "output", fixed, max_epoch=1, report_to=name)
-    trained(tmp_path / "output", fixed, start=6, max_epoch=2, report_to=name, resume_ckpt_path="auto")
+    trained(
+        tmp_path / "output", fixed, start=6, max_epoch=2, report_to=name, resume_ckpt_path="auto"
+    )
     warnings = [record.getMessage() for record in caplog.records if record.name == "root"]
     assert all(warning.startswith("wandb works offline") for warning in warnings)
     ids = json.loads((run.output_dir / "trackers.json").read_text())
@@ -179,7 +207,9 @@ def test_the_real_one_without_network_and_login(name, tmp_path, monkeypatch, cap
 
 
 def losses(run):
-    lines = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     return pytest.approx({line["step"]: line["loss"] for line in lines})
 
 
@@ -193,13 +223,20 @@ def logged_losses(name, folder, run_id):
     if name == "mlflow":
         from mlflow import MlflowClient
 
-        return {metric.step: metric.value for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
+        return {
+            metric.step: metric.value
+            for metric in MlflowClient().get_metric_history(run_id, "train/loss")
+        }
     if name == "trackio":
         from trackio.sqlite_storage import SQLiteStorage
 
         rows = SQLiteStorage.get_logs(folder.parent.name, folder.name)
         return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     found = []  # in the files of both processes, as protobuf: the key, two bytes of tag, the length, JSON
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(
+        folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    ):
         found += re.findall(rb"train/loss\x82\x01.([\d.e-]+)", path.read_bytes(), flags=re.DOTALL)
-    return dict(enumerate(dict.fromkeys(map(float, found))))  # each stands in the history and in the summary
+    return dict(
+        enumerate(dict.fromkeys(map(float, found)))
+    )  # each stands in the history and in the summary

@@ -43,19 +43,32 @@ print("left", dist_utils.is_distributed())
 
 def test_two_ranks_train_as_one(tmp_path):
     first, second, output = found_by_two_ranks(TWO_RANKS, tmp_path)
-    assert first["drawn"] == second["drawn"]  # what is initialised before training is the same everywhere
+    assert (
+        first["drawn"] == second["drawn"]
+    )  # what is initialised before training is the same everywhere
     assert first["proj"] == second["proj"]
-    assert (first["frozen"], second["frozen"]) == ([0.5, 0.5], [1.5, 0.5])  # nothing frozen was sent,
+    assert (first["frozen"], second["frozen"]) == (
+        [0.5, 0.5],
+        [1.5, 0.5],
+    )  # nothing frozen was sent,
     assert (first["buffer"], second["buffer"]) == ([0.5, 0.5], [1.5, 0.5])  # nor a buffer
     alone = trained(tmp_path / "alone").model.llama_proj.weight
     # the mean of two halves' gradients: float32 rounding over 12 steps
     assert (torch.tensor(first["proj"][1]) - alone).abs().max() < 1e-6
-    launch = {"rank": 1, "world_size": 2, "local_rank": 1, "dist_backend": "gloo", "distributed": True}
+    launch = {
+        "rank": 1,
+        "world_size": 2,
+        "local_rank": 1,
+        "dist_backend": "gloo",
+        "distributed": True,
+    }
     assert second["run"] == launch and second["is_config_untouched"]
     assert not (tmp_path / "of_rank_1").exists() and second["output_dir"] == first["output_dir"]
     folder = Path(first["output_dir"][0])
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [step["samples"] for step in steps] == list(range(4, 52, 4))  # a second writer would double the lines
+    assert [step["samples"] for step in steps] == list(
+        range(4, 52, 4)
+    )  # a second writer would double the lines
     assert output.count("| distributed init (rank ") == 2
     assert output.count("number of trainable parameters") == output.count("Training time") == 2
     assert output.count("left False") == 2

@@ -20,7 +20,13 @@ from minigpt4.tasks.held_out import LEAST_GAIN, HeldOut, held_out_losses
 from tests.training import TinyModel, runner, settings, weights
 
 NUM_ITEMS, CPU = 13, torch.device("cpu")
-SHORT = {"iters_per_epoch": 7, "valid_splits": ["val"], "batch_size_eval": 4, "eval_every_iters": 3, "init_lr": 0.1}
+SHORT = {
+    "iters_per_epoch": 7,
+    "valid_splits": ["val"],
+    "batch_size_eval": 4,
+    "eval_every_iters": 3,
+    "init_lr": 0.1,
+}
 
 
 class Sees(TinyModel):
@@ -53,11 +59,15 @@ class Numbers(Dataset):
     """Images of which two in a row are equal, with a number that is in the image; or, `swapped`, in another one."""
 
     def __init__(self, number=NUM_ITEMS, seed=0, swapped=False):
-        images = torch.randn(-(-number // 2), 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+        images = torch.randn(
+            -(-number // 2), 3, 2, 2, generator=torch.Generator().manual_seed(seed)
+        )
         self.images = images.repeat_interleave(2, 0)[:number]
         self.goals = self.images.flatten(1)[:, :6].sum(1)
         if swapped:
-            self.goals = self.goals[torch.randperm(number, generator=torch.Generator().manual_seed(seed))]
+            self.goals = self.goals[
+                torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+            ]
 
     def vis_processor(self, image):
         return torch.zeros(3, 2, 2) + (image.getpixel((0, 0))[0] / 255 - 0.5)
@@ -71,7 +81,11 @@ class Numbers(Dataset):
 
 
 def loaders_of(dataset, batch_size, rank=0, world_size=1):
-    return [EvalLoader(adapted(dataset, "numbers"), Place(0, rank, world_size), batch_size, 0, 0.05, True)]
+    return [
+        EvalLoader(
+            adapted(dataset, "numbers"), Place(0, rank, world_size), batch_size, 0, 0.05, True
+        )
+    ]
 
 
 def new_runner(folder, swapped=False, dropout=0.5, **changes):
@@ -79,13 +93,19 @@ def new_runner(folder, swapped=False, dropout=0.5, **changes):
     torch.manual_seed(0)
     datasets = {"numbers": {"train": adapted(Numbers(40, swapped=swapped), "numbers")}}
     datasets["numbers"]["val"] = adapted(Numbers(seed=1), "numbers val")
-    run = runner(settings(folder, **{**SHORT, "resume_ckpt_path": "auto", **changes}), Sees(dropout=dropout), datasets)
+    run = runner(
+        settings(folder, **{**SHORT, "resume_ckpt_path": "auto", **changes}),
+        Sees(dropout=dropout),
+        datasets,
+    )
     run.model.run = run
     return run
 
 
 def records_of(run):
-    lines = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     found = [line for line in lines if "validation" in line]
     assert all(line.pop("seconds") > 0 for line in found)
     return found
@@ -105,7 +125,11 @@ def by_hand(model, dataset):
         outputs = model({"image": shown, "text_input": texts}, reduction="none")
         losses[name], counts = outputs["loss"].double(), outputs["num_targets"]
     gains = (losses["wrong"] - losses["right"]) / counts
-    return {name: (sums.sum() / counts.sum()).item() for name, sums in losses.items()}, gains, counts.sum().item()
+    return (
+        {name: (sums.sum() / counts.sum()).item() for name, sums in losses.items()},
+        gains,
+        counts.sum().item(),
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 13])
@@ -116,8 +140,14 @@ def test_losses_and_controls_are_those_by_hand_whatever_the_batches(batch_size):
     expected, gains, num_targets = by_hand(model, dataset)
     found = held_out_losses(ImageTextPretrainTask(), model, loaders_of(dataset, batch_size), CPU)
     # float32 products of other shapes round differently
-    assert (found.loss, found.blank_loss, found.wrong_loss) == pytest.approx(tuple(expected.values()), rel=1e-5)
-    assert (found.num_items, found.num_samples, found.num_pairs) == (num_targets, NUM_ITEMS, NUM_ITEMS)
+    assert (found.loss, found.blank_loss, found.wrong_loss) == pytest.approx(
+        tuple(expected.values()), rel=1e-5
+    )
+    assert (found.num_items, found.num_samples, found.num_pairs) == (
+        num_targets,
+        NUM_ITEMS,
+        NUM_ITEMS,
+    )
     assert found.gain == pytest.approx(gains.mean().item(), rel=1e-4)
     assert found.error == pytest.approx((gains.std() / NUM_ITEMS**0.5).item(), rel=1e-4)
 
@@ -125,7 +155,9 @@ def test_losses_and_controls_are_those_by_hand_whatever_the_batches(batch_size):
 def test_thirteen_items_over_two_ranks_are_thirteen(two_ranks, tmp_path):
     def work(rank):
         torch.manual_seed(0)
-        found = held_out_losses(ImageTextPretrainTask(), Sees(), loaders_of(Numbers(), 4, rank, 2), CPU)
+        found = held_out_losses(
+            ImageTextPretrainTask(), Sees(), loaders_of(Numbers(), 4, rank, 2), CPU
+        )
         (tmp_path / f"{rank}.json").write_text(json.dumps(found))
 
     code, *said = two_ranks(work)
@@ -139,7 +171,13 @@ def test_thirteen_items_over_two_ranks_are_thirteen(two_ranks, tmp_path):
 
 @pytest.mark.parametrize(
     ("gain", "error", "verdict"),
-    [(0.5, 0.1, True), (0.15, 0.1, False), (LEAST_GAIN * 1.9, 1e-6, False), (0.1, None, None), (-0.5, 0.1, False)],
+    [
+        (0.5, 0.1, True),
+        (0.15, 0.1, False),
+        (LEAST_GAIN * 1.9, 1e-6, False),
+        (0.1, None, None),
+        (-0.5, 0.1, False),
+    ],
 )
 def test_what_clearly_better_is(gain, error, verdict):
     assert HeldOut(2.0, gain=gain, error=error, num_pairs=10).uses_image is verdict
@@ -160,7 +198,10 @@ class Mixed(Dataset):
 
 def test_only_as_many_images_of_another_sample_take_the_place_of_its_own():
     dataset = with_other_images(adapted(Mixed(), "mixed"))
-    others = [[image[0, 0, 0].item() for image in dataset[index].get("other_images", ())] for index in range(6)]
+    others = [
+        [image[0, 0, 0].item() for image in dataset[index].get("other_images", ())]
+        for index in range(6)
+    ]
     assert others == [[], [5.0], [1.0], [], [], [2.0]]
 
 
@@ -201,8 +242,17 @@ def test_validation_within_epochs_changes_nothing_and_is_the_same_when_cut(tmp_p
     whole.train()
     assert torch.equal(weights(plain), weights(whole))
     records = records_of(whole)
-    assert [(line["step"], line["epoch"]) for line in records] == [(3, 0), (6, 0), (7, 0), (10, 1), (13, 1), (14, 1)]
-    assert records[-1]["loss"] < records[0]["loss"] and {line["samples"] for line in records} == {NUM_ITEMS}
+    assert [(line["step"], line["epoch"]) for line in records] == [
+        (3, 0),
+        (6, 0),
+        (7, 0),
+        (10, 1),
+        (13, 1),
+        (14, 1),
+    ]
+    assert records[-1]["loss"] < records[0]["loss"] and {line["samples"] for line in records} == {
+        NUM_ITEMS
+    }
     last = json.loads((whole.output_dir / "log.txt").read_text().splitlines()[-1])
     assert list(last) == ["train_lr", "train_loss", "val_loss", "val_blank_loss", "val_wrong_loss"]
     assert last["val_loss"] == records[-1]["loss"]
@@ -217,7 +267,10 @@ def test_validation_within_epochs_changes_nothing_and_is_the_same_when_cut(tmp_p
     cut.train()
     assert torch.equal(weights(whole), weights(cut))
     assert records_of(cut) == records
-    best = [torch.load(run.output_dir / "checkpoint_best.pth", weights_only=True) for run in (whole, cut)]
+    best = [
+        torch.load(run.output_dir / "checkpoint_best.pth", weights_only=True)
+        for run in (whole, cut)
+    ]
     assert torch.equal(best[0]["model"]["llama_proj.weight"], best[1]["model"]["llama_proj.weight"])
     assert best[0]["progress"]["best"] == best[1]["progress"]["best"]
     # nothing is left to do, and nothing is done again
@@ -248,25 +301,35 @@ def test_a_signal_within_a_validation_saves_at_once_and_the_resumed_run_validate
     resumed.train()
     whole = new_runner(tmp_path / "whole")
     whole.train()
-    assert records_of(resumed) == records_of(whole) and torch.equal(weights(resumed), weights(whole))
+    assert records_of(resumed) == records_of(whole) and torch.equal(
+        weights(resumed), weights(whole)
+    )
 
 
 def test_two_ranks_validate_together_and_end_together(two_ranks, tmp_path):
     def work(rank):
         run = new_runner(tmp_path / "out")
-        run.model.interrupt_at = 8 * rank  # 6 passes a validation: rank 1 gets a signal within its second one
-        with pytest.raises(Interrupted, match=r"before epoch 0, step 6: saved .*checkpoint_0_iter_6.pth"):
+        run.model.interrupt_at = (
+            8 * rank
+        )  # 6 passes a validation: rank 1 gets a signal within its second one
+        with pytest.raises(
+            Interrupted, match=r"before epoch 0, step 6: saved .*checkpoint_0_iter_6.pth"
+        ):
             run.train()
         resumed = new_runner(tmp_path / "out")
         resumed.train()
-        (tmp_path / f"{rank}.json").write_text(json.dumps([*weights(resumed).tolist(), resumed.validation.best]))
+        (tmp_path / f"{rank}.json").write_text(
+            json.dumps([*weights(resumed).tolist(), resumed.validation.best])
+        )
         if rank == 0:
             assert [line["step"] for line in records_of(resumed)] == [3, 6, 7, 10, 13, 14]
             assert {line["samples"] for line in records_of(resumed)} == {NUM_ITEMS}
 
     code, *said = two_ranks(work)
     assert code == 0, said
-    assert json.loads((tmp_path / "0.json").read_text()) == json.loads((tmp_path / "1.json").read_text())
+    assert json.loads((tmp_path / "0.json").read_text()) == json.loads(
+        (tmp_path / "1.json").read_text()
+    )
 
 
 def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
@@ -277,7 +340,9 @@ def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
     losses = {line["step"]: line["loss"] for line in records_of(whole)}
     step = min(losses, key=losses.get)
     saved = torch.load(whole.output_dir / "checkpoint_best.pth", weights_only=True)["progress"]
-    assert saved["best"] == {"metric": "val_loss", "value": losses[step], "step": step} and step < 10
+    assert (
+        saved["best"] == {"metric": "val_loss", "value": losses[step], "step": step} and step < 10
+    )
     assert saved["position"] == dict(zip(("epoch", "step"), divmod(step, 7), strict=True))
     assert not (whole.output_dir / f"checkpoint_0_iter_{step}.pth").exists()
     assert newest_checkpoint(tmp_path / "whole").name == "checkpoint_1.pth"
@@ -285,7 +350,10 @@ def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
     later = whole.output_dir / "checkpoint_1_iter_5.pth"
     rest = new_runner(tmp_path / "rest", **changes | {"resume_ckpt_path": str(later)})
     rest.train()
-    assert rest.validation.best["step"] == step and not (rest.output_dir / "checkpoint_best.pth").exists()
+    assert (
+        rest.validation.best["step"] == step
+        and not (rest.output_dir / "checkpoint_best.pth").exists()
+    )
     assert torch.equal(weights(rest), weights(whole))
     # and the best one resumes as any other
     path = str(whole.output_dir / "checkpoint_best.pth")
@@ -302,7 +370,9 @@ def test_another_metric_may_say_what_is_best(tmp_path):
     assert run.validation.best["step"] == max(gaps, key=gaps.get)
 
 
-@pytest.mark.parametrize("swapped", [False, True], ids=["images and texts belong together", "swapped at random"])
+@pytest.mark.parametrize(
+    "swapped", [False, True], ids=["images and texts belong together", "swapped at random"]
+)
 def test_the_log_says_whether_the_model_uses_its_images(tmp_path, swapped, caplog):
     changes = {"iters_per_epoch": 120, "max_epoch": 1, "eval_every_iters": None, "dropout": 0.0}
     run = new_runner(tmp_path, swapped, **changes)

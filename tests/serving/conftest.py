@@ -14,7 +14,9 @@ def roomy(release, tmp_path_factory):
     root = tmp_path_factory.mktemp("roomy")
     shutil.copytree(release.root, root, dirs_exist_ok=True)
     config = root / "vicuna" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 2000}))
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 2000})
+    )
     return dataclasses.replace(release, root=root)
 
 

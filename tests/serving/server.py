@@ -27,7 +27,12 @@ CONTROLS = {
 
 def command(release, *arguments, program=("demo.py",), **options):
     """Return the command line of a program with the small model of the released layout."""
-    settings = {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32", **options}
+    settings = {
+        "model.ckpt": release.checkpoint,
+        "model.low_resource": False,
+        "model.llm_precision": "fp32",
+        **options,
+    }
     settings["env.cache_root"] = release.root / "cache"
     config = ["--cfg-path", "eval_configs/minigpt4_eval.yaml", *release.options(**settings)]
     return [sys.executable, *program, *config, *arguments]
@@ -76,7 +81,11 @@ class Server:
             list(visitors.map(lambda _: Visitor(self).chat("hello", max_new_tokens=2), range(16)))
 
     def _status(self, key):
-        return int(re.search(rf"^{key}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M)[1])
+        return int(
+            re.search(
+                rf"^{key}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M
+            )[1]
+        )
 
     def memory_mib(self):
         return self._status("VmRSS") / 1024
@@ -97,7 +106,9 @@ class Visitor:
     """One browser session, without a browser."""
 
     def __init__(self, server):
-        self.http = httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+        self.http = httpx.Client(
+            base_url=server.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self.session = uuid.uuid4().hex
         self.numbers = {}
         for function in self.http.get("/config").json()["dependencies"]:
@@ -105,17 +116,25 @@ class Visitor:
 
     def join(self, function, *data, event=None):
         """Ask for `function` (a name or a number); return its event id. Raises Refused."""
-        body = {"data": list(data), "fn_index": self.numbers.get(function, function), "session_hash": self.session}
+        body = {
+            "data": list(data),
+            "fn_index": self.numbers.get(function, function),
+            "session_hash": self.session,
+        }
         # not json=: that refuses NaN, which a hostile visitor does not
         content = json.dumps({**body, "event_data": event})
-        reply = self.http.post("/gradio_api/queue/join", content=content, headers={"content-type": "application/json"})
+        reply = self.http.post(
+            "/gradio_api/queue/join", content=content, headers={"content-type": "application/json"}
+        )
         if reply.status_code != 200:
             raise Refused(f"{reply.status_code} {reply.text}")
         return reply.json()["event_id"]
 
     def events(self):
         """Yield what the server sends this session until nothing is open."""
-        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+        with self.http.stream(
+            "GET", "/gradio_api/queue/data", params={"session_hash": self.session}
+        ) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     event = json.loads(line[5:])

@@ -19,13 +19,21 @@ ANSWERS = {  # question -> answer; `!@#` stands between turns
 
 def write_small_v2(root, answers=ANSWERS):
     """Write ViT, LLM and checkpoint below `root`; return the `--options` that name them."""
-    settings = {"lora_r": 0, "ckpt": "", "chat_template": True, "end_sym": "</s>", "max_txt_len": 300}
+    settings = {
+        "lora_r": 0,
+        "ckpt": "",
+        "chat_template": True,
+        "end_sym": "</s>",
+        "max_txt_len": 300,
+    }
     model = golden_model("b_minigpt_v2", root, **settings)
     teach(model, answers)
     shutil.copytree(GOLDEN / "model/llama", root / "llama")
     llm = {name: tensor.contiguous() for name, tensor in model.llama_model.state_dict().items()}
     save_file(llm, root / "llama" / "model.safetensors")
-    projection = {f"llama_proj.{name}": tensor for name, tensor in model.llama_proj.state_dict().items()}
+    projection = {
+        f"llama_proj.{name}": tensor for name, tensor in model.llama_proj.state_dict().items()
+    }
     torch.save({"model": projection}, root / "v2.pth")
     options = {
         "model.vit_ckpt": write_vit(root),
@@ -49,8 +57,14 @@ def teach(model, answers, steps=40):
     generator = torch.Generator().manual_seed(0)
     model.llama_model.requires_grad_(True)
     size, count = DIMS["image_size"], len(answers)
-    turns = {"conv_q": list(answers), "conv_a": list(answers.values()), "connect_sym": ["!@#"] * count}
-    optimizer = torch.optim.Adam([*model.llama_model.parameters(), *model.llama_proj.parameters()], lr=5e-3)
+    turns = {
+        "conv_q": list(answers),
+        "conv_a": list(answers.values()),
+        "connect_sym": ["!@#"] * count,
+    }
+    optimizer = torch.optim.Adam(
+        [*model.llama_model.parameters(), *model.llama_proj.parameters()], lr=5e-3
+    )
     for _ in range(steps):
         image = torch.randn(count, 3, size, size, generator=generator)
         loss = model({"image": image, **turns})["loss"]

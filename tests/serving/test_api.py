@@ -38,20 +38,32 @@ def test_there_is_one_call_with_named_parameters(client):
     parameters = described["named_endpoints"]["/chat"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
     assert names == ["question", "images", *SETTINGS]
-    required = [parameter["parameter_name"] for parameter in parameters if not parameter["parameter_has_default"]]
+    required = [
+        parameter["parameter_name"]
+        for parameter in parameters
+        if not parameter["parameter_has_default"]
+    ]
     assert required == ["question"]
 
 
 def test_a_call_answers_as_the_page_does(client, server, images, tmp_path):
     visitor = Visitor(server)
-    shown = [visitor.upload(f"{seed}.png", (tmp_path / f"{seed}.png").read_bytes()) for seed in range(2)]
+    shown = [
+        visitor.upload(f"{seed}.png", (tmp_path / f"{seed}.png").read_bytes()) for seed in range(2)
+    ]
     on_page = visitor.chat("what is this?", *shown, max_new_tokens=12)[1][1]
     called = client.predict("what is this?", images, **SHORT, api_name="/chat")
     assert " ".join(called.split()) == " ".join(on_page.split()) != ""
-    assert called == client.predict(question="what is this?", images=images, **SHORT, api_name="/chat")
+    assert called == client.predict(
+        question="what is this?", images=images, **SHORT, api_name="/chat"
+    )
     assert called != client.predict("what is this?", images[:1], **SHORT, api_name="/chat")
-    assert client.predict("", images[:1], **SHORT) == client.predict(DEFAULT_QUESTION, images[:1], **SHORT)
-    assert client.predict("hello", max_new_tokens=4) and client.predict("hello", images[0], seed=1, **SHORT)
+    assert client.predict("", images[:1], **SHORT) == client.predict(
+        DEFAULT_QUESTION, images[:1], **SHORT
+    )
+    assert client.predict("hello", max_new_tokens=4) and client.predict(
+        "hello", images[0], seed=1, **SHORT
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,10 @@ def test_a_call_answers_as_the_page_does(client, server, images, tmp_path):
         ({"temperature": float("inf")}, "temperature: 'inf'; expected"),
         ({"temperature": True}, "temperature: 'True'; expected"),
         ({"temperature": [0.5]}, "temperature: .*; expected"),
-        ({"max_new_tokens": 10**9}, "max_new_tokens: '1000000000'; expected a number from 1 to 1000"),
+        (
+            {"max_new_tokens": 10**9},
+            "max_new_tokens: '1000000000'; expected a number from 1 to 1000",
+        ),
         ({"max_new_tokens": 1.5}, "max_new_tokens: 1.5; expected a whole number"),
         ({"num_beams": 1000}, "num_beams: '1000'; expected a number from 1 to 10"),
         ({"seed": 10**30}, "seed: .*; expected"),
@@ -88,7 +103,9 @@ def test_images_of_elsewhere_are_not_fetched(client):
     for place in range(2 + len(CONTROLS)):
         values = ["hello", None, *CONTROLS.values()]
         values[place] = [{"deeper": file}] if place == 1 else file
-        event = httpx.post(f"{client.src}gradio_api/call/chat", json={"data": values}).json()["event_id"]
+        event = httpx.post(f"{client.src}gradio_api/call/chat", json={"data": values}).json()[
+            "event_id"
+        ]
         answer = httpx.get(f"{client.src}gradio_api/call/chat/{event}", timeout=30).text
         assert "event: error" in answer and "addresses are not fetched" in answer, answer
 
@@ -105,7 +122,9 @@ def test_calls_that_nobody_listens_to_are_not_computed(server):
     start = time.monotonic()
     assert len(Visitor(server).chat("next", max_new_tokens=2)) == 2
     waited = time.monotonic() - start
-    print(f"a whole answer {whole:.1f} s; after 20 that nobody listens to the next visitor waited {waited:.1f} s")
+    print(
+        f"a whole answer {whole:.1f} s; after 20 that nobody listens to the next visitor waited {waited:.1f} s"
+    )
     assert waited < PATIENCE_S + 3 and waited < 10 * whole
     wait_until(lambda: is_idle(server), 10)
 
@@ -114,13 +133,19 @@ def test_calls_that_nobody_listens_to_are_not_computed(server):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["path", "meta", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["path", "meta", "x"]), inner)
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(SETTINGS)), JSON | st.floats(-1, 300) | st.integers(-1, 1000)))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(SETTINGS)), JSON | st.floats(-1, 300) | st.integers(-1, 1000)
+    )
+)
 def test_settings_are_refused_or_what_the_model_takes(values):
     try:
         numbers = checked(values)
@@ -132,7 +157,10 @@ def test_settings_are_refused_or_what_the_model_takes(values):
 
 
 @settings(max_examples=150, deadline=None)
-@given(JSON, JSON | st.lists(st.fixed_dictionaries({"path": st.text(max_size=8) | st.just("/etc/passwd")})))
+@given(
+    JSON,
+    JSON | st.lists(st.fixed_dictionaries({"path": st.text(max_size=8) | st.just("/etc/passwd")})),
+)
 def test_a_question_is_refused_or_becomes_a_turn(api, question, images):
     try:
         turn = api.turn(question, images)

@@ -29,7 +29,10 @@ GROUNDED = "<p>a man</p> {<1><2><30><40>} and <p>two dogs</p> {<5><5><9><9>}<del
         ("<p></p> { <1> <2> <3> <4> }", [("{ <1> <2> <3> <4> }", [(1, 2, 3, 4)])]),
         ("<p>x</p>{<-5><0><120><300>} {<1><2><3><4>}", [("x", [(-5, 0, 120, 300), (1, 2, 3, 4)])]),
         ("<p>cut</p> {<1><2><3", []),
-        ("{<1><2><3>} {<1><2><3><4><5>} {<a><b><c><d>} {<1><2><3><99999999999>} {<١><٢><٣><٤>}", []),
+        (
+            "{<1><2><3>} {<1><2><3><4><5>} {<a><b><c><d>} {<1><2><3><99999999999>} {<١><٢><٣><٤>}",
+            [],
+        ),
         ("no box", []),
     ],
 )
@@ -47,9 +50,16 @@ def test_boxes_are_drawn_where_the_release_draws_them():
             continue
         drawn = np.asarray(draw(Image.new("RGB", case["image_size"]), phrases))
         boxes = [(phrase.name, box) for phrase in phrases for box in phrase.boxes]
-        for ((left, top), (right, bottom), _), (name, _) in zip(case["rectangles"], boxes, strict=True):
+        for ((left, top), (right, bottom), _), (name, _) in zip(
+            case["rectangles"], boxes, strict=True
+        ):
             colour = [int(colours_of(phrases)[name][at : at + 2], 16) for at in (1, 3, 5)]
-            for y, x in ((top, left), (bottom, right), ((top + bottom) // 2, left), (top, (left + right) // 2)):
+            for y, x in (
+                (top, left),
+                (bottom, right),
+                ((top + bottom) // 2, left),
+                (top, (left + right) // 2),
+            ):
                 assert drawn[y, x].tolist() == colour, case["text"]
             compared += 1
     assert compared >= 8
@@ -86,7 +96,11 @@ def test_remarks_name_each_box_once():
 def test_the_same_words_have_the_same_colour_and_white_letters_are_legible_on_each():
     names = [str(number) for number in range(12)]
     colours = colours_of([Phrase(name, ()) for name in [*names, "0"]])
-    assert list(colours) == names and len({*colours.values()}) == len(COLOURS) and colours["8"] == colours["0"]
+    assert (
+        list(colours) == names
+        and len({*colours.values()}) == len(COLOURS)
+        and colours["8"] == colours["0"]
+    )
     for colour in COLOURS:
         channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -113,7 +127,16 @@ def test_words_that_markdown_changes_are_words():
     assert "<span>\ufffd</span>" in as_markdown("<p>\0</p> {<1><2><3><4>}", True)
 
 
-BOX_PIECES = [*PIECES, "<p>", "</p>", " {<1><2><3><4>}", "<delim>", "{<9>", "<-7>", "{<200><0><-3><5>}"]
+BOX_PIECES = [
+    *PIECES,
+    "<p>",
+    "</p>",
+    " {<1><2><3><4>}",
+    "<delim>",
+    "{<9>",
+    "<-7>",
+    "{<200><0><-3><5>}",
+]
 
 
 @settings(max_examples=200, deadline=None)
@@ -122,7 +145,9 @@ def test_no_text_with_boxes_makes_a_tag_that_loads_or_runs(text):
     for tag, attributes in tags_of(as_markdown(text, True)):
         assert tag in HARMLESS | {"span"}, text
         assert set(attributes) <= {"class", "start", "style"}, text
-        assert re.fullmatch(r"(text-align:(left|right|center)|background: #\w{6})?", attributes.get("style", "")), text
+        assert re.fullmatch(
+            r"(text-align:(left|right|center)|background: #\w{6})?", attributes.get("style", "")
+        ), text
     draw(Image.new("RGB", (7, 5)), phrases_in(text))
 
 
@@ -133,14 +158,22 @@ def dialogue(tmp_path):
         Image.new("RGB", (60 - 20 * number, 40), colour).save(tmp_path / f"{number}.png")
     return [
         Turn("[grounding] describe", (str(tmp_path / "0.png"),), answer=GROUNDED),
-        Turn("[identify] what is this {<10><20><50><60>}", (str(tmp_path / "1.png"),), answer="a <b>dog</b>"),
+        Turn(
+            "[identify] what is this {<10><20><50><60>}",
+            (str(tmp_path / "1.png"),),
+            answer="a <b>dog</b>",
+        ),
         Turn("[refer] dog", answer="{<10><20><50><60>}"),
     ]
 
 
 def pictures(content):
     """Return the sizes of the pictures with boxes in a message."""
-    htmls = [part["value"] for part in content if isinstance(part, dict) and part.get("component") == "html"]
+    htmls = [
+        part["value"]
+        for part in content
+        if isinstance(part, dict) and part.get("component") == "html"
+    ]
     sources = [re.search(r'src="data:image/jpeg;base64,([^"]+)"', html)[1] for html in htmls]
     return [Image.open(io.BytesIO(base64.b64decode(source))).size for source in sources]
 
@@ -161,4 +194,7 @@ def test_without_boxes_or_without_the_image_the_text_stands_as_it_is(dialogue, t
     (tmp_path / "1.png").write_text("no image")
     for message, turn in zip(messages(dialogue, with_boxes=True)[1::2], dialogue, strict=True):
         assert message["content"] == as_markdown(turn.answer)
-    assert [pictures(message["content"]) for message in messages([Turn("{<1><2><3><4>}")], with_boxes=True)] == [[]]
+    assert [
+        pictures(message["content"])
+        for message in messages([Turn("{<1><2><3><4>}")], with_boxes=True)
+    ] == [[]]

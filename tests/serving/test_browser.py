@@ -19,7 +19,9 @@ from tests.serving.server import Visitor
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 # by a script in the page, for the small model is faster than a remote-controlled mouse
 STOP_SOON = """() => new Promise(done => {
@@ -48,7 +50,9 @@ IS_COVERED = """element => {
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the package playwright is not installed"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     with playwright.sync_playwright() as driver:
@@ -99,7 +103,9 @@ class Person:
             self.page.wait_for_timeout(200)
             return float(field.input_value()) == value
 
-        self.wait_for(holds)  # gradio writes the defaults a moment after the panel opens, over what a script has typed
+        self.wait_for(
+            holds
+        )  # gradio writes the defaults a moment after the panel opens, over what a script has typed
 
     def give(self, *paths):
         self.page.set_input_files("input[type=file]", paths)
@@ -120,7 +126,11 @@ class Person:
 
     def dialogue(self):
         """Return the texts of questions and answers."""
-        return [text for text in self.page.locator("[data-testid=user], [data-testid=bot]").all_inner_texts() if text]
+        return [
+            text
+            for text in self.page.locator("[data-testid=user], [data-testid=bot]").all_inner_texts()
+            if text
+        ]
 
     def last(self):
         return (self.dialogue() or [""])[-1]
@@ -152,7 +162,11 @@ def test_a_chat(visit, images):
     person.wait_for(lambda: len(person.dialogue()) == 2 and len(person.last()) > 5)
     partial = person.last()
     whole = person.wait()
-    assert whole[0] == "what is this?" and whole[1].startswith(partial) and len(whole[1]) > len(partial) + 50
+    assert (
+        whole[0] == "what is this?"
+        and whole[1].startswith(partial)
+        and len(whole[1]) > len(partial) + 50
+    )
 
     person.setting("Longest answer", 1000)  # some 2,500 letters
     person.page.get_by_role("button", name="Retry").last.click()
@@ -160,7 +174,12 @@ def test_a_chat(visit, images):
     stopped = person.wait()
     partial, mark = stopped[1].rsplit("\n", 1)
     shorter, longer = sorted([partial.strip(), whole[1]], key=len)
-    assert len(stopped) == 2 and 0 < len(shorter) < 1500 and longer.startswith(shorter) and mark == "stopped"
+    assert (
+        len(stopped) == 2
+        and 0 < len(shorter) < 1500
+        and longer.startswith(shorter)
+        and mark == "stopped"
+    )
     person.page.wait_for_timeout(300)
     assert person.dialogue() == stopped  # it has really ended
 
@@ -191,7 +210,9 @@ def test_a_chat(visit, images):
     assert person.wait()[:2] == whole
     person.page.get_by_role("button", name="Clear").click()
     person.wait_for(lambda: not person.dialogue())
-    assert [url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))] == []
+    assert [
+        url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))
+    ] == []
 
 
 def test_two_people_at_once_do_not_mix(visit, images):
@@ -261,7 +282,10 @@ def test_an_empty_message_does_nothing(visit):
 def test_images_are_taken_wherever_they_are_dropped_and_shown_in_a_row(visit, images):
     person = visit()
     person.setting("Longest answer", 5)
-    files = [[Path(path).name, "image/png", base64.b64encode(Path(path).read_bytes()).decode()] for path in images]
+    files = [
+        [Path(path).name, "image/png", base64.b64encode(Path(path).read_bytes()).decode()]
+        for path in images
+    ]
     text = ["a.txt", "text/plain", ""]
     person.page.locator("#chat").evaluate(DROP, [files[0], text])
     person.wait_for_thumbnails(1)
@@ -275,7 +299,9 @@ def test_images_are_taken_wherever_they_are_dropped_and_shown_in_a_row(visit, im
     shown = person.page.locator("#chat .message img")
     boxes = [shown.nth(number).bounding_box() for number in range(shown.count())]
     assert len(boxes) == 3 and boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]
-    assert {round(box["y"]) for box in boxes} == {round(boxes[0]["y"])} and max(box["height"] for box in boxes) <= 112
+    assert {round(box["y"]) for box in boxes} == {round(boxes[0]["y"])} and max(
+        box["height"] for box in boxes
+    ) <= 112
 
 
 def test_a_refresh_keeps_the_conversation_and_another_tab_has_its_own(visit, images):
@@ -289,11 +315,17 @@ def test_a_refresh_keeps_the_conversation_and_another_tab_has_its_own(visit, ima
     person.page.reload()
     person.wait_for(lambda: person.dialogue() == before)
     pictures = person.page.locator("#chat .message img")
-    person.wait_for(lambda: pictures.evaluate_all("all => all.map(one => one.naturalWidth > 0)") == [True, True])
+    person.wait_for(
+        lambda: pictures.evaluate_all("all => all.map(one => one.naturalWidth > 0)") == [True, True]
+    )
     tab = Person(person.page.context.new_page(), person.url)
     tab.page.wait_for_timeout(500)
     assert tab.dialogue() == []
-    for label, value in {"Temperature": 0, "Repetition penalty": 1.5, "Longest answer": 1000}.items():
+    for label, value in {
+        "Temperature": 0,
+        "Repetition penalty": 1.5,
+        "Longest answer": 1000,
+    }.items():
         person.setting(label, value)
     person.page.get_by_role("button", name="Retry").last.click()
     person.wait_for(lambda: len(person.last()) > 100)
@@ -356,14 +388,23 @@ def test_markdown_of_an_answer_is_shown_and_loads_nothing(visit):
     assert bubble.locator("h1, strong, code, li, td, pre").count() == 9
     assert bubble.locator("a, img, script, b").count() == 0
     text = bubble.inner_text()
-    for literal in ("a < b", "<b>no tag</b>", "![x](http://127.0.0.1:9/b.png)", "[leads](http://127.0.0.1:9/c)"):
+    for literal in (
+        "a < b",
+        "<b>no tag</b>",
+        "![x](http://127.0.0.1:9/b.png)",
+        "[leads](http://127.0.0.1:9/c)",
+    ):
         assert literal in text
     # were the Markdown wrong, the page's policy would still let nothing be loaded
     bubble.evaluate("element => { element.innerHTML = '<img src=http://127.0.0.1:9/f.png>' }")
     person.page.wait_for_timeout(300)
     assert person.page.evaluate("window.evil") is None
     assert bubble.locator("img").evaluate("image => image.naturalWidth") == 0
-    assert not [request for request in person.requests if ":9/" in request and not request.endswith("/f.png")]
+    assert not [
+        request
+        for request in person.requests
+        if ":9/" in request and not request.endswith("/f.png")
+    ]
 
 
 def test_what_is_copied_is_text(visit):
@@ -391,7 +432,10 @@ def test_layout(visit, width, scheme):
         boxes = [examples.nth(number).bounding_box() for number in range(3)]
         chat = person.page.locator("#chat").bounding_box()
         right, bottom = chat["x"] + chat["width"], chat["y"] + chat["height"]
-        inside = [box["x"] + box["width"] <= right and box["y"] + box["height"] <= bottom + 1 for box in boxes]
+        inside = [
+            box["x"] + box["width"] <= right and box["y"] + box["height"] <= bottom + 1
+            for box in boxes
+        ]
         return all(inside) and len({round(box["y"]) for box in boxes}) == 1
 
     person.wait_for(examples_fit)
@@ -399,13 +443,18 @@ def test_layout(visit, width, scheme):
         style = "one => { const {borderTopWidth: w, borderTopColor: c} = getComputedStyle(one); return [w, c] }"
         border, colour = person.page.locator(selector).first.evaluate(style)
         brightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
-        assert border == "1px" and (brightness < 225 if scheme == "light" else brightness > 30), (selector, colour)
+        assert border == "1px" and (brightness < 225 if scheme == "light" else brightness > 30), (
+            selector,
+            colour,
+        )
     person.page.get_by_text("Settings").click()
     numbers = person.page.locator("#settings [data-testid=number-input]")
     numbers.last.wait_for()
     rows = [round(numbers.nth(number).bounding_box()["y"]) for number in range(6)]
     per_row = 4 if width == 1280 else 2
-    assert [rows.count(y) for y in dict.fromkeys(rows)] == ([4, 2] if per_row == 4 else [2, 2, 2]), rows
+    assert [rows.count(y) for y in dict.fromkeys(rows)] == (
+        [4, 2] if per_row == 4 else [2, 2, 2]
+    ), rows
     assert person.page.evaluate("document.documentElement.scrollWidth") <= width
     assert person.page.locator("#tasks").count() == 0  # it reads no boxes
 

@@ -16,7 +16,13 @@ QUESTION = "[identify] what is this {<20><30><60><70>}"
 
 class V2Server(Server):
     def command(self, release, *arguments):
-        return [sys.executable, "demo.py", "--cfg-path", "eval_configs/minigptv2_eval.yaml", *arguments]
+        return [
+            sys.executable,
+            "demo.py",
+            "--cfg-path",
+            "eval_configs/minigptv2_eval.yaml",
+            *arguments,
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +38,16 @@ def drag(person, begin, *path, touch=False):
     frame = person.page.locator("#draw-box div")
     person.wait_for(lambda: frame.bounding_box()["height"] > 100)
     edge = frame.bounding_box()
-    points = [(edge["x"] + x * edge["width"], edge["y"] + y * edge["height"]) for x, y in (begin, *path)]
+    points = [
+        (edge["x"] + x * edge["width"], edge["y"] + y * edge["height"]) for x, y in (begin, *path)
+    ]
     if touch:
         finger = person.page.context.new_cdp_session(person.page)
         for number, (x, y) in enumerate(points):
             kind = "touchMove" if number else "touchStart"
-            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+            finger.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]}
+            )
         finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     else:
         person.page.mouse.move(*points[0])
@@ -65,7 +75,9 @@ def words(person):
 def test_boxes_in_questions_and_answers(visit, images):  # noqa: F811
     person = visit(permissions=["clipboard-read", "clipboard-write"])
     person.setting("Temperature", 0)
-    assert person.page.get_by_role("spinbutton", name="Repetition penalty").input_value() == "1.05"  # the model's
+    assert (
+        person.page.get_by_role("spinbutton", name="Repetition penalty").input_value() == "1.05"
+    )  # the model's
     press(person, "draw a box")
     person.page.get_by_text("Add an image first.").wait_for()
     press(person, "Cancel")
@@ -103,10 +115,14 @@ def test_boxes_in_questions_and_answers(visit, images):  # noqa: F811
     person.wait_for(lambda: words(person) == [QUESTION, "a circle"])
     before = person.wait()  # the picture is a part of its own, without words
     assert pictures(person, "user") == [640]
-    assert [one.is_visible() for one in person.page.locator("#chat .component img").all()].count(True) == 1
+    assert [one.is_visible() for one in person.page.locator("#chat .component img").all()].count(
+        True
+    ) == 1
     person.page.reload()
     person.wait_for(lambda: person.dialogue() == before and pictures(person, "user") == [640])
-    assert [url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))] == []
+    assert [
+        url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))
+    ] == []
 
 
 def test_a_box_is_drawn_with_a_finger_and_drawn_again(visit, images):  # noqa: F811
@@ -120,5 +136,7 @@ def test_a_box_is_drawn_with_a_finger_and_drawn_again(visit, images):  # noqa: F
         press(person, "draw a box")
         drag(person, begin, end, touch=True)
         press(person, "Use it")
-        person.wait_for(lambda box=box: person.box.input_value() == f"[vqa] what is it? {{<{box}>}}")
+        person.wait_for(
+            lambda box=box: person.box.input_value() == f"[vqa] what is it? {{<{box}>}}"
+        )
     assert person.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -21,7 +21,11 @@ LOCAL, WIDE = "127.0.0.1", "0.0.0.0"
 
 
 def is_answered(server_name, host, origin=None):
-    headers = [(b"host", host.encode())] if isinstance(host, str) else [(b"host", one.encode()) for one in host]
+    headers = (
+        [(b"host", host.encode())]
+        if isinstance(host, str)
+        else [(b"host", one.encode()) for one in host]
+    )
     if origin is not None:
         headers.append((b"origin", origin.encode()))
     try:
@@ -34,17 +38,32 @@ def is_answered(server_name, host, origin=None):
 @pytest.mark.parametrize(
     ("server_name", "host"),
     [
-        *[(LOCAL, host) for host in ("127.0.0.1:7860", "localhost", "LOCALHOST:9", "[::1]:7860", "127.0.0.2:80")],
+        *[
+            (LOCAL, host)
+            for host in ("127.0.0.1:7860", "localhost", "LOCALHOST:9", "[::1]:7860", "127.0.0.2:80")
+        ],
         *[("localhost", host) for host in ("localhost:7860", "127.0.0.1:7860")],
         *[("::1", host) for host in ("[::1]:7860", "localhost:7860")],
-        *[("192.0.2.7", host) for host in ("192.0.2.7:7860", "localhost:7860", os.uname().nodename)],
-        *[(WIDE, host) for host in ("192.0.2.7", "[2001:db8::7]:80", "localhost:7860", os.uname().nodename)],
+        *[
+            ("192.0.2.7", host)
+            for host in ("192.0.2.7:7860", "localhost:7860", os.uname().nodename)
+        ],
+        *[
+            (WIDE, host)
+            for host in ("192.0.2.7", "[2001:db8::7]:80", "localhost:7860", os.uname().nodename)
+        ],
     ],
 )
 def test_a_server_answers_to_its_names(server_name, host):
     assert is_answered(server_name, host)
     assert is_answered(server_name, host, f"http://{host}")
-    for origin in ("http://elsewhere.example", "null", "http://localhost:1", f"http://{host}.elsewhere.example", "x"):
+    for origin in (
+        "http://elsewhere.example",
+        "null",
+        "http://localhost:1",
+        f"http://{host}.elsewhere.example",
+        "x",
+    ):
         assert not is_answered(server_name, host, origin)
 
 
@@ -52,7 +71,13 @@ def test_a_server_answers_to_its_names(server_name, host):
 @pytest.mark.parametrize(
     "host",
     [
-        *("rebound.example", "rebound.example:7860", "localhost.rebound.example", "127.0.0.1.rebound.example", "x"),
+        *(
+            "rebound.example",
+            "rebound.example:7860",
+            "localhost.rebound.example",
+            "127.0.0.1.rebound.example",
+            "x",
+        ),
         *(
             "",
             " ",
@@ -65,7 +90,15 @@ def test_a_server_answers_to_its_names(server_name, host):
             "[::1",
             "::1",
         ),
-        *("[]", "[localhost]", "localhost,localhost", "127.1", "2130706433", "\u212aocalhost", "localhost\x00"),
+        *(
+            "[]",
+            "[localhost]",
+            "localhost,localhost",
+            "127.1",
+            "2130706433",
+            "\u212aocalhost",
+            "localhost\x00",
+        ),
     ],
 )
 def test_no_server_answers_to_the_names_of_others(server_name, host):
@@ -79,7 +112,9 @@ def test_a_local_server_has_no_address_in_the_network():
 
 def test_a_proxy_in_front_may_have_a_name_of_its_own(monkeypatch):
     monkeypatch.setenv("GRADIO_ROOT_PATH", "https://chat.example/minigpt4")
-    assert is_answered(LOCAL, "chat.example") and is_answered(LOCAL, "127.0.0.1:7860", "https://chat.example")
+    assert is_answered(LOCAL, "chat.example") and is_answered(
+        LOCAL, "127.0.0.1:7860", "https://chat.example"
+    )
     assert not is_answered(LOCAL, "127.0.0.1:7860", "https://evil.chat.example")
 
 
@@ -88,13 +123,26 @@ def test_a_proxy_in_front_may_have_a_name_of_its_own(monkeypatch):
 def test_any_text_as_host_is_refused_or_an_address(text, server_name):
     host = text.encode("latin-1", "replace").decode("latin-1")
     if is_answered(server_name, host):
-        assert httpx.URL(f"http://{host}").host in ("localhost", "127.0.0.1", "::1") or server_name == WIDE
+        assert (
+            httpx.URL(f"http://{host}").host in ("localhost", "127.0.0.1", "::1")
+            or server_name == WIDE
+        )
 
 
 # the running server
 
-CLOSED = ["monitoring", "monitoring/summary", "gradio_api/deep_link?session_hash=x", "gradio_api/openapi.json"]
-CLOSED += ["gradio_api/runs", "gradio_api/dev/reload", "gradio_api/proxy=http://localhost", "gradio_api/app_id"]
+CLOSED = [
+    "monitoring",
+    "monitoring/summary",
+    "gradio_api/deep_link?session_hash=x",
+    "gradio_api/openapi.json",
+]
+CLOSED += [
+    "gradio_api/runs",
+    "gradio_api/dev/reload",
+    "gradio_api/proxy=http://localhost",
+    "gradio_api/app_id",
+]
 CLOSED += [
     "gradio_api/stream/x/y/1/playlist.m3u8",
     "docs",
@@ -123,28 +171,44 @@ def test_what_the_page_has_no_use_for_is_closed(visitor, path):
 
 @pytest.mark.parametrize("path", CLOSED_TO_POST)
 def test_what_could_write_or_compute_is_closed(visitor, path):
-    reply = visitor.http.post(f"/gradio_api/{path}", json={"data": [{"text": "hi", "files": []}, None]})
+    reply = visitor.http.post(
+        f"/gradio_api/{path}", json={"data": [{"text": "hi", "files": []}, None]}
+    )
     assert reply.status_code == 404, reply.text
 
 
 def test_other_hosts_and_origins_get_nothing(visitor):
-    for headers in ({"host": "rebound.example"}, {"origin": "http://rebound.example"}, {"origin": "null"}):
+    for headers in (
+        {"host": "rebound.example"},
+        {"origin": "http://rebound.example"},
+        {"origin": "null"},
+    ):
         for path in ("/", "/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
             reply = visitor.http.get(path, headers=headers)
             assert reply.status_code in (403, 421) and len(reply.text) < 300
-        assert visitor.http.post("/gradio_api/queue/join", headers=headers, json={}).status_code in (403, 421)
-        assert visitor.http.post("/gradio_api/upload", headers=headers, files={"files": b"x"}).status_code in (403, 421)
+        assert visitor.http.post(
+            "/gradio_api/queue/join", headers=headers, json={}
+        ).status_code in (403, 421)
+        assert visitor.http.post(
+            "/gradio_api/upload", headers=headers, files={"files": b"x"}
+        ).status_code in (403, 421)
 
 
 def test_no_header_makes_links_lead_elsewhere(visitor):
     for name in ("x-forwarded-host", "x-gradio-server", "forwarded"):
         reply = visitor.http.get("/config", headers={name: "http://elsewhere.example"})
-        assert "elsewhere.example" not in reply.text and reply.json()["root"] == str(visitor.http.base_url).rstrip("/")
+        assert "elsewhere.example" not in reply.text and reply.json()["root"] == str(
+            visitor.http.base_url
+        ).rstrip("/")
 
 
 def test_the_page_may_load_nothing_from_elsewhere_and_nobody_frames_it(visitor):
     policy = visitor.http.get("/").headers["content-security-policy"]
-    assert policy.startswith("default-src 'self' ") and "http" not in policy and "frame-ancestors 'self'" in policy
+    assert (
+        policy.startswith("default-src 'self' ")
+        and "http" not in policy
+        and "frame-ancestors 'self'" in policy
+    )
 
 
 def test_an_upload_is_served_to_its_visitor_only(server):
@@ -155,7 +219,12 @@ def test_an_upload_is_served_to_its_visitor_only(server):
     assert one.http.get(f"/gradio_api/file={path}").content == png(8, 8)
     folder = os.path.dirname(os.path.dirname(path))
     for visitor in (other, Visitor(server)):
-        for name in (path, path.replace("/mine", "//mine"), folder, f"{folder}/../../vicuna/config.json"):
+        for name in (
+            path,
+            path.replace("/mine", "//mine"),
+            folder,
+            f"{folder}/../../vicuna/config.json",
+        ):
             assert visitor.http.get(f"/gradio_api/file={name}").status_code == 404
     assert os.stat(folder).st_mode & 0o077 == 0  # nor to other people of this machine
 
@@ -176,9 +245,13 @@ def test_a_text_of_50_mb_is_refused_by_its_size(visitor):
 @pytest.mark.parametrize("depth", [100, 1_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 def test_json_that_is_nested_too_deep_is_refused(visitor, depth, opening):
-    content = '{"fn_index": 0, "session_hash": "x", "data": [' + opening * min(depth, MOST_BYTES // 8)
+    content = '{"fn_index": 0, "session_hash": "x", "data": [' + opening * min(
+        depth, MOST_BYTES // 8
+    )
     for path in ("queue/join", "call/chat", "cancel"):
-        reply = visitor.http.post(f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"})
+        reply = visitor.http.post(
+            f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"}
+        )
         assert reply.status_code == 400 and "deep" in reply.text
 
 
@@ -199,8 +272,14 @@ def guarded(tmp_path_factory):
 
         with gr.Blocks() as blocks:
             gr.Textbox()
-        guard = Middleware(Guard, hosts=Hosts(LOCAL), uploads=uploads.Uploads(folder, []), streams=Streams())
-        launched = {"app_kwargs": {"middleware": [guard]}, "prevent_thread_lock": True, "quiet": True}
+        guard = Middleware(
+            Guard, hosts=Hosts(LOCAL), uploads=uploads.Uploads(folder, []), streams=Streams()
+        )
+        launched = {
+            "app_kwargs": {"middleware": [guard]},
+            "prevent_thread_lock": True,
+            "quiet": True,
+        }
         url = blocks.launch(auth=("me", "right"), server_name=LOCAL, **launched)[1]
         yield url, folder, login(url, "right").cookies
         blocks.close()
@@ -272,7 +351,9 @@ def test_uploads_are_bounded_for_each_visitor_and_for_all(guarded, monkeypatch):
     assert files_in(folder) == {"one 4.png", "one 5.png", "large.png"}
     for number in range(4):
         give(people[1], f"two {number}.png")
-    assert len(files_in(folder)) == 7 and "large.png" in files_in(folder)  # of both: six, and the newest
+    assert len(files_in(folder)) == 7 and "large.png" in files_in(
+        folder
+    )  # of both: six, and the newest
     (folder / "left by an upload that was broken off").write_bytes(b"x")
     give(people[1], "two 4.png")
     assert len(files_in(folder)) <= 7 and "one 4.png" not in files_in(folder)

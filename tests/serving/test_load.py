@@ -42,7 +42,9 @@ def test_a_flood_is_refused_and_the_rest_is_served(server):
     assert len(visitors[0].chat("again")) == 4
 
 
-@pytest.mark.parametrize("beams", [1, 6], ids=["streamed", "beams"])  # many short steps, one long step
+@pytest.mark.parametrize(
+    "beams", [1, 6], ids=["streamed", "beams"]
+)  # many short steps, one long step
 def test_a_closed_tab_ends_the_answer(server, beams):
     long = {"max_new_tokens": 400, "repetition_penalty": 1.5, "num_beams": beams}
     start = time.monotonic()
@@ -79,6 +81,8 @@ def test_memory_is_flat_over_fifty_chats(server):
     server.fill_pool()
     memory, threads = server.memory_mib(), server.num_threads()
     chats(50)
-    print(f"memory {memory:.0f} MiB before, {server.memory_mib():.0f} MiB after 50 chats; threads {threads}")
+    print(
+        f"memory {memory:.0f} MiB before, {server.memory_mib():.0f} MiB after 50 chats; threads {threads}"
+    )
     assert server.memory_mib() < 1.05 * memory
     wait_until(lambda: server.num_threads() <= threads)

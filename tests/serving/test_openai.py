@@ -44,7 +44,10 @@ def url(data):
 
 
 def user(text, *seeds):
-    parts = [{"type": "image_url", "image_url": {"url": url(jpeg_bytes(picture(seed)))}} for seed in seeds]
+    parts = [
+        {"type": "image_url", "image_url": {"url": url(jpeg_bytes(picture(seed)))}}
+        for seed in seeds
+    ]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
@@ -84,7 +87,9 @@ def messages(*turns):
 def streamed(client, **request):
     """Return (text, the reason why it ended, usage, pieces) of a streamed answer."""
     pieces, reason, usage = [], None, None
-    for chunk in client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
+    for chunk in client.chat.completions.create(
+        **request, stream=True, stream_options={"include_usage": True}
+    ):
         for choice in chunk.choices:
             pieces.append(choice.delta.content or "")
             reason = choice.finish_reason or reason
@@ -132,7 +137,9 @@ def test_an_image_stands_where_it_is_sent(client):
     """Behind the text it is not the same prompt as before it."""
     before = user("what is this?", 1)
     behind = {"role": "user", "content": before["content"][::-1]}
-    replies = [client.chat.completions.create(messages=[sent], **GREEDY) for sent in (before, behind)]
+    replies = [
+        client.chat.completions.create(messages=[sent], **GREEDY) for sent in (before, behind)
+    ]
     assert replies[0].usage.prompt_tokens == replies[1].usage.prompt_tokens
     assert replies[0].choices[0].message.content != replies[1].choices[0].message.content
 
@@ -149,7 +156,12 @@ def test_stop_strings(client, said):
 
 def test_seeds_and_settings(client):
     def text(**settings):
-        request = {"model": "tiny", "messages": [user("tell me")], "max_completion_tokens": 24, **settings}
+        request = {
+            "model": "tiny",
+            "messages": [user("tell me")],
+            "max_completion_tokens": 24,
+            **settings,
+        }
         return client.chat.completions.create(**request).choices[0].message.content
 
     assert text(seed=1) == text(seed=1) != text(seed=2)
@@ -162,11 +174,15 @@ def test_the_next_turn_computes_only_what_is_new(client):
     sent += [assistant(first.choices[0].message.content), user("and then?")]
     second = client.chat.completions.create(messages=sent, **GREEDY)
     cached = second.usage.prompt_tokens_details.cached_tokens
-    assert cached > first.usage.prompt_tokens  # the answer, too, as far as its tokens are those of its text
+    assert (
+        cached > first.usage.prompt_tokens
+    )  # the answer, too, as far as its tokens are those of its text
 
 
 def test_models_and_health(api, client):
-    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve(
+        "tiny"
+    ).id == "tiny"
     assert httpx.get(f"{api.url}/health").json()["status"] == "ok"
     with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
         client.models.retrieve("large")
@@ -175,7 +191,9 @@ def test_models_and_health(api, client):
 def test_wrong_keys_are_refused_and_slowed_down(api):
     with pytest.raises(openai.AuthenticationError, match="wrong API key"):
         openai.OpenAI(base_url=f"{api.url}/v1", api_key="another", max_retries=0).models.list()
-    stranger = httpx.Client(base_url=api.url, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    stranger = httpx.Client(
+        base_url=api.url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
+    )
     keys = [None, "Bearer", f"Basic {KEY}", "Bearer another", f"Bearer {KEY}x", f"Bearer {KEY}"]
     found = []
     for key in keys:
@@ -188,13 +206,25 @@ def test_wrong_keys_are_refused_and_slowed_down(api):
 
 def test_other_names_of_this_machine_and_other_pages_are_refused(api):
     headers = {"authorization": f"Bearer {KEY}"}
-    assert httpx.get(f"{api.url}/v1/models", headers={**headers, "host": "evil.example"}).status_code == 421
-    assert httpx.get(f"{api.url}/v1/models", headers={**headers, "origin": "http://evil.example"}).status_code == 403
+    assert (
+        httpx.get(f"{api.url}/v1/models", headers={**headers, "host": "evil.example"}).status_code
+        == 421
+    )
+    assert (
+        httpx.get(
+            f"{api.url}/v1/models", headers={**headers, "origin": "http://evil.example"}
+        ).status_code
+        == 403
+    )
     assert httpx.get(f"{api.url}/health", headers={"host": "evil.example"}).status_code == 421
 
 
 def of_image(data):
-    return {"messages": [user("x", 1) | {"content": [{"type": "image_url", "image_url": {"url": data}}]}]}
+    return {
+        "messages": [
+            user("x", 1) | {"content": [{"type": "image_url", "image_url": {"url": data}}]}
+        ]
+    }
 
 
 def nested(depth):
@@ -205,14 +235,30 @@ JPEG = url(jpeg_bytes(picture(1)))
 # what is tried -> status, what the error says
 REFUSED = {
     "30 MB": ({"messages": [user("a" * 30_000_000)]}, 413, "more than 29,360,128 bytes"),
-    "characters without end": ({"messages": [user("a " * 200_000)]}, 400, "400,000 characters; at most 32,768"),
+    "characters without end": (
+        {"messages": [user("a " * 200_000)]},
+        400,
+        "400,000 characters; at most 32,768",
+    ),
     "more than the context": ({"messages": [user("dog " * 8_000)]}, 400, "shorten the question"),
     "no message": ({"messages": []}, 400, "messages"),
     "blank": ({"messages": [user(" \n")]}, 400, "the message is empty"),
     "messages a word": ({"messages": "hello"}, 400, "messages"),
-    "a number for text": ({"messages": [{"role": "user", "content": 5}]}, 400, r"messages\.0\.content"),
-    "an unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, r"messages\.0\.role"),
-    "the answer last": ({"messages": [user("x"), assistant("y")]}, 400, "the last one must be the user's"),
+    "a number for text": (
+        {"messages": [{"role": "user", "content": 5}]},
+        400,
+        r"messages\.0\.content",
+    ),
+    "an unknown role": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        400,
+        r"messages\.0\.role",
+    ),
+    "the answer last": (
+        {"messages": [user("x"), assistant("y")]},
+        400,
+        "the last one must be the user's",
+    ),
     "nested too deep": ({"messages": nested(100)}, 400, "nested more than 32 deep"),
     "too many messages": ({"messages": [user("x")] * 501}, 400, "at most 500"),
     "a forged system": (
@@ -244,12 +290,21 @@ REFUSED = {
     "a path": (of_image("/etc/passwd"), 400, "expected data:image"),
     "an address": (of_image("http://127.0.0.1/x.png"), 400, "does not fetch addresses"),
     "nine images": (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": JPEG}}] * 9}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": JPEG}}] * 9}
+            ]
+        },
         400,
         "9 images in one message; at most 8",
     ),
     "65 images": (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": JPEG}}] * 5}] * 13},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": JPEG}}] * 5}
+            ]
+            * 13
+        },
         400,
         "65 images; at most 64",
     ),
@@ -277,27 +332,39 @@ def test_refused_clearly_and_the_next_request_works(http, changes, status, says)
     assert http.post("/v1/chat/completions", json=request).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"a": NaN}', b'{"model": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"a": NaN}', b'{"model": "\\ud800"}']
+)
 def test_bodies_that_are_no_request(http, body):
     reply = http.post("/v1/chat/completions", content=body)
     assert reply.status_code == 400 and reply.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_unknown_addresses(http):
-    for method, path, status in (("GET", "/v1/chat/completions", 405), ("POST", "/v1/embeddings", 404)):
+    for method, path, status in (
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/embeddings", 404),
+    ):
         reply = http.request(method, path)
         assert reply.status_code == status and path in reply.json()["error"]["message"]
 
 
 def test_fifty_clients_of_whom_ten_vanish(api, client, http):
     """Those who stay get the answers that they get alone, of those who leave nothing stays, memory is flat."""
-    dialogues = [[user(f"what is number {number}?", *[number] * (number % 2))] for number in range(5)]
-    alone = [client.chat.completions.create(messages=each, **GREEDY).choices[0].message.content for each in dialogues]
+    dialogues = [
+        [user(f"what is number {number}?", *[number] * (number % 2))] for number in range(5)
+    ]
+    alone = [
+        client.chat.completions.create(messages=each, **GREEDY).choices[0].message.content
+        for each in dialogues
+    ]
     long = {**GREEDY, "max_tokens": 1000, "repetition_penalty": 1.5, "stream": True}
 
     def ask(number):
         if number % 5 == 4:
-            with http.stream("POST", "/v1/chat/completions", json={**long, "messages": dialogues[0]}) as reply:
+            with http.stream(
+                "POST", "/v1/chat/completions", json={**long, "messages": dialogues[0]}
+            ) as reply:
                 return next(reply.iter_lines()) if number % 10 == 4 else ""  # and vanishes
         request = {"messages": dialogues[number % 5], **GREEDY}
         if number % 3:
@@ -345,6 +412,8 @@ def test_events_have_the_form_that_clients_of_the_api_read(http):
         lines = [line for line in reply.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
     chunks = [json.loads(line[6:]) for line in lines[:-1]]
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"} and len({c["id"] for c in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"} and len(
+        {c["id"] for c in chunks}
+    ) == 1
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] in ("stop", "length")

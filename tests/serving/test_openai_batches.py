@@ -8,7 +8,12 @@ from minigpt4.serving.openai_batches import Batches, Job, Pixels
 from tests.small_release import picture
 
 SETTINGS = {"temperature": 0.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 24, "seed": None}
-QUESTIONS = ["what is this?", "the old wall", "and the water?", "who watched the castle, and from where?"]
+QUESTIONS = [
+    "what is this?",
+    "the old wall",
+    "and the water?",
+    "who watched the castle, and from where?",
+]
 
 
 @pytest.fixture
@@ -76,10 +81,15 @@ def test_those_that_wait_share_a_batch(loaded, batches, sizes):
     images = [None, 1, 1, 2]
     cases = list(zip(QUESTIONS, images, strict=True))
     _, texts = answered(
-        batches, lambda: [job(loaded, *case, max_new_tokens=n) for case, n in zip(cases, lengths, strict=True)]
+        batches,
+        lambda: [
+            job(loaded, *case, max_new_tokens=n) for case, n in zip(cases, lengths, strict=True)
+        ],
     )
     assert sizes[0] == 4 and len(sizes) == 24  # as many passes as the longest answer has tokens
-    assert texts == [alone(loaded, *case, max_new_tokens=n) for case, n in zip(cases, lengths, strict=True)]
+    assert texts == [
+        alone(loaded, *case, max_new_tokens=n) for case, n in zip(cases, lengths, strict=True)
+    ]
 
 
 def test_who_leaves_is_computed_no_further(loaded, batches, sizes):

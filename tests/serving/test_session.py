@@ -89,7 +89,9 @@ def test_only_the_latest_sessions_stay_warm_and_old_ones_are_forgotten():
     caches = [session.cache for session in sessions]
     for session in (sessions[0], sessions[1], sessions[0], sessions[2]):
         kept.use(session)
-    assert [session.cache is cache for session, cache in zip(sessions, caches, strict=True)][:3] == [True, False, True]
+    assert [session.cache is cache for session, cache in zip(sessions, caches, strict=True)][
+        :3
+    ] == [True, False, True]
     kept.use(sessions[3])  # the fourth of three at most
     assert [len(session.turns) for session in sessions] == [1, 0, 1, 1]
     kept.age_s = 0

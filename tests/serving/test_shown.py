@@ -46,7 +46,9 @@ PIECES += [
 def tags_of(html):
     found, parser = [], HTMLParser()
     parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
-    parser.handle_decl = parser.handle_pi = parser.unknown_decl = parser.handle_comment = found.append
+    parser.handle_decl = parser.handle_pi = parser.unknown_decl = parser.handle_comment = (
+        found.append
+    )
     parser.feed(html)
     parser.close()
     return found
@@ -65,7 +67,10 @@ def test_no_text_makes_a_tag_that_loads_or_runs(text):
 def test_what_is_said_about_an_answer():
     turns = [Turn("one"), Turn("two", is_stopped=True, answer="so far"), Turn("three")]
     shown = [(message["role"], message["content"]) for message in messages(turns, "2 before you")]
-    assert shown[1] == ("assistant", "…") and shown[5] == ("assistant", '<p class="note">2 before you</p>')
+    assert shown[1] == ("assistant", "…") and shown[5] == (
+        "assistant",
+        '<p class="note">2 before you</p>',
+    )
     assert "so far" in shown[3][1] and shown[3][1].endswith('<p class="note">stopped</p>')
     assert len(messages(turns)) == 5
 

@@ -65,10 +65,20 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     result = run(release, lines, "--gpu-id", "0", **{"run.device": "auto"})  # 2023's usual line
     assert result.returncode == 1, result.stderr  # some lines are mistakes
     output, loading = result.stdout, result.stderr
-    assert loading.index("Initializing Chat") < loading.index("Initialization Finished") < loading.index("error: ")
+    assert (
+        loading.index("Initializing Chat")
+        < loading.index("Initialization Finished")
+        < loading.index("error: ")
+    )
     assert output.startswith("0 question(s) saved") and "Prompt Example" not in output + loading
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    says = ["image 'bad.png'", "temperature: -1", "no setting 'speed'", "'x' is no number", "unknown command '/dance'"]
+    says = [
+        "image 'bad.png'",
+        "temperature: -1",
+        "no setting 'speed'",
+        "'x' is no number",
+        "unknown command '/dance'",
+    ]
     says += ["give a file name", "No such file or directory"]
     assert len(errors) == len(says), errors
     assert all(part in error for part, error in zip(says, errors, strict=True)), errors
@@ -91,10 +101,15 @@ class Keyboard:
         self.process, self.screen = pty.fork()
         if not self.process:
             try:
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+                signal.signal(
+                    signal.SIGINT, signal.default_int_handler
+                )  # a test run in the background ignores it
                 os.environ["TERM"] = "xterm"
                 os.chdir(folder)
-                sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
+                sys.stdin, sys.stdout, sys.stderr = (
+                    open(number, mode)  # noqa: SIM115
+                    for number, mode in enumerate("rww")
+                )
                 os._exit(Terminal(chat, CONV_VISION, temperature=0, max_new_tokens=6).run())
             finally:
                 traceback.print_exc()
@@ -133,7 +148,9 @@ def keyboard(chat, tmp_path):  # noqa: F811
         time.sleep(0.05)
         return [False] * len(ids)
 
-    keyboard = Keyboard(type(chat)(chat.model, chat.vis_processor, stopping_criteria=[slowly]), tmp_path)
+    keyboard = Keyboard(
+        type(chat)(chat.model, chat.vis_processor, stopping_criteria=[slowly]), tmp_path
+    )
     yield keyboard
     with suppress(ProcessLookupError):
         os.kill(keyboard.process, signal.SIGKILL)
@@ -151,7 +168,9 @@ def test_the_keyboard_edits_remembers_completes_and_pastes(keyboard, tmp_path):
     keyboard.type("/im\tan\t\r")  # Tab completes the command, then the name with its space
     keyboard.read_until("an image.png: received")
     keyboard.read_until("> ")
-    keyboard.type("what iss\x7f\x01so \r")  # a letter taken back, and words put at the beginning of the line
+    keyboard.type(
+        "what iss\x7f\x01so \r"
+    )  # a letter taken back, and words put at the beginning of the line
     keyboard.read_until("> ")
     keyboard.type("\x1b[A\x05?\r")  # the line before, with something behind it
     keyboard.read_until("> ")
@@ -161,7 +180,12 @@ def test_the_keyboard_edits_remembers_completes_and_pastes(keyboard, tmp_path):
     keyboard.read_until("> ")
     keyboard.type("/save fo\tsaved.json\r")
     keyboard.read_until("saved to folder/saved.json")
-    assert dialogue(tmp_path / "folder/saved.json") == ["so what is", "so what is?", "one\ntwo\n\tthree", "a\nb"]
+    assert dialogue(tmp_path / "folder/saved.json") == [
+        "so what is",
+        "so what is?",
+        "one\ntwo\n\tthree",
+        "a\nb",
+    ]
     keyboard.read_until("> ")
     keyboard.type('"""half\r')
     keyboard.read_until(". ")
@@ -216,7 +240,12 @@ def through_pipe(chat, monkeypatch, text):  # noqa: F811
 
 def test_the_exit_code_of_a_pipe_tells_of_mistakes(chat, monkeypatch, capsys, tmp_path):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    assert through_pipe(chat, monkeypatch, 'what is it?\n\n"""a\n\n b"""\n/save a.json\n/quit\n/dance\n') == 0
+    assert (
+        through_pipe(
+            chat, monkeypatch, 'what is it?\n\n"""a\n\n b"""\n/save a.json\n/quit\n/dance\n'
+        )
+        == 0
+    )
     assert dialogue(tmp_path / "a.json") == ["what is it?", "a\n\n b"]
     assert capsys.readouterr().err == ""
     for text, says in [
@@ -238,9 +267,10 @@ def test_names_of_files_as_terminals_write_them(chat, monkeypatch, capsys, tmp_p
     typed = [name, f"'{name}'", name.replace(" ", "\\ "), f'"{tmp_path}/{name}"']
     text = "".join(f"/image {each}\n" for each in typed)
     assert through_pipe(chat, monkeypatch, f"{text}what?\n/save a b.json\n") == 0
-    assert [os.path.basename(path) for path in json.loads(Path("a b.json").read_text())["turns"][0]["pictures"]] == [
-        name
-    ] * 4
+    assert [
+        os.path.basename(path)
+        for path in json.loads(Path("a b.json").read_text())["turns"][0]["pictures"]
+    ] == [name] * 4
 
 
 @pytest.mark.parametrize(
@@ -262,7 +292,12 @@ def test_arguments_that_are_refused(arguments, says, capsys):
 
 def test_the_default_is_this_machine_only_and_checkpoint_is_an_option():
     args = parse_args(CONFIG)
-    assert (args.server_name, args.share, args.auth, args.options) == ("127.0.0.1", False, None, None)
+    assert (args.server_name, args.share, args.auth, args.options) == (
+        "127.0.0.1",
+        False,
+        None,
+        None,
+    )
     assert parse_args([*CONFIG, "--share", "--auth", "me:a:b"]).share
     for given, expected in [
         ([], ["model.ckpt=x.pth"]),
@@ -274,7 +309,9 @@ def test_the_default_is_this_machine_only_and_checkpoint_is_an_option():
 
 def test_a_wrong_configuration_is_reported_before_anything_is_loaded(release):
     result = run(release, [], **{"model.ckpt": "absent.pth", "model.vit_model": "x"})
-    assert result.returncode == 2 and result.stderr.startswith("2 problems in the configuration"), result.stderr
+    assert result.returncode == 2 and result.stderr.startswith("2 problems in the configuration"), (
+        result.stderr
+    )
 
 
 def test_help_needs_neither_torch_nor_gradio():
@@ -283,5 +320,7 @@ def test_help_needs_neither_torch_nor_gradio():
         "try:\n    runpy.run_path('demo.py', run_name='__main__')\n"
         "except SystemExit:\n    print([name in sys.modules for name in ('torch', 'gradio')])"
     )
-    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--cfg-path" in result.stdout and result.stdout.endswith("[False, False]\n")

@@ -42,7 +42,13 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-def encoded(form: str = "JPEG", size: tuple[int, int] = (48, 40), mode: str = "RGB", seed: int = 0, **options) -> bytes:
+def encoded(
+    form: str = "JPEG",
+    size: tuple[int, int] = (48, 40),
+    mode: str = "RGB",
+    seed: int = 0,
+    **options,
+) -> bytes:
     """Return the bytes of an image."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -102,12 +108,18 @@ def good_shards(folder: Path, number: int = 3, samples: int = 4) -> str:
     """Write shards of good samples; return their pattern."""
     for shard in range(number):
         first = shard * samples
-        write_tar(folder / f"{shard:05}.tar", {f"{key:06}": good(key) for key in range(first, first + samples)})
+        write_tar(
+            folder / f"{shard:05}.tar",
+            {f"{key:06}": good(key) for key in range(first, first + samples)},
+        )
     return f"{folder}/{{00000..{number - 1:05}}}.tar"
 
 
 def shards(
-    change: Callable[[Path], object] | None = None, number: int = 3, samples: int = 4, storage: str | None = None
+    change: Callable[[Path], object] | None = None,
+    number: int = 3,
+    samples: int = 4,
+    storage: str | None = None,
 ) -> Maker:
     """Shards of good samples; `change(path)` damages the second, `storage` is named below the folder instead."""
 
@@ -166,7 +178,9 @@ def sample(change: Callable[[dict, Place], dict], key: str = f"{ODD_ONE:06}") ->
         name_of_odd = key.format(folder=place.folder)
         samples = {f"{number:06}": good(number) for number in range(9)}
         members = change(samples[f"{ODD_ONE:06}"], place)
-        samples = {name_of_odd if int(name) == ODD_ONE else name: value for name, value in samples.items()}
+        samples = {
+            name_of_odd if int(name) == ODD_ONE else name: value for name, value in samples.items()
+        }
         samples[name_of_odd] = members
         return {STORAGE: str(write_tar(place.folder / "data/00000.tar", samples))}
 
@@ -184,7 +198,9 @@ def with_members(**members: bytes | str | None) -> Maker:
 
 def with_pickle(extension: str) -> Maker:
     """One sample has a member that runs code where it is unpickled."""
-    return sample(lambda members, place: members | {extension: pickle.dumps(Trap(place.folder / "executed"))})
+    return sample(
+        lambda members, place: members | {extension: pickle.dumps(Trap(place.folder / "executed"))}
+    )
 
 
 def unusable(place: Place) -> dict:
@@ -198,7 +214,10 @@ def captions(*shards_of_captions: list[str]) -> Maker:
 
     def make(place):
         for shard, texts in enumerate(shards_of_captions):
-            samples = {f"{shard}{number:05}": good(number) | {"json": record(t)} for number, t in enumerate(texts)}
+            samples = {
+                f"{shard}{number:05}": good(number) | {"json": record(t)}
+                for number, t in enumerate(texts)
+            }
             write_tar(place.folder / f"data/{shard:05}.tar", samples)
         return {STORAGE: f"{place.folder}/data/{{00000..{len(shards_of_captions) - 1:05}}}.tar"}
 
@@ -209,7 +228,10 @@ def from_web(kind: str) -> Maker:
     """Two good shards, and one from the web server that behaves as `kind` says."""
 
     def make(place):
-        address = place.address.replace("http://", "http://reader:pass-word@") + f"/{kind}/{place.folder.name}.tar"
+        address = (
+            place.address.replace("http://", "http://reader:pass-word@")
+            + f"/{kind}/{place.folder.name}.tar"
+        )
         return {STORAGE: [good_shards(place.folder / "data", 2), f"{address}?token=to-ken"]}
 
     return make
@@ -227,13 +249,17 @@ def from_s3(kind: str, **settings) -> Maker:
         ]
         if kind == "404":
             shards[-1] = f"s3://good/{name}/none.tar"
-        named = {f"run.{key}": str(value).format(folder=place.folder) for key, value in settings.items()}
+        named = {
+            f"run.{key}": str(value).format(folder=place.folder) for key, value in settings.items()
+        }
         return {STORAGE: shards, **named}
 
     return make
 
 
-def align(change: Callable[[Path], object] | None = None, records: list[dict] | None = None) -> Maker:
+def align(
+    change: Callable[[Path], object] | None = None, records: list[dict] | None = None
+) -> Maker:
     """A folder of 8 images with captions; `change(folder)` damages it, `records` go into filter_cap.json."""
 
     def make(place):
@@ -241,7 +267,9 @@ def align(change: Callable[[Path], object] | None = None, records: list[dict] | 
         (folder / "image").mkdir(parents=True)
         for number in range(8):
             (folder / f"image/{number}.jpg").write_bytes(encoded(seed=number))
-        good_ones = [{"image_id": str(number), "caption": f"Image {number}."} for number in range(8)]
+        good_ones = [
+            {"image_id": str(number), "caption": f"Image {number}."} for number in range(8)
+        ]
         (folder / "filter_cap.json").write_text(json.dumps({"annotations": records or good_ones}))
         if change:
             change(folder)

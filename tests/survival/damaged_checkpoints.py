@@ -50,7 +50,11 @@ def resumed(change: Callable[[list[Path]], object] | None = None, **settings) ->
     def make(place):
         shutil.copytree(place.finished(), place.folder / "out")
         if change:
-            change(sorted(place.folder.glob("out/*/*.pth"), key=lambda path: len(path.name), reverse=True))
+            change(
+                sorted(
+                    place.folder.glob("out/*/*.pth"), key=lambda path: len(path.name), reverse=True
+                )
+            )
         return shards()(place) | {"run.resume_ckpt_path": "auto", "run.max_epoch": 2} | settings
 
     return make

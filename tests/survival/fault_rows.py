@@ -66,25 +66,63 @@ def _shards() -> Iterator[Fault]:
     ):
         says = rf".*1 of 3 shards cannot be read: '.*00001\.tar': {what}.*"
         yield Fault("Shards", name, says, 2, make=shards(written(content)))
-    flipped, between = skipped("damaged at byte .*read of it: 2,"), skipped("end mark is missing.*read of it: 1,")
-    yield Fault("Shards", "one bit of a header changed", flipped, lost=BAD_SHARD, make=shards(flip_in_header))
-    yield Fault("Shards", "cut between two members", between, lost=BAD_SHARD, make=shards(cut_before("000006.jpg")))
+    flipped, between = (
+        skipped("damaged at byte .*read of it: 2,"),
+        skipped("end mark is missing.*read of it: 1,"),
+    )
+    yield Fault(
+        "Shards",
+        "one bit of a header changed",
+        flipped,
+        lost=BAD_SHARD,
+        make=shards(flip_in_header),
+    )
+    yield Fault(
+        "Shards",
+        "cut between two members",
+        between,
+        lost=BAD_SHARD,
+        make=shards(cut_before("000006.jpg")),
+    )
     gone = r".*1 of 3 shards are missing \(first missing: .*00001\.tar\).*"
     yield Fault("Shards", "one of three missing", gone, 2, make=shards(lambda path: path.unlink()))
     yield Fault("Shards", "a folder in place of one", gone, 2, make=shards(a_folder))
     nothing = r".*no file matches '.*"
-    yield Fault("Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar"))
+    yield Fault(
+        "Shards", "all missing", nothing, 2, make=shards(storage="{folder}/{{00007..00009}}.tar")
+    )
     yield Fault("Shards", "no match for *", nothing, 2, make=shards(storage="{folder}/none*.tar"))
     short = r".*2 of 5 shards are missing.*"
-    yield Fault("Shards", "a range that is too long", short, 2, make=shards(storage="{folder}/{{00000..00004}}.tar"))
+    yield Fault(
+        "Shards",
+        "a range that is too long",
+        short,
+        2,
+        make=shards(storage="{folder}/{{00000..00004}}.tar"),
+    )
     wrong = r".*write ranges as \{00000\.\.00099\}.*"
-    yield Fault("Shards", "a range without its brace", wrong, 2, make=shards(storage="{folder}/{{00000..00002.tar"))
+    yield Fault(
+        "Shards",
+        "a range without its brace",
+        wrong,
+        2,
+        make=shards(storage="{folder}/{{00000..00002.tar"),
+    )
     unreadable = {"make": locked("data/00001.tar", shards()), "unprivileged": True}
     denied = r".*1 of 3 shards cannot be read: .*Permission denied.*"
     yield Fault("Shards", "not readable for the user", denied, 2, **unreadable)
     refused = r".*'{}:' is refused; shards are local files, http\(s\) URLs, or .*"
-    for scheme, address in (("pipe", "pipe:touch {folder}/../executed"), ("file", "file:///etc/passwd")):
-        yield Fault("Shards", f"a {scheme}: address", refused.format(scheme), 2, make=shards(storage=address))
+    for scheme, address in (
+        ("pipe", "pipe:touch {folder}/../executed"),
+        ("file", "file:///etc/passwd"),
+    ):
+        yield Fault(
+            "Shards",
+            f"a {scheme}: address",
+            refused.format(scheme),
+            2,
+            make=shards(storage=address),
+        )
 
 
 def _samples() -> Iterator[Fault]:
@@ -92,21 +130,46 @@ def _samples() -> Iterator[Fault]:
         return Fault("Samples", name, skipped(why), lost={reason: 1}, make=make)
 
     yield lost("no caption", "no_caption", "no_caption", with_members(json=None))
-    yield lost("no key 'caption'", "'caption' is missing", "no_caption", with_members(json=b'{"title": "a circle"}'))
-    yield lost("caption: broken JSON", "not valid JSON", "bad_record", with_members(json=b'{"caption": "a'))
+    yield lost(
+        "no key 'caption'",
+        "'caption' is missing",
+        "no_caption",
+        with_members(json=b'{"title": "a circle"}'),
+    )
+    yield lost(
+        "caption: broken JSON", "not valid JSON", "bad_record", with_members(json=b'{"caption": "a')
+    )
     yield lost("caption: a list", "is list", "bad_record", with_members(json=b'["a circle"]'))
-    yield lost("caption: a number", "caption is int", "bad_caption", with_members(json=b'{"caption": 7}'))
-    yield lost("caption: empty", "caption is empty", "bad_caption", with_members(json=b'{"caption": ""}'))
-    yield lost("caption: not UTF-8", "codec can't decode", "bad_caption", with_members(json=None, txt=b"\xff\xfe"))
+    yield lost(
+        "caption: a number", "caption is int", "bad_caption", with_members(json=b'{"caption": 7}')
+    )
+    yield lost(
+        "caption: empty", "caption is empty", "bad_caption", with_members(json=b'{"caption": ""}')
+    )
+    yield lost(
+        "caption: not UTF-8",
+        "codec can't decode",
+        "bad_caption",
+        with_members(json=None, txt=b"\xff\xfe"),
+    )
     yield lost("no image", "no_image", "no_image", with_members(jpg=None))
     yield lost("JPEG cut off", "truncated", "bad_image", with_members(jpg=encoded()[:700]))
     yield lost("JPEG of 0 bytes", "bad_image", "bad_image", with_members(jpg=b""))
-    yield lost("text called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=b"This is no image."))
-    yield lost("SVG called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=SVG))
+    yield lost(
+        "text called .jpg",
+        "cannot identify image file as",
+        "bad_image",
+        with_members(jpg=b"This is no image."),
+    )
+    yield lost(
+        "SVG called .jpg", "cannot identify image file as", "bad_image", with_members(jpg=SVG)
+    )
     yield lost(".heic", "no_image", "no_image", with_members(jpg=None, heic=b"HEIC"))
     bombs = with_members(jpg=None, png=bomb())
     yield lost("a bomb of 70 million pixels", "at most 67,108,864", "bad_image", bombs)
-    yield lost("a symbolic link as image", "no_image", "no_image", with_members(jpg="/etc/hostname"))
+    yield lost(
+        "a symbolic link as image", "no_image", "no_image", with_members(jpg="/etc/hostname")
+    )
     fine = {
         "GIF called .jpg": with_members(jpg=encoded("GIF")),
         "1 x 1 pixel": with_members(jpg=encoded(size=(1, 1))),
@@ -122,34 +185,67 @@ def _samples() -> Iterator[Fault]:
 
 
 def _web() -> Iterator[Fault]:
-    yield Fault("Shards by HTTP", "404", skipped("error: 404"), lost=BAD_SHARD, make=from_web("404"))
-    yield Fault("Shards by HTTP", "503, four times", skipped("error: 503"), lost=BAD_SHARD, make=from_web("503"))
+    yield Fault(
+        "Shards by HTTP", "404", skipped("error: 404"), lost=BAD_SHARD, make=from_web("404")
+    )
+    yield Fault(
+        "Shards by HTTP",
+        "503, four times",
+        skipped("error: 503"),
+        lost=BAD_SHARD,
+        make=from_web("503"),
+    )
     yield Fault("Shards by HTTP", "503 twice, then it comes", lost={}, make=from_web("busy"))
     cut = skipped(r"curl: \(18\)")
-    yield Fault("Shards by HTTP", "connection cut at half", cut, lost=BAD_SHARD, make=from_web("cut"))
+    yield Fault(
+        "Shards by HTTP", "connection cut at half", cut, lost=BAD_SHARD, make=from_web("cut")
+    )
     slow = skipped(r"curl: \(28\)")
     yield Fault("Shards by HTTP", "no answer", slow, lost=BAD_SHARD, make=from_web("silent"))
     yield Fault("Shards by HTTP", "stalls at half", slow, lost=BAD_SHARD, make=from_web("stalls"))
-    yield Fault("Shards by HTTP", "a log-in page", skipped("ReadError"), lost=BAD_SHARD, make=from_web("page"))
+    yield Fault(
+        "Shards by HTTP",
+        "a log-in page",
+        skipped("ReadError"),
+        lost=BAD_SHARD,
+        make=from_web("page"),
+    )
 
 
 def _s3() -> Iterator[Fault]:
     group, whole = S3, {"lost": {}}
-    yield Fault(group, "no such object", skipped("FileNotFoundError"), lost=BAD_SHARD, make=from_s3("404"))
-    yield Fault(group, "503 each time", skipped("Service Unavailable"), lost=BAD_SHARD, make=from_s3("503"))
+    yield Fault(
+        group, "no such object", skipped("FileNotFoundError"), lost=BAD_SHARD, make=from_s3("404")
+    )
+    yield Fault(
+        group, "503 each time", skipped("Service Unavailable"), lost=BAD_SHARD, make=from_s3("503")
+    )
     yield Fault(group, "503 twice, then it comes", make=from_s3("busy"), **whole)
-    yield Fault(group, "cut at half each time", skipped("bad_shard"), lost=BAD_SHARD, make=from_s3("cut"))
+    yield Fault(
+        group, "cut at half each time", skipped("bad_shard"), lost=BAD_SHARD, make=from_s3("cut")
+    )
     yield Fault(group, "cut at half twice, then whole", make=from_s3("cut-twice"), **whole)
     says = r".*storage: 's3://nowhere/00000\.tar': FileNotFoundError.*"
-    yield Fault(group, "no such bucket", says, 2, settings={STORAGE: "s3://nowhere/{00000..00002}.tar"})
-    unkept = r"laion: a shard could not be kept in run\.shard_cache \({}\), and is read as it comes.*"
+    yield Fault(
+        group, "no such bucket", says, 2, settings={STORAGE: "s3://nowhere/{00000..00002}.tar"}
+    )
+    unkept = (
+        r"laion: a shard could not be kept in run\.shard_cache \({}\), and is read as it comes.*"
+    )
     full = limited(resource.RLIMIT_FSIZE, 1 << 20, until="could not be kept")
     caching = from_s3("good", shard_cache="{folder}/cache")
     also = (r"laion: run\.shard_cache: .*\d not kept",)
     says = unkept.format(".*File too large")
     yield Fault(group, "the cache's disk is full", says, make=caching, act=full, also=also, **whole)
     small = from_s3("good", shard_cache="{folder}/cache", shard_cache_gb=1e-6)
-    yield Fault(group, "a cache smaller than a shard", unkept.format("no room .*"), make=small, also=also, **whole)
+    yield Fault(
+        group,
+        "a cache smaller than a shard",
+        unkept.format("no room .*"),
+        make=small,
+        also=also,
+        **whole,
+    )
     kept = r"laion: run\.shard_cache: \d+ shards read from it, \d+ kept in it"
     again = {"make": caching, "settings": {"run.iters_per_epoch": 12}}
     yield Fault(group, "a cache, each shard read several times", kept, **again, **whole)
@@ -157,7 +253,9 @@ def _s3() -> Iterator[Fault]:
 
 def _sizes() -> Iterator[Fault]:
     each = r".*1 shard\(s\) for 2 rank\(s\).*each worker walks all shards.*"
-    yield Fault("Sizes", "one shard for two ranks", each, lost={}, make=shards(number=1, samples=9), ranks=2)
+    yield Fault(
+        "Sizes", "one shard for two ranks", each, lost={}, make=shards(number=1, samples=9), ranks=2
+    )
     small = {"make": shards(number=1, samples=3), "settings": {"run.batch_size_train": 4}}
     yield Fault("Sizes", "3 samples, batches of 4", lost={}, **small)
     says = r"error: laion: 5 of the first 5 samples were unusable.*"
@@ -169,8 +267,16 @@ def _folders() -> Iterator[Fault]:
         return Fault("Stage 2", name, says, 2, stage=2, make=align(**changes))
 
     cap = "filter_cap.json"
-    yield refused("filter_cap.json broken", r".*not valid JSON.*", change=lambda f: (f / cap).write_text('{"annot'))
-    yield refused("filter_cap.json missing", r".*has no filter_cap\.json.*", change=lambda f: (f / cap).unlink())
+    yield refused(
+        "filter_cap.json broken",
+        r".*not valid JSON.*",
+        change=lambda f: (f / cap).write_text('{"annot'),
+    )
+    yield refused(
+        "filter_cap.json missing",
+        r".*has no filter_cap\.json.*",
+        change=lambda f: (f / cap).unlink(),
+    )
     keys = [{"image_id": "0", "text": "A circle."}]
     yield refused("a record without caption", r".*record 0: 'caption' is None.*", records=keys)
     escape = [{"image_id": "../outside", "caption": "A circle."}]
@@ -197,7 +303,9 @@ def _numbers() -> Iterator[Fault]:
     bad = captions(["a red circle"] * 8, ["."] * 8)
     stops = r"error: step 1: .*2 in a row \(run\.max_skipped_updates\).*"
     yield Fault("Numbers", "the same at every step", stops, 1, make=bad, **own)
-    rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {"run.iters_per_epoch": 9}
+    rates = {f"run.{key}": 2e37 for key in ("init_lr", "min_lr", "warmup_lr")} | {
+        "run.iters_per_epoch": 9
+    }
     stops = r"error: step \d: .*5 in a row.*Try a smaller run\.init_lr.*"
     yield Fault("Numbers", "a learning rate of 2e37", stops, 1, settings=rates)
     empty = {"make": captions(["."] * 8), "settings": {"model.end_sym": ""}}
@@ -208,7 +316,12 @@ def _numbers() -> Iterator[Fault]:
     full = r"error: the memory of the machine is full.*run\.batch_size_train \(now 12000\).*"
     memory = limited(resource.RLIMIT_DATA, 3 * 2**30)
     yield Fault(
-        "Numbers", "a batch larger than the memory", full, 1, settings={"run.batch_size_train": 12000}, act=memory
+        "Numbers",
+        "a batch larger than the memory",
+        full,
+        1,
+        settings={"run.batch_size_train": 12000},
+        act=memory,
     )
 
 
@@ -218,7 +331,9 @@ def _processes() -> Iterator[Fault]:
     term, interrupt = at_step(2, send(signal.SIGTERM)), at_step(2, send(signal.SIGINT))
     yield Fault(group, "SIGTERM", saved.format("SIGTERM"), 143, act=term, **long)
     yield Fault(group, "SIGINT (Ctrl-C)", saved.format("SIGINT"), 130, act=interrupt, **long)
-    yield Fault(group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long)
+    yield Fault(
+        group, "SIGTERM to torchrun, 2 ranks", saved.format("SIGTERM"), 1, act=term, ranks=2, **long
+    )
     lost = at_step(2, send_to_child(signal.SIGKILL))
     says = r"error: rank 0 lost the other ranks: .*"
     yield Fault(group, "SIGKILL of one of 2 ranks", says, 1, act=lost, ranks=2, **long)
@@ -256,7 +371,11 @@ def _checkpoints() -> Iterator[Fault]:
     none = r"error: run\.resume_ckpt_path: none of the 2 checkpoints .* can be read.*"
     yield Fault(group, "all damaged", none, 1, make=resumed(damage_all))
     yield Fault(
-        group, "of an LLM of another width", r"error: .*was trained for a 64-wide LLM.*", 1, make=weights(narrow)
+        group,
+        "of an LLM of another width",
+        r"error: .*was trained for a 64-wide LLM.*",
+        1,
+        make=weights(narrow),
     )
     runs_code = r"error: {}: .*can run code.*"
     for key in ("model.ckpt", "run.resume_ckpt_path"):
@@ -264,7 +383,11 @@ def _checkpoints() -> Iterator[Fault]:
         yield Fault(group, f"a pickle that runs code ({key})", says, 1, make=trap_as_weights(key))
     unwritable = {"make": locked("out", shards()), "unprivileged": True}
     yield Fault(
-        group, "output folder not writable", r"error: run\.output_dir: cannot make a folder .*", 1, **unwritable
+        group,
+        "output folder not writable",
+        r"error: run\.output_dir: cannot make a folder .*",
+        1,
+        **unwritable,
     )
     workers, rate = resumed(**{"run.num_workers": 1}), resumed(**{"run.init_lr": 0.5})
     for name, line, changes in (
@@ -274,11 +397,22 @@ def _checkpoints() -> Iterator[Fault]:
             r"run\.num_workers: 1, the checkpoint has 0",
             {"make": workers},
         ),
-        ("other shards", r"listing\.datasets\.laion: .*, the checkpoint has .*", {"make": other_shards}),
+        (
+            "other shards",
+            r"listing\.datasets\.laion: .*, the checkpoint has .*",
+            {"make": other_shards},
+        ),
         ("other settings", r"run\.init_lr: 0\.5, the checkpoint has 0\.02", {"make": rate}),
     ):
         also = ("is of a run with other settings and cannot be resumed exactly",)
-        yield Fault(group, f"resume with {name}", rf"  {line}", 1, also=also, **({"make": resumed()} | changes))
+        yield Fault(
+            group,
+            f"resume with {name}",
+            rf"  {line}",
+            1,
+            also=also,
+            **({"make": resumed()} | changes),
+        )
 
 
 def _configuration() -> Iterator[Fault]:
@@ -291,13 +425,32 @@ def _configuration() -> Iterator[Fault]:
         settings={"run.init_lrr": 1},
     )
     says = r".*unknown dataset builder 'webdatset'.*Did you mean 'webdataset'\?.*"
-    yield Fault(group, "an unknown builder", says, 2, settings={"datasets.laion.builder": "webdatset"})
+    yield Fault(
+        group, "an unknown builder", says, 2, settings={"datasets.laion.builder": "webdatset"}
+    )
     says = r".*run\.max_epoch: 'many' \(str\) is not an integer.*"
     yield Fault(group, "text for a number", says, 2, settings={"run.max_epoch": "many"})
     says = r".*model\.llama_model: no transformers model in .*"
     yield Fault(group, "no LLM there", says, 2, settings={"model.llama_model": "/nowhere/llm"})
-    yield Fault(group, "no storage", r".*datasets\.laion\.build_info\.storage: .*", 2, settings={STORAGE: None})
+    yield Fault(
+        group,
+        "no storage",
+        r".*datasets\.laion\.build_info\.storage: .*",
+        2,
+        settings={STORAGE: None},
+    )
 
 
-GROUPS = (_shards, _samples, _web, _s3, _sizes, _folders, _numbers, _processes, _checkpoints, _configuration)
+GROUPS = (
+    _shards,
+    _samples,
+    _web,
+    _s3,
+    _sizes,
+    _folders,
+    _numbers,
+    _processes,
+    _checkpoints,
+    _configuration,
+)
 FAULTS = list(chain.from_iterable(group() for group in GROUPS))

@@ -48,7 +48,9 @@ class Trials:
         self.folder, self.rng = folder, rng
         self.options = [*SETTINGS, *([f"env.cache_root={cache_root}"] if cache_root else [])]
         data = data_folder(prepare(cache_root))
-        self.storages = {name: damaged_shards(data / name, self.folder / name) for name in ("laion", "cc_sbu")}
+        self.storages = {
+            name: damaged_shards(data / name, self.folder / name) for name in ("laion", "cc_sbu")
+        }
         self.whole = {}
 
     def stage(self, stage: str, runs: int) -> list[dict]:
@@ -60,9 +62,13 @@ class Trials:
         for number in range(runs):
             folder = self.folder / f"{stage}-{number}"
             kills = self.killed(stage, folder)
-            differs = [key for key, value in outcome(folder).items() if value != self.whole[stage][key]]
+            differs = [
+                key for key, value in outcome(folder).items() if value != self.whole[stage][key]
+            ]
             trials.append({"kills": kills, "differs": differs})
-            print(f"{stage} run {number}: {kills} kills, {'DIFFERS in ' + ', '.join(differs) if differs else 'equal'}")
+            print(
+                f"{stage} run {number}: {kills} kills, {'DIFFERS in ' + ', '.join(differs) if differs else 'equal'}"
+            )
             if not differs:
                 shutil.rmtree(folder)
         return trials
@@ -73,16 +79,23 @@ class Trials:
         start = time.perf_counter()
         process = self.start(stage, folder)
         if process.wait() != 0:
-            raise RuntimeError(f"{stage} does not train:\n{(folder / 'said.txt').read_text()[-3000:]}")
+            raise RuntimeError(
+                f"{stage} does not train:\n{(folder / 'said.txt').read_text()[-3000:]}"
+            )
         self.whole[stage] = outcome(folder)
-        print(f"{stage} uninterrupted: {time.perf_counter() - start:.0f} s, {json.dumps(self.whole[stage]['counts'])}")
+        print(
+            f"{stage} uninterrupted: {time.perf_counter() - start:.0f} s, {json.dumps(self.whole[stage]['counts'])}"
+        )
 
     def start(self, stage: str, folder: Path) -> subprocess.Popen:
         """Return the started training of a stage with its output below `folder`, which it resumes."""
         folder.mkdir(parents=True, exist_ok=True)
         options = [*self.options, f"run.output_dir={folder}"]
         if stage == "stage1":
-            options += [f"datasets.{name}.build_info.storage={place}" for name, place in self.storages.items()]
+            options += [
+                f"datasets.{name}.build_info.storage={place}"
+                for name, place in self.storages.items()
+            ]
         else:
             options.append(f"model.ckpt={newest(self.folder / 'stage1-whole')}")
         arguments = ["--cfg-path", CONFIGS[stage], "--resume", "auto", "--options", *options]
@@ -98,11 +111,15 @@ class Trials:
             if process.poll() is None:
                 self.end(process)
                 kills += 1
-                target = self.rng.randrange(target, EPOCHS * STEPS * 2)  # beyond the last step: no kill any more
+                target = self.rng.randrange(
+                    target, EPOCHS * STEPS * 2
+                )  # beyond the last step: no kill any more
             elif process.returncode == 0:
                 return kills
             else:
-                raise RuntimeError(f"{stage} cannot resume:\n{(folder / 'said.txt').read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"{stage} cannot resume:\n{(folder / 'said.txt').read_text()[-3000:]}"
+                )
 
     @staticmethod
     def wait_for(process: subprocess.Popen, folder: Path, step: int) -> bool:
@@ -135,7 +152,9 @@ def losses(folder: Path) -> dict[int, set]:
         for line in path.read_text().splitlines():
             if line.endswith("}"):
                 record = json.loads(line)
-                found.setdefault(record["step"], set()).add((record["loss"], record["lr"], record["samples"]))
+                found.setdefault(record["step"], set()).add(
+                    (record["loss"], record["lr"], record["samples"])
+                )
     return found
 
 
@@ -143,17 +162,23 @@ def outcome(folder: Path) -> dict:
     """Return all that two runs are compared by. A step that was made twice has one loss, or the runs differ."""
     import torch
 
-    checkpoint = newest(folder)  # one killed before its first checkpoint began anew, in another folder
+    checkpoint = newest(
+        folder
+    )  # one killed before its first checkpoint began anew, in another folder
     state = torch.load(checkpoint, weights_only=True)
     digest = hashlib.sha256()
     for tensors in (state["model"], *state["optimizer"]["state"].values()):
         for tensor in tensors.values():
             digest.update(tensor.numpy().tobytes())
-    counts = re.findall(r"^(\w+: \d+ of \d+ samples skipped.*)$", (folder / "said.txt").read_text(), flags=re.M)
+    counts = re.findall(
+        r"^(\w+: \d+ of \d+ samples skipped.*)$", (folder / "said.txt").read_text(), flags=re.M
+    )
     return {
         "weights": digest.hexdigest(),
         "losses": losses(folder),
-        "epochs": re.findall(r'^\{"train.*\}$', checkpoint.with_name("log.txt").read_text(), flags=re.M),
+        "epochs": re.findall(
+            r'^\{"train.*\}$', checkpoint.with_name("log.txt").read_text(), flags=re.M
+        ),
         "counts": sorted(set(counts)),  # a run that is killed after its last words says them again
     }
 
@@ -163,7 +188,10 @@ def damaged_shards(source: Path, target: Path, shards: int = 5, samples: int = 2
     target.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         buffer = io.BytesIO()
-        with tarfile.open(source / f"{shard:05}.tar") as whole, tarfile.open(fileobj=buffer, mode="w") as tar:
+        with (
+            tarfile.open(source / f"{shard:05}.tar") as whole,
+            tarfile.open(fileobj=buffer, mode="w") as tar,
+        ):
             for number, member in zip(range(3 * samples), whole, strict=False):
                 data = whole.extractfile(member).read()
                 if shard == 3 and member.name.endswith(".jpg") and number % 5 == 0:
@@ -187,10 +215,15 @@ def kill_while_saving(rounds: int, seed: int) -> dict[str, int]:
     """Return how many of `rounds` files could not be read after a kill, of ours and of a plain torch.save."""
     import torch
 
-    torch.set_num_threads(1)  # a fork of a process with a pool of threads would wait for them for ever
+    torch.set_num_threads(
+        1
+    )  # a fork of a process with a pool of threads would wait for them for ever
     rng, ways = random.Random(seed), {"ours": _save, "torch.save to the same file": _save_directly}
     with tempfile.TemporaryDirectory() as scratch:
-        return {name: _unreadable(Path(scratch) / f"{name}.pth", save, rounds, rng) for name, save in ways.items()}
+        return {
+            name: _unreadable(Path(scratch) / f"{name}.pth", save, rounds, rng)
+            for name, save in ways.items()
+        }
 
 
 def _unreadable(path, save, rounds, rng):
@@ -198,7 +231,9 @@ def _unreadable(path, save, rounds, rng):
 
     unreadable = 0
     for _ in range(rounds):
-        process = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(path, save))
+        process = multiprocessing.get_context("fork").Process(
+            target=_save_for_ever, args=(path, save)
+        )
         process.start()
         while not path.exists():
             time.sleep(0.005)
@@ -220,7 +255,10 @@ def _save_for_ever(path, save):
     while True:
         value += 1
         weights = torch.full((1_000_000,), value)
-        save(path, {"model": {"w": weights}, "optimizer": {}, "config": {}, "scaler": None, "epoch": 0})
+        save(
+            path,
+            {"model": {"w": weights}, "optimizer": {}, "config": {}, "scaler": None, "epoch": 0},
+        )
 
 
 def _save(path, state):

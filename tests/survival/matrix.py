@@ -31,9 +31,7 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 # as root, permissions hold only without these
 UNPRIVILEGED = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 # torchrun's own traceback names the rank that failed; ours must not be there
-LAUNCHERS_TRACEBACK = (
-    r"Traceback \(most recent call last\):\n(?: .*\n)+torch\.distributed\.elastic\.\S*(?:Error|Exception)"
-)
+LAUNCHERS_TRACEBACK = r"Traceback \(most recent call last\):\n(?: .*\n)+torch\.distributed\.elastic\.\S*(?:Error|Exception)"
 
 
 class Matrix:
@@ -42,7 +40,9 @@ class Matrix:
     `address`: of the web server; `limit`: seconds that a run may take; `cache_root`: of the embedded default.
     """
 
-    def __init__(self, folder: Path, address: str, limit: int, cache_root: str | Path | None = None):
+    def __init__(
+        self, folder: Path, address: str, limit: int, cache_root: str | Path | None = None
+    ):
         from minigpt4.quickstart.prepare import prepare
 
         self.folder, self.address, self.limit = folder, address, limit
@@ -94,7 +94,10 @@ class Matrix:
         from omegaconf import OmegaConf
 
         cfg = OmegaConf.load(ROOT / CONFIGS[f"stage{fault.stage}"])
-        fixed = {"run.output_dir": str(place.folder / "out"), "env.cache_root": str(self.cache_root)}
+        fixed = {
+            "run.output_dir": str(place.folder / "out"),
+            "env.cache_root": str(self.cache_root),
+        }
         if fault.stage == 1:
             del cfg.datasets.cc_sbu
         else:
@@ -115,10 +118,12 @@ class Matrix:
             f"exit code {code}, not {fault.code}": code not in (None, fault.code),
             f"does not say '{fault.says}'": line is None,
             f"lost {lost}, not {fault.lost}": fault.lost is not None and lost != fault.lost,
-            "more than one problem": fault.code == 2 and "1 problem in the configuration" not in text,
+            "more than one problem": fault.code == 2
+            and "1 problem in the configuration" not in text,
             "a bare traceback": "Traceback (most" in re.sub(LAUNCHERS_TRACEBACK, "", text),
             f"says '{fault.never}'": bool(re.search(fault.never, logs)),
-            "ran or wrote what it was given": any(self.folder.rglob("executed")) or any(self.folder.rglob("escaped*")),
+            "ran or wrote what it was given": any(self.folder.rglob("executed"))
+            or any(self.folder.rglob("escaped*")),
         }
         wrong |= {f"does not say '{also}'": not re.search(also, text) for also in fault.also}
         return {
@@ -164,10 +169,19 @@ def table(outcomes: list[dict]) -> str:
     """Return the outcomes as Markdown, one table a group."""
     parts = []
     for group, rows in groupby(outcomes, key=lambda each: each["group"]):
-        lines = [f"**{group}**", "", "| what | the run | message | samples lost | s |", "|---|---|---|---|---|"]
+        lines = [
+            f"**{group}**",
+            "",
+            "| what | the run | message | samples lost | s |",
+            "|---|---|---|---|---|",
+        ]
         for row in rows:
             did = "continues to its end" if row["exit"] == 0 else f"ends, exit code {row['exit']}"
-            lost = "–" if row["lost"] is None else ", ".join(f"{n} {why}" for why, n in row["lost"].items()) or "none"
+            lost = (
+                "–"
+                if row["lost"] is None
+                else ", ".join(f"{n} {why}" for why, n in row["lost"].items()) or "none"
+            )
             message = row["message"].replace("|", "\\|").replace("`", "'")
             lines.append(f"| {row['name']} | {did} | `{message}` | {lost} | {row['seconds']:.0f} |")
         parts.append("\n".join(lines))

@@ -29,7 +29,9 @@ def torchrun(*arguments: str, ranks: int = 2) -> list[str]:
     return [*launcher, f"--nproc-per-node={ranks}", *arguments]
 
 
-def start_training(arguments: Sequence, output: Path, ranks: int = 2, launcher: Sequence[str] = ()) -> subprocess.Popen:
+def start_training(
+    arguments: Sequence, output: Path, ranks: int = 2, launcher: Sequence[str] = ()
+) -> subprocess.Popen:
     """Return the started `torchrun train.py` with what it says appended to the file `output`."""
     return start(torchrun(*launcher, "train.py", *arguments, ranks=ranks), output)
 
@@ -40,7 +42,9 @@ def children(pid: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
             except OSError:
                 continue  # it has ended
     below = [pid]

@@ -13,7 +13,9 @@ PACKAGES = ("s3fs", "moto", "werkzeug")  # pip install s3fs "moto[server]"
 MISSING = ", ".join(name for name in PACKAGES if importlib.util.find_spec(name) is None)
 REASON = f"needs {MISSING}: make object-stores runs these tests"
 BUCKETS = ("good", "404", "503", "busy", "cut", "cut-twice")
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+SLOW_DOWN = (
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 
 
 class Faults:
@@ -29,7 +31,10 @@ class Faults:
             return self.moto(environ, start_response)
         self.asked[path, method] += 1
         if kind == "503" or (kind == "busy" and self.asked[path, method] <= 2):
-            start_response("503 Slow Down", [("Content-Type", "text/xml"), ("Content-Length", str(len(SLOW_DOWN)))])
+            start_response(
+                "503 Slow Down",
+                [("Content-Type", "text/xml"), ("Content-Length", str(len(SLOW_DOWN)))],
+            )
             return [SLOW_DOWN] if method == "GET" else []
         body = self.moto(environ, start_response)
         is_cut = kind == "cut" or (kind == "cut-twice" and self.asked[path, method] <= 2)
@@ -57,7 +62,11 @@ def s3_server() -> Iterator[str]:
     server.daemon_threads, server.block_on_close = True, False
     Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "to-ken"}
+    settings = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "to-ken",
+    }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

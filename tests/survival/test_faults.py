@@ -11,7 +11,12 @@ from tests.survival.s3_server import MISSING, REASON, s3_server
 from tests.survival.web_server import web_server
 from tests.training import batches, by_hand, found_by_two_ranks
 
-QUICK = ("a misspelt key", "one of three missing", "cut within an image", "a pickle beside it (.pth)")
+QUICK = (
+    "a misspelt key",
+    "one of three missing",
+    "cut within an image",
+    "a pickle beside it (.pth)",
+)
 
 
 @pytest.fixture
@@ -38,18 +43,24 @@ def s3():
 
 
 @pytest.mark.skipif(bool(MISSING), reason=REASON)
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.group == S3], ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault.group == S3], ids=lambda fault: fault.name
+)
 def test_a_fault_of_an_object_store_is_as_declared(s3, matrix, fault):
     outcome = matrix.outcome(fault)
     assert not outcome["wrong"] and outcome["message"]
 
 
 def marked(fault):
-    return pytest.param(fault, marks=pytest.mark.skipif(fault.group == S3 and bool(MISSING), reason=REASON))
+    return pytest.param(
+        fault, marks=pytest.mark.skipif(fault.group == S3 and bool(MISSING), reason=REASON)
+    )
 
 
 @pytest.mark.survival
-@pytest.mark.parametrize("fault", map(marked, FAULTS), ids=lambda fault: f"{fault.group}: {fault.name}")
+@pytest.mark.parametrize(
+    "fault", map(marked, FAULTS), ids=lambda fault: f"{fault.group}: {fault.name}"
+)
 def test_a_fault_is_as_declared(outcomes, fault):
     outcome = outcomes[fault.group, fault.name].result()
     assert not outcome["wrong"]
@@ -63,11 +74,21 @@ def test_a_fault_that_differs_fails(matrix):
 
 def test_the_matrix_covers_what_was_promised(tmp_path):
     assert len(FAULTS) >= 40 and len({(fault.group, fault.name) for fault in FAULTS}) == len(FAULTS)
-    assert counted("laion: 3 of 9 samples skipped (2 bad_image, 1 no_image)\n") == {"bad_image": 2, "no_image": 1}
+    assert counted("laion: 3 of 9 samples skipped (2 bad_image, 1 no_image)\n") == {
+        "bad_image": 2,
+        "no_image": 1,
+    }
     assert counted("laion: 0 of 9 samples skipped\n") == {} and counted("nothing") is None
     document = tmp_path / "a.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    row = {"group": "G", "name": "n", "exit": 0, "message": "a | b", "lost": {"bad_image": 1}, "seconds": 1.2}
+    row = {
+        "group": "G",
+        "name": "n",
+        "exit": 0,
+        "message": "a | b",
+        "lost": {"bad_image": 1},
+        "seconds": 1.2,
+    }
     write_section(document, [row])
     assert document.read_text() == f"before\n{BEGIN}\n{table([row])}\n{END}\nafter\n"
     assert "| n | continues to its end | `a \\| b` | 1 bad_image | 1 |" in document.read_text()
@@ -112,4 +133,7 @@ def test_a_number_that_is_not_finite_on_one_rank_costs_one_update_on_both(tmp_pa
     assert (torch.tensor(first) - expected).abs().max() < 1e-6  # as in test_two_ranks_train_as_one
     assert "step 1: loss is nan on rank 1" in said
     for step, so_far in ((1, 1), (3, 2)):
-        assert said.count(f"step {step}: update skipped on all ranks, 1 in a row, {so_far} so far") == 1
+        assert (
+            said.count(f"step {step}: update skipped on all ranks, 1 in a row, {so_far} so far")
+            == 1
+        )

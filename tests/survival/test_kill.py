@@ -21,7 +21,9 @@ def test_many_killed_runs_equal_uninterrupted_ones(request, tmp_path):
     option = request.config.option
     trials = Trials(tmp_path, option.cache_root, random.Random(option.kill_seed))
     outcomes = {stage: trials.stage(stage, option.kill_runs) for stage in STAGES}
-    differing = {stage: [trial for trial in found if trial["differs"]] for stage, found in outcomes.items()}
+    differing = {
+        stage: [trial for trial in found if trial["differs"]] for stage, found in outcomes.items()
+    }
     assert not any(differing.values()), differing
 
 

@@ -21,7 +21,11 @@ from minigpt4.processors import Blip2ImageTrainProcessor
 from tests.survival.damage import write_tar
 from tests.survival.processes import bytes_read
 
-BAD = {"jpg": 8, "json": 8, "no jpg": 8}  # of 200; unreadable images, unreadable captions, no image at all
+BAD = {
+    "jpg": 8,
+    "json": 8,
+    "no jpg": 8,
+}  # of 200; unreadable images, unreadable captions, no image at all
 MAX_COST = 0.05
 SHARD_SIZE, ROUNDS, SAMPLES = 1000, 15, 100_000
 
@@ -34,14 +38,19 @@ def test_bad_samples_cost_little(tmp_path):
     for number in range(0, 24 * 8, 8):
         bad[number] = broken(good[number], next(kinds))
     samples = {"good": good, "bad": bad}
-    datasets = {name: dataset_of(write(tmp_path / f"{name}.tar", samples[name]), epochs=1) for name in samples}
+    datasets = {
+        name: dataset_of(write(tmp_path / f"{name}.tar", samples[name]), epochs=1)
+        for name in samples
+    }
     for dataset in datasets.values():  # files and code are warm
         seconds_of_a_pass(dataset)
     costs = []
     for _ in range(ROUNDS):
         seconds = {name: seconds_of_a_pass(dataset) for name, dataset in datasets.items()}
         costs.append(seconds["bad"] / seconds["good"] - 1)
-    print(f"\ncost of 24 bad samples of 200: {median(costs):+.1%} ({min(costs):+.1%} .. {max(costs):+.1%})")
+    print(
+        f"\ncost of 24 bad samples of 200: {median(costs):+.1%} ({min(costs):+.1%} .. {max(costs):+.1%})"
+    )
     print(f"counted: {datasets['bad'].skips.report()}")
     assert median(costs) < MAX_COST
 
@@ -60,12 +69,16 @@ def test_resuming_within_an_epoch_finds_the_next_sample(tmp_path):
         before, start = bytes_read(), time.perf_counter()
         assert next(iter(dataset))["stream"] == (0, count + 1)
         seconds, mib = time.perf_counter() - start, (bytes_read() - before) / 2**20
-        print(f"{count:12}{mib:10.0f}{seconds:9.2f}{1000 * seconds / count:10.4f}{mib / seconds:8.0f}")
+        print(
+            f"{count:12}{mib:10.0f}{seconds:9.2f}{1000 * seconds / count:10.4f}{mib / seconds:8.0f}"
+        )
 
 
 def dataset_of(location: str, epochs: int | None = None) -> WebCaptionDataset:
     """Return the samples of shards as training reads them."""
-    return WebCaptionDataset(location, Blip2ImageTrainProcessor(image_size=224), name="laion", epochs=epochs)
+    return WebCaptionDataset(
+        location, Blip2ImageTrainProcessor(image_size=224), name="laion", epochs=epochs
+    )
 
 
 def seconds_of_a_pass(dataset: WebCaptionDataset) -> float:
@@ -79,10 +92,15 @@ def seconds_of_a_pass(dataset: WebCaptionDataset) -> float:
 
 def pair(number: int, size: tuple[int, int]) -> dict[str, bytes]:
     """Return the members of a good sample."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(number).integers(
+        0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    return {"jpg": buffer.getvalue(), "json": json.dumps({"caption": f"Caption {number}."}).encode()}
+    return {
+        "jpg": buffer.getvalue(),
+        "json": json.dumps({"caption": f"Caption {number}."}).encode(),
+    }
 
 
 def broken(members: dict[str, bytes], kind: str) -> dict[str, bytes]:

@@ -57,7 +57,9 @@ class Server(ThreadingHTTPServer):
 def web_server(folder: Path) -> Iterator[str]:
     """Context of a running server on loopback; gives its address."""
     with Server(("127.0.0.1", 0), Handler) as server:
-        tar = write_tar(folder / "web.tar", {f"{number:06}": good(number) for number in range(100, 104)})
+        tar = write_tar(
+            folder / "web.tar", {f"{number:06}": good(number) for number in range(100, 104)}
+        )
         server.tar, server.asked = tar.read_bytes(), Counter()
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -50,7 +50,9 @@ def loss_of(task, model, folder, size):
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
 def test_words_for_the_validation_split_mean_one(word, tmp_path):
     cfg, task = settings(tmp_path, batch_size_eval=2), ImageTextPretrainTask()
-    (loaders,) = task.build_eval_loaders({"samples": {"val": Samples()}}, cfg.run_cfg, [word]).values()
+    (loaders,) = task.build_eval_loaders(
+        {"samples": {"val": Samples()}}, cfg.run_cfg, [word]
+    ).values()
     assert sum(len(batch["text_input"]) for batch in loaders[0]) == len(WORDS)
     if word != "val":  # a dataset's own split of that name goes first
         with_both = {"samples": {"val": Samples(), word: (own := Samples())}}
@@ -69,7 +71,9 @@ def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(tmp_path):
     expected = (each * torch.tensor(WORDS)).sum().item() / sum(WORDS)
     assert abs(expected - each.mean().item()) > 1e-2
     for size in (1, 2, 5):  # float32 sums in another order
-        assert loss_of(ImageTextPretrainTask(), model, tmp_path, size) == pytest.approx(expected, rel=1e-5)
+        assert loss_of(ImageTextPretrainTask(), model, tmp_path, size) == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_a_loss_of_the_tasks_own_is_evaluated_too_and_is_a_mean_over_samples(tmp_path):
@@ -80,7 +84,10 @@ def test_a_loss_of_the_tasks_own_is_evaluated_too_and_is_a_mean_over_samples(tmp
     torch.manual_seed(0)
     model, whole = CountsTargets(), Samples()
     with torch.no_grad():
-        losses = [model({"image": whole[i]["image"][None], "text_input": ["a"]})["loss"] for i in range(len(WORDS))]
+        losses = [
+            model({"image": whole[i]["image"][None], "text_input": ["a"]})["loss"]
+            for i in range(len(WORDS))
+        ]
     expected = sum(losses).item() / 2 / len(WORDS)
     assert loss_of(Halved(), model, tmp_path, 1) == pytest.approx(expected, rel=1e-5)
 
@@ -114,7 +121,9 @@ def test_two_ranks_evaluate_each_sample_once(tmp_path):
     torch.manual_seed(0)
     alone = loss_of(ImageTextPretrainTask(), CountsTargets(), tmp_path, 5)
     assert first["loss"] == second["loss"] == pytest.approx(alone, rel=1e-5)
-    assert first["left over"] == second["left over"] == []  # threads that live on can abort a process as it ends
+    assert (
+        first["left over"] == second["left over"] == []
+    )  # threads that live on can abort a process as it ends
 
 
 def test_a_split_without_a_usable_sample_is_an_error():
@@ -123,7 +132,10 @@ def test_a_split_without_a_usable_sample_is_an_error():
 
 
 def test_a_training_loop_in_a_task_is_refused_at_once_with_what_to_write():
-    with pytest.raises(ValueError, match=r"Own has a training loop .* override train_step.* own train_epoch\(epoch, m"):
+    with pytest.raises(
+        ValueError,
+        match=r"Own has a training loop .* override train_step.* own train_epoch\(epoch, m",
+    ):
 
         class Own(BaseTask):
             def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, **settings):
@@ -133,8 +145,14 @@ def test_a_training_loop_in_a_task_is_refused_at_once_with_what_to_write():
 def test_a_runner_may_have_a_training_loop_of_its_own(tmp_path):
     class Backwards(RunnerBase):
         def train_epoch(self, epoch, metrics):
-            return {"lr": 0.0, "loss": float(epoch)} if epoch else super().train_epoch(epoch, metrics)
+            return (
+                {"lr": 0.0, "loss": float(epoch)} if epoch else super().train_epoch(epoch, metrics)
+            )
 
     run = runner(settings(tmp_path, max_epoch=2), kind=Backwards)
     run.train(iter(batches(number=6)))  # six batches: the second epoch takes none
-    assert (run.output_dir / "log.txt").read_text().endswith('\n{"train_lr": 0.0, "train_loss": 1.0}\n')
+    assert (
+        (run.output_dir / "log.txt")
+        .read_text()
+        .endswith('\n{"train_lr": 0.0, "train_loss": 1.0}\n')
+    )

@@ -20,7 +20,12 @@ SETTINGS = {
     "stage 1": {"end_sym": "\n", "max_txt_len": 32},
     "stage 2": {"prompt_template": VICUNA_V0.training, "end_sym": "###", "max_txt_len": 160},
     "masked end": {"prompt_template": LLAMA2.training, "end_sym": "</s>", "max_txt_len": 160},
-    "learnt end": {"prompt_template": LLAMA2.training, "end_sym": "</s>", "max_txt_len": 160, "mask_eos_labels": False},
+    "learnt end": {
+        "prompt_template": LLAMA2.training,
+        "end_sym": "</s>",
+        "max_txt_len": 160,
+        "mask_eos_labels": False,
+    },
     "short": {"prompt_template": VICUNA_V0.training, "end_sym": "###", "max_txt_len": 12},
 }
 
@@ -49,15 +54,22 @@ def test_counts_and_labels_are_those_of_the_model(name, both):
     model, preview = both
     sample = SAMPLES[name]
     if (sample.get("turns") or sample.get("instruction")) and not model.prompt_template:
-        with pytest.raises(ValueError, match=r"model.prompt_template: '' cannot tell the questions"):
+        with pytest.raises(
+            ValueError, match=r"model.prompt_template: '' cannot tell the questions"
+        ):
             preview.tokens(sample, 0)
         return
     size = CONFIG["image_size"]
     picture = torch.zeros(1, 3, size, size)
-    inputs, num_text = model.build_inputs({"image": picture} | {key: [value] for key, value in sample.items()})
+    inputs, num_text = model.build_inputs(
+        {"image": picture} | {key: [value] for key, value in sample.items()}
+    )
     labels = inputs["labels"][0]
     tokens = preview.tokens(sample, 0)
-    assert sizes(tokens, "begin", "prompt", "image", "target", "given") == inputs["attention_mask"].sum()
+    assert (
+        sizes(tokens, "begin", "prompt", "image", "target", "given")
+        == inputs["attention_mask"].sum()
+    )
     assert sizes(tokens, "target", "given") == num_text
     assert sizes(tokens, "target") == (labels != IGNORED).sum()
     assert sizes(tokens, "image") == CONFIG["num_query_token"]
@@ -78,7 +90,9 @@ def test_the_text_is_the_exact_one(both):
         assert not sizes(tokens, "cut")
         assert text(tokens, "target", "given") == model.llama_tokenizer.decode(full)
         assert "東京" in text(tokens, "target") and "😀" in text(tokens, "target")
-    before, _, after = model.prompt_list[0].partition("<ImageHere>") if model.prompt_list else ("", "", "")
+    before, _, after = (
+        model.prompt_list[0].partition("<ImageHere>") if model.prompt_list else ("", "", "")
+    )
     assert text(tokens, "prompt") == before + after
 
 
@@ -106,10 +120,16 @@ def test_a_limit_within_a_character_loses_nothing(limit, tmp_path):
 def test_prompts_are_drawn_by_the_seed(tmp_path):
     lines = [f"<Img><ImageHere></Img> Prompt {number}." for number in range(5)]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
-    settings = {"prompt_template": VICUNA_V0.training, "end_sym": "###", "prompt_path": str(tmp_path / "prompts.txt")}
+    settings = {
+        "prompt_template": VICUNA_V0.training,
+        "end_sym": "###",
+        "prompt_path": str(tmp_path / "prompts.txt"),
+    }
     preview = MiniGPT4.text_preview(golden_config(tmp_path, **settings))
     drawn = [text(preview.tokens(SAMPLES["caption"], seed), "prompt") for seed in range(40)]
-    assert set(drawn) == {VICUNA_V0.training.replace("{}", line).replace("<ImageHere>", "") for line in lines}
+    assert set(drawn) == {
+        VICUNA_V0.training.replace("{}", line).replace("<ImageHere>", "") for line in lines
+    }
     assert drawn == [text(preview.tokens(SAMPLES["caption"], seed), "prompt") for seed in range(40)]
 
 
@@ -129,7 +149,9 @@ def test_an_end_that_would_not_be_learnt_is_said(end_sym, masks, warns, tmp_path
     cfg = golden_config(tmp_path, end_sym=end_sym, mask_eos_labels=masks)
     MiniGPT4.text_preview(cfg)
     expected = f"model.end_sym {end_sym!r} is the end token, and would not be learnt: the model would never stop. "
-    expected += "Set model.mask_eos_labels=False (True is 2023's way, for an end_sym of other tokens)"
+    expected += (
+        "Set model.mask_eos_labels=False (True is 2023's way, for an end_sym of other tokens)"
+    )
     assert caplog.messages == [expected] * warns
     model = MiniGPT4.from_config(cfg, device="cpu")
     assert model.warnings() == [expected] * warns

@@ -11,7 +11,10 @@ from minigpt4.datasets.builders.image_text_pair_builder import (
     WebDatasetBuilder,
 )
 from minigpt4.datasets.builders.instruction_builder import InstructionBuilder
-from minigpt4.datasets.builders.own_data_builder import ImageTextFolderBuilder, ImageTextJsonlBuilder
+from minigpt4.datasets.builders.own_data_builder import (
+    ImageTextFolderBuilder,
+    ImageTextJsonlBuilder,
+)
 
 __all__ = [
     "BaseDatasetBuilder",

@@ -13,7 +13,10 @@ from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
 from minigpt4.processors.blip_processors import BlipCaptionProcessor, BlipImageProcessor
 
 SPLITS = ("train", "eval")
-_MISTAKEN = {"vis_processor": (BlipCaptionProcessor, "texts"), "text_processor": (BlipImageProcessor, "images")}
+_MISTAKEN = {
+    "vis_processor": (BlipCaptionProcessor, "texts"),
+    "text_processor": (BlipImageProcessor, "images"),
+}
 
 
 @dataclass
@@ -91,10 +94,15 @@ class BaseDatasetBuilder:
         """Return what the builder makes of the section's `val`, or of the training data, without augmentation."""
         builder = copy.copy(self)
         builder.name = f"{self.name} val"
-        builder.config = {**self.config, "build_info": _val_info(self.config) or self.config["build_info"]}
+        builder.config = {
+            **self.config,
+            "build_info": _val_info(self.config) or self.config["build_info"],
+        }
         builder.vis_processors = {"train": self.vis_processors["eval"]}
         builder.text_processors = {"train": self.text_processors["eval"]}
-        return builder._adapted(builder.build_train_dataset(builder.config["build_info"].get("storage")))
+        return builder._adapted(
+            builder.build_train_dataset(builder.config["build_info"].get("storage"))
+        )
 
     def _adapted(self, dataset: Any) -> BaseDataset:
         return adapted(dataset, self.name, self.vis_processors["train"])
@@ -120,9 +128,16 @@ class BaseDatasetBuilder:
                 problems.append(Problem(f"{where}.{key}", f"{cfg[key]}; expected {unit} above 0"))
         fraction = cfg.get("val_fraction")
         if fraction is not None and not 0 < fraction < 1:
-            problems.append(Problem(f"{where}.val_fraction", f"{fraction}; expected a number between 0 and 1"))
+            problems.append(
+                Problem(f"{where}.val_fraction", f"{fraction}; expected a number between 0 and 1")
+            )
         if fraction is not None and cfg.get("val"):
-            problems.append(Problem(f"{where}.val_fraction", f"{fraction}, and {where}.val is there; give one of them"))
+            problems.append(
+                Problem(
+                    f"{where}.val_fraction",
+                    f"{fraction}, and {where}.val is there; give one of them",
+                )
+            )
         return problems
 
     @classmethod
@@ -150,7 +165,10 @@ class BaseDatasetBuilder:
 def _val_info(cfg: Mapping) -> dict | None:
     """Return what `val` names; what it leaves out, such as the folder of images, is as in `build_info`."""
     val = cfg.get("val")
-    return val and {**cfg["build_info"], **{key: value for key, value in val.items() if value is not None}}
+    return val and {
+        **cfg["build_info"],
+        **{key: value for key, value in val.items() if value is not None},
+    }
 
 
 def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
@@ -169,7 +187,9 @@ def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
         text["eval"] = text["eval"] or text["train"]
         if vis["eval"] is None:
             if not isinstance(train, BlipImageProcessor):
-                raise ValueError(f"{key}.eval: missing; val needs it where train is a {type(train).__name__}")
+                raise ValueError(
+                    f"{key}.eval: missing; val needs it where train is a {type(train).__name__}"
+                )
             vis["eval"] = Blip2ImageEvalProcessor(train.image_size, train.mean, train.std)
     unchanged = BaseProcessor()
     return vis, {"train": text["train"] or unchanged, "eval": text["eval"] or unchanged}
@@ -181,7 +201,9 @@ def _processor(cfg: Mapping, role: str, split: str, where: str) -> Any:
         return None
     cls, (other, kind) = registry.get_processor_class(section["name"]), _MISTAKEN[role]
     if issubclass(cls, other):
-        raise ValueError(f"{where}.{role}.{split}.name: '{section['name']}' is a processor of {kind}")
+        raise ValueError(
+            f"{where}.{role}.{split}.name: '{section['name']}' is a processor of {kind}"
+        )
     try:
         return cls.from_config(section)
     except ValueError as error:

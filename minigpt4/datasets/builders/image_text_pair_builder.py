@@ -9,7 +9,11 @@ from typing import Any
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
-from minigpt4.datasets.datasets.caption_datasets import CaptionDataset, check_images, read_annotations
+from minigpt4.datasets.datasets.caption_datasets import (
+    CaptionDataset,
+    check_images,
+    read_annotations,
+)
 from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
 from minigpt4.processors import load_image, load_rgb
@@ -79,7 +83,9 @@ class CCSBUAlignBuilder(BaseDatasetBuilder):
     def check_data(cls, info: Mapping) -> None:
         folder = expand_path(info["storage"])
         if not folder.is_dir():
-            raise ValueError(f"no folder at '{folder}'; expected one with filter_cap.json and image/")
+            raise ValueError(
+                f"no folder at '{folder}'; expected one with filter_cap.json and image/"
+            )
         problems = []
         if not (folder / "filter_cap.json").is_file():
             problems.append(f"'{folder}' has no filter_cap.json")

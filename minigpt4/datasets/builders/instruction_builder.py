@@ -59,9 +59,13 @@ _TEXT = Task(cleans_question=True, cleans_answer=True)
 SOURCES = {
     "coco_caption": Source("coco/caption", *_SPLIT, _rows(readers.COCO_CAPTIONS), _CAPTION),
     "textcaps_caption": Source("textcaps/caption", *_PLAIN, _rows(readers.TEXTCAPS), _CAPTION),
-    "coco_vqa": Source("coco/defaults_vqa", *_SPLIT, _rows(readers.VQA), _VQA, leaves_out_missing=True),
+    "coco_vqa": Source(
+        "coco/defaults_vqa", *_SPLIT, _rows(readers.VQA), _VQA, leaves_out_missing=True
+    ),
     "ok_vqa": Source("okvqa/defaults", *_SPLIT, _rows(readers.VQA), _VQA, leaves_out_missing=True),
-    "aok_vqa": Source("aokvqa/defaults", *_SPLIT, _rows(readers.AOK_VQA), _VQA, leaves_out_missing=True),
+    "aok_vqa": Source(
+        "aokvqa/defaults", *_SPLIT, _rows(readers.AOK_VQA), _VQA, leaves_out_missing=True
+    ),
     "gqa": Source("gqa/balanced_val", *_SPLIT, _rows(readers.GQA), _VQA),
     "ocrvqa": Source("ocrvqa/ocrvqa", *_PLAIN, _rows(readers.OCR_VQA), _VQA),
     "refcoco": Source("coco_bbox/refcoco", *_REFS, _REFER),
@@ -71,20 +75,34 @@ SOURCES = {
     "invrefcocop": Source("coco_bbox/invrefcocop", *_REFS, _IDENTIFY),
     "invrefcocog": Source("coco_bbox/invrefcocog", *_REFS, _IDENTIFY),
     "refvg": Source("vg/ref", layouts.GenomeInfo, layouts.genome_files, read_genome, _REFER),
-    "flickr_grounded_caption": Source("flickr/default", *_PLAIN, _rows(readers.GROUNDED_CAPTION), _GROUNDING),
-    "flickr_CaptionToPhrase": Source("flickr/caption_to_phrase", *_PLAIN, _rows(readers.CAPTION_PHRASES), _DETECTION),
-    "flickr_ObjectToPhrase": Source("flickr/object_to_phrase", *_PLAIN, _rows(readers.PHRASE_BOXES), _DETECTION),
+    "flickr_grounded_caption": Source(
+        "flickr/default", *_PLAIN, _rows(readers.GROUNDED_CAPTION), _GROUNDING
+    ),
+    "flickr_CaptionToPhrase": Source(
+        "flickr/caption_to_phrase", *_PLAIN, _rows(readers.CAPTION_PHRASES), _DETECTION
+    ),
+    "flickr_ObjectToPhrase": Source(
+        "flickr/object_to_phrase", *_PLAIN, _rows(readers.PHRASE_BOXES), _DETECTION
+    ),
     "llava_detail": Source("llava/detail", *_PLAIN, _rows(dialogues.FIRST_TURN), _FIRST_TURN),
     "llava_reason": Source("llava/reason", *_PLAIN, _rows(dialogues.FIRST_TURN), _FIRST_TURN),
-    "llava_conversation": Source("llava/conversation", *_PLAIN, _rows(dialogues.ALL_TURNS), _DIALOGUE),
-    "multitask_conversation": Source("multitask_conversation/default", *_PLAIN, _rows(dialogues.ALL_TURNS), _DIALOGUE),
-    "unnatural_instruction": Source("nlp/unnatural_instruction", *_TEXT_ONLY, _rows(readers.TEXT_ALONE), _TEXT),
+    "llava_conversation": Source(
+        "llava/conversation", *_PLAIN, _rows(dialogues.ALL_TURNS), _DIALOGUE
+    ),
+    "multitask_conversation": Source(
+        "multitask_conversation/default", *_PLAIN, _rows(dialogues.ALL_TURNS), _DIALOGUE
+    ),
+    "unnatural_instruction": Source(
+        "nlp/unnatural_instruction", *_TEXT_ONLY, _rows(readers.TEXT_ALONE), _TEXT
+    ),
 }
 
 
 @dataclass
 class InstructionConfig(DatasetConfig):
-    instructions: str | None = None  # file of sentences around the words, a line each; by default one in prompts/
+    instructions: str | None = (
+        None  # file of sentences around the words, a line each; by default one in prompts/
+    )
     exact_boxes: bool = False  # True: boxes that reach out of the image are written beyond 0..100, as the release does
 
     READ_PATHS = ("instructions",)
@@ -106,7 +124,9 @@ class InstructionBuilder(BaseDatasetBuilder):
         pool = read_pool(path, task.takes_words) if (path := _pool(self.config, task)) else [SLOT]
         vis, text = self.vis_processors["train"], self.text_processors["train"]
         is_exact = self.config["exact_boxes"]
-        return InstructionDataset(records, task, files.folders, vis, text, self.name, pool, is_exact)
+        return InstructionDataset(
+            records, task, files.folders, vis, text, self.name, pool, is_exact
+        )
 
     def build_processors(self) -> None:
         super().build_processors()
@@ -119,7 +139,9 @@ class InstructionBuilder(BaseDatasetBuilder):
     def records(cls, info: Mapping) -> tuple[Records, layouts.Files]:
         """Return the records of what `build_info` or `val` names. Raises OSError or ValueError."""
         files = cls.SOURCE.files(info)
-        stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for _, path in files.annotations]
+        stamps = [
+            (path, path.stat().st_mtime_ns, path.stat().st_size) for _, path in files.annotations
+        ]
         return _read_once(cls.SOURCE.read, tuple(stamps)), files
 
     @classmethod
@@ -132,7 +154,9 @@ class InstructionBuilder(BaseDatasetBuilder):
             try:
                 read_pool(path, task.takes_words)
             except FileNotFoundError:
-                problems.append(Problem(key, f"no file at '{path}'; expected one instruction a line"))
+                problems.append(
+                    Problem(key, f"no file at '{path}'; expected one instruction a line")
+                )
             except (ValueError, OSError) as error:
                 problems.append(Problem(key, str(error)))
         return problems
@@ -144,7 +168,11 @@ class InstructionBuilder(BaseDatasetBuilder):
         problems = [Problem(f"{where}.{key}", _no_file(path, files.url)) for key, path in missing]
         if files.folders and not any(folder.is_dir() for folder in files.folders):
             folder = files.folders[-1]
-            problems.append(Problem(f"{where}.{files.folders_key}", f"no folder at '{folder}'; expected the images"))
+            problems.append(
+                Problem(
+                    f"{where}.{files.folders_key}", f"no folder at '{folder}'; expected the images"
+                )
+            )
         if problems:
             return problems
         try:
@@ -170,7 +198,11 @@ def _pool(cfg: Mapping, task: Task) -> str | None:
 
 def _no_file(path: Path, url: str) -> str:
     """Return what is said of an annotation file that is not there."""
-    beside = sorted(other.name for other in path.parent.glob(f"*{path.suffix}"))[:5] if path.parent.is_dir() else []
+    beside = (
+        sorted(other.name for other in path.parent.glob(f"*{path.suffix}"))[:5]
+        if path.parent.is_dir()
+        else []
+    )
     there = f" (the folder has {', '.join(beside)})" if beside else ""
     source = f"; the release takes it from {url}" if url else ""
     return f"no file at '{path}'{there}{source}: {GUIDE}"
@@ -181,18 +213,26 @@ def _with_images(records: Records, folders: Sequence[Path], name: str) -> Record
     there = set()
     for folder in folders:
         there |= {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    kept = [record for record in records if not isinstance(record, Example) or record.image in there]
+    kept = [
+        record for record in records if not isinstance(record, Example) or record.image in there
+    ]
     if not any(isinstance(record, Example) for record in kept):
-        raise ValueError(f"datasets.{name}: none of the images of its {len(records):,} records is in {_all(folders)}")
+        raise ValueError(
+            f"datasets.{name}: none of the images of its {len(records):,} records is in {_all(folders)}"
+        )
     if left_out := len(records) - len(kept):
         of = f"{left_out:,} of {len(records):,} records"
-        logging.warning(f"{name}: {of} are about images that are not in {_all(folders)}; they are left out")
+        logging.warning(
+            f"{name}: {of} are about images that are not in {_all(folders)}; they are left out"
+        )
     return kept
 
 
 def _check_images(records: Records, folders: Sequence[Path], most: int = 100) -> None:
     """Raise ValueError if of some `most` images, evenly chosen, all are missing, or no images."""
-    named = [record for record in records if isinstance(record, Example) and record.image is not None]
+    named = [
+        record for record in records if isinstance(record, Example) and record.image is not None
+    ]
     chosen, found = named[:: max(1, len(named) // most)], []
     for record in chosen:
         try:
@@ -203,7 +243,9 @@ def _check_images(records: Records, folders: Sequence[Path], most: int = 100) ->
         check_contents(found)
     elif chosen:
         first = f"'{printable(chosen[0].image)}' ({chosen[0].where})"
-        raise ValueError(f"no {first} in {_all(folders)}, nor any other of {len(chosen)} that were looked for")
+        raise ValueError(
+            f"no {first} in {_all(folders)}, nor any other of {len(chosen)} that were looked for"
+        )
 
 
 def _all(folders: Sequence[Path]) -> str:
@@ -212,7 +254,10 @@ def _all(folders: Sequence[Path]) -> str:
 
 def _register(name: str, source: Source) -> None:
     """Register the builder of a dataset, with a Config of its layout."""
-    kinds = [("build_info", source.info, field(default_factory=source.info)), ("val", source.info | None, None)]
+    kinds = [
+        ("build_info", source.info, field(default_factory=source.info)),
+        ("val", source.info | None, None),
+    ]
     members = {
         "name": name,
         "SOURCE": source,

@@ -77,13 +77,21 @@ def text_files(info: Mapping) -> Files:
 
 
 def plain_files(info: Mapping) -> Files:
-    return Files([("ann_path", expand_path(info["ann_path"]))], [expand_path(info["image_path"])], "image_path")
+    return Files(
+        [("ann_path", expand_path(info["ann_path"]))],
+        [expand_path(info["image_path"])],
+        "image_path",
+    )
 
 
 def ref_files(info: Mapping) -> Files:
     folder = expand_path(info["ann_path"]) / info["dataset"].removeprefix("inv")
     names = (f"refs({info['splitBy']}).p", "instances.json")
-    return Files([("ann_path", folder / name) for name in names], [expand_path(info["image_path"])], "image_path")
+    return Files(
+        [("ann_path", folder / name) for name in names],
+        [expand_path(info["image_path"])],
+        "image_path",
+    )
 
 
 def genome_files(info: Mapping) -> Files:
@@ -98,4 +106,9 @@ def split_files(info: Mapping) -> Files:
     paths = train["storage"] if not isinstance(train["storage"], str) else [train["storage"]]
     images, urls = expand_path(info["images"]["storage"]), train.get("url") or ""
     url = urls if isinstance(urls, str) else ", ".join(urls)
-    return Files([(key, expand_path(path)) for path in paths], [images / "train", images], "images.storage", url)
+    return Files(
+        [(key, expand_path(path)) for path in paths],
+        [images / "train", images],
+        "images.storage",
+        url,
+    )

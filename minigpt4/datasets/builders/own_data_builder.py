@@ -8,9 +8,17 @@ from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
-from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, BuildInfo, DatasetConfig
+from minigpt4.datasets.builders.base_dataset_builder import (
+    BaseDatasetBuilder,
+    BuildInfo,
+    DatasetConfig,
+)
 from minigpt4.datasets.datasets.annotations import Fault, Record, read_records
-from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_images, read_folder
+from minigpt4.datasets.datasets.image_text_dataset import (
+    ImageTextDataset,
+    check_images,
+    read_folder,
+)
 
 
 class OwnDataBuilder(BaseDatasetBuilder):
@@ -19,7 +27,9 @@ class OwnDataBuilder(BaseDatasetBuilder):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if inspect.isfunction(vars(cls).get("records")):
-            raise TypeError(f"{cls.__qualname__}.records: write @classmethod above it; it is also called by --dry-run")
+            raise TypeError(
+                f"{cls.__qualname__}.records: write @classmethod above it; it is also called by --dry-run"
+            )
 
     def build_train_dataset(self, storage: str) -> ImageTextDataset:
         records, folder = self.records(self.config["build_info"])
@@ -54,7 +64,9 @@ class ImageTextFolderBuilder(OwnDataBuilder):
 
 @dataclass
 class AnnotationsInfo(BuildInfo):
-    images: str | None = None  # folder that the images' paths start from; by default that of the annotation file
+    images: str | None = (
+        None  # folder that the images' paths start from; by default that of the annotation file
+    )
 
     READ_PATHS = ("storage", "images")
 

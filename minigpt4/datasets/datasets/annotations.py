@@ -57,7 +57,10 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
         raise ValueError(f"{path}: {found}")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            records = [item if isinstance(item, Fault) else _record(*item, folder) for item in reader(file, path)]
+            records = [
+                item if isinstance(item, Fault) else _record(*item, folder)
+                for item in reader(file, path)
+            ]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     return usable(records, path, _EXPECTED)
@@ -69,7 +72,9 @@ def usable(records: list, path: Path, expected: str) -> list:
         raise ValueError(f"{path}: no record to train on; expected {expected}")
     if all(isinstance(record, Fault) for record in records):
         first = f"{records[0].where}: {records[0].detail}"
-        raise ValueError(f"{path}: none of its {len(records)} records can be used; {first}; expected {expected}")
+        raise ValueError(
+            f"{path}: none of its {len(records)} records can be used; {first}; expected {expected}"
+        )
     return records
 
 
@@ -93,10 +98,15 @@ def text_file(image: str) -> str:
 
 def _image_path(item: dict, where: str, folder: Path) -> str:
     """Return the path of a record's image relative to `folder`, as it is written."""
-    image = next((item[key] for key in ("image", "images", "file_name") if present(item, key) is not None), None)
+    image = next(
+        (item[key] for key in ("image", "images", "file_name") if present(item, key) is not None),
+        None,
+    )
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
     if image is None:
-        raise SkipSample("no_image", f"'image' is missing (keys: {', '.join(map(str, item)) or 'none'})")
+        raise SkipSample(
+            "no_image", f"'image' is missing (keys: {', '.join(map(str, item)) or 'none'})"
+        )
     if not isinstance(image, str) or "\0" in image:
         raise SkipSample("bad_record", f"image is {image!r:.60}; expected the path of one image")
     image, shown = image.strip(), printable(image, 80)
@@ -162,7 +172,9 @@ def _table(file: TextIO, path: Path) -> Iterator:
                 yield Fault(where, "bad_record", detail)
             elif row:
                 yield where, dict(zip(columns, row, strict=False))
-    except csv.Error as error:  # a quote that is not closed would take all that follows for one text
+    except (
+        csv.Error
+    ) as error:  # a quote that is not closed would take all that follows for one text
         advice = "close every quote, and write those within a text twice"
         raise ValueError(
             f"{path}: the record that begins in line {begin} cannot be read ({error}); {advice}"
@@ -173,16 +185,26 @@ def _json(file: TextIO, path: Path) -> Iterable:
     try:
         content = json.load(file)
     except (ValueError, RecursionError) as error:
-        hint = "; one record a line is read from files called .jsonl" if "Extra data" in str(error) else ""
+        hint = (
+            "; one record a line is read from files called .jsonl"
+            if "Extra data" in str(error)
+            else ""
+        )
         if not hint and path.suffix.lower() != ".json":
             hint = f"; only files called {', '.join(_READERS)} are read in another way"
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
     if isinstance(content, list):
         return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
-    tables = [content.get("images"), content.get("annotations")] if isinstance(content, dict) else [None]
+    tables = (
+        [content.get("images"), content.get("annotations")] if isinstance(content, dict) else [None]
+    )
     if all(isinstance(table, list) for table in tables):
         return _coco(*tables, path)
-    found = f"a mapping with {', '.join(content) or 'nothing'}" if isinstance(content, dict) else type(content).__name__
+    found = (
+        f"a mapping with {', '.join(content) or 'nothing'}"
+        if isinstance(content, dict)
+        else type(content).__name__
+    )
     raise ValueError(
         f"{path}: found {found}; expected a list of {_EXPECTED}, or COCO captions: "
         '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
@@ -196,12 +218,21 @@ def _coco(images: list, annotations: list, path: Path) -> Iterator:
             names[image["id"]] = image.get("file_name")
     for number, annotation in enumerate(annotations):
         where = f"{path.name} annotation {number}"
-        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), (str, int)):
+        if not isinstance(annotation, dict) or not isinstance(
+            annotation.get("image_id"), (str, int)
+        ):
             yield Fault(where, "bad_record", "has no 'image_id'")
         elif annotation["image_id"] not in names:
-            yield Fault(where, "no_image", f"image_id {annotation['image_id']!r:.60} is not among 'images'")
+            yield Fault(
+                where, "no_image", f"image_id {annotation['image_id']!r:.60} is not among 'images'"
+            )
         else:
             yield where, {**annotation, "image": names[annotation["image_id"]]}
 
 
-_READERS = {".jsonl": _lines, ".ndjson": _lines, ".csv": _table, ".tsv": _table}  # all others: _json
+_READERS = {
+    ".jsonl": _lines,
+    ".ndjson": _lines,
+    ".csv": _table,
+    ".tsv": _table,
+}  # all others: _json

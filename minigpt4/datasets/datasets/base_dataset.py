@@ -24,7 +24,15 @@ from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
-REASONS = ("bad_shard", "bad_record", "no_image", "no_caption", "bad_caption", "missing_file", "bad_image")
+REASONS = (
+    "bad_shard",
+    "bad_record",
+    "no_image",
+    "no_caption",
+    "bad_caption",
+    "missing_file",
+    "bad_image",
+)
 
 
 class DataError(ValueError):
@@ -53,7 +61,9 @@ def worker_place() -> tuple[int, int]:
 
 
 def _digest(text: str) -> "hashlib._Hash":
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)  # names need not be UTF-8
+    return hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=8
+    )  # names need not be UTF-8
 
 
 @contextmanager
@@ -82,7 +92,9 @@ class SkipCounter:
         self.name, self.guide = name, guide
         self.max_bad_fraction = max_bad_fraction
         # columns: usable, one a reason, held out
-        self.counts = torch.zeros(max(1, num_workers), 2 + len(REASONS), dtype=torch.int64).share_memory_()
+        self.counts = torch.zeros(
+            max(1, num_workers), 2 + len(REASONS), dtype=torch.int64
+        ).share_memory_()
         self.first = self.last = None
         self.is_counting = True  # not while what is read was counted before
 
@@ -134,7 +146,9 @@ class SkipCounter:
             found = f"had no 'jpg' + 'json' pair (first keys: {self.first})"
         else:
             found = f"were unusable ({_breakdown(row)}; last: {self.last})"
-        return DataError(f"{self.name}: {seen} of the first {seen} samples {found}; see {self.guide}")
+        return DataError(
+            f"{self.name}: {seen} of the first {seen} samples {found}; see {self.guide}"
+        )
 
     def report(self, rows: Sequence[Sequence[int]] | None = None) -> dict[str, int]:
         """Return {"seen": samples met, reason: how many were skipped for it, ..}, summed over workers.
@@ -203,7 +217,9 @@ class BaseDataset:
     """
 
     guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
-    load_image = staticmethod(load_image)  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
+    load_image = staticmethod(
+        load_image
+    )  # as a viewer and the chat show it; 2023's datasets have `load_rgb`
 
     def __init__(
         self,
@@ -272,7 +288,9 @@ class BaseDataset:
         """A text that is equal for equal listings, wherever the files lie."""
         return _digest(repr(self.listing())).hexdigest()
 
-    def prepare(self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object) -> dict:
+    def prepare(
+        self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object
+    ) -> dict:
         """Return {"image": [3, S, S], "text_input": str}; augmentation is seeded by the run and `identity`.
 
         `image` may be a list of images, which are then in the sample as the list "images". `text`
@@ -292,7 +310,9 @@ class BaseDataset:
         With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and
         "normalise" turns it, or a batch of them, into what the processor would have given.
         """
-        process, normalise = halves(self.vis_processor) if self.leaves_normalising else (self.vis_processor, None)
+        process, normalise = (
+            halves(self.vis_processor) if self.leaves_normalising else (self.vis_processor, None)
+        )
         with seeded_by(self.place.seed, *identity):
             is_list = isinstance(image, list)
             sample = {"images": list(map(process, image))} if is_list else {"image": process(image)}

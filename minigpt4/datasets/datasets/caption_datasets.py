@@ -7,7 +7,11 @@ from typing import Any
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
 from minigpt4.common.utils import placeholder, printable, read_json
 from minigpt4.datasets.datasets.base_dataset import SkipSample
-from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, check_contents, file_below
+from minigpt4.datasets.datasets.image_text_dataset import (
+    ImageTextDataset,
+    check_contents,
+    file_below,
+)
 from minigpt4.datasets.datasets.record_text import read_text
 from minigpt4.processors import load_rgb
 
@@ -23,7 +27,9 @@ def read_annotations(path: str | Path) -> list[dict]:
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f'{path}: found {found}; expected {{"annotations": [{{"image_id": ..., "caption": ...}}]}}')
+        raise ValueError(
+            f'{path}: found {found}; expected {{"annotations": [{{"image_id": ..., "caption": ...}}]}}'
+        )
     if not records:
         raise ValueError(f"{path}: 'annotations' is empty; expected at least one record")
     return [_checked(record, f"{path}: record {number}") for number, record in enumerate(records)]
@@ -32,7 +38,10 @@ def read_annotations(path: str | Path) -> list[dict]:
 def _checked(record: Any, where: str) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"{where} is {record!r:.60}; expected a mapping with image_id and caption")
-    for key, kinds, expected in (("image_id", (str, int), "text or a number"), ("caption", str, "text")):
+    for key, kinds, expected in (
+        ("image_id", (str, int), "text or a number"),
+        ("caption", str, "text"),
+    ):
         value = record.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{where}: '{key}' is {value!r:.60}; expected {expected}")
@@ -42,13 +51,17 @@ def _checked(record: Any, where: str) -> dict:
     path = PurePath(image_id)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         shown = printable(image_id, 60)
-        raise ValueError(f"{where}: image_id '{shown}' leads out of the image folder; expected a file's stem")
+        raise ValueError(
+            f"{where}: image_id '{shown}' leads out of the image folder; expected a file's stem"
+        )
     return record | {"image_id": image_id}
 
 
 def image_file(folder: Path, image_id: str) -> str | None:
     """Return the path, from `folder`, of the image of an `image_id`, whatever its suffix; None without one."""
-    return next(filter(None, (find_file(folder, image_id + suffix) for suffix in IMAGE_SUFFIXES)), None)
+    return next(
+        filter(None, (find_file(folder, image_id + suffix) for suffix in IMAGE_SUFFIXES)), None
+    )
 
 
 def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None:
@@ -57,7 +70,9 @@ def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None
     names = [image_file(folder, record["image_id"]) for record in chosen]
     if not any(names):
         first = printable(chosen[0]["image_id"])
-        raise ValueError(f"'{folder}' has no {first}.jpg, nor any other of {len(chosen)} that were looked for")
+        raise ValueError(
+            f"'{folder}' has no {first}.jpg, nor any other of {len(chosen)} that were looked for"
+        )
     check_contents([folder / name for name in names if name])
 
 

@@ -56,7 +56,9 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     """
     batch = {}
     if any("images" in sample for sample in samples):
-        groups = [sample["images"] if "images" in sample else [sample["image"]] for sample in samples]
+        groups = [
+            sample["images"] if "images" in sample else [sample["image"]] for sample in samples
+        ]
         images = list(chain.from_iterable(groups))
         batch["num_images"] = list(map(len, groups))
     else:
@@ -94,7 +96,9 @@ def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndar
         ratios = [1.0] * len(ratios)
     for dataset, ratio in zip(datasets, ratios, strict=True):
         if ratio is None or not ratio > 0:
-            here = ", ".join(f"{each.name} {its}" for each, its in zip(datasets, ratios, strict=True))
+            here = ", ".join(
+                f"{each.name} {its}" for each, its in zip(datasets, ratios, strict=True)
+            )
             raise ValueError(
                 f"datasets.{dataset.name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
                 f"(here: {here})"
@@ -159,7 +163,9 @@ class TrainLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
+        source = (
+            int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
+        )
         try:
             turn = self._progress[self.datasets[source].name]["batches"]
             with _waiting_for(self.datasets[source], self._loaders[source].num_workers, turn):
@@ -167,7 +173,9 @@ class TrainLoader:
                     self._iterators[source] = iter(self._loaders[source])
                 batch = next(self._iterators[source])
         except DataError as error:
-            error.__traceback__ = None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
+            error.__traceback__ = (
+                None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
+            )
             self.close()
             raise _readable(error) from None
         name = self.datasets[source].name
@@ -179,7 +187,11 @@ class TrainLoader:
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as plain containers."""
         progress = copy.deepcopy(self._progress)
-        return {"seed": self._place.seed, "mixing": self._rng.bit_generator.state, "progress": progress}
+        return {
+            "seed": self._place.seed,
+            "mixing": self._rng.bit_generator.state,
+            "progress": progress,
+        }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue behind the last batch of a loader of the same settings whose `state()` this was."""
@@ -190,7 +202,9 @@ class TrainLoader:
             for worker, (_, counts) in progress["workers"].items():
                 dataset.skips.restore(worker, counts)
             if isinstance(dataset, IterableDataset):
-                dataset.start = {worker: position for worker, (position, _) in progress["workers"].items()}
+                dataset.start = {
+                    worker: position for worker, (position, _) in progress["workers"].items()
+                }
             else:
                 loader.sampler.start = progress["batches"] * loader.batch_size
 
@@ -222,7 +236,13 @@ class EvalLoader(_Loader):
     """
 
     def __init__(
-        self, dataset: Any, place: Place, batch_size: int, num_workers: int, max_bad: float, with_others: bool = False
+        self,
+        dataset: Any,
+        place: Place,
+        batch_size: int,
+        num_workers: int,
+        max_bad: float,
+        with_others: bool = False,
     ):
         _bind(dataset, place, num_workers, max_bad)
         self.source = dataset
@@ -230,8 +250,14 @@ class EvalLoader(_Loader):
         if not isinstance(dataset, IterableDataset):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
         generator = torch.Generator().manual_seed(place.seed)
-        settings = {"num_workers": num_workers, "collate_fn": _collate_usable, "generator": generator}
-        super().__init__(dataset, batch_size, worker_init_fn=partial(_begin_worker, self.source), **settings)
+        settings = {
+            "num_workers": num_workers,
+            "collate_fn": _collate_usable,
+            "generator": generator,
+        }
+        super().__init__(
+            dataset, batch_size, worker_init_fn=partial(_begin_worker, self.source), **settings
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = super().__iter__()
@@ -292,6 +318,8 @@ def _begin_worker(dataset: Any, worker: int) -> None:
     sys.excepthook = _say_unless_the_trainer_is_gone
 
 
-def _say_unless_the_trainer_is_gone(kind: type, error: BaseException, traceback: TracebackType | None) -> None:
+def _say_unless_the_trainer_is_gone(
+    kind: type, error: BaseException, traceback: TracebackType | None
+) -> None:
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)

@@ -52,9 +52,13 @@ def read_folder(folder: str | Path) -> list[Record | Fault]:
             f'{text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
     if captions:  # it says which images belong
-        logging.info("%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0])
+        logging.info(
+            "%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0]
+        )
         return records
-    return records + [Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without]
+    return records + [
+        Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without
+    ]
 
 
 def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
@@ -82,7 +86,9 @@ def check_contents(images: Sequence[Path]) -> None:
         except OSError as error:
             faults.append(f"cannot be read ({error.strerror})")
     if all(faults):
-        raise ValueError(f"'{images[0]}' {faults[0]} ({len(faults)} such images of {len(faults)} that were looked at)")
+        raise ValueError(
+            f"'{images[0]}' {faults[0]} ({len(faults)} such images of {len(faults)} that were looked at)"
+        )
 
 
 def file_below(folder: Path, name: str) -> Path:
@@ -106,7 +112,12 @@ class ImageTextDataset(BaseDataset, Dataset):
     guide = "docs/custom_data.md"
 
     def __init__(
-        self, annotation: list, vis_root: str | Path, vis_processor: Any, text_processor: Any = None, name: str = "own"
+        self,
+        annotation: list,
+        vis_root: str | Path,
+        vis_processor: Any,
+        text_processor: Any = None,
+        name: str = "own",
     ):
         super().__init__(vis_processor, text_processor, Path(vis_root), name=name)
         self.annotation = annotation
@@ -119,7 +130,9 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         super().set_split(is_val, val_fraction)
-        self.annotation = [record for record in self.annotation if self.holds(self.image_of(record))]
+        self.annotation = [
+            record for record in self.annotation if self.holds(self.image_of(record))
+        ]
 
     def __len__(self) -> int:
         return len(self.annotation)

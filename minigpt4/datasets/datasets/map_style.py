@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, Place, SampleIndex, SkipSample, seeded_by
+from minigpt4.datasets.datasets.base_dataset import (
+    BaseDataset,
+    DataError,
+    Place,
+    SampleIndex,
+    SkipSample,
+    seeded_by,
+)
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.processors import ImageError
@@ -27,7 +34,9 @@ def adapted(dataset: Any, name: str, vis_processor: Any = None) -> BaseDataset:
     is_ours = getattr(type(dataset), "__getitem__", None) is ImageTextDataset.__getitem__
     if is_ours or (isinstance(dataset, BaseDataset) and isinstance(dataset, IterableDataset)):
         return dataset
-    lacking = [method for method in ("__len__", "__getitem__") if not hasattr(type(dataset), method)]
+    lacking = [
+        method for method in ("__len__", "__getitem__") if not hasattr(type(dataset), method)
+    ]
     if lacking or isinstance(dataset, IterableDataset):
         found = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
         has = f"has no {' and no '.join(lacking)}" if lacking else "is a stream"
@@ -37,7 +46,9 @@ def adapted(dataset: Any, name: str, vis_processor: Any = None) -> BaseDataset:
         )
     whole = MapStyleDataset(dataset, name, vis_processor)
     if fault := whole.first_fault():
-        raise ValueError(f"datasets.{name}: {type(dataset).__module__}.{type(dataset).__qualname__} {fault}")
+        raise ValueError(
+            f"datasets.{name}: {type(dataset).__module__}.{type(dataset).__qualname__} {fault}"
+        )
     return whole
 
 
@@ -51,7 +62,13 @@ class MapStyleDataset(ImageTextDataset):
 
     def __init__(self, dataset: Any, name: str, vis_processor: Any = None):
         self.dataset, self.shape = dataset, None
-        super().__init__(list(range(len(dataset))), "", getattr(dataset, "vis_processor", vis_processor), None, name)
+        super().__init__(
+            list(range(len(dataset))),
+            "",
+            getattr(dataset, "vis_processor", vis_processor),
+            None,
+            name,
+        )
         self.sample_ratio = getattr(dataset, "sample_ratio", None)
         self.batch_size = getattr(dataset, "batch_size", None)
 
@@ -79,7 +96,9 @@ class MapStyleDataset(ImageTextDataset):
                 sample = self.dataset[SampleIndex(record, epoch)]
         except (SkipSample, DataError, MemoryError):
             raise
-        except Exception as error:  # a broken file makes decoders raise almost anything, a bad record KeyError
+        except (
+            Exception
+        ) as error:  # a broken file makes decoders raise almost anything, a bad record KeyError
             reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
             calls = traceback.extract_tb(error.__traceback__)[1:2]  # behind this one
             where = "".join(f" ({Path(call.filename).name} line {call.lineno})" for call in calls)
@@ -102,29 +121,40 @@ def _checked(sample: Any) -> dict:
     """Return a sample with whole texts, and with a "text_input" where it has turns alone. Raises SkipSample."""
     if not isinstance(sample, Mapping):
         found = type(sample).__name__
-        raise SkipSample("bad_record", f"the sample is {found}, not a mapping with image and text_input")
+        raise SkipSample(
+            "bad_record", f"the sample is {found}, not a mapping with image and text_input"
+        )
     sample = dict(sample)
     if not sample.keys() & {"image", "images"} and sample.keys() & set(_V2_TEXTS):
         sample["images"] = []  # the newest release's text alone
     if "images" not in sample and sample.get("image") is None:
-        raise SkipSample("no_image", f"'image' is missing (keys: {', '.join(map(str, sample)) or 'none'})")
+        raise SkipSample(
+            "no_image", f"'image' is missing (keys: {', '.join(map(str, sample)) or 'none'})"
+        )
     for image in sample.get("images", [sample.get("image")]):
         shape = list(image.shape) if isinstance(image, (torch.Tensor, np.ndarray)) else None
         if shape is None or len(shape) != 3 or 3 not in (shape[0], shape[-1]):
             found = shape or type(image).__name__
-            raise SkipSample("bad_image", f"the image is {found}; expected a tensor [3, S, S], as vis_processor gives")
+            raise SkipSample(
+                "bad_image",
+                f"the image is {found}; expected a tensor [3, S, S], as vis_processor gives",
+            )
     if turns := sample.get("turns"):
         sample["turns"] = tuple((_whole(question), _whole(answer)) for question, answer in turns)
         sample.setdefault("text_input", sample["turns"][0][1])
     for key in sample.keys() & {"text_input", "instruction", *_V2_TEXTS}:
         sample[key] = _whole(sample[key])
     # what is learnt: of 2023 and of own datasets, or else of the newest release
-    learnt = next((key for key in ("text_input", "answer", "conv_a") if key in sample), "text_input")
+    learnt = next(
+        (key for key in ("text_input", "answer", "conv_a") if key in sample), "text_input"
+    )
     text = sample.get(learnt)
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
         found = found if learnt in sample else "missing"
-        raise SkipSample("bad_caption", f"'{learnt}' is {found} (keys: {', '.join(map(str, sample))})")
+        raise SkipSample(
+            "bad_caption", f"'{learnt}' is {found} (keys: {', '.join(map(str, sample))})"
+        )
     return sample
 
 

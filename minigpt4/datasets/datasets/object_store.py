@@ -11,12 +11,22 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}  # scheme -> what fsspec needs for it
+PACKAGES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+}  # scheme -> what fsspec needs for it
 BLOCK = 8 << 20  # bytes of a request
 WAITS_S = (1, 3, 9)  # before a block is asked for again, beside what the package itself tries
 STALL_S = 10  # without a byte; s3fs then tries again, five times in all
 _OPTIONS = {
-    "s3": {"config_kwargs": {"connect_timeout": STALL_S, "read_timeout": STALL_S, "retries": {"max_attempts": 0}}}
+    "s3": {
+        "config_kwargs": {
+            "connect_timeout": STALL_S,
+            "read_timeout": STALL_S,
+            "retries": {"max_attempts": 0},
+        }
+    }
 }
 # another try would find the same
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError)
@@ -39,7 +49,11 @@ def check_objects(addresses: Sequence[str]) -> None:
             _store(first).info(first)
         except Exception as error:
             if _is_final(error):
-                words = error if isinstance(error, ValueError) else f"'{first}': {type(error).__name__}: {error}"
+                words = (
+                    error
+                    if isinstance(error, ValueError)
+                    else f"'{first}': {type(error).__name__}: {error}"
+                )
                 raise ValueError(str(words)) from error
 
 
@@ -62,7 +76,10 @@ class _Blocks(io.RawIOBase):
     def __init__(self, store: Any, address: str, size: int):
         self._store, self._address = store, address
         self._size = size
-        self._begin, self._block = 0, memoryview(b"")  # where in the object the rest of the block begins
+        self._begin, self._block = (
+            0,
+            memoryview(b""),
+        )  # where in the object the rest of the block begins
 
     def readable(self) -> bool:
         return True
@@ -79,7 +96,9 @@ class _Blocks(io.RawIOBase):
     def _part(self, end: int) -> bytes:
         data = self._store.cat_file(self._address, start=self._begin, end=end)
         if len(data) != end - self._begin:
-            raise OSError(f"{len(data):,} bytes came from byte {self._begin:,} on, not {end - self._begin:,}")
+            raise OSError(
+                f"{len(data):,} bytes came from byte {self._begin:,} on, not {end - self._begin:,}"
+            )
         return data
 
 
@@ -92,7 +111,9 @@ def _store(address: str) -> Any:
         return fsspec.filesystem(scheme, **_OPTIONS.get(scheme, {}))
     except ImportError as error:
         package = PACKAGES[scheme]
-        raise ValueError(f"'{address}' needs the package {package} ({error}): pip install {package}") from error
+        raise ValueError(
+            f"'{address}' needs the package {package} ({error}): pip install {package}"
+        ) from error
 
 
 def _tried(read: Callable[[], Any]) -> Any:

@@ -20,7 +20,9 @@ CAPTIONS = ("caption", "text", "response", "txt")
 QUESTIONS = ("instruction", "query")
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 MAX_CHARS = 100_000  # of a record's texts, some 25,000 tokens: `max_txt_len` cuts before, but not before tokenizing
-_IMAGE_MARK = re.compile(r"<img>[^\n]{0,300}?</img>|<\|?image(?:here|_?pad|_?placeholder)?[ _]?\d*\s*/?\|?>", re.I)
+_IMAGE_MARK = re.compile(
+    r"<img>[^\n]{0,300}?</img>|<\|?image(?:here|_?pad|_?placeholder)?[ _]?\d*\s*/?\|?>", re.I
+)
 _OTHER_MARK = re.compile(r"<\|?(?:video|audio)(?:_?pad)?[ _]?\d*\s*\|?>", re.I)
 
 Turns = tuple[tuple[str, str], ...]  # (question, answer), ..
@@ -36,10 +38,15 @@ def read_text(record: Any) -> str | Turns:
     key, messages = _first(record, CONVERSATIONS)
     turns = _bounded(_turns(messages, key) if key else [_question_and_caption(record)])
     _check(record, list(chain.from_iterable(turns)))
-    turns = tuple((without_image_mark(question), without_image_mark(answer)) for question, answer in turns)
+    turns = tuple(
+        (without_image_mark(question), without_image_mark(answer)) for question, answer in turns
+    )
     is_caption = len(turns) == 1 and not turns[0][0]
     if not all(answer and (question or is_caption) for question, answer in turns):
-        raise SkipSample("bad_caption", f"an empty question or answer in '{key}'" if key else "the caption is empty")
+        raise SkipSample(
+            "bad_caption",
+            f"an empty question or answer in '{key}'" if key else "the caption is empty",
+        )
     return turns[0][1] if is_caption else turns
 
 
@@ -71,7 +78,9 @@ def whole_text(text: str) -> str:
 
 def clean_text(text: str) -> str:
     """Return a whole text without byte order mark and blanks around it, with LF for line ends."""
-    return whole_text(text).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\ufeff").strip()
+    return (
+        whole_text(text).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\ufeff").strip()
+    )
 
 
 def present(record: dict, key: str) -> Any:
@@ -102,7 +111,9 @@ def _question_and_caption(record: dict) -> tuple[str, str]:
         if empty := [name for name in CAPTIONS if name in record]:
             found = "null" if record[empty[0]] is None else "empty"
             raise SkipSample("bad_caption", f"{empty[0]} is {found}")
-        raise SkipSample("no_caption", f"'caption' is missing (keys: {', '.join(map(str, record)) or 'none'})")
+        raise SkipSample(
+            "no_caption", f"'caption' is missing (keys: {', '.join(map(str, record)) or 'none'})"
+        )
     asked_by, question = _first(record, QUESTIONS)
     for name, value in ((key, caption), (asked_by, question)):
         if not isinstance(value, (str, type(None))):
@@ -113,11 +124,17 @@ def _question_and_caption(record: dict) -> tuple[str, str]:
 def _turns(messages: Any, key: str) -> list[tuple[str, str]]:
     if isinstance(messages, list) and message_parts(messages[0])[0] == "system":
         if message_parts(messages[0])[1]:
-            raise SkipSample("bad_record", f"has a system message in '{key}'; the model's template has its own")
+            raise SkipSample(
+                "bad_record", f"has a system message in '{key}'; the model's template has its own"
+            )
         messages = messages[1:]
     if not isinstance(messages, list) or not messages or len(messages) % 2:
-        found = f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
-        raise SkipSample("bad_caption", f"'{key}' has {found}; expected questions and answers in turn")
+        found = (
+            f"{len(messages)} messages" if isinstance(messages, list) else type(messages).__name__
+        )
+        raise SkipSample(
+            "bad_caption", f"'{key}' has {found}; expected questions and answers in turn"
+        )
     values = [_message(message, number) for number, message in enumerate(messages)]
     return list(zip(values[::2], values[1::2], strict=True))
 
@@ -147,25 +164,40 @@ def _bounded(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
             kept.append((question, answer[:room]))
             room -= len(answer)
     if not kept:
-        raise SkipSample("bad_caption", f"a question of {len(turns[0][0]):,} characters; at most {MAX_CHARS:,}")
+        raise SkipSample(
+            "bad_caption", f"a question of {len(turns[0][0]):,} characters; at most {MAX_CHARS:,}"
+        )
     return kept
 
 
 def _check(record: dict, texts: list[str]) -> None:
     """Raise SkipSample where a record is about anything but one image, or has text that has no place in a sample."""
-    marks, images = list(chain.from_iterable(map(_IMAGE_MARK.findall, texts))), present(record, "images")
+    marks, images = (
+        list(chain.from_iterable(map(_IMAGE_MARK.findall, texts))),
+        present(record, "images"),
+    )
     if len(marks) > 1:
-        raise SkipSample("bad_record", f"has {len(marks)} image marks ({', '.join(marks)}); a sample has one image")
+        raise SkipSample(
+            "bad_record",
+            f"has {len(marks)} image marks ({', '.join(marks)}); a sample has one image",
+        )
     if isinstance(images, list) and len(images) > 1:
         raise SkipSample("bad_record", f"has {len(images)} images; a sample has one")
     for text in texts:
         if text.startswith(LFS_POINTER):
-            raise SkipSample("bad_caption", "a Git LFS pointer, not the text: install git-lfs and run `git lfs pull`")
+            raise SkipSample(
+                "bad_caption",
+                "a Git LFS pointer, not the text: install git-lfs and run `git lfs pull`",
+            )
         if mark := _OTHER_MARK.search(text):
-            raise SkipSample("bad_record", f"has {mark[0]} in a text; a sample has one image and no more")
+            raise SkipSample(
+                "bad_record", f"has {mark[0]} in a text; a sample has one image and no more"
+            )
     for key in ("system", "history") if texts[0] else ():
         if present(record, key) is not None:
-            raise SkipSample("bad_record", f"has a '{key}', which is not read; write all turns as 'messages'")
+            raise SkipSample(
+                "bad_record", f"has a '{key}', which is not read; write all turns as 'messages'"
+            )
 
 
 def without_image_mark(text: str) -> str:

@@ -66,11 +66,15 @@ class _Paced(io.RawIOBase):
     def readinto(self, buffer: bytearray) -> int:
         begin = time.monotonic()
         size = self._pipe.readinto(buffer)
-        self._waited += time.monotonic() - begin if self._came else 0  # the first byte has its own limit
+        self._waited += (
+            time.monotonic() - begin if self._came else 0
+        )  # the first byte has its own limit
         self._came += size
         if self._waited > STALL_S:
             if size and self._came < MIN_RATE * self._waited:
-                self.fault = f"too slow: {self._came:,} bytes came in {self._waited:.0f} s of waiting"
+                self.fault = (
+                    f"too slow: {self._came:,} bytes came in {self._waited:.0f} s of waiting"
+                )
                 raise OSError(self.fault)
             self._came, self._waited = 1, 0.0
         return size

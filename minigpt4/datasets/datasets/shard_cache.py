@@ -31,7 +31,9 @@ class ShardCache:
         self.step = min(STEP, max_bytes // 64)
 
     @contextmanager
-    def opened(self, address: str, fetch: Callable[[str], AbstractContextManager], note: Note) -> Iterator[BinaryIO]:
+    def opened(
+        self, address: str, fetch: Callable[[str], AbstractContextManager], note: Note
+    ) -> Iterator[BinaryIO]:
         """Give a binary stream of a shard: the file that was kept, else `fetch(address)`, which is then kept.
 
         A kept file at which its reader raises an error is removed: the next reader fetches the shard anew. A new one is
@@ -101,7 +103,9 @@ class _Copy(io.RawIOBase):
         self._size, self._room = 0, 0
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.NamedTemporaryFile(dir=cache.folder, prefix="shard-", suffix=".partial", delete=False)  # noqa: SIM115
+            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+                dir=cache.folder, prefix="shard-", suffix=".partial", delete=False
+            )
             fcntl.flock(self._file, fcntl.LOCK_EX)
         except OSError as error:
             self._give_up(error)

@@ -94,14 +94,22 @@ def open_file(path: str) -> BinaryIO:
 
 def _addresses(pattern: str) -> Iterator[str]:
     schemes = "|".join(("https?", *PACKAGES))
-    for address in re.split(rf"::(?=(?:{schemes})://)", pattern):  # webdataset's way to write a list
+    for address in re.split(
+        rf"::(?=(?:{schemes})://)", pattern
+    ):  # webdataset's way to write a list
         if not urlparse(address).netloc:
-            what, example = ("bucket", "s3://bucket") if is_object(address) else ("host", "https://host")
+            what, example = (
+                ("bucket", "s3://bucket") if is_object(address) else ("host", "https://host")
+            )
             raise ValueError(f"'{address}' names no {what}; write {example}/path.tar")
         shards = _braces(address)
-        if is_object(address) and not all(shard.endswith(TAR_NAMES) and "*" not in shard for shard in shards):
+        if is_object(address) and not all(
+            shard.endswith(TAR_NAMES) and "*" not in shard for shard in shards
+        ):
             example = "s3://bucket/{00000..00099}.tar"
-            raise ValueError(f"'{address}': object stores are not searched; name the tar files, as {example}")
+            raise ValueError(
+                f"'{address}': object stores are not searched; name the tar files, as {example}"
+            )
         yield from shards
 
 
@@ -111,7 +119,9 @@ def _paths(pattern: str) -> Iterator[str]:
         yield from _files(path)
         return
     if WINDOWS_PATH.match(pattern):
-        raise ValueError(f"'{pattern}' is an absolute path of Windows; write it as this machine knows it")
+        raise ValueError(
+            f"'{pattern}' is an absolute path of Windows; write it as this machine knows it"
+        )
     if scheme := urlparse(pattern).scheme:
         raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are {ACCEPTED}")
     for part in path.split("::"):
@@ -121,7 +131,11 @@ def _paths(pattern: str) -> Iterator[str]:
         for name in _braces(part[len(folder) :].lstrip("/")):
             path = os.path.join(folder, name)
             is_pattern = glob.has_magic(name) and not os.path.exists(path)
-            found = glob.glob(os.path.join(glob.escape(folder), name), recursive=True) if is_pattern else [path]
+            found = (
+                glob.glob(os.path.join(glob.escape(folder), name), recursive=True)
+                if is_pattern
+                else [path]
+            )
             for each in sorted(found):
                 yield from _files(each)
 
@@ -145,7 +159,9 @@ def _files(path: str) -> list[str]:
     """Return the path of a file; of a folder, all tars below it, each once whatever links lead there."""
     if not os.path.isdir(path):
         return [path]
-    return [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)] or [path]
+    return [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)] or [
+        path
+    ]
 
 
 def _what_is_at(path: str) -> str:

@@ -15,12 +15,23 @@ from typing import BinaryIO, NamedTuple
 from minigpt4.common.utils import LFS_POINTER
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_MEMBER = 64 << 20  # bytes of a member that is read; an image of the most pixels that are taken has less
+MAX_MEMBER = (
+    64 << 20
+)  # bytes of a member that is read; an image of the most pixels that are taken has less
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
 MAX_NAME = 4096  # characters, folders included; more no file system takes
-MAX_END = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros at an archive's end: the mark, and padding to 10,240
-MAX_RATIO, RATIO_FROM = 100, 64 << 20  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
-_UNPACK = {b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
+MAX_END = (
+    tarfile.RECORDSIZE + 2 * BLOCK
+)  # bytes of zeros at an archive's end: the mark, and padding to 10,240
+MAX_RATIO, RATIO_FROM = (
+    100,
+    64 << 20,
+)  # of unpacked to packed bytes, once so many are unpacked; images have 1 to 2
+_UNPACK = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
 _OTHER_FORMATS = {
     LFS_POINTER.encode(): "a Git LFS pointer, not the data (install git-lfs, then: git lfs pull)",
     b"PAR1": "a parquet file (download again with img2dataset --output_format webdataset)",
@@ -31,7 +42,12 @@ _OTHER_FORMATS = {
     b"{": "JSON, perhaps an index of shards or an error (name the tar files themselves)",
     b"[": "JSON, perhaps an index of shards (name the tar files themselves)",
 }
-_HEADERS_OF_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_HEADERS_OF_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _NAMES_ONLY = {  # what has no bytes of its own here, whatever its size says
     tarfile.LNKTYPE: "a link",
     tarfile.SYMTYPE: "a link",
@@ -67,7 +83,9 @@ def tar_members(file: BinaryIO, endings: Collection[str]) -> Iterator[Member]:
         info = _parsed(block, start)
         if info.type in (*_HEADERS_OF_NEXT, tarfile.XGLTYPE):
             if info.size > MAX_HEADER:
-                raise ReadError(f"a header of {info.size:,} bytes at byte {start:,}; at most {MAX_HEADER:,}")
+                raise ReadError(
+                    f"a header of {info.size:,} bytes at byte {start:,}; at most {MAX_HEADER:,}"
+                )
             content = archive.padded(info.size)
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 of_next["path"] = content.partition(b"\0")[0]
@@ -86,13 +104,19 @@ def check_archive(file: BinaryIO) -> None:
         _parsed(block, 0)
 
 
-def _member(archive: "_Archive", block: bytes, info: TarInfo, of_next: dict, endings: tuple) -> Iterator[Member]:
+def _member(
+    archive: "_Archive", block: bytes, info: TarInfo, of_next: dict, endings: tuple
+) -> Iterator[Member]:
     """Yield the member of a header, unless it is a folder, and pass over its bytes."""
-    is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in of_next)
+    is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(
+        key.startswith("GNU.sparse") for key in of_next
+    )
     name = of_next.get("GNU.sparse.name", of_next.get("path"))
     name = info.name if name is None else name.decode("utf-8", "backslashreplace")
     if len(name) > MAX_NAME:
-        raise ReadError(f"a name of {len(name):,} characters before byte {archive.position:,}; at most {MAX_NAME:,}")
+        raise ReadError(
+            f"a name of {len(name):,} characters before byte {archive.position:,}; at most {MAX_NAME:,}"
+        )
     size = _number(of_next["size"], archive.position) if "size" in of_next else info.size
     is_extended = info.type == tarfile.GNUTYPE_SPARSE and block[482]
     while is_extended:
@@ -138,15 +162,23 @@ class _Archive:
         while (block := self._read(BLOCK)) and not any(block) and zeros <= MAX_END:
             zeros += len(block)
         end = start + zeros
-        is_end = zeros == 2 * BLOCK or ((end - self._begin) % tarfile.RECORDSIZE == 0 and 2 * BLOCK < zeros < MAX_END)
+        is_end = zeros == 2 * BLOCK or (
+            (end - self._begin) % tarfile.RECORDSIZE == 0 and 2 * BLOCK < zeros < MAX_END
+        )
         if not block and zeros < 2 * BLOCK:
-            raise ReadError(f"unexpected end of data at byte {end:,}: an archive's end mark is missing")
+            raise ReadError(
+                f"unexpected end of data at byte {end:,}: an archive's end mark is missing"
+            )
         if block and not zeros and len(block) < BLOCK:
             raise ReadError(f"unexpected end of data at byte {self.position:,}")
         if block and zeros and not is_end and zeros <= MAX_END:
-            raise ReadError(f"damaged at byte {start:,}: {zeros:,} bytes of zeros in place of a member")
+            raise ReadError(
+                f"damaged at byte {start:,}: {zeros:,} bytes of zeros in place of a member"
+            )
         if zeros and not is_end:
-            raise BehindTheEndError(f"zeros from byte {start:,} on, more than a tar ends with: not written to its end?")
+            raise BehindTheEndError(
+                f"zeros from byte {start:,} on, more than a tar ends with: not written to its end?"
+            )
         if block and zeros:
             _check_another(block, end)
             self._begin = end
@@ -161,7 +193,9 @@ class _Archive:
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes. Raises ReadError if there are fewer."""
         if self._end is not None and self.position + size > self._end:
-            raise ReadError(f"unexpected end of data: {size:,} bytes should stand at byte {self.position:,}")
+            raise ReadError(
+                f"unexpected end of data: {size:,} bytes should stand at byte {self.position:,}"
+            )
         data = self._read(size)
         if len(data) < size:
             raise ReadError(f"unexpected end of data at byte {self.position:,}")
@@ -173,7 +207,9 @@ class _Archive:
             for begin in range(0, size, 1 << 20):
                 self.read(min(1 << 20, size - begin))
         elif self.position + size > self._end:
-            raise ReadError(f"unexpected end of data: {size:,} bytes should stand at byte {self.position:,}")
+            raise ReadError(
+                f"unexpected end of data: {size:,} bytes should stand at byte {self.position:,}"
+            )
         else:
             self._packed.file.seek(size, 1)
             self.position += size
@@ -184,8 +220,12 @@ class _Archive:
         except Exception as error:  # each way of packing has errors of its own
             raise ReadError(f"{type(error).__name__} at byte {self.position:,}: {error}") from error
         self.position += len(data)
-        if self._file is not self._packed and self.position > max(RATIO_FROM, MAX_RATIO * self._packed.taken):
-            raise ReadError(f"unpacks to more than {MAX_RATIO} times its own size (byte {self.position:,})")
+        if self._file is not self._packed and self.position > max(
+            RATIO_FROM, MAX_RATIO * self._packed.taken
+        ):
+            raise ReadError(
+                f"unpacks to more than {MAX_RATIO} times its own size (byte {self.position:,})"
+            )
         return data
 
 
@@ -199,7 +239,9 @@ def _unpacking(head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
             if head.startswith(magic):
                 return unpack
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-        what = next((what for magic, what in _OTHER_FORMATS.items() if text.startswith(magic)), None)
+        what = next(
+            (what for magic, what in _OTHER_FORMATS.items() if text.startswith(magic)), None
+        )
         raise ReadError(f"{what}; expected a tar archive" if what else str(error)) from None
     if not head:
         raise ReadError("an empty file; expected a tar archive")

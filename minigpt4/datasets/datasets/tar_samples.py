@@ -36,11 +36,16 @@ class TarSample:
 
     def is_pair(self) -> bool:
         """Return whether it has an image and a caption."""
-        return all(self.members.keys() & set(kinds) for kinds in (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS))
+        return all(
+            self.members.keys() & set(kinds) for kinds in (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
+        )
 
     def found(self) -> tuple[str, ...]:
         """Return what messages say of the members."""
-        found = [f"{name} ({fault})" if fault else name for name, fault in sorted(self.extensions.items())]
+        found = [
+            f"{name} ({fault})" if fault else name
+            for name, fault in sorted(self.extensions.items())
+        ]
         if "." in self.key.rpartition("/")[2] and not self.is_pair():
             found.append("alone: a sample's members have one name up to the last dot")
         return tuple(found)
@@ -88,9 +93,13 @@ class _Grouping:
 
     def add(self, key: str, extension: str, member: Member) -> Iterator[TarSample]:
         """Take a member; yield the samples that are complete now, or for which there is no more room."""
-        for other in [pair for pair in self.pairs if not _is_below(pair, key) and not _is_below(key, pair)]:
+        for other in [
+            pair for pair in self.pairs if not _is_below(pair, key) and not _is_below(key, pair)
+        ]:
             yield from self._give(other)
-        if key in self.waiting and extension in self.waiting[key].extensions:  # another sample of this name begins
+        if (
+            key in self.waiting and extension in self.waiting[key].extensions
+        ):  # another sample of this name begins
             yield from self._give(key)
 
         if key not in self.waiting:
@@ -98,7 +107,10 @@ class _Grouping:
         sample = self.waiting.setdefault(key, TarSample(key))
         data, sample.extensions[extension] = member.data, member.fault
         if data is not None and sample.size() + len(data) > MAX_MEMBER:
-            data, sample.extensions[extension] = None, f"too large: a sample has at most {MAX_MEMBER:,} bytes"
+            data, sample.extensions[extension] = (
+                None,
+                f"too large: a sample has at most {MAX_MEMBER:,} bytes",
+            )
         if data is not None:
             sample.members[extension] = data
             self.bytes += len(data)
@@ -137,6 +149,8 @@ def _is_below(key: str, other: str) -> bool:
 def _is_meta(name: str) -> bool:
     """Return whether a member is no data: what macOS or webdataset (`__name__`) adds, a hidden file of another kind."""
     first, base = name.split("/")[0], name.rpartition("/")[2]
-    is_hidden = base.startswith(".") and not base.lower().endswith(IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)
+    is_hidden = base.startswith(".") and not base.lower().endswith(
+        IMAGE_EXTENSIONS + CAPTION_EXTENSIONS
+    )
     is_marked = first.startswith("__") and first.endswith("__")
     return is_hidden or is_marked or base.startswith("._") or "__MACOSX" in name.split("/")

@@ -43,7 +43,12 @@ from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.datasets.datasets.shard_cache import USES, ShardCache
 from minigpt4.datasets.datasets.shard_list import expand_shards, is_address, open_file
 from minigpt4.datasets.datasets.tar_members import tar_members
-from minigpt4.datasets.datasets.tar_samples import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, TarSample, tar_samples
+from minigpt4.datasets.datasets.tar_samples import (
+    CAPTION_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    TarSample,
+    tar_samples,
+)
 from minigpt4.processors import ImageError
 
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
@@ -75,7 +80,9 @@ def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
 
 def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Image:
     """Return the image of a raw sample as RGB, made by `load`. Raises SkipSample if none can be decoded."""
-    extension = next((extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None)
+    extension = next(
+        (extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None
+    )
     if extension is None:
         raise SkipSample("no_image", ", ".join(raw.extensions))
     try:
@@ -110,7 +117,9 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
-        self.cache_use = torch.zeros(max(1, num_workers), len(USES), dtype=torch.int64).share_memory_()
+        self.cache_use = torch.zeros(
+            max(1, num_workers), len(USES), dtype=torch.int64
+        ).share_memory_()
         workers = max(1, num_workers)
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
@@ -157,12 +166,16 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
         return shuffled(dealt, rng)
 
-    def _deal(self, shards: list[str], epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
+    def _deal(
+        self, shards: list[str], epoch: int, consumer: int, consumers: int
+    ) -> Iterator[RawSample]:
         if len(shards) >= consumers:
             for shard in shards[consumer::consumers]:
                 yield from self._read(shard)
             return
-        for position, shard in enumerate(shards):  # the epoch rotates who gets what of a set smaller than its consumers
+        for position, shard in enumerate(
+            shards
+        ):  # the epoch rotates who gets what of a set smaller than its consumers
             is_mine = position % consumers == consumer  # a shard's own faults are counted once
             for number, raw in enumerate(self._read(shard, is_mine), start=position + epoch):
                 if number % consumers == consumer:
@@ -189,13 +202,19 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             if counted:
                 name = without_secrets(shard)
                 read = f"; samples read of it: {found:,}, none behind that" if found else ""
-                self.skips.skip("bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name))
+                self.skips.skip(
+                    "bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name)
+                )
 
     def _opened(self, shard: str) -> AbstractContextManager:
         if not is_address(shard):
             return open_file(shard)
         fetch = open_object if is_object(shard) else open_url
-        return self.shard_cache.opened(shard, fetch, self._note_cache_use) if self.shard_cache else fetch(shard)
+        return (
+            self.shard_cache.opened(shard, fetch, self._note_cache_use)
+            if self.shard_cache
+            else fetch(shard)
+        )
 
     def cache_counts(self) -> dict[str, int]:
         """Return how many shards were read from the cache, kept in it, or not; all workers together."""
@@ -205,7 +224,9 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         row = self.cache_use[worker_place()[0]]
         row[use] += 1
         if why and row[use] == 1:
-            message = "%s: a shard could not be kept in run.shard_cache (%s), and is read as it comes; %s"
+            message = (
+                "%s: a shard could not be kept in run.shard_cache (%s), and is read as it comes; %s"
+            )
             logging.warning(message, self.name, why, "more of these are only counted")
 
     def load(self, raw: RawSample, epoch: int) -> dict:

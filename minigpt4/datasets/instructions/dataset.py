@@ -58,7 +58,9 @@ class InstructionDataset(ImageTextDataset):
     ):
         self.task, self.exact_boxes = task, exact_boxes
         self.folders, self.pool = list(folders), list(pool)
-        super().__init__(annotation, folders[0] if folders else "", vis_processor, text_processor, name)
+        super().__init__(
+            annotation, folders[0] if folders else "", vis_processor, text_processor, name
+        )
 
     def load(self, record: Example | Fault, epoch: int) -> dict:
         if isinstance(record, Fault):
@@ -66,7 +68,9 @@ class InstructionDataset(ImageTextDataset):
         label = self.label_of(record)
         sample, size = self._image(record, epoch)
         draw = random.Random(f"{self.place.seed}/{epoch}/{label}")
-        sample |= self._dialogue(record) if self.task.is_dialogue else self._exchange(record, draw, size)
+        sample |= (
+            self._dialogue(record) if self.task.is_dialogue else self._exchange(record, draw, size)
+        )
         ids = {"image_id": record.image_id, "question_id": record.question_id}
         sample |= {key: value for key, value in ids.items() if value is not None}
         return sample | {"sample_id": printable(label, 1000)}
@@ -113,7 +117,11 @@ class InstructionDataset(ImageTextDataset):
         """Return the turns, joined; the image stands before the first."""
         first, *others = record.questions
         questions = [f"{IMAGE} {first} ", *(f"{question} " for question in others)]
-        return {"conv_q": CONNECT.join(questions), "conv_a": CONNECT.join(record.answers), "connect_sym": CONNECT}
+        return {
+            "conv_q": CONNECT.join(questions),
+            "conv_a": CONNECT.join(record.answers),
+            "connect_sym": CONNECT,
+        }
 
     def _words(self, said: str | Box, size: tuple[int, int], is_cleaned: bool) -> str:
         if isinstance(said, Box):
@@ -137,7 +145,9 @@ def box_text(box: Box, size: tuple[int, int], is_exact: bool = False) -> str:
     image of another size, and for one that lies wholly outside. Source: MiniGPT-v2.
     """
     if box.size not in (None, size):
-        widths = f"the image has {size[0]}x{size[1]} pixels, its annotation {box.size[0]}x{box.size[1]}"
+        widths = (
+            f"the image has {size[0]}x{size[1]} pixels, its annotation {box.size[0]}x{box.size[1]}"
+        )
         raise SkipSample("bad_image", f"{widths}: its box would be wrong; use the original images")
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
     # first divided, then multiplied, as the release does: the order decides what whole hundredths are truncated to

@@ -38,7 +38,9 @@ def _aok_vqa(row: dict, spot: Spot) -> Iterator[Example]:
 
 
 def _gqa(row: dict, spot: Spot) -> Iterator[Example]:
-    yield Example(spot, text_of(row, "image"), (text_of(row, "question"),), (text_of(row, "answer"),))
+    yield Example(
+        spot, text_of(row, "image"), (text_of(row, "question"),), (text_of(row, "answer"),)
+    )
 
 
 def _ocr_vqa(row: dict, spot: Spot) -> Iterator[Example]:
@@ -75,10 +77,15 @@ def _with_boxes(row: dict, spot: Spot, question: str, answer: str) -> Example:
     for box in boxes:
         numbers = _NUMBERS.fullmatch(box)
         if not numbers:
-            raise SkipSample("bad_record", f"the box {box:.40} is none; expected {{<x0><y0><x1><y1>}}")
+            raise SkipSample(
+                "bad_record", f"the box {box:.40} is none; expected {{<x0><y0><x1><y1>}}"
+            )
         corners = tuple(map(int, numbers.groups()))
         if max(corners) > 100 or corners[0] > corners[2] or corners[1] > corners[3]:
-            raise SkipSample("bad_record", f"the box {box} is out of range; expected 0 <= x0 <= x1 <= 100, y alike")
+            raise SkipSample(
+                "bad_record",
+                f"the box {box} is out of range; expected 0 <= x0 <= x1 <= 100, y alike",
+            )
     image_id = id_of(row, "image_id")
     return Example(spot, f"{image_id}.jpg", (question,), (answer,), image_id)
 
@@ -87,7 +94,9 @@ def _text_alone(row: dict, spot: Spot) -> Iterator[Example]:
     """Of a row's instances the first is taken, as the release does."""
     instances = row.get("instances")
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
-        raise SkipSample("bad_record", f"'instances' is {instances!r:.60}; expected a list of mappings")
+        raise SkipSample(
+            "bad_record", f"'instances' is {instances!r:.60}; expected a list of mappings"
+        )
     instance = instances[0]
     instruction = text_of(instance, "instruction_with_input")
     if instance.get("constraints") is not None:
@@ -95,13 +104,27 @@ def _text_alone(row: dict, spot: Spot) -> Iterator[Example]:
     yield Example(spot, None, (instruction,), (text_of(instance, "output"),))
 
 
-COCO_CAPTIONS = Format(_coco_caption, '{"image": "train2014/COCO_train2014_000000000009.jpg", "caption": text}')
+COCO_CAPTIONS = Format(
+    _coco_caption, '{"image": "train2014/COCO_train2014_000000000009.jpg", "caption": text}'
+)
 TEXTCAPS = Format(_textcaps, '{"image_id": id, "caption_str": text}', "data")
 VQA = Format(_vqa, '{"image": path, "question": text, "question_id": id, "answer": [text, ..]}')
 AOK_VQA = Format(_aok_vqa, '{"image": path, "question": text, "direct_answers": [text, ..]}')
 GQA = Format(_gqa, '{"image": path, "question": text, "answer": text}')
-OCR_VQA = Format(_ocr_vqa, '{"split": 1, "imageURL": address, "questions": [text, ..], "answers": [text, ..]}', "")
-GROUNDED_CAPTION = Format(_grounded_caption, '{"image_id": id, "grounded_caption": text with boxes}')
-CAPTION_PHRASES = Format(_caption_to_phrases, '{"image_id": id, "caption": text, "output": text with boxes}')
-PHRASE_BOXES = Format(_phrase_to_boxes, '{"image_id": id, "phrase": text, "bbox": "{<x0><y0><x1><y1>}"}')
-TEXT_ALONE = Format(_text_alone, '{"instances": [{"instruction_with_input": text, "output": text}]}')
+OCR_VQA = Format(
+    _ocr_vqa,
+    '{"split": 1, "imageURL": address, "questions": [text, ..], "answers": [text, ..]}',
+    "",
+)
+GROUNDED_CAPTION = Format(
+    _grounded_caption, '{"image_id": id, "grounded_caption": text with boxes}'
+)
+CAPTION_PHRASES = Format(
+    _caption_to_phrases, '{"image_id": id, "caption": text, "output": text with boxes}'
+)
+PHRASE_BOXES = Format(
+    _phrase_to_boxes, '{"image_id": id, "phrase": text, "bbox": "{<x0><y0><x1><y1>}"}'
+)
+TEXT_ALONE = Format(
+    _text_alone, '{"instances": [{"instruction_with_input": text, "output": text}]}'
+)

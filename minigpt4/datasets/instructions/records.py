@@ -88,7 +88,9 @@ def _once(example: Example, asked: dict[int | str, Spot]) -> Example:
     if example.question_id is not None:
         first = asked.setdefault(example.question_id, example.where)
     if first is not example.where:
-        raise SkipSample("bad_record", f"question_id {example.question_id} is there twice; first: {first}")
+        raise SkipSample(
+            "bad_record", f"question_id {example.question_id} is there twice; first: {first}"
+        )
     return example
 
 
@@ -108,7 +110,11 @@ def _rows(content: Any, form: Format, path: Path) -> Iterator[tuple[int | str, A
         yield from rows.items()
     else:
         keys = ", ".join(map(str, content)) if isinstance(content, dict) else ""
-        found = f"a mapping with {keys or 'nothing'}" if isinstance(content, dict) else type(content).__name__
+        found = (
+            f"a mapping with {keys or 'nothing'}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
         raise ValueError(f"{path}: found {found}; expected a list of {form.expected}")
 
 
@@ -143,5 +149,7 @@ def id_of(row: dict, key: str) -> int | str:
 
 def _there(row: dict, key: str) -> Any:
     if key not in row:
-        raise SkipSample("bad_record", f"'{key}' is missing (there are: {', '.join(map(str, row)) or 'none'})")
+        raise SkipSample(
+            "bad_record", f"'{key}' is missing (there are: {', '.join(map(str, row)) or 'none'})"
+        )
     return row[key]

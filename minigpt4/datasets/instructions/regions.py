@@ -22,7 +22,9 @@ from minigpt4.datasets.instructions.records import (
 
 MAX_AREA = 16384  # pixels; the release trains on smaller regions of Visual Genome alone
 _REFS = '[{"ref_id", "ann_id", "image_id", "split", "sentences": [{"raw": text}]}]'
-_INSTANCES = '{"images": [{"id", ..}], "annotations": [{"id", "image_id", "bbox": [x, y, width, height]}]}'
+_INSTANCES = (
+    '{"images": [{"id", ..}], "annotations": [{"id", "image_id", "bbox": [x, y, width, height]}]}'
+)
 _REGIONS = '[{"id", "regions": [{"region_id", "phrase", "x", "y", "width", "height"}]}]'
 _IMAGES = '[{"image_id", "url", "width", "height"}]'
 
@@ -56,20 +58,35 @@ def _ref(ref: Any, spot: Spot, boxes: dict, images: dict) -> Example:
         raise SkipSample("bad_record", f"is {type(ref).__name__}, not a mapping")
     ann_id, image_id = id_of(ref, "ann_id"), id_of(ref, "image_id")
     if ann_id not in boxes:
-        raise SkipSample("bad_record", f"ann_id {ann_id} is not among the annotations of instances.json")
+        raise SkipSample(
+            "bad_record", f"ann_id {ann_id} is not among the annotations of instances.json"
+        )
     if image_id not in images:
-        raise SkipSample("no_image", f"image_id {image_id} is not among the images of instances.json")
+        raise SkipSample(
+            "no_image", f"image_id {image_id} is not among the images of instances.json"
+        )
     if boxes[ann_id].get("image_id", image_id) != image_id:
         other = boxes[ann_id]["image_id"]
-        raise SkipSample("bad_record", f"is about image {image_id}, its box (ann_id {ann_id}) about image {other}")
+        raise SkipSample(
+            "bad_record",
+            f"is about image {image_id}, its box (ann_id {ann_id}) about image {other}",
+        )
     sentences = ref.get("sentences")
-    if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
-        raise SkipSample("bad_record", f"'sentences' is {sentences!r:.60}; expected a list of mappings")
+    if not isinstance(sentences, list) or not all(
+        isinstance(sentence, dict) for sentence in sentences
+    ):
+        raise SkipSample(
+            "bad_record", f"'sentences' is {sentences!r:.60}; expected a list of mappings"
+        )
     words = tuple(text_of(sentence, "raw") for sentence in sentences)
     if not words:
         raise SkipSample("no_caption", "'sentences' is empty")
     image, box = images[image_id], boxes[ann_id].get("bbox")
-    file = f"COCO_train2014_{image_id:012d}.jpg" if isinstance(image_id, int) else f"COCO_train2014_{image_id}.jpg"
+    file = (
+        f"COCO_train2014_{image_id:012d}.jpg"
+        if isinstance(image_id, int)
+        else f"COCO_train2014_{image_id}.jpg"
+    )
     return Example(spot, file, words, (_box(box, image),), image_id)
 
 
@@ -110,10 +127,16 @@ def _region(region: Any, image_id: Any, spot: Spot, images: dict) -> list[Exampl
 def _box(numbers: Any, image: dict) -> Box:
     """Return the Box of [x, y, width, height]. Raises SkipSample for what is none."""
     is_box = isinstance(numbers, (list, tuple)) and len(numbers) == 4
-    if not is_box or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise SkipSample("bad_record", f"the box is {numbers!r:.60}; expected four numbers: x, y, width, height")
+    if not is_box or not all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    ):
+        raise SkipSample(
+            "bad_record", f"the box is {numbers!r:.60}; expected four numbers: x, y, width, height"
+        )
     if numbers[2] <= 0 or numbers[3] <= 0:
-        raise SkipSample("bad_record", f"the box {list(numbers)} is empty; expected a width and a height above 0")
+        raise SkipSample(
+            "bad_record", f"the box {list(numbers)} is empty; expected a width and a height above 0"
+        )
     width, height = image.get("width"), image.get("height")
     has_size = all(type(length) is int and length > 0 for length in (width, height))
     return Box(*numbers, (width, height) if has_size else None)
@@ -125,10 +148,16 @@ def _by_id(rows: Any, key: str, path: Path, expected: str) -> dict:
     for number, row in enumerate(rows if isinstance(rows, list) else [None]):
         name = row.get(key) if isinstance(row, dict) else None
         if not isinstance(name, (int, str)):
-            what = f"record {number} is {row!r:.60}" if isinstance(rows, list) else f"found {type(rows).__name__}"
+            what = (
+                f"record {number} is {row!r:.60}"
+                if isinstance(rows, list)
+                else f"found {type(rows).__name__}"
+            )
             raise ValueError(f"{path}: {what}; expected {expected}")
         if name in found and found[name] != row:
-            raise ValueError(f"{path}: '{key}' {name} is there twice, with different content; keep one of them")
+            raise ValueError(
+                f"{path}: '{key}' {name} is there twice, with different content; keep one of them"
+            )
         found[name] = row
     return found
 
@@ -137,12 +166,23 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads lists, mappings, texts and numbers; a pickle that names a class or function could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"names {module}.{name}, which could run code; expected plain lists and mappings")
+        raise pickle.UnpicklingError(
+            f"names {module}.{name}, which could run code; expected plain lists and mappings"
+        )
 
 
 def _unpickled(path: Path) -> Any:
     with open(path, "rb") as file:
         try:
             return _PlainUnpickler(file, encoding="utf-8").load()
-        except (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, ImportError) as error:
-            raise ValueError(f"{path}: not a pickle of REFER ({error or type(error).__name__})") from error
+        except (
+            pickle.UnpicklingError,
+            EOFError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ImportError,
+        ) as error:
+            raise ValueError(
+                f"{path}: not a pickle of REFER ({error or type(error).__name__})"
+            ) from error

@@ -39,14 +39,18 @@ class BenchmarkItem(NamedTuple):
 class BenchmarkConfig:
     """A section of `evaluation_datasets`. Subclasses give defaults of their own."""
 
-    eval_file_path: str = REQUIRED  # the official annotation file, or the folder with the official files
+    eval_file_path: str = (
+        REQUIRED  # the official annotation file, or the folder with the official files
+    )
     img_path: str = REQUIRED  # the folder of the images
     prompt: str = "short_answer"  # a name of prompts.txt, or a text of your own
     max_new_tokens: int = 20
     batch_size: int = 8
     temperature: float = 0.0  # 0: greedy; else answers are drawn, by `seed`
     seed: int = 0
-    max_images: int | None = None  # for a quick look: as many images, evenly spread, with all their questions
+    max_images: int | None = (
+        None  # for a quick look: as many images, evenly spread, with all their questions
+    )
     ranking: str = "release"  # of items with options, one of ranking.RULES
     benchmark: str | None = None  # registered name, where the section has another
 
@@ -74,7 +78,9 @@ class Benchmark:
         """Return the scores of the answers, by id, one to each of the items."""
         raise NotImplementedError
 
-    def answers(self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]) -> Iterable[dict]:
+    def answers(
+        self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]
+    ) -> Iterable[dict]:
         """Return the lines of `answer(items, cfg)` (see run.Answer), one to each item; a benchmark may ask again."""
         return answer(items, self.cfg)
 
@@ -129,8 +135,12 @@ class Benchmark:
         paths = dict.fromkeys(image for image in images if isinstance(image, (str, Path)))
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
-            shown = ", ".join(f"'{path}'" for path in missing[:3]) + (", .." if len(missing) > 3 else "")
-            raise FileNotFoundError(f"img_path: {len(missing)} of {len(paths)} images are not there: {shown}")
+            shown = ", ".join(f"'{path}'" for path in missing[:3]) + (
+                ", .." if len(missing) > 3 else ""
+            )
+            raise FileNotFoundError(
+                f"img_path: {len(missing)} of {len(paths)} images are not there: {shown}"
+            )
 
 
 def items_of_images(items: Sequence[BenchmarkItem], count: int) -> list[BenchmarkItem]:
@@ -145,4 +155,6 @@ def items_of_images(items: Sequence[BenchmarkItem], count: int) -> list[Benchmar
 
 def images_key(item: BenchmarkItem) -> tuple:
     """Return what is the same for items about the same images: paths, or which PIL images they are."""
-    return tuple(str(image) if isinstance(image, (str, Path)) else id(image) for image in item.images)
+    return tuple(
+        str(image) if isinstance(image, (str, Path)) else id(image) for image in item.images
+    )

@@ -41,9 +41,14 @@ class CocoCaption(Benchmark):
         content = mapping(read_json(path), f"'{path}'")
         images = list(rows(content, "images", path))
         is_karpathy = bool(images) and "sentences" in images[0][1]
-        found = _of_karpathy(images, self.cfg.split) if is_karpathy else _of_coco(images, content, path)
+        found = (
+            _of_karpathy(images, self.cfg.split) if is_karpathy else _of_coco(images, content, path)
+        )
         question = self.prompt().ask()
-        return [BenchmarkItem(name, (self.image(*files),), question, texts) for name, files, texts in found]
+        return [
+            BenchmarkItem(name, (self.image(*files),), question, texts)
+            for name, files, texts in found
+        ]
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         return caption_scores({item.id: item.reference for item in items}, answers)
@@ -52,7 +57,9 @@ class CocoCaption(Benchmark):
 def caption_scores(references: Mapping[str, list[str]], answers: Mapping[str, str]) -> Scores:
     """Return CIDEr-D, BLEU-4, BLEU-1 and ROUGE-L of answers, by id; CIDEr-D says how good each is."""
     words = metrics.caption_words
-    cider, rouge = (score(references, answers, words)[1] for score in (metrics.cider_d, metrics.rouge_l))
+    cider, rouge = (
+        score(references, answers, words)[1] for score in (metrics.cider_d, metrics.rouge_l)
+    )
     counts = metrics.bleu_counts(references, answers, words)
     found = {
         "CIDEr-D": Metric(cider),
@@ -72,7 +79,9 @@ def _of_coco(images: list[tuple[str, dict]], content: dict, path: Path) -> Itera
     for where, row in rows(content, "annotations", path):
         image = ident(row, "image_id", where)
         if image not in files:
-            raise ValueError(f"{where}: there is no image '{image}' among the {len(files)} images of the file")
+            raise ValueError(
+                f"{where}: there is no image '{image}' among the {len(files)} images of the file"
+            )
         captions.setdefault(image, []).append(field(row, "caption", str, where))
     for image, texts in captions.items():
         yield image, [files[image], f"val2014/{files[image]}"], texts
@@ -81,9 +90,14 @@ def _of_coco(images: list[tuple[str, dict]], content: dict, path: Path) -> Itera
 def _of_karpathy(images: list[tuple[str, dict]], split: str) -> Iterator[Captioned]:
     splits = {field(row, "split", str, where) for where, row in images}
     if split not in splits:
-        raise ValueError(f"split: '{split}' is not in the file; there are {', '.join(sorted(splits))}")
+        raise ValueError(
+            f"split: '{split}' is not in the file; there are {', '.join(sorted(splits))}"
+        )
     for where, row in images:
         if row["split"] == split:
             name = field(row, "filename", str, where)
-            texts = [field(sentence, "raw", str, where) for sentence in field(row, "sentences", list, where)]
+            texts = [
+                field(sentence, "raw", str, where)
+                for sentence in field(row, "sentences", list, where)
+            ]
             yield name, [name, f"{row.get('filepath', '')}/{name}"], texts

@@ -16,7 +16,9 @@ class ChairConfig(BenchmarkConfig):
     prompt: str = "describe"
     max_new_tokens: int = 300
     split: str = "val2014"
-    synonyms: str | None = None  # LisaAnne/Hallucination's synonyms.txt, of published figures; else our own table
+    synonyms: str | None = (
+        None  # LisaAnne/Hallucination's synonyms.txt, of published figures; else our own table
+    )
 
     READ_PATHS = (*BenchmarkConfig.READ_PATHS, "synonyms")
 
@@ -46,7 +48,9 @@ class Chair(Benchmark):
         for where, row in rows(content, "annotations", path):
             category = ident(row, "category_id", where)
             if category not in names:
-                raise ValueError(f"{where}: there is no category {category} among the {len(names)} of the file")
+                raise ValueError(
+                    f"{where}: there is no category {category} among the {len(names)} of the file"
+                )
             objects.setdefault(ident(row, "image_id", where), set()).add(names[category])
         captions = self._captions(path.parent)
 
@@ -54,7 +58,9 @@ class Chair(Benchmark):
         for where, row in rows(content, "images", path):
             name, file = ident(row, "id", where), field(row, "file_name", str, where)
             if name not in captions:
-                raise ValueError(f"{where}: image {name} has no caption in '{self.files[-1]}'; is it of another split?")
+                raise ValueError(
+                    f"{where}: image {name} has no caption in '{self.files[-1]}'; is it of another split?"
+                )
             truth = {"objects": sorted(objects.get(name, ())), "captions": captions[name]}
             items.append(BenchmarkItem(name, (self.image(file),), question, truth))
         return items
@@ -63,7 +69,9 @@ class Chair(Benchmark):
         path = self.find(f"*captions*{self.cfg.split}*.json", path=str(folder))
         captions: dict[str, list[str]] = {}
         for where, row in rows(mapping(read_json(path), f"'{path}'"), "annotations", path):
-            captions.setdefault(ident(row, "image_id", where), []).append(field(row, "caption", str, where))
+            captions.setdefault(ident(row, "image_id", where), []).append(
+                field(row, "caption", str, where)
+            )
         return captions
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -71,7 +79,10 @@ class Chair(Benchmark):
         captions = {item.id: item.reference["captions"] for item in items}
         table = metrics.read_synonyms(expand_path(self.cfg.synonyms)) if self.cfg.synonyms else None
         counts = metrics.chair_counts(answers, objects, captions, table)
-        figures = {name: Metric(counts, figure(metrics.chair_of, name)) for name in ("CHAIRi", "CHAIRs", "recall")}
+        figures = {
+            name: Metric(counts, figure(metrics.chair_of, name))
+            for name in ("CHAIRi", "CHAIRs", "recall")
+        }
         # the share of an answer's mentions that are right; one that names nothing names nothing wrong
         right = {name: 1.0 - count[1] / max(count[0], 1) for name, count in counts.items()}
         silent = sum(int(count[0] == 0) for count in counts.values())

@@ -15,7 +15,9 @@ def find_file(path: str | Path, *patterns: str) -> Path:
     files = find_files(path, *patterns)
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ValueError(f"eval_file_path: {len(files)} files in '{path}' fit ({names}); give the one to use")
+        raise ValueError(
+            f"eval_file_path: {len(files)} files in '{path}' fit ({names}); give the one to use"
+        )
     return files[0]
 
 
@@ -39,7 +41,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is no UTF-8 text ({error}); is it the file that was meant?") from error
+        raise ValueError(
+            f"'{path}' is no UTF-8 text ({error}); is it the file that was meant?"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -59,7 +63,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{where} is no JSON: {error}; expected a mapping in each line") from error
+                raise ValueError(
+                    f"{where} is no JSON: {error}; expected a mapping in each line"
+                ) from error
             yield where, mapping(row, where)
 
 
@@ -74,7 +80,9 @@ def field(row: Mapping, key: str, kind: type, where: str) -> Any:
     """Return row[key]. Raises ValueError if it is missing or not of `kind`, a key of KINDS."""
     row = mapping(row, where)
     if key not in row:
-        raise ValueError(f"{where}: '{key}' is missing (there are: {', '.join(map(str, row)) or 'none'})")
+        raise ValueError(
+            f"{where}: '{key}' is missing (there are: {', '.join(map(str, row)) or 'none'})"
+        )
     if not isinstance(row[key], kind) or isinstance(row[key], bool):
         raise ValueError(f"{where}: '{key}' is {kind_of(row[key])}; expected {KINDS[kind]}")
     return row[key]

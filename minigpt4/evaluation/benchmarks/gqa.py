@@ -25,15 +25,21 @@ class GQA(Benchmark):
         path, prompt = self.find("*balanced_questions.json", "*gqa*.json"), self.prompt()
         content = read_json(path)
         items = []
-        for name, image, row, where in _of_list(content, path) if isinstance(content, list) else _of_gqa(content, path):
+        for name, image, row, where in (
+            _of_list(content, path) if isinstance(content, list) else _of_gqa(content, path)
+        ):
             question, answer = (field(row, key, str, where) for key in ("question", "answer"))
             group = group_of(mapping(row.get("types") or {}, where), "structural", where)
-            items.append(BenchmarkItem(name, (self.image(image),), prompt.ask(question), answer, group))
+            items.append(
+                BenchmarkItem(name, (self.image(image),), prompt.ask(question), answer, group)
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         right = {item.id: metrics.exact_match(answers[item.id], item.reference) for item in items}
-        by_release = {item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items}
+        by_release = {
+            item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items
+        }
         figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
         return Scores(with_groups(figures, items), right, num_empty(answers))
 

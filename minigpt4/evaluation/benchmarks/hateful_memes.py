@@ -25,7 +25,9 @@ class HatefulMemes(Benchmark):
     """
 
     Config = HatefulMemesConfig
-    RULES = "MiniGPT-4, eval_vqa.py: the answer is yes or no, blanks and case aside; all else is wrong"
+    RULES = (
+        "MiniGPT-4, eval_vqa.py: the answer is yes or no, blanks and case aside; all else is wrong"
+    )
 
     def items(self) -> list[BenchmarkItem]:
         path, prompt = self.find("dev_seen.jsonl", "*.jsonl"), self.prompt()
@@ -35,7 +37,11 @@ class HatefulMemes(Benchmark):
             if label not in (0, 1):
                 raise ValueError(f"{where}: 'label' is {label}; expected 0 or 1")
             image = self.image(field(row, "img", str, where))
-            items.append(BenchmarkItem(str(number), (image,), prompt.ask(field(row, "text", str, where)), label))
+            items.append(
+                BenchmarkItem(
+                    str(number), (image,), prompt.ask(field(row, "text", str, where)), label
+                )
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

@@ -27,19 +27,26 @@ class IconQA(Benchmark):
     RULES = "MiniGPT-4, eval_vqa.py: the choice of least loss (key `ranking`) is the right one"
 
     def items(self) -> list[BenchmarkItem]:
-        path, prompt = self.find("choose_text_*.json", "*iconqa*.json", "*iconvqa*.json"), self.prompt()
+        path, prompt = (
+            self.find("choose_text_*.json", "*iconqa*.json", "*iconvqa*.json"),
+            self.prompt(),
+        )
         items = []
         for number, (where, row) in enumerate(rows(read_json(path), "", path)):
             image = self.image(f"{ident(row, 'image_id', where)}/image.png")
             choices, answer = field(row, "choices", list, where), field(row, "answer", int, where)
-            if len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+            if len(choices) < 2 or not all(
+                isinstance(choice, str) and choice.strip() for choice in choices
+            ):
                 raise ValueError(f"{where}: 'choices' holds {choices}; expected two texts or more")
             if not 0 <= answer < len(choices):
                 raise ValueError(
                     f"{where}: 'answer' is {answer}; expected the place of a choice, 0 to {len(choices) - 1}"
                 )
             question = prompt.ask(field(row, "question", str, where))
-            items.append(BenchmarkItem(str(number), (image,), question, choices[answer], options=choices))
+            items.append(
+                BenchmarkItem(str(number), (image,), question, choices[answer], options=choices)
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

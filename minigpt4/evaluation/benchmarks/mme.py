@@ -13,7 +13,13 @@ from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import read_text
 from minigpt4.evaluation.benchmarks.scores import Metric, Scores, figure
-from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION, SUBTASKS, MMEQuestion, mme_answer
+from minigpt4.evaluation.metrics.yes_no import (
+    COGNITION,
+    PERCEPTION,
+    SUBTASKS,
+    MMEQuestion,
+    mme_answer,
+)
 
 
 @dataclass
@@ -43,34 +49,53 @@ class MME(Benchmark):
             texts = sorted((inner if inner.is_dir() else folder).glob("*.txt"))
             self.files += texts
             for path in texts:
-                items += self._items_of(path, subtask, folder / "images" if inner.is_dir() else folder)
+                items += self._items_of(
+                    path, subtask, folder / "images" if inner.is_dir() else folder
+                )
         if not items:
             found = "none of its folders has questions" if root.is_dir() else "found nothing"
-            raise FileNotFoundError(f"eval_file_path: no subtask in '{root}' ({found}); MME has {', '.join(SUBTASKS)}")
+            raise FileNotFoundError(
+                f"eval_file_path: no subtask in '{root}' ({found}); MME has {', '.join(SUBTASKS)}"
+            )
         return items
 
     def _items_of(self, path: Path, subtask: str, images: Path) -> list[BenchmarkItem]:
         lines = [line for line in read_text(path).splitlines() if line.strip()]
         if len(lines) != 2:
-            raise ValueError(f"'{path}' has {len(lines)} lines; expected two, each a question, a tab, and Yes or No")
+            raise ValueError(
+                f"'{path}' has {len(lines)} lines; expected two, each a question, a tab, and Yes or No"
+            )
         paths = [images / (path.stem + suffix) for suffix in IMAGE_SUFFIXES]
         image = next((file for file in paths if file.is_file()), paths[0])
         items = []
         for number, line in enumerate(lines, start=1):
             question, label = line.strip().rpartition("\t")[::2]
             if label not in ("Yes", "No"):
-                raise ValueError(f"'{path}' line {number}: expected a question, a tab, and Yes or No")
+                raise ValueError(
+                    f"'{path}' line {number}: expected a question, a tab, and Yes or No"
+                )
             name = f"{subtask}/{path.stem}/{number}"
-            items.append(BenchmarkItem(name, (image,), self.prompt().ask(question.strip()), label.lower(), subtask))
+            items.append(
+                BenchmarkItem(
+                    name, (image,), self.prompt().ask(question.strip()), label.lower(), subtask
+                )
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        questions = {item.id: MMEQuestion(item.group, item.id.rpartition("/")[0], item.reference) for item in items}
+        questions = {
+            item.id: MMEQuestion(item.group, item.id.rpartition("/")[0], item.reference)
+            for item in items
+        }
         counts = metrics.mme_counts(answers, questions)
         figures = {}
-        parts = {"perception": PERCEPTION, "cognition": COGNITION} | {name: [name] for name in SUBTASKS}
+        parts = {"perception": PERCEPTION, "cognition": COGNITION} | {
+            name: [name] for name in SUBTASKS
+        }
         for name, subtasks in parts.items():
-            rows = {image: count for (subtask, image), count in counts.items() if subtask in subtasks}
+            rows = {
+                image: count for (subtask, image), count in counts.items() if subtask in subtasks
+            }
             if rows:
                 figures[name] = Metric(rows, figure(_scores, name))
         read = {name: mme_answer(text) for name, text in answers.items()}
@@ -81,5 +106,7 @@ class MME(Benchmark):
 def _scores(counts: np.ndarray) -> dict[str, float]:
     """Return the scores of `metrics.mme_of` by name, 0 for what is not there."""
     found = metrics.mme_of(counts)
-    scores = dict.fromkeys(SUBTASKS, 0.0) | {name: values["score"] for name, values in found["subtasks"].items()}
+    scores = dict.fromkeys(SUBTASKS, 0.0) | {
+        name: values["score"] for name, values in found["subtasks"].items()
+    }
     return scores | {"perception": found["perception"], "cognition": found["cognition"]}

@@ -32,26 +32,48 @@ class OwnJsonl(Benchmark):
     """
 
     Config = OwnJsonlConfig
-    RULES = "exact_match: case and punctuation do not count; vqa_accuracy: VQAv2; caption: coco-caption"
+    RULES = (
+        "exact_match: case and punctuation do not count; vqa_accuracy: VQAv2; caption: coco-caption"
+    )
     HEADLINE = "score"
 
     def items(self) -> list[BenchmarkItem]:
         if self.cfg.metric not in METRICS:
-            raise ValueError(f"metric: unknown name '{self.cfg.metric}'; known: {', '.join(METRICS)}")
+            raise ValueError(
+                f"metric: unknown name '{self.cfg.metric}'; known: {', '.join(METRICS)}"
+            )
         path, prompt = self.find("*.jsonl"), self.prompt()
         items = []
         for where, row in read_json_lines(path):
             name = ident(row, "id", where) if "id" in row else where.rpartition(" ")[2]
             one_image = "images" not in row
-            images = [field(row, "image", str, where)] if one_image else field(row, "images", list, where)
+            images = (
+                [field(row, "image", str, where)]
+                if one_image
+                else field(row, "images", list, where)
+            )
             if not all(isinstance(image, str) and image for image in images):
                 raise ValueError(f"{where}: an image is no path; found {images}")
-            answers = field(row, "answers", list, where) if "answers" in row else [field(row, "answer", str, where)]
+            answers = (
+                field(row, "answers", list, where)
+                if "answers" in row
+                else [field(row, "answer", str, where)]
+            )
             if not answers or not all(isinstance(answer, str) for answer in answers):
-                raise ValueError(f"{where}: 'answers' holds {answers}; expected texts, at least one")
-            asked = field(row, "question", str, where) if "question" in row else self.cfg.default_question
+                raise ValueError(
+                    f"{where}: 'answers' holds {answers}; expected texts, at least one"
+                )
+            asked = (
+                field(row, "question", str, where)
+                if "question" in row
+                else self.cfg.default_question
+            )
             group, paths = group_of(row, "group", where), tuple(map(self.image, images))
-            items.append(BenchmarkItem(name, paths, prompt.ask(asked), answers, group, _options(row, answers, where)))
+            items.append(
+                BenchmarkItem(
+                    name, paths, prompt.ask(asked), answers, group, _options(row, answers, where)
+                )
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -68,7 +90,9 @@ def _options(row: dict, answers: list[str], where: str) -> list[str]:
     options = field(row, "options", list, where) if "options" in row else []
     texts = {option for option in options if isinstance(option, str) and option.strip()}
     if "options" in row and (len(texts) < 2 or len(texts) < len(options)):
-        raise ValueError(f"{where}: 'options' holds {options}; expected two texts or more, all different")
+        raise ValueError(
+            f"{where}: 'options' holds {options}; expected two texts or more, all different"
+        )
     if options and not any(best_match(option, answers) for option in options):
         raise ValueError(f"{where}: none of the answers {answers} is among the options {options}")
     return options

@@ -16,7 +16,9 @@ COCO_NAME = 27  # letters of COCO_train2014_000000580957, before _0, the number 
 class RefCOCOConfig(BenchmarkConfig):
     prompt: str = "minigpt_v2_refer"
     resolution: int = 100  # a box is said in 0..resolution
-    resample: int = 0  # how often an answer that begins with no box is asked for again, drawn at temperature 1
+    resample: int = (
+        0  # how often an answer that begins with no box is asked for again, drawn at temperature 1
+    )
 
 
 @registry.register_benchmark("refcoco")
@@ -46,14 +48,18 @@ class RefCOCO(Benchmark):
                 items.append(BenchmarkItem(f"{split}/{number}", (image,), question, truth, split))
         return items
 
-    def answers(self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]) -> Iterator[dict]:
+    def answers(
+        self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]
+    ) -> Iterator[dict]:
         """Yield the lines of `answer`; what begins with no box is asked again, at most `resample` times."""
         asked = {item.id: item for item in items}
         for turn in range(self.cfg.resample + 1):
             drawn = replace(self.cfg, temperature=1.0, seed=turn) if turn else self.cfg
             again = {}
             for line in answer(list(asked.values()), drawn):
-                if turn < self.cfg.resample and not metrics.starts_with_box(line.get("answer", "{<0><0><0><0>}")):
+                if turn < self.cfg.resample and not metrics.starts_with_box(
+                    line.get("answer", "{<0><0><0><0>}")
+                ):
                     again[line["id"]] = asked[line["id"]]
                 else:
                     yield line

@@ -45,7 +45,9 @@ def with_groups(metrics: Mapping[str, Metric], items: Sequence[BenchmarkItem]) -
     return found
 
 
-def figure(of: Callable[[np.ndarray], Mapping[str, float]], name: str) -> Callable[[np.ndarray], float]:
+def figure(
+    of: Callable[[np.ndarray], Mapping[str, float]], name: str
+) -> Callable[[np.ndarray], float]:
     """Return what makes the figure `name` of rows [N, K], where `of` makes all figures of their sum."""
     return lambda rows: of(rows.sum(axis=0))[name]
 

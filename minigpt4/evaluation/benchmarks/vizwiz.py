@@ -31,11 +31,16 @@ class VizWiz(Benchmark):
         path, prompt = self.find("val.json", "*val*.json"), self.prompt()
         items, num_asked = [], Counter()
         for where, row in rows(read_json(path), "annotations", path):
-            name, question = field(row, "image", str, where), prompt.ask(field(row, "question", str, where))
+            name, question = (
+                field(row, "image", str, where),
+                prompt.ask(field(row, "question", str, where)),
+            )
             num_asked[name] += 1  # once each in the official file
             item_id = name if num_asked[name] == 1 else f"{name}/{num_asked[name]}"
             group = group_of(row, "answer_type", where)
-            items.append(BenchmarkItem(item_id, (self.image(name),), question, people(row, where), group))
+            items.append(
+                BenchmarkItem(item_id, (self.image(name),), question, people(row, where), group)
+            )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

@@ -27,7 +27,9 @@ class VQAv2(Benchmark):
 
     Config = VQAConfig
     RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py"
-    RELEASE_RULE: Callable[[str, Sequence[str]], float] | None = None  # MiniGPT-4's, beside the official one
+    RELEASE_RULE: Callable[[str, Sequence[str]], float] | None = (
+        None  # MiniGPT-4's, beside the official one
+    )
     QUESTIONS = ("*OpenEnded*{split}*questions*.json",)
 
     def items(self) -> list[BenchmarkItem]:
@@ -37,13 +39,20 @@ class VQAv2(Benchmark):
         annotations = self.find(f"*mscoco*{split}*annotations*.json", path=str(questions.parent))
         answered = {}
         for where, row in rows(read_json(annotations), "annotations", annotations):
-            answered[ident(row, "question_id", where)] = (people(row, where), group_of(row, "answer_type", where))
+            answered[ident(row, "question_id", where)] = (
+                people(row, where),
+                group_of(row, "answer_type", where),
+            )
         items = []
         for where, row in rows(read_json(questions), "questions", questions):
             name, number = ident(row, "question_id", where), ident(row, "image_id", where).zfill(12)
             if name not in answered:
-                raise ValueError(f"{where}: question {name} has no entry in '{annotations}'; is it of another split?")
-            image = self.image(f"COCO_{split}_{number}.jpg", f"{number}.jpg", f"{split}/COCO_{split}_{number}.jpg")
+                raise ValueError(
+                    f"{where}: question {name} has no entry in '{annotations}'; is it of another split?"
+                )
+            image = self.image(
+                f"COCO_{split}_{number}.jpg", f"{number}.jpg", f"{split}/COCO_{split}_{number}.jpg"
+            )
             question = prompt.ask(field(row, "question", str, where))
             items.append(BenchmarkItem(name, (image,), question, *answered[name]))
         return items

@@ -31,21 +31,30 @@ class VSR(Benchmark):
 
     def items(self) -> list[BenchmarkItem]:
         path, prompt = self.find("test.jsonl", "*vsr*.json*"), self.prompt()
-        listed = read_json_lines(path) if path.suffix == ".jsonl" else rows(read_json(path), "", path)
+        listed = (
+            read_json_lines(path) if path.suffix == ".jsonl" else rows(read_json(path), "", path)
+        )
         items = []
         for number, (where, row) in enumerate(listed):
             label = field(row, "label", int, where)
             if label not in (0, 1):
                 raise ValueError(f"{where}: 'label' is {label}; expected 0 or 1")
-            image, question = self.image(field(row, "image", str, where)), prompt.ask(field(row, "caption", str, where))
+            image, question = (
+                self.image(field(row, "image", str, where)),
+                prompt.ask(field(row, "caption", str, where)),
+            )
             items.append(
-                BenchmarkItem(str(number), (image,), question, LABELS[label], group_of(row, "relation", where))
+                BenchmarkItem(
+                    str(number), (image,), question, LABELS[label], group_of(row, "relation", where)
+                )
             )
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         right = {item.id: metrics.exact_match(answers[item.id], item.reference) for item in items}
-        by_release = {item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items}
+        by_release = {
+            item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items
+        }
         figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
         said = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
         return Scores(with_groups(figures, items), right, sum(text not in LABELS for text in said))

@@ -14,4 +14,6 @@ def manifest() -> ModelManifest:
     """Return what lmms-eval asks of the entry point `lmms_eval.models`; its models are imported when they are used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest("minigpt4", f"{HERE}.MiniGPT4Simple", f"{HERE}.MiniGPT4Chat", aliases=("mini_gpt4",))
+    return ModelManifest(
+        "minigpt4", f"{HERE}.MiniGPT4Simple", f"{HERE}.MiniGPT4Chat", aliases=("mini_gpt4",)
+    )

@@ -22,7 +22,14 @@ from minigpt4.evaluation.items import Asked, Item
 from minigpt4.evaluation.ranking import losses_of
 
 # of a task's generation_kwargs; the others are for the libraries that other models are made with
-TAKEN = ("max_new_tokens", "temperature", "top_p", "num_beams", "repetition_penalty", "length_penalty")
+TAKEN = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "num_beams",
+    "repetition_penalty",
+    "length_penalty",
+)
 
 
 class MiniGPT4(lmms):
@@ -40,7 +47,9 @@ class MiniGPT4(lmms):
     ) -> None:
         super().__init__()
         if not cfg_path:
-            raise ValueError("model_args: cfg_path is missing; give a YAML file, e.g. cfg_path=my_eval.yaml")
+            raise ValueError(
+                "model_args: cfg_path is missing; give a YAML file, e.g. cfg_path=my_eval.yaml"
+            )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size: {batch_size!r}; expected a number")
         if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
@@ -68,7 +77,10 @@ class MiniGPT4(lmms):
         dialogues = [self.dialogue(request) for request in requests]
         together = list(chain.from_iterable(images for _, images in dialogues))
         encoded = iter(self.chat.encode_images(together) if together else ())
-        return [Asked(Item("", images, ""), conv, list(islice(encoded, len(images)))) for conv, images in dialogues]
+        return [
+            Asked(Item("", images, ""), conv, list(islice(encoded, len(images))))
+            for conv, images in dialogues
+        ]
 
     def batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
         """Yield numbers of requests with the same generation_kwargs, at most `batch_size` together."""
@@ -82,7 +94,9 @@ class MiniGPT4(lmms):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Return an answer to each request; "", with a warning, where it is too long for the LLM."""
         answers: dict[int, str] = {}
-        with tqdm(total=len(requests), desc="MiniGPT-4", unit="item", disable=self.rank != 0) as progress:
+        with tqdm(
+            total=len(requests), desc="MiniGPT-4", unit="item", disable=self.rank != 0
+        ) as progress:
             for numbers in self.batches(requests):
                 batch = [requests[number] for number in numbers]
                 kwargs = batch[0].args[self.KWARGS]
@@ -97,11 +111,15 @@ class MiniGPT4(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError: tasks of several rounds are not supported."""
-        raise NotImplementedError("minigpt4: tasks of several rounds are not supported; use those of one question")
+        raise NotImplementedError(
+            "minigpt4: tasks of several rounds are not supported; use those of one question"
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Raise NotImplementedError: lmms-eval has no chat form of it."""
-        raise NotImplementedError("minigpt4: candidates are ranked in the simple form only: add --force_simple")
+        raise NotImplementedError(
+            "minigpt4: candidates are ranked in the simple form only: add --force_simple"
+        )
 
 
 class MiniGPT4Chat(MiniGPT4):
@@ -123,7 +141,11 @@ class MiniGPT4Chat(MiniGPT4):
             parts = [IMAGE if part.type == "image" else part.text for part in message.content]
             if message.role == "system":
                 conv.system = " ".join(map(str, parts))
-            elif message.role == "user" and parts.count(IMAGE) == len(parts) - 1 and parts[-1] is not IMAGE:
+            elif (
+                message.role == "user"
+                and parts.count(IMAGE) == len(parts) - 1
+                and parts[-1] is not IMAGE
+            ):
                 # images, then a question: the prompt of evaluate.py
                 for _ in parts[:-1]:
                     conv.append_image()
@@ -142,7 +164,9 @@ class MiniGPT4Simple(MiniGPT4):
     def dialogue(self, request: Instance) -> tuple[Conversation, list[Any]]:
         """Return the dialogue of a request and its images. Raises ValueError for a request without a document."""
         if len(request.args) != 6:  # of acc_mutual_info: a continuation without a question
-            raise ValueError("minigpt4: a continuation needs a question; metrics such as acc_mutual_info cannot be had")
+            raise ValueError(
+                "minigpt4: a continuation needs a question; metrics such as acc_mutual_info cannot be had"
+            )
         question, doc_to_visual = request.args[0], request.args[2]
         images = doc_to_visual(self.document(request)) or []
         conv = self.conv.copy()
@@ -160,7 +184,9 @@ class MiniGPT4Simple(MiniGPT4):
         end symbol, as an answer in training; the blank that lmms-eval puts before it is the template's matter.
         """
         found = []
-        for start in tqdm(range(0, len(requests), self.batch_size), desc="MiniGPT-4", disable=self.rank != 0):
+        for start in tqdm(
+            range(0, len(requests), self.batch_size), desc="MiniGPT-4", disable=self.rank != 0
+        ):
             batch = []
             for request in requests[start : start + self.batch_size]:
                 (asked,) = self.asked([request])

@@ -12,7 +12,13 @@ two lists; ids that do not match, nulls and missing references are a ValueError.
 
 from minigpt4.evaluation.metrics.boxes import box_accuracy, box_iou, parse_box, starts_with_box
 from minigpt4.evaluation.metrics.captions import bleu, bleu_counts, bleu_of, cider_d, rouge_l
-from minigpt4.evaluation.metrics.chair import chair, chair_counts, chair_of, mentioned_objects, read_synonyms
+from minigpt4.evaluation.metrics.chair import (
+    chair,
+    chair_counts,
+    chair_of,
+    mentioned_objects,
+    read_synonyms,
+)
 from minigpt4.evaluation.metrics.intervals import bootstrap, paired_bootstrap
 from minigpt4.evaluation.metrics.tokenizer import CAPTION_TOKENIZER, caption_words
 from minigpt4.evaluation.metrics.vqa import (
@@ -22,7 +28,15 @@ from minigpt4.evaluation.metrics.vqa import (
     vqa_accuracy,
     vqa_accuracy_minigpt4,
 )
-from minigpt4.evaluation.metrics.yes_no import MMEQuestion, mme, mme_counts, mme_of, pope, pope_counts, pope_of
+from minigpt4.evaluation.metrics.yes_no import (
+    MMEQuestion,
+    mme,
+    mme_counts,
+    mme_of,
+    pope,
+    pope_counts,
+    pope_of,
+)
 
 __all__ = [
     "CAPTION_TOKENIZER",

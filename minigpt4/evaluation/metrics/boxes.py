@@ -50,10 +50,18 @@ def box_accuracy(
         size = _numbers(sizes[item], 2, f"size of {item!r}")
         named = parse_box(text, resolution)
         unparsable += named is None
-        iou[item] = box_iou(np.multiply(named, size * 2), truth, plus_one=not is_common) if named else 0.0
+        iou[item] = (
+            box_iou(np.multiply(named, size * 2), truth, plus_one=not is_common) if named else 0.0
+        )
     hits = {item: float(value > 0.5 or (is_common and value == 0.5)) for item, value in iou.items()}
     accuracy = sum(hits.values()) / len(hits)
-    return {"accuracy": accuracy, "unparsable": unparsable, "count": len(iou), "iou": iou, "hits": hits}
+    return {
+        "accuracy": accuracy,
+        "unparsable": unparsable,
+        "count": len(iou),
+        "iou": iou,
+        "hits": hits,
+    }
 
 
 def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, float] | None:

@@ -117,7 +117,9 @@ class _Vector(NamedTuple):
     length: int
 
 
-def _words(references: References, answers: Answers, tokenize: Tokenize | None) -> tuple[dict, dict]:
+def _words(
+    references: References, answers: Answers, tokenize: Tokenize | None
+) -> tuple[dict, dict]:
     """Return the words of each answer and of each reference, by id."""
     tokenize = tokenize or str.split
     spoken, written = matched(answers, references, "references")
@@ -147,7 +149,9 @@ def _cider_similarity(answer: _Vector, reference: _Vector) -> float:
     cosines = []
     for n in range(MAX_N):
         said, written = answer.weights[n], reference.weights[n]
-        common = math.fsum(min(said[ngram], written[ngram]) * written[ngram] for ngram in said if ngram in written)
+        common = math.fsum(
+            min(said[ngram], written[ngram]) * written[ngram] for ngram in said if ngram in written
+        )
         norms = answer.norms[n] * reference.norms[n]
         cosines.append(common / norms if norms else 0.0)
     difference = answer.length - reference.length
@@ -159,7 +163,9 @@ def _rouge_l(words: Words, references: list[Words]) -> float:
     if not any(common):
         return 0.0
     precision = max(common) / len(words)
-    recall = max(length / len(text) for length, text in zip(common, references, strict=True) if text)
+    recall = max(
+        length / len(text) for length, text in zip(common, references, strict=True) if text
+    )
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 

@@ -14,15 +14,45 @@ from minigpt4.evaluation.metrics.matching import Ids, aligned, matched, text_of,
 
 Synonyms = Mapping[str, Sequence[str]]
 
-_IRREGULAR = {"person": "people", "child": "children", "knife": "knives", "mouse": "mice", "goose": "geese"}
+_IRREGULAR = {
+    "person": "people",
+    "child": "children",
+    "knife": "knives",
+    "mouse": "mice",
+    "goose": "geese",
+}
 _IRREGULAR |= {"ox": "oxen", "calf": "calves", "man": "men"}
-CHAIR_COUNTS = ["mentions", "wrong mentions", "answers", "wrong answers", "objects", "objects named"]
-NO_OBJECT = "no object"  # entry of the synonyms for phrases such as train station, which are no object
+CHAIR_COUNTS = [
+    "mentions",
+    "wrong mentions",
+    "answers",
+    "wrong answers",
+    "objects",
+    "objects named",
+]
+NO_OBJECT = (
+    "no object"  # entry of the synonyms for phrases such as train station, which are no object
+)
 # before one of these animals, "baby" and "adult" are no person; nor is the passenger of a passenger train
-_ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
+_ANIMALS = [
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "animal",
+    "cub",
+]
 _QUALIFIED = {"passenger jet": "jet", "passenger train": "train", "toilet seat": "toilet"}
 _TOILETS = {"toilet", "toilets", "toilet seat", "toilet seats"}
-_QUALIFIED |= {f"baby {animal}": animal for animal in _ANIMALS} | {f"adult {animal}": animal for animal in _ANIMALS}
+_QUALIFIED |= {f"baby {animal}": animal for animal in _ANIMALS} | {
+    f"adult {animal}": animal for animal in _ANIMALS
+}
 
 
 def chair(
@@ -111,7 +141,9 @@ def _counts(read: dict) -> dict[Hashable, np.ndarray]:
     counts = {}
     for item, (mentions, there) in read.items():
         wrong = len(_wrong(mentions, there))
-        counts[item] = np.array([len(mentions), wrong, 1, wrong > 0, len(there), len(there & set(mentions))])
+        counts[item] = np.array(
+            [len(mentions), wrong, 1, wrong > 0, len(there), len(there & set(mentions))]
+        )
     return counts
 
 
@@ -183,5 +215,7 @@ def _name_of(name: str, names: Mapping[str, str], item: Hashable) -> str:
 def _listed(values: Iterable[str], item: Hashable) -> Iterable[str]:
     # the letters of a text would pass for objects
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"objects of {item!r}: found {values!r}; expected a list of names, which may be empty")
+        raise ValueError(
+            f"objects of {item!r}: found {values!r}; expected a list of names, which may be empty"
+        )
     return values

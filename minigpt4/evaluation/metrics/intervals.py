@@ -23,7 +23,11 @@ class Difference(NamedTuple):
 
 
 def bootstrap(
-    values: Values, statistic: Statistic = np.mean, confidence: float = 0.95, num_samples: int = 1000, seed: int = 0
+    values: Values,
+    statistic: Statistic = np.mean,
+    confidence: float = 0.95,
+    num_samples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Return the percentile interval (low, high) of `statistic` of the values, one row of them for each item.
 
@@ -31,7 +35,9 @@ def bootstrap(
     rows [N, K]: BLEU-4 is `bootstrap(bleu_counts(..), lambda rows: bleu_of(rows.sum(0))[3])`. The same call returns the
     same interval; of one item it is that item's value. Raises ValueError for no value and for what is not finite.
     """
-    return _percentiles(_resampled(_rows(values, "values"), statistic, num_samples, seed), confidence)
+    return _percentiles(
+        _resampled(_rows(values, "values"), statistic, num_samples, seed), confidence
+    )
 
 
 def paired_bootstrap(
@@ -53,7 +59,9 @@ def paired_bootstrap(
     first, second = _rows(a, "a"), _rows(b, "b")
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values against {len(second)}; expected the same items")
-    drawn = _resampled(first, statistic, num_samples, seed) - _resampled(second, statistic, num_samples, seed)
+    drawn = _resampled(first, statistic, num_samples, seed) - _resampled(
+        second, statistic, num_samples, seed
+    )
     tail = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
     low, high = _percentiles(drawn, confidence)
     p_value = float(np.clip(2 * tail, 1 / num_samples, 1))

@@ -18,7 +18,9 @@ def keyed(values: Ids | Sequence[Any], name: str) -> Ids:
     raise ValueError(f"{name}: found {_kind(values)}; expected a mapping id -> value, or a list")
 
 
-def matched(answers: Ids | Sequence[str], truth: Ids | Sequence[Any], truth_name: str) -> tuple[dict, Ids]:
+def matched(
+    answers: Ids | Sequence[str], truth: Ids | Sequence[Any], truth_name: str
+) -> tuple[dict, Ids]:
     """Return answers and truth by id, the answers in the order of the truth.
 
     Raises ValueError for no item, an answer that is not text, and ids that only one side has.

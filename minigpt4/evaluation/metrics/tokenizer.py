@@ -13,7 +13,9 @@ CAPTION_TOKENIZER = "Penn Treebank words by regular expression, version 1"
 # what coco-caption drops; a bracket stays, as its -LRB- no longer matches once it is in lower case
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_PLAIN = str.maketrans({"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"})
+_PLAIN = str.maketrans(
+    {"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"}
+)
 _LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but blanks and ASCII punctuation
 # abbreviations keep their period
 _SHORT = "mr|mrs|ms|dr|st|jr|sr|prof|rev|gen|capt|lt|sgt|gov|sen|mt|ave|blvd|rd|ft|inc|co|corp|ltd|bros|dept|vs|etc"
@@ -34,7 +36,13 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 # words that the treebank writes as two
-_SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"}
+_SPLIT = {
+    "cannot": "can not",
+    "gonna": "gon na",
+    "gotta": "got ta",
+    "wanna": "wan na",
+    "gimme": "gim me",
+}
 _SPLIT |= {"'tis": "'t is", "'twas": "'t was"}
 
 

@@ -59,7 +59,9 @@ def vizwiz_accuracy_minigpt4(answer: str, human_answers: Sequence[str]) -> float
     Capitals do not count, all else does. Raises ValueError for no human answer and for what is not text.
     """
     said = text_of(answer, "answer").lower()
-    return min(1.0, [text.lower() for text in texts_of(human_answers, "human_answers")].count(said) / 3)
+    return min(
+        1.0, [text.lower() for text in texts_of(human_answers, "human_answers")].count(said) / 3
+    )
 
 
 def lowered_match(answer: str, label: str) -> float:

@@ -18,7 +18,9 @@ MME_COUNTS = ["questions right", "questions", "images with both right", "images"
 POPE_COUNTS = ["true yes", "false yes", "true no", "false no", "unparsable"]
 
 
-def pope(answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]) -> dict:
+def pope(
+    answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]
+) -> dict:
     """Return POPE's figures of one of its splits; "yes" is the positive answer. Labels are "yes" or "no".
 
     {"accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable", "count"}. `yes_ratio` is the share of yes among
@@ -38,7 +40,9 @@ def pope_counts(
     for item, text in said.items():
         answer = pope_answer(text)
         outcome = ("true " if answer == _label(right[item], item) else "false ") + answer
-        says_neither = answer == "yes" and not re.search(r"\byes\b", text.partition(".")[0], re.IGNORECASE)
+        says_neither = answer == "yes" and not re.search(
+            r"\byes\b", text.partition(".")[0], re.IGNORECASE
+        )
         flags = {outcome: 1, "unparsable": int(says_neither)}
         counts[item] = np.array([flags.get(name, 0) for name in POPE_COUNTS])
     return counts
@@ -79,7 +83,9 @@ class MMEQuestion(NamedTuple):
     label: str
 
 
-def mme(answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hashable, MMEQuestion]) -> dict:
+def mme(
+    answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hashable, MMEQuestion]
+) -> dict:
     """Return MME's scores; `questions` are (subtask, image, label) by id.
 
     {"perception": up to 2000, "cognition": up to 800, "subtasks": {name: {"score", "accuracy", "accuracy_plus"}},
@@ -92,7 +98,9 @@ def mme(answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hash
     for (subtask, image), count in counts.items():
         num_asked = count.reshape(-1, len(MME_COUNTS)).sum(axis=0)[1]
         if num_asked != 2:
-            raise ValueError(f"{subtask}: image {image!r} has {num_asked} questions; MME asks two about each")
+            raise ValueError(
+                f"{subtask}: image {image!r} has {num_asked} questions; MME asks two about each"
+            )
     unparsable = sum(mme_answer(text) == "other" for text in keyed(answers, "answers").values())
     return mme_of(sum(counts.values())) | {"unparsable": unparsable}
 
@@ -154,7 +162,9 @@ def _mme_question(values: Sequence[str], item: Hashable) -> MMEQuestion:
     question = MMEQuestion(*values)
     if question.subtask not in SUBTASKS:
         known = ", ".join(SUBTASKS)
-        raise ValueError(f"question of {item!r}: unknown subtask {question.subtask!r}; MME has {known}")
+        raise ValueError(
+            f"question of {item!r}: unknown subtask {question.subtask!r}; MME has {known}"
+        )
     return question._replace(label=_label(question.label, item))
 
 

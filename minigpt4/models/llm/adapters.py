@@ -42,13 +42,21 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
             f"model.lora_r: {rank}, and {type(llm).__name__} has no layers {' and '.join(TARGETS)} for LoRA; take an "
             "LLM of LLaMA's kind, or set model.lora_r=0"
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none")
-    config._register_custom_module(dict.fromkeys(quantization.OWN_LAYERS, Linear))  # peft knows those of libraries
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
+    )
+    config._register_custom_module(
+        dict.fromkeys(quantization.OWN_LAYERS, Linear)
+    )  # peft knows those of libraries
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # of ours, which it then takes
+        warnings.filterwarnings(
+            "ignore", "Unsupported layer type", UserWarning
+        )  # of ours, which it then takes
         inject_adapter_in_model(config, llm)
     for layer in _layers(llm):
-        layer.lora_dropout = nn.ModuleDict({name: _Dropout(part.p) for name, part in layer.lora_dropout.items()})
+        layer.lora_dropout = nn.ModuleDict(
+            {name: _Dropout(part.p) for name, part in layer.lora_dropout.items()}
+        )
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
         if parameter.requires_grad:
@@ -88,7 +96,9 @@ def merge(llm: nn.Module) -> None:
     """
     layers = list(_layers(llm))
     if any(not layer.get_base_layer().weight.is_floating_point() for layer in layers):
-        raise ValueError("weights in 8 or 4 bits cannot take LoRA in; load the LLM with model.llm_quantization=none")
+        raise ValueError(
+            "weights in 8 or 4 bits cannot take LoRA in; load the LLM with model.llm_quantization=none"
+        )
     for layer in layers:
         layer.merge(safe_merge=True)
 
@@ -108,7 +118,10 @@ def _layers(llm: nn.Module) -> Iterable[nn.Module]:
 def said(llm: nn.Module) -> str:
     """Return peft's line about what trains."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in llm.parameters()]
-    trainable, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    trainable, everything = (
+        sum(size for size, trains in sizes if trains),
+        sum(size for size, _ in sizes),
+    )
     return f"trainable params: {trainable} || all params: {everything} || trainable%: {100 * trainable / everything}"
 
 
@@ -130,7 +143,9 @@ def in_release_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for pattern, short in _RENAMES[2:]:
             new = re.sub(pattern, short, new)
         if new in renamed:
-            raise ValueError(f"{name} is there twice, in the names of two versions of peft; keep one of them")
+            raise ValueError(
+                f"{name} is there twice, in the names of two versions of peft; keep one of them"
+            )
         renamed[new] = tensor
     return renamed
 
@@ -142,7 +157,11 @@ def is_lora(name: str) -> bool:
 
 def advice(state: dict[str, torch.Tensor], own: Iterable[str], rank: int) -> str:
     """Return what to do with a checkpoint whose LoRA is not the model's; nothing if they have the same rank."""
-    theirs = {len(tensor) for name, tensor in state.items() if name.endswith(".lora_A.weight") and tensor.ndim == 2}
+    theirs = {
+        len(tensor)
+        for name, tensor in state.items()
+        if name.endswith(".lora_A.weight") and tensor.ndim == 2
+    }
     if not theirs or (theirs == {rank} and any(map(is_lora, own))):
         return ""
     found = "/".join(map(str, sorted(theirs)))

@@ -44,7 +44,11 @@ class Segments:
     """
 
     def __init__(
-        self, lengths: Sequence[int], device: torch.device, num_shared: int = 0, others: Sequence[Sequence[int]] = ()
+        self,
+        lengths: Sequence[int],
+        device: torch.device,
+        num_shared: int = 0,
+        others: Sequence[Sequence[int]] = (),
     ):
         self.num_shared, self.device = num_shared, device
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
@@ -58,7 +62,9 @@ class Segments:
             self.query_limits, self.key_limits = (limits.int() for limits in tensors[:2])
         self.sent = tensors[len(own) :]
 
-    def grid(self, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype) -> "Grid":
+    def grid(
+        self, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype
+    ) -> "Grid":
         """Return the Grid for such heads, made once: all layers of an LLM share it."""
         shape = (num_heads, num_key_heads, window, dtype)
         if shape not in self._grids:
@@ -84,7 +90,9 @@ class Segments:
         return [0, *self.stops], key_limits, keys, own
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None
+) -> Tensor:
     """Return causal attention [T, H, d] of q [T, H, d] over k, v [T, K, d], segment by segment.
 
     `window`: the number of positions that each one sees, itself included; None for all before it.
@@ -104,7 +112,9 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
     return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+) -> Tensor:
     if segments.num_shared:
         k, v = RepeatShared.apply(k, segments), RepeatShared.apply(v, segments)
     return FlashAttention.apply(q, k, v, segments, scale, window)
@@ -119,13 +129,26 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Segments,
+        scale: float,
+        window: int | None,
     ) -> Tensor:
-        limits = (segments.query_limits, segments.key_limits, max(segments.lengths), segments.longest)
+        limits = (
+            segments.query_limits,
+            segments.key_limits,
+            max(segments.lengths),
+            segments.longest,
+        )
         # without a window the kernel wants to know only that attention is causal
         left = -1 if window is None else window - 1
         options = {"scale": scale, "window_size_left": left, "window_size_right": 0}
-        found = torch.ops.aten._flash_attention_forward(q, k, v, *limits, 0.0, window is None, False, **options)
+        found = torch.ops.aten._flash_attention_forward(
+            q, k, v, *limits, 0.0, window is None, False, **options
+        )
         out, *kept = found[:4]  # beside it the sums of the softmax, and the state of a dropout of 0
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.limits, ctx.options = limits, options
@@ -136,7 +159,9 @@ class FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: recomputed layers give them once
         dropout = (0.0, ctx.is_causal, *saved[5:])
-        grads = torch.ops.aten._flash_attention_backward(grad, *saved[:5], *ctx.limits, *dropout, **ctx.options)
+        grads = torch.ops.aten._flash_attention_backward(
+            grad, *saved[:5], *ctx.limits, *dropout, **ctx.options
+        )
         return *grads, None, None, None
 
 
@@ -162,7 +187,13 @@ class SegmentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Segments,
+        scale: float,
+        window: int | None,
     ) -> Tensor:
         grid = segments.grid(q.shape[1], k.shape[1], window, q.dtype)
         scores = torch.bmm(grid.queries(q), grid.keys(k).transpose(1, 2)).mul_(scale)
@@ -181,9 +212,18 @@ class SegmentAttention(torch.autograd.Function):
         k, v = map(grid.keys, inputs[1:])
         grad_v = torch.bmm(shares.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(ctx.scale)
+        grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(
+            ctx.scale
+        )
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
-        return grid.from_queries(grad_q), grid.from_keys(grad_k), grid.from_keys(grad_v), None, None, None
+        return (
+            grid.from_queries(grad_q),
+            grid.from_keys(grad_k),
+            grid.from_keys(grad_v),
+            None,
+            None,
+            None,
+        )
 
 
 class Grid:
@@ -194,7 +234,14 @@ class Grid:
     nor gets.
     """
 
-    def __init__(self, segments: Segments, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        segments: Segments,
+        num_heads: int,
+        num_key_heads: int,
+        window: int | None,
+        dtype: torch.dtype,
+    ):
         group = num_heads // num_key_heads
         lengths, num_shared = torch.tensor(segments.lengths), segments.num_shared
         before = torch.full_like(lengths, num_shared)  # keys that stand before a segment's own
@@ -207,14 +254,20 @@ class Grid:
         # packed -> padded: which position each place takes
         row = starts[:, None] + torch.minimum(place, lengths[:, None] - 1)  # [S, L]
         own = key_place - before[:, None]  # [S, L']: below 0 for shared keys
-        key_row = torch.where(own < 0, key_place, starts[:, None] + torch.minimum(own, lengths[:, None] - 1))
+        key_row = torch.where(
+            own < 0, key_place, starts[:, None] + torch.minimum(own, lengths[:, None] - 1)
+        )
         self.query_rows = segments.send(_heads(row, num_heads, group))
         self.key_rows = segments.send(_heads(key_row, num_key_heads, 1))
         # padded -> packed: where each position is found again
-        segment = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=segments.stops[-1])  # [T]
+        segment = torch.arange(len(lengths)).repeat_interleave(
+            lengths, output_size=segments.stops[-1]
+        )  # [T]
         number = torch.arange(len(segment)) - starts[segment]
         self.query_places = segments.send(_places(segment, number, num_heads, len(place)))
-        self.key_places = segments.send(_places(segment, number + before[segment], num_key_heads, len(key_place)))
+        self.key_places = segments.send(
+            _places(segment, number + before[segment], num_key_heads, len(key_place))
+        )
         # added to scores: -inf where a query does not see a key
         is_real = place < lengths[:, None]  # [S, L]
         distance = place[:, None] - own[:, None]  # [S, L, L']
@@ -228,7 +281,9 @@ class Grid:
 
     def queries(self, x: Tensor) -> Tensor:
         """Return [S * K, H / K * L, d] of [T, H, d]."""
-        return self._take(x, self.query_rows).view(self.view[0] * self.num_key_heads, -1, x.shape[-1])
+        return self._take(x, self.query_rows).view(
+            self.view[0] * self.num_key_heads, -1, x.shape[-1]
+        )
 
     def keys(self, x: Tensor) -> Tensor:
         """Return [S * K, L', d] of [T, K, d]."""

@@ -17,7 +17,11 @@ from minigpt4.models.llm import adapters, attention, lean, packing
 from minigpt4.models.llm.language_model import trains
 from minigpt4.models.llm.quantization import FP8Linear
 
-PACKED = {"compiled": lean.compiled_label_logits, "lean": lean.label_logits, "packed": packing.label_logits}
+PACKED = {
+    "compiled": lean.compiled_label_logits,
+    "lean": lean.label_logits,
+    "packed": packing.label_logits,
+}
 _SAID = {"compiled": ", layers are lean and compiled", "lean": ", layers are lean", "packed": ""}
 # How far a backend's logits may lie from the model's own, relative. Noise on a trained LLM: 5.8e-7
 # in float32, 1.5e-2 in bfloat16, up to 5.8e-2 with activations in 8 bits; another row's text
@@ -66,8 +70,14 @@ def _obstacle(llm: nn.Module, backend: str) -> str | None:
     has_fp8 = any(isinstance(part, FP8Linear) for part in llm.modules())
     # weights that train are in float32, and autocast computes with fewer bits
     is_half = torch.is_autocast_enabled(weight.device.type)
-    limit = FP8_TOLERANCE if has_fp8 else TOLERANCE.get(None if is_half else llm.dtype, HALF_TOLERANCE)
-    return None if error <= limit else f"logits differ from the model's own by {error:.1e}, more than {limit:g}"
+    limit = (
+        FP8_TOLERANCE if has_fp8 else TOLERANCE.get(None if is_half else llm.dtype, HALF_TOLERANCE)
+    )
+    return (
+        None
+        if error <= limit
+        else f"logits differ from the model's own by {error:.1e}, more than {limit:g}"
+    )
 
 
 @torch.no_grad()
@@ -75,7 +85,9 @@ def _error(llm: nn.Module, label_logits: Callable) -> float:
     """Return the relative distance of the logits of packed texts from those of each text alone."""
     embedding = llm.get_input_embeddings()
     device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
-    embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])  # [total, D]
+    embeds = embedding(
+        torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0]
+    )  # [total, D]
     # packed: what is shared, then each text's own positions
     positions = torch.arange(_NUM_SHARED, device=device)
     for length in _ROWS:
@@ -86,6 +98,8 @@ def _error(llm: nn.Module, label_logits: Callable) -> float:
     packed = label_logits(llm, embeds, positions, segments, predicting).float()
     # alone: each text behind what is shared
     shared, *rows = embeds.split((_NUM_SHARED, *_ROWS))
-    alone = [llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows]
+    alone = [
+        llm(inputs_embeds=torch.cat([shared, row])[None], use_cache=False).logits[0] for row in rows
+    ]
     expected = torch.cat([logits[_NUM_SHARED:] for logits in alone]).float()
     return ((packed - expected).norm() / expected.norm()).item()

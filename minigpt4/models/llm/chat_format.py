@@ -23,7 +23,9 @@ def settle(cfg: Any) -> None:
     cfg.prompt_template, cfg.end_sym = read_chat_template(load_tokenizer(folder))
     cfg.mask_eos_labels = False  # the end of an answer has to be learnt
     settled = cfg.prompt_template, cfg.end_sym
-    logging.info("model.prompt_template: %r, end_sym %r, from the chat template of the tokenizer", *settled)
+    logging.info(
+        "model.prompt_template: %r, end_sym %r, from the chat template of the tokenizer", *settled
+    )
 
 
 def _has_template(folder: Path) -> bool:
@@ -31,5 +33,9 @@ def _has_template(folder: Path) -> bool:
         return True
     try:
         return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
-    except (OSError, ValueError, AttributeError):  # no tokenizer is there, or a broken one, which is said elsewhere
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # no tokenizer is there, or a broken one, which is said elsewhere
         return False

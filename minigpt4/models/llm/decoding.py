@@ -31,7 +31,9 @@ class InPlaceLayer(DynamicLayer):
 
     buffers = (None, None)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append [B, H, T, d] each; return all keys and values so far."""
         start = self.get_seq_length()
         if not self.is_initialized:
@@ -71,7 +73,9 @@ class FixedLayer(DynamicLayer):
         super().__init__()
         self.position = position
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write [B, H, 1, d] each at `position`; return the whole buffers."""
         self.keys.index_copy_(2, self.position, key_states)
         self.values.index_copy_(2, self.position, value_states)
@@ -105,7 +109,8 @@ class WholeToken:
         self.cache = new_past(llm, partial(FixedLayer, self.position))
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             mine.keys, mine.values = (
-                tensor.new_zeros(1, tensor.shape[1], size, tensor.shape[3]) for tensor in (theirs.keys, theirs.values)
+                tensor.new_zeros(1, tensor.shape[1], size, tensor.shape[3])
+                for tensor in (theirs.keys, theirs.values)
             )
             mine.is_initialized = True
 
@@ -207,13 +212,22 @@ class Decoder:
         """Return empty keys and values."""
         return new_past(self.llm)
 
-    def prefill(self, past: DynamicCache, embeds: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def prefill(
+        self, past: DynamicCache, embeds: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Append embeddings [B, T, D] to `past`; return the last position's logits [B, V]. Raises as `_append`."""
-        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask, "logits_to_keep": 1}
+        inputs = {
+            "inputs_embeds": embeds,
+            "position_ids": positions,
+            "attention_mask": mask,
+            "logits_to_keep": 1,
+        }
         return self._append(past, embeds.shape[1], inputs)
 
     @contextmanager
-    def steps(self, past: DynamicCache, num_rows: int, longest: int) -> Iterator[Callable[..., Tensor]]:
+    def steps(
+        self, past: DynamicCache, num_rows: int, longest: int
+    ) -> Iterator[Callable[..., Tensor]]:
         """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> next logits [B, V].
 
         `past` has all that was computed when the context ends; it will not grow beyond `longest`
@@ -238,10 +252,15 @@ class Decoder:
                 self._steps = StaticSteps(self.llm, past, 1 << max(longest - 1, 511).bit_length())
             except RuntimeError as error:
                 self.static = False
-                logging.warning("chat: the decoding step cannot be recorded (%s); answers come without it", error)
+                logging.warning(
+                    "chat: the decoding step cannot be recorded (%s); answers come without it",
+                    error,
+                )
         return self._steps
 
-    def _plain_step(self, past: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _plain_step(
+        self, past: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
         inputs = {"input_ids": tokens[:, None], "position_ids": positions, "attention_mask": mask}
         return self._append(past, 1, inputs)
 

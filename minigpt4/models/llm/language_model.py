@@ -39,7 +39,9 @@ def folder_problems(folder: str | Path, expected: str = _EXPECTED) -> list[str]:
 def _folder_problems(folder: Path, expected: str) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"no transformers model in '{folder}' (config.json is not there); {expected}"]
-    texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model") and path.is_file())
+    texts = sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".model") and path.is_file()
+    )
     found = {path: placeholder(path, "a file of the model") for path in texts}
     if not any(found.values()):  # among them the index that names the weights
         try:
@@ -48,7 +50,9 @@ def _folder_problems(folder: Path, expected: str) -> list[str]:
             return [str(error)]
         found |= {path: _weights_problem(path) for path in weights}
         if not weights:
-            return [f"'{folder}' has no weights (model.safetensors or pytorch_model.bin, or shards); {expected}"]
+            return [
+                f"'{folder}' has no weights (model.safetensors or pytorch_model.bin, or shards); {expected}"
+            ]
     return [f"'{path}' {problem}" for path, problem in found.items() if problem]
 
 
@@ -62,7 +66,9 @@ def _weight_files(folder: Path) -> list[Path]:
                 shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
                 return [folder / shard for shard in sorted(set(shards))]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"'{index}' does not say where the weights are ({error}); copy it again") from error
+                raise ValueError(
+                    f"'{index}' does not say where the weights are ({error}); copy it again"
+                ) from error
     return []
 
 
@@ -86,7 +92,9 @@ def _read_by_transformers(what: str, folder: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds, from JSON to Rust
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        if isinstance(
+            error, (torch.OutOfMemoryError, MemoryError)
+        ) or "can't allocate memory" in str(error):
             raise
         reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ..')}"
         if "trust_remote_code" in str(error):
@@ -124,9 +132,15 @@ def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path)
         index = index[0] if isinstance(index, list) else index
         if not getattr(tokenizer, f"{role}_token") and index is not None:
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
-            logging.info("model.llama_model: the tokenizer names no %s token, config.json does: id %d", role, index)
+            logging.info(
+                "model.llama_model: the tokenizer names no %s token, config.json does: id %d",
+                role,
+                index,
+            )
     if not tokenizer.eos_token:
-        raise ValueError(f"model.llama_model: neither tokenizer nor config.json of '{folder}' names an end token (eos)")
+        raise ValueError(
+            f"model.llama_model: neither tokenizer nor config.json of '{folder}' names an end token (eos)"
+        )
 
 
 def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -142,7 +156,9 @@ def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
     is_sentencepiece = isinstance(getattr(backend, "pre_tokenizer", None), pre_tokenizers.Metaspace)
     if not (is_sentencepiece and getattr(backend.model, "byte_fallback", False)):
         return
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     backend.pre_tokenizer = pre_tokenizers.Sequence([])
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     strip = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
@@ -182,7 +198,12 @@ def load_llm(
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options = {**LOCAL, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {
+        **LOCAL,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     options |= attention_options(device)
     # where the weights lie, and what packs them
     if kind != "none" and device.type == "cuda" and not shard:
@@ -211,7 +232,9 @@ def load_llm(
             f"for ({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''}); copy all shards of the model there"
         )
     if unused := sorted(info["unexpected_keys"]):
-        logging.info("model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3]))
+        logging.info(
+            "model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3])
+        )
     if shard:
         sharding.shard(llm, kind, device)
     elif kind not in ("none", "nf4"):
@@ -240,11 +263,18 @@ def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
     """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM of a folder."""
     vocabulary, width = llm.get_input_embeddings().weight.shape
     name = expand_path(folder).resolve().name
-    return {"name": name, "width": width, "vocabulary": vocabulary, "fingerprint": fingerprint(folder)}
+    return {
+        "name": name,
+        "width": width,
+        "vocabulary": vocabulary,
+        "fingerprint": fingerprint(folder),
+    }
 
 
 @torch.no_grad()
-def check_reads_english(llm: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
+def check_reads_english(
+    llm: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: str | Path
+) -> None:
     """Raise ValueError if the LLM predicts a plain English text little better than by guessing."""
     embedding = llm.get_input_embeddings()
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids], device=embedding.weight.device)

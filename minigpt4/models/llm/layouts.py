@@ -34,13 +34,17 @@ class Packed(NamedTuple):
     lengths: list[int]  # of these rows, without what they share
     ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
     positions: list[int]  # [T] from 0 in each row
-    vectors: list[int]  # [P] index among those of the batch's images, of each that is fed, in the order of its place
+    vectors: list[
+        int
+    ]  # [P] index among those of the batch's images, of each that is fed, in the order of its place
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N]
 
     def sent(self) -> Sent:
         """Return the lists that the device needs."""
-        return Sent(*embedded(self.ids), self.vectors, self.positions, self.predicting, self.targets)
+        return Sent(
+            *embedded(self.ids), self.vectors, self.positions, self.predicting, self.targets
+        )
 
 
 class Padded(NamedTuple):
@@ -108,7 +112,9 @@ def pad(rows: Sequence[Row], num_image_tokens: int, pad_id: int) -> Padded:
     return padded
 
 
-def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | None) -> torch.Tensor:
+def embed(
+    embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | None
+) -> torch.Tensor:
     """Return [T, D]: embeddings of token ids [T], `vectors` [P, D] in the places of IMAGE_ID.
 
     Waits for no device.
@@ -119,7 +125,9 @@ def embed(embedding: nn.Embedding, ids: Sequence[int], vectors: torch.Tensor | N
 
 def embedded(ids: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return (token ids [T], any where a vision vector goes, the places [P] of those vectors)."""
-    return [max(index, 0) for index in ids], [place for place, index in enumerate(ids) if index == IMAGE_ID]
+    return [max(index, 0) for index in ids], [
+        place for place, index in enumerate(ids) if index == IMAGE_ID
+    ]
 
 
 def put(words: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor | None) -> torch.Tensor:

@@ -126,7 +126,9 @@ class QueryKeyValue(torch.autograd.Function):
         return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), v
 
     @staticmethod
-    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         (cos, sin), kept = rest[:2], rest[2:]
         attention, kernels = ctx.layer.self_attn, ctx.kernels
@@ -134,8 +136,12 @@ class QueryKeyValue(torch.autograd.Function):
         grad_q, grad_k = kernels.rotate(grad_q, cos, -sin), kernels.rotate(grad_k, cos, -sin)
         if kept:
             q_norm, k_norm = attention.q_norm, attention.k_norm
-            grad_q = kernels.rms_norm_backward(grad_q, kept[0], q_norm.weight, q_norm.variance_epsilon)
-            grad_k = kernels.rms_norm_backward(grad_k, kept[1], k_norm.weight, k_norm.variance_epsilon)
+            grad_q = kernels.rms_norm_backward(
+                grad_q, kept[0], q_norm.weight, q_norm.variance_epsilon
+            )
+            grad_k = kernels.rms_norm_backward(
+                grad_k, kept[1], k_norm.weight, k_norm.variance_epsilon
+            )
         # all three linears read the same input: their gradients are added up
         grad = linear_backward(attention.q_proj, grad_q.flatten(1))
         linear_backward(attention.k_proj, grad_k.flatten(1), onto=grad)
@@ -148,7 +154,9 @@ class OutputAndMLP(torch.autograd.Function):
     """x [T, D] and the output of attention [T, H, d] -> the layer's output [T, D]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, attended: Tensor, layer: nn.Module, kernels: Kernels) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, attended: Tensor, layer: nn.Module, kernels: Kernels
+    ) -> Tensor:
         norm, mlp = layer.post_attention_layernorm, layer.mlp
         x = x + linear(layer.self_attn.o_proj, attended.flatten(1))
         normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
@@ -163,8 +171,12 @@ class OutputAndMLP(torch.autograd.Function):
         x, *gated = ctx.saved_tensors
         norm, mlp = ctx.layer.post_attention_layernorm, ctx.layer.mlp
         # the MLP, from its output to its input
-        grad_gate, grad_up = ctx.kernels.swiglu_backward(linear_backward(mlp.down_proj, grad), *gated)
-        inner = linear_backward(mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up))
+        grad_gate, grad_up = ctx.kernels.swiglu_backward(
+            linear_backward(mlp.down_proj, grad), *gated
+        )
+        inner = linear_backward(
+            mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up)
+        )
         # the residual stream takes a gradient past the MLP too
         grad = grad + ctx.kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
         return grad, linear_backward(ctx.layer.self_attn.o_proj, grad).view(ctx.shape), None, None
@@ -173,7 +185,10 @@ class OutputAndMLP(torch.autograd.Function):
 def fits(llm: nn.Module) -> bool:
     """Whether the LLM is made of LLaMA's layers, or those with norms of heads, known linear layers, full attention."""
     config, layers = llm.config.get_text_config(), getattr(llm.get_decoder(), "layers", ())
-    is_plain = getattr(config, "hidden_act", None) == "silu" and getattr(config, "sliding_window", None) is None
+    is_plain = (
+        getattr(config, "hidden_act", None) == "silu"
+        and getattr(config, "sliding_window", None) is None
+    )
     return is_plain and len(layers) > 0 and all(map(_layer_fits, layers))
 
 
@@ -188,8 +203,12 @@ def _layer_fits(layer: nn.Module) -> bool:
     if _has_head_norms(layer.self_attn):
         norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
     others = {layer.mlp.act_fn, *norms}
-    linears = [part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part not in others]
-    is_known = all(type(part) is nn.Linear or quantization.has_product_backward(part) for part in linears)
+    linears = [
+        part for part in (*layer.self_attn.children(), *layer.mlp.children()) if part not in others
+    ]
+    is_known = all(
+        type(part) is nn.Linear or quantization.has_product_backward(part) for part in linears
+    )
     return is_known and all(hasattr(norm, "variance_epsilon") for norm in norms)
 
 
@@ -213,7 +232,9 @@ def label_logits(
 
 def _label_logits(llm, embeds, positions, segments, predicting, recompute, kernels):
     model, x = llm.get_decoder(), embeds
-    cos, sin = (each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None]))  # [T, 1, d]
+    cos, sin = (
+        each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None])
+    )  # [T, 1, d]
     sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
     call = partial(checkpointing.recompute, _through) if recompute else _through
     for layer in model.layers:

@@ -18,13 +18,19 @@ ATTENTION = "minigpt4_packed"  # our name among the attention functions of trans
 _CHANGE_ATTENTION = {"softcap", "s_aux", "position_bias", "head_mask", "indices"}
 
 
-def _for_transformers(module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options):
+def _for_transformers(
+    module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options
+):
     """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
     unknown = {name for name in _CHANGE_ATTENTION if options.get(name) is not None}
     if unknown or dropout or attention_mask is not None or segments is None:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed")
+        raise NotImplementedError(
+            f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed"
+        )
     # under autocast the rotary embedding of float32 weights leaves queries and keys wider than values
-    by_position = [each[0].transpose(0, 1).to(value.dtype).contiguous() for each in (query, key, value)]
+    by_position = [
+        each[0].transpose(0, 1).to(value.dtype).contiguous() for each in (query, key, value)
+    ]
     return attend(*by_position, segments, scaling, options.get("sliding_window"))[None], None
 
 

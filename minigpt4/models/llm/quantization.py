@@ -20,10 +20,21 @@ from torch.nn import functional as F
 from minigpt4.models.llm.attention import is_as_on_gpu
 
 KINDS = ("none", "int8", "fp8", "nf4", "int4")
-CPU_ROWS = 256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
-FP8, FP8_TILE = torch.float8_e4m3fn, 16  # widths of a layer are multiples of the latter. Source: cuBLAS
-INT4_GROUP, NF4_GROUP = 32, 64  # weights to a scale. Source: the blocks of GGUF's Q4; bitsandbytes' default
-_CAPABILITY = {"int4": ((8, 0), "Ampere", "nf4 or int8"), "fp8": ((8, 9), "Ada", "int8 or nf4")}  # of a GPU, at least
+CPU_ROWS = (
+    256  # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
+)
+FP8, FP8_TILE = (
+    torch.float8_e4m3fn,
+    16,
+)  # widths of a layer are multiples of the latter. Source: cuBLAS
+INT4_GROUP, NF4_GROUP = (
+    32,
+    64,
+)  # weights to a scale. Source: the blocks of GGUF's Q4; bitsandbytes' default
+_CAPABILITY = {
+    "int4": ((8, 0), "Ampere", "nf4 or int8"),
+    "fp8": ((8, 9), "Ada", "int8 or nf4"),
+}  # of a GPU, at least
 
 
 def kind_of(llm_quantization: str, low_resource: bool) -> str:
@@ -34,7 +45,9 @@ def kind_of(llm_quantization: str, low_resource: bool) -> str:
 def check_device(kind: str, device: torch.device) -> None:
     """Raise ValueError if weights of `kind` do not run on `device`."""
     if device.type == "mps" and kind in ("fp8", "int4", "nf4"):
-        raise ValueError(f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8")
+        raise ValueError(
+            f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8"
+        )
     # a plan may name a GPU that is not here
     if kind in _CAPABILITY and device.type == "cuda" and torch.cuda.is_available():
         found, (needed, name, others) = torch.cuda.get_device_capability(device), _CAPABILITY[kind]
@@ -49,7 +62,10 @@ def refusal_to_train(kind: str, device: torch.device) -> str | None:
     """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
     if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         return "model.llm_quantization: nf4 needs bitsandbytes, which is not installed; pip install it, or take int8"
-    if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):  # bitsandbytes: its packed CPU kernel has none
+    if kind != "int4" and (kind, device.type) != (
+        "nf4",
+        "cpu",
+    ):  # bitsandbytes: its packed CPU kernel has none
         return None
     return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"
 
@@ -70,7 +86,9 @@ def refuse_training(llm: nn.Module, kind: str, device: torch.device) -> None:
 def linears(llm: nn.Module) -> dict[str, nn.Linear]:
     """Return {name: layer} of the layers that are quantised: all linear ones but the output layer."""
     output, modules = llm.get_output_embeddings(), llm.named_modules()
-    return {name: part for name, part in modules if isinstance(part, nn.Linear) and part is not output}
+    return {
+        name: part for name, part in modules if isinstance(part, nn.Linear) and part is not output
+    }
 
 
 def has_product_backward(layer: nn.Module) -> bool:
@@ -86,7 +104,9 @@ def product_backward(layer: nn.Module, gradient: Tensor) -> Tensor:
         return layer.product_backward(gradient)
     from bitsandbytes.functional import dequantize_4bit
 
-    return gradient @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(gradient.dtype)
+    return gradient @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(
+        gradient.dtype
+    )
 
 
 def quantise(llm: nn.Module, kind: str, device: torch.device) -> nn.Module:
@@ -104,8 +124,14 @@ def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
         stored = {
             "int8": (((rows, columns), torch.int8), ((rows,), linear.weight.dtype)),
             "fp8": (((rows, columns), FP8), ((rows,), torch.float32)),
-            "int4": (((rows, columns // 2), torch.uint8), ((columns // INT4_GROUP, rows, 2), torch.bfloat16)),
-            "nf4": (((rows * columns // 2, 1), torch.uint8), ((rows * columns // NF4_GROUP,), torch.float32)),
+            "int4": (
+                ((rows, columns // 2), torch.uint8),
+                ((columns // INT4_GROUP, rows, 2), torch.bfloat16),
+            ),
+            "nf4": (
+                ((rows * columns // 2, 1), torch.uint8),
+                ((rows * columns // NF4_GROUP,), torch.float32),
+            ),
         }[kind]
         weight, scale = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored)
         layer = LAYERS[kind](weight, scale, linear.bias)
@@ -176,7 +202,9 @@ class Int8Linear(_Quantised):
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         if x.dtype == torch.bfloat16 and len(x) <= 8:  # four times as fast as widening
-            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
+            return torch.ops.aten._weight_int8pack_mm(
+                x.contiguous(), self.weight, self.scale.to(x.dtype)
+            )
         return _widened(x, self.weight) * self.scale.to(x.dtype)
 
     def product_backward(self, gradient: Tensor) -> Tensor:
@@ -196,7 +224,9 @@ def _fused_int8(device: torch.device) -> Callable | None:
     try:
         compiled(*(torch.ones(shape, device=device) for shape in ((1, 16), (16, 16), (16,))))
     except Exception as error:  # of many kinds, from Dynamo to the linker
-        logging.warning("model.llm_quantization: int8 answers run slowly here, torch.compile fails: %s", error)
+        logging.warning(
+            "model.llm_quantization: int8 answers run slowly here, torch.compile fails: %s", error
+        )
         return None
     return compiled
 
@@ -220,7 +250,9 @@ class FP8Linear(_Quantised):
     def product_backward(self, gradient: Tensor) -> Tensor:
         # the weight's scales belong to what is summed up, so they go into the gradient before it is
         # rounded
-        transposed = self.weight.view(torch.uint8).t().contiguous().view(FP8)  # kernels want the summed dimension last
+        transposed = (
+            self.weight.view(torch.uint8).t().contiguous().view(FP8)
+        )  # kernels want the summed dimension last
         ones = self.scale.new_ones(len(transposed))
         return _fp8_product(gradient.float() * self.scale, transposed, ones).to(gradient.dtype)
 
@@ -241,7 +273,9 @@ def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
             product = _widened(levels.float(), weight).mul_(steps[:, None]).mul_(scale)
         return product.bfloat16().to(x.dtype)
     by_row = F.ScalingType.RowWise
-    product = F.scaled_mm(levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16)
+    product = F.scaled_mm(
+        levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16
+    )
     return product.to(x.dtype)
 
 

@@ -17,7 +17,11 @@ Context = Callable[[], AbstractContextManager]
 
 
 def recompute(
-    function: Callable, *args: Any, context: Context = nullcontext, draws: bool = False, **kwargs: Any
+    function: Callable,
+    *args: Any,
+    context: Context = nullcontext,
+    draws: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """Return ``function(*args, **kwargs)``; what it keeps for backward is recomputed then, inside ``context()``.
 
@@ -28,7 +32,14 @@ def recompute(
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), context()
 
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts, **kwargs)
+    return checkpoint(
+        function,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=draws,
+        context_fn=contexts,
+        **kwargs,
+    )
 
 
 @contextmanager

@@ -19,7 +19,11 @@ from minigpt4.text.rows import IGNORED, Row
 
 
 def packed(
-    llm: nn.Module, batch: Packed, images: torch.Tensor, label_logits: Callable, recompute: bool = False
+    llm: nn.Module,
+    batch: Packed,
+    images: torch.Tensor,
+    label_logits: Callable,
+    recompute: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (logits [N, V], targets [N]) of packed rows; `images` [.., Q, D] are those of the batch.
 
@@ -29,7 +33,9 @@ def packed(
     embedding = llm.get_input_embeddings()
     segments = Segments(batch.lengths, embedding.weight.device, batch.num_shared, batch.sent())
     sent = Sent(*segments.sent)
-    embeds = put(embedding(sent.words), sent.places, images.flatten(0, 1).index_select(0, sent.vectors))
+    embeds = put(
+        embedding(sent.words), sent.places, images.flatten(0, 1).index_select(0, sent.vectors)
+    )
     logits = label_logits(llm, embeds, sent.positions, segments, sent.predicting, recompute)
     return logits, sent.targets
 
@@ -57,7 +63,9 @@ def padded(
     return logits.flatten(0, 1).index_select(0, chosen), *send(targets, device=device)
 
 
-def padded_inputs(llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int) -> dict[str, torch.Tensor]:
+def padded_inputs(
+    llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int
+) -> dict[str, torch.Tensor]:
     """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}."""
     batch = pad(rows, images.shape[1], pad_id)
     ids = []
@@ -79,7 +87,9 @@ def sums_of_rows(losses: torch.Tensor, order: Sequence[int], rows: Sequence[Row]
     # by pieces: on a GPU a scattered sum is not the same each time
     counts = [rows[number].num_targets for number in order]
     sums = [part.sum() for part in losses.split(counts)]
-    return losses.new_zeros(len(rows)).index_copy(0, *send(order, device=losses.device), torch.stack(sums))
+    return losses.new_zeros(len(rows)).index_copy(
+        0, *send(order, device=losses.device), torch.stack(sums)
+    )
 
 
 class TokenLosses(torch.autograd.Function):

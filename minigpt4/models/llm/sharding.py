@@ -24,7 +24,9 @@ PARTS_AT_ONCE = 3
 
 def parts(llm: nn.Module) -> list[nn.Module]:
     """Return what is gathered one by one: embedding, layers, output layer, the LLM for all that is left."""
-    layers = next((part for part in llm.get_decoder().children() if isinstance(part, nn.ModuleList)), ())
+    layers = next(
+        (part for part in llm.get_decoder().children() if isinstance(part, nn.ModuleList)), ()
+    )
     return [llm.get_input_embeddings(), *layers, llm.get_output_embeddings(), llm]
 
 

@@ -37,12 +37,16 @@ class EvaVit(VisionTower):
     def num_tokens(self, image_size: int) -> int:
         return 1 + (image_size // self.patch_size) ** 2
 
-    def build(self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta") -> nn.Module:
+    def build(
+        self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta"
+    ) -> nn.Module:
         """See VisionTower. Raises ValueError if patches do not tile the image."""
         from timm.models.eva import Eva
 
         if image_size % self.patch_size:
-            raise ValueError(f"model.image_size: {image_size} is no multiple of the ViT's patch size {self.patch_size}")
+            raise ValueError(
+                f"model.image_size: {image_size} is no multiple of the ViT's patch size {self.patch_size}"
+            )
         vit = Eva(
             img_size=image_size,
             patch_size=self.patch_size,
@@ -57,7 +61,9 @@ class EvaVit(VisionTower):
             drop_path_rate=drop_path_rate,
             device=device,
         )
-        for block in vit.blocks:  # a constant that no file holds: real also where the rest is still meta
+        for (
+            block
+        ) in vit.blocks:  # a constant that no file holds: real also where the rest is still meta
             block.attn.k_bias = torch.zeros(self.embed_dim)
         return vit
 
@@ -66,7 +72,9 @@ class EvaVit(VisionTower):
 
         Tensors of the planned type stay mapped to the file.
         """
-        found = resize_pos_embed(weights.read_tensors(path, where), network.patch_embed.grid_size[0])
+        found = resize_pos_embed(
+            weights.read_tensors(path, where), network.patch_embed.grid_size[0]
+        )
         excess = weights.last_block_excess(self.depth)
         found = weights.match(found, network.state_dict(), where, path, excess, hint=hint)
         weights.check_finite(found, where, path)
@@ -74,7 +82,9 @@ class EvaVit(VisionTower):
 
 
 # Source: BLIP-2; 39 of EVA-CLIP-g's 40 blocks.
-VIT_MODELS = {"eva_clip_g": EvaVit(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)}
+VIT_MODELS = {
+    "eva_clip_g": EvaVit(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)
+}
 
 
 def half_linears(module: nn.Module, dtype: torch.dtype) -> None:
@@ -104,7 +114,9 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
         block.compile()
 
 
-def resize_pos_embed(tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1) -> dict[str, torch.Tensor]:
+def resize_pos_embed(
+    tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1
+) -> dict[str, torch.Tensor]:
     """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches, the P prefix tokens' kept."""
     from timm.layers import resample_abs_pos_embed
 

@@ -44,18 +44,27 @@ class TimmVit(VisionTower):
             )
         (patch, *_), (size, *_) = vit.patch_embed.patch_size, vit.patch_embed.img_size
         numbers = (vit.embed_dim, len(vit.blocks), patch, size, vit.num_prefix_tokens)
-        return cls(name, *numbers, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
+        return cls(
+            name, *numbers, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+        )
 
     def num_tokens(self, image_size: int) -> int:
         return self.num_prefix + (image_size // self.patch_size) ** 2
 
-    def build(self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta") -> nn.Module:
+    def build(
+        self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta"
+    ) -> nn.Module:
         """See VisionTower. Raises ValueError if patches do not tile the image."""
         import timm
         import torch
 
         check_patches(image_size, self.patch_size)
-        options = {"num_classes": 0, "global_pool": "", "img_size": image_size, "drop_path_rate": drop_path_rate}
+        options = {
+            "num_classes": 0,
+            "global_pool": "",
+            "img_size": image_size,
+            "drop_path_rate": drop_path_rate,
+        }
         with torch.device(device):
             vit = timm.create_model(self.name, pretrained=False, **options)
         del vit.blocks[-1]
@@ -67,7 +76,10 @@ class TimmVit(VisionTower):
         grid = network.patch_embed.grid_size[0]
         num_prefix = network.pos_embed.shape[1] - grid**2  # those that have a position
         found = resize_pos_embed(weights.read_tensors(path, where), grid, num_prefix)
-        excess = (*weights.last_block_excess(self.depth - 1), (r"attn_pool\..+", "pooling behind the last block"))
+        excess = (
+            *weights.last_block_excess(self.depth - 1),
+            (r"attn_pool\..+", "pooling behind the last block"),
+        )
         found = weights.match(found, network.state_dict(), where, path, excess, hint=hint)
         weights.check_finite(found, where, path)
         weights.assign(network, found)

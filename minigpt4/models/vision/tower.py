@@ -28,7 +28,9 @@ class VisionTower:
         """Return how many tokens an image of `image_size` x `image_size` pixels becomes, prefix tokens included."""
         raise NotImplementedError
 
-    def build(self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta") -> nn.Module:
+    def build(
+        self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta"
+    ) -> nn.Module:
         """Return the network, on the meta device not initialised. Raises ValueError for a size it cannot take."""
         raise NotImplementedError
 

@@ -42,12 +42,19 @@ def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
     name = name_of(cfg)
     if cfg.vision_model and is_folder(cfg):
         expected = "give the folder with config.json, preprocessor_config.json and weights"
-        return [Problem(f"{where}.vision_model", message) for message in folder_problems(name, expected)]
+        return [
+            Problem(f"{where}.vision_model", message) for message in folder_problems(name, expected)
+        ]
     if cfg.vision_model and name not in VIT_MODELS:
         try:
             TimmVit.of_name(name)
         except ValueError as error:
             return [Problem.parse(error, where)]
         if cfg.vit_ckpt == standard_file:
-            return [Problem(f"{where}.vit_ckpt", f"missing; {where}.vision_model {name} of timm needs its weight file")]
+            return [
+                Problem(
+                    f"{where}.vit_ckpt",
+                    f"missing; {where}.vision_model {name} of timm needs its weight file",
+                )
+            ]
     return list(filter(None, [weights_problem(cfg.vit_ckpt, f"{where}.vit_ckpt")]))

@@ -29,8 +29,14 @@ FAMILIES = {
 }
 # What a folder may hold in excess: the text side, and what stands behind the penultimate block.
 _EXCESS = (
-    (r"text_model\..+|text_projection\..+|visual_projection\..+|logit_(scale|bias)", "the text side"),
-    (r"(.+\.)?(post_layernorm|layernorm|head|classifier|pooler)\..+", "what stands behind the last block"),
+    (
+        r"text_model\..+|text_projection\..+|visual_projection\..+|logit_(scale|bias)",
+        "the text side",
+    ),
+    (
+        r"(.+\.)?(post_layernorm|layernorm|head|classifier|pooler)\..+",
+        "what stands behind the last block",
+    ),
     (r"(.+\.)?(position_ids|mask_token)", "of no use here"),
 )
 _NORMS = ("post_layernorm", "layernorm")  # behind the last block
@@ -56,7 +62,9 @@ class TransformersVit(VisionTower):
         """Return the tower of a folder, from its JSON files. Raises ValueError for one that is none of FAMILIES."""
         config = _read_json(folder, "config.json")
         config = config.get("vision_config") or config
-        family = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(*[config.get("model_type")] * 2)
+        family = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(
+            *[config.get("model_type")] * 2
+        )
         if family not in FAMILIES:
             raise ValueError(
                 f"model.vision_model: '{folder}' holds a model of type {family!r}, which is no known vision tower; "
@@ -64,7 +72,9 @@ class TransformersVit(VisionTower):
             )
         whole = _vision_config(folder)
         mean, std = _normalisation(folder)
-        size = getattr(whole, "image_size", None) or whole.patch_size * round(whole.num_patches**0.5)
+        size = getattr(whole, "image_size", None) or whole.patch_size * round(
+            whole.num_patches**0.5
+        )
         num_prefix = FAMILIES[family] + getattr(whole, "num_register_tokens", 0)
         numbers = (whole.hidden_size, whole.num_hidden_layers, whole.patch_size, size, num_prefix)
         return cls(str(folder), family, *numbers, mean, std)
@@ -72,11 +82,15 @@ class TransformersVit(VisionTower):
     def num_tokens(self, image_size: int) -> int:
         return self.num_prefix + (image_size // self.patch_size) ** 2
 
-    def build(self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta") -> nn.Module:
+    def build(
+        self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta"
+    ) -> nn.Module:
         """See VisionTower. Raises ValueError if patches do not tile the image, or for a drop path rate."""
         check_patches(image_size, self.patch_size)
         if drop_path_rate:
-            raise ValueError(f"model.drop_path_rate: {drop_path_rate}; a tower of transformers has none, set it to 0")
+            raise ValueError(
+                f"model.drop_path_rate: {drop_path_rate}; a tower of transformers has none, set it to 0"
+            )
         with torch.device(device):
             return PenultimateVit(self, image_size != self.image_size)
 
@@ -84,8 +98,16 @@ class TransformersVit(VisionTower):
         """See VisionTower; transformers reads the files, and what it would fill with random numbers is an error."""
         from transformers import AutoModel
 
-        options = {"config": _vision_config(path, less=1), "local_files_only": True, "trust_remote_code": False}
-        options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        options = {
+            "config": _vision_config(path, less=1),
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
+        options |= {
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
         try:
             with _quiet():
                 loaded, info = AutoModel.from_pretrained(path, **options)
@@ -102,7 +124,9 @@ class TransformersVit(VisionTower):
         found = {name: torch.empty(0) for name in sorted(info["unexpected_keys"])}
         weights.match(found, missing, where, path, excess, hint=hint)
         if wrong := sorted(info["mismatched_keys"]):
-            first = "{} is {}, its config.json asks for {}".format(wrong[0][0], *map(list, wrong[0][1:]))
+            first = "{} is {}, its config.json asks for {}".format(
+                wrong[0][0], *map(list, wrong[0][1:])
+            )
             raise CheckpointError(f"{where}: '{path}' does not fit: {first}")
         tensors = dict(loaded.state_dict())
         weights.check_finite(tensors, where, path)
@@ -120,28 +144,38 @@ class PenultimateVit(nn.Module):
         super().__init__()
         from transformers import AutoModel
 
-        self.model = AutoModel.from_config(_vision_config(tower.folder, less=1), dtype=torch.float32)
+        self.model = AutoModel.from_config(
+            _vision_config(tower.folder, less=1), dtype=torch.float32
+        )
         _without_end(self.model)
         self.family, self.patch_size = tower.family, tower.patch_size
-        self.options = {"interpolate_pos_encoding": True} if interpolate and "dino" not in tower.family else {}
+        self.options = (
+            {"interpolate_pos_encoding": True} if interpolate and "dino" not in tower.family else {}
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return tokens [B, prefix + N, D] of normalised pixels [B, 3, S, S]."""
         if self.family == "siglip2_vision_model":
             model = getattr(self.model, "vision_model", self.model)
-            embeddings = model.embeddings.patch_embedding(self._patches(pixels)) + self._positions(pixels)
+            embeddings = model.embeddings.patch_embedding(self._patches(pixels)) + self._positions(
+                pixels
+            )
             return model.encoder(inputs_embeds=embeddings).last_hidden_state
         return self.model(pixels, **self.options).last_hidden_state
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return SigLIP 2's patches [B, N, P * P * 3], row by row, colours last."""
         size = self.patch_size
-        patches = pixels.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [B, 3, rows, P, columns, P]
+        patches = pixels.unflatten(3, (-1, size)).unflatten(
+            2, (-1, size)
+        )  # [B, 3, rows, P, columns, P]
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
 
     def _positions(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return SigLIP 2's position embeddings [N, D], resampled to the image as transformers does."""
-        weight = getattr(self.model, "vision_model", self.model).embeddings.position_embedding.weight
+        weight = getattr(
+            self.model, "vision_model", self.model
+        ).embeddings.position_embedding.weight
         old, new = round(len(weight) ** 0.5), pixels.shape[-1] // self.patch_size
         if old == new:
             return weight
@@ -199,7 +233,9 @@ def _vision_config(folder: str | Path, less: int = 0) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(expand_path(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            expand_path(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # of many kinds
         raise ValueError(
             f"model.vision_model: transformers cannot read config.json of '{folder}' ({error!s:.200})"

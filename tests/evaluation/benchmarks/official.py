@@ -27,11 +27,19 @@ def draw(path, number=0, size=(40, 30)):
 
 def coco_caption(root):
     images = [{"id": n, "file_name": f"COCO_val2014_{n:012}.jpg"} for n in (7, 8, 9)]
-    texts = {7: ["A red bus.", "A bus in the street."], 8: ["Two dogs run."], 9: ["A bowl of fruit on a table."]}
+    texts = {
+        7: ["A red bus.", "A bus in the street."],
+        8: ["Two dogs run."],
+        9: ["A bowl of fruit on a table."],
+    }
     captions = [
-        {"id": n, "image_id": image, "caption": text} for image, all in texts.items() for n, text in enumerate(all)
+        {"id": n, "image_id": image, "caption": text}
+        for image, all in texts.items()
+        for n, text in enumerate(all)
     ]
-    write_json(root / "annotations/captions_val2014.json", {"images": images, "annotations": captions})
+    write_json(
+        root / "annotations/captions_val2014.json", {"images": images, "annotations": captions}
+    )
     for image in images:
         draw(root / "images" / image["file_name"], image["id"])
     return {"eval_file_path": root / "annotations"}
@@ -41,19 +49,37 @@ def karpathy(root):
     """Two images of the split test, one of train."""
     images = []
     for number, split in enumerate(["train", "test", "test"]):
-        sentences = [{"raw": f"A {COLOURS[number]} square.", "tokens": []}, {"raw": "Something plain."}]
-        images.append({"filename": f"{number}.jpg", "filepath": "val2014", "split": split, "sentences": sentences})
+        sentences = [
+            {"raw": f"A {COLOURS[number]} square.", "tokens": []},
+            {"raw": "Something plain."},
+        ]
+        images.append(
+            {
+                "filename": f"{number}.jpg",
+                "filepath": "val2014",
+                "split": split,
+                "sentences": sentences,
+            }
+        )
         draw(root / "images/val2014" / f"{number}.jpg", number)
     write_json(root / "dataset_coco.json", {"dataset": "coco", "images": images})
     return {"eval_file_path": root / "dataset_coco.json"}
 
 
 def vqa_rows(root):
-    questions = [{"image_id": 42, "question_id": 420 + n, "question": f"What is number {n}?"} for n in range(3)]
+    questions = [
+        {"image_id": 42, "question_id": 420 + n, "question": f"What is number {n}?"}
+        for n in range(3)
+    ]
     annotations = []
     for row, kind in zip(questions, ["other", "number", "other"], strict=True):
-        answers = [{"answer": text, "answer_id": n, "answer_confidence": "yes"} for n, text in enumerate(TEN, start=1)]
-        annotations.append({**row, "answer_type": kind, "multiple_choice_answer": "cat", "answers": answers})
+        answers = [
+            {"answer": text, "answer_id": n, "answer_confidence": "yes"}
+            for n, text in enumerate(TEN, start=1)
+        ]
+        annotations.append(
+            {**row, "answer_type": kind, "multiple_choice_answer": "cat", "answers": answers}
+        )
     draw(root / "images/COCO_val2014_000000000042.jpg")
     return questions, annotations
 
@@ -62,9 +88,13 @@ def vqav2(root):
     questions, annotations = vqa_rows(root)
     folder = root / "annotations"
     subtype = {"data_subtype": "val2014"}
-    write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {**subtype, "questions": questions})
+    write_json(
+        folder / "v2_OpenEnded_mscoco_val2014_questions.json", {**subtype, "questions": questions}
+    )
     write_json(folder / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": []})
-    write_json(folder / "v2_mscoco_val2014_annotations.json", {**subtype, "annotations": annotations})
+    write_json(
+        folder / "v2_mscoco_val2014_annotations.json", {**subtype, "annotations": annotations}
+    )
     return {"eval_file_path": folder}
 
 
@@ -81,7 +111,9 @@ def vizwiz(root):
     for number in range(2):
         answers = [{"answer": text, "answer_confidence": "yes"} for text in TEN]
         name = f"VizWiz_val_{number:08}.jpg"
-        rows.append({"image": name, "question": "What is this?", "answers": answers, "answer_type": "other"})
+        rows.append(
+            {"image": name, "question": "What is this?", "answers": answers, "answer_type": "other"}
+        )
         draw(root / "images" / name, number)
     write_json(root / "Annotations/val.json", rows)
     return {"eval_file_path": root / "Annotations"}
@@ -89,9 +121,16 @@ def vizwiz(root):
 
 def gqa(root):
     rows = {}
-    for number, (question, answer, kind) in enumerate([("Is it red?", "yes", "verify"), ("Who?", "man", "query")]):
+    for number, (question, answer, kind) in enumerate(
+        [("Is it red?", "yes", "verify"), ("Who?", "man", "query")]
+    ):
         types = {"structural": kind, "semantic": "obj"}
-        rows[f"2000{number}"] = {"imageId": f"n{number}", "question": question, "answer": answer, "types": types}
+        rows[f"2000{number}"] = {
+            "imageId": f"n{number}",
+            "question": question,
+            "answer": answer,
+            "types": types,
+        }
         draw(root / f"images/n{number}.jpg", number)
     write_json(root / "testdev_balanced_questions.json", rows)
     return {"eval_file_path": root}
@@ -112,9 +151,13 @@ def pope(root):
 
 def chair(root):
     images = [{"id": n, "file_name": f"COCO_val2014_{n:012}.jpg"} for n in range(4)]
-    categories = [{"id": n, "name": name} for n, name in enumerate(["dog", "frisbee", "cat", "car"], start=1)]
+    categories = [
+        {"id": n, "name": name} for n, name in enumerate(["dog", "frisbee", "cat", "car"], start=1)
+    ]
     pairs = [(0, 1), (0, 2), (1, 3), (2, 4), (2, 4)]
-    segments = [{"id": n, "image_id": image, "category_id": kind} for n, (image, kind) in enumerate(pairs)]
+    segments = [
+        {"id": n, "image_id": image, "category_id": kind} for n, (image, kind) in enumerate(pairs)
+    ]
     captions = [{"id": n, "image_id": n, "caption": "There is something."} for n in range(4)]
     folder = root / "annotations"
     content = {"images": images, "annotations": segments, "categories": categories}
@@ -145,7 +188,15 @@ def refcoco(root, name="refcoco"):
     for number, phrase in enumerate(["the red cup", "cup on left", "tree"]):
         picture = f"COCO_train2014_00000058095{number // 2}"
         box = [64.0, 48.0, 128.0, 96.0]
-        rows.append({"img_id": f"{picture}_{number}", "sents": phrase, "bbox": box, "height": 480, "width": 640})
+        rows.append(
+            {
+                "img_id": f"{picture}_{number}",
+                "sents": phrase,
+                "bbox": box,
+                "height": 480,
+                "width": 640,
+            }
+        )
         draw(root / f"images/{picture}.jpg", number, (64, 48))
     for split in ("val", "testA"):
         write_json(root / f"{name}_{split}.json", rows)
@@ -154,17 +205,25 @@ def refcoco(root, name="refcoco"):
 
 def vsr(root):
     rows = []
-    for number, (caption, label) in enumerate([("The cat is on the mat.", 1), ("The cat is under the car.", 0)]):
+    for number, (caption, label) in enumerate(
+        [("The cat is on the mat.", 1), ("The cat is under the car.", 0)]
+    ):
         draw(root / f"images/{number:012}.jpg", number)
         relation = ("on", "under")[number]
-        rows.append({"image": f"{number:012}.jpg", "caption": caption, "label": label, "relation": relation})
+        rows.append(
+            {"image": f"{number:012}.jpg", "caption": caption, "label": label, "relation": relation}
+        )
     write_lines(root / "vsr/test.jsonl", rows)
     return {"eval_file_path": root / "vsr"}
 
 
 def iconqa(root):
-    rows = [{"image_id": "7", "question": "Which shape?", "choices": ["circle", "square"], "answer": 1}]
-    rows.append({"image_id": "8", "question": "How many?", "choices": ["a_b", "2", "3"], "answer": 0})
+    rows = [
+        {"image_id": "7", "question": "Which shape?", "choices": ["circle", "square"], "answer": 1}
+    ]
+    rows.append(
+        {"image_id": "8", "question": "How many?", "choices": ["a_b", "2", "3"], "answer": 0}
+    )
     for number, row in enumerate(rows):
         draw(root / f"images/{row['image_id']}/image.png", number)
     write_json(root / "iconqa/choose_text_val.json", rows)
@@ -192,12 +251,30 @@ def own_jsonl(root):
     return {"eval_file_path": root / "questions.jsonl"}
 
 
-WRITERS = [coco_caption, vqav2, okvqa, vizwiz, gqa, pope, chair, mme, refcoco, vsr, iconqa, hm, own_jsonl]
+WRITERS = [
+    coco_caption,
+    vqav2,
+    okvqa,
+    vizwiz,
+    gqa,
+    pope,
+    chair,
+    mme,
+    refcoco,
+    vsr,
+    iconqa,
+    hm,
+    own_jsonl,
+]
 
 
 def opened(name, root, writer=None, **settings):
     """Return the OpenBenchmark of files written below `root`."""
     section = (writer or globals()[name])(root)
-    section = {"img_path": str(root / "images"), **{key: str(path) for key, path in section.items()}, **settings}
+    section = {
+        "img_path": str(root / "images"),
+        **{key: str(path) for key, path in section.items()},
+        **settings,
+    }
     benchmark = make_benchmark(name, section)
     return OpenBenchmark(benchmark, benchmark.checked_items())

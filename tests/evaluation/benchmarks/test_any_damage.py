@@ -15,7 +15,9 @@ SAID = "Yes, a dog {<10><10><30><30>}"
 def places(node, path=()):
     """Yield the path of every value in JSON."""
     yield path
-    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+    for key in (
+        node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    ):
         yield from places(node[key], (*path, key))
 
 
@@ -40,7 +42,9 @@ def damage(file, rng):
     return f"{file.name} {path}: {value!r}"
 
 
-@pytest.mark.parametrize("writer", [w for w in official.WRITERS if w is not official.mme], ids=lambda w: w.__name__)
+@pytest.mark.parametrize(
+    "writer", [w for w in official.WRITERS if w is not official.mme], ids=lambda w: w.__name__
+)
 def test_a_damaged_value_is_a_message_or_harmless(writer, tmp_path):
     rng = random.Random(writer.__name__)
     refused = 0
@@ -48,7 +52,9 @@ def test_a_damaged_value_is_a_message_or_harmless(writer, tmp_path):
         section = writer(tmp_path / str(trial))
         done = damage(rng.choice(sorted((tmp_path / str(trial)).rglob("*.json*"))), rng)
         try:
-            benchmark, items = opened(writer.__name__, tmp_path / str(trial), lambda _, section=section: section)
+            benchmark, items = opened(
+                writer.__name__, tmp_path / str(trial), lambda _, section=section: section
+            )
         except (ValueError, OSError) as error:
             refused += 1
             assert str(tmp_path) in str(error), done

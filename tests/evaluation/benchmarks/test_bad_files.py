@@ -37,7 +37,11 @@ FAULTS = {
         lambda r: (r / "images/COCO_val2014_000000000001.jpg").unlink(),
         "1 of 2 images are not there",
     ),
-    "no image folder": ("gqa", lambda r: (r / "images").rename(r / "pictures"), "2 of 2 images are not there: '"),
+    "no image folder": (
+        "gqa",
+        lambda r: (r / "images").rename(r / "pictures"),
+        "2 of 2 images are not there: '",
+    ),
     "duplicate ids": (
         "pope",
         lambda r: (r / POPE).write_text((r / POPE).read_text() * 2),
@@ -48,23 +52,42 @@ FAULTS = {
         lambda r: edit(r / CAPTIONS, lambda c: c["images"].pop() and None),
         "no image '9' among",
     ),
-    "no JSON": ("gqa", lambda r: (r / "testdev_balanced_questions.json").write_text("<html>"), "is no JSON"),
+    "no JSON": (
+        "gqa",
+        lambda r: (r / "testdev_balanced_questions.json").write_text("<html>"),
+        "is no JSON",
+    ),
     "cut off": (
         "vizwiz",
         lambda r: (r / "Annotations/val.json").write_text('[{"image": "a'),
         "was it downloaded whole",
     ),
-    "no UTF-8": ("vizwiz", lambda r: (r / "Annotations/val.json").write_bytes(b"\xff\xfe\x00x"), "is no UTF-8 text"),
-    "other form": ("vqav2", lambda r: (r / QUESTIONS).write_text("{}"), "'questions' is missing (there are: none)"),
+    "no UTF-8": (
+        "vizwiz",
+        lambda r: (r / "Annotations/val.json").write_bytes(b"\xff\xfe\x00x"),
+        "is no UTF-8 text",
+    ),
+    "other form": (
+        "vqav2",
+        lambda r: (r / QUESTIONS).write_text("{}"),
+        "'questions' is missing (there are: none)",
+    ),
     "not rows": (
         "vqav2",
         lambda r: (r / QUESTIONS).write_text('{"questions": [7]}'),
         "questions[0]: expected a mapping, found a number",
     ),
-    "no list": ("vizwiz", lambda r: (r / "Annotations/val.json").write_text("7"), "expected a mapping, found a number"),
+    "no list": (
+        "vizwiz",
+        lambda r: (r / "Annotations/val.json").write_text("7"),
+        "expected a mapping, found a number",
+    ),
     "empty": (
         "pope",
-        lambda r: [(r / f"coco/coco_pope_{s}.json").write_text("") for s in ("random", "popular", "adversarial")],
+        lambda r: [
+            (r / f"coco/coco_pope_{s}.json").write_text("")
+            for s in ("random", "popular", "adversarial")
+        ],
         "has no item",
     ),
     "no answers": (
@@ -77,7 +100,11 @@ FAULTS = {
         lambda r: edit(r / ANSWERS, lambda c: c["annotations"].pop() and None),
         "question 422 has no entry in",
     ),
-    "no annotations": ("vqav2", lambda r: (r / ANSWERS).unlink(), "a folder without *mscoco*val2014*annotations*.json"),
+    "no annotations": (
+        "vqav2",
+        lambda r: (r / ANSWERS).unlink(),
+        "a folder without *mscoco*val2014*annotations*.json",
+    ),
     "two files fit": (
         "coco_caption",
         lambda r: official.write_json(r / "annotations/captions_train2014.json", {}),
@@ -88,7 +115,11 @@ FAULTS = {
         lambda r: (r / POPE).write_text((r / POPE).read_text().replace('"yes"', '"maybe"')),
         "line 1: 'label' is 'maybe'",
     ),
-    "bad line": ("own_jsonl", lambda r: (r / OWN).write_text((r / OWN).read_text() + "{"), "line 4 is no JSON"),
+    "bad line": (
+        "own_jsonl",
+        lambda r: (r / OWN).write_text((r / OWN).read_text() + "{"),
+        "line 4 is no JSON",
+    ),
     "no answer": (
         "own_jsonl",
         lambda r: (r / OWN).write_text('{"image": "a.jpg"}'),
@@ -106,7 +137,9 @@ FAULTS = {
     ),
     "the same option twice": (
         "own_jsonl",
-        lambda r: (r / OWN).write_text('{"image": "a.jpg", "answer": "x", "options": ["x", "y", "x"]}'),
+        lambda r: (r / OWN).write_text(
+            '{"image": "a.jpg", "answer": "x", "options": ["x", "y", "x"]}'
+        ),
         "expected two texts or more, all different",
     ),
     "an option that is no text": (
@@ -154,7 +187,11 @@ FAULTS = {
         lambda r: (r / "MME_Benchmark_release_version/existence/0.txt").write_text("a Yes\nb No"),
         "line 1: expected a question, a tab",
     ),
-    "no size": ("refcoco", lambda r: edit(r / "refcoco_val.json", without("width")), "[0]: 'width' is missing"),
+    "no size": (
+        "refcoco",
+        lambda r: edit(r / "refcoco_val.json", without("width")),
+        "[0]: 'width' is missing",
+    ),
     "no label": (
         "vsr",
         lambda r: (r / "vsr/test.jsonl").write_text('{"image": "a", "caption": "b"}'),
@@ -172,7 +209,9 @@ FAULTS = {
     ),
     "one choice": (
         "iconqa",
-        lambda r: edit(r / "iconqa/choose_text_val.json", lambda c: c[0].update(choices=["circle"])),
+        lambda r: edit(
+            r / "iconqa/choose_text_val.json", lambda c: c[0].update(choices=["circle"])
+        ),
         "'choices' holds ['circle']; expected two texts or more",
     ),
     "no such choice": (
@@ -222,12 +261,19 @@ def test_sections_are_typed_and_keep_the_keys_of_the_release(tmp_path):
     keys = options_of("gqa", tmp_path, batch_size=10, max_new_tokens=20)
     unused = ["evaluation_datasets.vsr.eval_file_path=/path/to/eval/annotation/path"]
     ((name, (benchmark, items)),) = open_benchmarks(config(*keys, *unused), ["gqa", "gqa"]).items()
-    assert (name, benchmark.cfg.batch_size, benchmark.cfg.max_new_tokens, len(items)) == ("gqa", 10, 20, 2)
+    assert (name, benchmark.cfg.batch_size, benchmark.cfg.max_new_tokens, len(items)) == (
+        "gqa",
+        10,
+        20,
+        2,
+    )
 
 
 def test_a_section_of_another_name_says_what_it_is(tmp_path):
     options = [option.replace("own_jsonl", "mine") for option in options_of("own_jsonl", tmp_path)]
-    found = open_benchmarks(config(*options, "evaluation_datasets.mine.benchmark=own_jsonl"), ["mine"])
+    found = open_benchmarks(
+        config(*options, "evaluation_datasets.mine.benchmark=own_jsonl"), ["mine"]
+    )
     assert found["mine"].benchmark.name == "own_jsonl"
 
 
@@ -235,7 +281,10 @@ def test_all_problems_of_all_benchmarks_are_said_at_once(tmp_path):
     options = options_of("gqa", tmp_path, prompt="shrt_answer", batch_size="many")
     options += options_of("pope", tmp_path, prompt="describe")
     options += options_of("own_jsonl", tmp_path, metric="exact")
-    options += ["evaluation_datasets.vqav2.img_path=/path/to/images", "evaluation_datasets.mme.eval_file_path=absent"]
+    options += [
+        "evaluation_datasets.vqav2.img_path=/path/to/images",
+        "evaluation_datasets.mme.eval_file_path=absent",
+    ]
     options += ["evaluation_datasets.vizwiz=7", "evaluation_datasets.okvqa.eval_file_pth=x"]
     names = ["gqa", "pope", "own_jsonl", "vqav2", "mme", "vizwiz", "okvqa", "pop"]
     with pytest.raises(ConfigError) as error:
@@ -262,7 +311,9 @@ def test_paths_start_where_others_of_a_configuration_do(tmp_path):
     options = options_of("gqa", tmp_path / "beside")
     text = Path("eval_configs/embedded_eval.yaml").read_text()
     sections = {"gqa": {"eval_file_path": "beside", "img_path": "beside/images"}}
-    (tmp_path / "eval.yaml").write_text(f"{text}\n{yaml.safe_dump({'evaluation_datasets': sections})}")
+    (tmp_path / "eval.yaml").write_text(
+        f"{text}\n{yaml.safe_dump({'evaluation_datasets': sections})}"
+    )
     cfg = Config(Namespace(cfg_path=str(tmp_path / "eval.yaml"), options=[]), unopened=["model.*"])
     assert len(options) == 2 and len(open_benchmarks(cfg, ["gqa"])["gqa"].items) == 2
 

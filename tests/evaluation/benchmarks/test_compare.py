@@ -26,7 +26,8 @@ def results(root, folder, texts, name="own_jsonl", writer=None, **settings):
 
     def answer(items, cfg):
         return (
-            {"id": item.id, **({"answer": said[item.id]} if said[item.id] is not None else wrong)} for item in items
+            {"id": item.id, **({"answer": said[item.id]} if said[item.id] is not None else wrong)}
+            for item in items
         )
 
     return run_benchmarks({name: benchmark}, root / folder, answer)[name]
@@ -44,7 +45,9 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         self.addresses += [attrs[name] for name in ("href", "src") if name in attrs]
         if tag == "img":
-            self.images.append(Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))))
+            self.images.append(
+                Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
+            )
         elif tag not in ("meta", "!doctype"):
             self.open.append(tag)
             self.texts.setdefault(tag, []).append("")
@@ -61,12 +64,19 @@ def test_the_page_opens_offline_and_hides_nothing(tmp_path):
     path = results(tmp_path, "a", [HOSTILE, "green", None])
     page = Page(path.with_suffix(".html").read_text())
     assert not page.open and all(address.startswith("data:image/") for address in page.addresses)
-    assert page.texts["h2"] == ["worst (1)", "best (1)", "errors (1)"] and "script" not in page.texts
+    assert (
+        page.texts["h2"] == ["worst (1)", "best (1)", "errors (1)"] and "script" not in page.texts
+    )
     assert [image.size for image in page.images] == [(40, 30)] * 2
     red, green, blue = page.images[0].getpixel((5, 5))
     assert red > 200 and green < 50 and blue < 50  # the worst is about a.jpg, drawn red
     shown = " ".join(page.texts["dd"])
-    assert "alert(1)" in shown and "[U+202E]" in shown and "Green. | lime" in shown and "image 'x': broken" in shown
+    assert (
+        "alert(1)" in shown
+        and "[U+202E]" in shown
+        and "Green. | lime" in shown
+        and "image 'x': broken" in shown
+    )
 
 
 def test_worst_and_best_are_chosen_by_score_and_no_item_is_shown_twice():
@@ -77,7 +87,11 @@ def test_worst_and_best_are_chosen_by_score_and_no_item_is_shown_twice():
     ids = [record["id"] for group in chosen.values() for record in group]
     assert len(ids) == len(set(ids)) == 36 and pick(records) == chosen
     assert [record["id"] for record in chosen["worst"]] != [str(n) for n in range(12)]
-    assert {name: len(group) for name, group in pick(records[:1]).items()} == {"worst": 1, "best": 0, "random": 0}
+    assert {name: len(group) for name, group in pick(records[:1]).items()} == {
+        "worst": 1,
+        "best": 0,
+        "random": 0,
+    }
 
 
 def test_what_changed_between_two_results(tmp_path):
@@ -87,7 +101,10 @@ def test_what_changed_between_two_results(tmp_path):
     assert found.num_common == 3 and found.values["score"] == pytest.approx((2 / 3, 2 / 3))
     assert found.differences["score"].value == 0 and found.differences["score"].p_value == 1
     assert found.differences["hard/score"].value == 1
-    assert [(old["id"], new["answer"]) for old, new in found.changed] == [("first", "reddish"), ("2", "green")]
+    assert [(old["id"], new["answer"]) for old, new in found.changed] == [
+        ("first", "reddish"),
+        ("2", "green"),
+    ]
     assert any(note.startswith("prompt: {'name': 'question/1'") for note in found.notes)
     text = comparison_text(found)
     assert "first  1.000 -> 0.000  'red' -> 'reddish'" in text
@@ -106,7 +123,9 @@ def test_results_of_every_benchmark_are_scored_again_from_the_file_alone(writer,
     b = results(tmp_path, "b", texts[1:] + texts[:1], name)
     found = compare(a, b)
     for place, path in enumerate((a, b)):
-        stored = {key: metric["value"] for key, metric in json.loads(path.read_text())["metrics"].items()}
+        stored = {
+            key: metric["value"] for key, metric in json.loads(path.read_text())["metrics"].items()
+        }
         assert {key: values[place] for key, values in found.values.items()} == pytest.approx(stored)
     assert comparison_text(found).count("\n") >= len(found.values)
 
@@ -139,14 +158,18 @@ def test_results_with_few_or_no_items_in_common(tmp_path):
 def test_what_cannot_be_compared_is_said(tmp_path):
     a = results(tmp_path, "a", ["red", "green", "x"])
     other = results(tmp_path, "gqa", ["yes", "no"], "gqa")
-    with pytest.raises(ValueError, match=r"is of own_jsonl, '.*' of gqa; expected the same benchmark"):
+    with pytest.raises(
+        ValueError, match=r"is of own_jsonl, '.*' of gqa; expected the same benchmark"
+    ):
         compare(a, other)
     content = json.loads(a.read_text())
     content["items"][0]["reference"] = ["blue"]
     (tmp_path / "changed.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="item 'first' has different references"):
         compare(a, tmp_path / "changed.json")
-    with pytest.raises(FileNotFoundError, match=r"no file at '.*absent\.json'; expected a results.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file at '.*absent\.json'; expected a results.json"
+    ):
         compare(a, tmp_path / "absent.json")
     for text in ("notes", "[]", '{"benchmark": "gqa"}'):
         (tmp_path / "wrong.json").write_text(text)

@@ -50,7 +50,9 @@ def configuration(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "official")
     (tmp_path / "eval_configs").mkdir()
     weights = "minigpt4/quickstart/weights"
-    model = (ROOT / "eval_configs/embedded_eval.yaml").read_text().replace(weights, f"{ROOT}/{weights}")
+    model = (
+        (ROOT / "eval_configs/embedded_eval.yaml").read_text().replace(weights, f"{ROOT}/{weights}")
+    )
     (tmp_path / "eval_configs/my_eval.yaml").write_text(f"{model}\n{block}")
     monkeypatch.chdir(tmp_path)
     return sections
@@ -80,7 +82,11 @@ def small_model(configuration, release, tmp_path, monkeypatch):
     """The documentation's YAML with a small real model, whose checkpoint is where the commands expect it."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     model = yaml.safe_load((ROOT / "eval_configs/minigpt4_eval.yaml").read_text())
-    model["model"] |= {"llama_model": str(release.llama), "ckpt": "output/checkpoint_3.pth", "low_resource": False}
+    model["model"] |= {
+        "llama_model": str(release.llama),
+        "ckpt": "output/checkpoint_3.pth",
+        "low_resource": False,
+    }
     model["model"] |= {"llm_precision": "fp32"}
     model["run"] = model.get("run", {}) | {"device": "cpu"}
     sections = {name: section | {"max_new_tokens": 4} for name, section in configuration.items()}
@@ -96,7 +102,9 @@ def small_model(configuration, release, tmp_path, monkeypatch):
     return release
 
 
-def test_the_commands_run_one_after_another_and_write_what_is_promised(small_model, tmp_path, capsys):
+def test_the_commands_run_one_after_another_and_write_what_is_promised(
+    small_model, tmp_path, capsys
+):
     programs = [shlex.split(command)[0] for command in COMMANDS]
     assert programs.count("python") >= 5 and programs.count("torchrun") == 1
     for command, program in zip(COMMANDS, programs, strict=True):
@@ -104,12 +112,16 @@ def test_the_commands_run_one_after_another_and_write_what_is_promised(small_mod
         if program == "python":
             assert main(shlex.split(command)[2:]) == 0, capsys.readouterr().err
         else:
-            alone = {name: (args.output / name / "answers.jsonl").read_text() for name in args.tasks}
+            alone = {
+                name: (args.output / name / "answers.jsonl").read_text() for name in args.tasks
+            }
             shutil.rmtree(args.output)
             words = shlex.split(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
             words[words.index("evaluate.py")] = str(ROOT / "evaluate.py")
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            result = subprocess.run([*launcher, *words[1:]], capture_output=True, text=True, env=small_model.env)
+            result = subprocess.run(
+                [*launcher, *words[1:]], capture_output=True, text=True, env=small_model.env
+            )
             assert result.returncode == 0, result.stdout + result.stderr
             for name, text in alone.items():
                 assert (args.output / name / "answers.jsonl").read_text() == text
@@ -123,7 +135,11 @@ def test_the_commands_run_one_after_another_and_write_what_is_promised(small_mod
 
 def test_each_section_opens(configuration):
     args = argparse.Namespace(cfg_path="eval_configs/my_eval.yaml", options=[])
-    assert len(open_benchmarks(Config(args, unopened=["model.*"]), configuration)) == len(configuration) >= 10
+    assert (
+        len(open_benchmarks(Config(args, unopened=["model.*"]), configuration))
+        == len(configuration)
+        >= 10
+    )
 
 
 def test_the_table_names_every_benchmark_and_its_prompt():
@@ -136,7 +152,9 @@ def test_the_table_names_every_benchmark_and_its_prompt():
         names, prompts = (re.findall(r"`([^`]+)`", cell) for cell in (row[0], row[-1]))
         for number, name in enumerate(names):
             default = registry.get_benchmark_class(name).Config.prompt
-            assert default == prompts[min(number, len(prompts) - 1)] and default in shipped_prompts()
+            assert (
+                default == prompts[min(number, len(prompts) - 1)] and default in shipped_prompts()
+            )
 
 
 def test_the_lines_of_your_own_are_read(configuration, tmp_path):
@@ -147,7 +165,10 @@ def test_the_lines_of_your_own_are_read(configuration, tmp_path):
             official.draw(tmp_path / "my_images" / image)
     args = argparse.Namespace(cfg_path="eval_configs/my_eval.yaml", options=[])
     _, items = open_benchmarks(Config(args, unopened=["model.*"]), ["own_jsonl"])["own_jsonl"]
-    assert [(item.id, len(item.images), item.group) for item in items[:2]] == [("1", 1, "colours"), ("door", 2, "")]
+    assert [(item.id, len(item.images), item.group) for item in items[:2]] == [
+        ("1", 1, "colours"),
+        ("door", 2, ""),
+    ]
     assert (items[2].id, items[2].options, len(items)) == ("kettle", ["yes", "no"], 3)
 
 
@@ -170,8 +191,12 @@ def test_the_example_of_a_benchmark_of_your_own_works(configuration, own_code, t
     for number, name in enumerate(["a.png", "b.png"]):
         official.draw(tmp_path / name, number)
     config = Path("eval_configs/my_eval.yaml")
-    config.write_text(re.sub("^imports: .*$", "imports: [my_colours]", config.read_text(), flags=re.M))
-    section = [f"evaluation_datasets.colours.{key}={tmp_path}" for key in ("eval_file_path", "img_path")]
+    config.write_text(
+        re.sub("^imports: .*$", "imports: [my_colours]", config.read_text(), flags=re.M)
+    )
+    section = [
+        f"evaluation_datasets.colours.{key}={tmp_path}" for key in ("eval_file_path", "img_path")
+    ]
     cfg = Config(argparse.Namespace(cfg_path=str(config), options=section), unopened=["model.*"])
     benchmarks = open_benchmarks(cfg, ["colours"])
     paths = run_benchmarks(benchmarks, tmp_path / "out", always_red)

@@ -12,8 +12,12 @@ from tests.evaluation.benchmarks.official import opened
 def figures(benchmark, items, answers):
     """Return {metric: value} of answers in the order of the items, or of one answer to all."""
     answers = [answers] * len(items) if isinstance(answers, str) else answers
-    scores = benchmark.score(items, {item.id: text for item, text in zip(items, answers, strict=True)})
-    assert set(scores.per_item) == {item.id for item in items} and benchmark.HEADLINE in scores.metrics
+    scores = benchmark.score(
+        items, {item.id: text for item, text in zip(items, answers, strict=True)}
+    )
+    assert (
+        set(scores.per_item) == {item.id for item in items} and benchmark.HEADLINE in scores.metrics
+    )
     return {name: metric.value() for name, metric in scores.metrics.items()}, scores
 
 
@@ -27,7 +31,9 @@ def test_every_registered_name_has_a_class_with_rules_and_a_headline():
         "iconvqa",
     }
     for name in names:
-        assert registry.get_benchmark_class(name).RULES and registry.get_benchmark_class(name).HEADLINE
+        assert (
+            registry.get_benchmark_class(name).RULES and registry.get_benchmark_class(name).HEADLINE
+        )
 
 
 def test_coco_captions(tmp_path):
@@ -42,8 +48,12 @@ def test_coco_captions(tmp_path):
     found, scores = figures(benchmark, items, said)
     references = {item.id: item.reference for item in items}
     answers = dict(zip(references, said, strict=True))
-    assert found["CIDEr-D"] == pytest.approx(metrics.cider_d(references, answers, metrics.caption_words)[0])
-    assert found["BLEU-4"] == pytest.approx(metrics.bleu(references, answers, metrics.caption_words)[3])
+    assert found["CIDEr-D"] == pytest.approx(
+        metrics.cider_d(references, answers, metrics.caption_words)[0]
+    )
+    assert found["BLEU-4"] == pytest.approx(
+        metrics.bleu(references, answers, metrics.caption_words)[3]
+    )
     assert scores.unparsable == 1 and scores.per_item["9"] == 0
 
 
@@ -58,13 +68,17 @@ def test_karpathys_split(tmp_path):
 @pytest.mark.parametrize("name", ["vqav2", "okvqa"])
 def test_vqa_takes_the_questions_of_its_split(name, tmp_path):
     benchmark, items = opened(name, tmp_path)
-    assert [item.id for item in items] == ["420", "421", "422"] and items[0].reference == official.TEN
+    assert [item.id for item in items] == ["420", "421", "422"] and items[
+        0
+    ].reference == official.TEN
     assert items[0].images == (tmp_path / "images/COCO_val2014_000000000042.jpg",)
     # four wrote cat, three kitten; "a cat" is another answer, for the answers of people keep their articles
     found, scores = figures(benchmark, items, ["Cat", "a kitten!", ""])
     by_release = {key: found.pop(key) for key in list(found) if "minigpt4" in key}
     # the release drops the articles of people's answers too: seven wrote cat
-    assert by_release.get("accuracy_minigpt4") == (pytest.approx(1.9 / 3) if name == "okvqa" else None)
+    assert by_release.get("accuracy_minigpt4") == (
+        pytest.approx(1.9 / 3) if name == "okvqa" else None
+    )
     assert found == {
         "accuracy": pytest.approx((1.0 + 0.9 + 0) / 3),
         "other/accuracy": pytest.approx(0.5),
@@ -76,9 +90,15 @@ def test_vqa_takes_the_questions_of_its_split(name, tmp_path):
 def test_minigpt_v2s_folder_of_okvqa(tmp_path):
     questions, annotations = official.vqa_rows(tmp_path)
     official.write_json(tmp_path / "o/okvqa_test_split.json", questions)
-    official.write_json(tmp_path / "o/mscoco_val2014_annotations_clean.json", {"annotations": annotations})
-    official.write_json(tmp_path / "o/OpenEnded_mscoco_val2014_questions_clean.json", {"questions": questions})
-    _, items = opened("okvqa", tmp_path, lambda root: {"eval_file_path": root / "o"}, prompt="minigpt_v2_vqa")
+    official.write_json(
+        tmp_path / "o/mscoco_val2014_annotations_clean.json", {"annotations": annotations}
+    )
+    official.write_json(
+        tmp_path / "o/OpenEnded_mscoco_val2014_questions_clean.json", {"questions": questions}
+    )
+    _, items = opened(
+        "okvqa", tmp_path, lambda root: {"eval_file_path": root / "o"}, prompt="minigpt_v2_vqa"
+    )
     tag = "[vqa] Based on the image, respond to this question with a short answer: "
     assert [item.question for item in items] == [f"{tag}What is number {n}?" for n in range(3)]
 
@@ -86,7 +106,9 @@ def test_minigpt_v2s_folder_of_okvqa(tmp_path):
 def test_vizwiz(tmp_path):
     benchmark, items = opened("vizwiz", tmp_path)
     assert [item.id for item in items] == ["VizWiz_val_00000000.jpg", "VizWiz_val_00000001.jpg"]
-    assert items[0].question.startswith("What is this?") and items[0].question.endswith("unanswerable")
+    assert items[0].question.startswith("What is this?") and items[0].question.endswith(
+        "unanswerable"
+    )
     expected = {"accuracy": 0.5, "accuracy_minigpt4": 0.5}
     assert figures(benchmark, items, ["cat", "unanswerable"])[0] == expected
 
@@ -100,7 +122,10 @@ def test_gqa_of_both_forms(tmp_path):
     found, _ = figures(benchmark, items, ["Yes.", "woman"])
     official_rule = {key: value for key, value in found.items() if "minigpt4" not in key}
     assert official_rule == {"accuracy": 0.5, "verify/accuracy": 1.0, "query/accuracy": 0.0}
-    assert found["accuracy_minigpt4"] == 0 and figures(benchmark, items, ["Yes", "man"])[0]["accuracy_minigpt4"] == 1
+    assert (
+        found["accuracy_minigpt4"] == 0
+        and figures(benchmark, items, ["Yes", "man"])[0]["accuracy_minigpt4"] == 1
+    )
     rows = [{"image": "n0.jpg", "question": "Is it red?", "answer": "yes"}]
     official.write_json(tmp_path / "gqa.json", rows)
     _, items = opened("gqa", tmp_path, lambda root: {"eval_file_path": root / "gqa.json"})
@@ -114,7 +139,9 @@ def test_pope_always_yes_and_its_splits(tmp_path):
     found, scores = figures(benchmark, items, "Yes, there is.")
     expected = {"accuracy": 0.5, "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "yes_ratio": 1.0}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert {name: found[f"random/{name}"] for name in expected} == pytest.approx(expected) and scores.unparsable == 0
+    assert {name: found[f"random/{name}"] for name in expected} == pytest.approx(
+        expected
+    ) and scores.unparsable == 0
     found, scores = figures(benchmark, items, ["Yes.", "No."] * 6)
     assert found["popular/f1"] == found["f1"] == 1 and found["yes_ratio"] == 0.5
     assert figures(benchmark, items, "a dog")[1].unparsable == 12
@@ -123,10 +150,18 @@ def test_pope_always_yes_and_its_splits(tmp_path):
 def test_chair_of_the_worked_example(tmp_path):
     benchmark, items = opened("chair", tmp_path)
     assert items[2].reference == {"objects": ["car"], "captions": ["There is something."]}
-    said = ["A dog and a person with a frisbee.", "A cat.", "A car and a car behind a truck.", "Nothing to see."]
+    said = [
+        "A dog and a person with a frisbee.",
+        "A cat.",
+        "A car and a car behind a truck.",
+        "Nothing to see.",
+    ]
     found, scores = figures(benchmark, items, said)
     assert found == pytest.approx({"CHAIRs": 0.5, "CHAIRi": 2 / 7, "recall": 1.0})
-    assert scores.per_item == pytest.approx({"0": 2 / 3, "1": 1, "2": 2 / 3, "3": 1}) and scores.unparsable == 1
+    assert (
+        scores.per_item == pytest.approx({"0": 2 / 3, "1": 1, "2": 2 / 3, "3": 1})
+        and scores.unparsable == 1
+    )
 
 
 def test_mme_agrees_with_the_metric(tmp_path):
@@ -137,11 +172,18 @@ def test_mme_agrees_with_the_metric(tmp_path):
     # one image whole, one half, "Maybe" counts as neither
     said = ["Yes", "No", "Yes", "Yes", "Maybe", "no", "yes", "yes"]
     found, scores = figures(benchmark, items, said)
-    questions = {i.id: metrics.MMEQuestion(i.group, i.id.rpartition("/")[0], i.reference) for i in items}
+    questions = {
+        i.id: metrics.MMEQuestion(i.group, i.id.rpartition("/")[0], i.reference) for i in items
+    }
     theirs = metrics.mme(dict(zip(questions, said, strict=True)), questions)
     subtasks = {name: value["score"] for name, value in theirs["subtasks"].items()}
-    assert found == pytest.approx({name: theirs[name] for name in ("perception", "cognition")} | subtasks)
-    assert found["existence"] == pytest.approx(75 + 50) and scores.unparsable == theirs["unparsable"] == 1
+    assert found == pytest.approx(
+        {name: theirs[name] for name in ("perception", "cognition")} | subtasks
+    )
+    assert (
+        found["existence"] == pytest.approx(75 + 50)
+        and scores.unparsable == theirs["unparsable"] == 1
+    )
     assert len(SUBTASKS) == 14
 
 
@@ -150,10 +192,19 @@ def test_refcoco_finds_its_own_splits_as_shipped(name, tmp_path):
     for other in ("refcoco", "refcoco+", "refcocog"):  # all eight files in one folder
         section = official.refcoco(tmp_path, other)
     benchmark, items = opened(name, tmp_path, lambda root: section)
-    assert [item.id for item in items] == [f"{split}/{n}" for split in ("testA", "val") for n in range(3)]
+    assert [item.id for item in items] == [
+        f"{split}/{n}" for split in ("testA", "val") for n in range(3)
+    ]
     assert items[0].images == (tmp_path / "images/COCO_train2014_000000580950.jpg",)
     assert items[0].question == "[refer] give me the location of the red cup"
-    said = ["{<10><10><30><30>}", "{<10><10><19><30>}", "a tree", "{<10><10><30><30>}", "{<10> <10><30><30>}", "{<1>}"]
+    said = [
+        "{<10><10><30><30>}",
+        "{<10><10><19><30>}",
+        "a tree",
+        "{<10><10><30><30>}",
+        "{<10> <10><30><30>}",
+        "{<1>}",
+    ]
     found, scores = figures(benchmark, items, said)
     hits = {key: value for key, value in found.items() if key.endswith("accuracy")}
     assert hits == pytest.approx({"accuracy": 0.5, "testA/accuracy": 1 / 3, "val/accuracy": 2 / 3})
@@ -167,9 +218,14 @@ def test_refcoco_finds_its_own_splits_as_shipped(name, tmp_path):
 def test_true_or_false_statements(tmp_path):
     benchmark, items = opened("vsr", tmp_path)
     assert [item.reference for item in items] == ["true", "false"] and items[1].group == "under"
-    assert items[0].question == "[vqa] Based on the image, is this statement true or false? The cat is on the mat."
+    assert (
+        items[0].question
+        == "[vqa] Based on the image, is this statement true or false? The cat is on the mat."
+    )
     found, scores = figures(benchmark, items, ["True.", "I do not know"])
-    assert found["accuracy"] == 0.5 and found["accuracy_minigpt4"] == 0 and found["on/accuracy"] == 1
+    assert (
+        found["accuracy"] == 0.5 and found["accuracy_minigpt4"] == 0 and found["on/accuracy"] == 1
+    )
     assert scores.unparsable == 1
 
 
@@ -179,7 +235,9 @@ def test_choices_of_iconqa(tmp_path):
         ("square", ["circle", "square"]),
         ("a_b", ["a_b", "2", "3"]),
     ]
-    assert items[0].question.startswith("[vqa] ") and items[1].images == (tmp_path / "images/8/image.png",)
+    assert items[0].question.startswith("[vqa] ") and items[1].images == (
+        tmp_path / "images/8/image.png",
+    )
     found, scores = figures(benchmark, items, ["square", "2"])
     assert found == {"accuracy": 0.5} and scores.unparsable == 0
 
@@ -202,7 +260,11 @@ def test_refcoco_in_minigpt_v2s_folders(tmp_path):
 def test_own_lines(tmp_path):
     benchmark, items = opened("own_jsonl", tmp_path)
     assert [item.id for item in items] == ["first", "2", "3"]
-    assert [item.question for item in items] == ["What colour?", "Describe this image in detail.", "Which is red?"]
+    assert [item.question for item in items] == [
+        "What colour?",
+        "Describe this image in detail.",
+        "Which is red?",
+    ]
     assert [len(item.images) for item in items] == [1, 1, 2]
     found, _ = figures(benchmark, items, ["Red!", "green", "the second"])
     assert found == pytest.approx({"score": 2 / 3, "hard/score": 1.0})

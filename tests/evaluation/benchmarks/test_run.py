@@ -31,7 +31,10 @@ def run(root, output, answer=answer, name="pope", **more):
 
 
 def test_results_hold_what_is_needed_to_believe_them(tmp_path, capsys):
-    details = {"weights": {"checkpoint_3.pth": "ab" * 32}, "config": {"model": {"arch": "mini_gpt4"}}}
+    details = {
+        "weights": {"checkpoint_3.pth": "ab" * 32},
+        "config": {"model": {"arch": "mini_gpt4"}},
+    }
     path = run(tmp_path, tmp_path / "out", details=details)
     content = json.loads(path.read_text())
     assert path == tmp_path / "out/pope/results.json" and content["headline"] == "f1"
@@ -39,10 +42,19 @@ def test_results_hold_what_is_needed_to_believe_them(tmp_path, capsys):
     assert content["metrics"]["f1"]["low"] < 2 / 3 < content["metrics"]["f1"]["high"]
     assert content["counts"] == {"items": 12, "answered": 12, "errors": 0, "unparsable": 0}
     assert content["prompt"] == {"name": "yes_no/1", "text": "{question} Answer yes or no."}
-    assert set(content["data"]) == {f"coco_pope_{split}.json" for split in ("random", "popular", "adversarial")}
+    assert set(content["data"]) == {
+        f"coco_pope_{split}.json" for split in ("random", "popular", "adversarial")
+    }
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in content["data"].values())
     assert content["weights"] == details["weights"] and content["config"] == details["config"]
-    assert set(content["versions"]) == {"python", "minigpt4", "torch", "transformers", "numpy", "pillow"}
+    assert set(content["versions"]) == {
+        "python",
+        "minigpt4",
+        "torch",
+        "transformers",
+        "numpy",
+        "pillow",
+    }
     assert content["settings"]["max_new_tokens"] == 10 and content["asked_in_this_call"] == 12
     assert [record["id"] for record in content["items"]][:2] == ["adversarial/1", "adversarial/2"]
     assert content["items"][1]["score"] == 0 and content["items"][1]["reference"] == "no"
@@ -83,13 +95,19 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
     def half_blind(items, cfg):
         for item in items:
             is_bad = item.id == "random/1"
-            yield {"id": item.id, "error": "image: caf\udce9"} if is_bad else {"id": item.id, "answer": say(item)}
+            yield (
+                {"id": item.id, "error": "image: caf\udce9"}
+                if is_bad
+                else {"id": item.id, "answer": say(item)}
+            )
 
     content = json.loads(run(tmp_path, tmp_path / "out", half_blind).read_text())
     assert content["counts"] == {"items": 12, "answered": 11, "errors": 1, "unparsable": 0}
     page = (tmp_path / "out/pope/results.html").read_text()
     assert "1 could not be read and are NOT in the figures" in page and "image: caf" in page
-    assert [line["error"] for line in content["items"] if "error" in line] == ["image: caf\udce9"]  # no UTF-8 name
+    assert [line["error"] for line in content["items"] if "error" in line] == [
+        "image: caf\udce9"
+    ]  # no UTF-8 name
     asked = []
 
     def mended(items, cfg):
@@ -105,7 +123,9 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
 def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
     path = run(tmp_path, tmp_path / "out", settings={"model.ckpt": "a.pth"})
     before = path.with_name("answers.jsonl").read_bytes()
-    message = "12 answers to something else (model.ckpt: 'a.pth' there, 'b.pth' now); give another name"
+    message = (
+        "12 answers to something else (model.ckpt: 'a.pth' there, 'b.pth' now); give another name"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path, tmp_path / "out", settings={"model.ckpt": "b.pth"})
     other = {"pope": opened("pope", tmp_path, prompt="Say yes or no: {question}")}
@@ -116,7 +136,9 @@ def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
     file.write_text(file.read_text() + "\n")
     with pytest.raises(ValueError, match="data: "):
         run_benchmarks(
-            {"pope": opened("pope", tmp_path, lambda root: {"eval_file_path": root / "coco"})}, tmp_path / "out", answer
+            {"pope": opened("pope", tmp_path, lambda root: {"eval_file_path": root / "coco"})},
+            tmp_path / "out",
+            answer,
         )
     assert path.with_name("answers.jsonl").read_bytes() == before
 
@@ -128,7 +150,10 @@ def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
         (lambda text: text.replace('"id"', '"name"', 1), "is no answer file"),
         (lambda text: "7\n" + text, "is no answer file"),
         (lambda text: "notes", "is no answer file"),
-        (lambda text: text + '{"id": "other", "answer": "x"}\n', "1 answers to what is no item now, first 'other'"),
+        (
+            lambda text: text + '{"id": "other", "answer": "x"}\n',
+            "1 answers to what is no item now, first 'other'",
+        ),
     ],
 )
 def test_a_damaged_answer_file_is_refused_and_kept(damage, message, tmp_path):
@@ -154,7 +179,9 @@ def test_each_item_must_get_one_answer(wrong, message, tmp_path):
 
 
 def thirteen(root):
-    rows = [{"image": "a.jpg", "question": f"Is it number {n}?", "answer": "yes"} for n in range(13)]
+    rows = [
+        {"image": "a.jpg", "question": f"Is it number {n}?", "answer": "yes"} for n in range(13)
+    ]
     official.write_lines(root / "questions.jsonl", rows)
     return {"eval_file_path": root / "questions.jsonl"}
 
@@ -167,7 +194,9 @@ def one_of_two_ranks(rank, root):
         asked.extend(item.id for item in items)
         return answer(items, cfg)
 
-    benchmark = {"own": opened("own_jsonl", root, lambda _: {"eval_file_path": root / "questions.jsonl"})}
+    benchmark = {
+        "own": opened("own_jsonl", root, lambda _: {"eval_file_path": root / "questions.jsonl"})
+    }
     run_benchmarks(benchmark, root / "two", noted)
     try:
         run_benchmarks(benchmark, root / "two", noted, Asked(settings={"control": "b"}))
@@ -180,8 +209,12 @@ def test_two_ranks_answer_each_item_once_and_write_what_one_writes(tmp_path):
     official.draw(tmp_path / "images/a.jpg")
     benchmark = {"own": opened("own_jsonl", tmp_path, thirteen)}
     one = run_benchmarks(benchmark, tmp_path / "one", answer)["own"].with_name("answers.jsonl")
-    torch.multiprocessing.start_processes(one_of_two_ranks, (tmp_path,), nprocs=2, start_method="fork")
-    (first, error), (second, other_error) = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
+    torch.multiprocessing.start_processes(
+        one_of_two_ranks, (tmp_path,), nprocs=2, start_method="fork"
+    )
+    (first, error), (second, other_error) = (
+        json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1)
+    )
     assert [len(first), len(second)] == [7, 6] and not set(first) & set(second)
     assert "answers to something else" in error and other_error == error
     assert (tmp_path / "two/own/answers.jsonl").read_text() == one.read_text()
@@ -195,14 +228,20 @@ def always_no(items, cfg):
 def test_controls_ask_the_same_about_images_that_do_not_help(control, tmp_path):
     items = opened("mme", tmp_path).items
     changed = with_control(items, control)
-    assert [(a.id, a.question, a.reference) for a in items] == [(b.id, b.question, b.reference) for b in changed]
+    assert [(a.id, a.question, a.reference) for a in items] == [
+        (b.id, b.question, b.reference) for b in changed
+    ]
     if control == "blank":
         for item, grey in zip(items, changed, strict=True):
             assert grey.images[0].size == Image.open(item.images[0]).size
             assert grey.images[0].getcolors() == [(1200, GREY)]
     else:
         pairs = {item.images: other.images for item, other in zip(items, changed, strict=True)}
-        assert all(a != b for a, b in pairs.items()) and set(pairs) == set(pairs.values()) and len(pairs) == 4
+        assert (
+            all(a != b for a, b in pairs.items())
+            and set(pairs) == set(pairs.values())
+            and len(pairs) == 4
+        )
         assert with_control(items, control) == changed
     path = run_benchmarks({"mme": opened("mme", tmp_path)}, tmp_path, always_no, Asked(control))
     assert path["mme"] == tmp_path / f"mme-{control}/results.json"

@@ -27,13 +27,24 @@ def options(release, tmp_path, monkeypatch):
     for seed in range(2):
         picture(seed).save(tmp_path / f"{seed}.png")
     words = ["what is it?", "which is the old wall", "who watched?"]
-    rows = [{"image": f"{n % 2}.png", "question": words[n // 2], "answer": "water"} for n in range(6)]
+    rows = [
+        {"image": f"{n % 2}.png", "question": words[n // 2], "answer": "water"} for n in range(6)
+    ]
     official.write_lines(tmp_path / "questions.jsonl", rows)
 
     def options(**more):
-        section = {"eval_file_path": tmp_path / "questions.jsonl", "img_path": tmp_path, "max_new_tokens": 6, **more}
+        section = {
+            "eval_file_path": tmp_path / "questions.jsonl",
+            "img_path": tmp_path,
+            "max_new_tokens": 6,
+            **more,
+        }
         settings = {f"evaluation_datasets.own_jsonl.{key}": value for key, value in section.items()}
-        settings |= {"model.ckpt": release.checkpoint, "model.low_resource": False, "model.llm_precision": "fp32"}
+        settings |= {
+            "model.ckpt": release.checkpoint,
+            "model.low_resource": False,
+            "model.llm_precision": "fp32",
+        }
         return release.options(**settings)
 
     return options
@@ -46,24 +57,44 @@ def config(options):
     return lambda **more: Config(Namespace(cfg_path=path, options=options(**more)[1:]))
 
 
-def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(config, release, tmp_path, monkeypatch):
-    one = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "one", "cpu")["own_jsonl"]
-    batch = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")["own_jsonl"]
-    assert one.with_name("answers.jsonl").read_text() == batch.with_name("answers.jsonl").read_text()
+def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(
+    config, release, tmp_path, monkeypatch
+):
+    one = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "one", "cpu")[
+        "own_jsonl"
+    ]
+    batch = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")[
+        "own_jsonl"
+    ]
+    assert (
+        one.with_name("answers.jsonl").read_text() == batch.with_name("answers.jsonl").read_text()
+    )
     content = json.loads(batch.read_text())
     assert content["weights"] == {release.checkpoint.name: file_sha256(release.checkpoint)}
-    assert content["config"]["model"]["arch"] == "mini_gpt4" and content["model"]["temperature"] == 0
+    assert (
+        content["config"]["model"]["arch"] == "mini_gpt4" and content["model"]["temperature"] == 0
+    )
     assert content["counts"]["answered"] == 6 and content["settings"]["batch_size"] == 4
 
-    blank = evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "batch", "cpu", "blank")["own_jsonl"]
+    blank = evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "batch", "cpu", "blank")[
+        "own_jsonl"
+    ]
     said = [record["answer"] for record in json.loads(blank.read_text())["items"]]
     assert said[::2] == said[1::2] and said != [record["answer"] for record in content["items"]]
 
-    monkeypatch.setattr(minigpt4, "load_config", None)  # nothing is left to answer, or nothing can be
-    again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")["own_jsonl"]
+    monkeypatch.setattr(
+        minigpt4, "load_config", None
+    )  # nothing is left to answer, or nothing can be
+    again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")[
+        "own_jsonl"
+    ]
     assert json.loads(again.read_text())["metrics"] == content["metrics"]
-    with pytest.raises(ValueError, match=r"evaluation_datasets\.own_jsonl: item '1': the message is empty"):
-        official.write_lines(tmp_path / "questions.jsonl", [{"image": "0.png", "question": " ", "answer": "x"}])
+    with pytest.raises(
+        ValueError, match=r"evaluation_datasets\.own_jsonl: item '1': the message is empty"
+    ):
+        official.write_lines(
+            tmp_path / "questions.jsonl", [{"image": "0.png", "question": " ", "answer": "x"}]
+        )
         evaluate_benchmarks(config(), ["own_jsonl"], tmp_path / "empty", "cpu")
 
 
@@ -86,8 +117,17 @@ main(sys.argv[2:])
 
 
 def test_a_killed_evaluation_resumes_and_writes_the_same(config, options, release, tmp_path):
-    whole = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "whole", "cpu")["own_jsonl"]
-    command = ["--cfg-path", "eval_configs/minigpt4_eval.yaml", "--tasks", "own_jsonl", "--device", "cpu"]
+    whole = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "whole", "cpu")[
+        "own_jsonl"
+    ]
+    command = [
+        "--cfg-path",
+        "eval_configs/minigpt4_eval.yaml",
+        "--tasks",
+        "own_jsonl",
+        "--device",
+        "cpu",
+    ]
     command += ["--output", str(tmp_path / "killed"), *options(batch_size=1)]
     program = [sys.executable, "-c", KILLED, "4", *command]
     result = subprocess.run(program, cwd=ROOT, env=release.env, capture_output=True, text=True)
@@ -95,7 +135,9 @@ def test_a_killed_evaluation_resumes_and_writes_the_same(config, options, releas
     folder = tmp_path / "killed/own_jsonl"
     before = (folder / "answers.part0.jsonl").read_text()
     assert before.count("\n") == 4 and not (folder / "results.json").exists()
-    again = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "killed", "cpu")["own_jsonl"]
+    again = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "killed", "cpu")[
+        "own_jsonl"
+    ]
     assert (folder / "answers.jsonl").read_text() == whole.with_name("answers.jsonl").read_text()
     assert (folder / "answers.jsonl").read_text().startswith(before)
     content, expected = (json.loads(path.read_text()) for path in (again, whole))
@@ -137,7 +179,9 @@ def test_two_results_are_compared_without_a_configuration(config, tmp_path, caps
         run_benchmarks(benchmarks, tmp_path / name, lambda items, _, said=said: _lines(items, said))
     paths = [str(tmp_path / name / "own_jsonl/results.json") for name in "ab"]
     assert main(["--compare", *paths, "--output", str(tmp_path / "c")]) == 0
-    assert "5 items changed" in capsys.readouterr().out and (tmp_path / "c/comparison.html").is_file()
+    assert (
+        "5 items changed" in capsys.readouterr().out and (tmp_path / "c/comparison.html").is_file()
+    )
 
 
 def _lines(items, said):

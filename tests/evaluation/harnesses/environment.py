@@ -32,7 +32,11 @@ def make_environment(name, folder=None):
             _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
             # what is not there is looked up in this environment
             paths = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-            site = Path(_run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+            site = Path(
+                _run(
+                    str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
+                ).strip()
+            )
             (site / "shared.pth").write_text("\n".join(paths) + "\n")
             alone, others = _split(requirements)
             _pip(python, "--no-deps", *alone)
@@ -45,20 +49,34 @@ def make_environment(name, folder=None):
 
 def _split(requirements):
     """Return (packages to be taken without what they ask for, all others) of a file of requirements."""
-    lines = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != "#"]
+    lines = [
+        line.strip()
+        for line in requirements.read_text().splitlines()
+        if line.strip() and line[0] != "#"
+    ]
     alone = [line.removesuffix("--no-deps").strip() for line in lines if line.endswith("--no-deps")]
     return alone, [line for line in lines if not line.endswith("--no-deps")]
 
 
 def _pip(python, *packages):
-    options = ("install", "--quiet", "--no-build-isolation", "--no-compile", "--disable-pip-version-check")
+    options = (
+        "install",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-compile",
+        "--disable-pip-version-check",
+    )
     _run(sys.executable, "-m", "pip", "--python", str(python), *options, *packages)
 
 
 def _run(*command):
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"}
+    )
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} failed:\n{result.stdout[-2000:]}{result.stderr[-4000:]}"
+        )
     return result.stdout
 
 

@@ -60,9 +60,28 @@ def lmms_eval(harness, ask, settings, tasks, tmp_path_factory):
 
     def logged(names, *options):
         output = tmp_path_factory.mktemp("lmms")
-        model_args = ",".join(f"{key}={value}" for key, value in ({"cfg_path": CFG_PATH} | settings).items())
-        command = [harness("lmms-eval"), "-m", "lmms_eval", "--model", "minigpt4", "--model_args", model_args]
-        command += ["--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4", "--device", "cpu"]
+        model_args = ",".join(
+            f"{key}={value}" for key, value in ({"cfg_path": CFG_PATH} | settings).items()
+        )
+        command = [
+            harness("lmms-eval"),
+            "-m",
+            "lmms_eval",
+            "--model",
+            "minigpt4",
+            "--model_args",
+            model_args,
+        ]
+        command += [
+            "--tasks",
+            ",".join(names),
+            "--include_path",
+            tasks,
+            "--batch_size",
+            "4",
+            "--device",
+            "cpu",
+        ]
         command += [*options, "--log_samples", "--output_path", output]
         said = ask([*map(str, command)], HF_HOME=str(output / "home"))
         samples = {}

@@ -20,8 +20,16 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_answers_are_those_of_evaluate(harness, ask, evaluated, items, settings, tmp_path):
     rows = [json.loads(line) for line in (items / "items.jsonl").read_text().splitlines()]
     # the adapter takes one image
-    asked = {row["id"]: [str(items / row["images"][0]), row["question"]] for row in rows if len(row["images"]) == 1}
-    model = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
+    asked = {
+        row["id"]: [str(items / row["images"][0]), row["question"]]
+        for row in rows
+        if len(row["images"]) == 1
+    }
+    model = {
+        key.removeprefix("model."): value
+        for key, value in settings.items()
+        if key.startswith("model.")
+    }
     request = {
         "yaml": {"model": model},
         "root": str(ROOT),
@@ -38,15 +46,21 @@ def test_answers_are_those_of_evaluate(harness, ask, evaluated, items, settings,
 
 
 @pytest.mark.slow
-def test_the_model_of_the_quickstart_answers_with_a_warning_about_its_template(harness, ask, tmp_path):
+def test_the_model_of_the_quickstart_answers_with_a_warning_about_its_template(
+    harness, ask, tmp_path
+):
     """The adapter as it is, but for the device and the paths in its YAML file: 2023's template, answers are sampled."""
     checkpoint = ROOT / "output/quickstart/checkpoint.pth"
     if not checkpoint.is_file():
         pytest.skip(f"no {checkpoint.relative_to(ROOT)}: make quickstart writes it")
-    args = Namespace(cfg_path=str(ROOT / "eval_configs/embedded_eval.yaml"), options=[f"model.ckpt={checkpoint}"])
+    args = Namespace(
+        cfg_path=str(ROOT / "eval_configs/embedded_eval.yaml"), options=[f"model.ckpt={checkpoint}"]
+    )
     keys = "vit_ckpt image_size q_former_model num_query_token llama_model llm_precision prompt_template "
     keys += "end_sym mask_eos_labels ckpt"
-    model = {key: Config(args).to_dict()["model"][key] for key in keys.split()} | {"low_resource": False}
+    model = {key: Config(args).to_dict()["model"][key] for key in keys.split()} | {
+        "low_resource": False
+    }
     picture(0).save(tmp_path / "image.png")
     request = {
         "yaml": {"model": model},

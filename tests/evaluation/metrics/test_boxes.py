@@ -31,7 +31,9 @@ def test_intersection_over_union(a, b, plain, plus_one):
     assert box_iou(np.array(a), list(b)) == pytest.approx(plain)
 
 
-@pytest.mark.parametrize("box", [None, "1234", (1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, None), (1, 2, 3, math.nan), 7])
+@pytest.mark.parametrize(
+    "box", [None, "1234", (1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, None), (1, 2, 3, math.nan), 7]
+)
 def test_what_is_no_box(box):
     with pytest.raises(ValueError, match="expected 4 numbers"):
         box_iou(box, (0, 0, 1, 1))
@@ -76,12 +78,16 @@ def test_accuracy_needs_more_than_a_half_with_a_pixel_added():
 def test_boxes_are_scaled_by_the_image():
     assert accuracy("{<50><50><100><100>}", (320, 240, 320, 240), (640, 480)) == 1
     assert accuracy("{<50><50><100><100>}", (320, 240, 320, 240), (480, 640)) == 0
-    assert accuracy("{<500><500><999><999>}", (320, 240, 320, 240), (640, 480), resolution=1000) == 1
+    assert (
+        accuracy("{<500><500><999><999>}", (320, 240, 320, 240), (640, 480), resolution=1000) == 1
+    )
 
 
 def test_unparsable_answers_are_wrong_and_counted():
     answers = {"a": "{<0><0><100><100>}", "b": "I do not know", "c": "", "d": "{<0><0><9><9>}"}
-    figures = box_accuracy(answers, dict.fromkeys("abcd", (0, 0, 64, 48)), dict.fromkeys("abcd", (64, 48)))
+    figures = box_accuracy(
+        answers, dict.fromkeys("abcd", (0, 0, 64, 48)), dict.fromkeys("abcd", (64, 48))
+    )
     assert figures["accuracy"] == 0.25 and figures["unparsable"] == 2 and figures["count"] == 4
     assert figures["iou"] == pytest.approx({"a": 1, "b": 0, "c": 0, "d": (6.76 * 5.32) / (65 * 49)})
 

@@ -10,7 +10,11 @@ from minigpt4.evaluation.metrics import bleu, bleu_counts, bleu_of, caption_word
 
 REFERENCES = {
     "kite": ["a girl flies a kite on the beach", "a child with a red kite by the sea"],
-    "bus": ["a bus stops at the corner", "two people get on a yellow bus", "a yellow bus in a street"],
+    "bus": [
+        "a bus stops at the corner",
+        "two people get on a yellow bus",
+        "a yellow bus in a street",
+    ],
     "cake": ["a cake with five candles"],
 }
 CLOSE = {
@@ -18,8 +22,16 @@ CLOSE = {
     "bus": "a yellow bus stops in a street",
     "cake": "a cake with candles",
 }
-SWAPPED = {"kite": "a cake with five candles", "bus": "a girl flies a kite", "cake": "two people get on a bus"}
-REPEATS = {"kite": "kite kite kite kite", "bus": "a yellow bus in a street in a street in a street", "cake": ""}
+SWAPPED = {
+    "kite": "a cake with five candles",
+    "bus": "a girl flies a kite",
+    "cake": "two people get on a bus",
+}
+REPEATS = {
+    "kite": "kite kite kite kite",
+    "bus": "a yellow bus in a street in a street in a street",
+    "cake": "",
+}
 
 # name: answers, CIDEr-D and per item, BLEU-1 to 4, ROUGE-L and per item
 PRINTED_BY_THE_LIBRARY = {
@@ -29,7 +41,12 @@ PRINTED_BY_THE_LIBRARY = {
         [0.951229, 0.863227, 0.707677, 0.497573],
         (0.879950, [0.8324, 0.9361, 0.8714]),
     ),
-    "swapped": (SWAPPED, (0.011176, [0.0335, 0, 0]), [0.259072, 0, 0, 0], (0.271445, [0.2717, 0.3578, 0.1848])),
+    "swapped": (
+        SWAPPED,
+        (0.011176, [0.0335, 0, 0]),
+        [0.259072, 0, 0, 0],
+        (0.271445, [0.2717, 0.3578, 0.1848]),
+    ),
     "repeats": (
         REPEATS,
         (0.482740, [0.2172, 1.2310, 0]),
@@ -55,7 +72,9 @@ def test_unicode_as_pycocoevalcap():
     references = {1: ["ein grüner Käfer auf 草", "das Café"], 2: ["日本 の 猫"]}
     answers = {1: "ein grüner Käfer auf 草", 2: "日本 の 犬"}
     assert cider_d(references, answers)[1] == pytest.approx({1: 5.0, 2: 2.9167}, abs=5e-5)
-    assert bleu(references, answers) == pytest.approx([0.875, 0.853913, 0.817767, 0.859948], abs=5e-7)
+    assert bleu(references, answers) == pytest.approx(
+        [0.875, 0.853913, 0.817767, 0.859948], abs=5e-7
+    )
     assert rouge_l(references, answers)[1] == pytest.approx({1: 1.0, 2: 0.6667}, abs=5e-5)
 
 
@@ -89,7 +108,11 @@ def test_cider_d_depends_on_all_items():
             [17, 10],
             [18, 17],
         ),
-        ("it is to insure the troops forever hearing the activity guidebook that party direct", [8, 1], [14, 13]),
+        (
+            "it is to insure the troops forever hearing the activity guidebook that party direct",
+            [8, 1],
+            [14, 13],
+        ),
     ],
 )
 def test_bleu_counts_of_its_paper(answer, right, said):
@@ -101,11 +124,16 @@ def test_bleu_counts_of_its_paper(answer, right, said):
     counts = bleu_counts([references], [answer])[0]
     assert counts[2:4].tolist() == right and counts[6:8].tolist() == said
     if len(answer.split()) == 18:  # as long as the second reference: no penalty
-        assert bleu([references], [answer])[:2] == pytest.approx([17 / 18, math.sqrt(17 / 18 * 10 / 17)])
+        assert bleu([references], [answer])[:2] == pytest.approx(
+            [17 / 18, math.sqrt(17 / 18 * 10 / 17)]
+        )
 
 
 def test_bleu_clips_repeated_words_as_in_its_paper():
-    answer, references = "the the the the the the the", ["the cat is on the mat", "there is a cat on the mat"]
+    answer, references = (
+        "the the the the the the the",
+        ["the cat is on the mat", "there is a cat on the mat"],
+    )
     assert bleu([references], [answer])[0] == pytest.approx(2 / 7)
 
 
@@ -118,13 +146,19 @@ def test_bleu_of_items_is_that_of_their_summed_counts():
     counts = bleu_counts(REFERENCES, CLOSE)
     assert bleu_of(sum(counts.values())) == bleu(REFERENCES, CLOSE)
     assert bleu_of(counts["kite"]) == bleu({"kite": REFERENCES["kite"]}, {"kite": CLOSE["kite"]})
-    assert bleu(REFERENCES, CLOSE)[3] != pytest.approx(sum(bleu_of(each)[3] for each in counts.values()) / 3)
+    assert bleu(REFERENCES, CLOSE)[3] != pytest.approx(
+        sum(bleu_of(each)[3] for each in counts.values()) / 3
+    )
 
 
 @pytest.mark.parametrize(
     ("answer", "value"),
     # Lin 2004, ROUGE, section 3: sentences S2 to S4 against S1
-    [("police kill the gunman", 0.75), ("the gunman kill police", 0.5), ("the gunman police killed", 0.5)],
+    [
+        ("police kill the gunman", 0.75),
+        ("the gunman kill police", 0.5),
+        ("the gunman police killed", 0.5),
+    ],
 )
 def test_rouge_l_of_its_paper(answer, value):
     assert rouge_l([["police killed the gunman"]], [answer])[0] == pytest.approx(value)
@@ -149,7 +183,9 @@ def test_bleu_of_empty_answers_is_0():
 
 def test_one_item_that_is_its_reference():
     # as pycocoevalcap prints: three words have no n-gram of four
-    assert bleu([["a dog runs", "the dog"]], ["a dog runs"]) == pytest.approx([1, 1, 1, 0.031623], abs=5e-7)
+    assert bleu([["a dog runs", "the dog"]], ["a dog runs"]) == pytest.approx(
+        [1, 1, 1, 0.031623], abs=5e-7
+    )
     assert rouge_l([["a dog runs", "the dog"]], ["a dog runs"])[0] == 1
 
 
@@ -191,7 +227,10 @@ items = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=3), texts), min_
 @settings(max_examples=150, deadline=None)
 @given(items, st.randoms(use_true_random=False))
 def test_scores_keep_their_range_and_no_order_matters(pairs, random):
-    references, answers = dict(enumerate(pair[0] for pair in pairs)), dict(enumerate(pair[1] for pair in pairs))
+    references, answers = (
+        dict(enumerate(pair[0] for pair in pairs)),
+        dict(enumerate(pair[1] for pair in pairs)),
+    )
     shuffled = list(references)
     random.shuffle(shuffled)
     other_way = {item: references[item][::-1] for item in shuffled}

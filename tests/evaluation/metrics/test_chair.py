@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt4.evaluation.metrics import chair, chair_counts, chair_of, mentioned_objects, read_synonyms
+from minigpt4.evaluation.metrics import (
+    chair,
+    chair_counts,
+    chair_of,
+    mentioned_objects,
+    read_synonyms,
+)
 from minigpt4.evaluation.metrics.chair import NO_OBJECT, own_synonyms
 
 ANSWERS = {
@@ -22,11 +28,21 @@ def test_repeated_mentions_count():
     figures = chair(ANSWERS, OBJECTS)
     assert figures["CHAIRs"] == 0.5 and figures["CHAIRi"] == pytest.approx(2 / 7)
     assert figures["wrong"] == {1: ["person"], 2: [], 3: ["truck"], 4: []}
-    assert (figures["mentions"], figures["wrong_mentions"], figures["count"], figures["recall"]) == (7, 2, 4, 1)
+    assert (
+        figures["mentions"],
+        figures["wrong_mentions"],
+        figures["count"],
+        figures["recall"],
+    ) == (7, 2, 4, 1)
 
 
 def test_what_people_mention_is_there_too():
-    captions = {1: ["someone plays with a dog", "A boy and his dog"], 2: ["cat"], 3: ["pickups"], 4: ["the sea"]}
+    captions = {
+        1: ["someone plays with a dog", "A boy and his dog"],
+        2: ["cat"],
+        3: ["pickups"],
+        4: ["the sea"],
+    }
     figures = chair(ANSWERS, OBJECTS, captions)
     assert (figures["CHAIRs"], figures["CHAIRi"]) == (0, 0)
 
@@ -42,7 +58,11 @@ def test_what_people_mention_is_there_too():
 )
 def test_one_item(text, share_of_answers, share_of_mentions, recall):
     figures = chair([text], [["dog", "bowl"]])
-    assert (figures["CHAIRs"], figures["CHAIRi"], figures["recall"]) == (share_of_answers, share_of_mentions, recall)
+    assert (figures["CHAIRs"], figures["CHAIRi"], figures["recall"]) == (
+        share_of_answers,
+        share_of_mentions,
+        recall,
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,11 +76,17 @@ def test_one_item(text, share_of_answers, share_of_mentions, recall):
         ("the toilet seat", ["toilet"]),
         ("hot dogs and wine glasses", ["hot dog", "wine glass"]),
         ("A man riding a wave on top of a surfboard.", ["person", "surfboard"]),
-        ("Men and women sit at tables with knives, forks", ["person", "person", "dining table", "knife", "fork"]),
+        (
+            "Men and women sit at tables with knives, forks",
+            ["person", "person", "dining table", "knife", "fork"],
+        ),
         ("Two teddy bears, a child's toy lie on the couch", ["teddy bear", "person", "couch"]),
         ("an old-fashioned clock", ["clock"]),
         ("a bow tie; ties", ["tie", "tie"]),
-        ("policemen, policewomen on buses, mice, geese, oxen", ["person", "person", "bus", "mouse", "bird", "cow"]),
+        (
+            "policemen, policewomen on buses, mice, geese, oxen",
+            ["person", "person", "bus", "mouse", "bird", "cow"],
+        ),
         ("a baby, bears", ["person", "bear"]),  # no phrase reaches over a comma
         ("scissors and skis", ["scissors", "skis"]),
         ("Sheep!", ["sheep"]),
@@ -80,10 +106,20 @@ def test_mentioned_objects(text, names):
 
 def test_a_table_of_ones_own(tmp_path):
     path = tmp_path / "synonyms.txt"
-    path.write_text("person, girl, rider\nbicycle, bike\n\ntraffic light, street light\n", encoding="utf-8")
+    path.write_text(
+        "person, girl, rider\nbicycle, bike\n\ntraffic light, street light\n", encoding="utf-8"
+    )
     table = read_synonyms(path)
-    assert table == {"person": ["girl", "rider"], "bicycle": ["bike"], "traffic light": ["street light"]}
-    assert mentioned_objects("Girls on bikes by street lights, dogs", table) == ["person", "bicycle", "traffic light"]
+    assert table == {
+        "person": ["girl", "rider"],
+        "bicycle": ["bike"],
+        "traffic light": ["street light"],
+    }
+    assert mentioned_objects("Girls on bikes by street lights, dogs", table) == [
+        "person",
+        "bicycle",
+        "traffic light",
+    ]
     assert chair(["a rider"], [["bicycle"]], synonyms=table)["CHAIRs"] == 1
     with pytest.raises(ValueError, match="objects of 0: 'dog' has no entry in the synonyms"):
         chair(["a rider"], [["dog"]], synonyms=table)
@@ -133,11 +169,18 @@ def test_what_cannot_be_scored(answers, objects, references, message):
         chair(answers, objects, references)
 
 
-words = st.lists(st.sampled_from(["a", "dog", "dogs", "cat", "hot dog", "baby", "seat", "toilet", ","]), max_size=8)
+words = st.lists(
+    st.sampled_from(["a", "dog", "dogs", "cat", "hot dog", "baby", "seat", "toilet", ","]),
+    max_size=8,
+)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(words, st.sets(st.sampled_from(["dog", "cat", "person"]))), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(words, st.sets(st.sampled_from(["dog", "cat", "person"]))), min_size=1, max_size=5
+    )
+)
 def test_the_figures_are_those_of_the_summed_counts(items):
     answers, objects = [" ".join(item[0]) for item in items], [sorted(item[1]) for item in items]
     figures = chair(answers, objects)

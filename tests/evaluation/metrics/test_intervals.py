@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt4.evaluation.metrics import bleu, bleu_counts, bleu_of, bootstrap, paired_bootstrap, pope_counts, pope_of
+from minigpt4.evaluation.metrics import (
+    bleu,
+    bleu_counts,
+    bleu_of,
+    bootstrap,
+    paired_bootstrap,
+    pope_counts,
+    pope_of,
+)
 
 
 def test_one_item_and_equal_items_have_no_width():
@@ -25,11 +33,16 @@ def test_intervals_are_those_of_the_normal_distribution(confidence):
     values = np.random.default_rng(5).normal(3, 2, size=2000)
     margin = {0.8: 1.2816, 0.95: 1.96}[confidence] * values.std() / np.sqrt(2000)
     low, high = bootstrap(values, confidence=confidence, num_samples=4000)
-    assert (low, high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.15 * margin)
+    assert (low, high) == pytest.approx(
+        (values.mean() - margin, values.mean() + margin), abs=0.15 * margin
+    )
 
 
 def test_a_score_that_is_no_mean():
-    references, answers = [["a b c d e"], ["v w x y z"], ["a b c d f"]], ["a b c d x", "v w x y z", "a q c d f"]
+    references, answers = (
+        [["a b c d e"], ["v w x y z"], ["a b c d f"]],
+        ["a b c d x", "v w x y z", "a q c d f"],
+    )
     low, high = bootstrap(bleu_counts(references, answers), lambda rows: bleu_of(rows.sum(0))[3])
     assert 0 <= low < bleu(references, answers)[3] < high <= 1
     counts = pope_counts(["Yes", "No", "No"] * 20, ["yes", "no", "yes"] * 20)
@@ -56,7 +69,9 @@ def test_no_difference():
 
 def test_the_p_value_is_two_sided():
     # of three items with the differences 1, 1, -1 a draw is not above 0 if two or three are the last: 7 of 27
-    assert paired_bootstrap([1, 1, 0], [0, 0, 1], num_samples=5000).p_value == pytest.approx(2 * 7 / 27, abs=0.03)
+    assert paired_bootstrap([1, 1, 0], [0, 0, 1], num_samples=5000).p_value == pytest.approx(
+        2 * 7 / 27, abs=0.03
+    )
 
 
 def test_items_are_paired_by_id_not_by_order():

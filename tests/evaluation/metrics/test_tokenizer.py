@@ -40,7 +40,9 @@ def test_a_text_without_words(text):
     assert caption_words(text) == []
 
 
-@pytest.mark.parametrize("letter", ["a", "@", "-", ".", "a.", "a-", "a@", "a@a.", "'", "n't", "!", "<a", "１", "/"])
+@pytest.mark.parametrize(
+    "letter", ["a", "@", "-", ".", "a.", "a-", "a@", "a@a.", "'", "n't", "!", "<a", "１", "/"]
+)
 def test_an_answer_that_repeats_itself_takes_no_longer(letter):
     start = time.perf_counter()
     caption_words(letter * 4000)
@@ -57,5 +59,7 @@ def test_words_have_no_blanks_and_all_letters_stay(text):
     words = caption_words(text)
     assert all(word and not any(letter.isspace() for letter in word) for word in words)
     letters = [letter for letter in text.lower() if letter.isascii() and letter.isalnum()]
-    kept = "".join(word for word in words if word not in ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"))
+    kept = "".join(
+        word for word in words if word not in ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-")
+    )
     assert [letter for letter in kept if letter.isascii() and letter.isalnum()] == letters

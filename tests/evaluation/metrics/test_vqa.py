@@ -10,7 +10,9 @@ from minigpt4.evaluation.metrics.vqa import normalise_answer, normalise_punctuat
 COWS = ["cow"] * 10
 
 
-@pytest.mark.parametrize(("number", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (7, 1), (10, 1)])
+@pytest.mark.parametrize(
+    ("number", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (7, 1), (10, 1)]
+)
 def test_of_ten_people_so_many_agree(number, accuracy):
     assert vqa_accuracy("dog", ["dog"] * number + COWS[number:]) == pytest.approx(accuracy)
 
@@ -22,7 +24,11 @@ def test_of_ten_people_so_many_agree(number, accuracy):
         ("2", ["2", "two", "2", "3", "4", "5", "6", "7", "8", "9"], 0.6),  # people's "two" stays
         ("two", ["two"] * 10, 0),  # the answer has become "2"
         ("two", ["2"] * 10, 1),
-        ("The dog!", ["dog", "a dog", "dog", "dog.", *COWS[4:]], 0.9),  # "dog." loses its period, "a dog" no article
+        (
+            "The dog!",
+            ["dog", "a dog", "dog", "dog.", *COWS[4:]],
+            0.9,
+        ),  # "dog." loses its period, "a dog" no article
         ("coca-cola", ["coca cola"] * 3 + ["coke"] * 7, 0.9),
         ("coca-cola", ["coca-cola"] * 10, 0),  # unanimous people are not normalised
         ("coca-cola", ["coca-cola"] * 9 + ["coke"], 1),

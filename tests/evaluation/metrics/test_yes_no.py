@@ -21,7 +21,13 @@ LABELS = ["yes", "no"] * 50
 )
 def test_pope_of_one_answer_to_all(answer, accuracy, precision, recall, f1, yes_ratio, unparsable):
     figures = pope([answer] * 100, LABELS)
-    expected = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1, "yes_ratio": yes_ratio}
+    expected = {
+        "accuracy": accuracy,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "yes_ratio": yes_ratio,
+    }
     assert figures == pytest.approx(expected | {"unparsable": unparsable, "count": 100}, abs=5e-5)
 
 
@@ -45,7 +51,9 @@ def test_pope_of_mixed_answers_as_its_script_prints():
 def test_the_yes_ratio_is_that_of_the_answers():
     figures = pope(["Yes", "Yes", "Yes", "No"], ["yes", "no", "no", "no"])
     assert figures["yes_ratio"] == 0.75 and figures["accuracy"] == 0.5
-    assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx((1 / 3, 1, 0.5))
+    assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx(
+        (1 / 3, 1, 0.5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,16 @@ def test_how_pope_reads_an_answer(text, said):
 
 def test_unparsable_answers_are_those_that_say_neither():
     answers = ["YES!", "yes", "no", "NO", "no!", "maybe. yes", "", "eyes"]
-    assert [int(count[4]) for count in pope_counts(answers, ["no"] * 8).values()] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert [int(count[4]) for count in pope_counts(answers, ["no"] * 8).values()] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_pope_of_one_item():
@@ -106,7 +123,12 @@ def test_pope_of_what_cannot_be_scored(answers, labels, message):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["Yes", "No", "no, no", ""]), st.sampled_from(["yes", "no"])), min_size=1))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["Yes", "No", "no, no", ""]), st.sampled_from(["yes", "no"])),
+        min_size=1,
+    )
+)
 def test_pope_is_made_of_its_counts(pairs):
     answers, labels = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     figures = pope(answers, labels)
@@ -127,7 +149,13 @@ PAIR = questions(("existence", "1.jpg", "Yes"), ("existence", "1.jpg", "No"))
 
 @pytest.mark.parametrize(
     ("said", "score"),
-    [(("Yes", "No"), 200), (("Yes", "Yes"), 50), (("No", "No"), 50), (("No", "Yes"), 0), (("", ""), 0)],
+    [
+        (("Yes", "No"), 200),
+        (("Yes", "Yes"), 50),
+        (("No", "No"), 50),
+        (("No", "Yes"), 0),
+        (("", ""), 0),
+    ],
 )
 def test_mme_of_one_image(said, score):
     figures = mme(dict(enumerate(said)), PAIR)
@@ -149,7 +177,11 @@ def test_mme_as_lmms_eval_prints():
     said = ["Yes", "No.", "It is a yes", "no, it is not", "y", "Yes", "Yes it is", "N."]
     figures = mme(dict(enumerate(said)), asked)
     assert (figures["perception"], figures["cognition"], figures["unparsable"]) == (175, 200, 1)
-    assert figures["subtasks"]["existence"] == {"score": 125, "accuracy": 0.75, "accuracy_plus": 0.5}
+    assert figures["subtasks"]["existence"] == {
+        "score": 125,
+        "accuracy": 0.75,
+        "accuracy_plus": 0.5,
+    }
     assert figures["subtasks"]["color"] == {"score": 50, "accuracy": 0.5, "accuracy_plus": 0}
 
 
@@ -188,7 +220,10 @@ def test_how_mme_reads_an_answer(text, said):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (questions(("existence", "1.jpg", "Yes")), "existence: image '1.jpg' has 1 questions; MME asks two"),
+        (
+            questions(("existence", "1.jpg", "Yes")),
+            "existence: image '1.jpg' has 1 questions; MME asks two",
+        ),
         (questions(*[("existence", "1.jpg", "Yes")] * 3), "has 3 questions"),
         (questions(("existance", "1.jpg", "Yes")), "unknown subtask 'existance'"),
         (questions(("existence", "1.jpg", "maybe")), "expected yes or no"),
