@@ -1,7 +1,7 @@
 """Training and answers at 7B on this GPU, in two calls of at most five minutes, the most valuable figures first.
 
 `--part train`: parity; a step of both stages as a user gets it, beside 2023, with energy and cost; then the ways
-between, compiled, where the time goes, the ViT's attention kernels. `--part answers`: tokens a second, beside what the
+between, where the time goes, the ViT's attention kernels, a small batch. `--part answers`: tokens a second, beside what the
 memory allows; prompts of new lengths; weights of few bits. One process, weights drawn on the GPU. A step that fails
 stops no other one, each has a limit, and what is known is written after every one. Needs torch, transformers, timm and
 omegaconf alone.

@@ -285,7 +285,7 @@ def use_path(model: MiniGPT4, path: str) -> None:
     model.llm_backend = path
 
 
-def chosen_path(model: MiniGPT4) -> str:
+def chosen_path(model: MiniGPT4, may_compile: bool = False) -> str:
     """Return the path that a training run would choose for the model's LLM."""
     with model.maybe_autocast():
-        return backends.choose(model.llama_model)
+        return backends.choose(model.llama_model, may_compile=may_compile)

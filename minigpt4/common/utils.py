@@ -59,6 +59,11 @@ def printable(text: object, limit: int = 300) -> str:
 FOLDER_WEIGHTS, FOLDER_MANIFEST = "model.safetensors", "manifest.json"
 
 
+def cache_folder() -> Path:
+    """Return the user's folder of what can be made or fetched again. Raises ValueError if `~` leads nowhere."""
+    return expand_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+
+
 def cached_path(path_or_url: str | Path) -> Path:
     """Return where a file is, or would be once downloaded, without touching the network.
 
@@ -67,12 +72,11 @@ def cached_path(path_or_url: str | Path) -> Path:
     if not is_url(path_or_url):
         path = expand_path(path_or_url)
         return path / FOLDER_WEIGHTS if (path / FOLDER_MANIFEST).is_file() else path
-    # where torch.hub, and so the 2023 release, keeps what it downloads
-    cache = (
-        os.environ.get("TORCH_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/torch"
-    )
     try:
-        return expand_path(cache) / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
+        # where torch.hub, and so the 2023 release, keeps what it downloads
+        home = os.environ.get("TORCH_HOME")
+        cache = expand_path(home) if home else cache_folder() / "torch"
+        return cache / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
     except ValueError as error:
         raise ValueError(f"no folder for what is downloaded ({error}); set TORCH_HOME") from error
 

@@ -79,6 +79,10 @@ class BaseModel(nn.Module):
         if cfg.get("image_size", 0) is None and (image_format := cls.image_format(cfg)):
             cfg.image_size = image_format.size
 
+    @classmethod
+    def settle_training(cls, cfg: Any, device: torch.device, shard_llm: bool) -> None:
+        """Fill in what a section leaves to the machine, for a training on `device`; `shard_llm`: of a divided LLM."""
+
     def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
         """Return [(part of a batch, what its loss counts in the batch's)], parts of at most `max_tokens` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.split")

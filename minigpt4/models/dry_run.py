@@ -1,7 +1,10 @@
 """What can be said of a model before its weights are loaded: what is wrong, parts, texts, memory."""
 
+import logging
+
 import torch
 
+from minigpt4.common import compiling
 from minigpt4.common.config import Problem
 from minigpt4.common.utils import cached_path
 from minigpt4.models import checkpoint_folder, memory
@@ -34,6 +37,21 @@ class DryRun:
                 f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
             )
         return None
+
+    @classmethod
+    def settle_training(cls, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool) -> None:
+        """See BaseModel: `compile`. A vision side that trains and a divided LLM are compiled on demand alone."""
+        is_usual = modes(cfg)["vision"] == "frozen" and not shard_llm
+        if cfg.compile is not None or device.type != "cuda" or not is_usual:
+            return
+        reason = compiling.obstacle(device)
+        cfg.compile = reason is None
+        if reason:
+            logging.warning(
+                "model.compile: steps take longer here, torch.compile does not work on %s (%s); install a C compiler",
+                device,
+                reason,
+            )
 
     @classmethod
     def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":

@@ -72,7 +72,9 @@ class MiniGPT4Config:
     train: TrainConfig = field(
         default_factory=TrainConfig
     )  # frozen | full | lora of each part; rates: run.lr
-    compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
+    # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler. None: in a training on a
+    # GPU, where it works
+    compile: bool | None = None
     # text
     prompt_path: str = ""
     prompt_template: str | None = (

@@ -49,8 +49,11 @@ class BaseTask:
         """Return the model of the `model` section on the run's device, in its precision. Raises ConfigError."""
         model_cfg = in_run_precision(cfg.model_cfg, cfg.run_cfg)
         cls = registry.get_model_class(model_cfg.arch)
-        shard = {"shard_llm": True} if num_shares(cfg, get_world_size()) > 1 else {}
-        return cls.from_config(model_cfg, device=run_device(cfg.run_cfg), **shard)
+        device, is_shared = run_device(cfg.run_cfg), num_shares(cfg, get_world_size()) > 1
+        cls.settle_training(model_cfg, device, is_shared)
+        return cls.from_config(
+            model_cfg, device=device, **({"shard_llm": True} if is_shared else {})
+        )
 
     def build_datasets(self, cfg: Config) -> Datasets:
         """Return {dataset name: {split: dataset}} of the `datasets` section.

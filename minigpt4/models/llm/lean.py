@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt4.common import compiling
 from minigpt4.models.llm import quantization, sharding
 from minigpt4.models.llm import recompute as checkpointing
 from minigpt4.models.llm.attention import Segments, attend
@@ -35,6 +36,14 @@ _HEAD_NORMS = {"q_norm", "k_norm"}  # of some families, before the rotary embedd
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Return `layer(x)`; a plain linear layer is not called: hooks of torch's FLOP counter fail here."""
     return F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
+
+
+def linear_onto(stream: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """Return stream [T, out] + layer(x): where the types allow it, added up within the product, in one pass."""
+    is_plain = type(layer) is nn.Linear and layer.bias is None
+    if is_plain and x.dtype == layer.weight.dtype == stream.dtype:
+        return torch.addmm(stream, x, layer.weight.t())
+    return stream + linear(layer, x)
 
 
 def linear_backward(layer: nn.Module, grad: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -55,14 +64,17 @@ def _inverse_norm(wide: Tensor, eps: float) -> Tensor:
     return wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the gradient of `rms_norm` with respect to x."""
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, onto: Tensor | None = None
+) -> Tensor:
+    """Return the gradient of `rms_norm` with respect to x, added to `onto`."""
     wide = x.float()
     inverse = _inverse_norm(wide, eps)
     wide = wide * inverse
     grad = (grad * weight).float()
     mean = (grad * wide).mean(-1, keepdim=True)
-    return grad.addcmul_(wide, mean, value=-1).mul_(inverse).to(x.dtype)
+    grad = grad.addcmul_(wide, mean, value=-1).mul_(inverse).to(x.dtype)
+    return grad if onto is None else onto + grad
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -101,7 +113,7 @@ EAGER = Kernels()
 @cache
 def compiled() -> Kernels:
     """Return the Kernels of torch.compile, compiled at their first calls: each reads and writes once."""
-    return Kernels(*map(torch.compile, EAGER))
+    return Kernels(*map(compiling.kernel, EAGER))
 
 
 class QueryKeyValue(torch.autograd.Function):
@@ -133,7 +145,8 @@ class QueryKeyValue(torch.autograd.Function):
         (cos, sin), kept = rest[:2], rest[2:]
         attention, kernels = ctx.layer.self_attn, ctx.kernels
         norm = ctx.layer.input_layernorm
-        grad_q, grad_k = kernels.rotate(grad_q, cos, -sin), kernels.rotate(grad_k, cos, -sin)
+        back = -sin
+        grad_q, grad_k = kernels.rotate(grad_q, cos, back), kernels.rotate(grad_k, cos, back)
         if kept:
             q_norm, k_norm = attention.q_norm, attention.k_norm
             grad_q = kernels.rms_norm_backward(
@@ -158,13 +171,13 @@ class OutputAndMLP(torch.autograd.Function):
         ctx: Any, x: Tensor, attended: Tensor, layer: nn.Module, kernels: Kernels
     ) -> Tensor:
         norm, mlp = layer.post_attention_layernorm, layer.mlp
-        x = x + linear(layer.self_attn.o_proj, attended.flatten(1))
+        x = linear_onto(x, layer.self_attn.o_proj, attended.flatten(1))
         normed = kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
         gate, up = linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed)
         ctx.save_for_backward(x, gate, up)
         ctx.layer, ctx.kernels = layer, kernels
         ctx.shape = attended.shape
-        return x + linear(mlp.down_proj, kernels.swiglu(gate, up))
+        return linear_onto(x, mlp.down_proj, kernels.swiglu(gate, up))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -178,7 +191,7 @@ class OutputAndMLP(torch.autograd.Function):
             mlp.gate_proj, grad_gate, onto=linear_backward(mlp.up_proj, grad_up)
         )
         # the residual stream takes a gradient past the MLP too
-        grad = grad + ctx.kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon)
+        grad = ctx.kernels.rms_norm_backward(inner, x, norm.weight, norm.variance_epsilon, grad)
         return grad, linear_backward(ctx.layer.self_attn.o_proj, grad).view(ctx.shape), None, None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from minigpt4.common import compiling
 from minigpt4.models.llm import lean
 from minigpt4.models.llm.attention import has_flash
 from minigpt4.models.llm.quantization import Int4Linear
@@ -62,15 +63,10 @@ EAGER = Kernels()
 @cache
 def compiled(device: torch.device) -> Kernels:
     """Return the Kernels of torch.compile, or, with a warning, as they are where it does not work."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # of many kinds, from Dynamo to the linker
-        logging.warning(
-            "chat: answers run slower here, torch.compile fails: %s",
-            str(error).strip().splitlines()[0],
-        )
+    if reason := compiling.obstacle(device):
+        logging.warning("chat: answers run slower here, torch.compile fails: %s", reason)
         return EAGER
-    return Kernels(*(torch.compile(kernel, dynamic=False) for kernel in EAGER))
+    return Kernels(*(compiling.kernel(each, dynamic=False) for each in EAGER))
 
 
 def fits(llm: nn.Module) -> bool:

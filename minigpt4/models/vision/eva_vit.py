@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minigpt4.common import compiling
 from minigpt4.common.dist_utils import main_print
 from minigpt4.models import weights
 from minigpt4.models.vision.tower import VisionTower
@@ -102,16 +103,13 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
 
     Raises ValueError where nothing can be compiled.
     """
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # of many kinds, from Dynamo to the linker
-        reason = str(error).strip().splitlines()[0]
+    if reason := compiling.obstacle(device):
         raise ValueError(
             f"model.compile: torch.compile does not work on {device} ({reason}); install a C++ compiler, or set "
             "model.compile=False"
-        ) from error
+        )
     for block in vit.blocks:
-        block.compile()
+        compiling.compile_module(block)
 
 
 def resize_pos_embed(
