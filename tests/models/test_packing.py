@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch._inductor.config
 
+from minigpt4.common.config import as_section
+from minigpt4.models import MiniGPT4
 from minigpt4.models.llm import attention, backends, layouts, lean, row_logits
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, split_batch
 from tests.golden.model import CONFIG, golden_model
@@ -119,6 +121,12 @@ def test_compiled_by_choice(tmp_path):
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(
         lean.EAGER
     )  # a block of the ViT, and each kernel
+
+
+def test_a_cpu_compiles_on_demand_alone():
+    section = as_section({"llama_model": "any"}, MiniGPT4.Config, "model")
+    MiniGPT4.settle_training(section, torch.device("cpu"), shard_llm=False)
+    assert section.compile is None
 
 
 def test_no_compiler_is_said(tmp_path, monkeypatch):

@@ -183,13 +183,13 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
     assert epoch_lines(run) == epoch_lines(whole)
 
 
-def test_a_checkpoint_that_holds_the_resolved_precision_resumes_exactly(cut_run):
-    """Programs before saved what `auto` meant in a run; `auto` is what the file of the user says."""
+def test_a_checkpoint_with_settings_of_programs_before_resumes_exactly(cut_run):
+    """They saved what `auto` meant in a run, `auto` is what the file of the user says; and compiled nothing unasked."""
     saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
-    ours = cut_run.config.to_dict() | {"model": {"llm_precision": "auto"}}
+    ours = cut_run.config.to_dict() | {"model": {"llm_precision": "auto", "compile": None}}
     cut_run.config.to_dict = lambda: ours
     for theirs, differs in (("fp32", False), ("auto", False), ("bf16", True)):
-        saved["config"]["model"] = {"llm_precision": theirs}
+        saved["config"]["model"] = {"llm_precision": theirs, "compile": False}
         saved["config"]["run"] |= {"rank": 0, "gpu": None, "dist_backend": "gloo"}
         lines = Progress.of_checkpoint(saved).differences(cut_run)
         assert lines == ["model.llm_precision: 'fp32', the checkpoint has 'bf16'"] * differs
