@@ -80,7 +80,11 @@ class Answers:
             limit=limit,
             more_is_better=True,
         )
-        figures = {"error": error, "first answer s": first, "recorded": turn.chat.decoder.static}
+        figures = {
+            "recorded steps differ by": error,
+            "first answer s": first,
+            "recorded": turn.chat.decoder.static,
+        }
         return {
             "rows": [found],
             "TB/s": self.copied / 1e12,
