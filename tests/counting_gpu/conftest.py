@@ -64,7 +64,8 @@ def build(folder):
     # a header of C++ that those packages lack, and C does not need
     (folder / "include/nv").mkdir(parents=True)
     (folder / "include/nv/target").touch()
-    paths = (f"-I{triton}", "-idirafter", Path(headers[0]).parent, "-idirafter", folder / "include")
+    # triton's may be of an older CUDA than torch's: they fill up what those lack
+    paths = (f"-I{Path(headers[0]).parent}", "-idirafter", triton, "-idirafter", folder / "include")
     common = ["gcc", "-O2", "-fPIC", "-shared", "-w", *paths]
     libraries = {"libfakecudart.so": ("fakecudart.c", "stubs.c"), "libcuda.so.1": ("fakecuda.c",)}
     for name, sources in libraries.items():
