@@ -74,12 +74,8 @@ def evaluate_benchmarks(
     to answer. Each rank of torchrun takes its share. Raises ConfigError, and ValueError or OSError as `run_benchmarks`.
     """
     from minigpt4 import load_config
-    from minigpt4.common.dist_utils import (
-        from_main,
-        init_distributed_mode,
-        launched_processes,
-        leave_process_group,
-    )
+    from minigpt4.common.dist_utils import from_main, init_distributed_mode, leave_process_group
+    from minigpt4.common.launchers import launched_processes
     from minigpt4.conversation.chat import check_question
     from minigpt4.evaluation.answer_file import settings_of
     from minigpt4.evaluation.answering import answers

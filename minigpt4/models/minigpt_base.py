@@ -48,7 +48,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         """Take the settings; a subclass makes the vision parts on the meta device: shapes, types, what is frozen."""
         super().__init__()
         self.compute_dtype = compute_dtype
-        # text, see text.rows.TextSettings
+        # text, see text.sample_segments.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
         self.trained_text = (

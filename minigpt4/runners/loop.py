@@ -7,12 +7,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
-from minigpt4.common.dist_utils import (
-    average_gradients,
-    broadcast_tensors,
-    max_over_ranks,
-    run_device,
-)
+from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, max_over_ranks
+from minigpt4.common.launchers import run_device
 from minigpt4.common.logger import MetricLogger, batch_size
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.startup import startup

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import TEXTS, from_release
-from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows, end_problem
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, batch_rows, end_problem
+from minigpt4.text.sample_segments import TextSettings
 
 # kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
 BEGIN = "begin"
