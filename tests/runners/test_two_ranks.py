@@ -12,6 +12,7 @@ import json, os, sys
 import torch
 from omegaconf import OmegaConf
 from minigpt4.common import dist_utils
+from minigpt4.common.launchers import launched_processes
 from minigpt4.runners import RunnerBase
 from tests.small_release import write_align_folder, write_shard
 from tests.training import TinyModel, batches, endless, runner, settings
@@ -32,7 +33,7 @@ with RunnerBase.launched(cfg):
         found["frozen"].append(model.visual_encoder.weight[0, 0].item())
         found["buffer"].append(model.visual_encoder.scale.item())
         found["output_dir"].append(str(run.output_dir))
-    launch, after = dist_utils.launched_processes(cfg.run_cfg)._asdict(), OmegaConf.to_container(cfg.run_cfg)
+    launch, after = launched_processes(cfg.run_cfg)._asdict(), OmegaConf.to_container(cfg.run_cfg)
     launch |= {"dist_backend": torch.distributed.get_backend(), "distributed": dist_utils.is_distributed()}
     found["run"] = launch
     found["is_config_untouched"] = after == before
