@@ -11,8 +11,9 @@ import torch
 from minigpt4.common.config import Problem
 from minigpt4.common.device import to_device
 from minigpt4.common.registry import registry
-from minigpt4.datasets.datasets.base_dataset import DataError, Place
+from minigpt4.datasets.datasets.base_dataset import Place
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
+from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, load_rgb
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.datasets.test_builders import section

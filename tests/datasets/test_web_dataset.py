@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from webdataset.filters import shuffle
 
 from minigpt4.datasets.datasets import web_dataset
-from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
-from minigpt4.datasets.datasets.dataloader_utils import collate
+from minigpt4.datasets.datasets.base_dataset import Place
+from minigpt4.datasets.datasets.collate import collate
+from minigpt4.datasets.datasets.skips import PROBATION, DataError
 from minigpt4.datasets.datasets.web_dataset import (
     RawSample,
     WebCaptionDataset,

@@ -9,16 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from minigpt4.datasets.datasets.base_dataset import (
-    BaseDataset,
-    DataError,
-    Place,
-    SampleIndex,
-    SkipSample,
-    seeded_by,
-)
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex, seeded_by
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
+from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from minigpt4.processors import ImageError
 
 _V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")

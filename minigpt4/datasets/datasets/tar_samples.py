@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from tarfile import ReadError
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES
-from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
+from minigpt4.datasets.datasets.tar_archive import BehindTheEndError
+from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, Member
 
 IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 CAPTION_EXTENSIONS = ("json", "txt")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import (
     ROLES,
     message_parts,
     whole_text,
     without_image_mark,
 )
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of
 
 CONNECT = "!@#"  # joins the turns of a sample; the model splits there. Source: MiniGPT-v2
