@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._inductor.config
 
-from minigpt4.models.llm import attention, backends, layouts, lean, row_logits
+from minigpt4.models.llm import attention, backends, counting, layouts, lean, row_logits
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, split_batch
 from tests.golden.model import CONFIG, golden_model
 
@@ -212,7 +212,7 @@ def test_attention_by_segments(lengths, window, num_shared):
 
 def test_keys_of_the_fused_kernel():
     """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
-    with attention.as_on_gpu():
+    with counting.as_on_gpu():
         segments = attention.Segments([2, 1], torch.device("cpu"), 2, others=[[7, 8], []])
     assert [each.tolist() for each in segments.sent] == [[7, 8], []]
     assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]

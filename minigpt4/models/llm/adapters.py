@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from minigpt4.models.llm import quantization
+from minigpt4.models.llm.quantised_layers import OWN_LAYERS
 
 # Source: the newest release, which has no keys for these two.
 TARGETS = ("q_proj", "v_proj")
@@ -46,7 +46,7 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
         r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
     )
     config._register_custom_module(
-        dict.fromkeys(quantization.OWN_LAYERS, Linear)
+        dict.fromkeys(OWN_LAYERS, Linear)
     )  # peft knows those of libraries
     with warnings.catch_warnings():
         warnings.filterwarnings(

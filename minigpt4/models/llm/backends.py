@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from minigpt4.models.llm import adapters, attention, lean, packing
 from minigpt4.models.llm.language_model import trains
-from minigpt4.models.llm.quantization import FP8Linear
+from minigpt4.models.llm.quantised_layers import FP8Linear
 
 PACKED = {
     "compiled": lean.compiled_label_logits,

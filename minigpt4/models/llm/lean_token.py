@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from minigpt4.models.llm import lean
 from minigpt4.models.llm.attention import has_flash
-from minigpt4.models.llm.quantization import Int4Linear
+from minigpt4.models.llm.quantised_layers import Int4Linear
 
 # families whose layers are LLaMA's and nothing more, whatever the numbers in their configuration
 FAMILIES = ("llama", "mistral", "qwen2")
