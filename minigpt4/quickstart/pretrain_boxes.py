@@ -26,7 +26,8 @@ from tqdm import trange
 from minigpt4.common.utils import file_sha256
 from minigpt4.models.vision.merging import NUM_MERGED, join_patches
 from minigpt4.quickstart import world
-from minigpt4.quickstart.pretrain_vision import NOTHING, normalise
+from minigpt4.quickstart.drawn_images import NOTHING
+from minigpt4.quickstart.pretrain_vision import normalise
 from minigpt4.quickstart.vision import VOCABULARY, Vision
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -45,9 +45,8 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
     )
-    config._register_custom_module(
-        dict.fromkeys(OWN_LAYERS, Linear)
-    )  # peft knows those of libraries
+    # peft knows those of libraries
+    config._register_custom_module(dict.fromkeys(OWN_LAYERS, Linear))
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Unsupported layer type", UserWarning
