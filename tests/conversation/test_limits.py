@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, PrefixCache, Sampling
 from minigpt4.conversation.conversation import CHATML, CONV_VISION, Conversation
-from minigpt4.conversation.generation import Request
+from minigpt4.conversation.sampling import Request
 from minigpt4.text.rows import IMAGE_ID
 from tests.conversation.helpers import GREEDY, asked, computed
 

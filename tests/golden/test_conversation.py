@@ -17,7 +17,8 @@ from minigpt4.conversation.conversation import (
     StoppingCriteriaSub,
     Template,
 )
-from minigpt4.conversation.generation import PrefixCache, Sampling, filter_logits
+from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.conversation.sampling import Sampling, filter_logits
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.text.segments import IMAGE
 from tests.golden import GOLDEN

@@ -243,7 +243,7 @@ def test_what_fails_there_answers_here(chats, case):
 @pytest.mark.parametrize("name", SCORED)
 def test_logits_of_greedy_answers(chats, name):
     """After the repetition penalty, which a chat has by default: as the release's scores."""
-    from minigpt4.conversation.generation import Sampling, filter_logits
+    from minigpt4.conversation.sampling import Sampling, filter_logits
 
     case = next(case for case in CHATS if case["name"] == name)
     conv, chat = start(chats(case["model"]), case)

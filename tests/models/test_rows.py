@@ -5,7 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt4.conversation.conversation import Conversation, Message
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.message import Message
 from minigpt4.models.llm import layouts
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows, context_ids, split_batch

@@ -13,8 +13,15 @@ from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.whereabouts import worker_place
 
 PROBATION = 1000  # samples of one worker before its bad fraction is judged
-REASONS = ("bad_shard", "bad_record", "no_image", "no_caption", "bad_caption", "missing_file")
-REASONS += ("bad_image",)
+REASONS = (
+    "bad_shard",
+    "bad_record",
+    "no_image",
+    "no_caption",
+    "bad_caption",
+    "missing_file",
+    "bad_image",
+)
 
 
 class DataError(ValueError):
