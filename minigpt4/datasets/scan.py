@@ -106,9 +106,10 @@ def table(found: Scan, cfg: Config) -> list[str]:
         rows.append(("stopped", found.error))
     # How long the texts are against max_txt_len: what is cut off is not learnt.
     if total := found.lengths.total():
-        low, middle, high = map(found.percentile, (5, 50, 95))
-        lengths = f"5% {low}, median {middle}, 95% {high}, longest {max(found.lengths)}"
-        rows.append(("text", f"tokens, end symbol included: {lengths}"))
+        shares = {"5%": 5, "median": 50, "95%": 95}
+        lengths = [f"{name} {found.percentile(percent)}" for name, percent in shares.items()]
+        lengths.append(f"longest {max(found.lengths)}")
+        rows.append(("text", f"tokens, end symbol included: {', '.join(lengths)}"))
         cut = f"{found.num_cut:,} of {total:,} texts{_share(found.num_cut, total)}"
         rows.append(("cut", f"{cut} are longer than model.max_txt_len={cfg.model_cfg.max_txt_len}"))
         rows.append(("speed", f"{total / found.seconds:,.0f} img/s in one process"))

@@ -82,9 +82,9 @@ class OpenAI:
             return
         # each wrong key counts, as wrong passwords of the page do
         attempt = self.tries.begin(network_of(scope))
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        is_same = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
-        if kind.lower() != "bearer" or not is_same:
+        kind, key = (*headers.get("authorization", "").split(" ", 1), "", "")[:2]
+        is_ours = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+        if kind.lower() != "bearer" or not is_ours:
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
         self.tries.forgive(attempt)
 
