@@ -18,6 +18,7 @@ class RunCheckpoints:
     def _load(self) -> None:
         """Load what is needed of `run.resume_ckpt_path`; to evaluate, only the weights."""
         where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
+        # which file; no other run begins here before this one has made its folder
         if is_auto := path == AUTO:
             root = expand_path(self.run_cfg.output_dir)
             if not self.run_cfg.evaluate:
@@ -28,6 +29,7 @@ class RunCheckpoints:
                 return
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
+        # what every program's checkpoint has
         with self._understood("model"):
             self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if self.run_cfg.evaluate:
@@ -62,7 +64,8 @@ class RunCheckpoints:
         """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
         epoch, step = position
         self._saved_step = self._saved_step if best else step
-        progress = Progress.of_run(self, position, metrics.state(), stats)  # from all ranks
+        # all ranks say how far they are, rank 0 writes it
+        progress = Progress.of_run(self, position, metrics.state(), stats)
         if not dist_utils.is_main_process():
             return True
         done = (epoch, step) if step else (epoch - 1,)

@@ -93,8 +93,8 @@ class Page:
         blocks.block_thread()
 
     def _build(self) -> gr.Blocks:
-        forgetting = {"delete_cache": (600, FORGET_AFTER_S)}
-        with gr.Blocks(title="MiniGPT-4", fill_height=True, **forgetting) as blocks:
+        forgetting = (600, FORGET_AFTER_S)  # seconds between two looks, and the age
+        with gr.Blocks(title="MiniGPT-4", delete_cache=forgetting, fill_height=True) as blocks:
             gr.Markdown("# MiniGPT-4\nShow it an image and ask.", elem_id="title")
             self.chatbot, self.box = chatbot(), textbox()
             if self.reads_boxes:
@@ -116,26 +116,25 @@ class Page:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         session, temperature = self.session, self.controls["temperature"]
-        chatbot, outputs = self.chatbot, [self.box, self.chatbot, self.line, session]
+        chat, outputs = self.chatbot, [self.box, self.chatbot, self.line, session]
         quick = {"queue": False, **PRIVATE}
         prepared = [
             self.box.submit(self._asked, [self.box, session], outputs, api_name="ask", **quick),
-            chatbot.retry(
-                self._retried, [session, temperature], outputs, api_name="retry", **quick
-            ),
-            chatbot.edit(self._edited, session, outputs, api_name="edit", **quick),
-            chatbot.example_select(self._example, session, outputs, api_name="example", **quick),
+            chat.retry(self._retried, [session, temperature], outputs, api_name="retry", **quick),
+            chat.edit(self._edited, session, outputs, api_name="edit", **quick),
+            chat.example_select(self._example, session, outputs, api_name="example", **quick),
         ]
         # what is prepared is answered, as many at a time as ask; the model's own line keeps the order
         inputs, answers = [session, *self.controls.values()], []
         answering = {"api_name": "answer", "concurrency_limit": None, **PRIVATE}
         for event in prepared:
             answers.append(event.success(self._answer, inputs, outputs, **answering))
-            answers[-1].failure(self._stopped, session, outputs, **quick)
+        for event in answers:
+            event.failure(self._stopped, session, outputs, **quick)
         # what ends an answer
         self.box.stop(self._stopped, session, outputs, cancels=answers, **PRIVATE)
-        chatbot.undo(self._undone, session, outputs, cancels=answers, **PRIVATE)
-        chatbot.clear(self._cleared, session, outputs, cancels=answers, **PRIVATE)
+        chat.undo(self._undone, session, outputs, cancels=answers, **PRIVATE)
+        chat.clear(self._cleared, session, outputs, cancels=answers, **PRIVATE)
         blocks.load(self._returned, self.tab, outputs, js=TAB, api_name="return", **quick)
 
     async def _returned(self, tab: str, request: gr.Request) -> tuple:
