@@ -57,15 +57,17 @@ def _fetch_gguf(scratch: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
+    # releases without GgufConfig always dequantize; later ones are asked to
+    asked = {}
+    if hasattr(transformers, "GgufConfig"):
+        asked["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(**source, **asked, dtype=torch.bfloat16)
     if hasattr(model.config, "quantization_config"):
-        del (
-            model.config.quantization_config
-        )  # else a later load takes the folder for a quantised one
+        # else a later load takes the folder for a quantised one
+        del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
