@@ -57,15 +57,12 @@ def _fetch_gguf(scratch: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # releases without GgufConfig always dequantize; later ones are asked to
-    asked = {}
-    if hasattr(transformers, "GgufConfig"):
-        asked["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**source, **asked, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
     if hasattr(model.config, "quantization_config"):
         # else a later load takes the folder for a quantised one
         del model.config.quantization_config
