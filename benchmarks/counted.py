@@ -74,9 +74,8 @@ def baseline(stage: int) -> float:
 
 def peak_of_2023(model: nn.Module, batch: dict) -> int:
     """Return the bytes of a step as 2023 computes it."""
-    tables = (
-        model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
-    )  # float32 cosines and sines, in each layer
+    # float32 cosines and sines, in each layer
+    tables = model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
     return cost(model, batch, partial(baseline_2023.loss, model)).peak + tables
 
 

@@ -190,9 +190,8 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")
     }
     drawn = {key: getattr(benchmark.cfg, key, None) for key in ("temperature", "resample")}
-    settings |= {
-        key: value for key, value in drawn.items() if value
-    }  # not there by default: older answers go on
+    # not there by default: older answers go on
+    settings |= {key: value for key, value in drawn.items() if value}
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
         from_main(lambda: held.enter_context(shared.locked()))

@@ -225,9 +225,8 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            image_embeds = self.ln_vision(
-                self.visual_encoder(image.to(self.device))
-            )  # [I, prefix + patches, Dv]
+            # [I, prefix + patches, Dv]
+            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))
             if self.Qformer is None:
                 return self.llama_proj(
                     merging.join_patches(image_embeds, self.num_prefix, self.bridge)

@@ -89,9 +89,8 @@ class Strips(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return the logits [B, V, answers] of each label for normalised images [B, 3, S, S]."""
-        tokens = F.layer_norm(
-            self.vit(image).float(), (self.width,)
-        )  # MiniGPT-v2's ln_vision has no weights
+        # MiniGPT-v2's ln_vision has no weights
+        tokens = F.layer_norm(self.vit(image).float(), (self.width,))
         return self.heads(join_patches(tokens, 1, "merged")).split(list(LABELS.values()), -1)
 
     def loss(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -75,9 +75,8 @@ class TrainingLoop:
             for part, share in parts:
                 part_loss, num_targets = self.task.loss_and_targets(self.model, part)
                 loss = loss + part_loss.detach() * share
-                if (
-                    reduction == "tokens"
-                ):  # with it the gradient is that of the mean over all so far
+                # with it the gradient is that of the mean over all so far
+                if reduction == "tokens":
                     before, weight = weight, weight + (num_targets or share * batch_size(batch))
                     self.scale_gradients(before / weight)
                     part_loss = part_loss * ((weight - before) / weight)

@@ -52,9 +52,8 @@ class RunConfig:
     lr_sched: str | None = None
     init_lr: float | None = None
     min_lr: float | None = None
-    lr: PartRates = field(
-        default_factory=PartRates
-    )  # of parts that have their own; what trains: model.train
+    # of parts that have their own; what trains: model.train
+    lr: PartRates = field(default_factory=PartRates)
     warmup_lr: float = -1.0  # below 0: init_lr
     warmup_steps: int = 0
     warmup_clock: str = "epoch"  # epoch: as 2023 | global: see common/optims.py

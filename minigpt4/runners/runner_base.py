@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,16 +83,19 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         its folder, a loss of nan.
         """
         with self._hold:
-            return self._train(loader)
+            if self.run_cfg.resume_ckpt_path:
+                self._load()
+            if self.run_cfg.evaluate:
+                return self.evaluate()
+            self.validation.open()
+            if self.start.epoch >= self.max_epoch:
+                return self._nothing_left(loader)
+            with self._opened(loader):
+                self._train_epochs()
 
-    def _train(self, loader: Batches | None) -> dict[str, float] | None:
-        if self.run_cfg.resume_ckpt_path:
-            self._load()
-        if self.run_cfg.evaluate:
-            return self.evaluate()
-        self.validation.open()
-        if self.start.epoch >= self.max_epoch:
-            return self._nothing_left(loader)
+    @contextmanager
+    def _opened(self, loader: Batches | None) -> Iterator[None]:
+        """Open data, learning rate and output for the block, which signals, slow steps and missing data can end."""
         self._open_data(loader)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
@@ -101,7 +105,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
             listening, watching = self.interruption.listening(), self.step_timeout.watching()
             with run_card.RunCard(self) as self.card, listening, watching, patience:
-                self._train_epochs()
+                yield
         finally:
             self.log.close()
             if loader is None:

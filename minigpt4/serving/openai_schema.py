@@ -140,9 +140,8 @@ class ChatRequest(_Strict):
             "max_new_tokens": longest,
             "seed": self.seed,
         }
-        first = {
-            name: SETTINGS[name].first for name in given if name != "repetition_penalty"
-        }  # that is the model's
+        # that is the model's
+        first = {name: SETTINGS[name].first for name in given if name != "repetition_penalty"}
         return checked(
             first | defaults | {name: value for name, value in given.items() if value is not None}
         )

@@ -111,6 +111,5 @@ class TextPreview:
 def _num_images(sample: dict) -> int:
     if "images" in sample:
         return len(sample["images"])
-    return int(
-        "image" in sample or "text_input" in sample
-    )  # the release's samples of text alone have no image
+    # the release's samples of text alone have no image
+    return int("image" in sample or "text_input" in sample)

@@ -100,9 +100,8 @@ def test_a_fraction_of_the_images(tmp_path, builder):
     storage = make_data(builder, tmp_path / "a", range(40))
     splits = build(builder, storage, val_fraction=FRACTION)
     held_out = captions(evaluated(splits["val"]))
-    assert (
-        4 <= len(held_out) <= 20
-    )  # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    assert 4 <= len(held_out) <= 20
     assert (
         captions(evaluated(splits["val"], seed=7)) == held_out == captions(evaluated(splits["val"]))
     )

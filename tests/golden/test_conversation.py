@@ -244,6 +244,5 @@ def test_sampling_filters(case):
     assert torch.equal(filtered.isinf(), wanted.isinf())
     assert int(filtered.isfinite().sum()) == case["kept"]
     kept = wanted.isfinite()
-    torch.testing.assert_close(
-        filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6
-    )  # one division in float32
+    # one division in float32
+    torch.testing.assert_close(filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6)

@@ -277,9 +277,8 @@ def test_a_stream_is_the_answer(chats):
     images = []
     play(chat, conv, images, case["events"])
     pieces = list(chat.stream_answer(conv, images, do_sample=False, **case["kwargs"]))
-    assert (
-        "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]
-    )  # the release leaves None there
+    # the release leaves None there
+    assert "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -325,9 +324,8 @@ def test_images_that_encode_img_takes(chats):
         images = [source]
         chat.encode_img(images)
         assert list(images[0].shape) == rows["path"]["shape"]
-        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), (
-            name
-        )  # 256 values of 1e-6
+        # 256 values of 1e-6
+        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), name
     for mode in ("L", "RGBA"):
         images = [image.convert(mode)]
         chat.encode_img(images)

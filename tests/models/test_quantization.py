@@ -123,9 +123,8 @@ def test_int8_has_the_gradient_of_the_widened_weights():
     )
     y = wide + layer.bias
     wanted = (2 * y) @ (layer.weight.float() * layer.scale[:, None])
-    torch.testing.assert_close(
-        x.grad, wanted, atol=1e-4, rtol=1e-5
-    )  # float32 sums in another order
+    # float32 sums in another order
+    torch.testing.assert_close(x.grad, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_nf4_has_the_gradient_of_bitsandbytes():
@@ -161,9 +160,8 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
     ):
         assert found.dtype == dtype
         for rows in (slice(1), slice(1, None)):
-            assert (
-                0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5
-            )  # evenly spread over a step
+            # evenly spread over a step
+            assert 0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5
 
 
 def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():

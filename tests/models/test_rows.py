@@ -343,9 +343,8 @@ def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
     start = rf"^the text of 1 of the batch's 3 samples cannot be read \(mine/2: .*{words}"
     with pytest.raises(ValueError, match=start):
         model.rows(named)
-    with pytest.raises(
-        ValueError, match=r"samples cannot be read \(1: "
-    ):  # without ids, by its place
+    # without ids, by its place
+    with pytest.raises(ValueError, match=r"samples cannot be read \(1: "):
         model.rows(samples)
 
 

@@ -172,9 +172,8 @@ def _table(file: TextIO, path: Path) -> Iterator:
                 yield Fault(where, "bad_record", detail)
             elif row:
                 yield where, dict(zip(columns, row, strict=False))
-    except (
-        csv.Error
-    ) as error:  # a quote that is not closed would take all that follows for one text
+    # a quote that is not closed would take all that follows for one text
+    except csv.Error as error:
         advice = "close every quote, and write those within a text twice"
         raise ValueError(
             f"{path}: the record that begins in line {begin} cannot be read ({error}); {advice}"

@@ -90,9 +90,8 @@ class MapStyleDataset(ImageTextDataset):
                 sample = self.dataset[SampleIndex(record, epoch)]
         except (SkipSample, DataError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # a broken file makes decoders raise almost anything, a bad record KeyError
+        # a broken file makes decoders raise almost anything, a bad record KeyError
+        except Exception as error:
             reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
             calls = traceback.extract_tb(error.__traceback__)[1:2]  # behind this one
             where = "".join(f" ({Path(call.filename).name} line {call.lineno})" for call in calls)

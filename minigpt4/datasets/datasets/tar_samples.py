@@ -98,9 +98,8 @@ class _Grouping:
             pair for pair in self.pairs if not _is_below(pair, key) and not _is_below(key, pair)
         ]:
             yield from self._give(other)
-        if (
-            key in self.waiting and extension in self.waiting[key].extensions
-        ):  # another sample of this name begins
+        # another sample of this name begins
+        if key in self.waiting and extension in self.waiting[key].extensions:
             yield from self._give(key)
 
         if key not in self.waiting:

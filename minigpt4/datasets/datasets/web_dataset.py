@@ -175,9 +175,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             for shard in shards[consumer::consumers]:
                 yield from self._read(shard)
             return
-        for position, shard in enumerate(
-            shards
-        ):  # the epoch rotates who gets what of a set smaller than its consumers
+        # the epoch rotates who gets what of a set smaller than its consumers
+        for position, shard in enumerate(shards):
             is_mine = position % consumers == consumer  # a shard's own faults are counted once
             for number, raw in enumerate(self._read(shard, is_mine), start=position + epoch):
                 if number % consumers == consumer:

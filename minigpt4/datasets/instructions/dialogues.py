@@ -63,9 +63,8 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
             )
         text = whole_text(text) if number % 2 else without_image_mark(whole_text(text))
         if number == 0:
-            text = text.replace(
-                "\n", ""
-            ).strip()  # as the release does: the line end beside the mark
+            # as the release does: the line end beside the mark
+            text = text.replace("\n", "").strip()
         if not text.strip():
             raise SkipSample("bad_caption", f"message {number} is empty")
         spoken[number % 2].append(text)

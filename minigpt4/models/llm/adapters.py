@@ -48,9 +48,8 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
     # peft knows those of libraries
     config._register_custom_module(dict.fromkeys(OWN_LAYERS, Linear))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Unsupported layer type", UserWarning
-        )  # of ours, which it then takes
+        # of ours, which it then takes
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         inject_adapter_in_model(config, llm)
     for layer in _layers(llm):
         layer.lora_dropout = nn.ModuleDict(

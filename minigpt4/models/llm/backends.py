@@ -85,9 +85,8 @@ def _error(llm: nn.Module, label_logits: Callable) -> float:
     """Return the relative distance of the logits of packed texts from those of each text alone."""
     embedding = llm.get_input_embeddings()
     device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
-    embeds = embedding(
-        torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0]
-    )  # [total, D]
+    # [total, D]
+    embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])
     # packed: what is shared, then each text's own positions
     positions = torch.arange(_NUM_SHARED, device=device)
     for length in _ROWS:
