@@ -225,12 +225,11 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            # [I, prefix + patches, Dv]
-            image_embeds = self.ln_vision(self.visual_encoder(image.to(self.device)))
+            features = self.visual_encoder(image.to(self.device))
+            image_embeds = self.ln_vision(features)  # [I, prefix + patches, Dv]
             if self.Qformer is None:
-                return self.llama_proj(
-                    merging.join_patches(image_embeds, self.num_prefix, self.bridge)
-                )  # [I, Q, D]
+                merged = merging.join_patches(image_embeds, self.num_prefix, self.bridge)
+                return self.llama_proj(merged)  # [I, Q, D]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
             return self.llama_proj(queries)  # [I, Q, D]
 

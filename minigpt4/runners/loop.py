@@ -18,7 +18,7 @@ from minigpt4.runners.step_timeout import StepTimeout
 
 
 class TrainingLoop:
-    """Trains `model` with the loss that `task.train_step(model, batch)` gives."""
+    """Trains `model` with the loss that `task.loss_and_targets(model, batch)` gives."""
 
     def __init__(self, cfg: Config, task: Any, model: Any) -> None:
         self.run_cfg, self.task = cfg.run_cfg, task

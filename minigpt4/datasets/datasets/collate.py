@@ -13,8 +13,9 @@ from minigpt4.datasets.datasets.whereabouts import worker_place
 def collate(samples: Sequence[dict]) -> dict[str, Any]:
     """Return the batch of some samples (see BaseDataset).
 
-    "image" is [B, 3, S, S]. Where a sample has "images" it is those of all samples in their order,
-    [N, 3, S, S] ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
+    "image" is [B, 3, S, S], or bytes [B, S, S, 3] where the processor leaves normalising to the device
+    (see minigpt4.common.device.to_device). Where a sample has "images" it is those of all samples in their
+    order, N instead of B ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
     integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
     tensor [B] of integers; all else is a list of length B, with () for what only other samples have.
     """
