@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,7 +117,7 @@ def filter_logits(
 ) -> Tensor:
     """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
 
-    `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
+    `history` [B, T] starts with BOS, if there is one. A greedy choice ignores temperature, top-k and top-p.
     """
     logits = logits.float()
     if sampling.repetition_penalty != 1.0:
@@ -244,7 +244,10 @@ def decode(
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
     # what rows have written: on the device behind BOS, and here, where it is decided which of them go on
-    history = torch.full((num_rows, 1), bos_id or 0, device=device)
+    start = 0 if bos_id is None else 1
+    history = torch.full((num_rows, start), bos_id or 0, device=device)
+    if not start:  # min_length counts BOS
+        sampling = replace(sampling, min_length=max(sampling.min_length - 1, 0))
     answers = [_Answer(row, context.max_new_tokens) for row, context in enumerate(contexts)]
     try:
         logits = decoder.prefill(past, embeds, positions, mask)
@@ -259,7 +262,7 @@ def decode(
                 ):  # the one wait of a step
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
-                ended = stop_rule.ended([answer.ids for answer in answers], history[:, 1:])
+                ended = stop_rule.ended([answer.ids for answer in answers], history[:, start:])
                 for answer, has_ended in zip(answers, ended, strict=True):
                     is_full = len(answer.ids) >= answer.max_new_tokens
                     answer.is_open &= not (has_ended or is_full or request.is_stopped(answer.row))

@@ -47,6 +47,7 @@ class MiniGPT4(MiniGPTBase):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
         self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
+        self.pixels = ImageFormat(self.image_size, tower.mean, tower.std)
         self.tower_name, self.bridge = (
             tower.family if towers.is_folder(cfg) else towers.name_of(cfg),
             bridge_of(cfg),

@@ -151,6 +151,12 @@ def check_composition(saved: Any, path: Path, where: str, own: dict[str, str]) -
             )
 
 
+def check_identity(saved: Any, path: Path, where: str, own: dict) -> None:
+    """Raise CheckpointError as `check_composition`, warn as `compare_identity`; `own` is a model's `identity()`."""
+    check_composition(saved, path, where, mapping(own.get("composition")))
+    compare_identity(saved, path, where, own)
+
+
 def _identity(saved: Any) -> dict:
     return mapping(mapping(mapping(saved).get("progress")).get("identity"))
 

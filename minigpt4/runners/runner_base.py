@@ -17,6 +17,7 @@ from minigpt4.common.logger import MetricLogger, RunLog, whole_seconds
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import expand_path
+from minigpt4.models import weights
 from minigpt4.runners import report, run_card, trackers
 from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.launch import launched
@@ -252,6 +253,7 @@ class RunnerBase(TrainingLoop):
                 return
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
+        weights.check_identity(state, self.resumed_from, where, self.model.identity())
         with self._understood("model"):
             self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if self.run_cfg.evaluate:
