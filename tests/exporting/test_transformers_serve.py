@@ -54,6 +54,12 @@ def server(folders, hub):
         process.wait(30)
 
 
+def url_of(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def test_greedy_text_is_that_of_a_chat(folders, server):
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
     image = picture(
@@ -63,11 +69,8 @@ def test_greedy_text_is_that_of_a_chat(folders, server):
     chat.upload_img(image, conv, images)
     chat.ask("What is it?", conv)
     ours, _ = chat.answer(conv, images, temperature=0, max_new_tokens=12)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     content = [
-        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": url_of(image)}},
         {"type": "text", "text": "What is it?"},
     ]
     messages = [{"role": "user", "content": content}]
@@ -77,3 +80,22 @@ def test_greedy_text_is_that_of_a_chat(folders, server):
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(ours.split()) > 3 and sum(map(bool, pieces)) > 3
     assert "".join(pieces).strip() == ours
+
+
+@pytest.mark.parametrize("name", ["a text alone", "stop", "a typed <image>"])
+def test_what_it_cannot_answer(folders, server, name):
+    """What docs/serving.md says of it; our own server answers all three."""
+    from openai import InternalServerError
+
+    request = {"model": str(folders.hf), "max_tokens": 4}
+    if name == "a text alone":
+        request["messages"] = [{"role": "user", "content": "What is it?"}]
+    else:
+        text = "What is <image>?" if name == "a typed <image>" else "What is it?"
+        content = [{"type": "image_url", "image_url": {"url": url_of(picture(3))}}]
+        request["messages"] = [
+            {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        ]
+        request |= {"stop": ["x"]} if name == "stop" else {}
+    with pytest.raises(InternalServerError):
+        server.chat.completions.create(**request)
