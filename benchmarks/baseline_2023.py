@@ -58,9 +58,8 @@ def llm_logits(
     unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (
         mask[:, None, None] == 0
     )
-    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(
-        unseen, lowest
-    )  # [B, 1, L, L]
+    # [B, 1, L, L]
+    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)
     positions = torch.arange(length, device=x.device)[None]
     cos, sin = llm.model.rotary_emb(x, positions)  # [1, L, d]
     keys_and_values = []

@@ -146,9 +146,8 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
 
     Its random crops come from the global generator; with `seeded`, for comparison, they are those of our chain.
     """
-    crop = RandomCropResize(
-        IMAGE_SIZE, scale=(0.5, 1.0)
-    )  # torchvision's, with 2023's pixels on any Pillow
+    # torchvision's, with 2023's pixels on any Pillow
+    crop = RandomCropResize(IMAGE_SIZE, scale=(0.5, 1.0))
     augment = transforms.Compose(
         [crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
     )

@@ -30,9 +30,8 @@ GATES = {
     ("7b", 2): 1.8,
 }
 BATCH = {1: 16, 2: 12}
-WITH_FLOAT32 = [
-    size for size in workload.SIZES if size not in ("7b", "13b")
-]  # float32 copies have to fit
+# float32 copies have to fit
+WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]
 Ways = dict[str, Callable[[], Tensor]]
 
 

@@ -202,9 +202,8 @@ def test_two_ranks_of_which_one_has_text_alone(small, start_weights):
     assert [rank["unnatural_instruction"]["batches"] for rank in drawn] == [1, 1]
     assert [sum(each["batches"] for each in rank.values()) for rank in drawn] == [3, 3]
     taken = [int(each["step"]) for each in state["optimizer"]["state"].values()]
-    assert taken == [3] * len(
-        state["model"]
-    )  # in each step there was an image somewhere, so the projection moved
+    # in each step there was an image somewhere, so the projection moved
+    assert taken == [3] * len(state["model"])
 
 
 def test_evaluation_and_chat_of_the_finetuned_model(small, finetuned):

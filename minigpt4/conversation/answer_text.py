@@ -50,9 +50,8 @@ class AnswerText:
         # the end may become a stop string, or be half a character
         held = max(map(partial(_overlap, text), self.stop), default=0)
         text = text[: len(text) - held].rstrip("\ufffd").strip()
-        if text.startswith(
-            self._shown
-        ):  # else bytes of an open character hide the one before it for a while
+        # else bytes of an open character hide the one before it for a while
+        if text.startswith(self._shown):
             self._shown = text
         return self._shown
 

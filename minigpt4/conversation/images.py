@@ -1,4 +1,4 @@
-"""From whatever a person uploads to an upright RGB image: by training's reader."""
+"""From whatever a person uploads to an upright RGB image, by training's reader, and to the pixels of a processor."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.image_format import ImageFormat
 from minigpt4.common.logger import warn_once
@@ -72,3 +72,20 @@ def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
     for change in changes:
         warn_once(model, change)
     return fitted if changes else vis_processor
+
+
+def pixels_of(
+    image: str | Path | Image.Image | np.ndarray | Tensor, vis_processor: Callable
+) -> Tensor:
+    """Return the pixels [3, S, S] of an image; those of a processor, also as [1, 3, S, S], are taken as they are.
+
+    Raises FileNotFoundError, ImageError or ValueError.
+    """
+    if not isinstance(image, Tensor):
+        return vis_processor(open_image(image))
+    pixels = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
+        raise ValueError(
+            f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]"
+        )
+    return pixels

@@ -54,7 +54,7 @@ class SamplesPage:
         """
         from minigpt4.common.device import to_device
         from minigpt4.conversation.sample_answers import answer_samples
-        from minigpt4.datasets.datasets.dataloader_utils import collate
+        from minigpt4.datasets.datasets.collate import collate
 
         if not self.samples:
             return

@@ -69,9 +69,8 @@ class MiniGPT4Config:
         0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
     )
     lora_alpha: int = 16  # they count alpha / r
-    train: TrainConfig = field(
-        default_factory=TrainConfig
-    )  # frozen | full | lora of each part; rates: run.lr
+    # frozen | full | lora of each part; rates: run.lr
+    train: TrainConfig = field(default_factory=TrainConfig)
     compile: bool = False  # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler
     # text
     prompt_path: str = ""

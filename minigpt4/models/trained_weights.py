@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.models import projector, training_parts, weights
+from minigpt4.models import projector, trained_with, training_parts, weights
 from minigpt4.models.llm import adapters
 
 # What the release of an arch calls its checkpoint when it loads one.
@@ -47,7 +47,7 @@ class TrainedWeights:
         """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
         saved = weights.read_file(path, "model.ckpt")
         tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
-        weights.check_composition(saved, path, "model.ckpt", self.composition())
+        trained_with.check_composition(saved, path, "model.ckpt", self.composition())
         tops = ("llama_proj.", *(("Qformer.", "query_tokens") if self.has_new_bridge else ()))
         needed = [name for name in self._release_parameters() if name.startswith(tops)]
         if any(".lora_" in name for name in tensors):

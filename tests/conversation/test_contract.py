@@ -24,7 +24,7 @@ from minigpt4.conversation.conversation import (
     SeparatorStyle,
     StoppingCriteriaSub,
 )
-from minigpt4.models.weights import trained_text
+from minigpt4.models.trained_with import trained_text
 from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.golden import GOLDEN
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from minigpt4.conversation.conversation import Message
+from minigpt4.conversation.message import Message
 from minigpt4.text.rows import IMAGE_ID, context_ids
 from minigpt4.text.segments import IMAGE, message_segments
 

@@ -91,9 +91,8 @@ def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
     vit = weights.read_tensors(hub.hub / "eva_vit_g.pth", "vit")
     blip2 = weights.read_tensors(hub.hub / "blip2_pretrained_flant5xxl.pth", "blip2", root="model")
     ours = {f"visual_encoder.{name}": tensor for name, tensor in vit.items()} | blip2
-    same = [
-        name for name in found if name in ours and name != "visual_encoder.pos_embed"
-    ]  # that one is resampled
+    # that one is resampled
+    same = [name for name in found if name in ours and name != "visual_encoder.pos_embed"]
     assert len(same) > 50 and all(torch.equal(found[name], ours[name].float()) for name in same)
 
 

@@ -62,9 +62,8 @@ def url_of(image):
 
 def test_greedy_text_is_that_of_a_chat(folders, server):
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
-    image = picture(
-        3, (chat.model.image_size,) * 2
-    )  # of the model's size: the server resizes by torchvision
+    # of the model's size: the server resizes by torchvision
+    image = picture(3, (chat.model.image_size,) * 2)
     conv, images = template.copy(), []
     chat.upload_img(image, conv, images)
     chat.ask("What is it?", conv)

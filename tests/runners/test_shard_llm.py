@@ -110,9 +110,8 @@ def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # n
         tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared)
     )
     assert codes == [0, 0], said
-    assert all(
-        "passes [2, 2, 2, 3, 3, 3]" in text for text in said
-    )  # rank 0 lends its shares in two of three
+    # rank 0 lends its shares in two of three
+    assert all("passes [2, 2, 2, 3, 3, 3]" in text for text in said)
     assert "samples.html: not written" in said[0] and "frozen weights are not" not in said[0]
     (expected, losses, held_out), (found, my_losses, mine) = (
         result(tmp_path / "whole"),

@@ -196,9 +196,8 @@ def test_the_next_turn_computes_only_what_is_new(client):
     sent += [assistant(first.choices[0].message.content), user("and then?")]
     second = client.chat.completions.create(messages=sent, **GREEDY)
     cached = second.usage.prompt_tokens_details.cached_tokens
-    assert (
-        cached > first.usage.prompt_tokens
-    )  # the answer, too, as far as its tokens are those of its text
+    # the answer, too, as far as its tokens are those of its text
+    assert cached > first.usage.prompt_tokens
 
 
 def test_models_and_health(api, client):

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from minigpt4.common.utils import LFS_POINTER
-from minigpt4.datasets.datasets.base_dataset import SkipSample
+from minigpt4.datasets.datasets.skips import SkipSample
 
 # Keys by rank. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
 CONVERSATIONS = ("conversations", "messages")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from minigpt4.models.llm import quantization
+from minigpt4.models.llm.quantised_layers import OWN_LAYERS
 
 # Source: the newest release, which has no keys for these two.
 TARGETS = ("q_proj", "v_proj")
@@ -45,13 +45,11 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
     )
-    config._register_custom_module(
-        dict.fromkeys(quantization.OWN_LAYERS, Linear)
-    )  # peft knows those of libraries
+    # peft knows those of libraries
+    config._register_custom_module(dict.fromkeys(OWN_LAYERS, Linear))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Unsupported layer type", UserWarning
-        )  # of ours, which it then takes
+        # of ours, which it then takes
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         inject_adapter_in_model(config, llm)
     for layer in _layers(llm):
         layer.lora_dropout = nn.ModuleDict(

@@ -15,6 +15,7 @@ from torch import nn
 
 from minigpt4.common.dist_utils import get_world_size, max_over_ranks
 from minigpt4.models.llm import quantization
+from minigpt4.models.llm.quantised_layers import LAYERS
 
 KINDS = ("none", "int8", "fp8")  # of quantization.KINDS, those that can be sharded
 # Parts that a rank holds whole at once, at most: the one that runs, and what was and will be received for its
@@ -45,7 +46,7 @@ def shard(llm: nn.Module, kind: str, device: torch.device) -> None:
         within = set(part.modules())
         for name, linear in quantization.linears(llm).items() if kind != "none" else ():
             if linear in within:
-                llm.set_submodule(name, quantization.LAYERS[kind].of(linear.to(device)))
+                llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
         # the outermost, too, is dropped behind its forward
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     llm.get_input_embeddings().set_unshard_in_backward(False)  # nothing in front of it trains

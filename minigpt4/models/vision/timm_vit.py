@@ -13,7 +13,7 @@ from minigpt4.models.vision.tower import VisionTower, check_patches
 
 @dataclass(frozen=True)
 class TimmVit(VisionTower):
-    """A ViT of timm, of the classes VisionTransformer and Eva; made by `of_name`."""
+    """A ViT of timm, of the class VisionTransformer; made by `of_name`."""
 
     name: str
     width: int
