@@ -14,12 +14,14 @@ import pytest
 import minigpt4
 from tests.small_release import picture
 
+# of transformers[serving], beside what the project has
 NEEDED = (
     "fastapi",
     "openai",
+    "requests",
     "rich",
     "uvicorn",
-)  # of transformers[serving], beside what the project has
+)
 SECONDS = 300  # for the server to come up on a busy machine
 
 

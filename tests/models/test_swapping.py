@@ -619,7 +619,7 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
         return
     # a dialogue of two turns is what the tokenizer's own template writes, but for its system message; spaces before
     # answers are the tokenizer's business
-    model = built(section | {"max_txt_len": 300})
+    model = built({**section, "max_txt_len": 300})
     questions, answers = ("Is it red?", "Is it blue?"), ("yes", "no")
     samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "num_images": [0], "text_input": ["no"]}
     samples["turns"] = [list(zip(questions, answers, strict=True))]

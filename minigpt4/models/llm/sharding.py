@@ -23,6 +23,19 @@ KINDS = ("none", "int8", "fp8")  # of quantization.KINDS, those that can be shar
 PARTS_AT_ONCE = 3
 
 
+def refusal(kind: str) -> str | None:
+    """Return why an LLM whose linear layers are of `kind` cannot be divided, if it cannot."""
+    if kind == "int8" and torch.__version__ < (2, 12):
+        return (
+            f"model.llm_quantization int8 cannot be divided among ranks by torch {torch.__version__}, whose shares are "
+            "no integers; take torch 2.12 or newer, or fp8"
+        )
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        return f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
+    return None
+
+
 def parts(llm: nn.Module) -> list[nn.Module]:
     """Return what is gathered one by one: embedding, layers, output layer, the LLM for all that is left."""
     layers = next(
