@@ -8,7 +8,7 @@ of its own (`sampling.py`), and the keys and values of a conversation live on be
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,10 @@ def decode(
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
     # what rows have written: on the device behind BOS, and here, where it is decided which of them go on
-    history = torch.full((num_rows, 1), bos_id or 0, device=device)
+    start = 0 if bos_id is None else 1
+    history = torch.full((num_rows, start), bos_id or 0, device=device)
+    if not start:  # min_length counts BOS
+        sampling = replace(sampling, min_length=max(sampling.min_length - 1, 0))
     answers = [_Answer(row, context.max_new_tokens) for row, context in enumerate(contexts)]
     try:
         logits = decoder.prefill(past, embeds, positions, mask)
@@ -149,7 +152,7 @@ def decode(
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
                 # which rows go on
-                ended = stop_rule.ended([answer.ids for answer in answers], history[:, 1:])
+                ended = stop_rule.ended([answer.ids for answer in answers], history[:, start:])
                 for answer, has_ended in zip(answers, ended, strict=True):
                     is_full = len(answer.ids) >= answer.max_new_tokens
                     answer.is_open &= not (has_ended or is_full or request.is_stopped(answer.row))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from minigpt4.common.image_format import ImageFormat
 from minigpt4.common.logger import warn_once
 from minigpt4.processors.blip_processors import BlipImageProcessor
 from minigpt4.processors.images import (
@@ -51,18 +52,26 @@ def open_image(
 
 
 def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
-    """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
+    """Return an image processor of the model's size, mean and std, for a plain section may not name them.
+
+    Evaluation kits read such sections. A mean or std that is named stays.
+    """
     size = getattr(model, "image_size", None)
-    if not isinstance(vis_processor, BlipImageProcessor) or size in (
-        None,
-        vis_processor.image_size,
-    ):
+    if not isinstance(vis_processor, BlipImageProcessor) or size is None:
         return vis_processor
-    warn_once(
-        model,
-        f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken",
-    )
-    return type(vis_processor)(size, vis_processor.mean, vis_processor.std)
+    own = getattr(model, "pixels", ImageFormat(size, vis_processor.mean, vis_processor.std))
+    mean, std = (vis_processor.named[name] or getattr(own, name) for name in ("mean", "std"))
+    fitted = type(vis_processor)(size, mean, std)
+    changes = []
+    for name in ("image_size", "mean", "std"):
+        found, taken = getattr(vis_processor, name), getattr(fitted, name)
+        if found != taken:
+            changes.append(
+                f"{name}: {found} in the image processor, the model takes {taken}: taken"
+            )
+    for change in changes:
+        warn_once(model, change)
+    return fitted if changes else vis_processor
 
 
 def pixels_of(

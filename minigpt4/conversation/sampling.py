@@ -99,7 +99,7 @@ def filter_logits(
 ) -> Tensor:
     """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
 
-    `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
+    `history` [B, T] starts with BOS, if there is one. A greedy choice ignores temperature, top-k and top-p.
     """
     logits = logits.float()
     if sampling.repetition_penalty != 1.0:

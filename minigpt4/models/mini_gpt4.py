@@ -47,6 +47,7 @@ class MiniGPT4(MiniGPTBase):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
         self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
+        self.pixels = ImageFormat(self.image_size, tower.mean, tower.std)
         self.tower_name = tower.family if towers.is_folder(cfg) else towers.name_of(cfg)
         self.bridge = bridge_of(cfg)
         self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)

@@ -32,7 +32,7 @@ from minigpt4.models.llm import (
 )
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
-from minigpt4.models.trained_weights import TrainedWeights
+from minigpt4.models.trained_weights import RELEASE_NAMES, TrainedWeights
 from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import from_release
@@ -138,7 +138,8 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             main_print(f"Load {len(model.prompt_list)} training prompts")
             main_print(f"Prompt Example \n{model.prompt_list[0]}")
         if cfg.ckpt:
-            main_print(f"Load {cls.CHECKPOINT} Checkpoint: {cfg.ckpt}")
+            name = RELEASE_NAMES.get(cfg.arch, "BLIP2-LLM")
+            main_print(f"Load {name} Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
             saved = checkpoint_folder.compared(model.load_ckpt(path), path, cfg, model.identity())
             model.trained_text = trained_with.trained_text(saved) or model.trained_text

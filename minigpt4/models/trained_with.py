@@ -39,6 +39,12 @@ def check_composition(saved: Any, path: Path, where: str, own: dict[str, str]) -
             )
 
 
+def check_identity(saved: Any, path: Path, where: str, own: dict) -> None:
+    """Raise CheckpointError as `check_composition`, warn as `compare_identity`; `own` is a model's `identity()`."""
+    check_composition(saved, path, where, mapping(own.get("composition")))
+    compare_identity(saved, path, where, own)
+
+
 def saved_identity(saved: Any) -> dict:
     """Return the identity that a checkpoint holds, {} if it holds none; `saved` is what its file holds."""
     return mapping(mapping(mapping(saved).get("progress")).get("identity"))

@@ -8,6 +8,7 @@ from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_che
 from minigpt4.common.dist_utils import from_main
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.utils import expand_path
+from minigpt4.models.trained_with import check_identity
 from minigpt4.runners.run_folder import AUTO, BEST, checkpoint_name, newest_checkpoint, prune
 from minigpt4.runners.run_state import Position, Progress
 
@@ -30,6 +31,7 @@ class RunCheckpoints:
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
         # what every program's checkpoint has
+        check_identity(state, self.resumed_from, where, self.model.identity())
         with self._understood("model"):
             self.model.load_trainable(state["model"], where, path=self.resumed_from)
         if self.run_cfg.evaluate:
