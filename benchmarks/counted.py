@@ -44,7 +44,8 @@ def count_memory(args: Namespace) -> dict:
     rows = [log_row(stage) for stage in LOG]
     for size, stage in product(sizes, OFFICIAL_BATCH):
         rows += memory_rows(size, stage, kinds)
-    rows += [row for kind in kinds for row in v2_rows(kind)]
+    for kind in kinds:
+        rows += v2_rows(kind)
     return {"rows": rows, "cards": {} if args.quick else cards(sizes)}
 
 
@@ -73,9 +74,8 @@ def baseline(stage: int) -> float:
 
 def peak_of_2023(model: nn.Module, batch: dict) -> int:
     """Return the bytes of a step as 2023 computes it."""
-    tables = (
-        model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
-    )  # float32 cosines and sines, in each layer
+    # float32 cosines and sines, in each layer
+    tables = model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
     return cost(model, batch, partial(baseline_2023.loss, model)).peak + tables
 
 

@@ -146,9 +146,8 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
 
     Its random crops come from the global generator; with `seeded`, for comparison, they are those of our chain.
     """
-    crop = RandomCropResize(
-        IMAGE_SIZE, scale=(0.5, 1.0)
-    )  # torchvision's, with 2023's pixels on any Pillow
+    # torchvision's, with 2023's pixels on any Pillow
+    crop = RandomCropResize(IMAGE_SIZE, scale=(0.5, 1.0))
     augment = transforms.Compose(
         [crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
     )
@@ -194,10 +193,8 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
             )
         return by_name
 
-    ours, theirs = (
-        tensors(loader_ours(shards, batch_size)),
-        tensors(loader_2023(shards, batch_size, seeded=True)),
-    )
+    ours = tensors(loader_ours(shards, batch_size))
+    theirs = tensors(loader_2023(shards, batch_size, seeded=True))
     same = [
         theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name])
         for name in theirs

@@ -12,9 +12,8 @@ def joules() -> Callable[[], float] | None:
     with suppress(OSError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         device, used = ctypes.c_void_p(), ctypes.c_ulonglong()
-        identity = (
-            f"GPU-{torch.cuda.get_device_properties(0).uuid}".encode()
-        )  # which of the machine's it is
+        # which of the machine's it is
+        identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}".encode()
         if (
             nvml.nvmlInit_v2() == 0
             and nvml.nvmlDeviceGetHandleByUUID(identity, ctypes.byref(device)) == 0

@@ -84,9 +84,8 @@ def run(args: Namespace) -> dict:
     path = Path(args.json) if args.json and args.json != "-" else None
     steps = Steps(args.seconds, path)
     for name, step, limit in PARTS[args.part](args):
-        steps.run(
-            name, step, limit * 20 if args.rehearsal else limit
-        )  # a machine without a GPU compiles slowly
+        # a machine without a GPU compiles slowly
+        steps.run(name, step, limit * 20 if args.rehearsal else limit)
     if args.rehearsal:
         for row in steps.found["rows"]:
             row["passed"] = True

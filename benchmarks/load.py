@@ -93,9 +93,8 @@ def build(kind: str, cfg: DictConfig) -> nn.Module:
 def _measure(kind, size, folder):
     """Print seconds, the peak of private memory above that of the imports (MiB), and a hash of all tensors."""
     cfg = workload.model_config(SIZES[size], folder)
-    MiniGPT4(
-        cfg, torch.float16
-    )  # imports, and first calls inside the libraries, are no part of either way
+    # imports, and first calls inside the libraries, are no part of either way
+    MiniGPT4(cfg, torch.float16)
     before, is_done = private_mib(), threading.Event()
     peak = [before]
 

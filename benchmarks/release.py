@@ -46,9 +46,8 @@ def options(size: str) -> list[str]:
 
 def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -> None:
     """Write ViT, Q-Former and LLM of a `model` section as .safetensors in half precision, and a tokenizer."""
-    device = (
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )  # which draws them in seconds, not minutes
+    # which draws them in seconds, not minutes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
     for stem in stems:

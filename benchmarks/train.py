@@ -30,9 +30,8 @@ GATES = {
     ("7b", 2): 1.8,
 }
 BATCH = {1: 16, 2: 12}
-WITH_FLOAT32 = [
-    size for size in workload.SIZES if size not in ("7b", "13b")
-]  # float32 copies have to fit
+# float32 copies have to fit
+WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]
 Ways = dict[str, Callable[[], Tensor]]
 
 
@@ -175,10 +174,8 @@ class Part:
         half = workload.random_model(
             args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage
         )
-        wide, batch = (
-            workload.in_float32(half),
-            workload.batches(half, args.stage, args.batch, 1)[0],
-        )
+        wide = workload.in_float32(half)
+        batch = workload.batches(half, args.stage, args.batch, 1)[0]
         wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
         # errors against 2023 in float32, before any speed
         exact, errors = wide_ways["2023"](), {}

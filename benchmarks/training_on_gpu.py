@@ -216,9 +216,8 @@ class Training:
     def vision(self, sizes: list[int]) -> dict:
         """Return milliseconds of the vision part by attention kernel and batch: the first call, and those after it."""
         found = {}
-        names = [
-            name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")
-        ]  # it needs a true driver
+        # it needs a true driver
+        names = [name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")]
         for name, size in itertools.product(names, sizes):
             image = torch.randn(
                 size, 3, self.model.image_size, self.model.image_size, device=self.device

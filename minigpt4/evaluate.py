@@ -11,8 +11,9 @@ from pathlib import Path
 
 from minigpt4.common.checkpoint_folder import CHECKPOINT_HELP, with_checkpoint
 from minigpt4.common.cli import run_program
-from minigpt4.common.config import BENCHMARKS, Config, add_config_arguments
+from minigpt4.common.config import Config, add_config_arguments
 from minigpt4.common.image_files import IMAGE_SUFFIXES, list_files
+from minigpt4.common.user_settings import BENCHMARKS
 from minigpt4.evaluation.answering import Item, answer_file
 from minigpt4.evaluation.compare import compare_results
 from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks

@@ -23,10 +23,8 @@ CONFIGS = read("j_configs/merged.json", {"configs": {}})["configs"]
 pytestmark = pytest.mark.skipif(not CONFIGS, reason="this set of fixtures has no j_configs")
 STAGE1 = "train_configs/minigpt4_llama2_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_llama2_stage2_finetune.yaml"
-FINETUNE, BENCHMARKS = (
-    "train_configs/minigptv2_finetune.yaml",
-    "eval_configs/minigptv2_benchmark_evaluation.yaml",
-)
+FINETUNE = "train_configs/minigptv2_finetune.yaml"
+BENCHMARKS = "eval_configs/minigptv2_benchmark_evaluation.yaml"
 THREE = ("llava_conversation", "unnatural_instruction", "refvg")  # several turns, text alone, boxes
 SHORT = {"max_epoch": 1, "warmup_steps": 1, "num_workers": 1}
 STEPS = 8  # of an epoch in whose middle a run is told to end
@@ -202,9 +200,8 @@ def test_two_ranks_of_which_one_has_text_alone(small, start_weights):
     assert [rank["unnatural_instruction"]["batches"] for rank in drawn] == [1, 1]
     assert [sum(each["batches"] for each in rank.values()) for rank in drawn] == [3, 3]
     taken = [int(each["step"]) for each in state["optimizer"]["state"].values()]
-    assert taken == [3] * len(
-        state["model"]
-    )  # in each step there was an image somewhere, so the projection moved
+    # in each step there was an image somewhere, so the projection moved
+    assert taken == [3] * len(state["model"])
 
 
 def test_evaluation_and_chat_of_the_finetuned_model(small, finetuned):

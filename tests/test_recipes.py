@@ -72,6 +72,13 @@ def test_the_recipe_runs_on_tiny_folders(folder, capsys):
     for stage in ("stage1", "stage2"):
         (log,) = (folder / stage).glob("*/log.txt")
         assert json.loads(log.read_text().splitlines()[-1])["val_loss"] > 0
+    # by LoRA instead
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    (lora,) = re.findall(r"For LoRA:\s+`--options (.*?)`", page)
+    capsys.readouterr()
+    run(f"{plan2} {lora}")
+    said = capsys.readouterr().out
+    assert re.search(r"^llm +lora +0\.0002 ", said, flags=re.M), said
     # an answer of the trained model
     run(answer)
     records = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]

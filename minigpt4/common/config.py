@@ -11,13 +11,13 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.checkpoint_folder import is_checkpoint_folder, opened
 from minigpt4.common.config_images import check_images
 from minigpt4.common.config_paths import PACKAGE_DIR, settle_paths
 from minigpt4.common.config_report import ConfigError, Report
@@ -25,14 +25,11 @@ from minigpt4.common.config_report import Problem as Problem  # for users
 from minigpt4.common.config_section import REQUIRED as REQUIRED  # for users
 from minigpt4.common.config_section import EnvConfig, load_environment
 from minigpt4.common.config_section import as_section as as_section
-from minigpt4.common.config_values import apply_options, check_values, hide_secrets, overlaid, typed
-from minigpt4.common.own_code import import_modules, shipped_imports
+from minigpt4.common.config_values import check_values, hide_secrets, overlaid, typed
+from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
+from minigpt4.common.user_settings import BENCHMARKS, SECTIONS, UserSettings
 from minigpt4.common.yaml_file import read_yaml
-
-SECTIONS = ("env", "model", "datasets", "run")
-BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its benchmark is asked for
-_DEAD_SECTIONS = ("preprocess",)
 
 
 def add_config_arguments(parser: ArgumentParser, required: bool = True) -> None:
@@ -59,18 +56,12 @@ class Config:
         self, args: Namespace, for_training: bool = False, unopened: Sequence[str] = ()
     ) -> None:
         self.report = Report(unopened)
-        # the user's file, with the options over it
-        path, options = opened(args)
-        self._user, lines = read_yaml(path)
-        self.report.places = {key: f"{path.name} line {line}" for key, line in lines.items()}
-        if is_checkpoint_folder(path.parent) and "imports" in self._user:
-            self._user.imports = shipped_imports(self._user.imports, path)
-        apply_options(self._user, options, self.report)
-        user = OmegaConf.to_container(self._user)
-        sections = self._roots(user, for_training)
+        self._user = UserSettings(args, self.report)
+        sections = self._user.roots(for_training)
         # own code registers names, so it comes before any of them is looked up
-        self._folders = [path.resolve().parent]
-        imports = import_modules(user.get("imports", []), [*self._folders, Path.cwd()], self.report)
+        self._folders = [self._user.path.resolve().parent]
+        modules = self._user.plain.get("imports", [])
+        imports = import_modules(modules, [*self._folders, Path.cwd()], self.report)
         # the sections; the model's comes before those of datasets, whose images follow it
         env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config = OmegaConf.create({"imports": imports} if imports else {})
@@ -79,15 +70,14 @@ class Config:
         self.image_settings = self._image_settings()
         self.config.datasets = {}
         for name in sections["datasets"]:
-            section = self._section(sections["datasets"], name, f"datasets.{name}")
+            section = self._user.section(sections["datasets"], name, f"datasets.{name}")
             self.config.datasets[name] = self._dataset(name, section)
         self.config.run = self._run(sections["run"])
         self._benchmarks = sections[BENCHMARKS]
         # what the values name; an answer needs no data, so its paths may be unset
         for root in SECTIONS if for_training else ("env", "model"):
-            if not any(
-                problem.key == root for problem in self.report.problems
-            ):  # else it is no section at all
+            is_section = all(problem.key != root for problem in self.report.problems)
+            if is_section:
                 check_values(self.config[root], root, self.report)
         check_images(self.datasets_cfg, self.image_settings, self.report)
         if self.report.is_clean("env"):
@@ -122,17 +112,12 @@ class Config:
         plain = self.to_dict()
         if "imports" in plain:
             log("\n=====  Imports    =====\n%s", json.dumps(plain["imports"], indent=4))
-        log(
-            "\n=====  Running Parameters    =====\n%s",
-            json.dumps(plain["run"], indent=4, sort_keys=True),
-        )
+        as_text = partial(json.dumps, indent=4, sort_keys=True)
+        log("\n=====  Running Parameters    =====\n%s", as_text(plain["run"]))
         log("\n======  Dataset Attributes  ======")
         for name, section in plain["datasets"].items():
-            log("\n======== %s =======\n%s", name, json.dumps(section, indent=4, sort_keys=True))
-        log(
-            "\n======  Model Attributes  ======\n%s",
-            json.dumps(plain["model"], indent=4, sort_keys=True),
-        )
+            log("\n======== %s =======\n%s", name, as_text(section))
+        log("\n======  Model Attributes  ======\n%s", as_text(plain["model"]))
 
     def benchmark_cfg(self, name: str) -> DictConfig | None:
         """Return the typed section `evaluation_datasets.<name>` and its registered name as `benchmark`.
@@ -140,17 +125,15 @@ class Config:
         What is wrong with it is added to `report`; None: the name is not registered.
         """
         where = f"{BENCHMARKS}.{name}"
-        user = self._section(self._benchmarks, name, where)
-        registered = self._filled_in(user.get("benchmark"), f"{where}.benchmark") or name
+        user = self._user.section(self._benchmarks, name, where)
+        registered = self._user.filled_in(user.get("benchmark"), f"{where}.benchmark") or name
         cls = self._class("benchmark", registered, where)
         if cls is None or not self.report.is_clean(where):
             return None
-        self.config.setdefault(
-            BENCHMARKS, {}
-        )  # what it returns at first is no part of the configuration
-        self.config[BENCHMARKS][name] = self._typed(
-            user | {"benchmark": registered}, cls.Config, where
-        )
+        # what `setdefault` returns at first is no part of the configuration
+        self.config.setdefault(BENCHMARKS, {})
+        section = user | {"benchmark": registered}
+        self.config[BENCHMARKS][name] = self._typed(section, cls.Config, where)
         check_values(self.config[BENCHMARKS][name], where, self.report)
         return self.config[BENCHMARKS][name]
 
@@ -166,46 +149,9 @@ class Config:
                 name = section.get(key) or where.removeprefix("datasets.")
                 try:
                     found = registry.get(kind, name).preflight(section, where)
-                except (
-                    ValueError,
-                    OSError,
-                ) as error:  # such as a path that another section has wrong
+                except (ValueError, OSError) as error:  # a path that another section has wrong
                     found = [str(error)]
                 self.report.add_found(found, where)
-
-    def _roots(self, user: dict[str, Any], for_training: bool) -> dict[str, dict[str, Any]]:
-        """Return {name: plain section} of all sections, {} for one that is not there."""
-        for root in user:
-            if root in _DEAD_SECTIONS:
-                self.report.warnings.append(f"{root}: this section does nothing")
-            elif root not in (known := (*SECTIONS, "imports", BENCHMARKS)):
-                self.report.unknown(str(root), "section", known)
-        needed = ("model", "datasets", "run") if for_training else ("model",)
-        for root in needed[1:]:  # without `model` the report asks for model.arch
-            if not user.get(root):
-                self.report.add(
-                    root, f"this section is missing; a configuration needs {', '.join(needed)}"
-                )
-        return {root: self._section(user, root, root) for root in (*SECTIONS, BENCHMARKS)}
-
-    def _section(self, parent: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-        """Return the plain mapping at a key, {} for none; anything else is a problem of the key `where`."""
-        value = self._filled_in(parent.get(key), where)
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        if value and not isinstance(value, dict):
-            message = f"{value!r} ({type(value).__name__}) is no section; write its keys below it, as `key: value`"
-            self.report.add(where, message)
-        return value if isinstance(value, dict) else {}
-
-    def _filled_in(self, value: Any, where: str) -> Any:
-        """Return a value of the user's, an interpolation within the user's own settings filled in."""
-        if not (isinstance(value, str) and "${" in value):
-            return value
-        try:
-            return OmegaConf.select(self._user, where)
-        except OmegaConfBaseException as error:
-            self.report.add(where, str(error).splitlines()[0])
-            return None
 
     def _typed(self, section: dict[str, Any], schema: type, where: str) -> DictConfig:
         """Return a typed section, its paths looked up."""
@@ -214,8 +160,8 @@ class Config:
         return config
 
     def _model(self, user: dict[str, Any]) -> DictConfig:
-        arch = self._filled_in(user.get("arch"), "model.arch")
-        model_type = self._filled_in(user.get("model_type"), "model.model_type")
+        arch = self._user.filled_in(user.get("arch"), "model.arch")
+        model_type = self._user.filled_in(user.get("model_type"), "model.model_type")
         if not arch and self.report.is_clean("model.arch"):
             self.report.add("model.arch", f"missing; known: {', '.join(registry.list_models())}")
         if not arch:
@@ -250,37 +196,34 @@ class Config:
     def _dataset(self, section: str, user: dict[str, Any]) -> DictConfig:
         """Return the typed section of the builder that its key `builder`, or else its name, names."""
         where = f"datasets.{section}"
-        name = self._filled_in(user.get("builder"), f"{where}.builder") or section
-        kind = self._filled_in(user.get("type", "default"), f"{where}.type")
-        hint = (
-            ""
-            if user.get("builder")
-            else f"; a section of any other name needs the key {where}.builder"
-        )
-        cls = self._class("builder", name, where if hint else f"{where}.builder", hint)
-        shipped = self._shipped(
-            cls and cls.DATASET_CONFIG_DICT, kind, f"{where}.type", f"type {kind!r} of {name}"
-        )
+        name = self._user.filled_in(user.get("builder"), f"{where}.builder") or section
+        kind = self._user.filled_in(user.get("type", "default"), f"{where}.type")
+        if user.get("builder"):
+            cls = self._class("builder", name, f"{where}.builder")
+        else:
+            hint = f"; a section of any other name needs the key {where}.builder"
+            cls = self._class("builder", name, where, hint)
+        files = cls and cls.DATASET_CONFIG_DICT
+        shipped = self._shipped(files, kind, f"{where}.type", f"type {kind!r} of {name}")
         if shipped is None:
             return OmegaConf.create(user)
-        config = self._typed(
-            overlaid((shipped.get("datasets") or {}).get(name) or {}, user), cls.Config, where
-        )
+        shipped = (shipped.get("datasets") or {}).get(name) or {}
+        config = self._typed(overlaid(shipped, user), cls.Config, where)
+        # its processors; those of images follow the model's
         plain = OmegaConf.to_container(config)
         for role, defaults in (("vis_processor", self.image_settings), ("text_processor", {})):
             splits = plain.get(role)
             for split in splits if isinstance(splits, dict) else ():
-                if settings := self._section(splits, split, f"{where}.{role}.{split}"):
-                    config[role][split] = self._processor(
-                        settings, f"{where}.{role}.{split}", defaults
-                    )
+                key = f"{where}.{role}.{split}"
+                if settings := self._user.section(splits, split, key):
+                    config[role][split] = self._processor(settings, key, defaults)
         return config
 
     def _processor(
         self, given: dict[str, Any], where: str, defaults: Mapping[str, Any]
     ) -> DictConfig:
         """Return a processor's typed section, with those `defaults` that its class knows filled in."""
-        name = self._filled_in(given.get("name"), f"{where}.name")
+        name = self._user.filled_in(given.get("name"), f"{where}.name")
         if not name:
             self.report.add(
                 f"{where}.name", f"missing; known: {', '.join(registry.list_processors())}"
@@ -289,23 +232,21 @@ class Config:
         if cls is None:
             return OmegaConf.create(given)
         given = {key: value for key, value in given.items() if key != "name"}
-        known = [field.name for field in dataclasses.fields(cls.Config)]
-        filled = {
-            key: value for key, value in defaults.items() if key in known and given.get(key) is None
-        }
-        config = self._typed(given | filled, cls.Config, where)
+        for field in dataclasses.fields(cls.Config):
+            if field.name in defaults and given.get(field.name) is None:
+                given[field.name] = defaults[field.name]
+        config = self._typed(given, cls.Config, where)
         return OmegaConf.create({"name": name} | OmegaConf.to_container(config))
 
     def _run(self, user: dict[str, Any]) -> DictConfig:
         sizes = [section.get("batch_size") for section in self.config.datasets.values()]
-        if sizes and all(
-            sizes
-        ):  # each dataset has its own: as in the newest release run.batch_size_train may lack
+        # each dataset has its own: as in the newest release run.batch_size_train may lack
+        if sizes and all(sizes):
             user = {"batch_size_train": max(sizes)} | user
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
-            if (name := self._filled_in(user.get(key), f"run.{key}")) is not None:
+            if (name := self._user.filled_in(user.get(key), f"run.{key}")) is not None:
                 self._class(kind, name, f"run.{key}")
-        name = self._filled_in(user.get("runner"), "run.runner")
+        name = self._user.filled_in(user.get("runner"), "run.runner")
         cls = self._class("runner", "runner_base" if name is None else name, "run.runner")
         return OmegaConf.create(user) if cls is None else self._typed(user, cls.Config, "run")
 

@@ -90,9 +90,8 @@ def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) 
             report.add(path, f"{value} is out of range")
             continue
         try:
-            OmegaConf.update(
-                config, key, value, merge=False
-            )  # converts, as "3" for text, where an assignment warns
+            # converts, as "3" for text, where an assignment warns
+            OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException:
             found = "null" if value is None else f"{value!r} ({type(value).__name__})"
             report.add(path, f"{found} is not {_describe(hints[key])}")

@@ -8,18 +8,17 @@ no buffer is ever looked at or sent.
 import importlib
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from minigpt4.common.config import Problem
-from minigpt4.common.device import resolve_device
+from minigpt4.common.launchers import Launch, launch_problems, launched_processes, run_device
 
 
 def is_distributed() -> bool:
@@ -43,107 +42,6 @@ def main_print(*args: Any) -> None:
     if is_main_process():
         with suppress(OSError, UnicodeEncodeError):
             print(*args, flush=True)
-
-
-class Launch(NamedTuple):
-    """How this process was started. `local_rank`: its index on this machine; None: it is alone."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int | None = None
-
-
-TORCHRUN, SLURM = "torchrun", "SLURM's srun"
-# launcher: its variables for rank, number of processes, and rank on this machine
-_LAUNCHERS = {
-    TORCHRUN: ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    # before SLURM: its mpirun starts a daemon on each machine by srun, and their processes have both
-    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    # the script of a SLURM job has SLURM_PROCID and SLURM_NTASKS, too; only srun's tasks have their step's size
-    SLURM: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    "mpirun_rsh": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
-    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-}
-
-
-def _launcher(environ: Mapping[str, str]) -> str | None:
-    """Return which of _LAUNCHERS started this process; an empty variable counts as unset."""
-    for name, variables in _LAUNCHERS.items():
-        if all(environ.get(variable) for variable in variables[:2]):
-            return name
-    return None
-
-
-def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
-    """Return how torchrun, SLURM's srun or an MPI started this process; one process of one is alone.
-
-    Under srun the local rank is the rank modulo the GPUs; a `run.world_size` above 1 goes before SLURM's. Raises
-    ValueError that names a variable which is no number, or out of range.
-    """
-    launcher = _launcher(environ)
-    if launcher is None:
-        there, missing = sorted(_LAUNCHERS[TORCHRUN][:2], key=lambda name: not environ.get(name))
-        if environ.get(there) and (there, environ[there]) != ("WORLD_SIZE", "1"):
-            raise ValueError(
-                f"{there} is set in the environment, {missing} is not; torchrun sets both. {_UNSET}"
-            )
-        return Launch()
-    launch = Launch(*(_number(environ, variable) for variable in _LAUNCHERS[launcher]))
-    if launcher == SLURM:
-        launch = launch._replace(local_rank=launch.rank % max(torch.cuda.device_count(), 1))
-        launch = (
-            launch._replace(world_size=run_cfg.world_size) if run_cfg.world_size > 1 else launch
-        )
-    if not launch.rank < launch.world_size:
-        found = f"rank {launch.rank} of {launch.world_size} processes by {_named(launcher)}; ranks begin with 0"
-        raise ValueError(f"{found}. {_UNSET}")
-    # torchrun's one process joins a group, too
-    is_alone = launch.world_size == 1 and not (launcher == TORCHRUN and environ.get("MASTER_ADDR"))
-    return Launch() if is_alone else launch
-
-
-def _named(launcher: str) -> str:
-    """Return a launcher with the variables that speak for it."""
-    return f"{launcher} ({', '.join(_LAUNCHERS[launcher][:2])})"
-
-
-_UNSET = "To start one process alone, unset these variables"
-
-
-def _number(environ: Mapping[str, str], variable: str) -> int:
-    text = environ.get(variable) or "0"
-    if not text.isdecimal():
-        raise ValueError(f"{variable}: {text!r} in the environment is no number. {_UNSET}")
-    return int(text)
-
-
-def run_device(run_cfg: DictConfig) -> torch.device:
-    """Return this process's device of `run.device`. Raises DeviceError if it is not there."""
-    return resolve_device(run_cfg.device, launched_processes(run_cfg).local_rank)
-
-
-def launch_problems(
-    run_cfg: DictConfig, where: str, environ: Mapping[str, str] = os.environ
-) -> list[Problem]:
-    """Return what is wrong between the `run` section and the way this process was started."""
-    problems = []
-    try:
-        launch = launched_processes(run_cfg, environ)
-    except ValueError as error:
-        return [Problem(f"{where}.distributed", str(error))]
-    if launch.local_rank is None:
-        return problems
-    count, by = launch.world_size, f"started by {_named(_launcher(environ))}"
-    if launch.world_size > 1 and not run_cfg.distributed:
-        advice = f"start one (python train.py ...) or use --options {where}.distributed=True"
-        message = f"False, but {count} processes were {by}; {advice}"
-        problems.append(Problem(f"{where}.distributed", message))
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
-    if run_cfg.dist_url == "env://" and missing:
-        message = f"env:// needs {' and '.join(missing)} in the environment, for the {count} processes {by}; "
-        message += f"set them, or give tcp://<host>:<port>. {_UNSET}"
-        problems.append(Problem(f"{where}.dist_url", message))
-    return problems
 
 
 def init_distributed_mode(run_cfg: DictConfig) -> Launch:
@@ -291,9 +189,8 @@ def average_gradients(
     messages = [together] if sums is None else [together, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()
-    *means, there = (
-        together[:-1].div_(together[-1]).split([*map(torch.numel, gradients), len(gradients)])
-    )
+    sizes = [*map(torch.numel, gradients), len(gradients)]
+    *means, there = together[:-1].div_(together[-1]).split(sizes)
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
     for number, is_there in zip(missing, there[missing].tolist() if missing else (), strict=True):

@@ -23,9 +23,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of the clone that this package lies in, "-dirty" behind it with changes; None elsewhere."""
     root = Path(__file__).resolve().parents[2]
-    if not (
-        root / ".git"
-    ).exists():  # also not where an installed package lies below somebody's clone
+    # also not where an installed package lies below somebody's clone
+    if not (root / ".git").exists():
         return None
     command = [
         "git",

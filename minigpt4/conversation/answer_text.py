@@ -50,18 +50,15 @@ class AnswerText:
         # the end may become a stop string, or be half a character
         held = max(map(partial(_overlap, text), self.stop), default=0)
         text = text[: len(text) - held].rstrip("\ufffd").strip()
-        if text.startswith(
-            self._shown
-        ):  # else bytes of an open character hide the one before it for a while
+        # else bytes of an open character hide the one before it for a while
+        if text.startswith(self._shown):
             self._shown = text
         return self._shown
 
     def _growing(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; windows overlap, as a text's first token is decoded otherwise."""
-        known, text = (
-            self._decode(ids[self._before : self._start]),
-            self._decode(ids[self._before :]),
-        )
+        known = self._decode(ids[self._before : self._start])
+        text = self._decode(ids[self._before :])
         if not text.startswith(known):
             return self._settled
         new = text[len(known) :]

@@ -15,19 +15,13 @@ from torch import Tensor, nn
 
 from minigpt4.common.logger import warn_once
 from minigpt4.conversation.answer_text import AnswerText
-from minigpt4.conversation.context import Context, TooLongError
-from minigpt4.conversation.generation import (
-    PrefixCache,
-    Request,
-    Sampling,
-    StopRule,
-    beam_search,
-    decode,
-    request_of,
-)
-from minigpt4.conversation.images import fitted_processor, open_image
+from minigpt4.conversation.context import Context
+from minigpt4.conversation.fitting import fitted_context, prompt_ids
+from minigpt4.conversation.generation import StopRule, beam_search, decode
+from minigpt4.conversation.images import fitted_processor, pixels_of
+from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.conversation.sampling import Request, Sampling, request_of
 from minigpt4.text.encoder import PromptEncoder
-from minigpt4.text.rows import context_ids
 from minigpt4.text.templates import Template, template_for
 
 if TYPE_CHECKING:  # it imports this module for its 2023 name
@@ -72,10 +66,8 @@ class Chat:
         stopping_criteria: Any = None,
     ):
         self.model, self.vis_processor = model, fitted_processor(vis_processor, model)
-        self.stopping_criteria, self.penalty = (
-            stopping_criteria,
-            getattr(model, "repetition_penalty", 1),
-        )
+        self.stopping_criteria = stopping_criteria
+        self.penalty = getattr(model, "repetition_penalty", 1)
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
@@ -101,7 +93,7 @@ class Chat:
         An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them
         ([3, S, S] or [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
         """
-        pixels = torch.stack([self._pixels(image) for image in images])
+        pixels = torch.stack([pixels_of(image, self.vis_processor) for image in images])
         return list(self.model.encode_img(pixels.to(self.device))[0].split(1))
 
     def upload_img(self, image: Any, conv: "Conversation", img_list: list) -> str:
@@ -188,38 +180,21 @@ class Chat:
 
     def answer_contexts(self, contexts: Sequence[Context], **sampling: Any) -> list[str]:
         """Return the texts that follow the prompts of `contexts`, computed as one batch."""
-        answers = zip(contexts, self._generate(contexts, request_of((), sampling)), strict=True)
-        return [
-            AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
-            for context, ids in answers
-        ]
+        answers = self._generate(contexts, request_of((), sampling))
+        return list(map(self._text, contexts, answers))
 
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
         """Return [1, L, D]: the prompt's token embeddings with the images between them."""
         images = self._images(conv, img_list)
-        context = Context(self._ids(conv, images), images, (), 0)
+        context = Context(prompt_ids(conv, images, self.encoder), images, (), 0)
         return context.embeds(self.model.llama_model.get_input_embeddings())
 
     # parts of them
 
-    def _pixels(self, image: Any) -> Tensor:
-        if not isinstance(image, torch.Tensor):
-            return self.vis_processor(open_image(image))
-        pixels = image[0] if image.ndim == 4 and len(image) == 1 else image
-        if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
-            raise ValueError(
-                f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]"
-            )
-        return pixels
-
     def _is_embedding(self, image: Any) -> bool:
         width = self.model.llama_model.get_input_embeddings().weight.shape[1]
-        return (
-            isinstance(image, torch.Tensor)
-            and image.ndim == 3
-            and len(image) == 1
-            and image.shape[2] == width
-        )
+        is_matrix = isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) == 1
+        return is_matrix and image.shape[2] == width
 
     def _images(self, conv: "Conversation", img_list: list) -> tuple[Tensor, ...]:
         if not isinstance(img_list, list):
@@ -232,12 +207,6 @@ class Chat:
         self.encode_img(img_list)
         return tuple(img_list)
 
-    def _ids(self, conv: "Conversation", images: Sequence[Tensor]) -> tuple[int, ...]:
-        """Return the ids of the prompt as it stands, as a tuple."""
-        return tuple(
-            context_ids(conv.segments(), self.encoder, [image.shape[1] for image in images])
-        )
-
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
         """Return the Context of the next answer, oldest turns left out where it would be too long."""
         self.check_template(conv.template)
@@ -247,67 +216,25 @@ class Chat:
                 "nothing to answer: the last message must be the user's; ask(text, conv) first"
             )
         images = self._images(conv, img_list)
-        # room for the prompt: what the LLM can take, less the answer
-        max_length, max_new_tokens = request.sampling.max_length, request.sampling.max_new_tokens
-        limit = min(
-            max_length,
-            getattr(self.model.llama_model.config, "max_position_embeddings", None) or max_length,
-        )
-        room = limit - max_new_tokens
-        if room < 1:
-            raise ValueError(
-                f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens"
-            )
-
-        def opened(conv: "Conversation") -> Sequence[int]:
-            # characters alone may tell that it is too long: then it costs no tokenising
-            at_least = conv.num_chars // self.encoder.longest_token
-            if at_least > limit:
-                return range(at_least)
-            conv = conv.copy()
-            conv.append_message(conv.roles[1], None)
-            return self._ids(conv, images)
-
-        # the oldest turns go first; a question that is long by itself takes room of its answer
-        prompt, num_left_out = opened(conv), 0
-        if len(prompt) > room:
-            shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
-            prompt = opened(shorter)
-        if len(prompt) >= limit:
-            raise TooLongError(
-                f"question and images take {len(prompt)} tokens of {limit}: shorten the question"
-            )
-        # what the user should know
-        if num_left_out:
-            left_out = f"the {num_left_out} oldest question(s) are left out, images stay"
-            request.on_notice(f"more than {room} tokens: {left_out}")
-        if len(prompt) > room:
-            request.on_notice(
-                f"question and images leave room for {limit - len(prompt)} tokens of an answer only"
-            )
-        return Context(prompt, images, conv.template.stop, min(max_new_tokens, limit - len(prompt)))
+        longest = getattr(self.model.llama_model.config, "max_position_embeddings", None)
+        return fitted_context(conv, images, self.encoder, longest, request)
 
     def _stop_rule(self, context: Context, request: Request) -> StopRule:
-        known = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
-        ids = {
-            self.model.llama_tokenizer.eos_token_id,
-            *(known if isinstance(known, list) else [known]),
-        }
-        ids |= {self.encoder.special_ids.get(string) for string in context.stop}
         tokenizer = self.model.llama_tokenizer
-        return StopRule(
-            tokenizer, context.stop, ids - {None}, self.stopping_criteria, request.stop_event
-        )
+        # the end tokens of the LLM and of its tokenizer, and stop strings that are one token
+        known = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
+        ids = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
+        ids.update(map(self.encoder.special_ids.get, context.stop))
+        enders = (ids - {None}, self.stopping_criteria, request.stop_event)
+        return StopRule(tokenizer, context.stop, *enders)
 
     def _generate(self, contexts: Sequence[Context], request: Request) -> list[list[int]]:
         """Return the token ids of each answer, the token that ended it included."""
         if request.sampling.num_beams > 1:
-            answers = []
+            answers, llm = [], self.model.llama_model
             for context in contexts:
                 stop_rule = self._stop_rule(context, request)
-                answers.append(
-                    beam_search(self.model.llama_model, context, request.sampling, stop_rule)
-                )
+                answers.append(beam_search(llm, context, request.sampling, stop_rule))
             return answers
         answers = [[] for _ in contexts]
         for step in self._decode(contexts, request):
@@ -322,10 +249,7 @@ class Chat:
             raise ValueError(
                 "answer_batch: the conversations have different templates; answer those one after another"
             )
-        stop_rule, bos = (
-            self._stop_rule(contexts[0], request),
-            self.model.llama_tokenizer.bos_token_id,
-        )
+        stop_rule, bos = self._stop_rule(contexts[0], request), self.encoder.tokenizer.bos_token_id
         return decode(self.decoder, contexts, request, stop_rule, bos)
 
     def _stream(self, conv: "Conversation", context: Context, request: Request) -> Iterator[str]:
@@ -349,6 +273,10 @@ class Chat:
         self, conv: "Conversation", context: Context, ids: list[int]
     ) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""
-        text = AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)
+        text = self._text(context, ids)
         conv.append_answer(text)
         return text, np.array(ids, dtype=np.int64)
+
+    def _text(self, context: Context, ids: list[int]) -> str:
+        """Return the text of an answer, without what ended it."""
+        return AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)

@@ -8,14 +8,8 @@ from itertools import zip_longest
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.generation import StoppingCriteriaSub
-from minigpt4.text.segments import (
-    IMAGE,
-    IMAGE_SLOT,
-    Segment,
-    Text,
-    dialogue_segments,
-    message_segments,
-)
+from minigpt4.conversation.message import Message
+from minigpt4.text.segments import IMAGE, Segment, Text, dialogue_segments, message_segments
 from minigpt4.text.templates import (
     CHATML,
     LLAMA2,
@@ -48,17 +42,8 @@ __all__ = [
     "template_for",
 ]
 
-SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # how a message shows the place of an image
-
-
-_SETTABLE = (
-    "template",
-    "system",
-    "messages",
-    "offset",
-    "skip_next",
-    "conv_id",
-)  # of a Conversation
+# of a Conversation
+_SETTABLE = ("template", "system", "messages", "offset", "skip_next", "conv_id")
 
 
 class SeparatorStyle(Enum):
@@ -66,36 +51,6 @@ class SeparatorStyle(Enum):
 
     SINGLE = auto()
     TWO = auto()
-
-
-class Message(str):
-    """The text of a message: a string that knows which of the slots in it are images, and which were typed."""
-
-    segments: tuple[Segment, ...]
-
-    def __new__(cls, segments: Iterable[Segment]) -> "Message":
-        segments = tuple(segments)
-        message = super().__new__(cls, "".join(map(str, segments)))
-        message.segments = segments
-        return message
-
-    def __getnewargs__(self) -> tuple:  # how copies and pickles are made
-        return (self.segments,)
-
-    @classmethod
-    def read(cls, text: str, is_user: bool) -> "Message":
-        """Return a plain string as a message: in the user's, "<Img><ImageHere></Img>" is an image, as in 2023."""
-        if isinstance(text, cls):
-            return text
-        first, *others = text.split(SLOT) if is_user else [text]
-        segments = [Text(first)] if first or not others else []
-        for piece in others:
-            segments += message_segments([IMAGE]) + ([Text(piece)] if piece else [])
-        return cls(segments)
-
-    @property
-    def num_images(self) -> int:
-        return self.segments.count(IMAGE)
 
 
 @dataclass(init=False)
@@ -125,9 +80,8 @@ class Conversation:
         conv_id: object = None,
     ):
         if not isinstance(system, Template):
-            system = separated_template(
-                system, roles, sep, sep if sep_style is SeparatorStyle.SINGLE else sep2
-            )
+            behind_answer = sep if sep_style is SeparatorStyle.SINGLE else sep2
+            system = separated_template(system, roles, sep, behind_answer)
         self.template, self.offset = system, offset
         self.skip_next, self.conv_id = skip_next, conv_id
         self.messages = [list(row) for row in messages]
@@ -178,9 +132,8 @@ class Conversation:
 
     @property
     def num_chars(self) -> int:
-        return len(self.template.system) + sum(
-            len(message) for _, message in self._read() if message
-        )
+        messages = [message for _, message in self._read() if message]
+        return len(self.template.system) + sum(map(len, messages))
 
     def copy(self) -> "Conversation":
         """Return an independent copy."""
@@ -237,18 +190,16 @@ class Conversation:
         num_images = sum(message.num_images for _, message in read[:first])
         kept = read[first][1]
         if num_images:
-            kept = Message(
-                [*message_segments([IMAGE] * num_images), Text(" ", True), *kept.segments]
-            )
+            images = message_segments([IMAGE] * num_images)
+            kept = Message([*images, Text(" ", True), *kept.segments])
         return self._with([[self.roles[0], kept], *self.messages[first + 1 :]])
 
     def shortened(self, fits: Callable[["Conversation"], bool]) -> tuple["Conversation", int]:
         """Return (longest copy for which `fits(copy)` is true, number of oldest questions left out)."""
         most = max(sum(is_user for is_user, _ in self._read()) - 1, 0)
-        count = min(
-            most,
-            bisect_left(range(most + 1), True, key=lambda count: fits(self.without_oldest(count))),
-        )
+        counts = range(most + 1)
+        count = bisect_left(counts, True, key=lambda count: fits(self.without_oldest(count)))
+        count = min(most, count)
         return self.without_oldest(count), count
 
     def segments(self) -> list[Segment]:
@@ -262,12 +213,8 @@ class Conversation:
         for number, (is_user, message) in enumerate(self._read()):
             if message is None and (is_user or number < len(self.messages) - 1):
                 raise ValueError(f"conv.messages[{number}][1] was never written; set it to a text")
-            turns.append(
-                (
-                    is_user,
-                    None if message is None else [cleaned(segment) for segment in message.segments],
-                )
-            )
+            said = None if message is None else list(map(cleaned, message.segments))
+            turns.append((is_user, said))
         return dialogue_segments(self.template, turns)
 
     def get_prompt(self) -> str:
@@ -286,9 +233,8 @@ class Conversation:
 
     def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
         rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]
-        conv = Conversation(
-            self.template, offset=self.offset, skip_next=self.skip_next, conv_id=self.conv_id
-        )
+        others = {"offset": self.offset, "skip_next": self.skip_next, "conv_id": self.conv_id}
+        conv = Conversation(self.template, **others)
         conv.messages = rows
         return conv
 

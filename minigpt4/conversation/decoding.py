@@ -9,7 +9,8 @@ import torch
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.context import Context
-from minigpt4.conversation.generation import PrefixCache, Request, Sampling
+from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.conversation.sampling import Request, Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,16 @@
-"""Decoding: which token comes next, when an answer ends, and what is kept for the next turn.
+"""Decoding: step by step to the end of an answer, and what is kept for the next turn.
 
 An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so
 closing the generator stops the work and errors reach the caller), sampling draws from a generator
-of its own, and the keys and values of a conversation live on between turns. Beam search is
+of its own (`sampling.py`), and the keys and values of a conversation live on between turns. Beam search is
 `generate`'s.
 """
 
-import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,120 +18,13 @@ from torch.nn import functional as F
 
 from minigpt4.common.device import send, shared_generators
 from minigpt4.conversation.context import Context
-from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.conversation.sampling import Request, Sampling, draw, filter_logits, own_generator
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from minigpt4.models.llm.decoding import Decoder
 
+_DRAWING = ("temperature", "top_p", "top_k")  # fields of Sampling that greedy search does not take
 MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are computed no further
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn; order and defaults are 2023's (its top_k of 50 was unsaid)."""
-
-    max_new_tokens: int = 300
-    num_beams: int = 1
-    min_length: int = 1  # counts BOS, as 2023 did: 1 allows an empty answer
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0  # of beams
-    temperature: float = 1.0  # 0: greedy
-    max_length: int = 2000  # of prompt and answer together
-    top_k: int = 50  # 0: all
-    do_sample: bool = True
-    seed: int | None = None
-
-    def __post_init__(self):
-        limits = {  # name -> (lowest, highest); the chat knows whether an answer fits the context
-            "max_new_tokens": (1, math.inf),
-            "max_length": (2, math.inf),
-            "num_beams": (1, 64),
-            "min_length": (0, math.inf),
-            "top_p": (1e-6, 1),
-            "repetition_penalty": (1e-3, 1e3),
-            "length_penalty": (-1e3, 1e3),
-            "temperature": (0, 1e3),
-            "top_k": (0, math.inf),
-        }
-        for name, (lowest, highest) in limits.items():
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and lowest <= value <= highest):  # also refuses NaN
-                raise ValueError(f"{name}: {value!r}; expected a number from {lowest} to {highest}")
-            if isinstance(getattr(type(self), name), int):
-                if value == math.inf or value != int(value):
-                    raise ValueError(f"{name}: {value!r}; expected a whole number")
-                object.__setattr__(self, name, int(value))  # a slider's 300.0
-        if not (
-            self.seed is None or (isinstance(self.seed, Integral) and -(2**63) <= self.seed < 2**63)
-        ):
-            raise ValueError(f"seed: {self.seed!r}; expected a whole number of 64 bits or None")
-        if not isinstance(self.do_sample, bool):
-            raise ValueError(f"do_sample: {self.do_sample!r}; expected True or False")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return not self.do_sample or self.temperature == 0
-
-
-class Request(NamedTuple):
-    """How one answer, or batch of them, is to be computed; see Chat."""
-
-    sampling: Sampling
-    on_notice: Callable[[str], None]
-    cache: PrefixCache | None = None
-    stop_event: Event | None = None
-    stop_events: Sequence[Event] = ()  # one a row, which ends that row alone
-
-    def is_stopped(self, row: int) -> bool:
-        """Whether the caller has ended this row."""
-        return bool(self.stop_events) and self.stop_events[row].is_set()
-
-
-_PENALTY = [each.name for each in fields(Sampling)].index(
-    "repetition_penalty"
-)  # its place among the arguments
-
-
-def request_of(
-    sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1
-) -> Request:
-    """Return the Request of an answer's arguments: those of Sampling, and fields of Request, which `others` names.
-
-    `penalty`: of repetition, where they say none. One answer has the model's, those of a batch have none.
-    """
-    if len(sampling) <= _PENALTY:
-        named.setdefault("repetition_penalty", penalty)
-    given = {name: named.pop(name) for name in others if name in named}
-    return Request(
-        Sampling(*sampling, **named), **{"on_notice": logging.getLogger(__name__).warning} | given
-    )
-
-
-def filter_logits(
-    logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()
-) -> Tensor:
-    """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
-
-    `history` [B, T] starts with BOS. A greedy choice ignores temperature, top-k and top-p.
-    """
-    logits = logits.float()
-    if sampling.repetition_penalty != 1.0:
-        seen = logits.gather(1, history)
-        penalty = sampling.repetition_penalty
-        logits = logits.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
-    if history.shape[1] < sampling.min_length:
-        logits[:, list(eos_ids)] = -math.inf
-    if sampling.is_greedy:
-        return logits
-    logits = logits / sampling.temperature
-    size = logits.shape[1]
-    best = logits.topk(min(sampling.top_k or size, size)).values  # descending
-    probabilities = best.softmax(-1)
-    # what stands above a token has less mass than top_p: it stays; the best one always does
-    kept = (probabilities.cumsum(-1) - probabilities < sampling.top_p).sum(-1, keepdim=True)
-    return logits.masked_fill(logits < best.gather(1, kept - 1), -math.inf)
 
 
 class StoppingCriteriaSub:
@@ -244,22 +134,25 @@ def decode(
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
     # what rows have written: on the device behind BOS, and here, where it is decided which of them go on
-    history = torch.full((num_rows, 1), bos_id or 0, device=device)
+    start = 0 if bos_id is None else 1
+    history = torch.full((num_rows, start), bos_id or 0, device=device)
+    if not start:  # min_length counts BOS
+        sampling = replace(sampling, min_length=max(sampling.min_length - 1, 0))
     answers = [_Answer(row, context.max_new_tokens) for row, context in enumerate(contexts)]
     try:
         logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
-                tokens = draw(
-                    filter_logits(logits, history, sampling, stop_rule.eos_ids), sampling, generator
-                )
+                # the next token of each row
+                logits = filter_logits(logits, history, sampling, stop_rule.eos_ids)
+                tokens = draw(logits, sampling, generator)
                 history = torch.cat([history, tokens[:, None]], 1)
-                for answer, token in zip(
-                    answers, tokens.tolist(), strict=True
-                ):  # the one wait of a step
+                values = tokens.tolist()  # the one wait of a step
+                for answer, token in zip(answers, values, strict=True):
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
-                ended = stop_rule.ended([answer.ids for answer in answers], history[:, 1:])
+                # which rows go on
+                ended = stop_rule.ended([answer.ids for answer in answers], history[:, start:])
                 for answer, has_ended in zip(answers, ended, strict=True):
                     is_full = len(answer.ids) >= answer.max_new_tokens
                     answer.is_open &= not (has_ended or is_full or request.is_stopped(answer.row))
@@ -270,10 +163,8 @@ def decode(
                 mask = None if mask is None else F.pad(mask, (0, 1), value=1)
                 # rows that have ended are dropped, when there are enough of them to be worth it
                 if len(kept) <= MOST_OPEN * len(answers):
-                    answers, (index,) = (
-                        [answers[place] for place in kept],
-                        send(kept, device=device),
-                    )
+                    answers = [answers[place] for place in kept]
+                    (index,) = send(kept, device=device)
                     past.batch_select_indices(index)
                     mask = None if mask is None else mask[index]
                     tokens, history = tokens[index], history[index]
@@ -284,34 +175,13 @@ def decode(
             cache.put(past, contexts[0], answers[0].ids)
 
 
-def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """Return the generator of one answer. Without a seed it takes one from torch's own generator of the CPU.
-
-    Torch's own generator of a GPU refuses to draw while another thread records its steps.
-    """
-    return torch.Generator(device).manual_seed(
-        int(torch.randint(2**63 - 1, ())) if seed is None else seed
-    )
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Return token ids [B] from filtered logits [B, V]."""
-    if sampling.is_greedy:
-        return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
 @torch.no_grad()
 def beam_search(
     llm: nn.Module, context: Context, sampling: Sampling, stop_rule: StopRule
 ) -> list[int]:
     """Return the token ids of the best beam."""
     embeds = context.embeds(llm.get_input_embeddings())
-    drawing = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-    }
+    how = {} if sampling.is_greedy else {k: getattr(sampling, k) for k in _DRAWING}
     # `generate` draws from torch's own generators: one search at a time, so that each has its seed
     drawing_alone = nullcontext() if sampling.is_greedy else shared_generators
     devices = [embeds.device] if embeds.is_cuda else []
@@ -330,6 +200,6 @@ def beam_search(
             eos_token_id=sorted(stop_rule.eos_ids),
             pad_token_id=min(stop_rule.eos_ids, default=0),
             stopping_criteria=[stop_rule],
-            **({} if sampling.is_greedy else drawing),
+            **how,
         )
     return ids[0].tolist()

@@ -1,4 +1,4 @@
-"""From whatever a person uploads to an upright RGB image: by training's reader."""
+"""From whatever a person uploads to an upright RGB image, by training's reader, and to the pixels of a processor."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from minigpt4.common.image_format import ImageFormat
 from minigpt4.common.logger import warn_once
 from minigpt4.processors.blip_processors import BlipImageProcessor
 from minigpt4.processors.images import (
@@ -51,15 +52,40 @@ def open_image(
 
 
 def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
-    """Return an image processor of the model's size: a plain section, as evaluation kits read it, may not name it."""
+    """Return an image processor of the model's size, mean and std, for a plain section may not name them.
+
+    Evaluation kits read such sections. A mean or std that is named stays.
+    """
     size = getattr(model, "image_size", None)
-    if not isinstance(vis_processor, BlipImageProcessor) or size in (
-        None,
-        vis_processor.image_size,
-    ):
+    if not isinstance(vis_processor, BlipImageProcessor) or size is None:
         return vis_processor
-    warn_once(
-        model,
-        f"image_size: {vis_processor.image_size} in the image processor, the model takes {size}: taken",
-    )
-    return type(vis_processor)(size, vis_processor.mean, vis_processor.std)
+    own = getattr(model, "pixels", ImageFormat(size, vis_processor.mean, vis_processor.std))
+    mean, std = (vis_processor.named[name] or getattr(own, name) for name in ("mean", "std"))
+    fitted = type(vis_processor)(size, mean, std)
+    changes = []
+    for name in ("image_size", "mean", "std"):
+        found, taken = getattr(vis_processor, name), getattr(fitted, name)
+        if found != taken:
+            changes.append(
+                f"{name}: {found} in the image processor, the model takes {taken}: taken"
+            )
+    for change in changes:
+        warn_once(model, change)
+    return fitted if changes else vis_processor
+
+
+def pixels_of(
+    image: str | Path | Image.Image | np.ndarray | Tensor, vis_processor: Callable
+) -> Tensor:
+    """Return the pixels [3, S, S] of an image; those of a processor, also as [1, 3, S, S], are taken as they are.
+
+    Raises FileNotFoundError, ImageError or ValueError.
+    """
+    if not isinstance(image, Tensor):
+        return vis_processor(open_image(image))
+    pixels = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():
+        raise ValueError(
+            f"image: tensor {tuple(image.shape)} of {image.dtype}; expected float [3, S, S]"
+        )
+    return pixels

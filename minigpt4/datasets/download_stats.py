@@ -22,9 +22,8 @@ class DownloadStats(NamedTuple):
     """Sums over the shards of a folder: count = successes + failed_to_download + failed_to_resize."""
 
     shards: int  # shards with a stats file, that is: finished
-    unfinished: list[
-        str
-    ]  # names of the others, as far as a tar or a gap shows them: to be downloaded again
+    # names of the others, as far as a tar or a gap shows them: to be downloaded again
+    unfinished: list[str]
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int

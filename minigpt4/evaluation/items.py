@@ -20,9 +20,8 @@ class Item(NamedTuple):
     id: str
     images: Sequence[str | Path | Image]
     question: str
-    options: Sequence[
-        str
-    ] = ()  # the answer is the best of them, by loss; without any it is generated
+    # the answer is the best of them, by loss; without any it is generated
+    options: Sequence[str] = ()
 
 
 class Asked(NamedTuple):

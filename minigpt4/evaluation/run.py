@@ -74,12 +74,8 @@ def evaluate_benchmarks(
     to answer. Each rank of torchrun takes its share. Raises ConfigError, and ValueError or OSError as `run_benchmarks`.
     """
     from minigpt4 import load_config
-    from minigpt4.common.dist_utils import (
-        from_main,
-        init_distributed_mode,
-        launched_processes,
-        leave_process_group,
-    )
+    from minigpt4.common.dist_utils import from_main, init_distributed_mode, leave_process_group
+    from minigpt4.common.launchers import launched_processes
     from minigpt4.conversation.chat import check_question
     from minigpt4.evaluation.answer_file import settings_of
     from minigpt4.evaluation.answering import answers
@@ -194,9 +190,8 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")
     }
     drawn = {key: getattr(benchmark.cfg, key, None) for key in ("temperature", "resample")}
-    settings |= {
-        key: value for key, value in drawn.items() if value
-    }  # not there by default: older answers go on
+    # not there by default: older answers go on
+    settings |= {key: value for key, value in drawn.items() if value}
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as held:  # by rank 0
         from_main(lambda: held.enter_context(shared.locked()))

@@ -54,7 +54,7 @@ class SamplesPage:
         """
         from minigpt4.common.device import to_device
         from minigpt4.conversation.sample_answers import answer_samples
-        from minigpt4.datasets.datasets.dataloader_utils import collate
+        from minigpt4.datasets.datasets.collate import collate
 
         if not self.samples:
             return
@@ -85,10 +85,8 @@ class SamplesPage:
 
         from minigpt4.datasets.datasets.image_controls import images_of
 
-        shown, to_image = (
-            [],
-            getattr(getattr(self.dataset, "vis_processor", None), "to_image", None),
-        )
+        shown = []
+        to_image = getattr(getattr(self.dataset, "vis_processor", None), "to_image", None)
         for pixels in images_of(sample):
             if str(pixels.dtype) == "torch.uint8":  # as the image lies in memory
                 shown.append(Image.fromarray(pixels.numpy()))

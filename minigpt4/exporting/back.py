@@ -36,9 +36,8 @@ def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
     found, ours = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors = load_file(file)
-        found |= {
-            name.removeprefix("model."): tensor for name, tensor in tensors.items()
-        }  # it comes and goes
+        # it comes and goes
+        found |= {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     for table in BY_CLASS[class_name].tables:
         ours = {
             to_release_name(name): tensor

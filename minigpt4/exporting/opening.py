@@ -15,7 +15,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.own_code import shipped_imports
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import checkpoint_folder, weights
+from minigpt4.models import checkpoint_folder, trained_with, weights
 from minigpt4.models.llm import adapters, language_model, quantization
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.training_parts import modes
@@ -35,8 +35,8 @@ def open_config(
     if is_checkpoint_folder(checkpoint):
         return Config(Namespace(cfg_path=checkpoint, options=options))
     saved = weights.read_file(resolve_file(checkpoint, "CHECKPOINT"), "CHECKPOINT")
-    config = weights.mapping(weights.mapping(saved).get("config"))
-    if not weights.mapping(config.get("model")).get("arch"):
+    config = trained_with.mapping(trained_with.mapping(saved).get("config"))
+    if not trained_with.mapping(config.get("model")).get("arch"):
         raise CheckpointError(
             f"CHECKPOINT: '{checkpoint}' does not say which model it is of; give --cfg-path YAML"
         )
@@ -77,7 +77,7 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     model.llm_identity = language_model.identity(section.llama_model, llm)
     path = resolve_file(section.ckpt, "model.ckpt")
     saved = checkpoint_folder.compared(model.load_ckpt(path), path, section, model.identity())
-    model.trained_text = weights.trained_text(saved) or model.trained_text
+    model.trained_text = trained_with.trained_text(saved) or model.trained_text
     if section.lora_r:
         adapters.merge(llm)
     return model.eval(), saved
@@ -121,8 +121,5 @@ def write_checkpoint(
 
 def identity_of(saved: Any, model: MiniGPTBase) -> Mapping[str, Any]:
     """Return what a checkpoint says that it belongs to; of one that does not, the model that took its weights."""
-    theirs = weights.mapping(
-        weights.mapping(weights.mapping(saved).get("progress")).get("identity")
-    )
-    own = model.identity()
+    theirs, own = trained_with.saved_identity(saved), model.identity()
     return own | {key: value for key, value in theirs.items() if key in own}

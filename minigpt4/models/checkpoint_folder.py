@@ -18,7 +18,7 @@ from minigpt4.common.config import load_environment
 from minigpt4.common.config_paths import PACKAGE_DIR
 from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, file_sha256, is_url, read_json
 from minigpt4.common.versions import versions
-from minigpt4.models import weights
+from minigpt4.models import trained_with
 from minigpt4.models.fingerprints import is_same, with_content
 
 FORMAT = {"format": "minigpt4-checkpoint", "version": 1}
@@ -131,13 +131,13 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
         manifest = read_json(path)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{where}: {error}; copy the folder again") from error
-    found = {key: weights.mapping(manifest).get(key) for key in FORMAT}
+    found = {key: trained_with.mapping(manifest).get(key) for key in FORMAT}
     if found != FORMAT:
         raise CheckpointError(
             f"{where}: '{path}' says {found}; expected {FORMAT}. Use the folder's {FOLDER_WEIGHTS} by itself, or a "
             "newer version of this program"
         )
-    expected = weights.mapping(manifest.get("weights")).get("sha256")
+    expected = trained_with.mapping(manifest.get("weights")).get("sha256")
     if (sha256 := file_sha256(folder / FOLDER_WEIGHTS)) != expected:
         raise CheckpointError(
             f"{where}: '{folder / FOLDER_WEIGHTS}' has sha256 {sha256}, the manifest beside it says {expected}: one of "
@@ -153,26 +153,26 @@ def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[st
     sides (CheckpointError); of a file there is a warning.
     """
     if not (section["ckpt"] and is_checkpoint_folder(section["ckpt"])):
-        weights.compare_identity(saved, path, "model.ckpt", own)
+        trained_with.compare_identity(saved, path, "model.ckpt", own)
         return saved
     manifest = read_manifest(path.parent, "model.ckpt")
-    parts = weights.mapping(manifest.get("parts"))
+    parts = trained_with.mapping(manifest.get("parts"))
     identity = {
         **parts,
-        **weights.mapping(manifest.get("template")),
+        **trained_with.mapping(manifest.get("template")),
         "composition": manifest.get("composition"),
     }
-    weights.check_composition(
+    trained_with.check_composition(
         {"progress": {"identity": identity}}, path.parent, "model.ckpt", own["composition"]
     )
     kinds = [("LLM", "llama_model", parts.get("llm"), own.get("llm"))]
-    for key, ours in weights.mapping(own.get("vision")).items():
-        kinds.append((f"{key} file", key, weights.mapping(parts.get("vision")).get(key), ours))
+    for key, ours in trained_with.mapping(own.get("vision")).items():
+        kinds.append((f"{key} file", key, trained_with.mapping(parts.get("vision")).get(key), ours))
     for kind, key, theirs, ours in kinds:
         if theirs and ours and not is_same(theirs, ours, section[key]):
             raise CheckpointError(
-                f"model.ckpt: '{path.parent}' was trained with another {kind} ({weights.said(theirs)}) than "
-                f"model.{key} '{section[key]}' ({weights.said(ours)}). Set model.{key} to what it was trained with; to "
+                f"model.ckpt: '{path.parent}' was trained with another {kind} ({trained_with.said(theirs)}) than "
+                f"model.{key} '{section[key]}' ({trained_with.said(ours)}). Set model.{key} to what it was trained with; to "
                 f"use the weights knowingly with this one, set model.ckpt to '{path}'"
             )
     return {"progress": {"identity": identity}}

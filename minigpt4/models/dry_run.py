@@ -31,12 +31,7 @@ class DryRun:
             return f"only a frozen LLM is divided among ranks, and model.lora_r is {cfg.lora_r}; set it to 0"
         if (mode := modes(cfg)["llm"]) != "frozen":
             return f"only a frozen LLM is divided among ranks, and model.train.llm is {mode}"
-        if kind not in sharding.KINDS:
-            known = ", ".join(sharding.KINDS)
-            return (
-                f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
-            )
-        return None
+        return sharding.refusal(kind)
 
     @classmethod
     def settle_training(cls, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool) -> None:

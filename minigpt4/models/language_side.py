@@ -50,9 +50,8 @@ class LanguageSide:
         """Take an LLM, add what of it trains, and make the projection into its embedding space."""
         self.llama_model = llm
         if torch.device(device).type == "cuda":
-            torch.backends.cuda.enable_cudnn_sdp(
-                False
-            )  # it plans anew for each length: 25 ms and more
+            # it plans anew for each length: 25 ms and more
+            torch.backends.cuda.enable_cudnn_sdp(False)
         if self.train_modes["llm"] != "full":
             self.freeze("llama_model")
         if self.lora_r:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minigpt4.models.base_model import resolve_compute_dtype
-from minigpt4.models.llm import attention, quantization
+from minigpt4.models.llm import quantization
+from minigpt4.models.llm.counting import as_on_gpu
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.segments import IMAGE_SLOT
 
@@ -67,7 +68,7 @@ def count_step(model: torch.nn.Module, samples: dict, device: torch.device, loss
     shape = (len(samples["text_input"]), 3, model.image_size, model.image_size)
     with (
         without_values(model),
-        attention.as_on_gpu(device.type == "cuda"),
+        as_on_gpu(device.type == "cuda"),
         MemoryCounter() as counter,
     ):
         counter.hold([*model.parameters(), *model.buffers()])

@@ -15,7 +15,7 @@ from minigpt4.common.image_format import ImageFormat
 from minigpt4.common.registry import registry
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import cached_path, expand_path, resolve_file
-from minigpt4.models import weights
+from minigpt4.models import trained_with, weights
 from minigpt4.models.mini_gpt4_config import NEW, MiniGPT4Config, bridge_of
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.vision import merging, towers
@@ -47,10 +47,9 @@ class MiniGPT4(MiniGPTBase):
         super().__init__(cfg, compute_dtype)
         tower = self.tower(cfg)
         self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
-        self.tower_name, self.bridge = (
-            tower.family if towers.is_folder(cfg) else towers.name_of(cfg),
-            bridge_of(cfg),
-        )
+        self.pixels = ImageFormat(self.image_size, tower.mean, tower.std)
+        self.tower_name = tower.family if towers.is_folder(cfg) else towers.name_of(cfg)
+        self.bridge = bridge_of(cfg)
         self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
         self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
         self.ln_vision = LayerNorm(tower.width, device="meta")
@@ -175,7 +174,7 @@ class MiniGPT4(MiniGPTBase):
                 hint += f" of the 2023 release, or dimensions in '{path.with_suffix('.json')}'"
         tower.load(self.visual_encoder, path, where, hint)
         if is_frozen:
-            self.vision_identity[tower.source] = weights.identity(path)
+            self.vision_identity[tower.source] = trained_with.identity(path)
         if cfg.vit_precision == "fp16" and (self.compute_dtype == torch.float32 or not is_frozen):
             reason = "this run does not compute in half precision" if is_frozen else "it trains"
             logging.info("vision encoder in float32: %s", reason)
@@ -200,7 +199,7 @@ class MiniGPT4(MiniGPTBase):
         weights.assign(self, {from_release_name(name): tensor for name, tensor in found.items()})
         is_frozen = self.train_modes["bridge"] == "frozen"
         if is_frozen:
-            self.vision_identity["q_former_model"] = weights.identity(path)
+            self.vision_identity["q_former_model"] = trained_with.identity(path)
         logging.info("load checkpoint from %s", path)
         if is_frozen:
             logging.info("freeze Qformer")
@@ -225,13 +224,11 @@ class MiniGPT4(MiniGPTBase):
                 "image_size must be model.image_size"
             )
         with self.maybe_autocast():
-            image_embeds = self.ln_vision(
-                self.visual_encoder(image.to(self.device))
-            )  # [I, prefix + patches, Dv]
+            features = self.visual_encoder(image.to(self.device))
+            image_embeds = self.ln_vision(features)  # [I, prefix + patches, Dv]
             if self.Qformer is None:
-                return self.llama_proj(
-                    merging.join_patches(image_embeds, self.num_prefix, self.bridge)
-                )  # [I, Q, D]
+                merged = merging.join_patches(image_embeds, self.num_prefix, self.bridge)
+                return self.llama_proj(merged)  # [I, Q, D]
             queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
             return self.llama_proj(queries)  # [I, Q, D]
 

@@ -13,7 +13,7 @@ from minigpt4.models.projector import KINDS as PROJECTORS
 from minigpt4.models.training_parts import TrainConfig, mode_problems, modes
 from minigpt4.models.vision.eva_vit import VIT_MODELS
 from minigpt4.models.vision.merging import GROUPS
-from minigpt4.models.vision.towers import tower_problems
+from minigpt4.models.vision.towers import tower_problems, unknown_tower
 from minigpt4.text.prompts import prompt_problems
 
 NEW = "new"  # as q_former_model: a Q-Former that is not trained yet
@@ -69,9 +69,8 @@ class MiniGPT4Config:
         0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
     )
     lora_alpha: int = 16  # they count alpha / r
-    train: TrainConfig = field(
-        default_factory=TrainConfig
-    )  # frozen | full | lora of each part; rates: run.lr
+    # frozen | full | lora of each part; rates: run.lr
+    train: TrainConfig = field(default_factory=TrainConfig)
     # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler. None: in a training on a
     # GPU, where it works
     compile: bool | None = None
@@ -131,11 +130,7 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     """Return all that is wrong with the section; nothing is loaded."""
     problems = []
     if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # own code may add to it
-        problems.append(
-            Problem(
-                f"{where}.vit_model", f"'{cfg.vit_model}' is not one of {', '.join(VIT_MODELS)}"
-            )
-        )
+        problems.append(Problem(f"{where}.vit_model", unknown_tower(cfg.vit_model)))
     problems += [
         Problem(
             f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}"

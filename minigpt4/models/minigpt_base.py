@@ -18,7 +18,7 @@ from minigpt4.common.device import send
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
 from minigpt4.common.utils import resolve_file
-from minigpt4.models import checkpoint_folder, training_parts, weights
+from minigpt4.models import checkpoint_folder, trained_with, training_parts
 from minigpt4.models.base_model import BaseModel, resolve_compute_dtype
 from minigpt4.models.dry_run import DryRun
 from minigpt4.models.language_side import LanguageSide
@@ -32,7 +32,7 @@ from minigpt4.models.llm import (
 )
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.models.prompt_answers import PromptAnswers
-from minigpt4.models.trained_weights import TrainedWeights
+from minigpt4.models.trained_weights import RELEASE_NAMES, TrainedWeights
 from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import from_release
@@ -48,7 +48,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         """Take the settings; a subclass makes the vision parts on the meta device: shapes, types, what is frozen."""
         super().__init__()
         self.compute_dtype = compute_dtype
-        # text, see text.rows.TextSettings
+        # text, see text.sample_segments.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
         self.trained_text = (
@@ -57,7 +57,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         )  # what the checkpoint says, if it does
         self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
         self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
-        self.vision_identity = {}  # {key of a file that is frozen: weights.identity}; a subclass fills it
+        self.vision_identity = {}  # {key of a file that is frozen: trained_with.identity}; a subclass fills it
         # how the LLM is run, and what of it trains
         self.llm_checkpointing = cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm
         self.lora_r, self.lora_alpha = cfg.lora_r, cfg.lora_alpha
@@ -138,10 +138,11 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             main_print(f"Load {len(model.prompt_list)} training prompts")
             main_print(f"Prompt Example \n{model.prompt_list[0]}")
         if cfg.ckpt:
-            main_print(f"Load {cls.CHECKPOINT} Checkpoint: {cfg.ckpt}")
+            name = RELEASE_NAMES.get(cfg.arch, "BLIP2-LLM")
+            main_print(f"Load {name} Checkpoint: {cfg.ckpt}")
             path = resolve_file(cfg.ckpt, "model.ckpt")
             saved = checkpoint_folder.compared(model.load_ckpt(path), path, cfg, model.identity())
-            model.trained_text = weights.trained_text(saved) or model.trained_text
+            model.trained_text = trained_with.trained_text(saved) or model.trained_text
         return model.eval()
 
     def in_turns(self) -> AbstractContextManager:

@@ -29,4 +29,3 @@ class MiniGPTv2(MiniGPT4):
 
     Config = MiniGPTv2Config
     PRETRAINED_MODEL_CONFIG_DICT = {"pretrain": "configs/models/minigpt_v2.yaml"}
-    CHECKPOINT = "Minigpt-4-LLM"

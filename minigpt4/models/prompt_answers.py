@@ -40,9 +40,8 @@ class PromptAnswers:
         Each is the same alone and in a batch. It ends with the end token, or with `stop_words_ids`: ids, or sequences
         of them. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises ValueError.
         """
-        from transformers import (
-            RepetitionPenaltyLogitsProcessor,
-        )  # `generate` skips as many tokens as are padded
+        # `generate` skips as many tokens as are padded
+        from transformers import RepetitionPenaltyLogitsProcessor
 
         embeds, mask = self.prompt_embeds(images, texts)
         # A stop of one id ends a row as the end token does; longer ones need the ids before it.

@@ -8,15 +8,18 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError
-from minigpt4.models import projector, training_parts, weights
+from minigpt4.models import projector, trained_with, training_parts, weights
 from minigpt4.models.llm import adapters
+
+# What the release of an arch calls its checkpoint when it loads one.
+RELEASE_NAMES = {"mini_gpt4": "BLIP2-LLM", "minigpt4": "MiniGPT-4", "minigpt_v2": "Minigpt-4-LLM"}
 
 
 class TrainedWeights:
     """The part of MiniGPTBase that writes and reads checkpoints."""
 
     has_new_bridge = False  # one that no file holds but a checkpoint
-    CHECKPOINT = "BLIP2-LLM"  # what the release calls it when it loads one
+    carried = frozenset()  # names in the release of what does not train and came from a checkpoint
 
     def release_name(self, name: str) -> str:
         """Return what the release's checkpoints call our parameter `name`."""
@@ -30,18 +33,21 @@ class TrainedWeights:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone."""
+        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone.
+
+        And of what a checkpoint has brought that does not train here: no other file holds it.
+        """
         return {
             name: tensor.detach()
             for name, tensor in self._release_parameters().items()
-            if tensor.requires_grad
+            if tensor.requires_grad or name in self.carried
         }
 
     def load_ckpt(self, path: Path) -> Any:
         """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
         saved = weights.read_file(path, "model.ckpt")
         tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
-        weights.check_composition(saved, path, "model.ckpt", self.composition())
+        trained_with.check_composition(saved, path, "model.ckpt", self.composition())
         tops = ("llama_proj.", *(("Qformer.", "query_tokens") if self.has_new_bridge else ()))
         needed = [name for name in self._release_parameters() if name.startswith(tops)]
         if any(".lora_" in name for name in tensors):
@@ -50,11 +56,11 @@ class TrainedWeights:
             logging.warning(
                 f"model.ckpt: '{path}' has no LoRA; the model's starts anew, from the LLM as it is"
             )
-        taken = self.load_trainable(tensors, "model.ckpt", needed, path)
-        if frozen := [name for name in taken if not self._release_parameters()[name].requires_grad]:
-            logging.warning(
-                f"model.ckpt: {len(frozen)} tensors of '{path}' are taken and do not train here ({frozen[0]}, ..): "
-                "checkpoints of a training do not hold them, so keep that file, or train these parts, too"
+        self.load_trainable(tensors, "model.ckpt", needed, path)
+        if self.carried:
+            logging.info(
+                f"model.ckpt: {len(self.carried)} tensors of '{path}' do not train here and are not those of the parts' "
+                f"own files ({min(self.carried)}, ..): checkpoints of this training hold them, too"
             )
         return saved
 
@@ -65,23 +71,22 @@ class TrainedWeights:
         where: str,
         needed: list[str] | None = None,
         path: Path | str = "checkpoint",
-    ) -> list[str]:
+    ) -> None:
         """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
 
-        Other parameters of the model that are there are taken too: another run may have trained them. Returns the
-        names. Raises CheckpointError.
+        Other parameters of the model that are there are taken too: another run may have trained them. Those that are
+        not what they were are `carried` into the checkpoints of this run. Raises CheckpointError.
         """
         own = self._release_parameters()
-        needed = self.trainable_state_dict() if needed is None else needed
+        if needed is None:
+            needed = [name for name, parameter in own.items() if parameter.requires_grad]
         try:
             state = adapters.in_release_names(state)
         except ValueError as error:
             raise CheckpointError(f"{where}: '{path}': {error}") from None
         projector.check(state, own, where, path)
-        expected, hint = (
-            {name: own[name] for name in needed},
-            adapters.advice(state, own, self.lora_r),
-        )
+        expected = {name: own[name] for name in needed}
+        hint = adapters.advice(state, own, self.lora_r)
         found = weights.match(
             state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint
         )
@@ -97,5 +102,11 @@ class TrainedWeights:
                     f"{where}: '{path}' holds weights of the LLM ({name}), which run.shard_llm divides among ranks; "
                     "set run.shard_llm=False"
                 )
+            if not own[name].requires_grad and not _is_equal(own[name], tensor):
+                self.carried |= {name}
             own[name].copy_(tensor)
-        return list(found)
+
+
+def _is_equal(own: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether a parameter has these values already; on the meta device nobody knows."""
+    return not own.is_meta and torch.equal(own, found.to(own))

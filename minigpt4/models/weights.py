@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError, check_sums, check_weights, load_pickle
-from minigpt4.common.utils import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
@@ -41,18 +40,6 @@ CHECKPOINT_EXCESS = (
         "constant of LLaMA",
     ),
 )
-
-
-# The parts of a model's composition: the key that names each, why a checkpoint does not go with another one.
-_PARTS = {
-    "llm": (
-        "model.llama_model",
-        "its projection has learnt that LLM's embeddings, which mean nothing to another",
-    ),
-    "vision": ("model.vision_model", "its projection has learnt what that vision tower says"),
-    "bridge": ("model.bridge", "its projection has learnt what comes through that bridge"),
-    "projector": ("model.projector", "the layers are others"),
-}
 
 
 # Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
@@ -94,14 +81,13 @@ def tensors_of(state: Any, path: Path, where: str, root: str | None = None) -> T
     """
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
-    others = (
-        [key for key in state if not _is_weight(key, state[key])]
-        if isinstance(state, dict)
-        else None
-    )
-    if others is None or others:
-        kind = type(state[others[0]]).__name__ if others else ""
-        found = f"'{others[0]!s:.80}' in it is a {kind}" if others else f"a {type(state).__name__}"
+    # what stands in it that is no weight
+    found = "" if isinstance(state, dict) else f"a {type(state).__name__}"
+    for key in () if found else state:
+        if not _is_weight(key, state[key]):
+            found = f"'{key!s:.80}' in it is a {type(state[key]).__name__}"
+            break
+    if found:
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
         raise CheckpointError(
             f"{where}: '{path}' is no file of weights ({found}); expected {expected}"
@@ -131,74 +117,6 @@ def _read_safetensors(path, where):
         ) from None
 
 
-def identity(path: Path) -> dict[str, str]:
-    """Return {"name", "fingerprint"} of a file of weights."""
-    return {"name": path.name, "fingerprint": fingerprint(path)}
-
-
-def check_composition(saved: Any, path: Path, where: str, own: dict[str, str]) -> None:
-    """Raise CheckpointError if a checkpoint says that it was trained with another LLM, tower or bridge than `own`.
-
-    `saved` is what its file holds, `own` a model's `composition()`.
-    """
-    theirs = mapping(_identity(saved).get("composition"))
-    for part, ours in own.items():
-        if (found := theirs.get(part, ours)) != ours:
-            key, reason = _PARTS[part]
-            raise CheckpointError(
-                f"{where}: '{path}' was trained with {key} {found}, this model has {ours}: {reason}. Set {key} as it "
-                f"was trained, or train anew without {where}"
-            )
-
-
-def _identity(saved: Any) -> dict:
-    return mapping(mapping(mapping(saved).get("progress")).get("identity"))
-
-
-def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
-    """Warn where a checkpoint says that it was trained with other frozen weights than `own`, a model's `identity()`.
-
-    `saved` is what its file holds. A checkpoint of another program says nothing.
-    """
-    theirs = _identity(saved)
-    kinds = [("LLM", "model.llama_model", theirs.get("llm"), own.get("llm"))]
-    for key, ours in mapping(own.get("vision")).items():
-        kinds.append((f"{key} file", f"model.{key}", mapping(theirs.get("vision")).get(key), ours))
-    for kind, key, trained_with, ours in kinds:
-        if (
-            ours
-            and mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]
-        ):
-            logging.warning(
-                "%s: '%s' was trained with another %s (%s) than %s (%s); what it says may be worse, or nonsense",
-                *(where, path, kind, said(trained_with), key, said(ours)),
-            )
-
-
-def said(names: dict) -> str:
-    """Return an identity as a person reads it."""
-    return ", ".join(f"{name} {value}" for name, value in names.items())
-
-
-def mapping(value: Any) -> dict:
-    """Return `value`, or an empty dict if it is none."""
-    return value if isinstance(value, dict) else {}
-
-
-def trained_text(saved: Any) -> tuple[str, str] | None:
-    """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
-    for keys in (
-        ("progress", "identity"),
-        ("config", "model"),
-    ):  # ours, and what 2023's trainer saved, too
-        found = saved
-        for key in keys:
-            found = mapping(found).get(key)
-        if "{}" in str(mapping(found).get("prompt_template")):
-            return str(found["prompt_template"]), str(found.get("end_sym", "\n"))
-    return None
-
-
 def match(
     found: Tensors,
     expected: Tensors,
@@ -214,30 +132,24 @@ def match(
     Raises CheckpointError that lists what is missing, unknown or of another shape.
     """
     known = {**(optional or {}), **expected}
-    wrong = [
-        _listed(
-            "missing",
-            [f"{name} {list(expected[name].shape)}" for name in expected if name not in found],
-        ),
-        _listed(
-            "of another shape",
-            [
-                f"{name} is {list(found[name].shape)}, expected {list(known[name].shape)}"
-                for name in known
-                if name in found and found[name].shape != known[name].shape
-            ],
-        ),
-    ]
+    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+    # what is wanted, and what is there
+    missing, reshaped = [], []
+    for name, tensor in known.items():
+        shape = list(tensor.shape)
+        if name not in found and name in expected:
+            missing.append(f"{name} {shape}")
+        elif shapes.get(name, shape) != shape:
+            reshaped.append(f"{name} is {shapes[name]}, expected {shape}")
+    # what is there beyond it
     left_over = [name for name in found if name not in known]
     reasons = {name: _reason(name, excess) for name in left_over}
-    wrong.append(
-        _listed(
-            "unknown", [f"{n} {list(found[n].shape)}" for n, why in reasons.items() if why is None]
-        )
-    )
-    if any(wrong):
+    unknown = [f"{name} {shapes[name]}" for name in left_over if reasons[name] is None]
+    # all that is wrong in one message
+    if missing or reshaped or unknown:
+        kinds = {"missing": missing, "of another shape": reshaped, "unknown": unknown}
+        problems = "; ".join(filter(None, map(_listed, kinds, kinds.values())))
         advice = _advice(found) or hint
-        problems = "; ".join(filter(None, wrong))
         raise CheckpointError(
             f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else "")
         )

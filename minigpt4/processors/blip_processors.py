@@ -52,6 +52,7 @@ class BlipImageProcessor(BaseProcessor):
     ):
         if image_size < 1:
             raise ValueError(f"image_size: {image_size}; expected at least 1 pixel")
+        self.named = {"mean": mean, "std": std}  # None: nobody named it
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(

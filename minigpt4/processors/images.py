@@ -18,9 +18,8 @@ from minigpt4.common.utils import LFS_POINTER
 
 # Pillow would start Ghostscript for an EPS file that calls itself .jpg; these formats are decoded in-process.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = (
-    64 * 1024 * 1024
-)  # 192 MiB as RGB; the largest phone images have about 50 million pixels
+# 192 MiB as RGB; the largest phone images have about 50 million pixels
+MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024  # of a file
 MAX_SECONDS = 10  # of CPU time; 64 million pixels take 2 to 4
 MAX_SCANS = 100  # of a JPEG; encoders write 1 to 12, and each goes over all pixels

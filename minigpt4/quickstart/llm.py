@@ -64,8 +64,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     if hasattr(model.config, "quantization_config"):
-        del (
-            model.config.quantization_config
-        )  # else a later load takes the folder for a quantised one
+        # else a later load takes the folder for a quantised one
+        del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -26,7 +26,8 @@ from tqdm import trange
 from minigpt4.common.utils import file_sha256
 from minigpt4.models.vision.merging import NUM_MERGED, join_patches
 from minigpt4.quickstart import world
-from minigpt4.quickstart.pretrain_vision import NOTHING, normalise
+from minigpt4.quickstart.drawn_images import NOTHING
+from minigpt4.quickstart.pretrain_vision import normalise
 from minigpt4.quickstart.vision import VOCABULARY, Vision
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -88,9 +89,8 @@ class Strips(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return the logits [B, V, answers] of each label for normalised images [B, 3, S, S]."""
-        tokens = F.layer_norm(
-            self.vit(image).float(), (self.width,)
-        )  # MiniGPT-v2's ln_vision has no weights
+        # MiniGPT-v2's ln_vision has no weights
+        tokens = F.layer_norm(self.vit(image).float(), (self.width,))
         return self.heads(join_patches(tokens, 1, "merged")).split(list(LABELS.values()), -1)
 
     def loss(self, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,68 +27,11 @@ from tqdm import tqdm
 from minigpt4.common.utils import file_sha256
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 from minigpt4.quickstart import world
-from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision, answers
+from minigpt4.quickstart.drawn_images import TOKEN_LABELS, DrawnImages
+from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision
 
-# What the tokens of the ViT learn to say about the object that they look at.
-TOKEN_KINDS = ("shape", "colour", "size", "cell")
-TOKEN_LABELS = {"object": 1 + world.MAX_OBJECTS} | {
-    kind: len(VOCABULARY[kind]) for kind in TOKEN_KINDS
-}
-NOTHING = -100  # no target
 CHECK_EVERY = 500  # steps
 SHARPNESS = 16  # of the softmax over cosines
-
-
-class DrawnImages(torch.utils.data.IterableDataset):
-    """Batches `first` .. `last` - 1: images uint8 [B, S, S, 3], query targets [B, Q], token targets [B, N, 5].
-
-    The last `num_crowded` images of each batch are crowded and have no query targets.
-    """
-
-    def __init__(
-        self,
-        split: str,
-        first: int,
-        last: int,
-        batch_size: int,
-        patch_size: int,
-        num_crowded: int = 0,
-    ):
-        self.split, self.batches = split, range(first, last)
-        self.batch_size, self.patch_size = batch_size, patch_size
-        self.num_crowded = num_crowded
-
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        for batch in self.batches[worker.id :: worker.num_workers] if worker else self.batches:
-            start, crowded_from = batch * self.batch_size, self.batch_size - self.num_crowded
-            samples = [self.sample(start + i, i >= crowded_from) for i in range(self.batch_size)]
-            yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
-
-    def sample(self, index: int, crowded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], query targets [Q] and token targets [N, 5] of image `index`."""
-        numbers = (world.MAX_OBJECTS + 1, len(world.CELLS)) if crowded else (1, world.MAX_OBJECTS)
-        scene, *maps = world.draw(self.split, index, numbers)
-        image, object_map = maps
-        # as both stages' images are stored
-        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90 + index % 10])[1]
-        targets = [NOTHING] * len(QUERIES) if crowded else answers(scene)
-        stored = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-        return stored, np.array(targets), self.token_targets(scene, object_map)
-
-    def token_targets(self, scene: world.Scene, object_map: np.ndarray) -> np.ndarray:
-        """[N, 5]: TOKEN_LABELS of the object that covers a fifth of the patch or more."""
-        p, side = self.patch_size, object_map.shape[0] // self.patch_size
-        patches = (
-            object_map.reshape(side, p, side, p).transpose(0, 2, 1, 3).reshape(side * side, p * p)
-        )
-        cover = np.stack([(patches == k).mean(1) for k in range(1, len(scene.objects) + 1)], 1)
-        number = np.where(cover.max(1) > 0.2, cover.argmax(1) + 1, 0)
-        rows = [[0] + [NOTHING] * (len(TOKEN_LABELS) - 1)]
-        for k, item in enumerate(scene.objects, 1):
-            labels = [VOCABULARY[kind].index(getattr(item, kind)) for kind in TOKEN_KINDS]
-            rows.append([k if len(scene.objects) <= world.MAX_OBJECTS else NOTHING, *labels])
-        return np.array(rows)[number]
 
 
 def answer_codes(width: int) -> dict[str, torch.Tensor]:
@@ -138,20 +79,14 @@ class Pretraining(nn.Module):
         """(Loss to train on, 1 - mean cosine of query outputs and right codes)."""
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
-        query_loss = torch.stack(
-            [F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]
-        ).mean()
+        query_loss = torch.stack(list(map(F.cross_entropy, logits, targets))).mean()
         # Outputs close to their code, whatever else is in the image: each query becomes a word of its
         # own, which is what one linear layer can teach an LLM to read in a few hundred steps.
-        cosines = [
-            x.gather(1, t[:, None]) / SHARPNESS for x, t in zip(logits, targets, strict=True)
-        ]
-        spread = 1 - torch.cat(cosines).mean()
+        right = [x.gather(1, t[:, None]) for x, t in zip(logits, targets, strict=True)]
+        spread = 1 - (torch.cat(right) / SHARPNESS).mean()
+        token_logits = [x.flatten(0, 1) for x in token_logits]
         token_targets = token_targets.flatten(0, 1).unbind(1)
-        token_loss = sum(
-            F.cross_entropy(x.flatten(0, 1), t)
-            for x, t in zip(token_logits, token_targets, strict=True)
-        )
+        token_loss = sum(map(F.cross_entropy, token_logits, token_targets))
         return query_loss + spread + 0.5 * token_loss, spread
 
 
@@ -166,9 +101,8 @@ def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[st
     """Accuracy per kind of question, over objects that are there; `exact`: share of images right in all."""
     model.eval()
     guesses, truth = [], []
-    for image, targets, _ in DrawnImages(
-        split, 0, count // 64, 64, model.vision.vit_config.patch_size
-    ):
+    patch_size = model.vision.vit_config.patch_size
+    for image, targets, _ in DrawnImages(split, 0, count // 64, 64, patch_size):
         logits, _ = model(normalise(image, device))
         guesses.append(torch.stack([x.argmax(-1).cpu() for x in logits], 1))
         truth.append(targets)
@@ -179,9 +113,8 @@ def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[st
     for kind in VOCABULARY:
         columns = [i for i, (k, _) in enumerate(QUERIES) if k == kind]
         result[kind] = right[:, columns][truth[:, columns] > 0].float().mean().item()
-    return {k: round(v, 4) for k, v in result.items()} | {
-        "exact": round(right.all(1).float().mean().item(), 4)
-    }
+    result["exact"] = right.all(1).float().mean().item()
+    return {kind: round(share, 4) for kind, share in result.items()}
 
 
 class Run:
@@ -192,9 +125,8 @@ class Run:
         self.args, self.step = args, 0
         self.model = Pretraining(Vision.tiny() if args.quick else Vision.small()).to(args.device)
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.model, multi_avg_fn=ema
-        )  # what is saved in the end
+        # what is saved in the end
+        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -245,10 +177,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(torch.device(self.args.device).type, torch.bfloat16):
-            image, targets = (
-                normalise(image, self.args.device),
-                [t.to(self.args.device) for t in targets],
-            )
+            targets = [target.to(self.args.device) for target in targets]
+            image = normalise(image, self.args.device)
             loss, spread = self.model.loss(image, *targets, num_queried)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -160,9 +160,8 @@ class Quickstart:
                 "last": round(sum(losses[-10:]) / len(losses[-10:]), 4),
             }
         seconds = self.seconds | {"total": round(sum(self.seconds.values()), 1)}
-        report = (
-            {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}
-        )  # one reused keeps its seconds
+        # one reused keeps its seconds
+        report = {"seconds": seconds} | report | {"seed": self.args.seed, "loss": ends}
         (self.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         shutil.copyfile(checkpoints["stage2"], self.output / "checkpoint.pth")
         (self.output / "loss.png").write_bytes(draw_runs(metrics))

@@ -42,9 +42,8 @@ class Interruption:
             torch.multiprocessing, "_prctl_pr_set_pdeathsig"
         )
         ours = {number: [signal.SIG_DFL, signal.default_int_handler] for number in SIGNALS}
-        if (
-            is_by_torchrun
-        ):  # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
+        # it takes SIGHUP under nohup, too, hands it on, and kills who is still there 30 s later
+        if is_by_torchrun:
             ours[signal.SIGHUP].append(signal.SIG_IGN)
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: how for number, how in before.items() if how in ours[number]}
@@ -60,15 +59,13 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if (
-            self._tells_death and os.getpid() == self._process
-        ):  # told once: its threads die one after the other
+        # told once: its threads die one after the other
+        if self._tells_death and os.getpid() == self._process:
             torch.multiprocessing._prctl_pr_set_pdeathsig(0)
         if number in _TWICE_AT_ONCE:
             signal.signal(number, signal.SIG_DFL)
-        if (
-            self.signal is None and os.getpid() == self._process
-        ):  # not a worker, which inherits this
+        # not a worker, which inherits this
+        if self.signal is None and os.getpid() == self._process:
             self.signal, self._time = signal.Signals(number), time.monotonic()
             logging.warning("%s: saving after this step, then ending", self.signal.name)
 

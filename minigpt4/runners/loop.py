@@ -7,12 +7,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from minigpt4.common.config import Config
 from minigpt4.common.device import to_device
-from minigpt4.common.dist_utils import (
-    average_gradients,
-    broadcast_tensors,
-    max_over_ranks,
-    run_device,
-)
+from minigpt4.common.dist_utils import average_gradients, broadcast_tensors, max_over_ranks
+from minigpt4.common.launchers import run_device
 from minigpt4.common.logger import MetricLogger, batch_size
 from minigpt4.common.optims import build_optimizer
 from minigpt4.common.startup import startup
@@ -22,7 +18,7 @@ from minigpt4.runners.step_timeout import StepTimeout
 
 
 class TrainingLoop:
-    """Trains `model` with the loss that `task.train_step(model, batch)` gives."""
+    """Trains `model` with the loss that `task.loss_and_targets(model, batch)` gives."""
 
     def __init__(self, cfg: Config, task: Any, model: Any) -> None:
         self.run_cfg, self.task = cfg.run_cfg, task
@@ -39,10 +35,8 @@ class TrainingLoop:
                 and model.compute_dtype == torch.float16
             )
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
-        self.interruption, self.step_timeout = (
-            Interruption(),
-            StepTimeout(self.run_cfg.step_timeout_s),
-        )
+        self.interruption = Interruption()
+        self.step_timeout = StepTimeout(self.run_cfg.step_timeout_s)
         # known once the data is open: endless batches of this rank, the length of an epoch, the lr
         self.train_loader = self.iters_per_epoch = self.lr_scheduler = None
 
@@ -79,9 +73,8 @@ class TrainingLoop:
             for part, share in parts:
                 part_loss, num_targets = self.task.loss_and_targets(self.model, part)
                 loss = loss + part_loss.detach() * share
-                if (
-                    reduction == "tokens"
-                ):  # with it the gradient is that of the mean over all so far
+                # with it the gradient is that of the mean over all so far
+                if reduction == "tokens":
                     before, weight = weight, weight + (num_targets or share * batch_size(batch))
                     self.scale_gradients(before / weight)
                     part_loss = part_loss * ((weight - before) / weight)

@@ -10,7 +10,7 @@ import torch
 from minigpt4.common.checkpoint import load_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.device import in_run_precision, total_memory_bytes
-from minigpt4.common.dist_utils import launched_processes, run_device
+from minigpt4.common.launchers import launched_processes, run_device
 from minigpt4.common.llm_shares import num_shares
 from minigpt4.common.optims import rates
 from minigpt4.common.registry import registry

@@ -60,9 +60,8 @@ class RunCard:
         if is_main_process():
             try:
                 self._write(_outcome(error))
-            except (
-                Exception
-            ) as problem:  # of any kind: the training is over, and what it gives is saved
+            # of any kind: the training is over, and what it gives is saved
+            except Exception as problem:
                 logging.warning(
                     "%s not written (%s: %.300s)", NAME, type(problem).__name__, problem
                 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from minigpt4.common.config import Problem
 from minigpt4.common.device import AMP_DTYPES, DeviceError, resolve_device
-from minigpt4.common.dist_utils import launch_problems, launched_processes
+from minigpt4.common.launchers import launch_problems, launched_processes
 from minigpt4.common.optims import WARMUP_CLOCKS
 from minigpt4.common.utils import expand_path, weights_problem
 from minigpt4.runners.run_folder import AUTO
@@ -52,9 +52,8 @@ class RunConfig:
     lr_sched: str | None = None
     init_lr: float | None = None
     min_lr: float | None = None
-    lr: PartRates = field(
-        default_factory=PartRates
-    )  # of parts that have their own; what trains: model.train
+    # of parts that have their own; what trains: model.train
+    lr: PartRates = field(default_factory=PartRates)
     warmup_lr: float = -1.0  # below 0: init_lr
     warmup_steps: int = 0
     warmup_clock: str = "epoch"  # epoch: as 2023 | global: see common/optims.py
@@ -130,7 +129,7 @@ class RunConfig:
         "name": "evaluate.py --output names the folder of the results",
         "save_path": "evaluate.py --output names the folder of the results",
         "rank": "the launcher says it; code asks minigpt4.common.dist_utils.get_rank()",
-        "gpu": "the launcher says it; code asks minigpt4.common.dist_utils.launched_processes(run_cfg).local_rank",
+        "gpu": "the launcher says it; code asks minigpt4.common.launchers.launched_processes(run_cfg).local_rank",
         "dist_backend": "it is nccl on CUDA, else gloo",
     }
 

@@ -85,9 +85,8 @@ class Hold(ExitStack):
         if self._descriptor is None or folder.is_dir():
             return folder
         try:
-            now = Path(
-                os.readlink(f"/proc/self/fd/{self._descriptor}")
-            )  # Linux keeps it up to date
+            # Linux keeps it up to date
+            now = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
             if os.path.samestat(os.stat(now), os.fstat(self._descriptor)):
                 logging.warning("'%s' is now '%s': the run goes on there", folder, now)
                 return now

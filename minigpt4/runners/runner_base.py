@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, understood
 from minigpt4.common.config import Config as WholeConfig
 from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import derived_seed, from_main, main_print
@@ -22,25 +21,17 @@ from minigpt4.runners.data_timeout import data_watched
 from minigpt4.runners.launch import launched
 from minigpt4.runners.loop import TrainingLoop
 from minigpt4.runners.plan import print_plan
+from minigpt4.runners.run_checkpoints import RunCheckpoints
 from minigpt4.runners.run_config import RunConfig, find_problems
-from minigpt4.runners.run_folder import (
-    AUTO,
-    BEST,
-    Hold,
-    checkpoint_name,
-    new_folder,
-    newest_checkpoint,
-    prune,
-    time_name,
-)
-from minigpt4.runners.run_state import Position, Progress
+from minigpt4.runners.run_folder import AUTO, Hold, new_folder, time_name
+from minigpt4.runners.run_state import Position
 from minigpt4.runners.validation import Validation, log_line
 
 Batches = Iterator[dict[str, Any]]
 
 
 @registry.register_runner("runner_base")
-class RunnerBase(TrainingLoop):
+class RunnerBase(RunCheckpoints, TrainingLoop):
     """Trains or evaluates `model` on `datasets` ({name: {split: dataset}}) by `task`.
 
     `job_id` names the folder below `run.output_dir`, by default the time of the start; one that is taken
@@ -92,33 +83,29 @@ class RunnerBase(TrainingLoop):
         its folder, a loss of nan.
         """
         with self._hold:
-            return self._train(loader)
+            if self.run_cfg.resume_ckpt_path:
+                self._load()
+            if self.run_cfg.evaluate:
+                return self.evaluate()
+            self.validation.open()
+            if self.start.epoch >= self.max_epoch:
+                return self._nothing_left(loader)
+            with self._opened(loader):
+                self._train_epochs()
 
-    def _train(self, loader: Batches | None) -> dict[str, float] | None:
-        if self.run_cfg.resume_ckpt_path:
-            self._load()
-        if self.run_cfg.evaluate:
-            return self.evaluate()
-        self.validation.open()
-        if self.start.epoch >= self.max_epoch:
-            return self._nothing_left(loader)
+    @contextmanager
+    def _opened(self, loader: Batches | None) -> Iterator[None]:
+        """Open data, learning rate and output for the block, which signals, slow steps and missing data can end."""
         self._open_data(loader)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
         report.introduce(self)
         try:
-            card, patience = (
-                run_card.RunCard(self),
-                data_watched(self.run_cfg.step_timeout_s, self.interruption),
-            )
-            with (
-                card as self.card,
-                self.interruption.listening(),
-                self.step_timeout.watching(),
-                patience,
-            ):
-                self._train_epochs()
+            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            listening, watching = self.interruption.listening(), self.step_timeout.watching()
+            with run_card.RunCard(self) as self.card, listening, watching, patience:
+                yield
         finally:
             self.log.close()
             if loader is None:
@@ -158,17 +145,15 @@ class RunnerBase(TrainingLoop):
         )
         if epoch == self.start.epoch:
             with self._understood("progress"):
-                metrics.resume(
-                    self.start.step, self.resumed.restore(self) if self.resumed else metrics.state()
-                )
+                state = self.resumed.restore(self) if self.resumed else metrics.state()
+                metrics.resume(self.start.step, state)
         return metrics
 
     def _catch_up(self, metrics: MetricLogger) -> None:
         """Do what the run that is resumed exactly may not have come to behind its last checkpoint."""
         if stats := self.resumed.stats if self.resumed else None:
-            self._end_epoch(
-                self.start, metrics, stats, in_log=self.run_cfg.resume_ckpt_path == AUTO
-            )
+            is_same_folder = self.run_cfg.resume_ckpt_path == AUTO
+            self._end_epoch(self.start, metrics, stats, in_log=is_same_folder)
         elif self.resumed and self.validation.is_due(self.start.step):
             self._validate(self.start, metrics)
 
@@ -188,9 +173,8 @@ class RunnerBase(TrainingLoop):
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
         """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
         if self._is_ending:
-            is_saved, path = from_main(
-                lambda: (is_saved, self.last_checkpoint or self.resumed_from)
-            )
+            path = self.last_checkpoint or self.resumed_from
+            is_saved, path = from_main(lambda: (is_saved, path))
             raise self.interruption.ended(is_saved, path, *position)
 
     def _validate(
@@ -239,44 +223,6 @@ class RunnerBase(TrainingLoop):
         main_print(f"Evaluation time {whole_seconds(time.time() - begin)}")
         return losses
 
-    def _load(self) -> None:
-        """Load what is needed of `run.resume_ckpt_path`; to evaluate, only the weights."""
-        where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
-        if is_auto := path == AUTO:
-            root = expand_path(self.run_cfg.output_dir)
-            if not self.run_cfg.evaluate:
-                self._hold.lock(root)
-            path = from_main(lambda: newest_checkpoint(root))
-            if path is None:
-                logging.info("No checkpoint below %s: starting from the beginning", root)
-                return
-        state, self.resumed_from = load_checkpoint(path, where, whole=True)
-        logging.info("Resume checkpoint from %s", self.resumed_from)
-        with self._understood("model"):
-            self.model.load_trainable(state["model"], where, path=self.resumed_from)
-        if self.run_cfg.evaluate:
-            return
-        with self._understood("optimizer"):
-            load_optimizer(self.optimizer, state["optimizer"], where)
-        with self._understood("scaler"):
-            if (
-                self.scaler.is_enabled() and state["scaler"]
-            ):  # None or {}: written by a run without one
-                self.scaler.load_state_dict(state["scaler"])
-        # what an exact resume needs; 2023's checkpoints are of the end of an epoch
-        with self._understood("progress"):
-            progress = Progress.of_checkpoint(state)
-        with self._understood("epoch"):
-            self.start = progress.position if progress else Position.after_epoch(state["epoch"])
-        self._saved_step = self.start.step
-        if progress and self.run_cfg.resume_mode == "exact":
-            self.resumed, self.validation.best = progress, progress.best
-            if is_auto:
-                self.output_dir = self.resumed_from.parent
-
-    def _understood(self, key: str) -> AbstractContextManager:
-        return understood(key, "run.resume_ckpt_path", self.resumed_from)
-
     def _open_data(self, loader: Batches | None) -> None:
         """Set the train loader, resumed where the run was, and the length of an epoch."""
         seed = self.resumed.data_seed if self.resumed else None
@@ -305,32 +251,3 @@ class RunnerBase(TrainingLoop):
         self.job_id = self.output_dir.name
         self.log = RunLog(self.output_dir, trackers.open_trackers(self))
         self.log.config(self.config.to_dict())
-
-    def _save(
-        self,
-        position: Position,
-        metrics: MetricLogger,
-        stats: dict | None = None,
-        best: bool = False,
-    ) -> bool:
-        """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
-        epoch, step = position
-        self._saved_step = self._saved_step if best else step
-        progress = Progress.of_run(self, position, metrics.state(), stats)  # from all ranks
-        if not dist_utils.is_main_process():
-            return True
-        done = (epoch, step) if step else (epoch - 1,)
-        path = self.output_dir / (BEST if best else checkpoint_name(*done))
-        logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
-        state = {
-            "model": self.model.trainable_state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "config": self.config.to_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
-            "epoch": epoch - 1,
-            "progress": progress.to_plain(),
-        }
-        if (is_saved := save_checkpoint(path, state)) and not best:
-            self.last_checkpoint = path
-            prune(self.output_dir, self.run_cfg.keep_last_k)
-        return is_saved

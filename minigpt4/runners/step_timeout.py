@@ -80,9 +80,8 @@ class StepTimeout:
         """Note that this rank is about to wait for the others."""
         self._count, self._since = self._count + 1, time.monotonic()
         if self._store is not None:
-            with suppress(
-                RuntimeError
-            ):  # torchrun, which holds the store, is gone: the ranks save and end without it
+            # torchrun, which holds the store, is gone: the ranks save and end without it
+            with suppress(RuntimeError):
                 self._store.set(f"step {get_rank()}", str(self._count))
 
     def late_ranks(self) -> str:

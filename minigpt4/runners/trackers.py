@@ -242,9 +242,8 @@ def _open_wandb(folder: Path, run_id: str | None) -> tuple[Any, str]:
     }
     tracker = WandBTracker(os.environ.get("WANDB_PROJECT", folder.parent.name), **options)
     try:
-        asks = (
-            "prompt" in inspect.signature(wandb.login).parameters
-        )  # new; without a login it would ask, and wait
+        # new; without a login it would ask, and wait
+        asks = "prompt" in inspect.signature(wandb.login).parameters
         if not os.environ.get("WANDB_MODE") and not (
             wandb.login(prompt=False) if asks else wandb.api.api_key
         ):

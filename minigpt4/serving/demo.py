@@ -38,9 +38,8 @@ def demo(args: Namespace) -> int | None:
 def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
     """Set what gradio reads when it is imported. Raises OSError where there is no place for uploads."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
-    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(
-        2**31
-    )  # or each event costs a table of all before
+    # or each event costs a table of all before
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)
     # it asks its own page whether it is there, which no proxy can tell; others it asks only for a public link
     known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
     own = ["localhost", "127.0.0.1", "::1", server_name.strip("[]")]

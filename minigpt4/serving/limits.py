@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope
 
-MOST_BYTES = (
-    2**19
-)  # of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
+# of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
+MOST_BYTES = 2**19
 MOST_DEPTH = 32  # of its JSON
 TRIES_S = 60  # in so many seconds
 TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address and of all

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +16,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.context import TooLongError
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.answers import Line
 from minigpt4.serving.guard import SAFE, Hosts
 from minigpt4.serving.limits import Refusal, Tries, network_of, whole
+from minigpt4.serving.openai_answers import event, finish_reason, notices, refused, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
 from minigpt4.serving.openai_schema import ChatRequest
@@ -29,17 +28,8 @@ from minigpt4.serving.openai_schema import ChatRequest
 MOST_BYTES = 28 * 2**20  # of a request: the largest image in base64, and text
 MOST_BYTES_ALL = 256 * 2**20  # of the requests that are being read
 READ_S = 120  # for one request to come
-TYPES = {
-    401: "authentication_error",
-    408: "timeout_error",
-    429: "rate_limit_error",
-    500: "server_error",
-}
-STREAM = {
-    **SAFE,
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}  # the latter: nginx passes pieces on
+EVENTS = "text/event-stream"
+STREAM = {**SAFE, "cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx passes pieces on
 
 
 class OpenAI:
@@ -75,17 +65,9 @@ class OpenAI:
             Route("/v1/models/{name:path}", self.models),
             Route("/v1/chat/completions", Completions(self), methods=["POST"]),
         ]
-        handlers = {
-            HTTPException: _on_http,
-            Refusal: _on_error,
-            ValueError: _on_error,
-            OSError: _on_error,
-        }
-        return Starlette(
-            routes=routes,
-            exception_handlers=handlers | {Exception: _on_error},
-            lifespan=self._lifespan,
-        )
+        handlers = dict.fromkeys((Refusal, ValueError, OSError, Exception), _on_error)
+        handlers[HTTPException] = _on_http
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -101,9 +83,8 @@ class OpenAI:
         # each wrong key counts, as wrong passwords of the page do
         attempt = self.tries.begin(network_of(scope))
         kind, key = (*headers.get("authorization", "").split(" ", 1), "", "")[:2]
-        if kind.lower() != "bearer" or not hmac.compare_digest(
-            key.strip().encode(), self.api_key.encode()
-        ):
+        is_ours = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+        if kind.lower() != "bearer" or not is_ours:
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
         self.tries.forgive(attempt)
 
@@ -163,9 +144,9 @@ class Completions:
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the request did not come within {READ_S} s") from None
             # whichever ends first: the answer, or the client's patience
-            work = asyncio.ensure_future(
-                self._answer(await Request(scope, receive).body(), room, scope, send)
-            )
+            body = await Request(scope, receive).body()
+            work = asyncio.ensure_future(self._answer(body, room, scope, send))
+            del body
             left = asyncio.ensure_future(_left(receive))
             try:
                 await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +163,8 @@ class Completions:
         self.api.check_model(request.model)
         job = await self._job(request)
         is_streamed, options = request.stream, request.stream_options
+        has_usage = options is not None and bool(options.include_usage)
+        # the body holds whole images
         del body, request
         room.close()
         self.api.batches.add(job)
@@ -190,17 +173,11 @@ class Completions:
                 # what is refused is refused before anything is sent
                 first = await anext(pieces, None)
                 if is_streamed:
-                    content = self._events(
-                        job, options is not None and bool(options.include_usage), first, pieces
-                    )
-                    response = StreamingResponse(
-                        content, media_type="text/event-stream", headers=STREAM
-                    )
+                    events = self._events(job, has_usage, first, pieces)
+                    response = StreamingResponse(events, headers=STREAM, media_type=EVENTS)
                 else:
-                    response = JSONResponse(
-                        self._completion(job, first, [piece async for piece in pieces]),
-                        headers=SAFE,
-                    )
+                    whole_answer = self._completion(job, first, [piece async for piece in pieces])
+                    response = JSONResponse(whole_answer, headers=SAFE)
                 await response(scope, _never, send)
         finally:
             job.stop.set()
@@ -215,17 +192,10 @@ class Completions:
     def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:
         """Return the whole answer as the API has it."""
         message = {"role": "assistant", "content": (first or "") + "".join(pieces)}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": _finish_reason(job),
-        }
-        return (
-            self._head("chat.completion")
-            | {"choices": [choice], "usage": _usage(job)}
-            | _notices(job)
-        )
+        reason = finish_reason(job)
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        rest = {"choices": [choice], "usage": usage(job)}
+        return self._head("chat.completion") | rest | notices(job)
 
     async def _events(
         self, job: Job, has_usage: bool, first: str | None, pieces: AsyncIterator[str]
@@ -235,18 +205,18 @@ class Completions:
 
         def chunk(delta: dict[str, str], reason: str | None = None, **more: object) -> str:
             choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
-            return _event(head | {"choices": choices} | more)
+            return event(head | {"choices": choices} | more)
 
         yield chunk({"role": "assistant", "content": first or ""})
         try:
             async for piece in pieces:
                 yield chunk({"content": piece})
         except Exception as error:
-            yield _event(_error(error)[1])
+            yield event(refused(error)[1])
             return
-        yield chunk({}, _finish_reason(job), **_notices(job))
+        yield chunk({}, finish_reason(job), **notices(job))
         if has_usage:
-            yield _event(head | {"choices": [], "usage": _usage(job)})
+            yield event(head | {"choices": [], "usage": usage(job)})
         yield "data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, object]:
@@ -264,52 +234,12 @@ async def _never() -> dict:
     return await asyncio.get_running_loop().create_future()
 
 
-def _event(data: dict[str, object]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
-
-
-def _finish_reason(job: Job) -> str:
-    return "stop" if job.is_complete else "length"
-
-
-def _usage(job: Job) -> dict[str, object]:
-    """Return the counts of tokens; an image counts as the vectors that the LLM reads of it."""
-    prompt, answer = len(job.context.ids), len(job.answer.ids)
-    details = {"prompt_tokens_details": {"cached_tokens": job.num_cached}}
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answer,
-        "total_tokens": prompt + answer,
-    } | details
-
-
-def _notices(job: Job) -> dict[str, list[str]]:
-    """Return what the client should know, such as turns that were left out; nothing if there is nothing."""
-    return {"notices": job.notices} if job.notices else {}
-
-
-def _error(error: Exception) -> tuple[int, dict[str, object]]:
-    """Return the status and the body by which a client is told an error."""
-    known = isinstance(error, (Refusal, ValueError, OSError))
-    status = getattr(error, "status", 400) if known else 500
-    message = str(error) if known else f"{type(error).__name__}; the server's output says more"
-    code = "context_length_exceeded" if isinstance(error, TooLongError) else _code(status)
-    kind = TYPES.get(status, "invalid_request_error")
-    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def _code(status: int) -> str | None:
-    return {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}.get(status)
-
-
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    status, body = _error(error)
-    return JSONResponse(
-        body, status, headers={**SAFE, "connection": "close"}
-    )  # what is still to come is not read
+    status, body = refused(error)
+    # what is still to come is not read
+    return JSONResponse(body, status, headers={**SAFE, "connection": "close"})
 
 
 async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
-    return await _on_error(
-        request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    )
+    told = f"{request.method} {request.url.path}: {error.detail}"
+    return await _on_error(request, Refusal(error.status_code, told))

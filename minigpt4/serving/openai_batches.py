@@ -44,9 +44,8 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     notices: list[str] = field(default_factory=list)
     context: Context | None = None  # from here on: known once it is being answered
-    sampling: dict = field(
-        default_factory=dict
-    )  # `settings` and the model's own; the limit is the context's
+    # `settings` and the model's own; the limit is the context's
+    sampling: dict = field(default_factory=dict)
     answer: AnswerText | None = None
     num_cached: int = 0  # positions of the prompt that were not computed anew
     is_complete: bool = False  # it ended by itself

@@ -28,9 +28,8 @@ class Images:
 
     def __init__(self, chat: Chat, is_fetching: bool):
         self.chat, self.is_fetching = chat, is_fetching
-        self._decoding = asyncio.Semaphore(
-            2
-        )  # an image of 36 million pixels takes 100 MiB while it is decoded
+        # an image of 36 million pixels takes 100 MiB while it is decoded
+        self._decoding = asyncio.Semaphore(2)
 
     async def read(self, url: str) -> Pixels:
         """Return the image of a URL. Raises ValueError or OSError that says what is wrong with it."""
@@ -133,9 +132,8 @@ async def _body(reply: httpx.Response, url: str) -> bytes:
     if reply.status_code != 200:
         raise OSError(f"image_url {urlsplit(url).netloc[:100]!r}: status {reply.status_code}")
     body = bytearray()
-    async for (
-        chunk
-    ) in reply.aiter_raw():  # not unpacked: what is small on the way could be large here
+    # not unpacked: what is small on the way could be large here
+    async for chunk in reply.aiter_raw():
         body += chunk
         if len(body) > MOST_BYTES:
             raise ValueError(f"image_url: more than {MOST_BYTES:,} bytes")

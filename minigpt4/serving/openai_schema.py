@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, Chat, check_question
-from minigpt4.conversation.conversation import Conversation, Message
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.message import Message
 from minigpt4.serving.answers import SETTINGS, checked
 from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
 from minigpt4.text.segments import IMAGE, message_segments
@@ -139,9 +140,8 @@ class ChatRequest(_Strict):
             "max_new_tokens": longest,
             "seed": self.seed,
         }
-        first = {
-            name: SETTINGS[name].first for name in given if name != "repetition_penalty"
-        }  # that is the model's
+        # that is the model's
+        first = {name: SETTINGS[name].first for name in given if name != "repetition_penalty"}
         return checked(
             first | defaults | {name: value for name, value in given.items() if value is not None}
         )

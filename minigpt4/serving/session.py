@@ -32,9 +32,8 @@ class Turn:
     is_stopped: bool = False  # the answer ended early, by wish or because its reader left
 
     def __post_init__(self) -> None:
-        self.text = (
-            str(self.text).encode("utf-8", "replace").decode()
-        )  # a lone surrogate breaks JSON
+        # a lone surrogate breaks JSON
+        self.text = str(self.text).encode("utf-8", "replace").decode()
         if self.images and not self.text.strip():
             self.text = DEFAULT_QUESTION
 

@@ -153,9 +153,8 @@ class Terminal:
         ]
         content = {"settings": self.settings, "turns": turns}
         written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        _path(path).write_text(
-            written, encoding="utf-8", errors="backslashreplace"
-        )  # as JSON escapes names
+        # as JSON escapes names
+        _path(path).write_text(written, encoding="utf-8", errors="backslashreplace")
         print(f"{len(turns)} question(s) saved to {path}")
 
 

@@ -7,7 +7,8 @@ import torch
 
 from minigpt4.common.config import Config, DictConfig
 from minigpt4.common.device import in_run_precision
-from minigpt4.common.dist_utils import get_rank, get_world_size, run_device
+from minigpt4.common.dist_utils import get_rank, get_world_size
+from minigpt4.common.launchers import run_device
 from minigpt4.common.llm_shares import num_shares
 from minigpt4.common.logger import batch_size
 from minigpt4.common.registry import registry

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
-_switching = (
-    threading.Lock()
-)  # `split_special_tokens` is a switch on the tokenizer, which all threads share
+# `split_special_tokens` is a switch on the tokenizer, which all threads share
+_switching = threading.Lock()
 
 
 class Piece(NamedTuple):
@@ -111,9 +110,8 @@ class PromptEncoder:
     def _split_at_special_tokens(self, text: str) -> list[str | int]:
         """Return `text` cut at special tokens; those that swallow the spaces beside them (LLaMA's) do so here, too."""
         parts: list[str | int] = self._special_pattern.split(text)
-        for index in range(
-            1, len(parts), 2
-        ):  # a split by a group gives text, special token, text, ..
+        # a split by a group gives text, special token, text, ..
+        for index in range(1, len(parts), 2):
             parts[index] = self.special_ids[parts[index]]
             token = self._special_tokens[parts[index]]
             if token.lstrip:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.prompts import read_prompts
 from minigpt4.text.release_samples import TEXTS, from_release
-from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, TextSettings, batch_rows, end_problem
+from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, batch_rows, end_problem
+from minigpt4.text.sample_segments import TextSettings
 
 # kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
 BEGIN = "begin"
@@ -110,6 +111,5 @@ class TextPreview:
 def _num_images(sample: dict) -> int:
     if "images" in sample:
         return len(sample["images"])
-    return int(
-        "image" in sample or "text_input" in sample
-    )  # the release's samples of text alone have no image
+    # the release's samples of text alone have no image
+    return int("image" in sample or "text_input" in sample)

@@ -40,9 +40,8 @@ class Template:
         What a chat writes between an answer and the next question stands there in training, too.
         """
         before, after = prompt_template.split("{}", 1)
-        closing = self.assistant[
-            1
-        ]  # begins with the end symbol, and the next prompt may begin with it again
+        # begins with the end symbol, and the next prompt may begin with it again
+        closing = self.assistant[1]
         return replace(
             self,
             system=closing if before.startswith(closing) else "",

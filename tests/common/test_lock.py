@@ -16,9 +16,8 @@ FORK = multiprocessing.get_context("fork")
 
 def hold(target, is_held, seconds=60):
     with locked(target):
-        child = FORK.Process(
-            target=time.sleep, args=(seconds,)
-        )  # as a DataLoader's worker, which outlives it
+        # as a DataLoader's worker, which outlives it
+        child = FORK.Process(target=time.sleep, args=(seconds,))
         child.start()
         is_held.put((os.getpid(), child.pid))
         time.sleep(seconds)
@@ -50,9 +49,8 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path, holde
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with locked(
-        target
-    ):  # although the process that it forked still lives, and the file is still there
+    # although the process that it forked still lives, and the file is still there
+    with locked(target):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -16,9 +16,8 @@ from minigpt4.common.logger import (
     whole_seconds,
 )
 
-NOT_THE_CPU = torch.device(
-    "meta"
-)  # reading a loss from there costs, so the logger waits until a line is due
+# reading a loss from there costs, so the logger waits until a line is due
+NOT_THE_CPU = torch.device("meta")
 
 
 def epoch_of(

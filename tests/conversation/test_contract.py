@@ -24,7 +24,7 @@ from minigpt4.conversation.conversation import (
     SeparatorStyle,
     StoppingCriteriaSub,
 )
-from minigpt4.models.weights import trained_text
+from minigpt4.models.trained_with import trained_text
 from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.golden import GOLDEN
 
@@ -239,3 +239,15 @@ def test_an_image_processor_of_another_size_is_fitted_and_said(golden_model, vis
     assert torch.equal(chat.encode_images([IMAGE])[0], same.encode_images([IMAGE])[0])
     caplog.clear()
     assert Chat(golden_model, vis_processor).vis_processor is vis_processor and not caplog.text
+
+
+def test_an_image_processor_that_names_no_mean_takes_the_towers(golden_model, monkeypatch, caplog):
+    pixels = golden_model.pixels._replace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    monkeypatch.setattr(golden_model, "pixels", pixels)
+    fitted = Chat(golden_model, Blip2ImageEvalProcessor(pixels.size)).vis_processor
+    assert (fitted.image_size, fitted.mean, fitted.std) == (pixels.size, [0.5] * 3, [0.25] * 3)
+    assert "mean: [0.48145466, 0.4578275, 0.40821073] in the image processor" in caplog.text
+    # one that is named stays
+    named = Blip2ImageEvalProcessor(pixels.size, mean=[0.1, 0.2, 0.3])
+    fitted = Chat(golden_model, named).vis_processor
+    assert (fitted.mean, fitted.std) == ([0.1, 0.2, 0.3], [0.25] * 3)

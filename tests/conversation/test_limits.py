@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, PrefixCache, Sampling
 from minigpt4.conversation.conversation import CHATML, CONV_VISION, Conversation
-from minigpt4.conversation.generation import Request
+from minigpt4.conversation.sampling import Request
 from minigpt4.text.rows import IMAGE_ID
 from tests.conversation.helpers import GREEDY, asked, computed
 
@@ -99,9 +99,8 @@ def test_a_text_that_is_far_too_long_is_not_tokenised(chat):
         conv.append_message(conv.roles[1], huge)
         chat.ask("and then?", conv)
         notices = []
-        assert chat.answer(conv, [], on_notice=notices.append, **GREEDY)[
-            1
-        ].size  # the older ones are left out
+        # the older ones are left out
+        assert chat.answer(conv, [], on_notice=notices.append, **GREEDY)[1].size
         assert "the 1 oldest question(s) are left out" in notices[0]
         conv.system = huge
         chat.ask("why?", conv)

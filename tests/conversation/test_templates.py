@@ -82,9 +82,8 @@ def test_prompt_of_two_turns(name):
 def test_the_configuration_chooses_the_template(template):
     assert template_for(template.training) is template
     bare = template.training.strip()
-    exact = [
-        other for other in TEMPLATES if other.training == bare
-    ]  # MiniGPT-v2's is Llama-2's without the last space
+    # MiniGPT-v2's is Llama-2's without the last space
+    exact = [other for other in TEMPLATES if other.training == bare]
     assert template_for(bare, "anything") is (exact[0] if exact else template)
 
 

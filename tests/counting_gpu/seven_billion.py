@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import chat, parity, workload
 from minigpt4.common.config import as_section
-from minigpt4.conversation.generation import StopRule, decode, request_of
+from minigpt4.conversation.generation import StopRule, decode
+from minigpt4.conversation.sampling import request_of
 from minigpt4.models import MiniGPT4
 from minigpt4.models.llm.decoding import StaticSteps
 from tests.counting_gpu.counts import counts, reset

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError
 from minigpt4.datasets.datasets.caption_datasets import read_annotations
+from minigpt4.datasets.datasets.skips import PROBATION, DataError
 from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.datasets.shards import folder_dataset, loader
 

@@ -16,7 +16,8 @@ from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.device import to_device
 from minigpt4.datasets import inspect
-from minigpt4.datasets.datasets.base_dataset import REASONS
+from minigpt4.datasets import scan as scanning
+from minigpt4.datasets.datasets.skips import REASONS
 from minigpt4.datasets.sheet import summary
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
@@ -189,7 +190,7 @@ def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
 
 
 def test_percentiles_are_those_of_the_texts(look):
-    found = inspect.Scan(None)
+    found = scanning.Scan(None)
     for length in [*range(1, 101), 500]:
         found.lengths[length] += 1
     assert [found.percentile(percent) for percent in (5, 50, 95, 100)] == [6, 51, 96, 500]
@@ -239,7 +240,7 @@ run:"""
 
 def scan(dataset, limit=None, num_shown=100, seed=42):
     preview = SimpleNamespace(lengths=lambda samples: [(1, 0)] * len(samples))
-    return inspect.scan(dataset, preview, seed, limit, num_shown)
+    return scanning.scan(dataset, preview, seed, limit, num_shown)
 
 
 def test_streams_are_read_in_trainings_order_with_its_augmentation(tmp_path):

@@ -9,8 +9,9 @@ import torch
 
 from minigpt4.common.registry import registry
 from minigpt4.datasets.builders.instruction_builder import SOURCES
-from minigpt4.datasets.datasets.base_dataset import DataError, Place, SampleIndex
+from minigpt4.datasets.datasets.base_dataset import Place, SampleIndex
 from minigpt4.datasets.datasets.map_style import adapted
+from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.datasets.instruction_files import (
     CAPTIONS,

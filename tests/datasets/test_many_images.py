@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.device import to_device
 from minigpt4.datasets.datasets.base_dataset import BaseDataset
-from minigpt4.datasets.datasets.dataloader_utils import collate
+from minigpt4.datasets.datasets.collate import collate
 from minigpt4.processors import Blip2ImageEvalProcessor, load_rgb
 from tests.datasets.shards import jpeg, loader
 

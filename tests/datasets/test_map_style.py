@@ -17,10 +17,11 @@ from minigpt4.common.registry import registry
 from minigpt4.datasets.builders import BaseDatasetBuilder
 from minigpt4.datasets.builders.own_data_builder import OwnDataBuilder
 from minigpt4.datasets.datasets.annotations import Record
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, DataError, Place, SampleIndex
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 from minigpt4.datasets.datasets.map_style import adapted
+from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import Blip2ImageTrainProcessor, ImageError
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.datasets.shards import ids, jpeg, loader

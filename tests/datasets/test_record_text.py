@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt4.datasets.datasets.base_dataset import DataError, SkipSample
 from minigpt4.datasets.datasets.record_text import MAX_CHARS, read_members, read_text
+from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from tests.datasets.shards import folder_dataset, jpeg, write_tar
 from tests.datasets.test_own_data import build
 

@@ -139,9 +139,8 @@ def test_nothing_is_invisible():
     assert visible("Grüße, мир ❤ 漢") == "Grüße, мир ❤ 漢"
     assert visible("a\tb\u200dc\x00\ud800") == "a⇥b[U+200D]c[U+0000][U+D800]"
     assert visible("two\nlines") == "two<i></i>\nlines"
-    assert (
-        visible("\U000e0041\u0378") == "[U+E0041][U+0378]"
-    )  # a tag, and a code point that is no character
+    # a tag, and a code point that is no character
+    assert visible("\U000e0041\u0378") == "[U+E0041][U+0378]"
     sheet(card([Token("\ud800", TARGET, 1)])).encode()
 
 

@@ -11,8 +11,9 @@ import torch
 from minigpt4.common.config import Problem
 from minigpt4.common.device import to_device
 from minigpt4.common.registry import registry
-from minigpt4.datasets.datasets.base_dataset import DataError, Place
+from minigpt4.datasets.datasets.base_dataset import Place
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
+from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, load_rgb
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.datasets.test_builders import section
@@ -77,10 +78,8 @@ def trained(dataset, number):
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_files_of_their_own(tmp_path, builder):
     """`val` names them; they are read whole and in order, and training reads nothing of them."""
-    train, val = (
-        make_data(builder, tmp_path / "a", range(5)),
-        make_data(builder, tmp_path / "b", range(20, 26)),
-    )
+    train = make_data(builder, tmp_path / "a", range(5))
+    val = make_data(builder, tmp_path / "b", range(20, 26))
     info = {"storage": val} | (
         {"images": val.removesuffix(".jsonl")} if builder == "image_text_jsonl" else {}
     )
@@ -99,9 +98,8 @@ def test_a_fraction_of_the_images(tmp_path, builder):
     storage = make_data(builder, tmp_path / "a", range(40))
     splits = build(builder, storage, val_fraction=FRACTION)
     held_out = captions(evaluated(splits["val"]))
-    assert (
-        4 <= len(held_out) <= 20
-    )  # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    assert 4 <= len(held_out) <= 20
     assert (
         captions(evaluated(splits["val"], seed=7)) == held_out == captions(evaluated(splits["val"]))
     )

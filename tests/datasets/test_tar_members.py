@@ -14,9 +14,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from minigpt4.datasets.datasets.tar_archive import BehindTheEndError
 from minigpt4.datasets.datasets.tar_members import (
     MAX_MEMBER,
-    BehindTheEndError,
     Member,
     ReadError,
     check_archive,

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from webdataset.filters import shuffle
 
 from minigpt4.datasets.datasets import web_dataset
-from minigpt4.datasets.datasets.base_dataset import PROBATION, DataError, Place
-from minigpt4.datasets.datasets.dataloader_utils import collate
+from minigpt4.datasets.datasets.base_dataset import Place
+from minigpt4.datasets.datasets.collate import collate
+from minigpt4.datasets.datasets.skips import PROBATION, DataError
 from minigpt4.datasets.datasets.web_dataset import (
     RawSample,
     WebCaptionDataset,
@@ -115,15 +116,13 @@ def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
         write_tar(bad, {})
     elif fault == "garbage":
         bad.write_bytes(b"<html>" * 1000)
-    elif (
-        fault == "truncated"
-    ):  # in the image of the fifth sample, whose key the good shard has, too
+    # in the image of the fifth sample, whose key the good shard has, too
+    elif fault == "truncated":
         shard(tmp_path, "bad", range(5))
         content = bad.read_bytes()
         bad.write_bytes(content[: content.index(b"000004.jpg") + 700])
-        kept = (
-            4 - 1
-        )  # the sample before the cut is given up with it: nothing shows that it was complete
+        # the sample before the cut is given up with it: nothing shows that it was complete
+        kept = 4 - 1
     elif fault == "a folder":
         bad.mkdir()
     dataset = stream([good, str(bad)], epochs=1)

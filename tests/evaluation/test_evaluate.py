@@ -59,9 +59,8 @@ SHORT = ["--max-new-tokens", "4"]
 def test_half_a_line_is_taken_away_and_other_files_are_refused(tmp_path):
     output = tmp_path / "answers.jsonl"
     whole = '{"image": "a.jpg", "answer": "one\u2028two\x85 caf\u00e9"}\n'.encode()
-    output.write_bytes(
-        whole + '{"image": "b.jpg", "answer": "caf\u00e9'.encode()[:-1]
-    )  # within a character
+    # within a character
+    output.write_bytes(whole + '{"image": "b.jpg", "answer": "caf\u00e9'.encode()[:-1])
     with open_answers(output, "image", {}) as file:
         assert file.done == {"a.jpg"}
         file.begin(set())

@@ -2,7 +2,7 @@
 
 import torch
 
-from minigpt4.conversation.conversation import Message
+from minigpt4.conversation.message import Message
 from minigpt4.text.rows import IMAGE_ID, context_ids
 from minigpt4.text.segments import IMAGE, message_segments
 
@@ -95,7 +95,6 @@ def their_inputs(processor, messages, images):
 def largest_difference(chat, template, exported, processor, images):
     """Return the largest difference of logits over the dialogues; ids and pixels are compared one by one."""
     worst, llm = 0.0, chat.model.llama_model
-    blank = torch.zeros(1, 3, chat.model.image_size, chat.model.image_size)
     size = llm.get_input_embeddings().weight.shape[0]
     for messages in dialogues():
         conv, numbers = our_conversation(template, messages)
@@ -113,8 +112,17 @@ def largest_difference(chat, template, exported, processor, images):
             # divided and multiplied in another order: the last bit of numbers up to 2.6
             assert (inputs["pixel_values"] - pixels).abs().max() < 5e-7
             inputs["pixel_values"] = pixels
-        elif exported.config.model_type == "blip-2":  # the class cannot be called without
-            inputs["pixel_values"] = blank
-        theirs = exported(**inputs).logits[..., :size]
+        theirs = their_logits(exported, inputs)[..., :size]
         worst = max(worst, (ours - theirs).abs().max().item())
     return worst
+
+
+@torch.no_grad()
+def their_logits(exported, inputs):
+    """Return the logits of an export in its own type; Blip2 cannot be called without an image, and gets a blank one."""
+    if exported.config.model_type == "blip-2" and "pixel_values" not in inputs:
+        size = exported.config.vision_config.image_size
+        inputs["pixel_values"] = torch.zeros(1, 3, size, size)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(exported.dtype)
+    return exported(**inputs).logits

@@ -14,12 +14,14 @@ import pytest
 import minigpt4
 from tests.small_release import picture
 
+# of transformers[serving], beside what the project has
 NEEDED = (
     "fastapi",
     "openai",
+    "requests",
     "rich",
     "uvicorn",
-)  # of transformers[serving], beside what the project has
+)
 SECONDS = 300  # for the server to come up on a busy machine
 
 
@@ -54,20 +56,22 @@ def server(folders, hub):
         process.wait(30)
 
 
+def url_of(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def test_greedy_text_is_that_of_a_chat(folders, server):
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
-    image = picture(
-        3, (chat.model.image_size,) * 2
-    )  # of the model's size: the server resizes by torchvision
+    # of the model's size: the server resizes by torchvision
+    image = picture(3, (chat.model.image_size,) * 2)
     conv, images = template.copy(), []
     chat.upload_img(image, conv, images)
     chat.ask("What is it?", conv)
     ours, _ = chat.answer(conv, images, temperature=0, max_new_tokens=12)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     content = [
-        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": url_of(image)}},
         {"type": "text", "text": "What is it?"},
     ]
     messages = [{"role": "user", "content": content}]
@@ -77,3 +81,23 @@ def test_greedy_text_is_that_of_a_chat(folders, server):
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(ours.split()) > 3 and sum(map(bool, pieces)) > 3
     assert "".join(pieces).strip() == ours
+
+
+@pytest.mark.parametrize("name", ["a text alone", "stop", "a typed <image>"])
+def test_what_it_cannot_answer(folders, server, name):
+    """What docs/serving.md says of it; our own server answers all three."""
+    from openai import InternalServerError
+
+    request = {"model": str(folders.hf), "max_tokens": 4}
+    if name == "a text alone":
+        request["messages"] = [{"role": "user", "content": "What is it?"}]
+    else:
+        text = "What is <image>?" if name == "a typed <image>" else "What is it?"
+        content = [{"type": "image_url", "image_url": {"url": url_of(picture(3))}}]
+        request["messages"] = [
+            {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        ]
+        request |= {"stop": ["x"]} if name == "stop" else {}
+    # behind such an error the server closes the connection, so that the client may have to try once more
+    with pytest.raises(InternalServerError):
+        server.with_options(max_retries=1).chat.completions.create(**request)

@@ -17,7 +17,8 @@ from minigpt4.conversation.conversation import (
     StoppingCriteriaSub,
     Template,
 )
-from minigpt4.conversation.generation import PrefixCache, Sampling, filter_logits
+from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.conversation.sampling import Sampling, filter_logits
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.text.segments import IMAGE
 from tests.golden import GOLDEN
@@ -243,6 +244,5 @@ def test_sampling_filters(case):
     assert torch.equal(filtered.isinf(), wanted.isinf())
     assert int(filtered.isfinite().sum()) == case["kept"]
     kept = wanted.isfinite()
-    torch.testing.assert_close(
-        filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6
-    )  # one division in float32
+    # one division in float32
+    torch.testing.assert_close(filtered[kept], wanted[kept], atol=1e-6, rtol=1e-6)

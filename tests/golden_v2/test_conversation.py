@@ -243,7 +243,7 @@ def test_what_fails_there_answers_here(chats, case):
 @pytest.mark.parametrize("name", SCORED)
 def test_logits_of_greedy_answers(chats, name):
     """After the repetition penalty, which a chat has by default: as the release's scores."""
-    from minigpt4.conversation.generation import Sampling, filter_logits
+    from minigpt4.conversation.sampling import Sampling, filter_logits
 
     case = next(case for case in CHATS if case["name"] == name)
     conv, chat = start(chats(case["model"]), case)
@@ -277,9 +277,8 @@ def test_a_stream_is_the_answer(chats):
     images = []
     play(chat, conv, images, case["events"])
     pieces = list(chat.stream_answer(conv, images, do_sample=False, **case["kwargs"]))
-    assert (
-        "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]
-    )  # the release leaves None there
+    # the release leaves None there
+    assert "".join(pieces) == stream["joined"].strip() == conv.messages[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -325,9 +324,8 @@ def test_images_that_encode_img_takes(chats):
         images = [source]
         chat.encode_img(images)
         assert list(images[0].shape) == rows["path"]["shape"]
-        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), (
-            name
-        )  # 256 values of 1e-6
+        # 256 values of 1e-6
+        assert images[0].sum().item() == pytest.approx(rows["path"]["sum"], rel=0, abs=1e-3), name
     for mode in ("L", "RGBA"):
         images = [image.convert(mode)]
         chat.encode_img(images)

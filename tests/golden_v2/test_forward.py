@@ -289,6 +289,8 @@ def test_what_trains_and_what_is_printed(which, tmp_path, capsys):
     for line in config["printed_by_constructor"]:
         if line.startswith(("trainable params", "Do not use")):
             assert line in said
+        if "Checkpoint: " in line:  # the path is another
+            assert [each for each in said if each.startswith(line[: line.index(": ") + 2])]
     own = {model.release_name(name) for name in model.state_dict()}
     constants = {name for name in config["state_dict_keys"] if name.endswith("inv_freq")}
     assert own == set(config["state_dict_keys"]) - constants

@@ -36,9 +36,8 @@ def images_of(case, name):
 )
 def test_answers(models, case):
     model, images = models(case["model"]), images_of(case, "generate.npz")
-    images = images[
-        : len(case["texts"])
-    ]  # the release leaves images without a text out, and does not say so
+    # the release leaves images without a text out, and does not say so
+    images = images[: len(case["texts"])]
     golden = np.load(GOLDEN / HERE / "generate.npz")
     embeds, mask = model.prompt_embeds(images, case["texts"])
     assert mask.tolist() == case["attention_mask"] and list(embeds.shape) == case["embs_shape"]
@@ -46,16 +45,14 @@ def test_answers(models, case):
         np.testing.assert_allclose(
             embeds.detach(), golden[f"inputs_embeds__{case['name']}"], atol=EMBEDS, rtol=0
         )
-    options = {
-        key: value for key, value in case["kwargs"].items() if key != "stop_words_ids"
-    }  # ignored there
+    # ignored there
+    options = {key: value for key, value in case["kwargs"].items() if key != "stop_words_ids"}
     answers = model.generate(images, case["texts"], **options)
     # without BOS, which the release's transformers put first
     assert answers == [model._answer_text(ids[1:]) for ids in case["sequences"]]
     for found, expected in zip(answers, case["answers"], strict=True):
-        assert (
-            "\N{REPLACEMENT CHARACTER}" in expected or found == expected
-        )  # bytes that are no text
+        # bytes that are no text
+        assert "\N{REPLACEMENT CHARACTER}" in expected or found == expected
 
 
 @needs(f"{HERE}/generate.json")

@@ -122,15 +122,13 @@ def test_updates_drop_inputs_in_training_alone(model, shapes):
     assert not model.llama_model.training and not model.visual_encoder.training
     torch.manual_seed(0)
     first, second = model(samples)["loss"].item(), model(samples)["loss"].item()
-    assert (
-        first != second and model.llm_backend == "packed"
-    )  # the drop does not count in the choice
+    # the drop does not count in the choice
+    assert first != second and model.llm_backend == "packed"
     model.eval()
     assert model(samples)["loss"].item() == model(samples)["loss"].item()
     dropped = [part.p for part in model.llama_model.modules() if isinstance(part, torch.nn.Dropout)]
-    assert dropped == [0.05] * sum(
-        ".lora_A." in name for name in shapes
-    )  # Source: the newest release
+    # Source: the newest release
+    assert dropped == [0.05] * sum(".lora_A." in name for name in shapes)
 
 
 def test_a_new_update_changes_nothing(tmp_path):

@@ -46,9 +46,8 @@ def test_counter_follows_what_autograd_keeps():
 @pytest.mark.parametrize("stage", counted.LOG)
 def test_the_count_of_2023_is_that_of_its_log(stage):
     logged = counted.LOG[stage][1]
-    assert (
-        abs(counted.baseline(stage) / logged - 1) <= counted.LOG_TOLERANCE
-    )  # measured: -5.1 % and -6.8 %
+    # measured: -5.1 % and -6.8 %
+    assert abs(counted.baseline(stage) / logged - 1) <= counted.LOG_TOLERANCE
 
 
 @pytest.mark.parametrize("stage", counted.GATES)
@@ -94,9 +93,8 @@ def test_what_a_step_holds(kind, device, tmp_path):
         return
     found = memory_count.count(MiniGPT4, cfg, device, 4)
     planned = sum(part.bytes for part in MiniGPT4.plan(cfg, device))
-    assert (
-        planned <= found.weights <= planned + 600 * 512
-    )  # each tensor is rounded up, and buffers are counted
+    # each tensor is rounded up, and buffers are counted
+    assert planned <= found.weights <= planned + 600 * 512
     assert found.weights < found.held < found.peak
     cfg.compile = True  # counted as if it were not
     assert memory_count.count(MiniGPT4, cfg, device, 4) == found

@@ -6,7 +6,7 @@ import torch._inductor.config
 
 from minigpt4.common.config import as_section
 from minigpt4.models import MiniGPT4
-from minigpt4.models.llm import attention, backends, layouts, lean, row_logits
+from minigpt4.models.llm import attention, backends, counting, layouts, lean, row_logits
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, split_batch
 from tests.golden.model import CONFIG, golden_model
 
@@ -118,9 +118,8 @@ def test_compiled_by_choice(tmp_path):
     found, found_gradient = loss_and_gradient(model, batch, "compiled")
     assert found == pytest.approx(loss, rel=TOLERANCE)
     assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(
-        lean.EAGER
-    )  # a block of the ViT, and each kernel
+    # a block of the ViT, and each kernel
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1 + len(lean.EAGER)
 
 
 def test_a_cpu_compiles_on_demand_alone():
@@ -186,9 +185,8 @@ def test_segments_of_any_length_lie_in_one_grid():
 
 @pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize(
-    "lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]]
-)  # [6, 6]: no padding
+# [6, 6]: no padding
+@pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]])
 def test_attention_by_segments(lengths, window, num_shared):
     """Beside attention over all positions with a dense mask; what is shared is a constant."""
     generator = torch.Generator().manual_seed(1)
@@ -220,7 +218,7 @@ def test_attention_by_segments(lengths, window, num_shared):
 
 def test_keys_of_the_fused_kernel():
     """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
-    with attention.as_on_gpu():
+    with counting.as_on_gpu():
         segments = attention.Segments([2, 1], torch.device("cpu"), 2, others=[[7, 8], []])
     assert [each.tolist() for each in segments.sent] == [[7, 8], []]
     assert segments.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]

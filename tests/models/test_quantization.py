@@ -6,7 +6,7 @@ import torch
 from minigpt4.common.utils import expand_path
 from minigpt4.conversation.conversation import Chat
 from minigpt4.models import MiniGPT4
-from minigpt4.models.llm import language_model, quantization
+from minigpt4.models.llm import language_model, quantised_layers, quantization
 from minigpt4.models.llm.decoding import cache_name, new_past
 from minigpt4.models.llm.language_model import SANITY_TEXT
 from minigpt4.quickstart.prepare import cache_folder
@@ -54,10 +54,8 @@ def embedded_llm():
 
 def logits_of(folder, kind, dtype=torch.float32):
     """Return (logits [T, V] of a plain paragraph, the same read token by token)."""
-    tokenizer, llm = (
-        language_model.load_tokenizer(folder),
-        language_model.load_llm(folder, dtype, CPU, kind),
-    )
+    tokenizer = language_model.load_tokenizer(folder)
+    llm = language_model.load_llm(folder, dtype, CPU, kind)
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids])
     language_model.check_reads_english(llm, tokenizer, folder)
     with torch.no_grad():
@@ -95,27 +93,25 @@ def test_one_row_and_many_rows_use_the_same_weights(kind, dtype):
     torch.manual_seed(0)
     linear = torch.nn.Linear(256, 96, bias=True)
     layers = {
-        "int8": quantization.Int8Linear,
-        "fp8": quantization.FP8Linear,
-        "int4": quantization.Int4Linear,
+        "int8": quantised_layers.Int8Linear,
+        "fp8": quantised_layers.FP8Linear,
+        "int4": quantised_layers.Int4Linear,
     }
     layer = layers[kind].of(linear.to(dtype))
     x = torch.randn(2, 20, 256, dtype=dtype)
     with torch.no_grad():
-        many, rows = (
-            layer(x),
-            torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x]),
-        )
+        many = layer(x)
+        rows = torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x])
     # float32 sums in another order, measured 3e-7; bfloat16 keeps 8 bits, measured 3e-3 (int4 computes in it always)
     rounding = 1e-6 if (kind, dtype) == ("int8", torch.float32) else 1e-2
     assert distance(rows.float(), many.float()) < rounding
     if kind == "int8":
-        alone = quantization.int8_row(x[0, :1], layer.weight, layer.scale) + layer.bias
+        alone = quantised_layers.int8_row(x[0, :1], layer.weight, layer.scale) + layer.bias
         assert distance(alone.float(), many[0, :1].float()) < rounding
 
 
 def test_int8_has_the_gradient_of_the_widened_weights():
-    layer = quantization.Int8Linear.of(torch.nn.Linear(64, 32))
+    layer = quantised_layers.Int8Linear.of(torch.nn.Linear(64, 32))
     x = torch.randn(3, 64, requires_grad=True)
     layer(x).square().sum().backward()
     wide = torch.nn.functional.linear(
@@ -123,9 +119,8 @@ def test_int8_has_the_gradient_of_the_widened_weights():
     )
     y = wide + layer.bias
     wanted = (2 * y) @ (layer.weight.float() * layer.scale[:, None])
-    torch.testing.assert_close(
-        x.grad, wanted, atol=1e-4, rtol=1e-5
-    )  # float32 sums in another order
+    # float32 sums in another order
+    torch.testing.assert_close(x.grad, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_nf4_has_the_gradient_of_bitsandbytes():
@@ -147,7 +142,7 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
     One row is a millionth of the others: it has a scale of its own.
     """
     torch.manual_seed(0)
-    layer = quantization.FP8Linear.of(torch.nn.Linear(64, 32, bias=False).to(dtype))
+    layer = quantised_layers.FP8Linear.of(torch.nn.Linear(64, 32, bias=False).to(dtype))
     weight = layer.weight.float() * layer.scale[:, None]
     x, gradient = (torch.randn(50, size) for size in (64, 32))
     for tensor in (x, gradient):
@@ -161,13 +156,12 @@ def test_fp8_rounds_rows_and_nothing_else(dtype):
     ):
         assert found.dtype == dtype
         for rows in (slice(1), slice(1, None)):
-            assert (
-                0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5
-            )  # evenly spread over a step
+            # evenly spread over a step
+            assert 0.005 < distance(found[rows].float(), wanted[rows]) < 2**-4 / 3**0.5
 
 
 def test_fp8_on_a_cpu_is_summed_in_float32_under_autocast():
-    layer = quantization.FP8Linear.of(torch.nn.Linear(64, 32, bias=False))
+    layer = quantised_layers.FP8Linear.of(torch.nn.Linear(64, 32, bias=False))
     x = torch.randn(5, 64).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
@@ -240,7 +234,7 @@ def test_combinations_that_cannot_be(release, tmp_path):
         ):
             MiniGPT4.plan(golden_config(tmp_path, llm_quantization=kind), mps)
     with pytest.raises(ValueError, match=r"fp8 needs layers .* multiples of 16; .* of 30 x 16;"):
-        quantization.FP8Linear.of(torch.nn.Linear(30, 16))
+        quantised_layers.FP8Linear.of(torch.nn.Linear(30, 16))
     with pytest.raises(
         ValueError,
         match=r"int4 needs layers whose inputs are a multiple of 32 .* of 112 x 64; take",

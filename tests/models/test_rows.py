@@ -5,7 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt4.conversation.conversation import Conversation, Message
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.message import Message
 from minigpt4.models.llm import layouts
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows, context_ids, split_batch
@@ -342,9 +343,8 @@ def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
     start = rf"^the text of 1 of the batch's 3 samples cannot be read \(mine/2: .*{words}"
     with pytest.raises(ValueError, match=start):
         model.rows(named)
-    with pytest.raises(
-        ValueError, match=r"samples cannot be read \(1: "
-    ):  # without ids, by its place
+    # without ids, by its place
+    with pytest.raises(ValueError, match=r"samples cannot be read \(1: "):
         model.rows(samples)
 
 

@@ -17,6 +17,7 @@ WAYS = {
     "int8": ("packed", "lean"),
     "fp8": ("packed", "lean, recomputed"),
 }
+DIVIDED = [kind for kind in sharding.KINDS if sharding.refusal(kind) is None]
 PIXELS = torch.randn(
     2, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(3)
 )
@@ -78,7 +79,7 @@ def unequal_passes(model, rank, way):
 def compare(folder, rank):
     """Write to `folder` what this rank finds with the whole LLM, and with its share."""
     found = {}
-    for kind in sharding.KINDS:
+    for kind in DIVIDED:
         whole = built(folder / f"{kind} {rank}", kind)
         shared = built(folder / f"{kind} {rank}", kind, shard_llm=True)
         for way in WAYS[kind]:
@@ -123,7 +124,7 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", sharding.KINDS)
+@pytest.mark.parametrize("kind", DIVIDED)
 def test_two_ranks_are_one(found, kind):
     """float32; measured: 0 for each half, 1e-7 for their mean."""
     for of_rank in found:
@@ -137,7 +138,7 @@ def test_two_ranks_are_one(found, kind):
         assert of_rank[kind, "chosen"] == ("lean", "lean")
 
 
-@pytest.mark.parametrize("kind", sharding.KINDS)
+@pytest.mark.parametrize("kind", DIVIDED)
 def test_a_rank_holds_half(found, kind, tmp_path):
     planned = built(tmp_path, kind).llama_model
     for of_rank in found:
@@ -146,7 +147,7 @@ def test_a_rank_holds_half(found, kind, tmp_path):
         assert mine + buffers == sharding.share_bytes(planned, 2)
 
 
-@pytest.mark.parametrize("kind", sharding.KINDS)
+@pytest.mark.parametrize("kind", DIVIDED)
 def test_ranks_that_have_less_to_do_lend_their_shares(found, kind):
     expected, losses, left_whole = found[0][kind, "unequal"]
     assert len(losses) == 2 and all(torch.equal(each, expected) for each in losses)
@@ -177,10 +178,8 @@ def test_a_spread_llm_answers_the_same(tmp_path):
 def answer_logits(model):
     """Return the logits behind a text and behind one more token."""
     decoder = model.decoder()
-    past, embeds = (
-        decoder.new_past(),
-        model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]])),
-    )
+    past = decoder.new_past()
+    embeds = model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]]))
     logits = [decoder.prefill(past, embeds, torch.arange(4)[None], None)]
     with decoder.steps(past, 1, 8) as next_logits:
         logits.append(next_logits(torch.tensor([7]), torch.tensor([[4]]), None))
@@ -218,3 +217,15 @@ def test_the_plan_counts_a_share_and_what_is_gathered(tmp_path):
         > 0.49 * parts[1]["llama_model"].bytes
     )
     assert parts[1]["llama_proj"] == parts[2]["llama_proj"]
+
+
+def test_what_this_torch_cannot_divide_is_refused(monkeypatch):
+    assert sharding.refusal("nf4").endswith(
+        "nf4 cannot be divided among ranks; take one of none, int8, fp8"
+    )
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0+cu130"))
+    refusal = (
+        "model.llm_quantization int8 cannot be divided among ranks by torch 2.11.0+cu130, whose"
+    )
+    assert sharding.refusal("int8").startswith(refusal)
+    assert sharding.refusal("fp8") is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.config import Config, ConfigError, as_section
@@ -19,9 +19,13 @@ from minigpt4.common.optims import build_optimizer
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation, template_for
 from minigpt4.models import MiniGPT4
+from minigpt4.models.llm.language_model import load_tokenizer
 from minigpt4.models.part_hashes import frozen_tensors, tensor_hashes
 from minigpt4.models.training_parts import PARTS, part_of
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+from minigpt4.text.encoder import PromptEncoder
+from minigpt4.text.rows import context_ids
+from minigpt4.text.templates import read_chat_template
 from tests.golden.model import write_vision_files
 from tests.models import tiny_parts
 from tests.models.tiny_parts import (
@@ -34,6 +38,7 @@ from tests.models.tiny_parts import (
     write_qformer,
     write_timm,
 )
+from tests.open_small import write_qwen3
 from tests.training import endless, runner, settings
 
 BRIDGES = ("qformer", "merged", "none")
@@ -372,9 +377,8 @@ def test_an_llm_that_trains_is_in_float32_and_learns_in_half_precision(parts):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert (
-        model.llm_backend == "packed" and losses[-1] < losses[0] - 0.5
-    )  # from 5.9 to below 4 here
+    # from 5.9 to below 4 here
+    assert model.llm_backend == "packed" and losses[-1] < losses[0] - 0.5
 
 
 def test_a_batch_of_text_alone_gives_a_gradient_whatever_trains(parts):
@@ -450,6 +454,59 @@ def test_a_checkpoint_of_another_llm_tower_bridge_or_projector_is_refused(parts,
         built(parts(projector="mlp2x_gelu", **ckpt))
 
 
+def test_a_run_is_not_resumed_or_evaluated_with_another_part(parts, tmp_path, caplog):
+    """As model.ckpt, also where resume_mode=restart compares no settings: the tower and the LLM have the same sizes."""
+    run = runner(settings(tmp_path / "first", max_epoch=1, iters_per_epoch=1), built(parts()))
+    run.train(endless([batch(SIZE)]))
+    path = run.output_dir / "checkpoint_0.pth"
+    for changes in ({"resume_mode": "restart"}, {"evaluate": True}):
+        cfg = settings(tmp_path / "second", resume_ckpt_path=str(path), **changes)
+        message = f"^run.resume_ckpt_path: '{path}' was trained with model"
+        with pytest.raises(CheckpointError, match=f"{message}.vision_model siglip_vision_model, "):
+            runner(cfg, built(parts(("siglip2", "merged")))).train(endless([batch(SIZE)]))
+        with pytest.raises(CheckpointError, match=f"{message}.llama_model qwen3: "):
+            runner(cfg, built(parts(llm="qwen2"))).train(endless([batch(SIZE)]))
+    # other weights of the same kind are told
+    restarted = settings(
+        tmp_path / "third", resume_ckpt_path=str(path), resume_mode="restart", max_epoch=2
+    )
+    model = built(parts())
+    model.llm_identity = model.llm_identity | {"fingerprint": "another"}
+    caplog.clear()
+    runner(restarted, model).train(endless([batch(SIZE)]))
+    assert f"run.resume_ckpt_path: '{path}' was trained with another LLM" in caplog.text
+
+
+def test_what_an_earlier_stage_trained_goes_on_into_the_next_ones_checkpoints(parts, tmp_path):
+    """Stage 1 trains tower and projection, stage 2 the LLM alone; stage 2's checkpoint is the whole of it."""
+    sizes = {"max_epoch": 1, "iters_per_epoch": 2, "warmup_steps": 0, "init_lr": 1e-2}
+    stages = (
+        {"vision": "full", "projector": "full", "llm": "frozen"},
+        {"vision": "frozen", "projector": "frozen", "llm": "full"},
+    )
+    model, ckpt = None, ""
+    for number, train in enumerate(stages):
+        section = parts(("clip", "none"), train=train, ckpt=ckpt)
+        model = built(section)
+        run = runner(settings(tmp_path / str(number), **sizes), model)
+        run.train(endless([batch(SIZE)]))
+        ckpt = str(run.output_dir / "checkpoint_0.pth")
+    tops = {name.split(".")[0] for name in torch.load(ckpt, weights_only=True)["model"]}
+    assert tops == {"visual_encoder", "ln_vision", "llama_proj", "llama_model"}
+    opened = built(parts(("clip", "none"), ckpt=ckpt))
+    own = model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in opened.state_dict().items())
+    # resumed without the first stage's file it is whole, too
+    last = settings(tmp_path / "again", resume_ckpt_path=ckpt, **sizes | {"max_epoch": 2})
+    resumed = built(parts(("clip", "none"), train={"llm": "full"}))
+    resumed.freeze("llama_proj")
+    run = runner(last, resumed)
+    run.train(endless([batch(SIZE)]))
+    saved = torch.load(run.output_dir / "checkpoint_1.pth", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in saved} == tops
+    assert torch.equal(saved["llama_proj.weight"], own["llama_proj.weight"])
+
+
 WRONG = {
     "an LLM as tower": (
         {"vision_model": "LLM"},
@@ -458,7 +515,7 @@ WRONG = {
     "a tower as LLM": ({"llama_model": "TOWER"}, "^model.llama_model: transformers cannot read"),
     "an unknown name": (
         {"vision_model": "nothing"},
-        "model.vision_model: 'nothing' is no folder, no model of timm",
+        "model.vision_model: 'nothing' is no known vision tower: expected eva_clip_g, or",
     ),
     "no plain ViT": (
         {"vision_model": "resnet10t", "vit_ckpt": "FILE"},
@@ -562,7 +619,7 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
         return
     # a dialogue of two turns is what the tokenizer's own template writes, but for its system message; spaces before
     # answers are the tokenizer's business
-    model = built(section | {"max_txt_len": 300})
+    model = built({**section, "max_txt_len": 300})
     questions, answers = ("Is it red?", "Is it blue?"), ("yes", "no")
     samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "num_images": [0], "text_input": ["no"]}
     samples["turns"] = [list(zip(questions, answers, strict=True))]
@@ -575,11 +632,46 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
     assert "".join(found) == "".join(expected) and text.endswith(section.end_sym)
 
 
+def test_qwen_3_reads_what_its_own_tokenizer_writes(tmp_path):
+    """As published: config.json names a BOS, the tokenizer has none, and no text begins with one."""
+    write_qwen3(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    published = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "add_bos_token": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | published))
+    own, tokenizer = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).bos_token_id == own.convert_tokens_to_ids(
+        "<|endoftext|>"
+    )
+    assert type(own).__name__ == "Qwen2Tokenizer" and tokenizer.bos_token is None
+    conv = Conversation(template_for(*read_chat_template(tokenizer)))
+    conv.append_message(conv.roles[0], "Is it red?")
+    conv.append_message(conv.roles[1], None)
+    text = own.apply_chat_template(
+        [{"role": "user", "content": "Is it red?"}], tokenize=False, add_generation_prompt=True
+    )
+    ids = context_ids(conv.segments(), PromptEncoder(tokenizer), [])
+    assert ids == own(text).input_ids and own.decode(ids[:2]) == "<|im_start|>u"
+
+
+def test_without_bos_a_repetition_penalty_finds_nothing_written_yet(parts):
+    model = built(parts(llm="qwen3", prompt_template=""))
+    chat = Chat(model, Blip2ImageEvalProcessor(model.image_size))
+    conv = Conversation(template_for("{}", "#"))
+    conv.append_message(conv.roles[0], "What?")
+
+    def likeliest(module, inputs, logits):
+        scores = torch.zeros_like(logits)
+        scores[..., 0], scores[..., 1] = 2, 1.9
+        return scores
+
+    hook = model.llama_model.lm_head.register_forward_hook(likeliest)
+    _, ids = chat.answer(conv, [], max_new_tokens=2, temperature=0, repetition_penalty=1.5)
+    hook.remove()
+    assert model.llama_tokenizer.bos_token is None and ids.tolist() == [0, 1]
+
+
 def test_a_chat_template_that_cannot_be_used_says_so(parts):
     section = as_section(parts(), MiniGPT4.Config, "model")
-    from minigpt4.models.llm.language_model import load_tokenizer
-    from minigpt4.text.templates import read_chat_template
-
     tokenizer = load_tokenizer(section.llama_model)
     for template in ("{{ raise_exception('no') }}", "{{ messages[-1].content }}", "{{ broken"):
         tokenizer.chat_template = template

@@ -95,9 +95,8 @@ def test_size_is_judged_by_the_header_before_anything_is_decoded():
     content = encoded(Image.new("RGB", (30, 20)))
     assert load_rgb(content, max_pixels=600).size == (30, 20)
     with pytest.raises(ImageError, match="30 x 20 pixels; at most 599 are accepted"):
-        load_rgb(
-            content[:60], max_pixels=599
-        )  # cut behind the header: decoding would say "truncated"
+        # cut behind the header: decoding would say "truncated"
+        load_rgb(content[:60], max_pixels=599)
 
 
 @pytest.mark.parametrize(

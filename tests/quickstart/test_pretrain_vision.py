@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from minigpt4.quickstart import world
-from minigpt4.quickstart.pretrain_vision import DrawnImages, Pretraining
+from minigpt4.quickstart.drawn_images import DrawnImages
+from minigpt4.quickstart.pretrain_vision import Pretraining
 from minigpt4.quickstart.vision import QUERIES, Vision, answers
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ import torch
 
 from minigpt4.models.vision.eva_vit import EvaVit
 from minigpt4.quickstart import instructions, pretrain_boxes, v2, world
-from minigpt4.quickstart.pretrain_vision import NOTHING, normalise
+from minigpt4.quickstart.drawn_images import NOTHING
+from minigpt4.quickstart.pretrain_vision import normalise
 
 SHORT = ["run.iters_per_epoch=3", "run.device=cpu"]
 

@@ -63,9 +63,8 @@ def test_the_script_hands_slurms_variables_to_torchrun(sbatch, tmp_path, gpus, p
     )
     script = [args.training_script, *args.training_script_args]
     assert script == ["train.py", "--resume", "auto", "--cfg-path", "my.yaml"]
-    assert (
-        tmp_path / "told"
-    ).read_text() == "scontrol show hostnames node[7-8]\n"  # nothing is queued again
+    # nothing is queued again
+    assert (tmp_path / "told").read_text() == "scontrol show hostnames node[7-8]\n"
 
 
 def test_the_script_passes_the_signal_on_and_queues_the_job_again(sbatch, tmp_path):

@@ -48,9 +48,8 @@ def places(tree, where=()):
         if isinstance(tree, list | tuple)
         else ()
     )
-    for name, child in list(children)[
-        :40
-    ]:  # the state of a random generator has hundreds of numbers
+    # the state of a random generator has hundreds of numbers
+    for name, child in list(children)[:40]:
         yield (*where, name)
         yield from places(child, (*where, name))
 

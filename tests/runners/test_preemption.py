@@ -180,9 +180,8 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
     assert process.wait(timeout=60) == -signal.SIGUSR1
     while any(map(is_at_work, ranks)):
         time.sleep(0.1)
-    assert (
-        len(list((tmp_path / "told").glob("*/*.pth"))) >= 2
-    )  # the words are tested in test_signals
+    # the words are tested in test_signals
+    assert len(list((tmp_path / "told").glob("*/*.pth"))) >= 2
     assert "Traceback" not in said(tmp_path, "told").removeprefix(text)
 
     finish(command("told"), tmp_path, "told")

@@ -131,9 +131,8 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path, storages, change
         line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line
     ] == skipped
     assert len(list((tmp_path / "cut").iterdir())) == 1
-    assert (run.output_dir / "metrics.jsonl").read_text().count(
-        "\n"
-    ) > 14  # some steps were made again
+    # some steps were made again
+    assert (run.output_dir / "metrics.jsonl").read_text().count("\n") > 14
 
 
 class DrawsInEvaluation(TinyModel):
@@ -165,9 +164,8 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
         torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True)
     )
     before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
-    whole.validation.measure(
-        whole.validation.loaders
-    )  # what the model draws there is drawn for nobody else
+    # what the model draws there is drawn for nobody else
+    whole.validation.measure(whole.validation.loaders)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
     lines = [json.loads(line) for line in epoch_lines(whole)]
@@ -360,9 +358,8 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(
     run.train()
     said = [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line]
     lines = (run.output_dir / "log.txt").read_text().splitlines(keepends=True)
-    (run.output_dir / "log.txt").write_text(
-        "".join(lines[:-1]) + lines[-1][:10]
-    )  # killed within the line
+    # killed within the line
+    (run.output_dir / "log.txt").write_text("".join(lines[:-1]) + lines[-1][:10])
     new_runner(tmp_path, storages).train()
     assert (run.output_dir / "log.txt").read_text().endswith("\n" + lines[-1])
     out = capsys.readouterr().out

@@ -110,9 +110,8 @@ def test_hashes_tell_types_shapes_and_places_apart():
     ]
     hashes = tensor_hashes(dict(enumerate([values, *others])))
     assert len(set(hashes.values())) == 8
-    assert (
-        tensor_hashes({"a": values.reshape(2, 3).T.contiguous().T})["a"] == hashes[1]
-    )  # not how it lies in memory
+    # not how it lies in memory
+    assert tensor_hashes({"a": values.reshape(2, 3).T.contiguous().T})["a"] == hashes[1]
 
 
 def test_interrupted_and_resumed_it_is_one_run(tmp_path):

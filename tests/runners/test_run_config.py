@@ -6,12 +6,8 @@ import re
 import pytest
 import torch
 
-from minigpt4.common.dist_utils import (
-    derived_seed,
-    launch_problems,
-    launched_processes,
-    setup_seeds,
-)
+from minigpt4.common.dist_utils import derived_seed, setup_seeds
+from minigpt4.common.launchers import launch_problems, launched_processes
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask, setup_task

@@ -46,9 +46,8 @@ def start_again(is_refused, **changes):
 def test_a_second_run_that_resumes_the_same_is_refused(tmp_path, step):
     run = runner(settings(tmp_path, **AUTO))
     train_and_do(run, step, start_again(is_refused=True))
-    assert [path.name for path in tmp_path.iterdir()] == [
-        run.output_dir.name
-    ]  # and no lock is left
+    # and no lock is left
+    assert [path.name for path in tmp_path.iterdir()] == [run.output_dir.name]
     assert {path.name for path in run.output_dir.glob(".*")} == set()
     again = trained(tmp_path, **AUTO | {"max_epoch": 2})
     assert again.output_dir == run.output_dir
@@ -83,9 +82,8 @@ def test_a_renamed_folder_is_followed(tmp_path, caplog):
     moved = tmp_path / "renamed"
     assert run.last_checkpoint == moved / "checkpoint_0.pth" and run.last_checkpoint.is_file()
     assert f"is now '{moved}': the run goes on there" in caplog.text
-    assert (moved / "metrics.jsonl").read_text().count(
-        "\n"
-    ) == 5  # the line of the step in which it was moved is lost
+    # the line of the step in which it was moved is lost
+    assert (moved / "metrics.jsonl").read_text().count("\n") == 5
     assert "train_loss" in (moved / "log.txt").read_text() and not list(
         (tmp_path / "out").iterdir()
     )
@@ -109,9 +107,8 @@ def test_the_run_that_began_last_is_resumed_whatever_the_times_of_files_say(tmp_
     made = trained(tmp_path / "made", **AUTO).last_checkpoint
     names = ["202601010000", "202601010000-2", "202601010000-10", "202512312359"]
     now = time.time()
-    for name, age in zip(
-        names, (-(10**6), 0, 10, 10**6), strict=True
-    ):  # the first lies in the future
+    # the first lies in the future
+    for name, age in zip(names, (-(10**6), 0, 10, 10**6), strict=True):
         (tmp_path / "out" / name).mkdir(parents=True)
         shutil.copy(made, tmp_path / "out" / name)
         os.utime(tmp_path / "out" / name / made.name, (now - age, now - age))

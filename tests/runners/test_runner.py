@@ -108,9 +108,8 @@ def test_evaluate_gives_the_mean_loss_of_the_checkpoint(tmp_path, caplog):
         losses = run.train()
     with torch.no_grad():
         expected = done.model({"image": images})["loss"].item()
-    assert losses["val_loss"] == pytest.approx(
-        expected, rel=1e-5
-    )  # float32 means of 2, 2 and 1 samples
+    # float32 means of 2, 2 and 1 samples
+    assert losses["val_loss"] == pytest.approx(expected, rel=1e-5)
     assert json.loads((run.output_dir / "log.txt").read_text().splitlines()[-1]) == losses
     assert f"Evaluation on val: loss {losses['val_loss']:.4f}" in caplog.text
     cfg.run_cfg.valid_splits = ["test"]
@@ -148,9 +147,8 @@ def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, ca
     run = runner(cfg, datasets=with_datasets(cfg, cc_sbu_align=tmp_path / "align"))
     with caplog.at_level(logging.INFO):
         run.train()
-    assert (
-        run.iters_per_epoch == 3
-    )  # 10 samples in batches of 4, the last one goes on with the next pass
+    # 10 samples in batches of 4, the last one goes on with the next pass
+    assert run.iters_per_epoch == 3
     assert "Loaded 10 records for train split from the dataset." in caplog.text
     assert re.search(
         r"^cc_sbu_align: (\d+) of \d+ samples skipped \(\1 bad_image\)$",

@@ -121,9 +121,8 @@ def test_all_ranks_say_what_rank_0_saved(two_ranks, tmp_path, hit):
 def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch, start):
     run = runner(settings(f"{tmp_path}/caf\udce9\u2028", max_epoch=1))
     with monkeypatch.context() as plain:
-        plain.setattr(
-            logging.root, "handlers", []
-        )  # pytest's keep what no other process could be sent
+        # pytest's keep what no other process could be sent
+        plain.setattr(logging.root, "handlers", [])
         plain.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
         assert not start(lambda: run.train(endless(batches())))
         said = (sys.stdout.flush(), sys.stdout.buffer.getvalue())[1]

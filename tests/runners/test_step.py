@@ -108,9 +108,8 @@ def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
 @pytest.mark.parametrize("reduction", ["tokens", "mean", "sum"])
 def test_what_an_epoch_leaves_over(tmp_path, reduction):
     """The rest of an epoch is stepped with its own mean; with sum it goes into the next epoch's first step."""
-    fixed = batches(
-        scale=0.01
-    )  # small gradients, so that AdamW's epsilon makes sum and mean differ
+    # small gradients, so that AdamW's epsilon makes sum and mean differ
+    fixed = batches(scale=0.01)
     changes = {"warmup_lr": 0.05, "min_lr": 0.05, "iters_per_epoch": 3, "accum_grad_iters": 2}
     run = trained(tmp_path, fixed, accum_reduction=reduction, **changes)
     a, b, c, d, e = fixed

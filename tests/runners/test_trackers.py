@@ -237,6 +237,5 @@ def logged_losses(name, folder, run_id):
         folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
     ):
         found += re.findall(rb"train/loss\x82\x01.([\d.e-]+)", path.read_bytes(), flags=re.DOTALL)
-    return dict(
-        enumerate(dict.fromkeys(map(float, found)))
-    )  # each stands in the history and in the summary
+    # each stands in the history and in the summary
+    return dict(enumerate(dict.fromkeys(map(float, found))))

@@ -12,6 +12,7 @@ import json, os, sys
 import torch
 from omegaconf import OmegaConf
 from minigpt4.common import dist_utils
+from minigpt4.common.launchers import launched_processes
 from minigpt4.runners import RunnerBase
 from tests.small_release import write_align_folder, write_shard
 from tests.training import TinyModel, batches, endless, runner, settings
@@ -32,7 +33,7 @@ with RunnerBase.launched(cfg):
         found["frozen"].append(model.visual_encoder.weight[0, 0].item())
         found["buffer"].append(model.visual_encoder.scale.item())
         found["output_dir"].append(str(run.output_dir))
-    launch, after = dist_utils.launched_processes(cfg.run_cfg)._asdict(), OmegaConf.to_container(cfg.run_cfg)
+    launch, after = launched_processes(cfg.run_cfg)._asdict(), OmegaConf.to_container(cfg.run_cfg)
     launch |= {"dist_backend": torch.distributed.get_backend(), "distributed": dist_utils.is_distributed()}
     found["run"] = launch
     found["is_config_untouched"] = after == before
@@ -43,9 +44,8 @@ print("left", dist_utils.is_distributed())
 
 def test_two_ranks_train_as_one(tmp_path):
     first, second, output = found_by_two_ranks(TWO_RANKS, tmp_path)
-    assert (
-        first["drawn"] == second["drawn"]
-    )  # what is initialised before training is the same everywhere
+    # what is initialised before training is the same everywhere
+    assert first["drawn"] == second["drawn"]
     assert first["proj"] == second["proj"]
     assert (first["frozen"], second["frozen"]) == (
         [0.5, 0.5],
@@ -66,9 +66,8 @@ def test_two_ranks_train_as_one(tmp_path):
     assert not (tmp_path / "of_rank_1").exists() and second["output_dir"] == first["output_dir"]
     folder = Path(first["output_dir"][0])
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [step["samples"] for step in steps] == list(
-        range(4, 52, 4)
-    )  # a second writer would double the lines
+    # a second writer would double the lines
+    assert [step["samples"] for step in steps] == list(range(4, 52, 4))
     assert output.count("| distributed init (rank ") == 2
     assert output.count("number of trainable parameters") == output.count("Training time") == 2
     assert output.count("left False") == 2

@@ -309,9 +309,8 @@ def test_a_signal_within_a_validation_saves_at_once_and_the_resumed_run_validate
 def test_two_ranks_validate_together_and_end_together(two_ranks, tmp_path):
     def work(rank):
         run = new_runner(tmp_path / "out")
-        run.model.interrupt_at = (
-            8 * rank
-        )  # 6 passes a validation: rank 1 gets a signal within its second one
+        # 6 passes a validation: rank 1 gets a signal within its second one
+        run.model.interrupt_at = 8 * rank
         with pytest.raises(
             Interrupted, match=r"before epoch 0, step 6: saved .*checkpoint_0_iter_6.pth"
         ):

@@ -103,9 +103,8 @@ class Person:
             self.page.wait_for_timeout(200)
             return float(field.input_value()) == value
 
-        self.wait_for(
-            holds
-        )  # gradio writes the defaults a moment after the panel opens, over what a script has typed
+        # gradio writes the defaults a moment after the panel opens, over what a script has typed
+        self.wait_for(holds)
 
     def give(self, *paths):
         self.page.set_input_files("input[type=file]", paths)

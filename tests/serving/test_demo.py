@@ -88,9 +88,8 @@ def test_no_place_for_uploads_is_a_sentence(tmp_path, monkeypatch, kind):
     if kind == "GRADIO_TEMP_DIR is a file":
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file" / "below"))
     else:
-        monkeypatch.setattr(
-            "tempfile.tempdir", str(tmp_path / "absent")
-        )  # as where nothing can be written to
+        # as where nothing can be written to
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     refused = pytest.raises(
         OSError, match=r"no place for the images that visitors upload: .*; set GRADIO_TEMP_DIR to"
     )

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.quickstart import world
-from minigpt4.serving.page import EXAMPLES
+from minigpt4.serving.page_parts import EXAMPLES
 
 NUMBERS = {"night_sky": 6, "grass": 17, "brick_wall": 26}
 

@@ -351,9 +351,8 @@ def test_uploads_are_bounded_for_each_visitor_and_for_all(guarded, monkeypatch):
     assert files_in(folder) == {"one 4.png", "one 5.png", "large.png"}
     for number in range(4):
         give(people[1], f"two {number}.png")
-    assert len(files_in(folder)) == 7 and "large.png" in files_in(
-        folder
-    )  # of both: six, and the newest
+    # of both: six, and the newest
+    assert len(files_in(folder)) == 7 and "large.png" in files_in(folder)
     (folder / "left by an upload that was broken off").write_bytes(b"x")
     give(people[1], "two 4.png")
     assert len(files_in(folder)) <= 7 and "one 4.png" not in files_in(folder)

@@ -42,9 +42,8 @@ def test_a_flood_is_refused_and_the_rest_is_served(server):
     assert len(visitors[0].chat("again")) == 4
 
 
-@pytest.mark.parametrize(
-    "beams", [1, 6], ids=["streamed", "beams"]
-)  # many short steps, one long step
+# many short steps, one long step
+@pytest.mark.parametrize("beams", [1, 6], ids=["streamed", "beams"])
 def test_a_closed_tab_ends_the_answer(server, beams):
     long = {"max_new_tokens": 400, "repetition_penalty": 1.5, "num_beams": beams}
     start = time.monotonic()

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from minigpt4.serving.answers import SETTINGS
 from tests.serving.server import Server, is_idle, wait_until
 from tests.serving.test_hostile import EPS, SVG, TEXTS, png
 from tests.small_release import jpeg_bytes, picture
@@ -126,9 +127,10 @@ def test_answers_equal_those_of_the_chat(client, said, turns):
     assert usage.completion_tokens == num_answer and (len(pieces) > 5 or num_answer < 24)
 
 
-def test_a_system_message(client, said):
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message(client, said, role):
     text, num_prompt, _ = said(("user", "what is this?"), system="Answer as a poet.")
-    sent = [{"role": "system", "content": "Answer as a poet."}, user("what is this?")]
+    sent = [{"role": role, "content": "Answer as a poet."}, user("what is this?")]
     reply = client.chat.completions.create(messages=sent, **GREEDY)
     assert (reply.choices[0].message.content, reply.usage.prompt_tokens) == (text, num_prompt)
 
@@ -165,7 +167,27 @@ def test_seeds_and_settings(client):
         return client.chat.completions.create(**request).choices[0].message.content
 
     assert text(seed=1) == text(seed=1) != text(seed=2)
+    first = {name: SETTINGS[name].first for name in ("temperature", "top_p")}
+    assert text(seed=1) == text(seed=1, **first, extra_body={"top_k": SETTINGS["top_k"].first})
     assert text(top_p=0.05, temperature=2, extra_body={"top_k": 1}) == text(temperature=0)
+
+
+def test_settings_that_change_nothing_are_taken(client, said):
+    neutral = {"n": 1, "tools": [], "logprobs": False, "logit_bias": {}, "user": "me"}
+    neutral |= {"presence_penalty": 0, "frequency_penalty": 0, "metadata": {"a": "b"}}
+    neutral |= {"response_format": {"type": "text"}, "extra_body": {"repetition_penalty": 1}}
+    reply = client.chat.completions.create(messages=[user("what is this?")], **GREEDY, **neutral)
+    assert reply.choices[0].message.content == said(("user", "what is this?"))[0]
+
+
+def test_the_oldest_turns_of_a_long_dialogue_are_left_out_and_said(http):
+    turns = [user("dog " * 150), assistant("A dog.")] * 20
+    request = {**GREEDY, "messages": [*turns, user("what is this?")]}
+    reply = http.post("/v1/chat/completions", json=request).json()
+    (notice,) = reply["notices"]
+    assert "oldest" in notice and reply["usage"]["prompt_tokens"] < 2000
+    with http.stream("POST", "/v1/chat/completions", json=request | {"stream": True}) as events:
+        assert sum(notice in line for line in events.iter_lines()) == 1
 
 
 def test_the_next_turn_computes_only_what_is_new(client):
@@ -174,9 +196,8 @@ def test_the_next_turn_computes_only_what_is_new(client):
     sent += [assistant(first.choices[0].message.content), user("and then?")]
     second = client.chat.completions.create(messages=sent, **GREEDY)
     cached = second.usage.prompt_tokens_details.cached_tokens
-    assert (
-        cached > first.usage.prompt_tokens
-    )  # the answer, too, as far as its tokens are those of its text
+    # the answer, too, as far as its tokens are those of its text
+    assert cached > first.usage.prompt_tokens
 
 
 def test_models_and_health(api, client):
@@ -275,6 +296,9 @@ REFUSED = {
     "seed of 30 digits": ({"seed": 10**30}, 400, "seed"),
     "two answers": ({"n": 2}, 400, "n: 2 is not supported"),
     "tools": ({"tools": [{"type": "function"}]}, 400, "tools"),
+    "logprobs": ({"logprobs": True}, 400, "logprobs: True is not supported"),
+    "json alone": ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+    "a penalty": ({"presence_penalty": 1}, 400, "presence_penalty: 1 is not supported"),
     "an unknown setting": ({"num_beams": 5}, 400, "num_beams"),
     "five stop strings": ({"stop": ["a"] * 5}, 400, "stop"),
     "an empty stop string": ({"stop": [""]}, 400, "stop"),

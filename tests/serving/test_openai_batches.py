@@ -1,9 +1,15 @@
 """Requests that wait are answered in one batch, and each as if it were alone."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
+from starlette.datastructures import Headers
 
+from minigpt4.serving import openai_batches
+from minigpt4.serving.guard import Hosts
+from minigpt4.serving.limits import Refusal
+from minigpt4.serving.openai_app import OpenAI
 from minigpt4.serving.openai_batches import Batches, Job, Pixels
 from tests.small_release import picture
 
@@ -137,15 +143,38 @@ def test_who_leaves_before_being_served_costs_nothing(loaded, batches, sizes):
 def test_prefixes_of_several_conversations_are_kept(loaded, batches):
     async def turns():
         found = []
-        for _ in range(2):
-            for seed in (3, 4, 5):
-                each = job(loaded, QUESTIONS[0], image=seed)
-                batches.add(each)
-                await text_of(each)
-                found.append((each.num_cached, len(each.context.ids)))
+        for seed in (3, 4, 5, 6, 3, 4, 5, 6, 7, 3):
+            each = job(loaded, QUESTIONS[0], image=seed)
+            batches.add(each)
+            await text_of(each)
+            found.append((each.num_cached, len(each.context.ids)))
         return found
 
     found = asyncio.run(turns())
     assert found[0][0] == 0
-    for cached, num_prompt in found[3:]:  # each conversation finds its own again
+    for cached, num_prompt in found[4:8]:  # each conversation finds its own again
         assert cached == num_prompt - 1
+    cached, num_prompt = found[9]  # a fifth one took the place of the oldest
+    assert cached < num_prompt - 1
+
+
+def test_the_embeddings_of_the_last_images_are_kept(loaded, batches, monkeypatch):
+    monkeypatch.setattr(openai_batches, "MOST_EMBEDS", 2)
+    encoded, encode = [], loaded[0].encode_images
+    monkeypatch.setattr(
+        loaded[0], "encode_images", lambda images: encoded.append(1) or encode(images)
+    )
+    for image, num_encoded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        answered(batches, lambda image=image: [job(loaded, QUESTIONS[0], image, max_new_tokens=1)])
+        assert len(encoded) == num_encoded
+
+
+def test_large_requests_at_once_are_refused_before_they_are_read(loaded):
+    api, headers = OpenAI(*loaded, "tiny", Hosts("127.0.0.1")), Headers({})  # of unknown length
+    with ExitStack() as rooms:
+        for _ in range(9):  # 28 MiB each
+            rooms.enter_context(api.room(headers))
+        with pytest.raises(Refusal, match="too many large requests at once"), api.room(headers):
+            pass
+    with api.room(headers):
+        api.batches.close()

@@ -1,13 +1,17 @@
 """Addresses of images: the internet's alone are read, and never more of them than an image has."""
 
 import asyncio
+import base64
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from minigpt4.processors.images import load_image
 from minigpt4.serving import openai_images
+from minigpt4.serving.guard import Hosts
+from minigpt4.serving.openai_app import OpenAI
 from minigpt4.serving.openai_images import Images, fetch, is_public, public_address
 from tests.small_release import jpeg_bytes, picture
 
@@ -128,3 +132,31 @@ def test_fetched_for_the_model_within_a_time(site, loaded, monkeypatch):
     monkeypatch.setattr(openai_images, "FETCH_S", 0.5)
     with pytest.raises(OSError, match="not there within"):
         asyncio.run(read(f"{site}/slow"))
+
+
+def test_a_request_with_an_address(site, loaded):
+    """Through the API as it is served: the answer is that to the same image in the request."""
+    api = OpenAI(*loaded, "tiny", Hosts("127.0.0.1"), is_fetching=True)
+    data = base64.b64encode(jpeg_bytes(picture(1))).decode()
+
+    async def ask(*urls):
+        transport = httpx.ASGITransport(api.asgi)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            replies = []
+            for url in urls:
+                content = [
+                    {"type": "image_url", "image_url": {"url": url}},
+                    {"type": "text", "text": "what is this?"},
+                ]
+                request = {"model": "tiny", "temperature": 0, "max_tokens": 8}
+                request["messages"] = [{"role": "user", "content": content}]
+                replies.append(await client.post("/v1/chat/completions", json=request))
+            return replies
+
+    urls = (f"{site}/image.jpg", f"data:image/jpeg;base64,{data}", f"{site}/inside")
+    fetched, sent, refused = asyncio.run(ask(*urls))
+    api.batches.close()
+    texts = [reply.json()["choices"][0]["message"]["content"] for reply in (fetched, sent)]
+    assert texts[0] == texts[1] and texts[0]
+    assert refused.status_code == 400
+    assert "not in the public internet" in refused.json()["error"]["message"]

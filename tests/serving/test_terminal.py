@@ -101,9 +101,8 @@ class Keyboard:
         self.process, self.screen = pty.fork()
         if not self.process:
             try:
-                signal.signal(
-                    signal.SIGINT, signal.default_int_handler
-                )  # a test run in the background ignores it
+                # a test run in the background ignores it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.environ["TERM"] = "xterm"
                 os.chdir(folder)
                 sys.stdin, sys.stdout, sys.stderr = (
@@ -168,9 +167,8 @@ def test_the_keyboard_edits_remembers_completes_and_pastes(keyboard, tmp_path):
     keyboard.type("/im\tan\t\r")  # Tab completes the command, then the name with its space
     keyboard.read_until("an image.png: received")
     keyboard.read_until("> ")
-    keyboard.type(
-        "what iss\x7f\x01so \r"
-    )  # a letter taken back, and words put at the beginning of the line
+    # a letter taken back, and words put at the beginning of the line
+    keyboard.type("what iss\x7f\x01so \r")
     keyboard.read_until("> ")
     keyboard.type("\x1b[A\x05?\r")  # the line before, with something behind it
     keyboard.read_until("> ")

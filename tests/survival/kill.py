@@ -111,9 +111,8 @@ class Trials:
             if process.poll() is None:
                 self.end(process)
                 kills += 1
-                target = self.rng.randrange(
-                    target, EPOCHS * STEPS * 2
-                )  # beyond the last step: no kill any more
+                # beyond the last step: no kill any more
+                target = self.rng.randrange(target, EPOCHS * STEPS * 2)
             elif process.returncode == 0:
                 return kills
             else:
@@ -162,9 +161,8 @@ def outcome(folder: Path) -> dict:
     """Return all that two runs are compared by. A step that was made twice has one loss, or the runs differ."""
     import torch
 
-    checkpoint = newest(
-        folder
-    )  # one killed before its first checkpoint began anew, in another folder
+    # one killed before its first checkpoint began anew, in another folder
+    checkpoint = newest(folder)
     state = torch.load(checkpoint, weights_only=True)
     digest = hashlib.sha256()
     for tensors in (state["model"], *state["optimizer"]["state"].values()):
@@ -215,9 +213,8 @@ def kill_while_saving(rounds: int, seed: int) -> dict[str, int]:
     """Return how many of `rounds` files could not be read after a kill, of ours and of a plain torch.save."""
     import torch
 
-    torch.set_num_threads(
-        1
-    )  # a fork of a process with a pool of threads would wait for them for ever
+    # a fork of a process with a pool of threads would wait for them for ever
+    torch.set_num_threads(1)
     rng, ways = random.Random(seed), {"ours": _save, "torch.save to the same file": _save_directly}
     with tempfile.TemporaryDirectory() as scratch:
         return {

@@ -121,9 +121,8 @@ def test_two_ranks_evaluate_each_sample_once(tmp_path):
     torch.manual_seed(0)
     alone = loss_of(ImageTextPretrainTask(), CountsTargets(), tmp_path, 5)
     assert first["loss"] == second["loss"] == pytest.approx(alone, rel=1e-5)
-    assert (
-        first["left over"] == second["left over"] == []
-    )  # threads that live on can abort a process as it ends
+    # threads that live on can abort a process as it ends
+    assert first["left over"] == second["left over"] == []
 
 
 def test_a_split_without_a_usable_sample_is_an_error():

@@ -154,9 +154,8 @@ def test_whatever_is_cut_a_target_is_left(template, tokenizer_of):
         row = row_of(tokenizer, template, TURNS, max_txt_len=length)
         ids, labels = behind(row)
         assert row.ids[: row.num_prompt] == full.ids[: full.num_prompt]
-        assert (
-            labels[0] != IGNORED and labels[-1] != IGNORED
-        )  # no question without an answer at the end
+        # no question without an answer at the end
+        assert labels[0] != IGNORED and labels[-1] != IGNORED
         assert ids == full_ids[: len(ids)] and labels == full_labels[: len(ids)]
         assert len(ids) <= length and row.num_cut == len(full_ids) - len(ids)
         assert [label for label in full_labels[len(ids) : length] if label != IGNORED] == []

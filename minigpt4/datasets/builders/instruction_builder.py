@@ -17,8 +17,8 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import printable
 from minigpt4.datasets.builders import instruction_files as layouts
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, DatasetConfig
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import check_contents
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions import dialogues, readers
 from minigpt4.datasets.instructions.dataset import InstructionDataset, Task, find_image
 from minigpt4.datasets.instructions.pools import SLOT, pool_path, read_pool

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TextIO
 
 from minigpt4.common.image_files import WINDOWS_PATH, find_file
 from minigpt4.common.utils import placeholder, printable
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
+from minigpt4.datasets.datasets.skips import SkipSample
 
 csv.field_size_limit(1 << 24)  # characters; Python's own limit, 131,072, would refuse the file
 _EXPECTED = (
@@ -38,7 +38,7 @@ class Record(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A record that cannot be used; `reason` is one of base_dataset.REASONS."""
+    """A record that cannot be used; `reason` is one of skips.REASONS."""
 
     where: str
     reason: str
@@ -172,9 +172,8 @@ def _table(file: TextIO, path: Path) -> Iterator:
                 yield Fault(where, "bad_record", detail)
             elif row:
                 yield where, dict(zip(columns, row, strict=False))
-    except (
-        csv.Error
-    ) as error:  # a quote that is not closed would take all that follows for one text
+    # a quote that is not closed would take all that follows for one text
+    except csv.Error as error:
         advice = "close every quote, and write those within a text twice"
         raise ValueError(
             f"{path}: the record that begins in line {begin} cannot be read ({error}); {advice}"

@@ -6,13 +6,13 @@ from typing import Any
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file
 from minigpt4.common.utils import placeholder, printable, read_json
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import (
     ImageTextDataset,
     check_contents,
     file_below,
 )
 from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.processors import load_rgb
 
 

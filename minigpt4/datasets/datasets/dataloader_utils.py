@@ -11,18 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset
 
 from minigpt4.common.waiting import waiting_for
-from minigpt4.datasets.datasets.base_dataset import DataError, Place, SampleIndex, worker_place
+from minigpt4.datasets.datasets.base_dataset import Place, SampleIndex
+from minigpt4.datasets.datasets.collate import collate_usable, collate_with_progress
 from minigpt4.datasets.datasets.image_controls import with_other_images
-from minigpt4.datasets.datasets.whereabouts import Whereabouts
+from minigpt4.datasets.datasets.skips import DataError
+from minigpt4.datasets.datasets.whereabouts import Whereabouts, worker_place
 
 
 class EndlessSampler(Sampler):
@@ -46,46 +48,6 @@ class EndlessSampler(Sampler):
             yield SampleIndex(order[card], epoch)
 
 
-def collate(samples: Sequence[dict]) -> dict[str, Any]:
-    """Return the batch of some samples (see BaseDataset).
-
-    "image" is [B, 3, S, S]. Where a sample has "images" it is those of all samples in their order,
-    [N, 3, S, S] ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
-    integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
-    tensor [B] of integers; all else is a list of length B, with () for what only other samples have.
-    """
-    batch = {}
-    if any("images" in sample for sample in samples):
-        groups = [
-            sample["images"] if "images" in sample else [sample["image"]] for sample in samples
-        ]
-        images = list(chain.from_iterable(groups))
-        batch["num_images"] = list(map(len, groups))
-    else:
-        images = [sample["image"] for sample in samples]
-    # in a worker the stack is written to shared memory at once
-    batch["image"] = default_collate(images) if images else torch.empty(0, 3, 0, 0)
-    for key in dict.fromkeys(chain.from_iterable(samples)):
-        if key not in ("image", "images"):
-            batch[key] = [sample.get(key, ()) for sample in samples]
-    # a batch never mixes datasets: one "normalise" is that of all
-    normalise = next(filter(None, batch.pop("normalise", ())), None)
-    if normalise and images:
-        batch["normalise"] = normalise
-    if all(isinstance(number, int) for number in batch.get("image_id", [""])):
-        batch["image_id"] = torch.tensor(batch["image_id"])
-    return batch
-
-
-def _collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, Any]:
-    """Return a batch that notes how far this worker has come: "progress" (worker, position, counts).
-
-    The position is that of a stream, None for map-style data; the counts are `SkipCounter.row()`.
-    """
-    positions = [sample.pop("stream", None) for sample in samples]
-    return collate(samples) | {"progress": (worker_place()[0], positions[-1], dataset.skips.row())}
-
-
 def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndarray:
     """Return the probability of each dataset: its share of `ratios`, by default of the datasets' `sample_ratio`.
 
@@ -94,11 +56,10 @@ def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndar
     ratios = [dataset.sample_ratio for dataset in datasets] if ratios is None else list(ratios)
     if set(ratios) == {None}:
         ratios = [1.0] * len(ratios)
-    for dataset, ratio in zip(datasets, ratios, strict=True):
+    pairs = list(zip(datasets, ratios, strict=True))
+    for dataset, ratio in pairs:
         if ratio is None or not ratio > 0:
-            here = ", ".join(
-                f"{each.name} {its}" for each, its in zip(datasets, ratios, strict=True)
-            )
+            here = ", ".join(f"{each.name} {its}" for each, its in pairs)
             raise ValueError(
                 f"datasets.{dataset.name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
                 f"(here: {here})"
@@ -153,7 +114,7 @@ class TrainLoader:
                 num_workers=num_workers,  # they live as long as the one endless iteration
                 prefetch_factor=prefetch_factor if num_workers else None,
                 pin_memory=torch.cuda.is_available(),
-                collate_fn=partial(_collate_with_progress, dataset),
+                collate_fn=partial(collate_with_progress, dataset),
                 worker_init_fn=partial(_begin_worker, dataset),
                 generator=torch.Generator().manual_seed(seed),  # else it draws from the model's
             )
@@ -163,35 +124,30 @@ class TrainLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        source = (
-            int(self._rng.choice(len(self.ratios), p=self.ratios)) if len(self.ratios) > 1 else 0
-        )
+        # of one dataset nothing is drawn
+        has_choice = len(self.ratios) > 1
+        source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if has_choice else 0
+        name, loader = self.datasets[source].name, self._loaders[source]
+        progress = self._progress[name]
         try:
-            turn = self._progress[self.datasets[source].name]["batches"]
-            with _waiting_for(self.datasets[source], self._loaders[source].num_workers, turn):
+            with _waiting_for(self.datasets[source], loader.num_workers, progress["batches"]):
                 if source not in self._iterators:
-                    self._iterators[source] = iter(self._loaders[source])
+                    self._iterators[source] = iter(loader)
                 batch = next(self._iterators[source])
         except DataError as error:
-            error.__traceback__ = (
-                None  # it would keep the DataLoader alive, whose workers then take 5 s to stop
-            )
+            # it would keep the DataLoader alive, whose workers then take 5 s to stop
+            error.__traceback__ = None
             self.close()
             raise _readable(error) from None
-        name = self.datasets[source].name
         worker, *reached = batch.pop("progress")
-        self._progress[name]["batches"] += 1
-        self._progress[name]["workers"][worker] = reached
+        progress["batches"] += 1
+        progress["workers"][worker] = reached
         return batch | {"sample_id": [f"{name}/{sample_id}" for sample_id in batch["sample_id"]]}
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as plain containers."""
-        progress = copy.deepcopy(self._progress)
-        return {
-            "seed": self._place.seed,
-            "mixing": self._rng.bit_generator.state,
-            "progress": progress,
-        }
+        mixing, progress = self._rng.bit_generator.state, copy.deepcopy(self._progress)
+        return {"seed": self._place.seed, "mixing": mixing, "progress": progress}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue behind the last batch of a loader of the same settings whose `state()` this was."""
@@ -199,12 +155,13 @@ class TrainLoader:
         for dataset, loader in zip(self.datasets, self._loaders, strict=True):
             self._progress[dataset.name] = progress = state["progress"][dataset.name]
             dataset.first_worker = progress["batches"] % max(1, loader.num_workers)
-            for worker, (_, counts) in progress["workers"].items():
+            positions = {}
+            for worker, (position, counts) in progress["workers"].items():
                 dataset.skips.restore(worker, counts)
+                positions[worker] = position
+            # a stream goes on where each worker stood, map-style data behind the cards already had
             if isinstance(dataset, IterableDataset):
-                dataset.start = {
-                    worker: position for worker, (position, _) in progress["workers"].items()
-                }
+                dataset.start = positions
             else:
                 loader.sampler.start = progress["batches"] * loader.batch_size
 
@@ -250,13 +207,13 @@ class EvalLoader(_Loader):
         if not isinstance(dataset, IterableDataset):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
         generator = torch.Generator().manual_seed(place.seed)
-        settings = {
-            "num_workers": num_workers,
-            "collate_fn": _collate_usable,
-            "generator": generator,
-        }
         super().__init__(
-            dataset, batch_size, worker_init_fn=partial(_begin_worker, self.source), **settings
+            dataset,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=collate_usable,
+            worker_init_fn=partial(_begin_worker, self.source),
+            generator=generator,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -277,12 +234,6 @@ def _bind(dataset: Any, place: Place, num_workers: int, max_bad_fraction: float)
     dataset.whereabouts = Whereabouts(num_workers)  # for one whose `bind` does not make any
     dataset.bind(place, num_workers, max_bad_fraction)
     dataset.leaves_normalising = True
-
-
-def _collate_usable(samples: Sequence[dict | None]) -> dict[str, Any]:
-    """Return the batch of those samples that could be used; {} without any."""
-    samples = [sample for sample in samples if sample is not None]
-    return collate(samples) if samples else {}
 
 
 def _readable(error: DataError) -> DataError:

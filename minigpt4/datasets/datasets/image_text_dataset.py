@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 from minigpt4.common.image_files import IMAGE_SUFFIXES, find_file, leads_out, list_files, same_file
 from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.annotations import Fault, Record, outside, read_records, text_file
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, SkipSample
+from minigpt4.datasets.datasets.base_dataset import BaseDataset
 from minigpt4.datasets.datasets.dataloader_utils import EndlessSampler
 from minigpt4.datasets.datasets.record_text import read_text
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.processors import ImageError
 
 # Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".

@@ -9,16 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from minigpt4.datasets.datasets.base_dataset import (
-    BaseDataset,
-    DataError,
-    Place,
-    SampleIndex,
-    SkipSample,
-    seeded_by,
-)
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex, seeded_by
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
+from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from minigpt4.processors import ImageError
 
 _V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")
@@ -96,9 +90,8 @@ class MapStyleDataset(ImageTextDataset):
                 sample = self.dataset[SampleIndex(record, epoch)]
         except (SkipSample, DataError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # a broken file makes decoders raise almost anything, a bad record KeyError
+        # a broken file makes decoders raise almost anything, a bad record KeyError
+        except Exception as error:
             reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
             calls = traceback.extract_tb(error.__traceback__)[1:2]  # behind this one
             where = "".join(f" ({Path(call.filename).name} line {call.lineno})" for call in calls)

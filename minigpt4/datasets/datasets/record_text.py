@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from minigpt4.common.utils import LFS_POINTER
-from minigpt4.datasets.datasets.base_dataset import SkipSample
+from minigpt4.datasets.datasets.skips import SkipSample
 
 # Keys by rank. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
 CONVERSATIONS = ("conversations", "messages")
@@ -172,10 +172,8 @@ def _bounded(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _check(record: dict, texts: list[str]) -> None:
     """Raise SkipSample where a record is about anything but one image, or has text that has no place in a sample."""
-    marks, images = (
-        list(chain.from_iterable(map(_IMAGE_MARK.findall, texts))),
-        present(record, "images"),
-    )
+    marks = list(chain.from_iterable(map(_IMAGE_MARK.findall, texts)))
+    images = present(record, "images")
     if len(marks) > 1:
         raise SkipSample(
             "bad_record",

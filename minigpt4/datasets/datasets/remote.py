@@ -66,9 +66,8 @@ class _Paced(io.RawIOBase):
     def readinto(self, buffer: bytearray) -> int:
         begin = time.monotonic()
         size = self._pipe.readinto(buffer)
-        self._waited += (
-            time.monotonic() - begin if self._came else 0
-        )  # the first byte has its own limit
+        # the first byte has its own limit
+        self._waited += time.monotonic() - begin if self._came else 0
         self._came += size
         if self._waited > STALL_S:
             if size and self._came < MIN_RATE * self._waited:

@@ -94,9 +94,8 @@ def open_file(path: str) -> BinaryIO:
 
 def _addresses(pattern: str) -> Iterator[str]:
     schemes = "|".join(("https?", *PACKAGES))
-    for address in re.split(
-        rf"::(?=(?:{schemes})://)", pattern
-    ):  # webdataset's way to write a list
+    # webdataset's way to write a list
+    for address in re.split(rf"::(?=(?:{schemes})://)", pattern):
         if not urlparse(address).netloc:
             what, example = (
                 ("bucket", "s3://bucket") if is_object(address) else ("host", "https://host")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from tarfile import ReadError
 
 from minigpt4.common.image_files import IMAGE_SUFFIXES
-from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, BehindTheEndError, Member
+from minigpt4.datasets.datasets.tar_archive import BehindTheEndError
+from minigpt4.datasets.datasets.tar_members import MAX_MEMBER, Member
 
 IMAGE_EXTENSIONS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 CAPTION_EXTENSIONS = ("json", "txt")
@@ -97,9 +98,8 @@ class _Grouping:
             pair for pair in self.pairs if not _is_below(pair, key) and not _is_below(key, pair)
         ]:
             yield from self._give(other)
-        if (
-            key in self.waiting and extension in self.waiting[key].extensions
-        ):  # another sample of this name begins
+        # another sample of this name begins
+        if key in self.waiting and extension in self.waiting[key].extensions:
             yield from self._give(key)
 
         if key not in self.waiting:
@@ -107,10 +107,8 @@ class _Grouping:
         sample = self.waiting.setdefault(key, TarSample(key))
         data, sample.extensions[extension] = member.data, member.fault
         if data is not None and sample.size() + len(data) > MAX_MEMBER:
-            data, sample.extensions[extension] = (
-                None,
-                f"too large: a sample has at most {MAX_MEMBER:,} bytes",
-            )
+            data = None
+            sample.extensions[extension] = f"too large: a sample has at most {MAX_MEMBER:,} bytes"
         if data is not None:
             sample.members[extension] = data
             self.bytes += len(data)

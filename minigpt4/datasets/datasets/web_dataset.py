@@ -36,12 +36,13 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from minigpt4.common.utils import without_secrets
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SkipSample, worker_place
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place
 from minigpt4.datasets.datasets.object_store import is_object, open_object
 from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.datasets.datasets.shard_cache import USES, ShardCache
 from minigpt4.datasets.datasets.shard_list import expand_shards, is_address, open_file
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.datasets.tar_members import tar_members
 from minigpt4.datasets.datasets.tar_samples import (
     CAPTION_EXTENSIONS,
@@ -49,6 +50,7 @@ from minigpt4.datasets.datasets.tar_samples import (
     TarSample,
     tar_samples,
 )
+from minigpt4.datasets.datasets.whereabouts import worker_place
 from minigpt4.processors import ImageError
 
 SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
@@ -173,9 +175,8 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
             for shard in shards[consumer::consumers]:
                 yield from self._read(shard)
             return
-        for position, shard in enumerate(
-            shards
-        ):  # the epoch rotates who gets what of a set smaller than its consumers
+        # the epoch rotates who gets what of a set smaller than its consumers
+        for position, shard in enumerate(shards):
             is_mine = position % consumers == consumer  # a shard's own faults are counted once
             for number, raw in enumerate(self._read(shard, is_mine), start=position + epoch):
                 if number % consumers == consumer:

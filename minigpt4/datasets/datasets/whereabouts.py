@@ -1,8 +1,21 @@
-"""What each process that reads a dataset is at, so that the main process can tell when one of them hangs."""
+"""Which process of those that read a dataset this is, and what each of them is at, for the main process to tell."""
 
 import os
 
 import torch
+from torch.utils.data import get_worker_info
+
+
+def worker_place() -> tuple[int, int]:
+    """Return (index of this DataLoader worker, number of workers); (0, 1) in the main process.
+
+    A DataLoader asks its workers in turn, beginning with the first. One that resumes begins with
+    the worker whose turn it was: indices are counted from the dataset's `first_worker`.
+    """
+    info = get_worker_info()
+    if not info:
+        return 0, 1
+    return (info.id + getattr(info.dataset, "first_worker", 0)) % info.num_workers, info.num_workers
 
 
 class Whereabouts:

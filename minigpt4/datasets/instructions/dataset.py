@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from minigpt4.common.image_files import find_file
 from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.annotations import Fault
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, file_below
 from minigpt4.datasets.datasets.record_text import without_image_mark
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.dialogues import CONNECT
 from minigpt4.datasets.instructions.pools import SLOT
 from minigpt4.datasets.instructions.records import GUIDE, Box, Example, Records

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import (
     ROLES,
     message_parts,
     whole_text,
     without_image_mark,
 )
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of
 
 CONNECT = "!@#"  # joins the turns of a sample; the model splits there. Source: MiniGPT-v2
@@ -63,9 +63,8 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
             )
         text = whole_text(text) if number % 2 else without_image_mark(whole_text(text))
         if number == 0:
-            text = text.replace(
-                "\n", ""
-            ).strip()  # as the release does: the line end beside the mark
+            # as the release does: the line end beside the mark
+            text = text.replace("\n", "").strip()
         if not text.strip():
             raise SkipSample("bad_caption", f"message {number} is empty")
         spoken[number % 2].append(text)

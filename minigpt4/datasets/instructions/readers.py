@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from minigpt4.datasets.datasets.base_dataset import SkipSample
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of, text_of, texts_of
 
 NO_WORDS = ("",)  # the instruction is a sentence of the pool alone

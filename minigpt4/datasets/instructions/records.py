@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from minigpt4.common.utils import placeholder, read_json
 from minigpt4.datasets.datasets.annotations import Fault, usable
-from minigpt4.datasets.datasets.base_dataset import SkipSample
 from minigpt4.datasets.datasets.record_text import whole_text
+from minigpt4.datasets.datasets.skips import SkipSample
 
 GUIDE = "docs/instruction_data.md"
 

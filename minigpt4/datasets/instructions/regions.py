@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from minigpt4.datasets.datasets.annotations import Fault
-from minigpt4.datasets.datasets.base_dataset import SkipSample
+from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import (
     Box,
     Example,

@@ -16,7 +16,8 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 import minigpt4
-from minigpt4.conversation.conversation import IMAGE, Conversation, Message, message_segments
+from minigpt4.conversation.conversation import IMAGE, Conversation, message_segments
+from minigpt4.conversation.message import Message
 from minigpt4.evaluation.answering import generated
 from minigpt4.evaluation.items import Asked, Item
 from minigpt4.evaluation.ranking import losses_of

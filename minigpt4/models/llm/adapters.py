@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from minigpt4.models.llm import quantization
+from minigpt4.models.llm.quantised_layers import OWN_LAYERS
 
 # Source: the newest release, which has no keys for these two.
 TARGETS = ("q_proj", "v_proj")
@@ -45,13 +45,11 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
     )
-    config._register_custom_module(
-        dict.fromkeys(quantization.OWN_LAYERS, Linear)
-    )  # peft knows those of libraries
+    # peft knows those of libraries
+    config._register_custom_module(dict.fromkeys(OWN_LAYERS, Linear))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Unsupported layer type", UserWarning
-        )  # of ours, which it then takes
+        # of ours, which it then takes
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         inject_adapter_in_model(config, llm)
     for layer in _layers(llm):
         layer.lora_dropout = nn.ModuleDict(
@@ -118,10 +116,8 @@ def _layers(llm: nn.Module) -> Iterable[nn.Module]:
 def said(llm: nn.Module) -> str:
     """Return peft's line about what trains."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in llm.parameters()]
-    trainable, everything = (
-        sum(size for size, trains in sizes if trains),
-        sum(size for size, _ in sizes),
-    )
+    trainable = sum(size for size, trains in sizes if trains)
+    everything = sum(size for size, _ in sizes)
     return f"trainable params: {trainable} || all params: {everything} || trainable%: {100 * trainable / everything}"
 
 

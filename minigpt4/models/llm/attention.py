@@ -6,33 +6,16 @@ one of its queries can see, H query heads, K key heads, d head width.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt4.common.device import send
+from minigpt4.models.llm.counting import is_as_on_gpu
 
 HALF = (torch.float16, torch.bfloat16)
-_counting = ContextVar("counting", default=False)
-
-
-@contextmanager
-def as_on_gpu(is_so: bool = True) -> Iterator[None]:
-    """Inside the block, tensors without values take the way of a GPU, wherever they say they lie."""
-    token = _counting.set(is_so)
-    try:
-        yield
-    finally:
-        _counting.reset(token)
-
-
-def is_as_on_gpu() -> bool:
-    """Whether the call is made inside `as_on_gpu`."""
-    return _counting.get()
 
 
 class Segments:
@@ -137,12 +120,8 @@ class FlashAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        limits = (
-            segments.query_limits,
-            segments.key_limits,
-            max(segments.lengths),
-            segments.longest,
-        )
+        most = (max(segments.lengths), segments.longest)
+        limits = (segments.query_limits, segments.key_limits, *most)
         # without a window the kernel wants to know only that attention is causal
         left = -1 if window is None else window - 1
         options = {"scale": scale, "window_size_left": left, "window_size_right": 0}
@@ -212,18 +191,11 @@ class SegmentAttention(torch.autograd.Function):
         k, v = map(grid.keys, inputs[1:])
         grad_v = torch.bmm(shares.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype).mul_(
-            ctx.scale
-        )
+        grad_scores = torch._softmax_backward_data(grad_scores, shares, -1, shares.dtype)
+        grad_scores.mul_(ctx.scale)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
-        return (
-            grid.from_queries(grad_q),
-            grid.from_keys(grad_k),
-            grid.from_keys(grad_v),
-            None,
-            None,
-            None,
-        )
+        grads = (grid.from_queries(grad_q), grid.from_keys(grad_k), grid.from_keys(grad_v))
+        return *grads, None, None, None
 
 
 class Grid:
@@ -251,23 +223,21 @@ class Grid:
         key_place = torch.arange(num_shared + len(place))
         self.view = (len(lengths), num_key_heads, group, len(place), len(key_place))
         self.num_heads, self.num_key_heads = num_heads, num_key_heads
+        self.num_grids = len(lengths) * num_key_heads  # S * K
         # packed -> padded: which position each place takes
         row = starts[:, None] + torch.minimum(place, lengths[:, None] - 1)  # [S, L]
         own = key_place - before[:, None]  # [S, L']: below 0 for shared keys
-        key_row = torch.where(
-            own < 0, key_place, starts[:, None] + torch.minimum(own, lengths[:, None] - 1)
-        )
+        own_row = starts[:, None] + torch.minimum(own, lengths[:, None] - 1)
+        key_row = torch.where(own < 0, key_place, own_row)
         self.query_rows = segments.send(_heads(row, num_heads, group))
         self.key_rows = segments.send(_heads(key_row, num_key_heads, 1))
         # padded -> packed: where each position is found again
-        segment = torch.arange(len(lengths)).repeat_interleave(
-            lengths, output_size=segments.stops[-1]
-        )  # [T]
+        total = segments.stops[-1]
+        segment = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=total)  # [T]
         number = torch.arange(len(segment)) - starts[segment]
         self.query_places = segments.send(_places(segment, number, num_heads, len(place)))
-        self.key_places = segments.send(
-            _places(segment, number + before[segment], num_key_heads, len(key_place))
-        )
+        number += before[segment]
+        self.key_places = segments.send(_places(segment, number, num_key_heads, len(key_place)))
         # added to scores: -inf where a query does not see a key
         is_real = place < lengths[:, None]  # [S, L]
         distance = place[:, None] - own[:, None]  # [S, L, L']
@@ -281,13 +251,11 @@ class Grid:
 
     def queries(self, x: Tensor) -> Tensor:
         """Return [S * K, H / K * L, d] of [T, H, d]."""
-        return self._take(x, self.query_rows).view(
-            self.view[0] * self.num_key_heads, -1, x.shape[-1]
-        )
+        return self._take(x, self.query_rows).view(self.num_grids, -1, x.shape[-1])
 
     def keys(self, x: Tensor) -> Tensor:
         """Return [S * K, L', d] of [T, K, d]."""
-        return self._take(x, self.key_rows).view(self.view[0] * self.num_key_heads, -1, x.shape[-1])
+        return self._take(x, self.key_rows).view(self.num_grids, -1, x.shape[-1])
 
     def from_queries(self, x: Tensor) -> Tensor:
         """Return [T, H, d] of what `queries` gave."""

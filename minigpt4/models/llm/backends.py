@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from minigpt4.models.llm import adapters, attention, lean, packing
 from minigpt4.models.llm.language_model import trains
-from minigpt4.models.llm.quantization import FP8Linear
+from minigpt4.models.llm.quantised_layers import FP8Linear
 
 PACKED = {
     "compiled": lean.compiled_label_logits,
@@ -85,9 +85,8 @@ def _error(llm: nn.Module, label_logits: Callable) -> float:
     """Return the relative distance of the logits of packed texts from those of each text alone."""
     embedding = llm.get_input_embeddings()
     device, total = embedding.weight.device, _NUM_SHARED + sum(_ROWS)
-    embeds = embedding(
-        torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0]
-    )  # [total, D]
+    # [total, D]
+    embeds = embedding(torch.arange(1, total + 1, device=device) * 97 % embedding.weight.shape[0])
     # packed: what is shared, then each text's own positions
     positions = torch.arange(_NUM_SHARED, device=device)
     for length in _ROWS:

@@ -121,16 +121,18 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
-    """Take BOS and EOS from config.json where the tokenizer has none, as in old conversions.
+    """Take BOS and EOS from config.json where the tokenizer names none, as in old conversions of LLaMA.
 
-    Raises ValueError if there is no end token in either; a family without BOS starts its sequences
-    without.
+    BOS only if the tokenizer begins texts with it: config.json of Qwen names one that no text of its training has.
+    Raises ValueError if there is no end token in either; a family without BOS starts its sequences without.
     """
     config = load_config(folder)
+    begin = tokenizer("a").input_ids[0]
     for role in ("bos", "eos"):
         index = getattr(config, f"{role}_token_id", None)
         index = index[0] if isinstance(index, list) else index
-        if not getattr(tokenizer, f"{role}_token") and index is not None:
+        is_used = index is not None and (role == "eos" or index == begin)
+        if is_used and not getattr(tokenizer, f"{role}_token"):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
             logging.info(
                 "model.llama_model: the tokenizer names no %s token, config.json does: id %d",

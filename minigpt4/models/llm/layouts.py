@@ -34,9 +34,8 @@ class Packed(NamedTuple):
     lengths: list[int]  # of these rows, without what they share
     ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
     positions: list[int]  # [T] from 0 in each row
-    vectors: list[
-        int
-    ]  # [P] index among those of the batch's images, of each that is fed, in the order of its place
+    # [P] index among those of the batch's images, of each that is fed, in the order of its place
+    vectors: list[int]
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N]
 

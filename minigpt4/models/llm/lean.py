@@ -245,9 +245,8 @@ def label_logits(
 
 def _label_logits(llm, embeds, positions, segments, predicting, recompute, kernels):
     model, x = llm.get_decoder(), embeds
-    cos, sin = (
-        each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None])
-    )  # [T, 1, d]
+    # [T, 1, d]
+    cos, sin = (each.transpose(0, 1) for each in model.rotary_emb(embeds[None], positions[None]))
     sin = sin.chunk(2, dim=-1)[0]  # its halves are equal
     call = partial(checkpointing.recompute, _through) if recompute else _through
     for layer in model.layers:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from minigpt4.common import compiling
 from minigpt4.models.llm import lean
 from minigpt4.models.llm.attention import has_flash
-from minigpt4.models.llm.quantization import Int4Linear
+from minigpt4.models.llm.quantised_layers import Int4Linear
 
 # families whose layers are LLaMA's and nothing more, whatever the numbers in their configuration
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -118,9 +118,8 @@ class LeanToken:
     def logits(self, token: Tensor, position: Tensor) -> Tensor:
         """Return logits [1, V] of `token` [1] at `position` [1], behind which no position is filled."""
         x = self.model.embed_tokens(token)  # [1, D]
-        cos, sin = (
-            each.transpose(0, 1) for each in self.model.rotary_emb(x[None], position[None])
-        )  # [1, 1, d]
+        # [1, 1, d]
+        cos, sin = (each.transpose(0, 1) for each in self.model.rotary_emb(x[None], position[None]))
         angles = (cos, sin.chunk(2, dim=-1)[0])  # the halves of the sines are equal
         # what attention may see: a number of positions for the fused kernel, else a mask
         filled = (
@@ -131,10 +130,8 @@ class LeanToken:
             x, normed = self._add_norm(x, more, layer.input_layernorm, self.dtype)
             attended = self._attention(layer.self_attn, normed, angles, buffers, position, filled)
             x, normed = self._add_norm(x, attended, layer.post_attention_layernorm, self.dtype)
-            gate, up = (
-                lean.linear(layer.mlp.gate_proj, normed),
-                lean.linear(layer.mlp.up_proj, normed),
-            )
+            gate = lean.linear(layer.mlp.gate_proj, normed)
+            up = lean.linear(layer.mlp.up_proj, normed)
             more = lean.linear(layer.mlp.down_proj, self.kernels.swiglu(gate, up))
         return self.llm.get_output_embeddings()(
             self._add_norm(x, more, self.model.norm, x.dtype)[1]

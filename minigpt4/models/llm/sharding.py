@@ -15,11 +15,25 @@ from torch import nn
 
 from minigpt4.common.dist_utils import get_world_size, max_over_ranks
 from minigpt4.models.llm import quantization
+from minigpt4.models.llm.quantised_layers import LAYERS
 
 KINDS = ("none", "int8", "fp8")  # of quantization.KINDS, those that can be sharded
 # Parts that a rank holds whole at once, at most: the one that runs, and what was and will be received for its
 # neighbours. Source: FSDP2's order of gathering ahead and freeing, in forward and in backward.
 PARTS_AT_ONCE = 3
+
+
+def refusal(kind: str) -> str | None:
+    """Return why an LLM whose linear layers are of `kind` cannot be divided, if it cannot."""
+    if kind == "int8" and torch.__version__ < (2, 12):
+        return (
+            f"model.llm_quantization int8 cannot be divided among ranks by torch {torch.__version__}, whose shares are "
+            "no integers; take torch 2.12 or newer, or fp8"
+        )
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        return f"model.llm_quantization {kind} cannot be divided among ranks; take one of {known}"
+    return None
 
 
 def parts(llm: nn.Module) -> list[nn.Module]:
@@ -45,7 +59,7 @@ def shard(llm: nn.Module, kind: str, device: torch.device) -> None:
         within = set(part.modules())
         for name, linear in quantization.linears(llm).items() if kind != "none" else ():
             if linear in within:
-                llm.set_submodule(name, quantization.LAYERS[kind].of(linear.to(device)))
+                llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
         # the outermost, too, is dropped behind its forward
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     llm.get_input_embeddings().set_unshard_in_backward(False)  # nothing in front of it trains

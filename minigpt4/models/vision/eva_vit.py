@@ -62,9 +62,8 @@ class EvaVit(VisionTower):
             drop_path_rate=drop_path_rate,
             device=device,
         )
-        for (
-            block
-        ) in vit.blocks:  # a constant that no file holds: real also where the rest is still meta
+        # a constant that no file holds: real also where the rest is still meta
+        for block in vit.blocks:
             block.attn.k_bias = torch.zeros(self.embed_dim)
         return vit
 

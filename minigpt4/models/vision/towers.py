@@ -24,12 +24,28 @@ def is_folder(cfg: Any) -> bool:
     return name not in VIT_MODELS and ("/" in name or expand_path(name).is_dir())
 
 
+def unknown_tower(name: str) -> str:
+    """Return what is said of a name that is no vision tower's."""
+    return (
+        f"'{name}' is no known vision tower: expected {', '.join(VIT_MODELS)}, or, as model.vision_model, a folder of "
+        "transformers or the name of a plain ViT of timm"
+    )
+
+
 def tower_of(cfg: Any) -> VisionTower:
     """Return the tower of a `model` section, with the dimensions of its files. Raises ValueError, CheckpointError."""
     name = name_of(cfg)
     if name in VIT_MODELS:
         return weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[name], "model.vit_ckpt")
-    return TransformersVit.of_folder(name) if is_folder(cfg) else TimmVit.of_name(name)
+    return TransformersVit.of_folder(name) if is_folder(cfg) else _timm_tower(name)
+
+
+def _timm_tower(name: str) -> TimmVit:
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"model.vision_model: {unknown_tower(name)}")
+    return TimmVit.of_name(name)
 
 
 def weights_path(cfg: Any) -> Path:
@@ -47,7 +63,7 @@ def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
         ]
     if cfg.vision_model and name not in VIT_MODELS:
         try:
-            TimmVit.of_name(name)
+            _timm_tower(name)
         except ValueError as error:
             return [Problem.parse(error, where)]
         if cfg.vit_ckpt == standard_file:

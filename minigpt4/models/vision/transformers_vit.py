@@ -166,9 +166,8 @@ class PenultimateVit(nn.Module):
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return SigLIP 2's patches [B, N, P * P * 3], row by row, colours last."""
         size = self.patch_size
-        patches = pixels.unflatten(3, (-1, size)).unflatten(
-            2, (-1, size)
-        )  # [B, 3, rows, P, columns, P]
+        # [B, 3, rows, P, columns, P]
+        patches = pixels.unflatten(3, (-1, size)).unflatten(2, (-1, size))
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
 
     def _positions(self, pixels: torch.Tensor) -> torch.Tensor:

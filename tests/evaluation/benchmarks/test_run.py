@@ -105,9 +105,8 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
     assert content["counts"] == {"items": 12, "answered": 11, "errors": 1, "unparsable": 0}
     page = (tmp_path / "out/pope/results.html").read_text()
     assert "1 could not be read and are NOT in the figures" in page and "image: caf" in page
-    assert [line["error"] for line in content["items"] if "error" in line] == [
-        "image: caf\udce9"
-    ]  # no UTF-8 name
+    # no UTF-8 name
+    assert [line["error"] for line in content["items"] if "error" in line] == ["image: caf\udce9"]
     asked = []
 
     def mended(items, cfg):

@@ -82,9 +82,8 @@ def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(
     said = [record["answer"] for record in json.loads(blank.read_text())["items"]]
     assert said[::2] == said[1::2] and said != [record["answer"] for record in content["items"]]
 
-    monkeypatch.setattr(
-        minigpt4, "load_config", None
-    )  # nothing is left to answer, or nothing can be
+    # nothing is left to answer, or nothing can be
+    monkeypatch.setattr(minigpt4, "load_config", None)
     again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")[
         "own_jsonl"
     ]

@@ -1,0 +1,87 @@
+"""The checkpoints of a run: the one from which it resumes, and those that it writes."""
+
+import logging
+from contextlib import AbstractContextManager
+
+from minigpt4.common import dist_utils
+from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, understood
+from minigpt4.common.dist_utils import from_main
+from minigpt4.common.logger import MetricLogger
+from minigpt4.common.utils import expand_path
+from minigpt4.models.trained_with import check_identity
+from minigpt4.runners.run_folder import AUTO, BEST, checkpoint_name, newest_checkpoint, prune
+from minigpt4.runners.run_state import Position, Progress
+
+
+class RunCheckpoints:
+    """The part of RunnerBase that reads and writes checkpoints."""
+
+    def _load(self) -> None:
+        """Load what is needed of `run.resume_ckpt_path`; to evaluate, only the weights."""
+        where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
+        # which file; no other run begins here before this one has made its folder
+        if is_auto := path == AUTO:
+            root = expand_path(self.run_cfg.output_dir)
+            if not self.run_cfg.evaluate:
+                self._hold.lock(root)
+            path = from_main(lambda: newest_checkpoint(root))
+            if path is None:
+                logging.info("No checkpoint below %s: starting from the beginning", root)
+                return
+        state, self.resumed_from = load_checkpoint(path, where, whole=True)
+        logging.info("Resume checkpoint from %s", self.resumed_from)
+        # what every program's checkpoint has
+        check_identity(state, self.resumed_from, where, self.model.identity())
+        with self._understood("model"):
+            self.model.load_trainable(state["model"], where, path=self.resumed_from)
+        if self.run_cfg.evaluate:
+            return
+        with self._understood("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"], where)
+        with self._understood("scaler"):
+            # None or {}: written by a run without one
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        # what an exact resume needs; 2023's checkpoints are of the end of an epoch
+        with self._understood("progress"):
+            progress = Progress.of_checkpoint(state)
+        with self._understood("epoch"):
+            self.start = progress.position if progress else Position.after_epoch(state["epoch"])
+        self._saved_step = self.start.step
+        if progress and self.run_cfg.resume_mode == "exact":
+            self.resumed, self.validation.best = progress, progress.best
+            if is_auto:
+                self.output_dir = self.resumed_from.parent
+
+    def _understood(self, key: str) -> AbstractContextManager:
+        return understood(key, "run.resume_ckpt_path", self.resumed_from)
+
+    def _save(
+        self,
+        position: Position,
+        metrics: MetricLogger,
+        stats: dict | None = None,
+        best: bool = False,
+    ) -> bool:
+        """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
+        epoch, step = position
+        self._saved_step = self._saved_step if best else step
+        # all ranks say how far they are, rank 0 writes it
+        progress = Progress.of_run(self, position, metrics.state(), stats)
+        if not dist_utils.is_main_process():
+            return True
+        done = (epoch, step) if step else (epoch - 1,)
+        path = self.output_dir / (BEST if best else checkpoint_name(*done))
+        logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
+        state = {
+            "model": self.model.trainable_state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": self.config.to_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            "epoch": epoch - 1,
+            "progress": progress.to_plain(),
+        }
+        if (is_saved := save_checkpoint(path, state)) and not best:
+            self.last_checkpoint = path
+            prune(self.output_dir, self.run_cfg.keep_last_k)
+        return is_saved

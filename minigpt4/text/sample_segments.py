@@ -1,0 +1,103 @@
+"""The segments of one training sample: prompt, image slots, questions and answers in the template's fixed text."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from minigpt4.text.segments import (
+    IMAGE,
+    IMAGE_SLOT,
+    Marked,
+    Part,
+    Segment,
+    Text,
+    dialogue_segments,
+    marked_segments,
+    message_segments,
+    prompt_segments,
+)
+from minigpt4.text.templates import Template, template_for
+
+
+class TextSettings(Protocol):
+    """The settings that decide how text becomes rows; the section `model` and the model itself have them."""
+
+    prompt_template: str
+    end_sym: str
+    max_txt_len: int
+    max_context_len: int
+    chat_template: bool
+    mask_eos_labels: bool
+
+
+def sample_segments(
+    sample: dict, prompt: str, num_images: int, settings: TextSettings
+) -> list[Segment]:
+    """Return the segments of one training sample; see `batch_rows`."""
+    turns, caption = sample.get("turns"), sample["text_input"]
+    instruction = sample.get("instruction")
+    # a caption, or the answer to a marked instruction, stands behind a prompt that is whole
+    is_whole_prompt = isinstance(instruction, Marked) and not settings.chat_template
+    if not turns and (not instruction or is_whole_prompt):
+        answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
+        if not instruction:
+            return [*_prompt_with_images(prompt, num_images), answer]
+        _check_slots("instruction", instruction.num_images, num_images)
+        return [*prompt_segments(instruction), answer]
+    # questions, in the fixed text of the model's own template
+    template = _training_template(settings.prompt_template, settings.end_sym)
+    turns = turns or [(instruction, Text(caption, is_structure=True))]
+    questions = _with_images([question for question, _ in turns], num_images)
+    messages = []
+    for question, (_, answer) in zip(questions, turns, strict=True):
+        segments_of = marked_segments if isinstance(question, Marked) else message_segments
+        messages.append((True, segments_of(question, template.neutralise)))
+        is_caption = isinstance(answer, Text)
+        said = [answer] if is_caption else message_segments([answer], template.neutralise)
+        messages.append((False, said))
+    return dialogue_segments(template, messages)
+
+
+@lru_cache  # asked for each sample of each batch
+def _training_template(prompt_template: str, end_sym: str) -> Template:
+    """Return the Template whose dialogue is `prompt_template` around each question and `end_sym` behind each answer."""
+    if not prompt_template:
+        raise ValueError(
+            "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
+            "own, e.g. '###Human: {} ###Assistant: ' for Vicuna v0, or use data with captions alone"
+        )
+    return template_for(prompt_template, end_sym).for_training(prompt_template, end_sym)
+
+
+def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
+    """Return a drawn prompt whose one slot holds all images of the sample; without an image there is no prompt."""
+    if not num_images or not prompt:
+        return [IMAGE] * num_images
+    segments = prompt_segments(prompt)
+    if segments.count(IMAGE) != 1:
+        raise ValueError(
+            f"prompt {prompt!r} has {segments.count(IMAGE)} {IMAGE_SLOT}; expected exactly one"
+        )
+    slot = segments.index(IMAGE)
+    return [*segments[:slot], *[IMAGE] * num_images, *segments[slot + 1 :]]
+
+
+def _with_images(
+    questions: Sequence[str | Sequence[Part]], num_images: int
+) -> list[Marked | Sequence[Part]]:
+    """Return each question, Marked or as parts; images that no question places stand before the first one."""
+    parts = [(question,) if type(question) is str else question for question in questions]
+    num_slots = sum(
+        part.num_images if isinstance(part, Marked) else tuple(part).count(IMAGE) for part in parts
+    )
+    if not num_slots and not isinstance(parts[0], Marked):
+        return [(*[IMAGE] * num_images, *parts[0]), *parts[1:]]
+    _check_slots("turns", num_slots, num_images)
+    return parts
+
+
+def _check_slots(where: str, num_slots: int, num_images: int) -> None:
+    if num_slots != num_images:
+        raise ValueError(
+            f"{where}: {num_slots} image slots in the questions, the sample has {num_images} images"
+        )
