@@ -24,10 +24,8 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
         logits, _keys_and_values = llm_logits(
             model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"]
         )
-        logits, targets = (
-            logits[:, :-1].contiguous().flatten(0, 1),
-            inputs["labels"][:, 1:].flatten(),
-        )
+        logits = logits[:, :-1].contiguous().flatten(0, 1)
+        targets = inputs["labels"][:, 1:].flatten()
         return cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
@@ -35,10 +33,8 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
 def plain_vision(model: nn.Module) -> Iterator[None]:
     """Let ViT and Q-Former attend by plain matrix products inside the block."""
     bert, attentions = (model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks])
-    usual, fused = (
-        bert.config._attn_implementation,
-        [attention.fused_attn for attention in attentions],
-    )
+    usual = bert.config._attn_implementation
+    fused = [attention.fused_attn for attention in attentions]
     bert.config._attn_implementation = "eager"
     for attention in attentions:
         attention.fused_attn = False

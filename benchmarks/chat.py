@@ -24,10 +24,9 @@ from minigpt4.models import MiniGPT4
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
 GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
 HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
-QUESTION, ANSWER = (
-    12,
-    150,
-)  # tokens; with a first question of 61 they make the histories as long as that
+# tokens; with a first question of 61 they make the histories as long as that
+QUESTION = 12
+ANSWER = 150
 FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
 OPTIONS = {
     "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
@@ -131,10 +130,8 @@ def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
 
 def start(model: MiniGPT4) -> Turn:
     """Return a conversation that begins with an image, without a question."""
-    conv, image = (
-        Conversation(CHATML),
-        torch.zeros(1, 3, model.image_size, model.image_size, device=model.device),
-    )
+    conv = Conversation(CHATML)
+    image = torch.zeros(1, 3, model.image_size, model.image_size, device=model.device)
     conv.append_image()
     with torch.no_grad(), model.maybe_autocast():
         return Turn(Chat(model, None), conv, [workload.image_embeds(model, image)], PrefixCache())

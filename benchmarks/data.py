@@ -193,10 +193,8 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
             )
         return by_name
 
-    ours, theirs = (
-        tensors(loader_ours(shards, batch_size)),
-        tensors(loader_2023(shards, batch_size, seeded=True)),
-    )
+    ours = tensors(loader_ours(shards, batch_size))
+    theirs = tensors(loader_2023(shards, batch_size, seeded=True))
     same = [
         theirs[name].dtype == ours[name].dtype and torch.equal(theirs[name], ours[name])
         for name in theirs

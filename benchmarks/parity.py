@@ -106,10 +106,8 @@ def of_models(
     wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
     errors = {}
     for way in [*WAYS, *["compiled"] * is_compiled]:
-        in_wide, in_half = (
-            steps(wide, way, batches, wide_stock),
-            steps(half, way, batches, half_stock),
-        )
+        in_wide = steps(wide, way, batches, wide_stock)
+        in_half = steps(half, way, batches, half_stock)
         errors[way] = {
             "loss": loss_error(in_wide, exact),
             "gradient": distance(in_wide, exact),
@@ -125,14 +123,10 @@ def of_kinds(
 
     The LLM of `half` is given up.
     """
-    kinds, errors = (
-        [
-            kind
-            for kind in quantization.KINDS[1:]
-            if not quantization.refusal_to_train(kind, device)
-        ],
-        {},
-    )
+    kinds = [
+        kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)
+    ]
+    errors = {}
     with TemporaryDirectory() as folder:
         half.llama_model.save_pretrained(folder)
         for kind in kinds:

@@ -173,10 +173,8 @@ class Part:
         half = workload.random_model(
             args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage
         )
-        wide, batch = (
-            workload.in_float32(half),
-            workload.batches(half, args.stage, args.batch, 1)[0],
-        )
+        wide = workload.in_float32(half)
+        batch = workload.batches(half, args.stage, args.batch, 1)[0]
         wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
         # errors against 2023 in float32, before any speed
         exact, errors = wide_ways["2023"](), {}

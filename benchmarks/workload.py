@@ -61,10 +61,9 @@ STAGES = {
 }  # tokens of a text: mean, deviation, least, most
 PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the image
 OFFICIAL_BATCH = {1: 64, 2: 12}  # of the configurations of the stages
-V2_BATCH, V2_TOKENS = (
-    6,
-    1024,
-)  # of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
+# of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
+V2_BATCH = 6
+V2_TOKENS = 1024
 LLM_NAMES = (
     "hidden_size",
     "intermediate_size",

@@ -21,10 +21,8 @@ from minigpt4.common.registry import registry
 from tests.small_release import jpeg_bytes, picture, write_align_folder, write_checkpoint, write_tar
 
 KNOWN_BUILDERS = f"known: {', '.join(registry.names('builder'))}."
-STAGE_1, STAGE_2 = (
-    "train_configs/minigpt4_stage1_pretrain.yaml",
-    "train_configs/minigpt4_stage2_finetune.yaml",
-)
+STAGE_1 = "train_configs/minigpt4_stage1_pretrain.yaml"
+STAGE_2 = "train_configs/minigpt4_stage2_finetune.yaml"
 
 
 @dataclass

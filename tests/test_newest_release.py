@@ -23,10 +23,8 @@ CONFIGS = read("j_configs/merged.json", {"configs": {}})["configs"]
 pytestmark = pytest.mark.skipif(not CONFIGS, reason="this set of fixtures has no j_configs")
 STAGE1 = "train_configs/minigpt4_llama2_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_llama2_stage2_finetune.yaml"
-FINETUNE, BENCHMARKS = (
-    "train_configs/minigptv2_finetune.yaml",
-    "eval_configs/minigptv2_benchmark_evaluation.yaml",
-)
+FINETUNE = "train_configs/minigptv2_finetune.yaml"
+BENCHMARKS = "eval_configs/minigptv2_benchmark_evaluation.yaml"
 THREE = ("llava_conversation", "unnatural_instruction", "refvg")  # several turns, text alone, boxes
 SHORT = {"max_epoch": 1, "warmup_steps": 1, "num_workers": 1}
 STEPS = 8  # of an epoch in whose middle a run is told to end

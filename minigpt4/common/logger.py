@@ -173,10 +173,8 @@ class MetricLogger:
         flags = [is_skipped for _, is_skipped in self._unread_updates]
         flags = torch.stack(flags).tolist() if flags else []
         for (step, _), is_skipped in zip(self._unread_updates, flags, strict=True):
-            self.skipped, self._in_a_row = (
-                self.skipped + is_skipped,
-                (self._in_a_row + 1) * is_skipped,
-            )
+            self.skipped = self.skipped + is_skipped
+            self._in_a_row = (self._in_a_row + 1) * is_skipped
             if not is_skipped:
                 continue
             counted = f"{self._in_a_row} in a row"

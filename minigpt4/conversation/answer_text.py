@@ -57,10 +57,8 @@ class AnswerText:
 
     def _growing(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; windows overlap, as a text's first token is decoded otherwise."""
-        known, text = (
-            self._decode(ids[self._before : self._start]),
-            self._decode(ids[self._before :]),
-        )
+        known = self._decode(ids[self._before : self._start])
+        text = self._decode(ids[self._before :])
         if not text.startswith(known):
             return self._settled
         new = text[len(known) :]

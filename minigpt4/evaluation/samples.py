@@ -85,10 +85,8 @@ class SamplesPage:
 
         from minigpt4.datasets.datasets.image_controls import images_of
 
-        shown, to_image = (
-            [],
-            getattr(getattr(self.dataset, "vis_processor", None), "to_image", None),
-        )
+        shown = []
+        to_image = getattr(getattr(self.dataset, "vis_processor", None), "to_image", None)
         for pixels in images_of(sample):
             if str(pixels.dtype) == "torch.uint8":  # as the image lies in memory
                 shown.append(Image.fromarray(pixels.numpy()))

@@ -48,10 +48,8 @@ class MiniGPT4(MiniGPTBase):
         tower = self.tower(cfg)
         self.image_size, self.num_prefix = cfg.image_size or tower.image_size, tower.num_prefix
         self.pixels = ImageFormat(self.image_size, tower.mean, tower.std)
-        self.tower_name, self.bridge = (
-            tower.family if towers.is_folder(cfg) else towers.name_of(cfg),
-            bridge_of(cfg),
-        )
+        self.tower_name = tower.family if towers.is_folder(cfg) else towers.name_of(cfg)
+        self.bridge = bridge_of(cfg)
         self.visual_encoder = tower.build(self.image_size, cfg.drop_path_rate)
         self.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint)
         self.ln_vision = LayerNorm(tower.width, device="meta")

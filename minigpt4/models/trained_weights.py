@@ -85,10 +85,8 @@ class TrainedWeights:
         except ValueError as error:
             raise CheckpointError(f"{where}: '{path}': {error}") from None
         projector.check(state, own, where, path)
-        expected, hint = (
-            {name: own[name] for name in needed},
-            adapters.advice(state, own, self.lora_r),
-        )
+        expected = {name: own[name] for name in needed}
+        hint = adapters.advice(state, own, self.lora_r)
         found = weights.match(
             state, expected, where, path, weights.CHECKPOINT_EXCESS, optional=own, hint=hint
         )

@@ -99,10 +99,8 @@ class Question:
 
 def questions(scene: Scene) -> list[Question]:
     """All questions about the scene with one right answer."""
-    number, article = (
-        len(scene.objects),
-        "a " if scene.background in ("night sky", "brick wall") else "",
-    )
+    number = len(scene.objects)
+    article = "a " if scene.background in ("night sky", "brick wall") else ""
     result = [
         Question(
             "count",

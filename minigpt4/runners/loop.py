@@ -35,10 +35,8 @@ class TrainingLoop:
                 and model.compute_dtype == torch.float16
             )
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
-        self.interruption, self.step_timeout = (
-            Interruption(),
-            StepTimeout(self.run_cfg.step_timeout_s),
-        )
+        self.interruption = Interruption()
+        self.step_timeout = StepTimeout(self.run_cfg.step_timeout_s)
         # known once the data is open: endless batches of this rank, the length of an epoch, the lr
         self.train_loader = self.iters_per_epoch = self.lr_scheduler = None
 

@@ -103,10 +103,8 @@ def _data(data: Mapping[str, Mapping[str, Any]]) -> str:
         )
     columns = ("dataset", "source", "size", "hash of the listing", "samples trained on", "skipped")
     text = f"## Data\n\n{table(columns, rows)}"
-    counted, ranks = (
-        next(iter(data.values()))["counted_on_ranks"],
-        next(iter(data.values()))["ranks"],
-    )
+    counted = next(iter(data.values()))["counted_on_ranks"]
+    ranks = next(iter(data.values()))["ranks"]
     return (
         text if counted == ranks else f"{text}\n\nSamples are those of {counted} of {ranks} ranks."
     )

@@ -43,10 +43,8 @@ def _write_phrase(
     """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
     match = tokens[index].meta["match"]
     phrase, group = phrase_of(match), name_group(match)
-    before, after = (
-        match.string[match.start() : match.start(group)],
-        match.string[match.end(group) : match.end()],
-    )
+    before = match.string[match.start() : match.start(group)]
+    after = match.string[match.end(group) : match.end()]
     # no colour for words without boxes, nor for those that Markdown has changed (`\|` in a table)
     colour = env["colours"].get(phrase.name) if phrase.boxes else None
     style = f' class="phrase" style="background: {colour}"' if colour else ""

@@ -187,10 +187,8 @@ def test_a_record_that_cannot_be_used_is_counted(tmp_path, caplog, name, row, re
         content, where = {**rows, "book": row}, "a.json record book"
     else:
         rows = [*rows, row]
-        content, where = (
-            ({"data": rows} if name == "textcaps_caption" else rows),
-            f"a.json record {len(rows) - 1}",
-        )
+        content = {"data": rows} if name == "textcaps_caption" else rows
+        where = f"a.json record {len(rows) - 1}"
     info = info_of(name, tmp_path, content)
     assert preflight(name, info) == []
     dataset = build(name, info)["train"]

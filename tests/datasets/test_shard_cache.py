@@ -22,10 +22,8 @@ class Reader:
     """A cache below `folder` for three of nine files; counts what became of them."""
 
     def __init__(self, folder, max_bytes=3 * SIZE + 5000):
-        self.source, self.cache = (
-            folder / "source",
-            ShardCache(folder / "cache/of/shards", max_bytes),
-        )
+        self.source = folder / "source"
+        self.cache = ShardCache(folder / "cache/of/shards", max_bytes)
         self.source.mkdir(exist_ok=True)
         for number in range(9):
             (self.source / str(number)).write_bytes(random.Random(number).randbytes(SIZE))

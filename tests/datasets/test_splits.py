@@ -78,10 +78,8 @@ def trained(dataset, number):
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_files_of_their_own(tmp_path, builder):
     """`val` names them; they are read whole and in order, and training reads nothing of them."""
-    train, val = (
-        make_data(builder, tmp_path / "a", range(5)),
-        make_data(builder, tmp_path / "b", range(20, 26)),
-    )
+    train = make_data(builder, tmp_path / "a", range(5))
+    val = make_data(builder, tmp_path / "b", range(20, 26))
     info = {"storage": val} | (
         {"images": val.removesuffix(".jsonl")} if builder == "image_text_jsonl" else {}
     )

@@ -96,10 +96,8 @@ def test_a_damaged_archive_gives_what_came_before_but_for_the_last_sample():
 
 def test_what_waits_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 11_000)
-    images, captions = (
-        [f"{number}.jpg" for number in range(30)],
-        [f"{number}.txt" for number in range(30)],
-    )
+    images = [f"{number}.jpg" for number in range(30)]
+    captions = [f"{number}.txt" for number in range(30)]
     pairs, alone = samples(*images, *captions, size=100)
     lonely = [number for number in range(30) if (str(number), ["jpg"]) in alone]
     assert len(lonely) >= 20 and len(pairs) <= 10

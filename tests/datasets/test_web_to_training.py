@@ -55,10 +55,8 @@ def registry(tmp_path_factory):
     if os.environ.get("MINIGPT4_OFFLINE"):
         pytest.skip("MINIGPT4_OFFLINE is set")
     told = download(tmp_path_factory.mktemp("help"), "--help").stdout
-    place, version = (
-        re.search(r"where img2dataset lives, now (.*)\)", told)[1],
-        re.search(r"img2dataset-([\d.]+)", told)[1],
-    )
+    place = re.search(r"where img2dataset lives, now (.*)\)", told)[1]
+    version = re.search(r"img2dataset-([\d.]+)", told)[1]
     if not Path(place, "bin/python").exists():
         probe = [
             sys.executable,

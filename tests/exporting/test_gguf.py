@@ -21,10 +21,8 @@ def linear(x, tensors, name):
 
 def llava_graph(pixels, tensors, fields):
     """Return vectors [N, D] as llama.cpp's graph for the projector `mlp` computes them."""
-    heads, eps = (
-        fields["clip.vision.attention.head_count"],
-        fields["clip.vision.attention.layer_norm_epsilon"],
-    )
+    heads = fields["clip.vision.attention.head_count"]
+    eps = fields["clip.vision.attention.layer_norm_epsilon"]
     patch, bias = tensors["v.patch_embd.weight"], tensors.get("v.patch_embd.bias")
     x = (
         torch.nn.functional.conv2d(

@@ -16,10 +16,8 @@ STEP, COSINE = "linear_warmup_step_lr", "linear_warmup_cosine_lr"
 
 def schedule(name, config):
     run_cfg = OmegaConf.structured(RunConfig)
-    run_cfg.warmup_lr, run_cfg.lr_decay_rate = (
-        float(config["warmup_start_lr"]),
-        config.get("decay_rate"),
-    )
+    run_cfg.warmup_lr = float(config["warmup_start_lr"])
+    run_cfg.lr_decay_rate = config.get("decay_rate")
     for key in ("init_lr", "min_lr", "warmup_steps", "max_epoch"):
         run_cfg[key] = config[key]
     return registry.get_lr_scheduler_class(name)(None, run_cfg, config["iters_per_epoch"])

@@ -36,10 +36,8 @@ def golden_batches():
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory):
     """The golden weight files, with the sidecars that say how small they are."""
-    folder, dims = (
-        tmp_path_factory.mktemp("model"),
-        json.loads((GOLDEN / "c_minigpt4/config.json").read_text()),
-    )
+    folder = tmp_path_factory.mktemp("model")
+    dims = json.loads((GOLDEN / "c_minigpt4/config.json").read_text())
     for name in ("eva_vit.safetensors", "blip2.safetensors", "llama"):
         (folder / name).symlink_to((GOLDEN / "c_minigpt4/model" / name).resolve())
     vit, qformer = dims["vit"], dims["qformer"]

@@ -54,10 +54,8 @@ def embedded_llm():
 
 def logits_of(folder, kind, dtype=torch.float32):
     """Return (logits [T, V] of a plain paragraph, the same read token by token)."""
-    tokenizer, llm = (
-        language_model.load_tokenizer(folder),
-        language_model.load_llm(folder, dtype, CPU, kind),
-    )
+    tokenizer = language_model.load_tokenizer(folder)
+    llm = language_model.load_llm(folder, dtype, CPU, kind)
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids])
     language_model.check_reads_english(llm, tokenizer, folder)
     with torch.no_grad():
@@ -102,10 +100,8 @@ def test_one_row_and_many_rows_use_the_same_weights(kind, dtype):
     layer = layers[kind].of(linear.to(dtype))
     x = torch.randn(2, 20, 256, dtype=dtype)
     with torch.no_grad():
-        many, rows = (
-            layer(x),
-            torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x]),
-        )
+        many = layer(x)
+        rows = torch.stack([torch.stack([layer(row[None])[0] for row in part]) for part in x])
     # float32 sums in another order, measured 3e-7; bfloat16 keeps 8 bits, measured 3e-3 (int4 computes in it always)
     rounding = 1e-6 if (kind, dtype) == ("int8", torch.float32) else 1e-2
     assert distance(rows.float(), many.float()) < rounding

@@ -178,10 +178,8 @@ def test_a_spread_llm_answers_the_same(tmp_path):
 def answer_logits(model):
     """Return the logits behind a text and behind one more token."""
     decoder = model.decoder()
-    past, embeds = (
-        decoder.new_past(),
-        model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]])),
-    )
+    past = decoder.new_past()
+    embeds = model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]]))
     logits = [decoder.prefill(past, embeds, torch.arange(4)[None], None)]
     with decoder.steps(past, 1, 8) as next_logits:
         logits.append(next_logits(torch.tensor([7]), torch.tensor([[4]]), None))

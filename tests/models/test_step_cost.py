@@ -104,14 +104,10 @@ def test_a_step_that_does_not_log_waits_for_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "to_device", lambda batch, device: batch)  # there is no GPU to go to
     with without_values(model):
         run = loop.TrainingLoop(settings(tmp_path), ImageTextPretrainTask(), model)
-        run.device, run.optimizer = (
-            torch.device("cuda", 0),
-            torch.optim.AdamW(run.trainable, fused=True),
-        )
-        run.iters_per_epoch, run.lr_scheduler = (
-            10,
-            SimpleNamespace(step=lambda cur_epoch, cur_step: 0.1),
-        )
+        run.device = torch.device("cuda", 0)
+        run.optimizer = torch.optim.AdamW(run.trainable, fused=True)
+        run.iters_per_epoch = 10
+        run.lr_scheduler = SimpleNamespace(step=lambda cur_epoch, cur_step: 0.1)
         batch |= {"image": torch.empty(4, 3, model.image_size, model.image_size)}
         run.train_loader = repeat(batch)
         run.after_step = lambda epoch, metrics, ranks_interrupted: done.append(metrics.index)

@@ -353,10 +353,8 @@ def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(
 @pytest.mark.parametrize("key", ["vit_ckpt", "q_former_model", "ckpt"])
 def test_one_flipped_bit_is_found_in_any_source(key, tmp_path):
     """By the checksums of a .pth, by its size in a file without, which a bit of an exponent makes absurd."""
-    cfg, tensors = (
-        golden_config(tmp_path),
-        {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key],
-    )
+    cfg = golden_config(tmp_path)
+    tensors = {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key]
     name = next(
         name
         for name, tensor in tensors.items()

@@ -15,10 +15,9 @@ def test_a_run_from_s3_is_killed_and_resumed_as_if_from_files(command, tmp_path)
     finish(command("whole"), tmp_path, "whole")
 
     sizes = [path.stat().st_size for path in sorted((tmp_path / "data").iterdir())]
-    bound, cache = (
-        3 * max(sizes),
-        tmp_path / "cache",
-    )  # for five shards, read by two ranks and four workers each
+    # for five shards, read by two ranks and four workers each
+    bound = 3 * max(sizes)
+    cache = tmp_path / "cache"
     more = {"run.shard_cache": cache, "run.shard_cache_gb": bound / 1e9}
     with s3_server() as address:
         for number in range(5):

@@ -113,10 +113,8 @@ def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # n
     # rank 0 lends its shares in two of three
     assert all("passes [2, 2, 2, 3, 3, 3]" in text for text in said)
     assert "samples.html: not written" in said[0] and "frozen weights are not" not in said[0]
-    (expected, losses, held_out), (found, my_losses, mine) = (
-        result(tmp_path / "whole"),
-        result(tmp_path / "shared"),
-    )
+    (expected, losses, held_out) = result(tmp_path / "whole")
+    (found, my_losses, mine) = result(tmp_path / "shared")
     assert found.keys() == expected.keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert my_losses == losses and list(losses) == list(range(4)) and mine == held_out != []
@@ -131,10 +129,8 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
         assert train.train(train.parse_args([*arguments, "--dry-run", *more])) == 0
         return capsys.readouterr().out
 
-    alone, shared = (
-        planned(**{"run.shard_llm": True}),
-        planned("--gpus", "8", **{"run.shard_llm": True}),
-    )
+    alone = planned(**{"run.shard_llm": True})
+    shared = planned("--gpus", "8", **{"run.shard_llm": True})
     assert "one process has nobody to share the LLM with" in alone and "divided" not in alone
     assert (
         "8 process(es)" in shared

@@ -66,10 +66,8 @@ def _shards() -> Iterator[Fault]:
     ):
         says = rf".*1 of 3 shards cannot be read: '.*00001\.tar': {what}.*"
         yield Fault("Shards", name, says, 2, make=shards(written(content)))
-    flipped, between = (
-        skipped("damaged at byte .*read of it: 2,"),
-        skipped("end mark is missing.*read of it: 1,"),
-    )
+    flipped = skipped("damaged at byte .*read of it: 2,")
+    between = skipped("end mark is missing.*read of it: 1,")
     yield Fault(
         "Shards",
         "one bit of a header changed",

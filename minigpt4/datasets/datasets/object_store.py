@@ -76,10 +76,9 @@ class _Blocks(io.RawIOBase):
     def __init__(self, store: Any, address: str, size: int):
         self._store, self._address = store, address
         self._size = size
-        self._begin, self._block = (
-            0,
-            memoryview(b""),
-        )  # where in the object the rest of the block begins
+        # where in the object the rest of the block begins
+        self._begin = 0
+        self._block = memoryview(b"")
 
     def readable(self) -> bool:
         return True

@@ -172,10 +172,8 @@ def _bounded(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _check(record: dict, texts: list[str]) -> None:
     """Raise SkipSample where a record is about anything but one image, or has text that has no place in a sample."""
-    marks, images = (
-        list(chain.from_iterable(map(_IMAGE_MARK.findall, texts))),
-        present(record, "images"),
-    )
+    marks = list(chain.from_iterable(map(_IMAGE_MARK.findall, texts)))
+    images = present(record, "images")
     if len(marks) > 1:
         raise SkipSample(
             "bad_record",

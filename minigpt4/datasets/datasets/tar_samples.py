@@ -107,10 +107,8 @@ class _Grouping:
         sample = self.waiting.setdefault(key, TarSample(key))
         data, sample.extensions[extension] = member.data, member.fault
         if data is not None and sample.size() + len(data) > MAX_MEMBER:
-            data, sample.extensions[extension] = (
-                None,
-                f"too large: a sample has at most {MAX_MEMBER:,} bytes",
-            )
+            data = None
+            sample.extensions[extension] = f"too large: a sample has at most {MAX_MEMBER:,} bytes"
         if data is not None:
             sample.members[extension] = data
             self.bytes += len(data)

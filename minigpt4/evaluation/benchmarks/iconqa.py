@@ -27,10 +27,8 @@ class IconQA(Benchmark):
     RULES = "MiniGPT-4, eval_vqa.py: the choice of least loss (key `ranking`) is the right one"
 
     def items(self) -> list[BenchmarkItem]:
-        path, prompt = (
-            self.find("choose_text_*.json", "*iconqa*.json", "*iconvqa*.json"),
-            self.prompt(),
-        )
+        path = self.find("choose_text_*.json", "*iconqa*.json", "*iconvqa*.json")
+        prompt = self.prompt()
         items = []
         for number, (where, row) in enumerate(rows(read_json(path), "", path)):
             image = self.image(f"{ident(row, 'image_id', where)}/image.png")

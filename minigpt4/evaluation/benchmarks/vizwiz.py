@@ -31,10 +31,8 @@ class VizWiz(Benchmark):
         path, prompt = self.find("val.json", "*val*.json"), self.prompt()
         items, num_asked = [], Counter()
         for where, row in rows(read_json(path), "annotations", path):
-            name, question = (
-                field(row, "image", str, where),
-                prompt.ask(field(row, "question", str, where)),
-            )
+            name = field(row, "image", str, where)
+            question = prompt.ask(field(row, "question", str, where))
             num_asked[name] += 1  # once each in the official file
             item_id = name if num_asked[name] == 1 else f"{name}/{num_asked[name]}"
             group = group_of(row, "answer_type", where)

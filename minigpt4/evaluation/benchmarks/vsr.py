@@ -39,10 +39,8 @@ class VSR(Benchmark):
             label = field(row, "label", int, where)
             if label not in (0, 1):
                 raise ValueError(f"{where}: 'label' is {label}; expected 0 or 1")
-            image, question = (
-                self.image(field(row, "image", str, where)),
-                prompt.ask(field(row, "caption", str, where)),
-            )
+            image = self.image(field(row, "image", str, where))
+            question = prompt.ask(field(row, "caption", str, where))
             items.append(
                 BenchmarkItem(
                     str(number), (image,), question, LABELS[label], group_of(row, "relation", where)

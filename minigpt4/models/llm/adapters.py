@@ -116,10 +116,8 @@ def _layers(llm: nn.Module) -> Iterable[nn.Module]:
 def said(llm: nn.Module) -> str:
     """Return peft's line about what trains."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in llm.parameters()]
-    trainable, everything = (
-        sum(size for size, trains in sizes if trains),
-        sum(size for size, _ in sizes),
-    )
+    trainable = sum(size for size, trains in sizes if trains)
+    everything = sum(size for size, _ in sizes)
     return f"trainable params: {trainable} || all params: {everything} || trainable%: {100 * trainable / everything}"
 
 

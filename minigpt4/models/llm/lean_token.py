@@ -134,10 +134,8 @@ class LeanToken:
             x, normed = self._add_norm(x, more, layer.input_layernorm, self.dtype)
             attended = self._attention(layer.self_attn, normed, angles, buffers, position, filled)
             x, normed = self._add_norm(x, attended, layer.post_attention_layernorm, self.dtype)
-            gate, up = (
-                lean.linear(layer.mlp.gate_proj, normed),
-                lean.linear(layer.mlp.up_proj, normed),
-            )
+            gate = lean.linear(layer.mlp.gate_proj, normed)
+            up = lean.linear(layer.mlp.up_proj, normed)
             more = lean.linear(layer.mlp.down_proj, self.kernels.swiglu(gate, up))
         return self.llm.get_output_embeddings()(
             self._add_norm(x, more, self.model.norm, x.dtype)[1]

@@ -130,10 +130,8 @@ def test_bleu_counts_of_its_paper(answer, right, said):
 
 
 def test_bleu_clips_repeated_words_as_in_its_paper():
-    answer, references = (
-        "the the the the the the the",
-        ["the cat is on the mat", "there is a cat on the mat"],
-    )
+    answer = "the the the the the the the"
+    references = ["the cat is on the mat", "there is a cat on the mat"]
     assert bleu([references], [answer])[0] == pytest.approx(2 / 7)
 
 
@@ -227,10 +225,8 @@ items = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=3), texts), min_
 @settings(max_examples=150, deadline=None)
 @given(items, st.randoms(use_true_random=False))
 def test_scores_keep_their_range_and_no_order_matters(pairs, random):
-    references, answers = (
-        dict(enumerate(pair[0] for pair in pairs)),
-        dict(enumerate(pair[1] for pair in pairs)),
-    )
+    references = dict(enumerate(pair[0] for pair in pairs))
+    answers = dict(enumerate(pair[1] for pair in pairs))
     shuffled = list(references)
     random.shuffle(shuffled)
     other_way = {item: references[item][::-1] for item in shuffled}

@@ -39,10 +39,8 @@ def test_intervals_are_those_of_the_normal_distribution(confidence):
 
 
 def test_a_score_that_is_no_mean():
-    references, answers = (
-        [["a b c d e"], ["v w x y z"], ["a b c d f"]],
-        ["a b c d x", "v w x y z", "a q c d f"],
-    )
+    references = [["a b c d e"], ["v w x y z"], ["a b c d f"]]
+    answers = ["a b c d x", "v w x y z", "a q c d f"]
     low, high = bootstrap(bleu_counts(references, answers), lambda rows: bleu_of(rows.sum(0))[3])
     assert 0 <= low < bleu(references, answers)[3] < high <= 1
     counts = pope_counts(["Yes", "No", "No"] * 20, ["yes", "no", "yes"] * 20)
