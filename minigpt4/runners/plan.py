@@ -17,7 +17,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, expand_path
 from minigpt4.models.memory import OUTSIDE
 from minigpt4.models.training_parts import mode_table, modes
-from minigpt4.runners.run_config import RunConfig, best_metrics
+from minigpt4.runners.run_config import best_metrics
 from minigpt4.runners.run_folder import AUTO, BEST
 
 
@@ -48,10 +48,11 @@ def print_plan(
     # What would be trained, at which rates, for how long, and where it goes.
     if "train" in model_cfg:
         print(f"\n{mode_table(modes(model_cfg), parts, rates(run))}\n")
+    samples = " or ".join(map(str, sorted(set(_batch_sizes(cfg).values()))))
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
     print(
         f"training: {sum(part.trainable for part in parts):,} parameters, {run.max_epoch} epochs of {steps}, "
-        f"{num_ranks} process(es) x {run.batch_size_train} samples a step; "
+        f"{num_ranks} process(es) x {samples} samples a step; "
         f"output below {expand_path(run.output_dir)}"
     )
     if run.valid_splits:
@@ -112,7 +113,7 @@ def _needed(cfg: Config, device: torch.device, num_ranks: int = 1, **options: An
     for key, value in options.items():
         if key.startswith("model."):
             model[key.removeprefix("model.")] = value
-    batch_size = options.get("run.batch_size_train", run.batch_size_train)
+    batch_size = max(options.get(key, size) for key, size in _batch_sizes(cfg).items())
     count = registry.get_model_class(model.arch).training_memory
     shares = num_ranks if options.get("run.shard_llm", run.shard_llm) else 1
     return count(model, device, batch_size, run.max_tokens_per_batch, **_sharded(shares))
@@ -123,6 +124,7 @@ def _remedies(
 ) -> Iterator[dict[str, Any]]:
     """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
     run, model_cfg = cfg.run_cfg, cfg.model_cfg
+    sizes = _batch_sizes(cfg)
     kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
     is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
     settings = [{"model.llm_checkpointing": True}] * (not model_cfg.llm_checkpointing)
@@ -131,23 +133,35 @@ def _remedies(
     if num_ranks > 1 and not run.shard_llm and can_share:
         yield {"run.shard_llm": True}
     yield from settings
-    batch_size = run.batch_size_train
+    batch_size = max(sizes.values())
     while batch_size > 1:
         batch_size = -(-batch_size // 2)
-        options = _smaller(run, batch_size)
+        options = _smaller(sizes, batch_size, run.accum_grad_iters)
         if batch_size == 1 or _needed(cfg, device, num_ranks, **options) <= limit:
             yield options
             break
     if settings:
         together = functools.reduce(operator.or_, settings)
         yield together
-        yield together | _smaller(run, 1)
+        yield together | _smaller(sizes, 1, run.accum_grad_iters)
 
 
-def _smaller(run: RunConfig, batch_size: int) -> dict[str, int]:
-    """Return the settings of a smaller batch, with no fewer samples an optimizer step than before."""
-    accum = run.accum_grad_iters * -(-run.batch_size_train // batch_size)
-    return {"run.batch_size_train": batch_size, "run.accum_grad_iters": accum}
+def _batch_sizes(cfg: Config) -> dict[str, int]:
+    """Return {setting: samples in a batch of the datasets that it holds for}."""
+    sizes = {}
+    for name, section in cfg.datasets_cfg.items():
+        if own := section.get("batch_size"):
+            sizes[f"datasets.{name}.batch_size"] = own
+        else:
+            sizes["run.batch_size_train"] = cfg.run_cfg.batch_size_train
+    return sizes
+
+
+def _smaller(sizes: dict[str, int], batch_size: int, accum: int) -> dict[str, int]:
+    """Return the settings of batches of at most `batch_size`, with no fewer samples an optimizer step than before."""
+    smaller = {key: batch_size for key, size in sizes.items() if size > batch_size}
+    times = -(-max(sizes.values()) // batch_size)
+    return smaller | {"run.accum_grad_iters": accum * times}
 
 
 def parts_table(parts: list[Any]) -> str:

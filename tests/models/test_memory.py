@@ -154,3 +154,13 @@ def test_plan_says_what_helps(release, capsys):
     assert plan.print_plan(config(release), gib(0)) == 1
     assert "run.batch_size_train=1 run.accum_grad_iters=12" in (said := capsys.readouterr().out)
     assert "  fits " not in said
+
+
+def test_the_plan_counts_the_largest_batch_that_a_dataset_has(release):
+    own = config(release, **{"datasets.cc_sbu_align.batch_size": 24})
+    everywhere = config(release, **{"run.batch_size_train": 24})
+    cuda, sizes = torch.device("cuda"), plan._batch_sizes(own)
+    assert plan._needed(own, cuda) == plan._needed(everywhere, cuda)
+    assert sizes == {"datasets.cc_sbu_align.batch_size": 24}
+    smaller = {"datasets.cc_sbu_align.batch_size": 5, "run.accum_grad_iters": 5}
+    assert plan._smaller(sizes, 5, 1) == smaller
