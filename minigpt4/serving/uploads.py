@@ -5,8 +5,9 @@ import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Scope, Send
@@ -91,7 +92,8 @@ class Uploads:
     def _note(self, visitor: str, paths: list[str]) -> None:
         for path in paths:
             self._files.pop((visitor, path), None)
-            self._files[visitor, path] = Path(path).stat().st_size
+            with suppress(FileNotFoundError):  # others needed the room
+                self._files[visitor, path] = Path(path).stat().st_size
         own = [(path, size) for (other, path), size in self._files.items() if other == visitor]
         for path in _oldest(own[::-1], *EACH):
             del self._files[visitor, path]
@@ -120,9 +122,11 @@ def _remove_oldest(folder: Path, most: int, most_bytes: int) -> None:
     """Remove what is too much, whoever left it there; an upload that was broken off leaves a file too."""
     files = []
     for path in folder.rglob("*"):
-        if path.is_file():
+        # an upload that ends meanwhile moves its file, another one's room may have removed it
+        with suppress(FileNotFoundError):
             status = path.stat()
-            files.append((status.st_mtime, path, status.st_size))
+            if S_ISREG(status.st_mode):
+                files.append((status.st_mtime, path, status.st_size))
     files.sort(reverse=True)
     for path in _oldest([(path, size) for _, path, size in files], most, most_bytes):
         path.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """What meets every request to the page before gradio does: names, origins, paths, sizes, passwords, uploads."""
 
+import concurrent.futures
 import os
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -357,6 +359,25 @@ def test_uploads_are_bounded_for_each_visitor_and_for_all(guarded, monkeypatch):
     give(people[1], "two 4.png")
     assert len(files_in(folder)) <= 7 and "one 4.png" not in files_in(folder)
     assert people[0].get(f"/gradio_api/file={paths[0]}").status_code == 404
+
+
+def test_room_is_made_while_other_uploads_come_and_go(tmp_path):
+    """A file that is listed and gone a moment later is no error."""
+    is_over = threading.Event()
+
+    def come_and_go():
+        while not is_over.is_set():
+            for number in range(50):
+                (tmp_path / str(number)).write_bytes(b"x")
+            for number in range(50):
+                (tmp_path / str(number)).unlink(missing_ok=True)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        others = other.submit(come_and_go)
+        for _ in range(300):  # the error came within 20 where it was
+            uploads._remove_oldest(tmp_path, 10, 2**20)
+        is_over.set()
+        others.result()
 
 
 def test_an_upload_says_its_length_and_fits(guarded):
