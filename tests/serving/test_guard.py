@@ -374,9 +374,11 @@ def test_room_is_made_while_other_uploads_come_and_go(tmp_path):
 
     with concurrent.futures.ThreadPoolExecutor(1) as other:
         others = other.submit(come_and_go)
-        for _ in range(300):  # the error came within 20 where it was
-            uploads._remove_oldest(tmp_path, 10, 2**20)
-        is_over.set()
+        try:
+            for _ in range(300):
+                uploads._remove_oldest(tmp_path, 10, 2**20)
+        finally:
+            is_over.set()
         others.result()
 
 
