@@ -375,7 +375,7 @@ def test_room_is_made_while_other_uploads_come_and_go(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(1) as other:
         others = other.submit(come_and_go)
         try:
-            for _ in range(300):
+            for _ in range(1000):
                 uploads._remove_oldest(tmp_path, 10, 2**20)
         finally:
             is_over.set()
