@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.common.utils import cache_folder
+from minigpt4.common.utils import user_cache
 
 # In which order a row is added up is not tried out on the GPU, where another process could find another order quicker.
 _OPTIONS = {"deterministic": True}
@@ -35,4 +35,4 @@ def obstacle(device: torch.device) -> str | None:
 
 def _keep() -> None:
     """Keep what is compiled for later processes in the user's cache folder: torch's own, in /tmp, ends with a job."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "minigpt4/compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache("minigpt4/compiled")))

@@ -59,9 +59,9 @@ def printable(text: object, limit: int = 300) -> str:
 FOLDER_WEIGHTS, FOLDER_MANIFEST = "model.safetensors", "manifest.json"
 
 
-def cache_folder() -> Path:
-    """Return the user's folder of what can be made or fetched again. Raises ValueError if `~` leads nowhere."""
-    return expand_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+def user_cache(name: str) -> Path:
+    """Return `name` in the user's folder of what can be made or fetched again. Raises ValueError if `~` leads nowhere."""
+    return expand_path(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/{name}")
 
 
 def cached_path(path_or_url: str | Path) -> Path:
@@ -75,7 +75,7 @@ def cached_path(path_or_url: str | Path) -> Path:
     try:
         # where torch.hub, and so the 2023 release, keeps what it downloads
         home = os.environ.get("TORCH_HOME")
-        cache = expand_path(home) if home else cache_folder() / "torch"
+        cache = expand_path(home) if home else user_cache("torch")
         return cache / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
     except ValueError as error:
         raise ValueError(f"no folder for what is downloaded ({error}); set TORCH_HOME") from error

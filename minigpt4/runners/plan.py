@@ -48,11 +48,10 @@ def print_plan(
     # What would be trained, at which rates, for how long, and where it goes.
     if "train" in model_cfg:
         print(f"\n{mode_table(modes(model_cfg), parts, rates(run))}\n")
-    samples = " or ".join(map(str, sorted(set(_batch_sizes(cfg).values()))))
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
     print(
         f"training: {sum(part.trainable for part in parts):,} parameters, {run.max_epoch} epochs of {steps}, "
-        f"{num_ranks} process(es) x {samples} samples a step; "
+        f"{num_ranks} process(es) x {max(_batch_sizes(cfg).values())} samples a step; "
         f"output below {expand_path(run.output_dir)}"
     )
     if run.valid_splits:
@@ -148,13 +147,12 @@ def _remedies(
 
 def _batch_sizes(cfg: Config) -> dict[str, int]:
     """Return {setting: samples in a batch of the datasets that it holds for}."""
+    common = {"run.batch_size_train": cfg.run_cfg.batch_size_train}
     sizes = {}
     for name, section in cfg.datasets_cfg.items():
-        if own := section.get("batch_size"):
-            sizes[f"datasets.{name}.batch_size"] = own
-        else:
-            sizes["run.batch_size_train"] = cfg.run_cfg.batch_size_train
-    return sizes
+        own = section.get("batch_size")
+        sizes |= {f"datasets.{name}.batch_size": own} if own else common
+    return sizes or common  # a program may bring its batches
 
 
 def _smaller(sizes: dict[str, int], batch_size: int, accum: int) -> dict[str, int]:
