@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt4.serving.limits import Refusal, Streams, Tries, network_of, whole
+from minigpt4.serving.limits import Refusal, Streams, Tries, discard, network_of, whole
 from minigpt4.serving.uploads import Uploads
 
 API = "/gradio_api/"
@@ -134,21 +134,30 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"]
-        self.hosts.check(headers)
-        if path not in NAMES and not path.startswith(FOLDERS):
-            raise Refusal(404, "there is nothing here")
+        visitor = self.uploads.visitor(scope, headers)
+        try:
+            send = self._admitted(scope, headers, visitor, send)
+        except Refusal:
+            await discard(receive, headers)
+            raise
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in FORWARDED]
-        visitor, send = self.uploads.visitor(scope, headers), _safe(send)
         if path == f"{API}upload":
             async with self.uploads.room(headers):
                 return await self.app(scope, receive, self.uploads.noted(visitor, send))
-        if path.startswith(f"{API}file="):
-            self.uploads.check(visitor, path.removeprefix(f"{API}file="))
-        if path == "/login" and scope["method"] == "POST":
-            send = self._counted(scope, send)
         receive = await whole(receive, headers)
         with self.streams.opened(scope):
             await self.app(scope, receive, self.uploads.introduced(scope, visitor, send))
+
+    def _admitted(self, scope: Scope, headers: Headers, visitor: str, send: Send) -> Send:
+        """Return the `send` of a request whose body may be read. Raises Refusal."""
+        path = scope["path"]
+        self.hosts.check(headers)
+        if path not in NAMES and not path.startswith(FOLDERS):
+            raise Refusal(404, "there is nothing here")
+        if path.startswith(f"{API}file="):
+            self.uploads.check(visitor, path.removeprefix(f"{API}file="))
+        is_login = path == "/login" and scope["method"] == "POST"
+        return self._counted(scope, _safe(send)) if is_login else _safe(send)
 
     def _counted(self, scope: Scope, send: Send) -> Send:
         attempt = self.tries.begin(network_of(scope))

@@ -1,11 +1,12 @@
 """How much one request may hold and how often a password may be guessed; who asks for more gets a Refusal."""
 
+import asyncio
 import ipaddress
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope
@@ -106,6 +107,15 @@ async def whole(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> R
         return messages.pop() if messages else await receive()
 
     return again
+
+
+async def discard(receive: Receive, headers: Headers) -> None:
+    """Wait a moment for a small body that nobody will read, before its request is refused.
+
+    Where bytes lie unread as a connection ends, its end overtakes the answer, and the client sees a reset.
+    """
+    with suppress(asyncio.TimeoutError, Refusal):
+        await asyncio.wait_for(whole(receive, headers), 1)
 
 
 def _check_depth(body: bytes | bytearray) -> None:

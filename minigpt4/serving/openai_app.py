@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.serving.answers import Line
+from minigpt4.serving.answers import Line, LineFullError
 from minigpt4.serving.guard import SAFE, Hosts
-from minigpt4.serving.limits import Refusal, Tries, network_of, whole
+from minigpt4.serving.limits import Refusal, Tries, discard, network_of, whole
 from minigpt4.serving.openai_answers import event, finish_reason, notices, refused, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
@@ -136,9 +136,14 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whoever leaves is not answered any more. Raises what `_on_error` tells the client."""
         api, headers = self.api, Headers(scope=scope)
-        api.admit(scope)
-        with api.line.place(), ExitStack() as room:
-            room.enter_context(api.room(headers))
+        with ExitStack() as place, ExitStack() as room:
+            try:
+                api.admit(scope)
+                place.enter_context(api.line.place())
+                room.enter_context(api.room(headers))
+            except (Refusal, LineFullError):
+                await discard(receive, headers)
+                raise
             try:
                 receive = await asyncio.wait_for(whole(receive, headers, MOST_BYTES), READ_S)
             except asyncio.TimeoutError:
