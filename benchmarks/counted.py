@@ -20,10 +20,8 @@ from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.memory import OUTSIDE, Cost, count_step
 
-LOG = {
-    1: (16, 22193),
-    2: (12, 36093),
-}  # stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
+# stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
+LOG = {1: (16, 22193), 2: (12, 36093)}
 LOG_TOLERANCE = 0.07
 # Tokens before and behind the image of the longest prompt of 2023, a running maximum's. Counted by hand.
 LONGEST_PROMPT = (8, 23)

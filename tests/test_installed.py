@@ -20,11 +20,8 @@ def test_shipped_yaml_is_read_from_another_folder(yaml, release, tmp_path, monke
     """By its path in the project, or whichever leads to it; with its prompts and small weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
-    options = [
-        f"model.llama_model={release.llama}",
-        "model.ckpt=",
-        "model.vision_model=",
-    ]  # small files, none fetched
+    # small files, none fetched
+    options = [f"model.llama_model={release.llama}", "model.ckpt=", "model.vision_model="]
     for cfg_path in (yaml, str(ROOT / yaml), os.path.relpath(ROOT / yaml)):
         cfg = Config(Namespace(cfg_path=cfg_path, options=options))
         assert not cfg.model_cfg.prompt_path or Path(cfg.model_cfg.prompt_path).is_file()

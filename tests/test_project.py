@@ -66,10 +66,8 @@ def test_import_directions(part):
 
 def test_nothing_imports_the_quickstart():
     for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
-        if path.relative_to(ROOT).parts[1:2] not in (
-            ("quickstart",),
-            ("embedded",),
-        ):  # the latter: its former name
+        # the latter: its former name
+        if path.relative_to(ROOT).parts[1:2] not in (("quickstart",), ("embedded",)):
             assert not [
                 name for name in imports_of(path) if name.startswith("minigpt4.quickstart")
             ], path

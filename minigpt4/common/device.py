@@ -16,11 +16,8 @@ from omegaconf import DictConfig
 
 from minigpt4.common.config import Problem
 
-AMP_DTYPES = {
-    "auto": "auto",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-}  # run.amp_dtype -> model.llm_precision
+# run.amp_dtype -> model.llm_precision
+AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}
 
 # Held by who draws from torch's own generators, and by who records a CUDA graph: a draw meanwhile ends in an error.
 shared_generators = threading.Lock()

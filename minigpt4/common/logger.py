@@ -207,10 +207,8 @@ class MetricLogger:
         memory = round(peak_memory_mib(self.device))
         losses = self.losses[len(self.losses) - len(self._unwritten) :]
         for record, loss in zip(self._unwritten, losses, strict=True):
-            record |= {
-                "loss": loss if math.isfinite(loss) else None,
-                "memory_mib": memory,
-            }  # JSON knows no nan
+            # JSON knows no nan
+            record |= {"loss": loss if math.isfinite(loss) else None, "memory_mib": memory}
             self._window.append(record)
             record |= self._rates()
             self._last = record

@@ -10,11 +10,8 @@ from typing import Any
 
 from minigpt4.common.config_report import Report
 
-_NOT_OWN = (
-    "<frozen",
-    str(Path(importlib.__file__).parent),
-    str(Path(__file__).parent),
-)  # no user's files
+# no user's files
+_NOT_OWN = ("<frozen", str(Path(importlib.__file__).parent), str(Path(__file__).parent))
 
 
 def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[str]:

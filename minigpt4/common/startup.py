@@ -87,9 +87,7 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 def _read_files(paths: list[Path]) -> None:
     block = bytearray(2**24)
     for path in files_of(paths):
-        with (
-            contextlib.suppress(OSError),
-            open(path, "rb", buffering=0) as file,
-        ):  # its user complains
+        # its user complains
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
             while file.readinto(block):
                 pass

@@ -44,11 +44,8 @@ _NAMES = (
     (r"(?:.+\.)?(?:blocks|layers)\.(\d+)\.mlp\.fc2\.(\w+)", r"v.blk.\1.ffn_down.\2"),
 )
 FAMILIES = ("eva_clip_g", "clip_vision_model", "siglip_vision_model")
-_ACTS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "quick_gelu": None,
-}  # None: what it takes unless it is told
+# None: what it takes unless it is told
+_ACTS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu", "quick_gelu": None}
 
 
 def check_gguf(model: nn.Module) -> None:

@@ -11,14 +11,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
-_TEXTS = (
-    "user",
-    "assistant",
-    "answer",
-    "system",
-    "around_system",
-    "markers",
-)  # of a Template, in the Jinja template
+# of a Template, in the Jinja template
+_TEXTS = ("user", "assistant", "answer", "system", "around_system", "markers")
 # A stop string is tokenised by what stands before it.
 _BEFORE = ("", "a", "a.", "a ", "a\n")
 

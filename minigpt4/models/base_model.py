@@ -11,11 +11,8 @@ from torch import nn
 from minigpt4.common.config import REQUIRED, Problem
 from minigpt4.common.image_format import ImageFormat
 
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}  # model.llm_precision
+# model.llm_precision
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}  # weights in one element of a tensor of 4-bit weights
 
 

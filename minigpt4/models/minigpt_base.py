@@ -51,10 +51,8 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         # text, see text.sample_segments.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
-        self.trained_text = (
-            self.prompt_template,
-            cfg.end_sym,
-        )  # what the checkpoint says, if it does
+        # what the checkpoint says, if it does
+        self.trained_text = (self.prompt_template, cfg.end_sym)
         self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
         self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
         self.vision_identity = {}  # {key of a file that is frozen: trained_with.identity}; a subclass fills it

@@ -20,12 +20,8 @@ from minigpt4.quickstart.questions import Question, draw_question
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, answers
 
 DESCRIBE = "Describe this image in detail."
-OBJECT_ATTRIBUTES = {
-    "shape": "shape",
-    "colour": "colour",
-    "size": "size",
-    "position": "cell",
-}  # their fields
+# their fields
+OBJECT_ATTRIBUTES = {"shape": "shape", "colour": "colour", "size": "size", "position": "cell"}
 MIN_SAID = 20  # a share of fewer has a standard error above 0.1
 ATTRIBUTES = (*OBJECT_ATTRIBUTES, "background", "count")
 

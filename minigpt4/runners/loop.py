@@ -58,11 +58,8 @@ class TrainingLoop:
             lr = self.lr_scheduler.step(cur_epoch=epoch, cur_step=step)
             with metrics.fetching(), startup.phase("first batch"):
                 batch = to_device(next(self.train_loader), self.device)
-            batch |= {
-                "epoch": epoch,
-                "num_iters_per_epoch": num_steps,
-                "iters": step,
-            }  # 2023's names
+            # 2023's names
+            batch |= {"epoch": epoch, "num_iters_per_epoch": num_steps, "iters": step}
 
             # gradient, added to those since the last update; a batch of too many tokens goes in parts,
             # whose losses times their shares add up to its own

@@ -15,17 +15,10 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.tasks.held_out import HeldOut, held_out_losses
 
-VALIDATION = (
-    "val",
-    "eval",
-    "valid",
-    "validation",
-)  # words for one split, in datasets and in run.valid_splits
-_LOSSES = (
-    "train_step",
-    "loss_and_targets",
-    "valid_step",
-)  # what says that a task has a loss of its own
+# words for one split, in datasets and in run.valid_splits
+VALIDATION = ("val", "eval", "valid", "validation")
+# what says that a task has a loss of its own
+_LOSSES = ("train_step", "loss_and_targets", "valid_step")
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 

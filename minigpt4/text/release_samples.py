@@ -4,13 +4,8 @@ from typing import Any
 
 from minigpt4.text.segments import Marked
 
-TEXTS = (
-    "answer",
-    "instruction_input",
-    "conv_q",
-    "conv_a",
-    "connect_sym",
-)  # the release's keys, a text a sample
+# the release's keys, a text a sample
+TEXTS = ("answer", "instruction_input", "conv_q", "conv_a", "connect_sym")
 _OURS = ("text_input", "instruction", "turns")
 
 

@@ -31,11 +31,8 @@ def test_every_mode_becomes_rgb(mode):
     )
     rgb = open_image(image)
     assert (rgb.mode, rgb.size) == ("RGB", image.size)
-    if mode not in (
-        "1",
-        "P",
-        "PA",
-    ):  # those keep few colours; measured: HSV is off by up to 5 levels
+    # those keep few colours; measured: HSV is off by up to 5 levels
+    if mode not in ("1", "P", "PA"):
         gray = (
             picture(1).convert("L").convert("RGB")
             if mode in ("L", "LA", "I", "F", "I;16")
@@ -60,15 +57,8 @@ def test_transparent_parts_are_white():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotated_pictures_stand_upright(tmp_path, orientation):
     upright = picture(2)
-    undo = {
-        2: 0,
-        3: 3,
-        4: 1,
-        5: 5,
-        6: 2,
-        7: 6,
-        8: 4,
-    }  # the transpose that the camera applied, by PIL's numbers
+    # the transpose that the camera applied, by PIL's numbers
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[ORIENTATION] = orientation

@@ -117,10 +117,8 @@ def test_chatml_chat_prompt_is_the_training_prompt(chatml_tokenizer, question):
 
 def test_special_tokens_of_the_template_are_ids(llama_tokenizer):
     pieces = PromptEncoder(llama_tokenizer).encode(dialogue(LLAMA2, "Q", "A", "Q").segments())
-    assert [piece.count(1) for piece in (pieces[0], pieces[2])] == [
-        1,
-        1,
-    ]  # one BOS in front, one before turn two
+    # one BOS in front, one before turn two
+    assert [piece.count(1) for piece in (pieces[0], pieces[2])] == [1, 1]
     assert pieces[2].count(2) == 1 and pieces[2].index(2) == pieces[2].index(1) - 1
 
 

@@ -12,14 +12,8 @@ from PIL import Image
 
 PATIENCE_S = 2  # what the test gives the downloader as --timeout
 SLOW_S, STUCK_S = 0.5, 3 * PATIENCE_S
-FAULTS = {
-    "gone": 20,
-    "cut": 10,
-    "page": 10,
-    "slow": 6,
-    "stuck": 4,
-    "refused": 4,
-}  # kind -> how many of the URLs
+# kind -> how many of the URLs
+FAULTS = {"gone": 20, "cut": 10, "page": 10, "slow": 6, "stuck": 4, "refused": 4}
 USABLE = {"jpeg", "png", "slow"}
 
 

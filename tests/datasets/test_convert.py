@@ -19,10 +19,8 @@ SETS = {
     "convert_laion": "laion_synthetic_filtered_large",
     "convert_cc_sbu": "ccs_synthetic_filtered_large",
 }
-SWAPPED = {
-    "convert_laion": [5],
-    "convert_cc_sbu": [3, 4],
-}  # records whose keys are not those of the first, in its order
+# records whose keys are not those of the first, in its order
+SWAPPED = {"convert_laion": [5], "convert_cc_sbu": [3, 4]}
 
 
 def write_json(path, records):

@@ -163,10 +163,8 @@ def test_several_processes_share_it(reader):
         process.start()
     largest = 0
     while any(process.is_alive() for process in processes):
-        with (
-            open(reader.cache.folder / ".lock", "wb") as lock,
-            suppress(FileNotFoundError),
-        ):  # one may go
+        # one may go
+        with open(reader.cache.folder / ".lock", "wb") as lock, suppress(FileNotFoundError):
             fcntl.flock(lock, fcntl.LOCK_EX)  # none grows
             largest = max(largest, sum(reader.sizes()))
         time.sleep(0.01)

@@ -25,11 +25,8 @@ def exported(folders):
     """Return (model, processor) as transformers opens the export; the processor with Pillow, which resizes as we do."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    kernels = {
-        "text_config": "eager",
-        "vision_config": "sdpa",
-        "qformer_config": "sdpa",
-    }  # as our model on a CPU
+    # as our model on a CPU
+    kernels = {"text_config": "eager", "vision_config": "sdpa", "qformer_config": "sdpa"}
     model = AutoModelForImageTextToText.from_pretrained(folders.hf, attn_implementation=kernels)
     return model.eval(), AutoProcessor.from_pretrained(folders.hf, backend="pil")
 

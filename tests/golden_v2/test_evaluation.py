@@ -23,11 +23,8 @@ EVAL_VQA = read("h_evaluation/eval_vqa.json", {})
 IOU = read("h_evaluation/iou.json", {"cases": []})
 BOXES = read("h_evaluation/box_acceptance.json", {"cases": []})
 VQA_METRIC = read("h_evaluation/vqa_metric.json", {"normalisation": [], "accuracy": []})
-PROMPTS = {
-    "okvqa": "minigpt_v2_vqa",
-    "gqa": "minigpt_v2_vqa",
-    "vizwiz": "minigpt_v2_vizwiz",
-}  # others by default
+# others by default
+PROMPTS = {"okvqa": "minigpt_v2_vqa", "gqa": "minigpt_v2_vqa", "vizwiz": "minigpt_v2_vizwiz"}
 SPLITS = {
     "refcoco": ("val", "testA", "testB"),
     "refcoco+": ("val", "testA", "testB"),

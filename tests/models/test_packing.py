@@ -157,17 +157,8 @@ def test_pack_by_hand():
     packed = layouts.pack(rows, num_image_tokens=2)
     assert packed.rows == [2, 0]  # the longest first; the second has no target
     assert packed.num_shared == 1
-    assert packed.ids == [
-        1,
-        3,
-        IMAGE_ID,
-        IMAGE_ID,
-        2,
-        7,
-        IMAGE_ID,
-        IMAGE_ID,
-        4,
-    ]  # what both begin with, each up to what predicts 8, and 6
+    # what both begin with, each up to what predicts 8, and 6
+    assert packed.ids == [1, 3, IMAGE_ID, IMAGE_ID, 2, 7, IMAGE_ID, IMAGE_ID, 4]
     assert packed.lengths == [5, 3]
     assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
     assert packed.vectors == [4, 5, 0, 1]
@@ -254,10 +245,8 @@ FAMILIES = {  # configuration class -> (its arguments, the path it takes)
     "OlmoeConfig": (SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}, "packed"),
     "CohereConfig": (SHAPE, "packed"),  # attention beside the MLP, scaled logits
     "Gemma2Config": (SHAPE | {"head_dim": 8}, "padded"),  # caps its scores
-    "BloomConfig": (
-        {"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4},
-        "padded",
-    ),  # attention of its own
+    # attention of its own
+    "BloomConfig": ({"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4}, "padded"),
     "MambaConfig": (
         {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
         "padded",

@@ -21,11 +21,8 @@ def digest(module):
 
 def test_accumulation_equals_the_large_batch(tmp_path):
     data = torch.cat([batch["image"] for batch in batches(8, 6)])
-    flat = {
-        "warmup_lr": 0.05,
-        "min_lr": 0.05,
-        "max_epoch": 1,
-    }  # one lr, for the schedule counts micro-steps
+    # one lr, for the schedule counts micro-steps
+    flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1}
     found = []
     for accum in (1, 2, 4):
         fixed = [

@@ -21,11 +21,8 @@ from minigpt4.processors import Blip2ImageTrainProcessor
 from tests.survival.damage import write_tar
 from tests.survival.processes import bytes_read
 
-BAD = {
-    "jpg": 8,
-    "json": 8,
-    "no jpg": 8,
-}  # of 200; unreadable images, unreadable captions, no image at all
+# of 200; unreadable images, unreadable captions, no image at all
+BAD = {"jpg": 8, "json": 8, "no jpg": 8}
 MAX_COST = 0.05
 SHARD_SIZE, ROUNDS, SAMPLES = 1000, 15, 100_000
 

@@ -229,9 +229,5 @@ def _coco(images: list, annotations: list, path: Path) -> Iterator:
             yield where, {**annotation, "image": names[annotation["image_id"]]}
 
 
-_READERS = {
-    ".jsonl": _lines,
-    ".ndjson": _lines,
-    ".csv": _table,
-    ".tsv": _table,
-}  # all others: _json
+# all others: _json
+_READERS = {".jsonl": _lines, ".ndjson": _lines, ".csv": _table, ".tsv": _table}

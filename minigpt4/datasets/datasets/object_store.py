@@ -11,11 +11,8 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-PACKAGES = {
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "hf": "huggingface_hub",
-}  # scheme -> what fsspec needs for it
+# scheme -> what fsspec needs for it
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 BLOCK = 8 << 20  # bytes of a request
 WAITS_S = (1, 3, 9)  # before a block is asked for again, beside what the package itself tries
 STALL_S = 10  # without a byte; s3fs then tries again, five times in all

@@ -33,9 +33,6 @@ def _has_template(folder: Path) -> bool:
         return True
     try:
         return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-    ):  # no tokenizer is there, or a broken one, which is said elsewhere
+    # no tokenizer is there, or a broken one, which is said elsewhere
+    except (OSError, ValueError, AttributeError):
         return False

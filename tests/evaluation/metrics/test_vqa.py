@@ -24,11 +24,8 @@ def test_of_ten_people_so_many_agree(number, accuracy):
         ("2", ["2", "two", "2", "3", "4", "5", "6", "7", "8", "9"], 0.6),  # people's "two" stays
         ("two", ["two"] * 10, 0),  # the answer has become "2"
         ("two", ["2"] * 10, 1),
-        (
-            "The dog!",
-            ["dog", "a dog", "dog", "dog.", *COWS[4:]],
-            0.9,
-        ),  # "dog." loses its period, "a dog" no article
+        # "dog." loses its period, "a dog" no article
+        ("The dog!", ["dog", "a dog", "dog", "dog.", *COWS[4:]], 0.9),
         ("coca-cola", ["coca cola"] * 3 + ["coke"] * 7, 0.9),
         ("coca-cola", ["coca-cola"] * 10, 0),  # unanimous people are not normalised
         ("coca-cola", ["coca-cola"] * 9 + ["coke"], 1),
