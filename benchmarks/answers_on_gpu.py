@@ -102,10 +102,9 @@ class Answers:
             past = decoder.new_past()
             decoder.prefill(past, embeds, positions, None)
             with decoder.steps(past, 1, 20) as step:
-                for token in (7, 11, 13):
-                    after = step(
-                        torch.full((1,), token, device=self.device), positions[:, -1:] + 1, None
-                    )
+                for place, token in enumerate((7, 11, 13), start=positions.shape[1]):
+                    tokens = torch.full((1,), token, device=self.device)
+                    after = step(tokens, torch.full((1, 1), place, device=self.device), None)
                 logits.append(after.float().clone())
         return ((logits[0] - logits[1]).norm() / logits[1].norm()).item()
 

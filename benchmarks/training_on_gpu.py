@@ -48,7 +48,8 @@ def steps(args: Namespace) -> Iterator[Step]:
             partial(visit.stage, stage, batch[stage], ways),
             45,
         )
-    yield "kernels of a step", partial(visit.kernels, 1, batch[1]), 20
+    for stage in (1, 2):
+        yield f"kernels of a step, stage {stage}", partial(visit.kernels, stage, batch[stage]), 20
     yield "attention of the ViT", partial(visit.vision, batch.values()), 25
     yield "stage 1, batch 16", partial(visit.stage, 1, 16, ("2023", "lean", "default")), 20
 
@@ -205,7 +206,9 @@ class Training:
         with torch.profiler.profile(activities=activities) as profile:
             self._step(self.default, batch)
             torch.cuda.synchronize()
-        averages = [each for each in profile.key_averages() if each.self_device_time_total]
+        # those of operations and of profiled regions hold the time of kernels once more
+        kernels = torch.autograd.DeviceType.CUDA
+        averages = [each for each in profile.key_averages() if each.device_type == kernels]
         averages.sort(key=lambda each: -each.self_device_time_total)
         top = [
             (each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]

@@ -165,6 +165,14 @@ def in_float32(model: MiniGPT4) -> MiniGPT4:
     return wide
 
 
+def in_float64(model: MiniGPT4) -> MiniGPT4:
+    """Return a copy that computes in float64 with the same weights, but for norms that are float32 in any model."""
+    exact = in_float32(model).double()
+    exact.ln_vision.float()
+    exact.compute_dtype = torch.float64
+    return exact
+
+
 def batches(
     model: MiniGPT4, stage: int, batch_size: int, number: int, seed: int = SEED
 ) -> list[dict]:
