@@ -22,7 +22,9 @@ HELP = "loss and gradient errors of every way to run the LLM, beside what 2023 c
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
 AS_2023 = 1.05  # error against float64, as a multiple of the baseline's own in the same precision
 OTHERS = ("2023", "transformers")
-OURS = ("padded", "packed", "lean")  # and "compiled" where it is asked for
+OURS = ("padded", "packed", "lean")
+COMPILED = ("compiled", "recorded")  # where they are asked for
+REPEATS = 3  # of a recorded step: the second one records, the third is a replay
 WAYS = (*OTHERS, *OURS)
 OPTIONS = {
     "--size": {"choices": list(workload.SIZES), "default": "toy"},
@@ -112,11 +114,11 @@ def of_models(
 ) -> dict[str, dict[str, float]]:
     """Return the errors of each way, of a model in float32 and one of the same weights in half precision.
 
-    `exact`: `exact_steps`. `is_compiled`: also of the compiled way.
+    `exact`: `exact_steps`. `is_compiled`: also of COMPILED.
     """
     wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
     errors = {}
-    for way in [*WAYS, *["compiled"] * is_compiled]:
+    for way in WAYS + COMPILED * is_compiled:
         in_wide = steps(wide, way, batches, wide_stock)
         in_half = steps(half, way, batches, half_stock)
         errors[way] = {
@@ -155,16 +157,17 @@ def steps(model: nn.Module, way: str, batches: list[dict], stock: nn.Module | No
     """Return [(loss, gradient of the projection's weight)] of batches."""
     results = []
     for batch in batches:
-        model.zero_grad()
-        loss = loss_of(model, stock, way, batch)
-        (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
+        for _ in range(REPEATS if way == "recorded" else 1):
+            model.zero_grad()
+            loss = loss_of(model, stock, way, batch)
+            (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
         results.append((loss.item(), model.llama_proj.weight.grad.double() / 1024))
     return results
 
 
 def loss_of(model: nn.Module, stock: nn.Module | None, way: str, batch: dict) -> Tensor:
-    """Return the loss of a batch as one of WAYS, or the compiled one, computes it."""
-    with torch.compiler.set_stance("default" if way == "compiled" else "force_eager"):
+    """Return the loss of a batch as one of WAYS or COMPILED computes it."""
+    with torch.compiler.set_stance("default" if way in COMPILED else "force_eager"):
         if way == "2023":
             return baseline_2023.loss(model, batch)
         if way == "transformers":

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.models import MiniGPT4, MiniGPTv2, memory
 from minigpt4.models.llm import backends, language_model
 from minigpt4.models.memory import without_values
@@ -271,8 +272,14 @@ def use_stage(model: MiniGPT4, stage: int, prompt: tuple[int, int] | None = None
 
 
 def use_path(model: MiniGPT4, path: str) -> None:
-    """Let the model run its LLM as `path` ("padded", "packed", "lean" or "compiled") says."""
-    model.llm_backend = path
+    """Let the model run its LLM as `path` ("padded", "packed", "lean", "compiled" or "recorded") says.
+
+    recorded: compiled, its steps as CUDA graphs, which the model keeps.
+    """
+    is_recorded = path == "recorded"
+    model.llm_backend = "compiled" if is_recorded else path
+    model.kept_recorder = getattr(model, "kept_recorder", None) or Recorder()
+    model.recorder = model.kept_recorder if is_recorded else None
 
 
 def chosen_path(model: MiniGPT4, may_compile: bool = False) -> str:

@@ -10,7 +10,11 @@ from minigpt4.common.utils import cached_path
 from minigpt4.models import checkpoint_folder, memory
 from minigpt4.models.base_model import Part, resolve_compute_dtype
 from minigpt4.models.llm import language_model, quantization, sharding
-from minigpt4.models.mini_gpt4_config import MiniGPT4Config, find_problems
+from minigpt4.models.mini_gpt4_config import (
+    MiniGPT4Config,
+    find_problems,
+    recording_problems,
+)
 from minigpt4.models.training_parts import modes
 from minigpt4.text.preview import TextPreview
 
@@ -35,18 +39,23 @@ class DryRun:
 
     @classmethod
     def settle_training(cls, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool) -> None:
-        """See BaseModel: `compile`. A vision side that trains and a divided LLM are compiled on demand alone."""
+        """See BaseModel: `compile` and `cuda_graphs`. A vision side that trains and a divided LLM are compiled on
+        demand alone, what trains or is computed again is not recorded.
+        """
         is_usual = modes(cfg)["vision"] == "frozen" and not shard_llm
-        if cfg.compile is not None or device.type != "cuda" or not is_usual:
-            return
-        reason = compiling.obstacle(device)
-        cfg.compile = reason is None
-        if reason:
-            logging.warning(
-                "model.compile: steps take longer here, torch.compile does not work on %s (%s); install a C compiler",
-                device,
-                reason,
-            )
+        if cfg.compile is None and device.type == "cuda" and is_usual:
+            reason = compiling.obstacle(device)
+            cfg.compile = reason is None
+            if reason:
+                logging.warning(
+                    "model.compile: steps take longer here, torch.compile does not work on %s (%s); install a C "
+                    "compiler",
+                    device,
+                    reason,
+                )
+        if cfg.cuda_graphs is None:
+            can = is_usual and not recording_problems(cfg, "model")
+            cfg.cuda_graphs = device.type == "cuda" and bool(cfg.compile) and can
 
     @classmethod
     def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":

@@ -223,14 +223,18 @@ class MiniGPT4(MiniGPTBase):
                 f"image: {list(image.shape)}; expected [B, 3, {self.image_size}, {self.image_size}]: the processors' "
                 "image_size must be model.image_size"
             )
+        image = image.to(self.device)
         with self.maybe_autocast():
-            features = self.visual_encoder(image.to(self.device))
-            image_embeds = self.ln_vision(features)  # [I, prefix + patches, Dv]
-            if self.Qformer is None:
-                merged = merging.join_patches(image_embeds, self.num_prefix, self.bridge)
-                return self.llama_proj(merged)  # [I, Q, D]
-            queries = self.Qformer(self.query_tokens, image_embeds)  # [I, Q, H]
-            return self.llama_proj(queries)  # [I, Q, D]
+            if self.recorder and torch.is_grad_enabled():  # a training step; this side is frozen
+                return self.llama_proj(self.recorder("vision", self._vectors, image))
+            return self.llama_proj(self._vectors(image))
+
+    def _vectors(self, image: torch.Tensor) -> torch.Tensor:
+        """Return what the projection reads of images, [I, Q, H]."""
+        image_embeds = self.ln_vision(self.visual_encoder(image))  # [I, prefix + patches, Dv]
+        if self.Qformer is None:
+            return merging.join_patches(image_embeds, self.num_prefix, self.bridge)
+        return self.Qformer(self.query_tokens, image_embeds)
 
 
 class LayerNorm(nn.LayerNorm):

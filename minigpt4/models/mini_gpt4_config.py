@@ -74,6 +74,9 @@ class MiniGPT4Config:
     # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler. None: in a training on a
     # GPU, where it works
     compile: bool | None = None
+    # steps recorded as CUDA graphs, for which a GPU needs a step's memory twice; of frozen vision side and LLM. None: in
+    # a training on a GPU whose model is compiled
+    cuda_graphs: bool | None = None
     # text
     prompt_path: str = ""
     prompt_template: str | None = (
@@ -163,6 +166,8 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     if cfg.ckpt:
         problems += filter(None, [weights_problem(cfg.ckpt, f"{where}.ckpt")])
     problems += mode_problems(cfg, where, bridge_of(cfg))
+    if cfg.cuda_graphs:
+        problems += recording_problems(cfg, where)
     if (
         cfg.q_former_model == NEW
         and bridge_of(cfg) == "qformer"
@@ -174,6 +179,20 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
             )
         )
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template or "", where)
+
+
+def recording_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
+    """Return why steps of the section cannot be recorded as CUDA graphs."""
+    trained = [part for part in ("vision", "bridge", "llm") if modes(cfg)[part] != "frozen"]
+    reasons = [f"the {part} side trains" for part in trained]
+    if kind_of(cfg.llm_quantization, cfg.low_resource) == "nf4":
+        reasons.append("the LLM is in nf4")
+    if cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm:
+        reasons.append("layers of the LLM are computed again (llm_checkpointing)")
+    return [
+        Problem(f"{where}.cuda_graphs", f"{reason}, which is not recorded; set it to False")
+        for reason in reasons
+    ]
 
 
 def bridge_of(cfg: Any) -> str:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from minigpt4.common.config import as_section
+from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.common.device import send
 from minigpt4.common.dist_utils import main_print
 from minigpt4.common.startup import startup
@@ -65,6 +66,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
         )
         self._llm_trained = False  # when llm_backend was chosen
+        self.recorder = Recorder() if cfg.cuda_graphs else None
         self._num_forwards, self._encoder = itertools.count(), None
 
     # the vision side, a subclass's
@@ -191,22 +193,18 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
         self.tokens_read += sum(len(row.ids) for row in rows)
-        backend = self.choose_backend()
+        backend, pad_id = self.choose_backend(), self.llama_tokenizer.pad_token_id
         with self.maybe_autocast():
             if backend == "padded":
-                pad_id = self.llama_tokenizer.pad_token_id
-                logits, targets = row_logits.padded(
-                    self.llama_model, rows, images, pad_id, self.llm_checkpointing
-                )
-                order = range(len(rows))
+                order, how = range(len(rows)), (pad_id, self.llm_checkpointing)
+                losses = row_logits.padded(self.llama_model, rows, images, *how)
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
-                label_logits = backends.PACKED[backend]
-                logits, targets = row_logits.packed(
-                    self.llama_model, packed, images, label_logits, self.llm_checkpointing
-                )
+                how = backends.PACKED[backend], self.llm_checkpointing
+                recorder = self.recorder if images.requires_grad else None
+                losses = row_logits.packed(self.llama_model, packed, images, *how, recorder)
                 order = packed.rows
-        return row_logits.TokenLosses.apply(logits, targets), order
+        return losses, order
 
     def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
         """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.

@@ -201,8 +201,8 @@ def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
     flat = _flat(config) | _flat(setup) | _flat({"model": identity})
     if (flat.get("run.accum_grad_iters"), flat.get("world size")) == (1, 1):
         flat.pop("run.accum_reduction", None)  # of one batch, all are the same
-    if flat.get("model.compile", True) is None:  # the default, False before
-        flat["model.compile"] = False
+    for name in ("model.compile", "model.cuda_graphs"):  # None: on a CPU; before, there was none
+        flat[name] = bool(flat.get(name))
     if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
         flat["model.llm_precision"] = run_precision(
             precision, flat["run.amp"], flat["run.amp_dtype"]

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import chat, parity, workload
 from minigpt4.common.config import as_section
+from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.conversation.generation import StopRule, decode
 from minigpt4.conversation.sampling import request_of
 from minigpt4.models import MiniGPT4
@@ -23,7 +24,7 @@ def training(model, stage, way):
     workload.use_stage(model, stage)
     batches = workload.batches(model, stage, workload.OFFICIAL_BATCH[stage], 2)
     hosts = []
-    for batch in (*batches, *batches):
+    for batch in batches * 3:  # the second time a step is recorded
         model.zero_grad()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -89,11 +90,24 @@ def threads(model):
     return errors
 
 
+def late_backward():
+    """Return what backward() says after another forward pass: the first one's tensors are overwritten."""
+    recorder, weight = Recorder(), torch.ones(4, 4, device=DEVICE)
+    x = torch.ones(4, device=DEVICE, requires_grad=True)
+    outputs = [recorder("sines", lambda x: (weight @ x).sin(), x).sum() for _ in range(3)]
+    outputs[2].backward()  # the newest one's are there
+    try:
+        outputs[1].backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def settled(**more):
-    """Return `model.compile` of a training on this GPU whose section says nothing of it."""
+    """Return `model.compile` and `model.cuda_graphs` of a training on this GPU whose section does not name them."""
     cfg = as_section({"llama_model": "any"} | more, MiniGPT4.Config, "model")
     MiniGPT4.settle_training(cfg, DEVICE, shard_llm=False)
-    return cfg.compile
+    return cfg.compile, cfg.cuda_graphs
 
 
 def main():
@@ -103,9 +117,14 @@ def main():
         model.llama_tokenizer,
         workload.memory.tokenizer_of_characters(),
     )
-    found = {"default": settled(), "default, a vision side that trains": settled(freeze_vit=False)}
+    found = {
+        "default": settled(),
+        "a vision side that trains": settled(freeze_vit=False),
+        "LoRA": settled(lora_r=8),
+        "late backward": late_backward(),
+    }
     parity.compile_vision(model)
-    for way in ("lean", "compiled"):
+    for way in ("lean", "compiled", "recorded"):
         for stage in workload.OFFICIAL_BATCH:
             found[f"{way} {stage}"] = training(model, stage, way)
     model.llama_tokenizer = tokenizer

@@ -1,10 +1,13 @@
 """Packed texts: the same loss and gradient as padded ones, for the families that can take them."""
 
+import itertools
+
 import pytest
 import torch
 import torch._inductor.config
 
 from minigpt4.common.config import as_section
+from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.models import MiniGPT4
 from minigpt4.models.llm import attention, backends, counting, layouts, lean, row_logits
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, split_batch
@@ -60,7 +63,9 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
     ).train()
     assert model.choose_backend() == "lean"
     loss, gradient = loss_and_gradient(model, batch, "padded")
-    for path in ("packed", "lean"):
+    # with a recorder, as on a GPU: positions and targets are rounded up
+    for path, recorder in itertools.product(("packed", "lean"), (None, Recorder())):
+        model.recorder = recorder
         found, found_gradient = loss_and_gradient(model, batch, path)
         assert found == pytest.approx(loss, rel=TOLERANCE)
         assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
@@ -87,7 +92,8 @@ def test_losses_of_rows_are_those_of_each_sample_alone(name, tmp_path):
             alone.append(found["loss"].item() * row.num_targets)
         else:
             alone.append(0.0)
-    for path in ("padded", "packed", "lean"):
+    ways = [("padded", None), *itertools.product(("packed", "lean"), (None, Recorder()))]
+    for path, model.recorder in ways:
         model.llm_backend = path
         found, mean = model(batch, reduction="none"), model(batch)
         assert found["loss"].tolist() == pytest.approx(alone, rel=TOLERANCE)
@@ -125,7 +131,24 @@ def test_compiled_by_choice(tmp_path):
 def test_a_cpu_compiles_on_demand_alone():
     section = as_section({"llama_model": "any"}, MiniGPT4.Config, "model")
     MiniGPT4.settle_training(section, torch.device("cpu"), shard_llm=False)
-    assert section.compile is None
+    assert section.compile is None and section.cuda_graphs is False
+
+
+def test_rounded_batches_have_few_shapes():
+    """Whatever the texts' lengths, within a step of `layouts.POSITIONS`; the last row sees itself alone."""
+    shapes = set()
+    for length in range(1, 60):
+        rows = [row([1, 3, IMAGE_ID, IMAGE_ID, 2], [5] * length, [5] * length, image=0)] * 2
+        packed, rounded = layouts.pack(rows, num_image_tokens=2), None
+        rounded = packed.rounded()
+        assert rounded.ids[: len(packed.ids)] == packed.ids
+        assert rounded.targets[: len(packed.targets)] == packed.targets
+        assert sum(rounded.lengths) + rounded.num_shared == len(rounded.ids) > len(packed.ids)
+        assert len(rounded.positions) == len(rounded.ids)
+        assert len(rounded.predicting) == len(rounded.targets)
+        assert set(rounded.predicting[len(packed.targets) :]) == {len(rounded.ids) - 1}
+        shapes.add((len(rounded.ids), len(rounded.targets)))
+    assert shapes == {(64, 512), (128, 512)}
 
 
 def test_no_compiler_is_said(tmp_path, monkeypatch):

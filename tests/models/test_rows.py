@@ -293,8 +293,8 @@ def test_gradients_of_llm_weights_are_transformers_own(name, trained, recompute)
         return {key: p.grad for key, p in llm.named_parameters() if p.grad is not None}
 
     packed = layouts.pack(rows, 2, may_share=False)
-    logits, targets = row_logits.packed(llm, packed, images, backends.PACKED["packed"], recompute)
-    found = gradients(row_logits.TokenLosses.apply(logits, targets).mean())
+    losses = row_logits.packed(llm, packed, images, backends.PACKED["packed"], recompute)
+    found = gradients(losses.mean())
     losses = []
     for row in rows:
         logits = llm(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0, :-1]

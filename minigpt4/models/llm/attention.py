@@ -24,6 +24,7 @@ class Segments:
     `lengths` are those of the segments; with `num_shared` the first one is what all others begin
     with. On a GPU: limits of queries and keys as int32, and which keys, shared ones repeated, are
     those of the segments. `others`: lists of integers that a step needs on the device too, `sent` in the same copy.
+    `rounding`: the kernel is told the longest lengths rounded up to a multiple, so that they are seldom others.
     """
 
     def __init__(
@@ -32,18 +33,26 @@ class Segments:
         device: torch.device,
         num_shared: int = 0,
         others: Sequence[Sequence[int]] = (),
+        rounding: int = 1,
     ):
         self.num_shared, self.device = num_shared, device
         self.lengths = [num_shared, *lengths] if num_shared else list(lengths)
         self.longest = num_shared + max(lengths)  # keys that one query can see
         self.stops = list(itertools.accumulate(self.lengths))
         self._grids = {}
+        self.most_queries = -(-max(self.lengths) // rounding) * rounding
+        self.most_keys = -(-self.longest // rounding) * rounding
         own = self._key_lists() if device.type == "cuda" or is_as_on_gpu() else ()
-        tensors = send(*own, *others, device=device)
-        if own:
+        self.num_own, self.sizes = len(own), [len(each) for each in (*own, *others)]
+        self.take(send(list(itertools.chain(*own, *others)), device=device)[0])
+
+    def take(self, flat: Tensor) -> None:
+        """Let the integers of this batch be those of `flat` [all of them]: where they lie, in which others may come."""
+        self.flat, tensors = flat, flat.split(self.sizes)
+        if self.num_own:
             self.keys, self.own = tensors[2:4]
             self.query_limits, self.key_limits = (limits.int() for limits in tensors[:2])
-        self.sent = tensors[len(own) :]
+        self.sent = tensors[self.num_own :]
 
     def grid(
         self, num_heads: int, num_key_heads: int, window: int | None, dtype: torch.dtype
@@ -120,7 +129,7 @@ class FlashAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        most = (max(segments.lengths), segments.longest)
+        most = (segments.most_queries, segments.most_keys)
         limits = (segments.query_limits, segments.key_limits, *most)
         # without a window the kernel wants to know only that attention is causal
         left = -1 if window is None else window - 1

@@ -14,6 +14,9 @@ from torch import nn
 from minigpt4.common.device import send
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
 
+# what `Packed.rounded` rounds to: 2 % more positions at MiniGPT-4's second stage, targets cost the output layer alone
+POSITIONS, TARGETS = 64, 512
+
 
 class Sent(NamedTuple):
     """What of a packed batch goes to the device: lists, or the tensors that they become there."""
@@ -38,6 +41,22 @@ class Packed(NamedTuple):
     vectors: list[int]
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N]
+
+    def rounded(self) -> "Packed":
+        """Return it with a last row whose targets nobody reads, so that batches have few different shapes.
+
+        T becomes a multiple of POSITIONS, N of TARGETS.
+        """
+        more = POSITIONS - len(self.ids) % POSITIONS  # one position at least, for the targets
+        num_targets = -len(self.targets) % TARGETS
+        last = len(self.ids) + more - 1
+        return self._replace(
+            lengths=[*self.lengths, more],
+            ids=self.ids + [0] * more,
+            positions=self.positions + list(range(self.num_shared, self.num_shared + more)),
+            predicting=self.predicting + [last] * num_targets,
+            targets=self.targets + [0] * num_targets,
+        )
 
     def sent(self) -> Sent:
         """Return the lists that the device needs."""

@@ -1,4 +1,4 @@
-"""From rows and images to the logits of the targets and their loss, by either layout.
+"""From rows and images to the losses of the targets, by either layout.
 
 Shapes: B rows, L positions of the longest, N targets, Q vectors an image, D LLM width, V
 vocabulary.
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.common.device import send
+from minigpt4.models.llm import layouts
 from minigpt4.models.llm.attention import Segments
 from minigpt4.models.llm.layouts import Packed, Sent, embed, pad, put, select_vectors
 from minigpt4.models.llm.recompute import recompute_layers
@@ -24,26 +26,40 @@ def packed(
     images: torch.Tensor,
     label_logits: Callable,
     recompute: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (logits [N, V], targets [N]) of packed rows; `images` [.., Q, D] are those of the batch.
+    recorder: Recorder | None = None,
+) -> torch.Tensor:
+    """Return the losses [N] of packed rows; `images` [.., Q, D] are those of the batch.
 
     `label_logits`: one of backends.PACKED. `recompute`: activation checkpointing of the LLM's
-    layers.
+    layers. `recorder`: records the pass; positions and targets are then rounded up.
     """
-    embedding = llm.get_input_embeddings()
-    segments = Segments(batch.lengths, embedding.weight.device, batch.num_shared, batch.sent())
-    sent = Sent(*segments.sent)
-    embeds = put(
-        embedding(sent.words), sent.places, images.flatten(0, 1).index_select(0, sent.vectors)
-    )
-    logits = label_logits(llm, embeds, sent.positions, segments, sent.predicting, recompute)
-    return logits, sent.targets
+    embedding, num_targets = llm.get_input_embeddings(), len(batch.targets)
+    batch = batch.rounded() if recorder else batch
+    rounding = layouts.POSITIONS if recorder else 1
+    device, lists = embedding.weight.device, batch.sent()
+    segments = Segments(batch.lengths, device, batch.num_shared, lists, rounding)
+
+    def losses(vectors: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        if flat is not segments.flat:
+            segments.take(flat)
+        sent = Sent(*segments.sent)
+        chosen = vectors.flatten(0, 1).index_select(0, sent.vectors)
+        embeds = put(embedding(sent.words), sent.places, chosen)
+        logits = label_logits(llm, embeds, sent.positions, segments, sent.predicting, recompute)
+        return TokenLosses.apply(logits, sent.targets)
+
+    if recorder is None:
+        return losses(images, segments.flat)
+    # all that the pass depends on beside its tensors; their shapes do not tell how the integers are divided
+    limits = segments.num_shared, segments.most_queries, segments.most_keys
+    name = ("LLM", label_logits, *segments.sizes, *limits)
+    return recorder(name, losses, images, segments.flat)[:num_targets]
 
 
 def padded(
     llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int, recompute: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (logits [N, V], targets [N]) of rows padded to the longest, as 2023."""
+) -> torch.Tensor:
+    """Return the losses [N] of rows padded to the longest, as 2023."""
     targets, places = [], []
     for number, row in enumerate(rows):
         for place, label in enumerate(row.labels):
@@ -60,7 +76,8 @@ def padded(
     columns, chosen = send(columns, chosen, device=device)
     with recompute_layers(llm) if recompute else nullcontext():
         logits = llm(**inputs, use_cache=False, logits_to_keep=columns).logits  # [B, columns, V]
-    return logits.flatten(0, 1).index_select(0, chosen), *send(targets, device=device)
+    logits = logits.flatten(0, 1).index_select(0, chosen)
+    return TokenLosses.apply(logits, *send(targets, device=device))
 
 
 def padded_inputs(
