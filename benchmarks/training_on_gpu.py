@@ -41,6 +41,13 @@ def steps(args: Namespace) -> Iterator[Step]:
             partial(visit.stage, stage, batch[stage], ("2023", "default"), True),
             60,
         )
+    yield (
+        "stage 1, batch 16",
+        partial(visit.stage, 1, 16, ("2023", "lean", "compiled", "default")),
+        25,
+    )
+    for stage in (1, 2):
+        yield f"kernels of a step, stage {stage}", partial(visit.kernels, stage, batch[stage]), 20
     for stage in (1, 2):
         ways = ("2023", "transformers", "padded", "packed", "lean", "compiled", "default")
         yield (
@@ -48,14 +55,7 @@ def steps(args: Namespace) -> Iterator[Step]:
             partial(visit.stage, stage, batch[stage], ways),
             45,
         )
-    for stage in (1, 2):
-        yield f"kernels of a step, stage {stage}", partial(visit.kernels, stage, batch[stage]), 20
     yield "attention of the ViT", partial(visit.vision, batch.values()), 25
-    yield (
-        "stage 1, batch 16",
-        partial(visit.stage, 1, 16, ("2023", "lean", "compiled", "default")),
-        25,
-    )
 
 
 class Training:

@@ -123,7 +123,8 @@ class Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recorder: Recorder, recording: Recording, *inputs: Tensor) -> Tensor:
-        ctx.recorder, ctx.recording, ctx.call = recorder, recording, recorder.calls
+        ctx.recorder, ctx.recording = recorder, recording
+        ctx.call = recorder.calls
         with torch.no_grad():
             for mine, theirs in zip(recording.inputs, inputs, strict=True):
                 mine.copy_(theirs, non_blocking=True)
