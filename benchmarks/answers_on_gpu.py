@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from benchmarks import chat, counted, parity, workload
+from benchmarks import chat, counted
 from benchmarks.harness import NotEqual, row
 from minigpt4.models.llm import quantization
 from minigpt4.models.llm.decoding import Decoder
@@ -29,7 +29,6 @@ def steps(args: Namespace) -> Iterator[Step]:
     yield "two threads", visit.threads, 25
     for kind in ("int8", "int4"):
         yield kind, partial(visit.speed, kind), 60
-    yield "training with fp8", visit.fp8, 60
 
 
 class Answers:
@@ -162,32 +161,3 @@ class Answers:
         if errors:
             raise RuntimeError(f"the other thread ended: {errors[0]}")
         return {}
-
-    def fp8(self) -> dict:
-        """Return the rows of a training step with the LLM in fp8 beside fp16, and how far its gradient moves."""
-        self.model = None
-        torch.cuda.empty_cache()
-        model = workload.random_model(
-            "7b-thin" if self.args.rehearsal else "7b", torch.float16, self.device
-        )
-        found = {}
-        for kind in ("fp16", "fp8"):
-            if kind == "fp8":
-                quantization.quantise(model.llama_model, "fp8", self.device)
-                model.freeze("llama_model")
-            for stage, batch_size in workload.OFFICIAL_BATCH.items():
-                workload.use_stage(model, stage)
-                batch = workload.batches(model, stage, 8 if self.args.rehearsal else batch_size, 1)
-                times = []
-                for _ in range(3):
-                    torch.cuda.synchronize()
-                    start = time.perf_counter()
-                    results = parity.steps(model, "lean", batch)
-                    times.append(time.perf_counter() - start)
-                found[kind, stage] = min(times), results
-        rows, moved = [], {}
-        for stage in workload.OFFICIAL_BATCH:
-            (old, exact), (new, rounded) = found["fp16", stage], found["fp8", stage]
-            rows.append(row(f"stage {stage}: step with fp8, beside fp16", "s", [new], [old]))
-            moved[stage] = None if self.args.rehearsal else parity.distance(rounded, exact)
-        return {"rows": rows, "gradient moved": moved}

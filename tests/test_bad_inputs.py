@@ -293,8 +293,17 @@ ROWS = [
     ),
     Bad(
         "a choice that is none",
-        ["model.vit_precision: 'fp8' is not one of fp16, fp32 (--options)"],
-        ["model.vit_precision=fp8"],
+        ["model.vit_precision: 'bf16' is not one of fp16, fp32 (--options)"],
+        ["model.vit_precision=bf16"],
+    ),
+    Bad(
+        "a choice of earlier versions",
+        [
+            "model.llm_quantization: 'fp8' is not one of none, int8, nf4, int4; fp8 was removed, since it trained "
+            "slower than fp16; take int8, which needs as little memory and is closer to fp16: figures are in "
+            "docs/performance.md (config.yaml line 4)"
+        ],
+        text=("freeze_vit:", "llm_quantization: fp8\n  freeze_vit:"),
     ),
     Bad(
         "a number out of range",

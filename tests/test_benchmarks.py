@@ -147,14 +147,9 @@ def test_parity(capsys):
     assert main(["parity", "--size", "tiny", "--device", "cpu", "--quantised"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("lean") == 2
-    errors = {
-        kind: float(line.split()[-2])
-        for kind in ("int8", "fp8")
-        for line in shown.splitlines()
-        if kind in line
-    }
-    # of the gradient at stage 2, with 7 bits behind the sign and with 3 of a mantissa; measured: 0.0149 and 0.0626
-    assert 0.002 < errors["int8"] < 0.03 < errors["fp8"] < 0.2
+    errors = [float(line.split()[-2]) for line in shown.splitlines() if "int8" in line]
+    # of the gradient, at both stages; measured: 0.0103 and 0.0149
+    assert len(errors) == 2 and min(errors) > 0.002 and max(errors) < 0.03
 
 
 def test_data(tmp_path):

@@ -11,6 +11,9 @@ from torch import Tensor
 from minigpt4.common.device import shared_generators
 
 MOST = 64  # recordings; a shape that comes later runs as it is
+# how far a replay may lie from the function itself, relative: float16 rounds to 5e-4, attention's backward adds up in any
+# order; another row's text shining through changes logits by 0.14 (models.llm.backends)
+TOLERANCE = 1e-2
 GIB = 2**30
 
 
@@ -19,8 +22,8 @@ class Recorder:
 
     A function takes tensors and gives one; a gradient goes to the first of them alone. What else it reads (weights,
     numbers) must stay where and what it is. The recordings share the memory of what they compute in between, so a
-    gradient has to be asked for before the next call. Where no graph can be recorded, a warning says why, and the
-    functions run as they are.
+    gradient has to be asked for before the next call. Where no graph can be recorded, or one gives other values than
+    the function, a warning says so, and the functions run as they are.
     """
 
     def __init__(self) -> None:
@@ -89,11 +92,8 @@ class Recording:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                output = self._forward()
-                if has_gradient:
-                    torch.autograd.grad(output, self.inputs[0], torch.zeros_like(output))
-            del output
+            self._directly()
+            expected = self._directly()
         torch.cuda.current_stream().wait_stream(side)
         # other threads, such as the loader's, may use the GPU meanwhile, but for torch's own generator
         options = {"pool": pool, "capture_error_mode": "thread_local"}
@@ -102,10 +102,31 @@ class Recording:
             with torch.cuda.graph(self.forward, **options):
                 output = self._forward()
             if has_gradient:
-                self.grad = torch.zeros_like(output)
+                self.grad = torch.ones_like(output)
                 with torch.cuda.graph(self.backward, **options):
                     self.grad_input = torch.autograd.grad(output, self.inputs[0], self.grad)[0]
         self.output = output.detach()
+        self._check(expected)
+
+    def _directly(self):
+        """Return the function's output, and the gradient of its sum where there is one, without a graph."""
+        output = self._forward()
+        if not self.has_gradient:
+            return [output]
+        grad = torch.autograd.grad(output, self.inputs[0], torch.ones_like(output))[0]
+        return [output.detach(), grad]
+
+    def _check(self, expected):
+        """Raise RuntimeError if a replay gives other values."""
+        found = [self.output]
+        self.forward.replay()
+        if self.has_gradient:
+            self.backward.replay()
+            found.append(self.grad_input)
+        for mine, theirs in zip(found, expected, strict=True):
+            error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
+            if error.item() > TOLERANCE:
+                raise RuntimeError(f"a recorded step differs from the step itself by {error:.1e}")
 
     def _forward(self):
         # weights in another type, kept from a call before, would not be in the graph

@@ -54,7 +54,7 @@ class MiniGPT4Config:
     # language model
     llama_model: str = REQUIRED  # transformers folder
     llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
-    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8, fp8) or 4 (nf4, int4)
+    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 (nf4, int4)
     low_resource: bool = False  # the key of 2023: llm_quantization int8
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
     device_map: str = (
@@ -127,6 +127,13 @@ _CHOICES = {
     "bridge": (None, "qformer", *GROUPS),
     "projector": PROJECTORS,
 }
+# key -> {a choice of earlier versions: why it is gone, and what to take}
+_REMOVED = {
+    "llm_quantization": {
+        "fp8": "fp8 was removed, since it trained slower than fp16; take int8, which needs as little memory "
+        "and is closer to fp16: figures are in docs/performance.md"
+    }
+}
 
 
 def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
@@ -134,13 +141,7 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     problems = []
     if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # own code may add to it
         problems.append(Problem(f"{where}.vit_model", unknown_tower(cfg.vit_model)))
-    problems += [
-        Problem(
-            f"{where}.{key}", f"'{cfg.get(key)}' is not one of {', '.join(filter(None, choices))}"
-        )
-        for key, choices in _CHOICES.items()
-        if cfg.get(key) not in choices
-    ]
+    problems += _choice_problems(cfg, where)
     if cfg.device_map != "none" and (
         kind := kind_of(cfg.llm_quantization, cfg.low_resource)
     ) not in ("none", "nf4"):
@@ -193,6 +194,18 @@ def recording_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
         Problem(f"{where}.cuda_graphs", f"{reason}, which is not recorded; set it to False")
         for reason in reasons
     ]
+
+
+def _choice_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
+    problems = []
+    for key, choices in _CHOICES.items():
+        if (value := cfg.get(key)) in choices:
+            continue
+        message = f"'{value}' is not one of {', '.join(filter(None, choices))}"
+        if hint := _REMOVED.get(key, {}).get(value):
+            message += f"; {hint}"
+        problems.append(Problem(f"{where}.{key}", message))
+    return problems
 
 
 def bridge_of(cfg: Any) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-STEPS = {"train": 11, "answers": 6}
+STEPS = {"train": 11, "answers": 5}
 
 
 @pytest.mark.slow

@@ -381,7 +381,7 @@ def test_preflight_reports_everything(tmp_path):
         {
             "vit_model": "clip",
             "vit_precision": "half",
-            "llm_precision": "fp8",
+            "llm_precision": "fp64",
             "max_txt_len": 0,
             "llama_model": str(tmp_path),
             "vit_ckpt": str(tmp_path / "none.pth"),

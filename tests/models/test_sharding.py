@@ -14,8 +14,7 @@ from tests.runners.conftest import be_a_rank
 
 WAYS = {
     "none": ("padded", "packed", "lean", "lean, recomputed", "packed, recomputed"),
-    "int8": ("packed", "lean"),
-    "fp8": ("packed", "lean, recomputed"),
+    "int8": ("packed", "lean", "lean, recomputed"),
 }
 DIVIDED = [kind for kind in sharding.KINDS if sharding.refusal(kind) is None]
 PIXELS = torch.randn(
@@ -221,11 +220,11 @@ def test_the_plan_counts_a_share_and_what_is_gathered(tmp_path):
 
 def test_what_this_torch_cannot_divide_is_refused(monkeypatch):
     assert sharding.refusal("nf4").endswith(
-        "nf4 cannot be divided among ranks; take one of none, int8, fp8"
+        "nf4 cannot be divided among ranks; take one of none, int8"
     )
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0+cu130"))
     refusal = (
         "model.llm_quantization int8 cannot be divided among ranks by torch 2.11.0+cu130, whose"
     )
     assert sharding.refusal("int8").startswith(refusal)
-    assert sharding.refusal("fp8") is None
+    assert sharding.refusal("none") is None

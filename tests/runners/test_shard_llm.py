@@ -149,7 +149,7 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
         ),
         (
             {"run.shard_llm": True, "model.llm_quantization": "nf4"},
-            "run.shard_llm: .*nf4 cannot .*none, int8, fp8",
+            "run.shard_llm: .*nf4 cannot .*none, int8",
         ),
         (
             {"model.device_map": "auto"},

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt4.models.llm.counting import is_as_on_gpu
-
 # weights of so many outputs are widened at once on a CPU, so that they stay in its cache
 CPU_ROWS = 256
-FP8, FP8_TILE = torch.float8_e4m3fn, 16  # widths of a layer are multiples of it. Source: cuBLAS
 INT4_GROUP = 32  # weights to a scale. Source: the blocks of GGUF's Q4
 
 
@@ -82,7 +79,8 @@ class Int8Linear(QuantisedLinear):
             return torch.ops.aten._weight_int8pack_mm(
                 x.contiguous(), self.weight, self.scale.to(x.dtype)
             )
-        return _widened(x, self.weight) * self.scale.to(x.dtype)
+        parts = [F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(CPU_ROWS)]
+        return torch.cat(parts, 1) * self.scale.to(x.dtype)
 
     def product_backward(self, gradient: Tensor) -> Tensor:
         return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
@@ -106,57 +104,6 @@ def _fused_int8(device: torch.device) -> Callable | None:
         )
         return None
     return compiled
-
-
-class FP8Linear(QuantisedLinear):
-    """Weight float8_e4m3 [out, in], symmetric, scale float32 [out]."""
-
-    @classmethod
-    def of(cls, linear: nn.Linear) -> "FP8Linear":
-        rows, columns = linear.weight.shape
-        if rows % FP8_TILE or columns % FP8_TILE:
-            raise ValueError(
-                f"model.llm_quantization: fp8 needs layers whose inputs and outputs are multiples of {FP8_TILE}; the "
-                f"LLM has one of {columns} x {rows}; take int8"
-            )
-        return cls(*_to_fp8(linear.weight.detach()), linear.bias)
-
-    def product(self, x: Tensor) -> Tensor:
-        return _fp8_product(x, self.weight, self.scale)
-
-    def product_backward(self, gradient: Tensor) -> Tensor:
-        # kernels want the summed dimension last
-        transposed = self.weight.view(torch.uint8).t().contiguous().view(FP8)
-        # the weight's scales belong to what is summed up, so they go into the gradient before it is rounded
-        ones = self.scale.new_ones(len(transposed))
-        return _fp8_product(gradient.float() * self.scale, transposed, ones).to(gradient.dtype)
-
-
-def _to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x [rows, columns] in 8 bits, and the scale of each row, [rows] in float32."""
-    x = x.float()
-    scale = x.abs().amax(1).clamp(min=1e-12) / torch.finfo(FP8).max
-    return (x / scale[:, None]).to(FP8), scale
-
-
-def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return x [T, in] times weight [out, in] of `scale` [out] in x's type; bfloat16 is what kernels put out."""
-    levels, steps = _to_fp8(x)
-    # torch 2.11 has no kernel on a CPU; that of later versions gives the same numbers
-    if x.device.type == "cpu" and not is_as_on_gpu():
-        with torch.autocast("cpu", enabled=False):
-            product = _widened(levels.float(), weight).mul_(steps[:, None]).mul_(scale)
-        return product.bfloat16().to(x.dtype)
-    by_row = F.ScalingType.RowWise
-    product = F.scaled_mm(
-        levels, weight.t(), steps[:, None], by_row, scale[None], by_row, output_dtype=torch.bfloat16
-    )
-    return product.to(x.dtype)
-
-
-def _widened(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x [T, in] times weight [out, in], whose rows are widened to x's type a few at a time, for a CPU."""
-    return torch.cat([F.linear(x, rows.to(x.dtype)) for rows in weight.split(CPU_ROWS)], 1)
 
 
 class Int4Linear(QuantisedLinear):
@@ -205,5 +152,5 @@ class NF4Shape(QuantisedLinear):
         return gradient @ gradient.new_empty(self.shape)
 
 
-LAYERS = {"int8": Int8Linear, "fp8": FP8Linear, "int4": Int4Linear, "nf4": NF4Shape}
+LAYERS = {"int8": Int8Linear, "int4": Int4Linear, "nf4": NF4Shape}
 OWN_LAYERS = tuple(LAYERS.values())

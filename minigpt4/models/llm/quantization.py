@@ -1,8 +1,6 @@
 """Weights of the frozen LLM in 8 or 4 bits; embeddings, norms and the output layer keep their type.
 
 int8   one scale a row; computed in the type of the activations; runs and trains on any device
-fp8    one scale a row; inputs and gradients are rounded to 8 bits too, row by row, for the tensor cores of GPUs since
-       Ada; it saves memory, not time: rounding is a pass of its own; on a CPU the same numbers, slowly
 int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
 """
@@ -12,18 +10,10 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from minigpt4.models.llm.quantised_layers import (
-    FP8,
-    INT4_GROUP,
-    LAYERS,
-    Int4Linear,
-    QuantisedLinear,
-)
+from minigpt4.models.llm.quantised_layers import INT4_GROUP, LAYERS, Int4Linear, QuantisedLinear
 
-KINDS = ("none", "int8", "fp8", "nf4", "int4")
+KINDS = ("none", "int8", "nf4", "int4")
 NF4_GROUP = 64  # weights to a scale. Source: bitsandbytes' default
-# of a GPU, at least: compute capability, its name, what runs on older ones
-_CAPABILITY = {"int4": ((8, 0), "Ampere", "nf4 or int8"), "fp8": ((8, 9), "Ada", "int8 or nf4")}
 
 
 def kind_of(llm_quantization: str, low_resource: bool) -> str:
@@ -33,17 +23,17 @@ def kind_of(llm_quantization: str, low_resource: bool) -> str:
 
 def check_device(kind: str, device: torch.device) -> None:
     """Raise ValueError if weights of `kind` do not run on `device`."""
-    if device.type == "mps" and kind in ("fp8", "int4", "nf4"):
+    if device.type == "mps" and kind in ("int4", "nf4"):
         raise ValueError(
             f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8"
         )
     # a plan may name a GPU that is not here
-    if kind in _CAPABILITY and device.type == "cuda" and torch.cuda.is_available():
-        found, (needed, name, others) = torch.cuda.get_device_capability(device), _CAPABILITY[kind]
-        if found < needed:
+    if kind == "int4" and device.type == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
             raise ValueError(
-                f"model.llm_quantization: {kind} needs a GPU of compute capability {needed[0]}.{needed[1]} ({name}) or "
-                f"newer, {device} has {found[0]}.{found[1]}; take {others}"
+                "model.llm_quantization: int4 needs a GPU of compute capability 8.0 (Ampere) or newer, "
+                f"{device} has {major}.{minor}; take nf4 or int8"
             )
 
 
@@ -109,7 +99,6 @@ def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
         # (shape, type) of the weight and of its scale
         stored = {
             "int8": (((rows, columns), torch.int8), ((rows,), linear.weight.dtype)),
-            "fp8": (((rows, columns), FP8), ((rows,), torch.float32)),
             "int4": (
                 ((rows, columns // 2), torch.uint8),
                 ((columns // INT4_GROUP, rows, 2), torch.bfloat16),

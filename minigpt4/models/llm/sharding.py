@@ -17,7 +17,7 @@ from minigpt4.common.dist_utils import get_world_size, max_over_ranks
 from minigpt4.models.llm import quantization
 from minigpt4.models.llm.quantised_layers import LAYERS
 
-KINDS = ("none", "int8", "fp8")  # of quantization.KINDS, those that can be sharded
+KINDS = ("none", "int8")  # of quantization.KINDS, those that can be sharded
 # Parts that a rank holds whole at once, at most: the one that runs, and what was and will be received for its
 # neighbours. Source: FSDP2's order of gathering ahead and freeing, in forward and in backward.
 PARTS_AT_ONCE = 3
@@ -28,7 +28,7 @@ def refusal(kind: str) -> str | None:
     if kind == "int8" and torch.__version__ < (2, 12):
         return (
             f"model.llm_quantization int8 cannot be divided among ranks by torch {torch.__version__}, whose shares are "
-            "no integers; take torch 2.12 or newer, or fp8"
+            "no integers; take torch 2.12 or newer, or model.llm_quantization none"
         )
     if kind not in KINDS:
         known = ", ".join(KINDS)
