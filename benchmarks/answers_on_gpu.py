@@ -61,7 +61,7 @@ class Answers:
         start = time.perf_counter()
         turn.answer(max_new_tokens=2, min_length=4)
         first = time.perf_counter() - start
-        engine, generate = chat.tokens_a_second(turn, 3, TOKENS)
+        engine, generate = chat.tokens_a_second(turn, 3, TOKENS, not self.args.rehearsal)
         # every token reads all weights but the embedding table, and the keys and values so far
         llm, config = self.model.llama_model, self.model.llama_model.config
         tensors = [

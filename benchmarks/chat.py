@@ -163,8 +163,13 @@ def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
     return results["cache"], results["full"]
 
 
-def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], list[float]]:
-    """Return tokens a second after the first one, of the engine and of generate, whose answers are the same."""
+def tokens_a_second(
+    turn: Turn, rounds: int, length: int, has_values: bool = True
+) -> tuple[list[float], list[float] | None]:
+    """Return tokens a second after the first one, of the engine and of generate, whose answers are the same.
+
+    Without values, as where nothing is computed, generate would not know when to end: None.
+    """
     llm, opened, answers = (
         turn.chat.model.llama_model,
         turn.conv.copy(),
@@ -193,10 +198,11 @@ def tokens_a_second(turn: Turn, rounds: int, length: int) -> tuple[list[float], 
             times.append(time.perf_counter())
         return (length - 1) / (times[2] - times[1] - (times[1] - times[0]))
 
-    results = take_turns(
-        {"engine": partial(speed, engine), "generate": partial(speed, generate)}, rounds, warm_up=1
-    )
+    ways = {"engine": partial(speed, engine)}
+    if has_values:
+        ways["generate"] = partial(speed, generate)
+    results = take_turns(ways, rounds, warm_up=1)
     # half precision may decide a tie otherwise
     if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
         raise NotEqual("the engine and generate write different answers")
-    return results["engine"], results["generate"]
+    return results["engine"], results.get("generate")

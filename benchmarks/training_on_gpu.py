@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import blip2, energy, parity, train, workload
 from benchmarks.harness import NotEqual, row
+from minigpt4.common.cuda_graphs import Recorder
 
 # batches of a stage's official training: 4 epochs of 5,000 on 4 GPUs, 5 of 200 on one. Source: the 2023 release
 OFFICIAL_STEPS = {1: 4 * 4 * 5000, 2: 5 * 200}
@@ -87,6 +88,7 @@ class Training:
     def _every_way(self, compiled: bool) -> dict:
         """Run what `parity` compares; the values mean nothing."""
         model = workload.random_model("slice", torch.float16, self.device)
+        model.kept_recorder = Recorder(is_checked=False)
         if compiled:
             parity.compile_vision(model)
         batch = workload.batches(model, 1, 2, 1)[0]
@@ -101,6 +103,7 @@ class Training:
             raise NotEqual("the ways do not agree: no speed is measured")
         self.ceiling = train.matmul_flops(self.device, "fp16")
         self.model = workload.random_model(self.size, torch.float16, self.device)
+        self.model.kept_recorder = Recorder(is_checked=not self.args.rehearsal)
         self.stock, self.joules = blip2.blip2(self.model), energy.joules()
         if self.may_compile:
             parity.compile_vision(self.model)

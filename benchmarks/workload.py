@@ -274,7 +274,7 @@ def use_stage(model: MiniGPT4, stage: int, prompt: tuple[int, int] | None = None
 def use_path(model: MiniGPT4, path: str) -> None:
     """Let the model run its LLM as `path` ("padded", "packed", "lean", "compiled" or "recorded") says.
 
-    recorded: compiled, its steps as CUDA graphs, which the model keeps.
+    recorded: compiled, its steps as CUDA graphs, which `model.kept_recorder` keeps.
     """
     is_recorded = path == "recorded"
     model.llm_backend = "compiled" if is_recorded else path
