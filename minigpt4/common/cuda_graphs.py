@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Recorder:
         if key not in self._recordings and self._met[key] > 1 and len(self._recordings) < MOST:
             self._record(key, function, inputs, has_gradient)
         if (recording := self._recordings.get(key)) is None:
-            return function(*inputs)
+            return called(function, inputs)
         self.calls += 1
         return Replay.apply(self, recording, *inputs)
 
@@ -58,6 +58,8 @@ class Recorder:
             recording = Recording(function, inputs, has_gradient, self._pool)
             if self.is_checked:
                 recording.check()
+            if not self._recordings:
+                logging.info("model.cuda_graphs: steps are recorded")
             self._recordings[key] = recording
         except (RuntimeError, MemoryError) as error:
             self.is_off = True
@@ -105,7 +107,7 @@ class Recording:
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with shared_generators:
             with torch.cuda.graph(self.forward, **options):
-                output = self._forward()
+                output = called(self.function, self.inputs)
             if has_gradient:
                 self.grad = torch.ones_like(output)
                 with torch.cuda.graph(self.backward, **options):
@@ -114,7 +116,7 @@ class Recording:
 
     def _directly(self):
         """Return the function's output, and the gradient of its sum where there is one, without a graph."""
-        output = self._forward()
+        output = called(self.function, self.inputs)
         if not self.has_gradient:
             return [output]
         grad = torch.autograd.grad(output, self.inputs[0], torch.ones_like(output))[0]
@@ -135,15 +137,16 @@ class Recording:
                 )
         del self.expected
 
-    def _forward(self):
-        # weights in another type, kept from a call before, would not be in the graph
-        kind = self.inputs[0].device.type
-        is_on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        with (
-            torch.set_grad_enabled(self.has_gradient),
-            torch.autocast(kind, dtype, enabled=is_on, cache_enabled=False),
-        ):
-            return self.function(*self.inputs)
+
+def called(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Return `function(*inputs)` without weights in another type that autocast kept from a call before.
+
+    They would not be in a graph; and as compiled kernels ask how autocast is set, a function is always called so.
+    """
+    kind = inputs[0].device.type
+    is_on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, dtype, enabled=is_on, cache_enabled=False):
+        return function(*inputs)
 
 
 class Replay(torch.autograd.Function):
