@@ -35,7 +35,7 @@ def packed(
     """
     embedding, num_targets = llm.get_input_embeddings(), len(batch.targets)
     batch = batch.rounded() if recorder else batch
-    rounding = layouts.POSITIONS if recorder else 1
+    rounding = layouts.LONGEST if recorder else 1
     device, lists = embedding.weight.device, batch.sent()
     segments = Segments(batch.lengths, device, batch.num_shared, lists, rounding)
 
