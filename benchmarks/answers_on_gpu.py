@@ -39,7 +39,8 @@ class Answers:
         self.size = "chat-quick" if args.rehearsal else "7b"
         self.copied, self.model = None, None
 
-    def _draw(self, kind: str) -> None:
+    def draw(self, kind: str) -> None:
+        """Let `model` be one of 7B whose weights are of `kind`."""
         self.model = None
         torch.cuda.empty_cache()
         self.model = chat.chat_model(self.size, torch.float16, self.device)
@@ -49,7 +50,7 @@ class Answers:
     @torch.no_grad()
     def speed(self, kind: str) -> dict:
         """Return the row of tokens a second of an answer, beside `generate` and what the memory allows."""
-        self._draw(kind)
+        self.draw(kind)
         self.copied = self.copied or max(counted.copies(self.device, 2**30, 10))
         error = self._recorded_error()
         if not (self.args.rehearsal or error <= TOLERANCE):

@@ -1,12 +1,14 @@
-"""Training and answers at 7B on this GPU, in two calls of at most five minutes, the most valuable figures first.
+"""Training and answers at 7B on this GPU, in calls of at most five minutes, the most valuable figures first.
 
 `--part train`: parity; a step of both stages as a user gets it, beside 2023, with energy and cost; then the ways
 between, where the time goes, the ViT's attention kernels, a small batch. `--part answers`: tokens a second, beside what the
-memory allows; prompts of new lengths; weights of few bits. One process, weights drawn on the GPU. A step that fails
+memory allows; prompts of new lengths; weights of few bits. `--part products`: the products that an answer's token
+consists of, candidates beside what the chat runs today. One process, weights drawn on the GPU. A step that fails
 stops no other one, each has a limit, and what is known is written after every one. Needs torch, transformers, timm and
 omegaconf alone.
 """
 
+import importlib
 import json
 import signal
 import sys
@@ -18,10 +20,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import answers_on_gpu, harness, training_on_gpu
+from benchmarks import harness
 
-HELP = "training and answers at 7B on this GPU, in two calls of at most five minutes: --part train, --part answers"
-PARTS = {"train": training_on_gpu.steps, "answers": answers_on_gpu.steps}
+HELP = (
+    "training and answers at 7B on this GPU, in calls of at most five minutes: --part train, --part answers; "
+    "--part products: kernels for the products of a token, candidates beside today's"
+)
+# the module of each, imported when it is asked for: triton, which one needs, comes with torch for a GPU alone
+PARTS = {"train": "training_on_gpu", "answers": "answers_on_gpu", "products": "products_on_gpu"}
 OPTIONS = {
     "--part": {"choices": list(PARTS), "default": "train", "help": "(default: %(default)s)"},
     "--seconds": {"type": int, "default": 290, "help": "in which it ends (default: %(default)s)"},
@@ -83,7 +89,8 @@ def run(args: Namespace) -> dict:
         )
     path = Path(args.json) if args.json and args.json != "-" else None
     steps = Steps(args.seconds, path)
-    for name, step, limit in PARTS[args.part](args):
+    part = importlib.import_module(f"benchmarks.{PARTS[args.part]}")
+    for name, step, limit in part.steps(args):
         # a machine without a GPU compiles slowly
         steps.run(name, step, limit * 20 if args.rehearsal else limit)
     if args.rehearsal:

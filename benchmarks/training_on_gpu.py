@@ -216,19 +216,8 @@ class Training:
         """Return the kernels of a step of the default path, by time."""
         workload.use_stage(self.model, stage)
         batch = workload.batches(self.model, stage, batch_size, 1)[0]
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         self._step(self.default, batch)
-        with torch.profiler.profile(activities=activities) as profile:
-            self._step(self.default, batch)
-            torch.cuda.synchronize()
-        # those of operations and of profiled regions hold the time of kernels once more
-        kernels = torch.autograd.DeviceType.CUDA
-        averages = [each for each in profile.key_averages() if each.device_type == kernels]
-        averages.sort(key=lambda each: -each.self_device_time_total)
-        top = [
-            (each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]
-        ]
-        return {"ms": sum(each.self_device_time_total for each in averages) / 1e3, "top": top}
+        return kernels_by_time(partial(self._step, self.default, batch))
 
     @torch.no_grad()
     def vision(self, sizes: list[int]) -> dict:
@@ -250,3 +239,17 @@ class Training:
                     times.append((time.perf_counter() - start) * 1e3)
             found[f"{name}, batch {size}"] = {"first": times[0], "then": median(times[1:])}
         return {"ms": found}
+
+
+def kernels_by_time(step: Callable[[], object]) -> dict:
+    """Return {"ms": of all kernels that `step()` starts, "top": [(name, count, ms)] of those that take longest}."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        torch.cuda.synchronize()
+    # those of operations and of profiled regions hold the time of kernels once more
+    kernels = torch.autograd.DeviceType.CUDA
+    averages = [each for each in profile.key_averages() if each.device_type == kernels]
+    averages.sort(key=lambda each: -each.self_device_time_total)
+    top = [(each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]]
+    return {"ms": sum(each.self_device_time_total for each in averages) / 1e3, "top": top}
