@@ -89,8 +89,8 @@ def steps(args: Namespace) -> Iterator[Step]:
     """Yield (name, step, its limit in seconds); the sum of these is less than 200."""
     visit = Products(args)
     for name, step, limit in (
-        ("values", visit.values, 25),
-        ("products", visit.speed, 15),
+        ("values", visit.values, 20),
+        ("products", visit.speed, 20),
         ("kernels of a token", visit.token, 25),
     ):
         for kind in KINDS:
