@@ -16,7 +16,9 @@ from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
 
 # what `Packed.rounded` rounds to: 2 % more positions at MiniGPT-4's second stage, targets cost the output layer alone
 POSITIONS, TARGETS = 64, 512
-LONGEST = 128  # and the longest row, of which the attention kernel takes as many positions at a time
+LONGEST = (
+    128  # and the longest row, of which the attention kernel takes as many positions at a time
+)
 
 
 class Sent(NamedTuple):
