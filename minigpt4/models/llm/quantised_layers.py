@@ -156,7 +156,15 @@ def _fp8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def _widened(x: Tensor, weight: Tensor) -> Tensor:
     """Return x [T, in] times weight [out, in], whose rows are widened to x's type a few at a time, for a CPU."""
-    return torch.cat([F.linear(x, rows.to(x.dtype)) for rows in weight.split(CPU_ROWS)], 1)
+    return torch.cat([F.linear(x, _as_wide(rows, x.dtype)) for rows in weight.split(CPU_ROWS)], 1)
+
+
+def _as_wide(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `weight` [rows, columns] in a wider type. A CPU converts FP8 value by value: a table is five times as fast."""
+    if weight.dtype != FP8:
+        return weight.to(dtype)
+    table = torch.arange(256, dtype=torch.uint8).view(FP8).to(dtype)  # of all its values: exact
+    return table.index_select(0, weight.view(torch.uint8).flatten().int()).view(weight.shape)
 
 
 class Int4Linear(QuantisedLinear):
