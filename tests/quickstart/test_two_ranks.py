@@ -36,7 +36,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 def test_two_ranks_train_the_embedded_default(cache, tmp_path):
-    """With the real LLM, and few images: to draw all 9,000 would take as long again."""
+    """With the real LLM, and few images: to draw all 9,000 would take nearly as long again."""
     root = tmp_path / "cache"
     shutil.copytree(cache, root, symlinks=True)
     (root / "embedded/llm").unlink()
