@@ -231,7 +231,7 @@ class Page:
     async def _cleared(self, session: Session) -> tuple:
         await _ended(session)
         self.sessions.forget(session)
-        return _ready(), [], gr.skip(), session
+        return _ready() | {"value": None}, [], gr.skip(), session
 
 
 async def _ended(session: Session) -> None:
@@ -243,6 +243,10 @@ async def _ended(session: Session) -> None:
 
 
 def _ready(turn: Turn | None = None) -> dict:
-    """Return the update of the box that lets people type again; `turn` is put back into it."""
-    message = {"text": turn.text, "files": list(turn.images)} if turn else None
-    return gr.update(value=message, interactive=True, submit_btn=True, stop_btn=False)
+    """Return the update of the box that lets people type again; `turn` is put back into it.
+
+    Without one its value is left alone: gradio sends the last update of an answer twice, and before the second one
+    somebody may have typed or added an image already.
+    """
+    update = gr.update(interactive=True, submit_btn=True, stop_btn=False)
+    return update | {"value": {"text": turn.text, "files": list(turn.images)}} if turn else update

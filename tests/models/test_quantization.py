@@ -51,18 +51,28 @@ def embedded_llm():
     return folder
 
 
-def logits_of(folder, kind, dtype=torch.float32):
-    """Return (logits [T, V] of a plain paragraph, the same read token by token)."""
+def opened(folder, kind):
+    """Return (LLM, ids [1, T] of a plain paragraph, which it reads as English)."""
     tokenizer = language_model.load_tokenizer(folder)
-    llm = language_model.load_llm(folder, dtype, CPU, kind)
-    ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids])
+    llm = language_model.load_llm(folder, torch.float32, CPU, kind)
     language_model.check_reads_english(llm, tokenizer, folder)
-    with torch.no_grad():
-        steps, past = [], new_past(llm)
-        for token in ids.split(1, dim=1):
-            output = llm(input_ids=token, **{cache_name(llm): past}, use_cache=True)
-            steps.append(output.logits[0])
-        return llm(input_ids=ids).logits[0].float(), torch.cat(steps).float()
+    return llm, torch.tensor([tokenizer(SANITY_TEXT).input_ids])
+
+
+@torch.no_grad()
+def read(llm, ids):
+    """Return the logits [T, V] of ids [1, T]."""
+    return llm(input_ids=ids).logits[0].float()
+
+
+@torch.no_grad()
+def read_by_steps(llm, ids):
+    """Return the same, token by token."""
+    steps, past = [], new_past(llm)
+    for token in ids.split(1, dim=1):
+        output = llm(input_ids=token, **{cache_name(llm): past}, use_cache=True)
+        steps.append(output.logits[0])
+    return torch.cat(steps).float()
 
 
 def distance(found, wanted):
@@ -72,12 +82,13 @@ def distance(found, wanted):
 @pytest.mark.parametrize("where", ["embedded", "small"])
 def test_logits_stay_near_those_of_float32(small_llm, where):
     folder = embedded_llm() if where == "embedded" else small_llm
-    exact, _ = logits_of(folder, "none")
+    exact = read(*opened(folder, "none"))
     agreement = {}
     for kind in KINDS:
-        read, stepped = logits_of(folder, kind)
-        errors = distance(read, exact), distance(stepped, exact)
-        agreement[kind] = (read.argmax(-1) == exact.argmax(-1)).float().mean().item()
+        llm, ids = opened(folder, kind)
+        found = read(llm, ids)
+        errors = distance(found, exact), distance(read_by_steps(llm, ids), exact)
+        agreement[kind] = (found.argmax(-1) == exact.argmax(-1)).float().mean().item()
         print(
             f"{where} LLM, {kind}: relative error {errors[0]:.4f}, by steps {errors[1]:.4f}; {agreement[kind]:.0%}"
         )

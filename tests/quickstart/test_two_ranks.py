@@ -1,10 +1,12 @@
 """`torchrun --nproc-per-node 2 train.py` on the embedded default's first stage, on the CPU."""
 
 import json
+import shutil
 
 import pytest
 
-from minigpt4.quickstart.prepare import prepare
+from minigpt4.quickstart.llm import prepare_llm
+from minigpt4.quickstart.prepare import cache_folder
 from tests.training import ROOT, torchrun
 
 # train.py as it is; what each rank was given and ended with is written down beside it.
@@ -33,8 +35,12 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_two_ranks_train_the_embedded_default(tmp_path):
-    prepare()
+def test_two_ranks_train_the_embedded_default(cache, tmp_path):
+    """With the real LLM, and few images: to draw all 9,000 would take nearly as long again."""
+    root = tmp_path / "cache"
+    shutil.copytree(cache, root, symlinks=True)
+    (root / "embedded/llm").unlink()
+    (root / "embedded/llm").symlink_to(prepare_llm(cache_folder() / "llm"))
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(root=str(ROOT)))
     output = tmp_path / "output"
@@ -43,6 +49,7 @@ def test_two_ranks_train_the_embedded_default(tmp_path):
         "run.batch_size_train=4",
         "run.num_workers=1",
         f"run.output_dir={output}",
+        f"env.cache_root={root}",
     ]
     arguments = [
         "--cfg-path",

@@ -176,3 +176,10 @@ def api(tmp_path_factory):
     from minigpt4.serving.api import Api
 
     return Api(None, {}, None, tmp_path_factory.mktemp("uploads").resolve())
+
+
+def test_the_end_of_an_answer_leaves_the_box_alone(visitor):
+    """gradio sends the last update of an answer twice; in between somebody may have typed or added an image."""
+    visitor.ask("hello")
+    box = visitor.call("answer", None, *CONTROLS.values())[0]
+    assert box["submit_btn"] is True and "value" not in box

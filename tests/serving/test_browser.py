@@ -5,7 +5,6 @@ Needs Chromium (Debian: apt-get install chromium); skipped without it.
 
 import base64
 import concurrent.futures
-import os
 import re
 import shutil
 from pathlib import Path
@@ -61,16 +60,9 @@ def chromium():
         browser.close()
 
 
-def let_the_browser_go_first(server):
-    """Lower the priority of the server's threads: on a busy machine its small model is done before a page is drawn."""
-    for thread in os.listdir(f"/proc/{server.process.pid}/task"):
-        os.setpriority(os.PRIO_PROCESS, int(thread), 10)
-
-
 @pytest.fixture
 def visit(chromium, server):
     """Return a function that opens the page in a session of its own."""
-    let_the_browser_go_first(server)
     contexts = []
 
     def visit(width=1280, **options):
