@@ -306,6 +306,14 @@ ROWS = [
         text=("freeze_vit:", "llm_quantization: fp8\n  freeze_vit:"),
     ),
     Bad(
+        "what is not recorded",
+        [
+            "model.cuda_graphs: model.train.vision is full, which is not recorded; set it to False (--options)",
+            "model.cuda_graphs: model.llm_checkpointing is True, which is not recorded; set it to False (--options)",
+        ],
+        ["model.cuda_graphs=True", "model.freeze_vit=False", "model.llm_checkpointing=True"],
+    ),
+    Bad(
         "a number out of range",
         [
             "run.warmup_steps: -3 is out of range; it must be at least 0 (--options)",

@@ -35,6 +35,8 @@ class DryRun:
             return f"only a frozen LLM is divided among ranks, and model.lora_r is {cfg.lora_r}; set it to 0"
         if (mode := modes(cfg)["llm"]) != "frozen":
             return f"only a frozen LLM is divided among ranks, and model.train.llm is {mode}"
+        if cfg.cuda_graphs:
+            return "steps of a divided LLM are not recorded, and model.cuda_graphs is True; set it to False"
         return sharding.refusal(kind)
 
     @classmethod

@@ -185,11 +185,11 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
 def recording_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     """Return why steps of the section cannot be recorded as CUDA graphs."""
     trained = [part for part in ("vision", "bridge", "llm") if modes(cfg)[part] != "frozen"]
-    reasons = [f"the {part} side trains" for part in trained]
+    reasons = [f"model.train.{part} is {modes(cfg)[part]}" for part in trained]
     if kind_of(cfg.llm_quantization, cfg.low_resource) == "nf4":
-        reasons.append("the LLM is in nf4")
+        reasons.append("model.llm_quantization is nf4")
     if cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm:
-        reasons.append("layers of the LLM are computed again (llm_checkpointing)")
+        reasons.append("model.llm_checkpointing is True")
     return [
         Problem(f"{where}.cuda_graphs", f"{reason}, which is not recorded; set it to False")
         for reason in reasons

@@ -152,6 +152,10 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
             "run.shard_llm: .*nf4 cannot .*none, int8",
         ),
         (
+            {"run.shard_llm": True, "model.cuda_graphs": True},
+            "run.shard_llm: steps of a divided LLM are not recorded",
+        ),
+        (
             {"model.device_map": "auto"},
             "model.device_map: spreads the LLM of a chat .*run.shard_llm=True",
         ),
