@@ -76,8 +76,7 @@ class ShardCache:
     def grow(self, file: BinaryIO, size: int) -> None:
         """Make a file of this folder `size` bytes large. Raises OSError if there is no room for it."""
         more = size - os.fstat(file.fileno()).st_size
-        with open(self.folder / ".lock", "wb") as lock:  # files only grow under it
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.locked():
             files = sorted(self._files(), key=lambda each: each[1].st_mtime_ns)
             excess = sum(state.st_size for _, state in files) + more - self.max_bytes
             for path, state in files:
@@ -86,6 +85,13 @@ class ShardCache:
             if excess > 0:
                 raise OSError(f"no room in {self.max_bytes:,} bytes: what is there is in use")
             file.truncate(size)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process make a file larger or give it another name meanwhile: files are counted here."""
+        with open(self.folder / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         for entry in os.scandir(self.folder):
@@ -130,7 +136,8 @@ class _Copy(io.RawIOBase):
             self._file.flush()
             self._file.truncate(self._size)
             os.fsync(self._file.fileno())
-            os.rename(self._file.name, path)
+            with self._cache.locked():
+                os.rename(self._file.name, path)
         except OSError as error:
             return self._give_up(error)
         self._file.close()
