@@ -108,8 +108,8 @@ class BaseModel(nn.Module):
         return self
 
     def maybe_autocast(self) -> AbstractContextManager:
-        """Return the context in which this model computes: autocast to `compute_dtype`, or none for float32."""
-        if self.compute_dtype == torch.float32:
+        """Return the context of its computations: autocast to `compute_dtype`, none for float32 and float64."""
+        if self.compute_dtype not in (torch.float16, torch.bfloat16):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 

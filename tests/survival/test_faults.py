@@ -59,7 +59,7 @@ def marked(fault):
 
 @pytest.mark.survival
 @pytest.mark.parametrize(
-    "fault", map(marked, FAULTS), ids=lambda fault: f"{fault.group}: {fault.name}"
+    "fault", list(map(marked, FAULTS)), ids=lambda fault: f"{fault.group}: {fault.name}"
 )
 def test_a_fault_is_as_declared(outcomes, fault):
     outcome = outcomes[fault.group, fault.name].result()
