@@ -48,14 +48,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(cache_root: str | None) -> Path:
-    """Return the folder of annotation files and images, with the LLM beside it; both made if absent."""
+    """Return the folder of annotation files and images, with the LLM and a start beside it; made if absent."""
+    from minigpt4.quickstart.alignment import write_start
     from minigpt4.quickstart.instructions import VERSION, write_instructions
     from minigpt4.quickstart.llm import prepare_llm
     from minigpt4.quickstart.prepare import cache_folder
 
     cache = cache_folder(cache_root)
-    prepare_llm(cache / "llm")
-    return write_instructions(cache / f"instructions-v{VERSION}")
+    llm = prepare_llm(cache / "llm")
+    folder = write_instructions(cache / f"instructions-v{VERSION}")
+    write_start(WEIGHTS.with_name("eva_vit_boxes.safetensors"), llm, folder / "llama_proj.pth")
+    return folder
 
 
 def train(args: argparse.Namespace, options: list[str]) -> Path:
