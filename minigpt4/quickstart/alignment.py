@@ -6,10 +6,11 @@ MiniGPT-v2 does not start from nothing, either: its projection comes from an LLM
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from minigpt4.models.vision.eva_vit import EvaVit
@@ -21,6 +22,7 @@ from minigpt4.quickstart.pretrain_vision import normalise
 from minigpt4.quickstart.vision import VOCABULARY
 
 NUM_IMAGES = 800  # half of them crowded
+PART = 50  # images at a time
 RIDGE = 10.0
 # How much of a vector each kind of label is. Names count most: questions ask by them.
 WEIGHTS = {"shape": 1.0, "colour": 1.0, "size": 0.3, "cell": 0.3, "background": 0.3, "count": 0.0}
@@ -42,14 +44,16 @@ def write_start(vit_path: Path, llm: Path, path: Path) -> Path:
 
 
 @torch.no_grad()
-def look(vit_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (vectors [N, H] of the images' strips, their labels [N, len(LABELS)])."""
+def look(
+    vit_path: Path, first: int = 0, count: int = NUM_IMAGES
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (vectors [N, H] of the strips of `count` images, their labels [N, len(LABELS)])."""
     config = EvaVit(**json.loads(vit_path.with_suffix(".json").read_text()))
     vit = config.build(world.IMAGE_SIZE, device="cpu")
     config.load(vit, vit_path, "model.vit_ckpt")
     vit, vectors, labels = vit.float().eval(), [], []
-    for first in range(0, NUM_IMAGES, 50):
-        images, found = batch("pretrain", first, 50, config.patch_size)
+    for number in range(first, first + count, PART):
+        images, found = batch("pretrain", number, PART, config.patch_size)
         tokens = F.layer_norm(vit(normalise(images, "cpu")), (config.width,))
         vectors.append(join_patches(tokens, 1, "merged").flatten(0, 1))
         labels.append(found.flatten(0, 1))
@@ -58,24 +62,29 @@ def look(vit_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def targets(labels: torch.Tensor, llm: Path) -> torch.Tensor:
     """Return what vectors with these labels [N, len(LABELS)] should become, [N, D]: sums of the LLM's embeddings."""
-    embedding, tokenizer = _embedding(llm)
-    draw = torch.Generator().manual_seed(0)
-    scale = embedding.square().mean().sqrt()
-    result = torch.zeros(len(labels), embedding.shape[1])
+    named = {name: codes_of(name, llm) for name, weight in WEIGHTS.items() if weight}
+    width, draw = named["shape"].shape[1], torch.Generator().manual_seed(0)
+    scale = named["shape"].square().mean().sqrt()
+    result = torch.zeros(len(labels), width)
     for column, (name, size) in enumerate(LABELS.items()):
-        if name in WEIGHTS:
-            words = VOCABULARY[name]
-            codes = torch.stack([_of_word(str(word), embedding, tokenizer) for word in words])
-            weight = WEIGHTS[name]
-            if weight < 1.0:  # of what every strip says, only the differences
-                codes = codes - codes.mean(0)
-        else:
-            # no word says which side of a box a digit belongs to
-            codes = torch.randn(size, embedding.shape[1], generator=draw) * scale
-            weight = DIGITS.get(name.rpartition(" ")[2], OBJECT)
+        weight = WEIGHTS.get(name, DIGITS.get(name.rpartition(" ")[2], OBJECT))
+        if not weight:
+            continue
+        # no word says which side of a box a digit belongs to
+        codes = named[name] if name in named else scale * torch.randn(size, width, generator=draw)
+        if weight < WEIGHTS["shape"] and name in named:
+            codes = codes - codes.mean(0)  # of what every vector says, only the differences
         has_one = labels[:, column] != NOTHING
         result[has_one] += weight * codes[labels[has_one, column]]
     return result
+
+
+def codes_of(name: str, llm: Path) -> torch.Tensor:
+    """Return the mean embeddings [answers, D] of the words for a label's answers, as they stand within a sentence."""
+    embedding, tokenizer = _embedding(llm)
+    words = VOCABULARY[name]
+    ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+    return torch.stack([embedding[row].mean(0) for row in ids])
 
 
 def solve(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -85,15 +94,10 @@ def solve(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve(square, inputs.T @ wanted.double()).float()
 
 
-def _embedding(llm: Path) -> tuple[torch.Tensor, nn.Module]:
+@lru_cache(1)
+def _embedding(llm: Path) -> tuple[torch.Tensor, Any]:
     """Return (the input embeddings [V, D] of an LLM's folder in float32, its tokenizer)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     return model.get_input_embeddings().weight.detach(), AutoTokenizer.from_pretrained(llm)
-
-
-def _of_word(word: str, embedding: torch.Tensor, tokenizer: nn.Module) -> torch.Tensor:
-    """Return the mean embedding [D] of a word's tokens, as it stands within a sentence."""
-    ids = tokenizer(f" {word}", add_special_tokens=False).input_ids
-    return embedding[ids].mean(0)

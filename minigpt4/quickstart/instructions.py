@@ -5,6 +5,8 @@ Below `<env.cache_root>/embedded/instructions-v<VERSION>/`:
     images/COCO_train2014_<12 digits>.jpg          drawn images, those for evaluation last
     refcoco/refs(unc).p, refcoco/instances.json    phrases and boxes as REFER has them; split "val" is for evaluation
     gqa/train_balanced_questions.json              questions in the words of stage 2, with answers of a word or two
+    coco_caption/coco_karpathy_train.json          terse captions of images with few objects
+    flickr/groundedcaption.json                    phrases with their boxes, of each object of an image
     multitask/multi_task_conversation.json         of each image of training, a question about each object in one row
     evaluation/refcoco_val.json                    phrases and boxes as eval_ref.py reads them
     evaluation/identify.jsonl                      the same boxes, asked what they hold
@@ -22,11 +24,12 @@ from tqdm import tqdm
 from minigpt4.datasets.instructions.dataset import box_text
 from minigpt4.datasets.instructions.records import Box
 from minigpt4.quickstart import conversations, world
+from minigpt4.quickstart.language import list_caption
 from minigpt4.quickstart.prepare import encode, written
 from minigpt4.quickstart.questions import draw_question
 
 VERSION = 2  # raise it when images or texts change: what is prepared is used again
-NUM_IMAGES = {"train": 2000, "crowded": 4000, "val": 200}
+NUM_IMAGES = {"train": 3000, "crowded": 3000, "val": 200}
 SPLITS = {"train": "stage1", "crowded": "stage1", "val": "held_out"}  # of the drawn world
 CROWD = (4, 6)  # objects of a crowded image, least and most: more answers in a row
 QUESTIONS = 2  # about each image of training
@@ -61,6 +64,8 @@ def write_instructions(folder: Path) -> Path:
         _write_refer(scratch / "refcoco", drawn)
         _write_json(scratch / "gqa/train_balanced_questions.json", list(_asked(training)))
         _write_json(scratch / "multitask/multi_task_conversation.json", _dialogues(training))
+        _write_json(scratch / "coco_caption/coco_karpathy_train.json", list(_captions(training)))
+        _write_json(scratch / "flickr/groundedcaption.json", list(_grounded_captions(training)))
         evaluation = scratch / "evaluation"
         _write_json(evaluation / "refcoco_val.json", [_refer_row(image) for image in held_out])
         _write_json(
@@ -124,6 +129,25 @@ def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
                 "question": question.taught(rng),
                 "answer": question.answer,
             }
+
+
+def _captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
+    """Yield a terse caption of each image of few objects, as the first quickstart's stage 1 has them."""
+    for image in training:
+        if image.split == "crowded":
+            continue
+        rng = world.generator(SPLITS[image.split], image.index).spawn(3)[2]
+        yield {"image": f"{image.name}.jpg", "caption": list_caption(image.scene, rng)}
+
+
+def _grounded_captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
+    """Yield the phrases of an image's objects in reading order, each with its box."""
+    for image in training:
+        parts = [
+            f"<p>{image.phrase(k)}</p> {box_text(Box(*box), SIZE)}"
+            for k, box in enumerate(image.boxes)
+        ]
+        yield {"image_id": image.name, "grounded_caption": ", ".join(parts)}
 
 
 def _dialogues(training: list[Drawn]) -> list[dict[str, Any]]:
