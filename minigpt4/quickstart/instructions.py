@@ -156,9 +156,7 @@ def _dialogues(training: list[Drawn]) -> list[dict[str, Any]]:
     for image in training:
         rng = world.generator(SPLITS[image.split], image.number).spawn(2)[1]
         name = f"{image.number:012}"
-        rows.append(
-            conversations.dialogue(name, image.scene, image.boxes, sentences, rng)
-        )
+        rows.append(conversations.dialogue(name, image.scene, image.boxes, sentences, rng))
     return rows
 
 
