@@ -34,7 +34,7 @@ def write_start(vit_path: Path, llm: Path, path: Path) -> Path:
     """Return `path`, a checkpoint with `llama_proj` alone, written if absent."""
     if path.is_file():
         return path
-    vectors, labels = look(vit_path)
+    vectors, labels = look(vit_path, 0, NUM_IMAGES)
     weight = solve(vectors, targets(labels, llm))
     state = {"llama_proj.weight": weight[:-1].T.contiguous(), "llama_proj.bias": weight[-1].clone()}
     scratch = path.with_suffix(".part")
@@ -44,14 +44,13 @@ def write_start(vit_path: Path, llm: Path, path: Path) -> Path:
 
 
 @torch.no_grad()
-def look(
-    vit_path: Path, first: int = 0, count: int = NUM_IMAGES
-) -> tuple[torch.Tensor, torch.Tensor]:
+def look(vit_path: Path, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (vectors [N, H] of the strips of `count` images, their labels [N, len(LABELS)])."""
     config = EvaVit(**json.loads(vit_path.with_suffix(".json").read_text()))
     vit = config.build(world.IMAGE_SIZE, device="cpu")
     config.load(vit, vit_path, "model.vit_ckpt")
-    vit, vectors, labels = vit.float().eval(), [], []
+    vit = vit.float().eval()
+    vectors, labels = [], []
     for number in range(first, first + count, PART):
         images, found = batch("pretrain", number, PART, config.patch_size)
         tokens = F.layer_norm(vit(normalise(images, "cpu")), (config.width,))

@@ -23,6 +23,7 @@ def cache(release, tmp_path_factory):
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(instructions, "NUM_IMAGES", {"train": 10, "crowded": 10, "val": 5})
+        patch.setattr(alignment, "NUM_IMAGES", 200)
         (root / "embedded").mkdir()
         (root / "embedded/llm").symlink_to(release.llama)
         v2.prepare(str(root))
