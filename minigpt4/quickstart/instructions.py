@@ -5,6 +5,9 @@ Below `<env.cache_root>/embedded/instructions-v<VERSION>/`:
     images/COCO_train2014_<12 digits>.jpg          drawn images, those for evaluation last
     refcoco/refs(unc).p, refcoco/instances.json    phrases and boxes as REFER has them; split "val" is for evaluation
     gqa/train_balanced_questions.json              questions in the words of stage 2, with answers of a word or two
+    coco_caption/coco_karpathy_train.json          terse captions of images with few objects
+    flickr/groundedcaption.json                    phrases with their boxes, of each object of an image
+    multitask/multi_task_conversation.json         of each image of training, a question about each object in one row
     evaluation/refcoco_val.json                    phrases and boxes as eval_ref.py reads them
     evaluation/identify.jsonl                      the same boxes, asked what they hold
     evaluation/testdev_balanced_questions.json     questions in words that no training shows, as GQA has them
@@ -20,13 +23,15 @@ from tqdm import tqdm
 
 from minigpt4.datasets.instructions.dataset import box_text
 from minigpt4.datasets.instructions.records import Box
-from minigpt4.quickstart import world
+from minigpt4.quickstart import conversations, world
+from minigpt4.quickstart.language import list_caption
 from minigpt4.quickstart.prepare import encode, written
 from minigpt4.quickstart.questions import draw_question
 
-VERSION = 1  # raise it when images or texts change: what is prepared is used again
-NUM_IMAGES = {"train": 3000, "val": 200}
-SPLITS = {"train": "stage1", "val": "held_out"}  # of the drawn world
+VERSION = 2  # raise it when images or texts change: what is prepared is used again
+NUM_IMAGES = {"train": 3000, "crowded": 3000, "val": 200}
+SPLITS = {"train": "stage1", "crowded": "stage1", "val": "held_out"}  # of the drawn world
+CROWD = (4, 6)  # objects of a crowded image, least and most: more answers in a row
 QUESTIONS = 2  # about each image of training
 SIZE = (world.IMAGE_SIZE, world.IMAGE_SIZE)
 
@@ -54,10 +59,13 @@ def write_instructions(folder: Path) -> Path:
 
     def write(scratch: Path, progress: tqdm) -> None:
         drawn = list(draw_images(scratch / "images", progress))
-        training = [image for image in drawn if image.split == "train"]
+        training = [image for image in drawn if image.split != "val"]
         held_out = [image for image in drawn if image.split == "val"]
         _write_refer(scratch / "refcoco", drawn)
         _write_json(scratch / "gqa/train_balanced_questions.json", list(_asked(training)))
+        _write_json(scratch / "multitask/multi_task_conversation.json", _dialogues(training))
+        _write_json(scratch / "coco_caption/coco_karpathy_train.json", list(_captions(training)))
+        _write_json(scratch / "flickr/groundedcaption.json", list(_grounded_captions(training)))
         evaluation = scratch / "evaluation"
         _write_json(evaluation / "refcoco_val.json", [_refer_row(image) for image in held_out])
         _write_json(
@@ -75,7 +83,12 @@ def draw_images(folder: Path, progress: tqdm) -> Iterator[Drawn]:
     number = 0
     for split, count in NUM_IMAGES.items():
         for index in range(count):
-            drawing = world.draw(SPLITS[split], index)
+            # one stream of random numbers an image, of whichever kind it is
+            drawing = (
+                world.draw(SPLITS[split], number, CROWD)
+                if split == "crowded"
+                else world.draw(SPLITS[split], index)
+            )
             number += 1
             drawn = Drawn(split, index, number, drawing[0], world.boxes(drawing[0], drawing[2]))
             (folder / f"{drawn.name}.jpg").write_bytes(encode(drawing[1]))
@@ -94,14 +107,20 @@ def _write_refer(folder: Path, drawn: list[Drawn]) -> None:
             ids = {"image_id": image.number, "ann_id": len(refs)}
             annotations.append({"id": len(refs), "image_id": image.number, "bbox": list(box)})
             phrase = {"raw": image.phrase(k), "sent": image.phrase(k)}
-            refs.append({"ref_id": len(refs), **ids, "split": image.split, "sentences": [phrase]})
+            split = "val" if image.split == "val" else "train"
+            refs.append({"ref_id": len(refs), **ids, "split": split, "sentences": [phrase]})
     _write_json(folder / "instances.json", {"images": images, "annotations": annotations})
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
 def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
-    """Yield the questions about images of training, in the words of stage 2; the kinds take turns."""
+    """Yield the questions about images of training, in the words of stage 2; the kinds take turns.
+
+    Crowded images are left out: there are no words for their number of objects.
+    """
     for image in training:
+        if image.split == "crowded":
+            continue
         rng = world.generator(SPLITS[image.split], image.index).spawn(1)[0]
         for turn in range(QUESTIONS):
             question = draw_question(image.scene, image.index * QUESTIONS + turn)
@@ -110,6 +129,35 @@ def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
                 "question": question.taught(rng),
                 "answer": question.answer,
             }
+
+
+def _captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
+    """Yield a terse caption of each image of few objects, as the first quickstart's stage 1 has them."""
+    for image in training:
+        if image.split == "crowded":
+            continue
+        rng = world.generator(SPLITS[image.split], image.index).spawn(3)[2]
+        yield {"image": f"{image.name}.jpg", "caption": list_caption(image.scene, rng)}
+
+
+def _grounded_captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
+    """Yield the phrases of an image's objects in reading order, each with its box."""
+    for image in training:
+        parts = [
+            f"<p>{image.phrase(k)}</p> {box_text(Box(*box), SIZE)}"
+            for k, box in enumerate(image.boxes)
+        ]
+        yield {"image_id": image.name, "grounded_caption": ", ".join(parts)}
+
+
+def _dialogues(training: list[Drawn]) -> list[dict[str, Any]]:
+    """Return the rows of several questions, those of an image drawn by its own random numbers."""
+    rows, sentences = [], conversations.pools()
+    for image in training:
+        rng = world.generator(SPLITS[image.split], image.number).spawn(2)[1]
+        name = f"{image.number:012}"
+        rows.append(conversations.dialogue(name, image.scene, image.boxes, sentences, rng))
+    return rows
 
 
 def _asked_object(image: Drawn) -> int:

@@ -113,7 +113,7 @@ def questions(scene: Scene) -> list[Question]:
         ),
     ]
     for item in scene.objects:
-        result += _about(item, scene)
+        result += about(item, scene)
     if len({o.shape for o in scene.objects}) == number == 2:
         ((first, relation, second),) = relations(scene)
         for a, how, b in ((first, relation, second), (second, INVERSE[relation], first)):
@@ -122,7 +122,8 @@ def questions(scene: Scene) -> list[Question]:
     return result
 
 
-def _about(item: Object, scene: Scene) -> Iterator[Question]:
+def about(item: Object, scene: Scene) -> Iterator[Question]:
+    """Yield the questions about one object with one right answer, in a scene of any number of objects."""
     name = name_of(item, scene)
     if name == item.shape:
         yield Question("colour", name, item.colour, f"The {name} is {item.colour}.")

@@ -1,7 +1,8 @@
 """A small MiniGPT-v2 on the drawn world: `make quickstart-v2`, or `python -m minigpt4.quickstart.v2`.
 
 Draws images and writes them as official annotation files (instructions.py), trains `minigpt_v2` on them by train.py,
-and asks it by evaluate.py about images that no training shows: [refer], [identify] and [vqa], also with blank images.
+first on captions alone, then on all tasks, and asks it by evaluate.py about images that no training shows: [refer],
+[identify] and [vqa], also with blank images.
 Written to --output: checkpoint.pth, report.json, and results with and without images. What is there is used again.
 """
 
@@ -19,6 +20,7 @@ from statistics import mean
 from minigpt4.common.cli import run_program
 from minigpt4.quickstart.quickstart import require_environment, train_once
 
+FIRST_STAGE = "train_configs/embedded_v2_stage1.yaml"
 TRAINING, EVALUATION = "train_configs/embedded_v2.yaml", "eval_configs/embedded_v2_eval.yaml"
 WEIGHTS = Path(__file__).parent / "weights/manifest_boxes.json"
 TASKS = {"refcoco": "[refer]", "identify": "[identify]", "gqa": "[vqa]"}
@@ -48,22 +50,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(cache_root: str | None) -> Path:
-    """Return the folder of annotation files and images, with the LLM beside it; both made if absent."""
+    """Return the folder of annotation files and images, with the LLM and a start beside it; made if absent."""
+    from minigpt4.quickstart.alignment import write_start
     from minigpt4.quickstart.instructions import VERSION, write_instructions
     from minigpt4.quickstart.llm import prepare_llm
     from minigpt4.quickstart.prepare import cache_folder
 
     cache = cache_folder(cache_root)
-    prepare_llm(cache / "llm")
-    return write_instructions(cache / f"instructions-v{VERSION}")
+    llm = prepare_llm(cache / "llm")
+    folder = write_instructions(cache / f"instructions-v{VERSION}")
+    write_start(WEIGHTS.with_name("eva_vit_boxes.safetensors"), llm, folder / "llama_proj.pth")
+    return folder
 
 
 def train(args: argparse.Namespace, options: list[str]) -> Path:
     """Return a copy of the trained checkpoint in the output folder; trained unless it is there."""
-    folder = args.output / "training"
-    trained = train_once(
-        TRAINING, folder, [*options, f"run.output_dir={folder}"], WEIGHTS.read_bytes()
-    )
+    made_of = WEIGHTS.read_bytes()
+    first, folder = args.output / "stage1", args.output / "training"
+    seen = train_once(FIRST_STAGE, first, [*options, f"run.output_dir={first}"], made_of)
+    # what stage 1 depended on, stage 2 does too: its file's name tells neither
+    made_of += (first / "finished.json").read_bytes()
+    options = [*options, f"model.ckpt={seen}", f"run.output_dir={folder}"]
+    trained = train_once(TRAINING, folder, options, made_of)
     kept = args.output / "checkpoint.pth"
     if not kept.is_file() or not filecmp.cmp(trained, kept, shallow=False):
         shutil.rmtree(args.output / "evaluation", ignore_errors=True)  # of another checkpoint

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from minigpt4.models.vision.eva_vit import EvaVit
-from minigpt4.quickstart import instructions, pretrain_boxes, v2, world
+from minigpt4.quickstart import alignment, instructions, pretrain_boxes, v2, world
 from minigpt4.quickstart.drawn_images import NOTHING
 from minigpt4.quickstart.pretrain_vision import normalise
 
@@ -21,7 +22,8 @@ def cache(release, tmp_path_factory):
     """A cache root with a few images in official files and, for the LLM, the toy one."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instructions, "NUM_IMAGES", {"train": 10, "val": 5})
+        patch.setattr(instructions, "NUM_IMAGES", {"train": 10, "crowded": 10, "val": 5})
+        patch.setattr(alignment, "NUM_IMAGES", 200)
         (root / "embedded").mkdir()
         (root / "embedded/llm").symlink_to(release.llama)
         v2.prepare(str(root))
@@ -37,8 +39,8 @@ def test_official_files(data):
     refs = pickle.loads((data / "refcoco/refs(unc).p").read_bytes())
     instances = json.loads((data / "refcoco/instances.json").read_text())
     by_split = {split: [ref for ref in refs if ref["split"] == split] for split in ("train", "val")}
-    assert len({ref["image_id"] for ref in by_split["train"]}) == 10
-    assert {ref["image_id"] for ref in by_split["val"]} == set(range(11, 16))
+    assert len({ref["image_id"] for ref in by_split["train"]}) == 20
+    assert {ref["image_id"] for ref in by_split["val"]} == set(range(21, 26))
     scene, _, object_map = world.draw("held_out", 0)
     first = by_split["val"][0]
     assert first["sentences"][0]["raw"] == f"{scene.objects[0].colour} {scene.objects[0].shape}"
@@ -52,6 +54,43 @@ def test_official_files(data):
     asked = json.loads((data / "evaluation/testdev_balanced_questions.json").read_text())
     assert not {row["question"] for row in trained} & {row["question"] for row in asked.values()}
     assert len(trained) == 20 and len(asked) == 5
+
+
+def test_each_object_is_asked_about_once_in_a_row(data):
+    rows = json.loads((data / "multitask/multi_task_conversation.json").read_text())
+    instances = json.loads((data / "refcoco/instances.json").read_text())
+    of_image = {}
+    for row in instances["annotations"]:
+        of_image.setdefault(row["image_id"], []).append(row["bbox"])
+    assert len(rows) == 20
+    tasks = set()
+    for row in rows:
+        turns = row["conversations"]
+        boxes = of_image[int(row["id"])]
+        assert len(turns) == 2 * len(boxes) and turns[0]["value"].startswith("<image>\n[")
+        assert not any("<image>" in turn["value"] for turn in turns[1:])
+        tasks |= {re.search(r"\[(\w+)\]", turn["value"])[1] for turn in turns[::2]}
+        written = re.findall(r"\{[<>\d]+\}", json.dumps(turns))
+        assert len(written) == len(set(written))
+    # images of training have one to three objects, crowded ones four to six
+    assert all(len(of_image[number]) > 3 for number in range(11, 21))
+    assert all(len(of_image[number]) <= 3 for number in range(1, 11))
+    assert tasks == {"refer", "identify", "vqa"}
+
+
+def test_the_start_of_the_projection_names_what_a_vector_shows(cache, data):
+    """Vectors of images that the map was not made from lie nearest to the embeddings of their own colour's word."""
+    state = torch.load(data / "llama_proj.pth", weights_only=True)["model"]
+    vit = v2.WEIGHTS.with_name("eva_vit_boxes.safetensors")
+    vectors, labels = alignment.look(vit, first=5000, count=50)
+    found = vectors @ state["llama_proj.weight"].T + state["llama_proj.bias"]
+    column = list(pretrain_boxes.LABELS).index("colour")
+    codes = alignment.codes_of("colour", cache / "embedded/llm")
+    centred = codes - codes.mean(0)
+    shown = labels[:, column] != NOTHING
+    guesses = (found[shown] @ centred.T - 0.5 * centred.square().sum(1)).argmax(1)
+    assert shown.sum() > 50
+    assert (guesses == labels[shown, column]).float().mean() > 0.5  # chance: an eighth
 
 
 def test_a_vector_is_asked_about_the_object_of_its_strip():
