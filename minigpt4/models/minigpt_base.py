@@ -201,7 +201,8 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
             else:
                 packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
                 how = backends.PACKED[backend], self.llm_checkpointing
-                recorder = self.recorder if images.requires_grad else None
+                can_record = images.requires_grad and backends.can_record(backend, images)
+                recorder = self.recorder if can_record else None
                 losses = row_logits.packed(self.llama_model, packed, images, *how, recorder)
                 order = packed.rows
         return losses, order

@@ -90,6 +90,18 @@ def threads(model):
     return errors
 
 
+def recorded_passes(path, dtype):
+    """Return which passes of a training in a type are recorded: those of the vision side, of the LLM."""
+    model = workload.random_model("tiny", torch.float16, DEVICE).train()
+    model = workload.in_float32(model) if dtype == torch.float32 else model
+    workload.use_path(model, path)
+    model.recorder = Recorder(is_checked=False)
+    for batch in workload.batches(model, 1, 2, 1) * 3:
+        model(batch)["loss"].backward()
+    names = [key[0] for key in model.recorder._recordings]
+    return [names.count("vision"), len(names) - names.count("vision")]
+
+
 def late_backward():
     """Return what backward() says after another forward pass: the first one's tensors are overwritten."""
     recorder, weight = Recorder(is_checked=False), torch.ones(4, 4, device=DEVICE)
@@ -133,6 +145,11 @@ def main():
     found["errors of the other thread"] = threads(
         chat.chat_model("chat-quick", torch.float16, DEVICE)
     )
+    found["recorded: lean, packed, lean in float32"] = [
+        recorded_passes("lean", torch.float16),
+        recorded_passes("packed", torch.float16),
+        recorded_passes("lean", torch.float32),
+    ]
     print(json.dumps(found))
 
 

@@ -26,6 +26,11 @@ def test_compiled_and_recorded_by_default(counted):
     assert counted["LoRA"] == [True, False]
 
 
+def test_what_depends_on_more_than_shapes_is_not_recorded(counted):
+    """Layers of transformers, and attention in float32, for which there is no fused kernel."""
+    assert counted["recorded: lean, packed, lean in float32"] == [[1, 1], [1, 0], [1, 0]]
+
+
 def test_backward_in_another_order_is_refused(counted):
     assert counted["late backward"].startswith("model.cuda_graphs: backward() came after another")
 

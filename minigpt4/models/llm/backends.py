@@ -48,6 +48,16 @@ def choose(llm: nn.Module, may_pack: bool = True, may_compile: bool = False) -> 
     return "padded"
 
 
+def can_record(backend: str, images: torch.Tensor) -> bool:
+    """Whether a pass depends on nothing but what `row_logits.packed` tells a recorder; `images`: vectors [I, Q, D].
+
+    Layers of transformers may depend on more, and so does attention without the fused kernel, whose indices come
+    from the host.
+    """
+    is_fused = not images.is_cuda or attention.has_flash(images.device, images.dtype)
+    return backend in ("lean", "compiled") and is_fused
+
+
 def _obstacle(llm: nn.Module, backend: str) -> str | None:
     """Return why the LLM cannot take a backend, None if it can."""
     # layers computed here give no gradient to their weights
