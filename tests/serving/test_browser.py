@@ -85,17 +85,21 @@ class Person:
         page.locator(".example").first.wait_for()
 
     def setting(self, label, value):
-        if not self.page.get_by_label("Seed").is_visible():
-            self.page.get_by_text("Settings").click()
         field = self.page.get_by_role("spinbutton", name=re.compile(label))
+        was_open = self.page.get_by_label("Seed").is_visible()
+        if not was_open:
+            self.page.get_by_text("Settings").click()
 
         def holds():
             field.fill(str(value))
             field.blur()
-            self.page.wait_for_timeout(200)
-            return float(field.input_value()) == value
+            # gradio writes the defaults a moment after the panel opens, over what a script has typed
+            for _ in range(1 if was_open else 8):
+                self.page.wait_for_timeout(200)
+                if float(field.input_value()) != value:
+                    return False
+            return True
 
-        # gradio writes the defaults a moment after the panel opens, over what a script has typed
         self.wait_for(holds)
 
     def give(self, *paths):
