@@ -13,7 +13,7 @@ MODEL    = $(if $(wildcard $(TRAINED)),--cfg-path eval_configs/embedded_eval.yam
 
 help:
 	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
-	@echo "make quickstart-v2   a small MiniGPT-v2 and its figures beside controls (names what it sees, finds no boxes yet: docs/embedded.md)"
+	@echo "make quickstart-v2   a small MiniGPT-v2 and its figures beside controls (names what it sees, finds few boxes yet: docs/embedded.md)"
 	@echo "make demo         chat about drawn images in the browser (fetches the LLM once, 93 MB)"
 	@echo "make test         the test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
 	@echo "make test-fast    without the tests that take minutes"
