@@ -29,6 +29,7 @@ from torchvision import transforms
 
 from benchmarks.harness import QUICK, ROUNDS, NotEqual, row
 from minigpt4.common.device import to_device
+from minigpt4.datasets.builders.image_text_pair_builder import LaionBuilder
 from minigpt4.datasets.datasets.base_dataset import seeded_by
 from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 from minigpt4.datasets.datasets.web_dataset import WebCaptionDataset
@@ -176,6 +177,7 @@ def loader_ours(shards: list[str], batch_size: int) -> DataLoader:
     dataset = WebCaptionDataset(
         shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1
     )
+    dataset.load_image = LaionBuilder.load_image
     return TrainLoader([dataset], batch_size=batch_size, num_workers=1)
 
 

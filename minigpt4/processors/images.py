@@ -82,8 +82,6 @@ def load_image(
                 raise ImageError(
                     f"{_num_scans(data):,} scans; at most {most} are accepted at this size"
                 )
-            if convert is to_rgb and (rgb := _decoded_by_opencv(data, image)):
-                return rgb
             image.load()
             return convert(image)
     except ImageError:
@@ -101,23 +99,6 @@ def load_rgb(
 ) -> Image.Image:
     """Return the image in `source` as 2023's datasets have it (`to_rgb`); else as `load_image`."""
     return load_image(source, max_pixels, to_rgb)
-
-
-def _decoded_by_opencv(data: bytes, image: Image.Image) -> Image.Image | None:
-    """Return Pillow's pixels of a JPEG in three quarters of its time; None for what Pillow has to judge.
-
-    Both are libjpeg-turbo and give equal pixels; of a file without its end marker only Pillow says that it is cut off.
-    """
-    if image.format != "JPEG" or image.mode != "RGB" or not data.endswith(b"\xff\xd9"):
-        return None
-    import cv2  # not for those who have no such images
-
-    pixels = cv2.imdecode(
-        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    )
-    if pixels is None or pixels.shape != (image.height, image.width, 3):
-        return None
-    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:

@@ -34,50 +34,6 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
         assert np.array_equal(np.asarray(load_rgb(file)), np.asarray(result))
 
 
-def by_pillow(content):
-    """Return what Pillow alone makes of a JPEG: its pixels, None if it raises an error."""
-    try:
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    except Exception:
-        return None
-
-
-def by_us(content):
-    try:
-        return np.asarray(load_rgb(content))
-    except ImageError:
-        return None
-
-
-@pytest.mark.parametrize("size", [(1, 1), (17, 9), (256, 256), (31, 200)])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"subsampling": 0},
-        {"subsampling": 1},
-        {"subsampling": 2},
-        {"progressive": True},
-        {"keep_rgb": True},
-    ],
-    ids=str,
-)
-def test_opencv_decodes_to_pillows_pixels(size, options):
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    content = encoded(noise, "JPEG", quality=80, **options)
-    with Image.open(io.BytesIO(content)) as image:
-        assert images._decoded_by_opencv(content, image) is not None
-    assert np.array_equal(by_us(content), by_pillow(content))
-    # damaged anywhere behind the headers, it is the same image or none in both
-    for place in rng.integers(content.index(b"\xff\xda"), len(content), 15):
-        for damaged in (
-            content[:place],
-            content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :],
-        ):
-            ours, pillows = by_us(damaged), by_pillow(damaged)
-            assert np.array_equal(ours, pillows) if pillows is not None else ours is None
-
-
 def test_2023s_reader_drops_alpha_and_does_not_blend():
     transparent = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     assert load_rgb(encoded(transparent)).getpixel((0, 0)) == (10, 20, 30)
