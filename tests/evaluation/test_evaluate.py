@@ -195,7 +195,7 @@ def test_an_output_that_does_not_say_what_was_asked(tmp_path, caplog):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"image": "a.jpg", "answer": "one"}\n')
     with open_answers(path, "image", {"prompt": "x"}) as file:
-        assert file.done == {"a.jpg"} and "does not say what its answers are to" in caplog.text
+        assert file.done == {"a.jpg"} and "has no settings file beside it" in caplog.text
     for content in ("", "[]", "{", "[" * 10**5, "7"):
         (tmp_path / "answers.jsonl.settings.json").write_text(content)
         with (

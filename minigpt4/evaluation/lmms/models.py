@@ -19,7 +19,7 @@ import minigpt4
 from minigpt4.conversation.conversation import IMAGE, Conversation, message_segments
 from minigpt4.conversation.message import Message
 from minigpt4.evaluation.answering import generated
-from minigpt4.evaluation.items import Asked, Item
+from minigpt4.evaluation.items import EncodedItem, Item
 from minigpt4.evaluation.ranking import losses_of
 
 # of a task's generation_kwargs; the others are for the libraries that other models are made with
@@ -73,13 +73,13 @@ class MiniGPT4(lmms):
         """Return the dialogue of a request and its images, in order."""
         raise NotImplementedError(f"{type(self).__name__}.dialogue")
 
-    def asked(self, requests: Sequence[Instance]) -> list[Asked]:
-        """Return the dialogues of a batch of requests, all images encoded together."""
+    def encoded(self, requests: Sequence[Instance]) -> list[EncodedItem]:
+        """Return the dialogues of a batch of requests, with all images encoded in one call."""
         dialogues = [self.dialogue(request) for request in requests]
-        together = list(chain.from_iterable(images for _, images in dialogues))
-        encoded = iter(self.chat.encode_images(together) if together else ())
+        all_images = list(chain.from_iterable(images for _, images in dialogues))
+        features = iter(self.chat.encode_images(all_images) if all_images else ())
         return [
-            Asked(Item("", images, ""), conv, list(islice(encoded, len(images))))
+            EncodedItem(Item("", images, ""), conv, list(islice(features, len(images))))
             for conv, images in dialogues
         ]
 
