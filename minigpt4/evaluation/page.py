@@ -42,9 +42,9 @@ def results_page(content: Mapping[str, Any], items: Mapping[str, BenchmarkItem])
 
     # The scores come first.
     title, prompt = full_name(content), content["prompt"]
-    headline = content["metrics"][content["headline"]]
-    value, low, high = (number(headline[key]) for key in ("value", "low", "high"))
-    note = f"{content['headline']} {value} ({low} to {high}, 95 %)"
+    metric = content["metrics"][content["headline"]]
+    interval = f"{number(metric['low'])} to {number(metric['high'])}, 95 %"
+    note = f"{content['headline']} {number(metric['value'])} ({interval})"
     body = [
         f"<h1>{visible(title)}</h1>",
         f"<p><b>{visible(note)}</b></p>",

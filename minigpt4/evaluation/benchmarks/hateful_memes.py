@@ -1,4 +1,4 @@
-"""Hateful Memes: is an image with a text on it hateful?"""
+"""Hateful Memes: is an image with text on it hateful?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
