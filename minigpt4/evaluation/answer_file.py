@@ -134,7 +134,7 @@ class AnswerFile:
 
 @contextmanager
 def open_answers(path: Path, *arguments: Any) -> Iterator[AnswerFile]:
-    """Yield AnswerFile(path, *arguments), locked for this process. Raises as AnswerFile, and OSError if it is in use.
+    """Yield AnswerFile(path, *arguments), locked for this process. Raises what AnswerFile raises; OSError if in use.
 
     A symbolic link is kept: the file that it points to is written.
     """

@@ -31,7 +31,7 @@ def answer_file(
 
     Items with equal `identity(id)` count as one. `settings` are keyword arguments of `answers`. Raises ValueError for
     a question or setting that the chat refuses and for a file of another kind or with answers to another question,
-    OSError for a file that is in use or cannot be written, else as `minigpt4.load`.
+    OSError for a file that is in use or cannot be written, and what `minigpt4.load` raises.
     """
     from minigpt4.conversation.chat import Sampling, check_question
 

@@ -78,7 +78,6 @@ def _item(record: Mapping[str, Any]) -> BenchmarkItem:
 
 
 def _answered(result: Mapping[str, Any]) -> dict[str, dict]:
-    """Return the records with an answer, by id."""
     return {record["id"]: record for record in result["items"] if "answer" in record}
 
 

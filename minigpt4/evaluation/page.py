@@ -102,7 +102,6 @@ def pick(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
 
 
 def _table(content: Mapping[str, Any]) -> str:
-    """Return the table of metrics as HTML."""
     from minigpt4.evaluation.results import number
 
     rows = []

@@ -28,7 +28,8 @@ MAX_NEW_TOKENS = 300  # per answer, as in our chat; the default of transformers 
 def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
     """Write `folder` completely or not at all; return the name of the class that opens it.
 
-    Raises FileExistsError if `folder` exists, ValueError for a model that no class can represent, and as `open_model`.
+    Raises FileExistsError if `folder` exists, ValueError for a model that no class can represent, and what `open_model`
+    raises.
     """
     section = cfg.model_cfg
     form = form_of(section)
@@ -59,7 +60,10 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
 
 
 def export_gguf(cfg: Config, folder: Path) -> Path:
-    """Write `folder` with the vision tower and projection for llama.cpp; return the file. Raises as `export_hf`."""
+    """Write `folder` with the vision tower and projection for llama.cpp; return the file.
+
+    Raises what `export_hf` raises.
+    """
     from minigpt4.exporting.mmproj import check_gguf, write_gguf
 
     section = cfg.model_cfg

@@ -178,5 +178,4 @@ def projector_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _array(tensor: torch.Tensor) -> "np.ndarray":
-    """Return a tensor as a float32 array."""
     return tensor.detach().float().contiguous().numpy()

@@ -105,10 +105,9 @@ class BaseTask:
     def build_eval_loaders(
         self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]
     ) -> dict[str, list]:
-        """Return {split: [one loader per dataset, over this rank's share]}.
+        """Return {split: [one loader per dataset, over this rank's share]}; the names in VALIDATION are one split.
 
-        A name of the validation split stands for each other one, see VALIDATION. Raises ValueError for a split that no
-        dataset has, or that is empty or has no end.
+        Raises ValueError for a split that no dataset has, or that is empty or has no end.
         """
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader

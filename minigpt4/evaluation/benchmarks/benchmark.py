@@ -60,7 +60,7 @@ class Benchmark:
     """Base class. A subclass is registered and sets Config, RULES, HEADLINE, items and score."""
 
     Config: type[BenchmarkConfig] = BenchmarkConfig
-    RULES = ""  # whose scoring rules the metrics follow, as results.json says it
+    RULES = ""  # whose scoring rules the metrics follow; results.json quotes it
     HEADLINE = "accuracy"  # the metric that is usually quoted
     ASKS = (
         True  # whether each item has its own question, so that the prompt needs a {question} slot

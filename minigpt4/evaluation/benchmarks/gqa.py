@@ -49,13 +49,11 @@ Row = tuple[
 
 
 def _of_gqa(content: Any, path: object) -> Iterator[Row]:
-    """Yield the questions of GQA's own file."""
     for name, row in mapping(content, f"'{path}'").items():
         where = f"'{path}' question {name}"
         yield name, f"{ident(row, 'imageId', where)}.jpg", row, where
 
 
 def _of_list(content: list, path: Any) -> Iterator[Row]:
-    """Yield the questions of MiniGPT-v2's file."""
     for number, (where, row) in enumerate(rows(content, "", path)):
         yield str(number), field(row, "image", str, where), row, where

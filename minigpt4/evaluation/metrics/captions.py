@@ -169,7 +169,6 @@ def _cider_similarity(answer: _Vector, reference: _Vector) -> float:
 
 
 def _rouge_l(words: Words, references: list[Words]) -> float:
-    """Return ROUGE-L of one answer."""
     common = [_common_subsequence(words, reference) for reference in references]
     if not any(common):
         return 0.0
