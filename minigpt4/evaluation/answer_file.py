@@ -67,14 +67,13 @@ class AnswerFile:
         """Raise ValueError for another kind of file, and for one whose answers were produced with other settings."""
         self.path, self.settings = path, settings
         self._lines = read_lines(path, key)
-        unanswered = [
-            line for line, read in self._lines.items() if not isinstance(read.get("answer"), str)
-        ]
-        # by the line itself, the identity of the item that has an error instead of an answer
-        self._errors = {line: identity(self._lines[line][key]) for line in unanswered}
-        self.done = {
-            identity(read[key]) for line, read in self._lines.items() if line not in self._errors
-        }
+        self._errors = {}  # raw line without an answer -> identity of its item
+        self.done = set()
+        for raw, line in self._lines.items():
+            if isinstance(line.get("answer"), str):
+                self.done.add(identity(line[key]))
+            else:
+                self._errors[raw] = identity(line[key])
         self._settings_path = path.with_name(f"{path.name}.settings.json")
         if self.done:
             self._check_settings()
@@ -110,7 +109,7 @@ class AnswerFile:
 
     def begin(self, again: set[str]) -> None:
         """Write the settings; remove a partial last line of an interrupted call and the errors of items asked `again`."""
-        kept = [line + b"\n" for line in self._lines if self._errors.get(line) not in again]
+        kept = [raw + b"\n" for raw in self._lines if self._errors.get(raw) not in again]
         content = b"".join(kept)
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +152,9 @@ def read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
     lines = {}
     *complete, rest = content.split(b"\n")  # not splitlines: an answer may contain U+2028
     try:
-        for line in filter(bytes.strip, complete):
-            lines[line] = json.loads(line)
-            if not isinstance(lines[line][key], str):
+        for raw in filter(bytes.strip, complete):
+            lines[raw] = json.loads(raw)
+            if not isinstance(lines[raw][key], str):
                 raise TypeError(f"'{key}' is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(

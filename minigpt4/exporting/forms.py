@@ -19,12 +19,10 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 class Form(NamedTuple):
-    """How to convert to and from a class of transformers."""
+    """A class of transformers: `build` makes it from a model and the image token's id, `tables` rename tensors back."""
 
-    build: Callable[
-        [nn.Module, int], "PreTrainedModel"
-    ]  # from a model and the id of the image token
-    tables: tuple[names.Table, ...]  # tensor names for the reverse, see `exported_tensors`
+    build: Callable[[nn.Module, int], "PreTrainedModel"]
+    tables: tuple[names.Table, ...]
 
 
 BLIP2, LLAVA = Form(to_blip2, (names.BLIP2,)), Form(to_llava, (names.LLAVA_LINEAR, names.LLAVA_MLP))

@@ -39,9 +39,7 @@ class BenchmarkItem(NamedTuple):
 class BenchmarkConfig:
     """A section of `evaluation_datasets`. Subclasses set their own defaults."""
 
-    eval_file_path: str = (
-        REQUIRED  # the official annotation file, or the folder with the official files
-    )
+    eval_file_path: str = REQUIRED  # the official annotation file, or the folder of the files
     img_path: str = REQUIRED  # the folder of the images
     prompt: str = "short_answer"  # a name from prompts.txt, or your own text
     max_new_tokens: int = 20
@@ -62,9 +60,7 @@ class Benchmark:
     Config: type[BenchmarkConfig] = BenchmarkConfig
     RULES = ""  # whose scoring rules the metrics follow; results.json quotes it
     HEADLINE = "accuracy"  # the metric that is usually quoted
-    ASKS = (
-        True  # whether each item has its own question, so that the prompt needs a {question} slot
-    )
+    ASKS = True  # whether each item has a question of its own, for the prompt's {question} slot
 
     def __init__(self, cfg: BenchmarkConfig, name: str) -> None:
         self.cfg = cfg
