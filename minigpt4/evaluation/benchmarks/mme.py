@@ -1,4 +1,4 @@
-"""MME: 14 subtasks with two questions about each image, one whose answer is yes and one whose answer is no."""
+"""MME: 14 subtasks with two questions about each image, the answer to one being yes, to the other no."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from minigpt4.evaluation.metrics.yes_no import (
 
 @dataclass
 class MMEConfig(BenchmarkConfig):
-    img_path: str = ""  # the images lie beside the questions
+    img_path: str = ""  # not used: the images are beside the questions
     prompt: str = "question"  # MME's questions end in "Please answer yes or no."
     max_new_tokens: int = 10
 

@@ -32,9 +32,7 @@ CHAIR_COUNTS = [
     "objects",
     "objects named",
 ]
-NO_OBJECT = (
-    "no object"  # entry of the synonyms for phrases that are no object, such as "train station"
-)
+NO_OBJECT = "no object"  # the synonyms' entry for phrases such as train station
 # "baby" or "adult" before one of these animals is not a person; neither is "passenger" before a train
 _ANIMALS = [
     "bird",

@@ -16,7 +16,7 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 _PLAIN = str.maketrans(
     {"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"}
 )
-_LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but blanks and ASCII punctuation
+_LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but whitespace and ASCII punctuation
 # abbreviations keep their period
 _SHORT = "mr|mrs|ms|dr|st|jr|sr|prof|rev|gen|capt|lt|sgt|gov|sen|mt|ave|blvd|rd|ft|inc|co|corp|ltd|bros|dept|vs|etc"
 _TOKEN = re.compile(
