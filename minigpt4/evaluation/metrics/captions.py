@@ -59,8 +59,9 @@ def cider_d(
 def bleu(references: References, answers: Answers, tokenize: Tokenize | None = None) -> list[float]:
     """Return BLEU-1 to BLEU-4 of all answers together (0 to 1).
 
-    The brevity penalty takes the reference closest in length. The n-gram counts of all items are summed before they are divided, so it is not a mean over items; `bleu_counts`
-    returns what an interval needs. Raises ValueError as `cider_d`.
+    The brevity penalty takes the reference closest in length. The n-gram counts of all items are summed before they are
+    divided, so BLEU is not a mean over items; `bleu_counts` returns what an interval needs. Raises ValueError as
+    `cider_d`.
     """
     return bleu_of(sum(bleu_counts(references, answers, tokenize).values()))
 
