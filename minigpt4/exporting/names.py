@@ -35,7 +35,7 @@ LLAVA_SIGLIP = (
     ("ln_vision.", "model.vision_tower.post_layernorm."),
     *_LLAVA,
 )
-# Back from Llava only the projector is renamed: a checkpoint holds nothing else.
+# The import of a Llava needs only the projector's names.
 LLAVA_LINEAR = (("llama_proj.", "multi_modal_projector.linear_1."),)
 LLAVA_MLP = (
     ("llama_proj.0.", "multi_modal_projector.linear_1."),
