@@ -1,9 +1,10 @@
-"""Evaluation: from images and questions to figures that can be believed.
+"""Evaluation: from images and questions to scores with confidence intervals.
 
-items.py          what is asked                            answer_file.py, shared_answers.py   answers on disk
-answering.py      the only place that asks a model         ranking.py                          the best of options
-benchmarks/       official files -> items -> scores        metrics/                            the official rules
-run.py            benchmarks by name, over ranks           controls.py                         blank, shuffled
-results.py        results.json; page.py its HTML           compare.py                          two results
-prompts.txt       the prompts, versioned; prompts.py       lmms/                               plugin for lmms-eval
+run.py         runs benchmarks by name, on all ranks      benchmarks/   official files -> items -> scores
+items.py       questions, and encoding their images       metrics/      the official scoring rules
+answering.py   generates or ranks answers, in batches     ranking.py    the loss of each candidate answer
+controls.py    blank or shuffled images                   prompts.txt   the versioned prompts; prompts.py reads them
+results.py     results.json; page.py its HTML page        compare.py    what differs between two results
+samples.py     samples.html of a training run             lmms/         plugin for lmms-eval
+answer_file.py, shared_answers.py                         answers on disk, from one process or from several ranks
 """

@@ -1,6 +1,7 @@
-"""The file of answers: a JSON line an item, written whole or not at all; never mixed with answers to something else.
+"""The answer file: one JSON line per item, each written completely or not at all.
 
-What was asked of which model stands beside it, in `<file>.settings.json`: a call that goes on must ask the same.
+The question and the model are recorded beside it in `<file>.settings.json`; a call that resumes the file must use the
+same, so that one file never mixes answers to different questions or of different models.
 """
 
 import json
@@ -16,73 +17,85 @@ from minigpt4.common.lock import locked
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import fingerprint
 
-# keys of `model` that change no answer: most are for training
-_NO_MATTER = (
+# keys of `model` that do not affect answers; most are for training
+_IRRELEVANT_KEYS = (
     "device_8bit",
     "prompt_path",
     "check_llm",
     "max_txt_len",
     "mask_eos_labels",
     "pack_sequences",
+    "drop_path_rate",
+    "use_grad_checkpoint",
+    "llm_checkpointing",
+    "train",
+    "device_map",
 )
-_NO_MATTER += ("drop_path_rate", "use_grad_checkpoint", "llm_checkpointing", "train", "device_map")
 
 
 def settings_of(cfg: Config, **asked: Any) -> dict[str, Any]:
-    """Return all that decides an answer: `asked`, the section `model`, the image processor. Files go by content."""
+    """Return everything an answer depends on: `asked`, the section `model` and the image processor.
+
+    A weight file is represented by its name and a fingerprint of its content.
+    """
+    settings = dict(asked)
     files = registry.get_model_class(cfg.model_cfg.arch).weight_files(cfg.model_cfg)
     for key, value in cfg.model_cfg.items():
+        if key in _IRRELEVANT_KEYS:
+            continue
         path = Path(os.path.expanduser(os.path.expandvars(str(value))))
-        is_file = path in files and path.exists()
-        if key not in _NO_MATTER:
-            asked[f"model.{key}"] = (
-                {"name": path.name, "content": fingerprint(path)[:16]} if is_file else value
-            )
-    return asked | {"image processor": cfg.image_processor}
+        if path in files and path.exists():
+            value = {"name": path.name, "content": fingerprint(path)[:16]}
+        settings[f"model.{key}"] = value
+    return settings | {"image processor": cfg.image_processor}
 
 
-def _content(setting: Any) -> Any:
-    """Return what counts of a setting: of a file its content, whatever it is called now."""
+def _comparable(setting: Any) -> Any:
+    """Return what is compared of a setting: of a file its content, so that it may be renamed."""
     return setting.get("content", setting) if isinstance(setting, dict) else setting
 
 
 class AnswerFile:
-    """An open file of answers, see `open_answers`; `done`: `identity` of each id that has one, by its line's `key`."""
+    """An open answer file, see `open_answers`.
+
+    `key` is the field of a line that holds the id; `done` holds `identity(id)` of each item that has an answer.
+    """
 
     def __init__(
         self, path: Path, key: str, settings: dict[str, Any], identity: Callable[[str], str] = str
     ):
-        """Raise ValueError for another kind of file, and for one with answers to something else."""
+        """Raise ValueError for another kind of file, and for one whose answers were produced with other settings."""
         self.path, self.settings = path, settings
         self._lines = read_lines(path, key)
-        unanswered = [
-            line for line, read in self._lines.items() if not isinstance(read.get("answer"), str)
-        ]
-        self._errors = {line: identity(self._lines[line][key]) for line in unanswered}
-        self.done = {
-            identity(read[key]) for line, read in self._lines.items() if line not in self._errors
-        }
-        self._beside = path.with_name(f"{path.name}.settings.json")
+        self._errors = {}  # raw line without an answer -> identity of its item
+        self.done = set()
+        for raw, line in self._lines.items():
+            if isinstance(line.get("answer"), str):
+                self.done.add(identity(line[key]))
+            else:
+                self._errors[raw] = identity(line[key])
+        self._settings_path = path.with_name(f"{path.name}.settings.json")
         if self.done:
-            self._compare()
+            self._check_settings()
 
-    def _compare(self) -> None:
-        """Raise ValueError where the answers that are there were asked for in another way."""
-        if not self._beside.is_file():
+    def _check_settings(self) -> None:
+        """Raise ValueError if the answers in the file were produced with other settings."""
+        if not self._settings_path.is_file():
             logging.warning(
-                "'%s' does not say what its answers are to: they are taken for answers to this",
+                "'%s' has no settings file beside it: its answers are taken for answers to this question",
                 self.path,
             )
             return
         try:
-            theirs = json.loads(self._beside.read_bytes())
-            common = [key for key in self.settings if key in theirs.keys()]  # noqa: SIM118 - a list has none
+            theirs = json.loads(self._settings_path.read_bytes())
+            # .keys(), as a list or a text, which is no settings file, raises AttributeError
+            common = [key for key in self.settings if key in theirs.keys()]  # noqa: SIM118
             different = [
-                key for key in common if _content(theirs[key]) != _content(self.settings[key])
+                key for key in common if _comparable(theirs[key]) != _comparable(self.settings[key])
             ]
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"--output: '{self._beside}' is damaged ({error}); give another --output"
+                f"--output: '{self._settings_path}' is damaged ({error}); give another --output"
             ) from error
         if different:
             differ = [
@@ -95,18 +108,18 @@ class AnswerFile:
             )
 
     def begin(self, again: set[str]) -> None:
-        """Take away half a line that an interrupted call left, and the errors of items that are tried `again`."""
-        kept = [line + b"\n" for line in self._lines if self._errors.get(line) not in again]
+        """Write the settings; remove a partial last line of an interrupted call and the errors of items asked `again`."""
+        kept = [raw + b"\n" for raw in self._lines if self._errors.get(raw) not in again]
         content = b"".join(kept)
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._beside, json.dumps(self.settings, indent=2).encode() + b"\n")
+            write_whole(self._settings_path, json.dumps(self.settings, indent=2).encode() + b"\n")
             if not self.path.exists() or self.path.read_bytes() != content:
                 write_whole(self.path, content)
 
     def add(self, line: dict[str, str]) -> None:
-        """Append a line. Raises OSError where the disk is full; what is in the file then ends with a whole line."""
-        # what is no UTF-8 in a name is escaped, as JSON does it, so that the name can be found again
+        """Append a line. Raises OSError, for example on a full disk; the file then still ends with a complete line."""
+        # Bytes of a file name that are not UTF-8 are written as JSON escapes, from which the name can be read back.
         content = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with _explained(self.path), open(self.path, "ab", buffering=0) as file:
             end = file.tell()
@@ -119,10 +132,10 @@ class AnswerFile:
 
 
 @contextmanager
-def open_answers(path: Path, *of_file: Any) -> Iterator[AnswerFile]:
-    """Yield AnswerFile(path, *of_file), for this process alone. Raises as it, and OSError where it is in use.
+def open_answers(path: Path, *arguments: Any) -> Iterator[AnswerFile]:
+    """Yield AnswerFile(path, *arguments), locked for this process. Raises what AnswerFile raises; OSError if in use.
 
-    A link stays one: what it leads to is written.
+    A symbolic link is kept: the file that it points to is written.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"--output: '{path}' is no file; give the name of a file")
@@ -130,30 +143,31 @@ def open_answers(path: Path, *of_file: Any) -> Iterator[AnswerFile]:
         path.parent.mkdir(parents=True, exist_ok=True)
     path = path.resolve()
     with locked(path):
-        yield AnswerFile(path, *of_file)
+        yield AnswerFile(path, *arguments)
 
 
 def read_lines(path: Path, key: str) -> dict[bytes, dict[str, str]]:
-    """Return {line: what it says} of the whole lines of a file. Raises ValueError for another kind of file."""
+    """Return {raw line: its parsed content} for the complete lines of a file. Raises ValueError for another kind."""
     content = path.read_bytes() if path.is_file() else b""
     lines = {}
-    *whole, rest = content.split(b"\n")  # never by splitlines: an answer may hold U+2028
+    *complete, rest = content.split(b"\n")  # not splitlines: an answer may contain U+2028
     try:
-        for line in filter(bytes.strip, whole):
-            lines[line] = json.loads(line)
-            if not isinstance(lines[line][key], str):
+        for raw in filter(bytes.strip, complete):
+            lines[raw] = json.loads(raw)
+            if not isinstance(lines[raw][key], str):
                 raise TypeError(f"'{key}' is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"--output: '{path}' is no answer file ({error}); give another name"
         ) from error
+    # A file with nothing but a partial line is accepted only if that line begins like one of ours.
     if rest and not lines and not rest.startswith(f'{{"{key}"'.encode()):
         raise ValueError(f"--output: '{path}' is no answer file; give another name")
     return lines
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either as before or complete."""
+    """Write a file atomically: it is unchanged or complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -164,7 +178,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Within the block, an error of the system says what was to be written, and what to do."""
+    """Within the block, turn an OSError into one that names the file and says what to do."""
     try:
         yield
     except OSError as error:

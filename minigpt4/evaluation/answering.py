@@ -1,4 +1,4 @@
-"""Questions about images become answers, in batches: a JSON line each, errors too, resumable."""
+"""Answer questions about images in batches: one JSON line per item, errors included, resumable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigpt4 import load_config
 from minigpt4.common.config import Config
 from minigpt4.common.utils import printable
 from minigpt4.evaluation.answer_file import open_answers, settings_of
-from minigpt4.evaluation.items import Asked, Item, encoded_batches
+from minigpt4.evaluation.items import EncodedItem, Item, encoded_batches
 from minigpt4.evaluation.ranking import losses_of
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ def answer_file(
     identity: Callable[[str], str] = str,
     **settings: object,
 ) -> None:
-    """Append to the file `path` the answer of the model of `cfg` to each item that has none yet.
+    """Answer each item that has no answer in the file `path` yet, with the model of `cfg`, and append the answers.
 
-    Items of equal `identity(id)` are one. `settings` are those of `answers`. Raises ValueError for a question or
-    setting that the chat would refuse and for a file of another kind or with answers to something else, OSError for
-    one that is in use or cannot be written, else as `minigpt4.load`.
+    Items with equal `identity(id)` count as one. `settings` are keyword arguments of `answers`. Raises ValueError for
+    a question or setting that the chat refuses and for a file of another kind or with answers to another question,
+    OSError for a file that is in use or cannot be written, and what `minigpt4.load` raises.
     """
     from minigpt4.conversation.chat import Sampling, check_question
 
-    # Bad questions and settings are refused before the model is loaded, which takes minutes.
+    # Refuse bad settings and questions before loading the model, which takes minutes.
     sampling = {
         name: value for name, value in settings.items() if name in Sampling.__dataclass_fields__
     }
@@ -46,9 +46,10 @@ def answer_file(
             check_question(question)
         except ValueError as error:
             raise ValueError(f"--prompt: {error}") from error
-    # A file that answers something else is refused; of this one only what is missing is asked.
-    asked = settings_of(cfg, prompt=questions[0] if len(questions) == 1 else questions, **sampling)
-    with open_answers(path, settings.get("key", "id"), asked, identity) as file:
+    # Refuse a file whose answers were produced with other settings; else ask only the items it lacks.
+    prompt = questions[0] if len(questions) == 1 else questions
+    answer_settings = settings_of(cfg, prompt=prompt, **sampling)
+    with open_answers(path, settings.get("key", "id"), answer_settings, identity) as file:
         missing = [item for item in items if identity(item.id) not in file.done]
         num_errors = 0
         if missing:
@@ -77,44 +78,55 @@ def answers(
     ranking: str = "release",
     **sampling: object,
 ) -> Iterator[dict[str, str]]:
-    """Yield {key: id, "answer": text} of each item, {key: id, "error": text} of a bad image or too long a question.
+    """Yield {key: id, "answer": text} for each item; {key: id, "error": text} for a bad image or too long a question.
 
-    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. Of a batch
-    the errors come first, then what is generated, then what is chosen. Raises ValueError for a question that the chat
-    refuses.
+    `conv` is an empty Conversation, `sampling` are fields of Sampling, `ranking` is one of ranking.RULES. Within a
+    batch the errors come first, then generated answers, then the answers of items with options. Raises ValueError for
+    a question that the chat refuses.
     """
     for batch, errors in encoded_batches(chat, conv, items, batch_size):
         for item_id, error in errors:
             yield {key: item_id, "error": error}
-        ranked = [asked for asked in batch if asked.item.options]
-        free = [asked for asked in batch if not asked.item.options]
-        lines = [*generated(chat, free, sampling), *chosen(chat, ranked, ranking)]
-        for asked, line in zip([*free, *ranked], lines, strict=True):
-            yield {key: asked.item.id, **line}
+        to_rank = [encoded for encoded in batch if encoded.item.options]
+        to_generate = [encoded for encoded in batch if not encoded.item.options]
+        lines = [*generated(chat, to_generate, sampling), *chosen(chat, to_rank, ranking)]
+        for encoded, line in zip([*to_generate, *to_rank], lines, strict=True):
+            yield {key: encoded.item.id, **line}
 
 
-def generated(chat: Chat, batch: list[Asked], sampling: dict[str, object]) -> list[dict[str, str]]:
-    """Return {"answer": text} of each, {"error": text} of one that is too long."""
+def generated(
+    chat: Chat, batch: list[EncodedItem], sampling: dict[str, object]
+) -> list[dict[str, str]]:
+    """Return {"answer": text} for each item, {"error": text} for one that is too long for the LLM."""
 
-    def answer(some: list[Asked]) -> list[str]:
-        convs, embeds = [asked.conv.copy() for asked in some], [asked.embeds for asked in some]
+    def answer(items: list[EncodedItem]) -> list[str]:
+        convs = [encoded.conv.copy() for encoded in items]
+        embeds = [encoded.embeds for encoded in items]
         return [text for text, _ in chat.answer_batch(convs, embeds, **sampling)]
 
-    return _each(batch, answer)
+    return _answer_all(batch, answer)
 
 
-def chosen(chat: Chat, batch: list[Asked], rule: str) -> list[dict[str, str]]:
-    """Return {"answer": the best of its options} of each, {"error": text} of one that is too long."""
+def chosen(chat: Chat, batch: list[EncodedItem], rule: str) -> list[dict[str, str]]:
+    """Return {"answer": the option with the least loss} for each item, {"error": text} for one that is too long."""
 
-    def best(some: list[Asked]) -> list[str]:
-        found = zip(some, losses_of(chat, some, rule), strict=True)
-        return [asked.item.options[losses.index(min(losses))] for asked, losses in found]
+    def answer(items: list[EncodedItem]) -> list[str]:
+        losses = losses_of(chat, items, rule)
+        return [
+            encoded.item.options[of_item.index(min(of_item))]
+            for encoded, of_item in zip(items, losses, strict=True)
+        ]
 
-    return _each(batch, best)
+    return _answer_all(batch, answer)
 
 
-def _each(batch: list[Asked], answer: Callable[[list[Asked]], list[str]]) -> list[dict[str, str]]:
-    """Return {"answer": text} of each item, {"error": text} of one that is too long; the others go on."""
+def _answer_all(
+    batch: list[EncodedItem], answer: Callable[[list[EncodedItem]], list[str]]
+) -> list[dict[str, str]]:
+    """Return {"answer": text} for each item, {"error": text} for one that is too long.
+
+    If one item of a batch is too long, its items are answered one by one, so that the others get their answers.
+    """
     from minigpt4.conversation.context import TooLongError
 
     if not batch:
@@ -124,7 +136,7 @@ def _each(batch: list[Asked], answer: Callable[[list[Asked]], list[str]]) -> lis
     except TooLongError as error:
         if len(batch) == 1:
             return [{"error": str(error)}]
-    said = []
-    for asked in batch:
-        said += _each([asked], answer)
-    return said
+    lines = []
+    for encoded in batch:
+        lines += _answer_all([encoded], answer)
+    return lines

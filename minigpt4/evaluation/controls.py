@@ -1,4 +1,4 @@
-"""Controls: the same questions with images that do not help. A score that stays is not read from the images."""
+"""Controls: the same questions with uninformative images. A score that does not drop is not read from the images."""
 
 import random
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ CONTROLS = ("blank", "shuffled")
 
 
 def with_control(items: Sequence[BenchmarkItem], control: str) -> list[BenchmarkItem]:
-    """Return the items as they are ("" for no control), with grey images, or with those of another item.
+    """Return the items unchanged ("" for no control), with grey images, or with the images of another item.
 
-    Raises ValueError for another name, and where there are no images to take away or to exchange.
+    Raises ValueError for an unknown name, and if there are no images to replace or to exchange.
     """
     if control not in ("", *CONTROLS):
         raise ValueError(f"--control: unknown name '{control}'; known: {', '.join(CONTROLS)}")
@@ -24,20 +24,22 @@ def with_control(items: Sequence[BenchmarkItem], control: str) -> list[Benchmark
         raise ValueError(f"--control {control}: the items have no images")
     if control == "shuffled":
         return shuffled(items)
-    return [BlankItem(*item) for item in items] if control else list(items)
+    if control == "blank":
+        return [BlankItem(*item) for item in items]
+    return list(items)
 
 
 class BlankItem(BenchmarkItem):
-    """An item whose images are grey ones of the same size, made when they are asked for."""
+    """An item whose images are replaced by grey ones of the same size, created on access."""
 
     @property
     def images(self) -> tuple["Image", ...]:
-        """The grey images. Raises ValueError or OSError for one that cannot be opened."""
-        return tuple(map(blank, self[1]))
+        """The grey images. Raises ValueError or OSError for an original that cannot be opened."""
+        return tuple(map(blank, self[1]))  # field 1: the original images
 
 
 def blank(image: "str | Path | Image") -> "Image":
-    """Return a grey image of the size of another. Raises ValueError or OSError as `open_image`."""
+    """Return a grey image of the same size. Raises ValueError or OSError as `open_image`."""
     from minigpt4.conversation.images import open_image
     from minigpt4.datasets.datasets.image_controls import blank_image
 
@@ -45,18 +47,18 @@ def blank(image: "str | Path | Image") -> "Image":
 
 
 def shuffled(items: Sequence[BenchmarkItem], seed: int = 0) -> list[BenchmarkItem]:
-    """Return the items, each with the images of another: questions about one image are about one other again.
+    """Return the items, each with the images of another; all questions about one image move to the same other image.
 
-    No item keeps its image, and each image is used. The same items give the same exchange. Raises ValueError if all
-    items are about the same image.
+    No item keeps its images, and each image is used. The exchange depends only on the items and `seed`. Raises
+    ValueError if all items are about the same image.
     """
     images = {images_key(item): item.images for item in items if item.images}
-    keys = sorted(images, key=list(images).index)
+    keys = list(images)
     random.Random(seed).shuffle(keys)
     if len(keys) < 2:
         raise ValueError(
             "--control shuffled: all items are about the same image; two images are needed"
         )
-    # in a circle, everyone gets what the next one has
+    # In a circle, each gets the images of the one before it.
     given = {key: images[keys[number - 1]] for number, key in enumerate(keys)}
     return [item._replace(images=given.get(images_key(item), item.images)) for item in items]

@@ -1,4 +1,4 @@
-"""Items: questions about images, and how the chat takes them."""
+"""Items: questions about images, and their encoding for the chat."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """A question about images: paths or PIL images, in order, or none."""
+    """A question about images: paths or PIL images, in order; there may be none."""
 
     id: str
     images: Sequence[str | Path | Image]
     question: str
-    # the answer is the best of them, by loss; without any it is generated
+    # The answer is the option with the least loss; without options it is generated.
     options: Sequence[str] = ()
 
 
-class Asked(NamedTuple):
-    """An item as the chat takes it."""
+class EncodedItem(NamedTuple):
+    """An item ready for the chat."""
 
     item: Item
-    conv: Conversation
-    embeds: list[Tensor]  # of its images, in order
+    conv: Conversation  # with the images' places and the question
+    embeds: list[Tensor]  # image features, one tensor per image, in order
 
 
 def encoded_batches(
     chat: Chat, conv: Conversation, items: Sequence[Item], batch_size: int
-) -> Iterator[tuple[list[Asked], list[tuple[str, str]]]]:
-    """Yield (items with their images encoded, [(id, error)] of those with a bad image) of one batch after another.
+) -> Iterator[tuple[list[EncodedItem], list[tuple[str, str]]]]:
+    """Yield (items with encoded images, [(id, error)] of the items with a bad image) for each batch.
 
     Raises ValueError for a question that the chat refuses.
     """
@@ -43,21 +43,22 @@ def encoded_batches(
 
     for start in range(0, len(items), batch_size):
         readable, errors = [], []
-        pixels = []  # of each item that is readable, of each image
+        pixels = []  # for each readable item, its processed images
         for item in items[start : start + batch_size]:
             try:
                 pixels.append([chat.vis_processor(open_image(image)) for image in item.images])
                 readable.append(item)
             except (ValueError, OSError) as error:
                 errors.append((item.id, str(error)))
-        # the images of all items are encoded together, then dealt out again
-        together = list(chain.from_iterable(pixels))
-        encoded = iter(chat.encode_images(together) if together else ())
+        # Encode the images of all items in one call, then hand each item its own features.
+        all_pixels = list(chain.from_iterable(pixels))
+        features = iter(chat.encode_images(all_pixels) if all_pixels else ())
         batch = []
-        for item, own in zip(readable, pixels, strict=True):
-            asked = Asked(item, conv.copy(), list(islice(encoded, len(own))))
-            for _ in own:
-                asked.conv.append_image()
-            chat.ask(item.question, asked.conv)
-            batch.append(asked)
+        for item, item_pixels in zip(readable, pixels, strict=True):
+            embeds = list(islice(features, len(item_pixels)))
+            encoded = EncodedItem(item, conv.copy(), embeds)
+            for _ in embeds:
+                encoded.conv.append_image()
+            chat.ask(item.question, encoded.conv)
+            batch.append(encoded)
         yield batch, errors

@@ -1,4 +1,4 @@
-"""results.html: worst, best and other answers with their images, on a page that needs nothing else."""
+"""results.html: a self-contained page with the scores and with worst, best and random answers, images included."""
 
 import base64
 import io
@@ -14,8 +14,8 @@ from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 12  # cards under each heading, at most
-SIDE = 336  # pixels of an image's longer side, at most
+SHOWN = 12  # at most so many cards under each heading
+SIDE = 336  # at most so many pixels on an image's longer side
 STYLE = """:root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;margin:1rem auto;padding:0 1rem;max-width:84rem;overflow-wrap:anywhere}
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .5rem}p{margin:.3rem 0}
@@ -37,29 +37,28 @@ i::before{content:"↵";font-style:normal;opacity:.6}dd:empty::before{content:"(
 
 
 def results_page(content: Mapping[str, Any], items: Mapping[str, BenchmarkItem]) -> str:
-    """Return the HTML text for the content of a results.json; `items`, by id, have the images."""
-    from minigpt4.evaluation.results import describe, number
+    """Return the HTML of the page for the content of a results.json; `items`, by id, provide the images."""
+    from minigpt4.evaluation.results import describe, full_name, number
 
-    title = f"{content['name']}" + (
-        f", control: {content['control']}" if content["control"] else ""
-    )
-    head = content["metrics"][content["headline"]]
-    note = f"{content['headline']} {number(head['value'])} ({number(head['low'])} to {number(head['high'])}, 95 %)"
+    # The scores come first.
+    title, prompt = full_name(content), content["prompt"]
+    metric = content["metrics"][content["headline"]]
+    interval = f"{number(metric['low'])} to {number(metric['high'])}, 95 %"
+    note = f"{content['headline']} {number(metric['value'])} ({interval})"
     body = [
         f"<h1>{visible(title)}</h1>",
         f"<p><b>{visible(note)}</b></p>",
         f"<p>{describe(content['counts'])}</p>",
+        f"<p>Prompt {visible(prompt['name'])}: {visible(prompt['text'])}</p>",
+        f"<p>Rules: {visible(content['rules'])}</p>",
     ]
-    body.append(
-        f"<p>Prompt {visible(content['prompt']['name'])}: {visible(content['prompt']['text'])}</p>"
-    )
-    body.append(f"<p>Rules: {visible(content['rules'])}</p>")
     if content["counts"]["errors"]:
         body.append(
             '<p class="warning">Items with an error are not in the figures; see the end of the page.</p>'
         )
     body.append(_table(content))
 
+    # Then examples, items with errors last.
     groups = pick([record for record in content["items"] if "answer" in record])
     groups["errors"] = [record for record in content["items"] if "answer" not in record][:SHOWN]
     for heading, records in groups.items():
@@ -67,14 +66,13 @@ def results_page(content: Mapping[str, Any], items: Mapping[str, BenchmarkItem])
             cards = "".join(_card(record, items[record["id"]]) for record in records)
             body.append(f'<h2>{heading} ({len(records)})</h2>\n<div class="cards">\n{cards}</div>')
     rest = {key: value for key, value in content.items() if key not in ("items", "metrics")}
-    body.append(
-        f"<details><summary>Settings, data, versions</summary><pre>{visible(json.dumps(rest, indent=1))}</pre>"
-    )
+    settings = visible(json.dumps(rest, indent=1))
+    body.append(f"<details><summary>Settings, data, versions</summary><pre>{settings}</pre>")
     return document(title, STYLE, [*body, "</details>"])
 
 
 def document(title: str, style: str, body: Sequence[str]) -> str:
-    """Return an HTML page of a title, CSS and the elements of its body."""
+    """Return an HTML page with a title, CSS and the elements of its body."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
         f"<title>{visible(title)}</title>\n<style>{style}</style>\n"
@@ -84,10 +82,14 @@ def document(title: str, style: str, body: Sequence[str]) -> str:
 
 
 def pick(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return {"worst", "best", "random": records}, none twice; among equals chance decides, the same each time."""
+    """Return {"worst", "best", "random": records}, no record twice, at most SHOWN each.
+
+    Ties are broken at random, with a fixed seed.
+    """
     ordered = list(records)
     random.Random(0).shuffle(ordered)
     ordered.sort(key=lambda record: record["score"])
+    # A third each, rounded up, if there are few records.
     count = min(SHOWN, -(-len(ordered) // 3))
     worst, middle = ordered[:count], ordered[count:]
     best = middle[-count:][::-1]
@@ -114,16 +116,18 @@ def _table(content: Mapping[str, Any]) -> str:
 
 
 def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
+    """Return one item as HTML; without its images if they could not be read."""
     terms = {
         "question": record["question"],
         "answer": record.get("answer"),
         "error": record.get("error"),
+        "right": reference_text(record["reference"]),
+        "score": f"{record['score']:.3f}" if "score" in record else None,
     }
-    terms |= {"right": reference_text(record["reference"])}
-    terms |= {"score": f"{record['score']:.3f}"} if "score" in record else {}
-    shown = {name: value for name, value in terms.items() if value is not None}
     listed = "".join(
-        f"<dt>{name}</dt><dd>{visible(str(value))}</dd>" for name, value in shown.items()
+        f"<dt>{name}</dt><dd>{visible(str(value))}</dd>"
+        for name, value in terms.items()
+        if value is not None
     )
     images = "".join(map(image_element, item.images)) if "answer" in record else ""
     return (
@@ -132,7 +136,7 @@ def _card(record: Mapping[str, Any], item: BenchmarkItem) -> str:
 
 
 def reference_text(reference: Any) -> str:
-    """Return a reference as it is shown: equal answers of several people once, with their number."""
+    """Return a reference as text; equal answers of several annotators are shown once, with their count."""
     if isinstance(reference, dict):
         return "; ".join(
             f"{name}: {reference_text(value)}" for name, value in reference.items() if value
@@ -146,7 +150,7 @@ def reference_text(reference: Any) -> str:
 
 
 def image_element(source: "str | Path | Image") -> str:
-    """Return an image element that holds its data; the pixels of small ones stay visible."""
+    """Return an <img> element with the image's data inside; a small image is shown enlarged, its pixels sharp."""
     from minigpt4.conversation.images import open_image
 
     image = open_image(source)

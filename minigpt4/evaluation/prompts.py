@@ -1,4 +1,4 @@
-"""The prompts of the benchmarks: prompts.txt, versioned, so that a result can say what was asked."""
+"""The prompts of the benchmarks, versioned in prompts.txt, so that a result can say which one was used."""
 
 from difflib import get_close_matches
 from functools import cache
@@ -10,33 +10,33 @@ SLOT = "{question}"
 
 
 class Prompt(NamedTuple):
-    """`name` is name/version, or "own" for a text of the user."""
+    """`name` is name/version, or "own" for the user's own text."""
 
     name: str
     text: str
 
     def ask(self, question: str = "") -> str:
-        """Return what the model is asked."""
+        """Return the prompt with the question in its slot."""
         return self.text.replace(SLOT, question)
 
 
 @cache
 def shipped_prompts() -> dict[str, Prompt]:
-    """Return the Prompts of prompts.txt by name/version, and the latest of each by its bare name."""
+    """Return the prompts of prompts.txt by name/version, and the latest version of each also by its bare name."""
     prompts = {}
     for line in FILE.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, text = line.split(": ", 1)
-            # versions are in ascending order
+            # Versions are in ascending order, so the latest overwrites the others under the bare name.
             prompts[name] = prompts[name.partition("/")[0]] = Prompt(name, text)
     return prompts
 
 
 def find_prompt(name_or_text: str, takes_question: bool) -> Prompt:
-    """Return a shipped Prompt by name, or the user's own of a text of several words.
+    """Return a shipped prompt by name, or the user's own if it is a text of several words.
 
-    Raises ValueError for an unknown name, and for a prompt that has no {question} where `takes_question`, or has one
-    where there is none to ask.
+    Raises ValueError for an unknown name, and for a prompt that has a {question} slot but no question to ask, or the
+    other way round.
     """
     known = shipped_prompts()
     if name_or_text in known:

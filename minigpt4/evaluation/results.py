@@ -1,10 +1,11 @@
-"""results.json: the figures of one benchmark with intervals, and all that is needed to believe or repeat them."""
+"""results.json: the metrics of one benchmark with intervals, and everything needed to check or repeat them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,26 +16,26 @@ from minigpt4.evaluation.benchmarks.scores import Scores
 
 
 class Run(NamedTuple):
-    """What was asked and answered. `num_asked`: in this call, in so many `seconds`; the rest was there."""
+    """What was asked and answered. This call asked `num_asked` items in `seconds`; the rest was answered before."""
 
-    name: str  # of the section
+    name: str  # the section of evaluation_datasets
     benchmark: Benchmark
     items: Sequence[BenchmarkItem]
-    lines: Mapping[str, dict]  # of the answer file, by id
-    settings: Mapping[str, Any]  # all that an answer depends on
+    lines: Mapping[str, dict]  # the lines of the answer file, by id
+    settings: Mapping[str, Any]  # what the answers depend on: prompt, control, data, ..
     seconds: float
     num_asked: int
 
 
 def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
-    """Score the answers and write results.json and results.html into the folder; return the path of the first.
+    """Score the answers and write results.json and results.html into the folder; return the path of results.json.
 
-    An item whose image could not be read has no answer: it is counted as an error and left out of the figures.
-    Raises ValueError if items have no line, or none has an answer.
+    An item with an error, such as an unreadable image, is counted as an error and left out of the metrics.
+    Raises ValueError if items have no line, or if none has an answer.
     """
     from minigpt4.evaluation.page import results_page
 
-    # A figure over a part of the benchmark would pass for one over the whole.
+    # A score over a part of the benchmark would be mistaken for one over the whole.
     missing = [item.id for item in run.items if item.id not in run.lines]
     if missing:
         raise ValueError(
@@ -47,11 +48,27 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"{run.name}: no item has an answer; the first error: {run.lines[run.items[0].id]['error']}"
         )
-    scores = run.benchmark.score(
-        answered, {item.id: run.lines[item.id]["answer"] for item in answered}
-    )
+    answers = {item.id: run.lines[item.id]["answer"] for item in answered}
+    scores = run.benchmark.score(answered, answers)
 
-    content = {
+    content = _content(run, scores, len(answered), details)
+    # Half a surrogate pair in an answer must not lose the results.
+    path = folder / "results.json"
+    path.write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
+    page = results_page(content, {item.id: item for item in run.items})
+    path.with_suffix(".html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _content(
+    run: Run, scores: Scores, num_answered: int, details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of results.json."""
+    return {
         "name": run.name,
         "benchmark": run.benchmark.name,
         "module": type(run.benchmark).__module__,
@@ -59,8 +76,8 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
         "metrics": intervals(scores),
         "counts": {
             "items": len(run.items),
-            "answered": len(answered),
-            "errors": len(run.items) - len(answered),
+            "answered": num_answered,
+            "errors": len(run.items) - num_answered,
             "unparsable": scores.unparsable,
         },
         "rules": run.benchmark.RULES,
@@ -74,20 +91,10 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
         **details,
         "items": [_record(item, run.lines[item.id], scores) for item in run.items],
     }
-    # Half a surrogate pair in an answer must not lose the results.
-    path = folder / "results.json"
-    path.write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
-    page = results_page(content, {item.id: item for item in run.items})
-    path.with_suffix(".html").write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
 
 
 def intervals(scores: Scores) -> dict[str, dict[str, float]]:
-    """Return the value of each metric and its 95 % bootstrap interval, {"value", "low", "high"}."""
+    """Return the value and the 95 % bootstrap interval of each metric, {name: {"value", "low", "high"}}."""
     found = {}
     for name, metric in scores.metrics.items():
         low, high = metrics.bootstrap(metric.rows, metric.of)
@@ -96,16 +103,11 @@ def intervals(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Return a results.json. Raises OSError, or ValueError for another kind of file."""
+    """Return the content of a results.json. Raises OSError, or ValueError for another kind of file."""
+    needed_keys = itemgetter("benchmark", "module", "metrics", "settings", "items")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        (
-            content["benchmark"],
-            content["module"],
-            content["metrics"],
-            content["settings"],
-            content["items"],
-        )
+        needed_keys(content)  # raises KeyError for one that is missing
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no file at '{path}'; expected a results.json of evaluate.py"
@@ -118,12 +120,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def summary(path: Path) -> str:
-    """Return the figures of a results.json as lines of text."""
+    """Return the metrics of a results.json as lines of text, the headline metric marked with a star."""
     content = read_results(path)
-    counts = content["counts"]
-    lines = [
-        f"{content['name']}{content['control'] and ', control: ' + content['control']}: {describe(counts)}"
-    ]
+    lines = [f"{full_name(content)}: {describe(content['counts'])}"]
     for name, metric in content["metrics"].items():
         mark = "*" if name == content["headline"] else " "
         lines.append(
@@ -132,28 +131,37 @@ def summary(path: Path) -> str:
     return "\n".join([*lines, f"  {path}", f"  {path.with_suffix('.html')}"])
 
 
+def full_name(content: Mapping[str, Any]) -> str:
+    """Return the name of a result, with its control if it has one."""
+    control = content["control"]
+    return f"{content['name']}, control: {control}" if control else content["name"]
+
+
 def describe(counts: Mapping[str, int]) -> str:
     """Return the counts of a result in words."""
     text = f"{counts['answered']} of {counts['items']} items answered, {counts['unparsable']} unparsable"
-    return text + (
-        f"; {counts['errors']} could not be read and are NOT in the figures"
-        if counts["errors"]
-        else ""
-    )
+    if counts["errors"]:
+        text += f"; {counts['errors']} could not be read and are NOT in the figures"
+    return text
 
 
 def number(value: float) -> str:
-    """Return a figure as it is shown: four digits behind the point, one for MME's hundreds."""
+    """Return a value as text: four decimals, or one from 20 on, as MME's scores are in the hundreds."""
     return f"{value:.1f}" if abs(value) >= 20 else f"{value:.4f}"
 
 
 def _record(item: BenchmarkItem, line: Mapping[str, str], scores: Scores) -> dict[str, Any]:
-    # the second field, as a control makes its images anew
+    """Return what results.json says of an item."""
+    # Field 1 holds the original images; `item.images` of a BlankItem would create the grey ones.
     images = [str(image) if isinstance(image, (str, Path)) else "" for image in item[1]]
-    record = {"id": item.id, "group": item.group, "images": images, "question": item.question}
-    record |= {"reference": item.reference} | {
-        key: line[key] for key in ("answer", "error") if key in line
+    record = {
+        "id": item.id,
+        "group": item.group,
+        "images": images,
+        "question": item.question,
+        "reference": item.reference,
     }
-    return record | (
-        {"score": round(float(scores.per_item[item.id]), 6)} if "answer" in line else {}
-    )
+    record |= {key: line[key] for key in ("answer", "error") if key in line}
+    if "answer" in line:
+        record["score"] = round(float(scores.per_item[item.id]), 6)
+    return record

@@ -1,4 +1,4 @@
-"""From the names of benchmarks to results: what `evaluate.py --tasks` calls.
+"""Run benchmarks by name and write their results: what `evaluate.py --tasks` calls.
 
 add_benchmark_arguments(parser)                                       --tasks, --control, --compare
 evaluate_benchmarks(Config(args), args.tasks, output, args.device, args.control)
@@ -26,12 +26,12 @@ from minigpt4.evaluation.shared_answers import SharedAnswers
 if TYPE_CHECKING:
     from minigpt4.conversation.conversation import Chat, Conversation
 
-# what answers items, in any order: {"id", "answer"} or {"id", "error"} each; cfg has batch_size and max_new_tokens
+# Answers items, in any order: one {"id", "answer"} or {"id", "error"} for each. The config has batch size and sampling.
 Answer = Callable[[Sequence[BenchmarkItem], BenchmarkConfig], Iterable[dict]]
 
 
 class OpenBenchmark(NamedTuple):
-    """A benchmark whose files were read and are in order."""
+    """A benchmark whose files have been read and checked."""
 
     benchmark: Benchmark
     items: list[BenchmarkItem]
@@ -39,9 +39,10 @@ class OpenBenchmark(NamedTuple):
 
 @dataclass
 class Asked:
-    """How the benchmarks are asked. `settings`: what answers depend on beside the benchmark, such as weights.
+    """How the benchmarks are asked.
 
-    Answers of other settings are never mixed. `details` go into the results as they are.
+    `settings`: what the answers depend on besides the benchmark, such as the weights; answers produced under different
+    settings are never mixed. `details` are copied into the results.
     """
 
     control: str = ""  # one of controls.CONTROLS
@@ -50,7 +51,7 @@ class Asked:
 
 
 def add_benchmark_arguments(parser: ArgumentParser) -> None:
-    """Give evaluate.py its options for benchmarks."""
+    """Add the benchmark options of evaluate.py."""
     parser.add_argument(
         "--tasks", nargs="+", metavar="NAME", help="benchmarks, sections of evaluation_datasets"
     )
@@ -68,29 +69,22 @@ def add_benchmark_arguments(parser: ArgumentParser) -> None:
 def evaluate_benchmarks(
     cfg: Config, names: Iterable[str], output: Path, device: str | None = None, control: str = ""
 ) -> dict[str, Path]:
-    """Answer the benchmarks of `evaluation_datasets` greedily with the model of `cfg`; return the results' paths.
+    """Answer the benchmarks of `evaluation_datasets` with the model of `cfg`; return the path of each results.json.
 
-    Everything that is known from files is checked before the model is loaded; it is loaded only if something is left
-    to answer. Each rank of torchrun takes its share. Raises ConfigError, and ValueError or OSError as `run_benchmarks`.
+    All files are checked before the model is loaded, and it is loaded only if something is left to answer. The ranks
+    of torchrun share the items. Raises ConfigError, and ValueError or OSError as `run_benchmarks`.
     """
     from minigpt4 import load_config
     from minigpt4.common.dist_utils import from_main, init_distributed_mode, leave_process_group
     from minigpt4.common.launchers import launched_processes
-    from minigpt4.conversation.chat import check_question
     from minigpt4.evaluation.answer_file import settings_of
     from minigpt4.evaluation.answering import answers
 
-    # all that can be refused is refused before the model is loaded
+    # Loading the model takes minutes, so everything that can be refused is refused first.
     benchmarks = open_benchmarks(cfg, names)
     for name, (_, items) in benchmarks.items():
         with_control(items, control)
-        for item in items:
-            try:
-                check_question(item.question)
-            except ValueError as error:
-                raise ValueError(
-                    f"evaluation_datasets.{name}: item '{item.id}': {error}"
-                ) from error
+        _check_questions(items, name)
     if launched_processes(cfg.run_cfg).world_size > 1:
         init_distributed_mode(cfg.run_cfg)
 
@@ -104,7 +98,7 @@ def evaluate_benchmarks(
             *model(), items, batch_size=section.batch_size, ranking=section.ranking, **sampling
         )
 
-    # the checkpoint whole, the frozen weights by a sample of their bytes
+    # The results identify the checkpoint by the hash of the whole file, frozen weights by a sample of their bytes.
     ckpt = cached_path(cfg.model_cfg.ckpt) if cfg.model_cfg.get("ckpt") else None
     settings = from_main(lambda: settings_of(cfg, temperature=0.0))
     weights = from_main(lambda: {ckpt.name: file_sha256(ckpt)} if ckpt and ckpt.is_file() else {})
@@ -118,10 +112,21 @@ def evaluate_benchmarks(
     return paths
 
 
-def open_benchmarks(cfg: Config, names: Iterable[str]) -> dict[str, OpenBenchmark]:
-    """Return the benchmarks of the sections `evaluation_datasets.<name>` by name; no model is needed.
+def _check_questions(items: Sequence[BenchmarkItem], name: str) -> None:
+    """Raise ValueError for a question that the chat would refuse; `name` is the benchmark's section."""
+    from minigpt4.conversation.chat import check_question
 
-    Raises ConfigError with all that is wrong with any of them: names, keys, files, images.
+    for item in items:
+        try:
+            check_question(item.question)
+        except ValueError as error:
+            raise ValueError(f"evaluation_datasets.{name}: item '{item.id}': {error}") from error
+
+
+def open_benchmarks(cfg: Config, names: Iterable[str]) -> dict[str, OpenBenchmark]:
+    """Return the benchmarks of the sections `evaluation_datasets.<name>`, by name; no model is needed.
+
+    Raises ConfigError with everything that is wrong with any of them: names, keys, files, images.
     """
     opened = {}
     for name in dict.fromkeys(names):
@@ -152,24 +157,20 @@ def run_benchmarks(
     answer: Answer,
     asked: Asked | None = None,
 ) -> dict[str, Path]:
-    """Answer, score and write `<output>/<name>/results.json` of each (`<name>-<control>`); return their paths.
+    """Answer and score each benchmark, write `<output>/<name>[-<control>]/results.json`, and return their paths.
 
-    What a call that was interrupted has answered is not asked again. Several ranks share the items, each exactly
-    once; rank 0 writes the results. `answer` is not called where nothing is left.
+    Answers of an interrupted call are reused. The ranks share the items, each item is asked exactly once, and rank 0
+    writes the results. `answer` is not called if every item has an answer.
     Raises ValueError, on all ranks, for a control that is not possible and for answers of other settings; OSError.
     """
     from minigpt4.common.dist_utils import main_print
 
-    asked, paths = asked or Asked(), {}
+    asked = asked or Asked()
+    paths = {}
     for name, (benchmark, items) in benchmarks.items():
         folder = Path(output) / (f"{name}-{asked.control}" if asked.control else name)
-        paths[name] = _run(
-            OpenBenchmark(benchmark, with_control(items, asked.control)),
-            name,
-            folder,
-            answer,
-            asked,
-        )
+        opened = OpenBenchmark(benchmark, with_control(items, asked.control))
+        paths[name] = _run(opened, name, folder, answer, asked)
         main_print(summary(paths[name]))
     return paths
 
@@ -178,53 +179,62 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
     """Run one benchmark and return the path of its results.json."""
     from minigpt4.common.dist_utils import barrier, from_main, get_rank, get_world_size
 
-    (benchmark, items), ids = opened, [item.id for item in opened.items]
-    prompt, files = benchmark.prompt(), {path.name: file_sha256(path) for path in benchmark.files}
-    settings = {
-        "benchmark": benchmark.name,
-        "control": asked.control,
-        "prompt": prompt.text,
-        "data": files,
-    }
-    settings |= {
-        key: getattr(benchmark.cfg, key) for key in ("max_new_tokens", "max_images", "ranking")
-    }
-    drawn = {key: getattr(benchmark.cfg, key, None) for key in ("temperature", "resample")}
-    # not there by default: older answers go on
-    settings |= {key: value for key, value in drawn.items() if value}
+    benchmark, items = opened
+    ids = [item.id for item in items]
+    settings = _settings(benchmark, asked.control)
     shared = SharedAnswers(folder, settings | dict(asked.settings))
-    with ExitStack() as held:  # by rank 0
-        from_main(lambda: held.enter_context(shared.locked()))
+    with ExitStack() as stack:
+        # Only rank 0 locks the folder and merges what earlier calls answered.
+        from_main(lambda: stack.enter_context(shared.locked()))
         lines = from_main(lambda: shared.collect(ids))
 
-        # this rank's share of what has no answer yet
+        # Each rank answers its share of the items that have no answer yet.
         start = time.perf_counter()
-        left = [item for item in items if "answer" not in lines.get(item.id, {})]
-        if share := left[get_rank() :: get_world_size()]:
+        unanswered = [item for item in items if "answer" not in lines.get(item.id, {})]
+        if share := unanswered[get_rank() :: get_world_size()]:
             shared.add(get_rank(), _checked(benchmark.answers(share, answer), share, name))
         barrier()
 
         def write() -> Path:
             seconds = time.perf_counter() - start
-            run = Run(name, benchmark, items, shared.collect(ids), settings, seconds, len(left))
+            lines = shared.collect(ids)
+            run = Run(name, benchmark, items, lines, settings, seconds, len(unanswered))
             return write_results(run, folder, asked.details)
 
         return from_main(write)
 
 
+def _settings(benchmark: Benchmark, control: str) -> dict[str, Any]:
+    """Return everything about a benchmark that its answers depend on, the contents of its files included."""
+    settings = {
+        "benchmark": benchmark.name,
+        "control": control,
+        "prompt": benchmark.prompt().text,
+        "data": {path.name: file_sha256(path) for path in benchmark.files},
+    }
+    for key in ("max_new_tokens", "max_images", "ranking"):
+        settings[key] = getattr(benchmark.cfg, key)
+    # Left out at their defaults, so that answers written before these keys existed can still be resumed.
+    for key in ("temperature", "resample"):
+        if value := getattr(benchmark.cfg, key, None):
+            settings[key] = value
+    return settings
+
+
 def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterator[dict]:
-    """Yield the lines, with a progress bar on rank 0. Raises ValueError unless each item gets exactly one."""
+    """Yield the lines, with a progress bar on rank 0. Raises ValueError unless each item is answered exactly once."""
     from tqdm import tqdm
 
     from minigpt4.common.dist_utils import is_main_process
 
-    waiting = {item.id for item in items}
+    unanswered = {item.id for item in items}
     for line in tqdm(
         lines, total=len(items), desc=name, unit="item", disable=not is_main_process()
     ):
-        if line["id"] not in waiting:
+        if line["id"] not in unanswered:
             raise ValueError(f"{name}: '{line['id']}' was answered twice, or was not asked")
-        waiting.remove(line["id"])
+        unanswered.remove(line["id"])
         yield line
-    if waiting:
-        raise ValueError(f"{name}: {len(waiting)} items got no answer, first '{min(waiting)}'")
+    if unanswered:
+        first = min(unanswered)
+        raise ValueError(f"{name}: {len(unanswered)} items got no answer, first '{first}'")

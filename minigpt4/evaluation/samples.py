@@ -1,4 +1,4 @@
-"""samples.html: what a model says to a few held-out samples while it trains, on a page that needs nothing else."""
+"""samples.html: a model's answers to a few held-out samples during training, on a self-contained page."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-MOST_TOKENS = 60  # of an answer
+MOST_TOKENS = 60  # at most so many tokens per answer
 RECORDS, PAGE = "samples.jsonl", "samples.html"
 _STYLE = """figure{display:flex;gap:1rem;white-space:normal;margin-bottom:.8rem;flex-wrap:wrap}
 figure>div{flex:1 1 24rem}figure img{width:14rem}td{white-space:pre-wrap}
@@ -21,26 +21,28 @@ figure>div{flex:1 1 24rem}figure img{width:14rem}td{white-space:pre-wrap}
 
 
 def fixed_samples(dataset: Any, number: int) -> list[dict]:
-    """Return `number` samples, or fewer, of a split: evenly spaced, of a stream the first ones; always the same.
+    """Return at most `number` samples of a split, always the same: evenly spaced, or the first ones of a stream.
 
-    One that cannot be used is replaced by the next.
+    A sample that cannot be used is replaced by the next.
     """
     if not hasattr(dataset, "__len__"):
         return list(islice(dataset, number))
     size, chosen = len(dataset), []
     number = min(number, size)
+    # one sample from each of `number` equal parts
     for part in range(number):
         for index in range(part * size // number, (part + 1) * size // number):
-            if (sample := dataset[index]) is not None:
+            sample = dataset[index]
+            if sample is not None:
                 chosen.append(sample)
                 break
     return chosen
 
 
 class SamplesPage:
-    """The page of a few samples of a dataset, which grows by a line a sample with every validation.
+    """The page of a few samples of a dataset; each validation adds one answer per sample.
 
-    Its answers are in `samples.jsonl` beside it, a JSON line a validation.
+    The answers are also in `samples.jsonl` beside it, one JSON line per validation.
     """
 
     def __init__(self, dataset: Any, number: int) -> None:
@@ -48,9 +50,10 @@ class SamplesPage:
         self.samples = fixed_samples(dataset, number)
 
     def add(self, model: "torch.nn.Module", folder: Path, **where: object) -> None:
-        """Answer the samples, and write records and page in `folder`; `where`: what the records say beside.
+        """Answer the samples and update samples.jsonl and the page in `folder`.
 
-        A record of an equal "step" is replaced. Raises ValueError for a text that the model cannot read, OSError.
+        `where` has "step" and further fields of the new record, which replaces a record of the same step. Raises
+        ValueError for a text that the model cannot read, and OSError.
         """
         from minigpt4.common.device import to_device
         from minigpt4.conversation.sample_answers import answer_samples
@@ -60,18 +63,25 @@ class SamplesPage:
             return
         batch = to_device(collate(self.samples), model.device) | {"iters": 0}
         answers = answer_samples(model, batch, MOST_TOKENS)
-        said = []
+        answered = []
         for sample, (prompt, answer) in zip(self.samples, answers, strict=True):
-            shown = {"id": str(sample.get("sample_id", "")), "prompt": prompt, "answer": answer}
-            # of 2023 and own data, or of the newest release
+            # "text_input" in data of the 2023 release and of users, the others in data of the newest release
             reference = next(
                 sample[key] for key in ("text_input", "answer", "conv_a") if key in sample
             )
-            said.append(shown | {"reference": reference})
-        records = [
-            record for record in read_records(folder / RECORDS) if record["step"] != where["step"]
-        ]
-        records = sorted([*records, {**where, "samples": said}], key=lambda record: record["step"])
+            answered.append(
+                {
+                    "id": str(sample.get("sample_id", "")),
+                    "prompt": prompt,
+                    "answer": answer,
+                    "reference": reference,
+                }
+            )
+        # A resumed run repeats steps: their records are replaced.
+        earlier = read_records(folder / RECORDS)
+        records = [record for record in earlier if record["step"] != where["step"]]
+        records.append({**where, "samples": answered})
+        records.sort(key=lambda record: record["step"])
         text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
         (folder / RECORDS).write_text(text, encoding="utf-8", errors="backslashreplace")
         page = samples_page(
@@ -80,7 +90,7 @@ class SamplesPage:
         (folder / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
     def _images(self, sample: dict) -> "list[Image]":
-        """Return the images of a sample as the model sees them; none where its processor cannot tell."""
+        """Return the images of a sample as the model sees them; [] if its processor cannot convert them back."""
         from PIL import Image
 
         from minigpt4.datasets.datasets.image_controls import images_of
@@ -88,7 +98,7 @@ class SamplesPage:
         shown = []
         to_image = getattr(getattr(self.dataset, "vis_processor", None), "to_image", None)
         for pixels in images_of(sample):
-            if str(pixels.dtype) == "torch.uint8":  # as the image lies in memory
+            if str(pixels.dtype) == "torch.uint8":  # not yet normalised: [height, width, 3]
                 shown.append(Image.fromarray(pixels.numpy()))
             elif to_image:
                 shown.append(to_image(pixels))
@@ -96,7 +106,7 @@ class SamplesPage:
 
 
 def read_records(path: Path) -> list[dict]:
-    """Return the records of a samples.jsonl, [] without one; a line that a killed run left half-written is left out."""
+    """Return the records of a samples.jsonl, [] if there is none; the partial last line of a killed run is skipped."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -107,7 +117,7 @@ def read_records(path: Path) -> list[dict]:
 
 
 def samples_page(title: str, records: Sequence[dict], images: "Sequence[Sequence[Image]]") -> str:
-    """Return the HTML text: a card a sample, with its images, prompt, reference, and the answer of each record."""
+    """Return the page's HTML: one card per sample, with images, prompt, reference and the answer of each record."""
     note = f"Greedy answers, at most {MOST_TOKENS} tokens, to the prompts that training reads."
     body = [f"<h1>{visible(title)}</h1>", f"<p>{note}</p>"]
     for number, its_images in enumerate(images):
@@ -115,7 +125,8 @@ def samples_page(title: str, records: Sequence[dict], images: "Sequence[Sequence
         rows = []
         for record in records:
             loss = record.get("loss")
-            cells = f'<td class="n">{record["step"]}</td><td class="n">{"" if loss is None else f"{loss:.4f}"}</td>'
+            shown_loss = "" if loss is None else f"{loss:.4f}"
+            cells = f'<td class="n">{record["step"]}</td><td class="n">{shown_loss}</td>'
             same = [sample for sample in record["samples"] if sample["id"] == last["id"]]
             rows.append(f"<tr>{cells}<td>{visible(same[0]['answer']) if same else ''}</td></tr>\n")
         head = '<tr><th class="n">step</th><th class="n">held-out loss</th><th>answer</th></tr>'
@@ -123,6 +134,6 @@ def samples_page(title: str, records: Sequence[dict], images: "Sequence[Sequence
             f"<dt>{name}</dt><dd>{visible(last[name])}</dd>" for name in ("prompt", "reference")
         ]
         table = f'<div class="scroll"><table>{head}\n{"".join(rows)}</table></div>'
-        said = f"<div class=id>{visible(last['id'])}</div><dl>{''.join(terms)}</dl>{table}"
-        body.append(f"<figure>{''.join(map(image_element, its_images))}<div>{said}</div></figure>")
+        text = f"<div class=id>{visible(last['id'])}</div><dl>{''.join(terms)}</dl>{table}"
+        body.append(f"<figure>{''.join(map(image_element, its_images))}<div>{text}</div></figure>")
     return document(title, STYLE + _STYLE, body)

@@ -1,1 +1,1 @@
-"""A checkpoint in the formats of other programs: `python -m minigpt4.export`."""
+"""Export a checkpoint to the formats of other programs: `python -m minigpt4.export`."""

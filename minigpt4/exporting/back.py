@@ -1,4 +1,4 @@
-"""The way back: the checkpoint of an export, bit for bit."""
+"""The reverse of an export to transformers: recover the checkpoint, bit for bit."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,16 +17,17 @@ from minigpt4.models.vision.qformer import to_release_name
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether that is a folder that `export_hf` wrote."""
+    """Return whether `path` is a folder that `export_hf` wrote."""
     return all(
         (Path(path) / name).is_file() for name in ("config.json", f"{OWN}/{FOLDER_MANIFEST}")
     )
 
 
 def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
-    """Return the tensors of an export under our names, those of a checkpoint's files.
+    """Return the tensors of an export under the names of a checkpoint.
 
-    By the table that knows all of `wanted`, if there is one. Raises CheckpointError for no export.
+    A class may have several tables of names: the first that gives all of `wanted` is used, else the last. Raises
+    CheckpointError if the folder is of another class.
     """
     class_name = read_json(folder / "config.json")["architectures"][0]
     if class_name not in BY_CLASS:
@@ -35,9 +36,9 @@ def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
         )
     found, ours = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
-        tensors = load_file(file)
-        # it comes and goes
-        found |= {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        # Some exports have the prefix "model.", others do not.
+        for name, tensor in load_file(file).items():
+            found[name.removeprefix("model.")] = tensor
     for table in BY_CLASS[class_name].tables:
         ours = {
             to_release_name(name): tensor
@@ -49,9 +50,9 @@ def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
 
 
 def import_hf(source: Path, folder: Path) -> None:
-    """Write the checkpoint folder that an export was made of; it has the hash of the one that was exported.
+    """Write the checkpoint folder that an export was made from; its weights have the hash of the original.
 
-    Raises CheckpointError if it has not: the export was trained or changed since.
+    Raises CheckpointError if they have not, because the export was trained or changed since.
     """
     expected = read_json(source / OWN / FOLDER_MANIFEST)["weights"]
     found = exported_tensors(source, expected["tensors"])
@@ -61,10 +62,8 @@ def import_hf(source: Path, folder: Path) -> None:
             "..): LoRA was merged into the LLM, for good. Keep the checkpoint itself"
         )
     with written_whole(folder) as scratch:
-        save_file(
-            {name: found[name].contiguous() for name in expected["tensors"]},
-            scratch / FOLDER_WEIGHTS,
-        )
+        tensors = {name: found[name].contiguous() for name in expected["tensors"]}
+        save_file(tensors, scratch / FOLDER_WEIGHTS)
         if file_sha256(scratch / FOLDER_WEIGHTS) != expected["sha256"]:
             raise CheckpointError(
                 f"CHECKPOINT: the trained weights in '{source}' are not those that were exported: they were trained or "
@@ -72,5 +71,6 @@ def import_hf(source: Path, folder: Path) -> None:
             )
         for name in (FOLDER_MANIFEST, CONFIG, *RUN_CARDS):
             file = source / OWN / name
-            if file.is_file() and not file.is_symlink():  # an export may be a stranger's
+            # An export may come from an untrusted source: follow no links.
+            if file.is_file() and not file.is_symlink():
                 shutil.copyfile(file, scratch / name)

@@ -1,4 +1,4 @@
-"""The Q-Former form as transformers' Blip2ForConditionalGeneration."""
+"""Export a model with a Q-Former as transformers' Blip2ForConditionalGeneration."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -11,20 +11,19 @@ from minigpt4.exporting import names
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Blip2ForConditionalGeneration, Blip2VisionConfig, PreTrainedConfig
 
-NORM_EPS = (
-    1e-6  # of timm's blocks; of ln_vision 1e-5, which the class cannot hold: see docs/serving.md
-)
+# Epsilon of the layer norms in timm's blocks; that of ln_vision, 1e-5, has no place in the class: see docs/serving.md.
+NORM_EPS = 1e-6
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig":
-    """Return the LLM's configuration without the path that it was read from."""
+    """Return a copy of the LLM's configuration, without the path that it was read from."""
     config = copy.deepcopy(model.llama_model.config)
     config._name_or_path = ""
     return config
 
 
 def vision_config(model: nn.Module) -> "Blip2VisionConfig":
-    """Return the configuration of an EVA-CLIP tower with `ln_vision` behind it."""
+    """Return the configuration of an EVA-CLIP tower followed by `ln_vision`."""
     from transformers import Blip2VisionConfig
 
     vit = model.visual_encoder
@@ -41,7 +40,7 @@ def vision_config(model: nn.Module) -> "Blip2VisionConfig":
 
 
 def to_blip2(model: nn.Module, image_token_id: int) -> "Blip2ForConditionalGeneration":
-    """Return transformers' class with the tensors of a MiniGPT4 with Q-Former, none of them copied or cast."""
+    """Return a MiniGPT4 with a Q-Former as transformers' class; no tensor is cast, and none but the qkv biases copied."""
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
     config = Blip2Config(

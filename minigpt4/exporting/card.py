@@ -1,4 +1,4 @@
-"""The model card of an export: README.md of a folder as model hubs show it."""
+"""The model card of an export: the README.md that model hubs show for a folder."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ LIMITS = {
 
 
 def model_card(class_name: str, template: Template, manifest: dict[str, Any]) -> str:
-    """Return the text of the card; `manifest` is that of the checkpoint."""
+    """Return the text of the card; `manifest` is the checkpoint's."""
     license = manifest["licence"]
     header = {
         "library_name": "transformers",
@@ -57,13 +57,16 @@ def model_card(class_name: str, template: Template, manifest: dict[str, Any]) ->
     if license:
         header["license"] = license.lower()
     parts = [("LLM", manifest["parts"]["llm"]), *manifest["parts"]["vision"].items()]
+    part_rows = [
+        f"| {name} | {part['name']}, `{part['fingerprint'][:16]}` |" for name, part in parts
+    ]
     return _CARD.format(
         header=yaml.safe_dump(header, sort_keys=False),
         class_name=class_name,
-        parts="\n".join(
-            f"| {name} | {part['name']}, `{part['fingerprint'][:16]}` |" for name, part in parts
-        ),
-        prompt=repr(template.training or template.user[0])[1:-1],
+        parts="\n".join(part_rows),
+        prompt=repr(template.training or template.user[0])[
+            1:-1
+        ],  # line breaks as \n, without quotes
         stops="`, `".join(map(repr, template.stop)),
         license=license or "not stated",
         limits=LIMITS.get(class_name, "none known."),

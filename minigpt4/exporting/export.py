@@ -1,4 +1,4 @@
-"""What minigpt4/export.py does with its arguments."""
+"""Run the export that the arguments of minigpt4/export.py ask for."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -11,10 +11,11 @@ from minigpt4.exporting.opening import open_config, open_skeleton, write_checkpo
 def export(args: Namespace) -> None:
     """Write what --to asks for; `args` are those of minigpt4/export.py.
 
-    Raises ValueError (CheckpointError, ConfigError) or OSError for what cannot be read, held by the format, or
-    written.
+    Raises ValueError (CheckpointError, ConfigError) or OSError if the checkpoint cannot be read, the format cannot
+    represent the model, or the output cannot be written.
     """
     kind, folder = args.to[0], Path(args.to[1])
+    # An export is given: recover its checkpoint.
     if is_export(args.checkpoint):
         if kind != "checkpoint":
             raise ValueError(
@@ -23,6 +24,7 @@ def export(args: Namespace) -> None:
         import_hf(Path(args.checkpoint), folder)
         print(f"'{folder}' has the weights of '{args.checkpoint}', bit for bit")
         return
+    # A checkpoint is given: export it.
     cfg = open_config(args.checkpoint, args.cfg_path, args.options or ())
     if kind == "hf":
         class_name = export_hf(cfg, folder, args.license)

@@ -1,4 +1,4 @@
-"""Which class of transformers can hold a model, as its section `model` describes it."""
+"""Which class of transformers can represent a model, judging by its configuration section `model`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 class Form(NamedTuple):
-    """A class of transformers: what makes it of a model and the image token's id; tables of names for the way back."""
+    """A class of transformers: `build` makes it from a model and the image token's id, `tables` rename tensors back."""
 
     build: Callable[[nn.Module, int], "PreTrainedModel"]
     tables: tuple[names.Table, ...]
@@ -30,24 +30,27 @@ BY_CLASS = {"Blip2ForConditionalGeneration": BLIP2, "LlavaForConditionalGenerati
 
 
 def form_of(section: Any) -> Form:
-    """Return the Form of a section `model`. Raises ValueError, with the reason, where no class can hold it."""
-    bridge, name = bridge_of(section), name_of(section)
+    """Return the Form of a section `model`. Raises ValueError, with the reason, if no class can represent it."""
+    bridge, tower = bridge_of(section), name_of(section)
+    if bridge == "qformer" and tower in VIT_MODELS and section.projector == "linear":
+        return BLIP2
     if bridge == "merged":
         reason = "joins neighbouring patches to one vector, as MiniGPT-4 without Q-Former and MiniGPT-v2 do"
-    elif bridge == "qformer" and name in VIT_MODELS and section.projector == "linear":
-        return BLIP2
-    elif (
-        bridge == "none" and is_folder(section) and TransformersVit.of_folder(name).family == SIGLIP
-    ):
+    elif bridge == "none" and _is_siglip(section, tower):
         family = load_config(section.llama_model).model_type
         if family in LLMS:
             return LLAVA
         reason = f"is Llava with an LLM of the type {family}; it can have {', '.join(LLMS)}"
     else:
         reason = (
-            f"has the tower {name} with a norm behind it, this bridge and the projector {section.projector}; "
+            f"has the tower {tower} with a norm behind it, this bridge and the projector {section.projector}; "
             "Blip2 has EVA-CLIP, a Q-Former and one layer, Llava has SigLIP and no bridge"
         )
     raise ValueError(
         f"model.bridge: {bridge}; no class of transformers {reason}. Serve it by minigpt4.serve"
     )
+
+
+def _is_siglip(section: Any, tower: str) -> bool:
+    """Return whether the vision tower is a folder of SigLIP."""
+    return is_folder(section) and TransformersVit.of_folder(tower).family == SIGLIP

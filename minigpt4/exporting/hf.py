@@ -1,4 +1,4 @@
-"""`--to hf`: a folder that transformers, and what is built on it, opens without code of ours; and the way back."""
+"""`--to hf`: a folder that transformers, and programs built on it, open without our code; and `--to gguf`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,15 @@ from minigpt4.text.templates import Template, template_for
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import GenerationConfig
 
-OWN = "minigpt4"  # the folder within an export that says what the checkpoint was
-MAX_NEW_TOKENS = 300  # of an answer, as a chat's; transformers' own is 20
+OWN = "minigpt4"  # the folder within an export that describes the original checkpoint
+MAX_NEW_TOKENS = 300  # per answer, as in our chat; the default of transformers is 20
 
 
 def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
-    """Write `folder`, whole or not at all; return the name of the class that opens it.
+    """Write `folder` completely or not at all; return the name of the class that opens it.
 
-    Raises FileExistsError if there is something at `folder`, ValueError for a model that no class can hold, and as
-    `open_model`.
+    Raises FileExistsError if `folder` exists, ValueError for a model that no class can represent, and what `open_model`
+    raises.
     """
     section = cfg.model_cfg
     form = form_of(section)
@@ -39,20 +39,20 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
         template = template_for(*model.trained_text)
         tokenizer = processing.with_image_token(model.llama_tokenizer)
         image_id = tokenizer.convert_tokens_to_ids(processing.IMAGE_TOKEN)
-        # before the LLM gets a row more
+        # The checkpoint's manifest and configuration; the weights are in the export itself. This comes before
+        # `make_room`, which changes the LLM.
         write_checkpoint(cfg, model, saved, scratch / OWN, license)
         (scratch / OWN / FOLDER_WEIGHTS).unlink()
         make_room(model, image_id)
-        # the model, its settings, what makes its inputs
+        # The configuration is saved twice, as save_pretrained writes the dtype of the tensors, not that to compute in.
         exported = form.build(model, image_id)
         exported.generation_config = generation_settings(model, template, image_id)
         exported.save_pretrained(scratch)
         exported.config.dtype = dtype_of(section)
         exported.config.save_pretrained(scratch)
         image = type(model).image_format(section)
-        processing.make_processor(
-            tokenizer, image, model.num_image_tokens, template
-        ).save_pretrained(scratch)
+        processor = processing.make_processor(tokenizer, image, model.num_image_tokens, template)
+        processor.save_pretrained(scratch)
         class_name = type(exported).__name__
         card = model_card(class_name, template, read_json(scratch / OWN / FOLDER_MANIFEST))
         (scratch / "README.md").write_text(card, encoding="utf-8")
@@ -60,7 +60,10 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
 
 
 def export_gguf(cfg: Config, folder: Path) -> Path:
-    """Write `folder` with vision tower and projection for llama.cpp; return the file. Raises as `export_hf`."""
+    """Write `folder` with the vision tower and projection for llama.cpp; return the file.
+
+    Raises what `export_hf` raises.
+    """
     from minigpt4.exporting.mmproj import check_gguf, write_gguf
 
     section = cfg.model_cfg
@@ -73,6 +76,7 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
     if modes(section)["llm"] == "full":
         message = "the trained LLM goes into no projector file: export --to hf, and convert the LLM of that"
         raise ValueError(f"model.train.llm: full; {message}")
+    # Check the model before the weights of the LLM are loaded.
     model, _ = open_skeleton(cfg)
     check_gguf(model)
     with written_whole(folder) as scratch:
@@ -84,9 +88,9 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
 
 @torch.no_grad()
 def make_room(model: MiniGPTBase, image_id: int) -> None:
-    """Give the LLM a row for the image token, if its vocabulary has none left.
+    """Add an embedding row for the image token to the LLM, unless its table has an unused one.
 
-    It is the mean of all others: its logit is their mean, so that no greedy answer has it.
+    The row is the mean of all others, and so is its logit, so that greedy decoding never chooses the image token.
     """
     llm = model.llama_model
     size = len(llm.get_input_embeddings().weight)
@@ -100,7 +104,7 @@ def make_room(model: MiniGPTBase, image_id: int) -> None:
 def generation_settings(
     model: MiniGPTBase, template: Template, image_id: int
 ) -> "GenerationConfig":
-    """Return the settings of `generate`: greedy, ending where a chat's answers end."""
+    """Return the settings of `generate`: greedy, with the stop tokens of our chat."""
     from transformers import GenerationConfig
 
     tokenizer = model.llama_tokenizer
@@ -116,7 +120,7 @@ def generation_settings(
 
 
 def dtype_of(section: Any) -> str:
-    """Return the type in which others shall compute: `model.llm_precision`; `auto`: that of the LLM's files."""
+    """Return the dtype for other programs to compute in: `model.llm_precision`, or for "auto" that of the LLM's files."""
     if section.llm_precision in DTYPES:
         return str(DTYPES[section.llm_precision]).removeprefix("torch.")
     if modes(section)["llm"] != "frozen":

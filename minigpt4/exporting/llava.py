@@ -1,7 +1,7 @@
-"""Patches of SigLIP as they are, as transformers' LlavaForConditionalGeneration.
+"""Export a model with SigLIP and no bridge as transformers' LlavaForConditionalGeneration.
 
-Our `ln_vision` becomes the norm at the tower's end; CLIP has none there. The class projects by two layers: a linear
-projection becomes the first, an identity the second.
+Our `ln_vision` becomes the norm at the end of the tower; CLIP has no such norm. The class has a projector of two layers:
+a linear projection becomes the first, with an identity as the second.
 """
 
 import copy
@@ -16,17 +16,17 @@ from minigpt4.exporting.blip2 import text_config
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlavaForConditionalGeneration
 
-# model_type of LLMs that are layers, a norm and a head, and nothing else
+# model_type of LLMs that consist of embeddings, layers, a norm and a head, and nothing else
 LLMS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SIGLIP = "siglip_vision_model"
 
 
 def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGeneration":
-    """Return transformers' class with the tensors of a MiniGPT4 whose bridge is `none`, none of them cast."""
+    """Return a MiniGPT4 whose bridge is `none` as transformers' class; no tensor is cast."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     vision = copy.deepcopy(model.visual_encoder.model.config)
-    vision.tie_last_hidden_states = True  # the last hidden state is the one behind the norm
+    vision.tie_last_hidden_states = True  # the last hidden state is the one after the norm
     vision._name_or_path = ""
     state, act = projector_layers(model)
     config = LlavaConfig(
@@ -53,18 +53,17 @@ def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGener
 
 
 def projector_layers(model: nn.Module) -> tuple[names.Tensors, str]:
-    """Return (tensors of the class's projector, what stands between its two layers)."""
-    where, own = "model.multi_modal_projector", model.llama_proj.state_dict()
+    """Return (tensors of the class's projector, name of the activation between its two layers)."""
+    prefix, ours = "model.multi_modal_projector", model.llama_proj.state_dict()
     if model.projector != "linear":
-        return {f"{where}.{_layer(name)}": tensor for name, tensor in own.items()}, "gelu"
-    width = len(own["weight"])
-    layers = {f"{where}.linear_1.{kind}": tensor for kind, tensor in own.items()}
-    layers |= {
-        f"{where}.linear_2.weight": torch.eye(width),
-        f"{where}.linear_2.bias": torch.zeros(width),
-    }
+        return {f"{prefix}.{_layer_name(name)}": tensor for name, tensor in ours.items()}, "gelu"
+    width = len(ours["weight"])
+    layers = {f"{prefix}.linear_1.{kind}": tensor for kind, tensor in ours.items()}
+    layers[f"{prefix}.linear_2.weight"] = torch.eye(width)
+    layers[f"{prefix}.linear_2.bias"] = torch.zeros(width)
     return layers, "linear"
 
 
-def _layer(name: str) -> str:
+def _layer_name(name: str) -> str:
+    """Return the class's name for a tensor of our two-layer projector, such as "0.weight"."""
     return name.replace("0.", "linear_1.").replace("2.", "linear_2.")

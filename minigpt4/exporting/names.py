@@ -1,6 +1,6 @@
-"""The names of our tensors in transformers' classes, both ways.
+"""Rename our tensors to the names of transformers' classes, and back.
 
-D is the ViT's width. All tensors keep their values; `qkv.bias` is the query's and the value's joined, zeros between.
+All tensors keep their values. `qkv.bias` is the query's and the value's bias with zeros, for the key, between them.
 """
 
 import re
@@ -10,7 +10,7 @@ import torch
 Tensors = dict[str, torch.Tensor]
 Table = tuple[tuple[str, str], ...]
 
-# (our names, transformers'); a pair of patterns whose {} is the number of a layer. Source: transformers' blip_2.
+# Pairs (start of our names, start of transformers' names); {} is the index of a layer. Source: transformers' blip_2.
 _VIT = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -35,51 +35,52 @@ LLAVA_SIGLIP = (
     ("ln_vision.", "model.vision_tower.post_layernorm."),
     *_LLAVA,
 )
-# the projector alone, for the way back
+# The import of a Llava needs only the projector's names.
 LLAVA_LINEAR = (("llama_proj.", "multi_modal_projector.linear_1."),)
 LLAVA_MLP = (
     ("llama_proj.0.", "multi_modal_projector.linear_1."),
     ("llama_proj.2.", "multi_modal_projector.linear_2."),
 )
-_BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
+_QKV_BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
 
 
 def to_transformers(tensors: Tensors, table: Table) -> Tensors:
-    """Return our tensors under transformers' names; of LoRA, which was merged, nothing is left.
+    """Return our tensors under transformers' names, without those of LoRA, which has been merged.
 
-    Raises KeyError for one that has none.
+    Raises KeyError for a tensor that the table does not know.
     """
     tensors = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in tensors.items()
         if ".lora_" not in name
     }
+    # EVA's attention has biases of query and value only; transformers' has one for all three.
     for name in [name for name in tensors if name.endswith(".attn.q_bias")]:
         query, value = tensors.pop(name), tensors.pop(name.replace("q_bias", "v_bias"))
-        tensors[name.replace("q_bias", "qkv.bias")] = torch.cat(
-            [query, torch.zeros_like(query), value]
-        )
+        key = torch.zeros_like(query)
+        tensors[name.replace("q_bias", "qkv.bias")] = torch.cat([query, key, value])
     return {_renamed(name, table): tensor for name, tensor in tensors.items()}
 
 
 def from_transformers(tensors: Tensors, table: Table) -> Tensors:
-    """Return those of transformers' tensors that the table knows under our names: the inverse of `to_transformers`."""
-    back = tuple((theirs, ours) for ours, theirs in table)
+    """Return the tensors that the table knows under our names: the inverse of `to_transformers`."""
+    inverse = tuple((theirs, ours) for ours, theirs in table)
     found = {}
     for name, tensor in tensors.items():
         try:
-            ours = _renamed(name, back)
+            ours = _renamed(name, inverse)
         except KeyError:
             continue
-        if match := _BIAS.fullmatch(ours):
-            parts = tensor.chunk(3)
-            found |= {f"{match[1]}q_bias": parts[0].clone(), f"{match[1]}v_bias": parts[2].clone()}
+        if match := _QKV_BIAS.fullmatch(ours):
+            query, value = tensor.chunk(3)[::2]
+            found |= {f"{match[1]}q_bias": query.clone(), f"{match[1]}v_bias": value.clone()}
         else:
             found[ours] = tensor
     return found
 
 
 def _renamed(name: str, table: Table) -> str:
+    """Return the name with its start replaced by the first pair that fits. Raises KeyError if none does."""
     for old, new in table:
         if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
             return new.format(*match.groups()) + name[match.end() :]

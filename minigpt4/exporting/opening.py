@@ -1,4 +1,4 @@
-"""A checkpoint to be exported: its configuration, and its model with every tensor in the type of its file."""
+"""Open a checkpoint for export: its configuration, and its model with every tensor in the dtype of its file."""
 
 import shutil
 import tempfile
@@ -24,9 +24,9 @@ from minigpt4.models.training_parts import modes
 def open_config(
     checkpoint: str, cfg_path: str | None = None, options: Sequence[str] = ()
 ) -> Config:
-    """Return the Config of a checkpoint: that of `cfg_path`, else what a folder or a training's checkpoint says itself.
+    """Return the Config of a checkpoint: that of `cfg_path`, else the one saved in the checkpoint folder or file.
 
-    Raises ConfigError, CheckpointError, OSError.
+    Raises ConfigError, CheckpointError (a file without a configuration needs `cfg_path`), OSError.
     """
     if cfg_path:
         return Config(
@@ -34,6 +34,7 @@ def open_config(
         )
     if is_checkpoint_folder(checkpoint):
         return Config(Namespace(cfg_path=checkpoint, options=options))
+    # The file of a training run holds its configuration, which is written to a YAML file for Config to read.
     saved = weights.read_file(resolve_file(checkpoint, "CHECKPOINT"), "CHECKPOINT")
     config = trained_with.mapping(trained_with.mapping(saved).get("config"))
     if not trained_with.mapping(config.get("model")).get("arch"):
@@ -70,11 +71,13 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     model_class.settle(section)
     model = model_class(section, torch.float32)
     model.load_vision(section, torch.device("cpu"))
+    # A frozen LLM keeps the dtype of its files; one that was trained is in float32.
     model.llama_tokenizer = language_model.load_tokenizer(section.llama_model)
     dtype = "auto" if modes(section)["llm"] == "frozen" else torch.float32
     llm = language_model.load_llm(section.llama_model, dtype, torch.device("cpu"))
     model.attach_language(llm, "cpu")
     model.llm_identity = language_model.identity(section.llama_model, llm)
+    # the trained weights, after a check that they belong to these frozen ones
     path = resolve_file(section.ckpt, "model.ckpt")
     saved = checkpoint_folder.compared(model.load_ckpt(path), path, section, model.identity())
     model.trained_text = trained_with.trained_text(saved) or model.trained_text
@@ -84,7 +87,7 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
 
 
 def open_skeleton(cfg: Config) -> tuple[MiniGPTBase, Any]:
-    """Return what `open_model` does, without the LLM's weights: its shapes are on the meta device."""
+    """Return what `open_model` does, but with the LLM's weights on the meta device: shapes only."""
     section = cfg.model_cfg
     model = registry.get_model_class(section.arch).skeleton(section, torch.float32)
     model.read_files(section)
@@ -97,7 +100,7 @@ def write_checkpoint(
 ) -> None:
     """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
 
-    One that is a folder already is copied. Raises ValueError for a licence that is not the folder's own.
+    A checkpoint that is a folder already is copied. Raises ValueError if `license` differs from that folder's licence.
     """
     section = cfg.model_cfg
     path = resolve_file(section.ckpt, "model.ckpt")
@@ -109,17 +112,16 @@ def write_checkpoint(
             )
         shutil.copytree(path.parent, folder)
         return
-    found = weights.read_tensors(path, "model.ckpt", root="model")
+    # Only the model's own parameters are written; a checkpoint file may hold more.
+    found = adapters.in_release_names(weights.read_tensors(path, "model.ckpt", root="model"))
     names = {model.release_name(name) for name, _ in model.named_parameters()}
-    tensors = {
-        name: tensor for name, tensor in adapters.in_release_names(found).items() if name in names
-    }
+    tensors = {name: tensor for name, tensor in found.items() if name in names}
     checkpoint_folder.write_folder(
         folder, tensors, cfg.to_dict(), identity_of(saved, model), section, license, source=path
     )
 
 
 def identity_of(saved: Any, model: MiniGPTBase) -> Mapping[str, Any]:
-    """Return what a checkpoint says that it belongs to; of one that does not, the model that took its weights."""
+    """Return the identity of the model that a checkpoint was trained with, completed by that of `model`."""
     theirs, own = trained_with.saved_identity(saved), model.identity()
     return own | {key: value for key, value in theirs.items() if key in own}

@@ -1,4 +1,4 @@
-"""Tokenizer, chat template, image processor and stop ids of an export: our prompts, by transformers' means."""
+"""Tokenizer, chat template, image processor and stop ids of an export, which give our prompts in transformers."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,17 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
-# of a Template, in the Jinja template
+# fields of a Template that are variables of the Jinja template
 _TEXTS = ("user", "assistant", "answer", "system", "around_system", "markers")
-# A stop string is tokenised by what stands before it.
-_BEFORE = ("", "a", "a.", "a ", "a\n")
+# texts that may precede a stop string, as its tokens can depend on them
+_BEFORE_STOP = ("", "a", "a.", "a ", "a\n")
 
 
 def with_image_token(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerFast":
-    """Return a copy of our tokenizer, with its rules, that knows IMAGE_TOKEN.
+    """Return a copy of our tokenizer with IMAGE_TOKEN added.
 
-    It is read back from tokenizer.json as it stands: a class of its family would make rules of its own. Raises
-    ValueError for a tokenizer without such a file.
+    It is a PreTrainedTokenizerFast made of the content of tokenizer.json, as the tokenizer class of the LLM's family
+    could change its rules. Raises ValueError for a tokenizer that cannot be saved as tokenizer.json.
     """
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -45,12 +45,12 @@ def with_image_token(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokeniz
         {"extra_special_tokens": [AddedToken(IMAGE_TOKEN, special=True, normalized=False)]},
         replace_extra_special_tokens=False,
     )
-    exported.padding_side = "left"  # of a batch that is answered
+    exported.padding_side = "left"  # as generation in batches needs
     return exported
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase", template: Template, known: Any) -> list[int]:
-    """Return the ids that end an answer: end tokens, `known` (of generation_config), and those that begin a stop."""
+    """Return the ids that end an answer: EOS, `known` (from generation_config), and first tokens of stop strings."""
     ids = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
     special = {
         token.content: index
@@ -61,24 +61,24 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", template: Template, known: An
         if stop in special:
             ids.add(special[stop])
             continue
-        for before in _BEFORE:
+        for before in _BEFORE_STOP:
             alone = tokenizer(before, add_special_tokens=False).input_ids
             joined = tokenizer(before + stop, add_special_tokens=False).input_ids
+            # only where the stop string begins with a token of its own
             if len(joined) > len(alone) and joined[: len(alone)] == alone:
                 ids.add(joined[len(alone)])
     return sorted(ids - {None})
 
 
 def chat_template(template: Template, has_bos: bool) -> str:
-    """Return the Jinja template whose prompts are `Conversation`'s: chat_template.jinja with a format's texts."""
+    """Return chat_template.jinja with the texts of a Template; its prompts are the same as `Conversation`'s."""
     texts = {key: getattr(template, key) for key in _TEXTS} | {"bos": has_bos}
     head = [
         f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}"
         for key, value in texts.items()
     ]
-    return "\n".join(
-        [*head, (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")]
-    )
+    body = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    return "\n".join([*head, body])
 
 
 def make_processor(
@@ -87,7 +87,7 @@ def make_processor(
     num_image_tokens: int,
     template: Template,
 ) -> "LlavaProcessor":
-    """Return the processor that puts `num_image_tokens` in an image's place, and makes our pixels."""
+    """Return the processor that inserts `num_image_tokens` for an image and preprocesses images as we do."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -98,7 +98,7 @@ def make_processor(
         image_mean=list(image.mean),
         image_std=list(image.std),
     )
-    # it counts patches: one as large as the image, and the others
+    # The class computes the number of image tokens as patches + additional ones: declare one patch of the image's size.
     return LlavaProcessor(
         image_processor=pixels,
         tokenizer=tokenizer,

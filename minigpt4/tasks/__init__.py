@@ -1,4 +1,4 @@
-"""Tasks, found by `run.task`. Add yours to the imports and to __all__."""
+"""Tasks by the name in `run.task`. To add one here, import it and list it in __all__."""
 
 from minigpt4.common.config import Config
 from minigpt4.common.registry import registry

@@ -1,4 +1,4 @@
-"""What differs between tasks: model, datasets, the loss of a batch, evaluation. The loop is the runner's."""
+"""What differs between tasks: model, datasets, the loss of a batch, evaluation. The training loop is the runner's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import expand_path
 from minigpt4.tasks.held_out import HeldOut, held_out_losses
 
-# words for one split, in datasets and in run.valid_splits
+# names of the validation split, in datasets and in run.valid_splits; they mean the same
 VALIDATION = ("val", "eval", "valid", "validation")
-# what says that a task has a loss of its own
-_LOSSES = ("train_step", "loss_and_targets", "valid_step")
+# a task that overrides one of these methods has a loss of its own
+_LOSS_METHODS = ("train_step", "loss_and_targets", "valid_step")
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
 class BaseTask:
-    """Builds by name through the registry and trains with the loss that the model gives."""
+    """Builds model and datasets by name through the registry, and trains with the loss that the model returns."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,37 +40,39 @@ class BaseTask:
         return cls()
 
     def build_model(self, cfg: Config) -> torch.nn.Module:
-        """Return the model of the `model` section on the run's device, in its precision. Raises ConfigError."""
+        """Return the model of the `model` section, on the device and in the precision of the run. Raises ConfigError."""
         model_cfg = in_run_precision(cfg.model_cfg, cfg.run_cfg)
         cls = registry.get_model_class(model_cfg.arch)
-        device, is_shared = run_device(cfg.run_cfg), num_shares(cfg, get_world_size()) > 1
-        cls.settle_training(model_cfg, device, is_shared)
-        return cls.from_config(
-            model_cfg, device=device, **({"shard_llm": True} if is_shared else {})
-        )
+        device = run_device(cfg.run_cfg)
+        is_sharded = num_shares(cfg, get_world_size()) > 1
+        cls.settle_training(model_cfg, device, is_sharded)
+        # passed only if set: a user's own `from_config` may not have the argument
+        options = {"shard_llm": True} if is_sharded else {}
+        return cls.from_config(model_cfg, device=device, **options)
 
     def build_datasets(self, cfg: Config) -> Datasets:
         """Return {dataset name: {split: dataset}} of the `datasets` section.
 
-        Raises ValueError if the length of an epoch cannot be known: streams have no end.
+        Raises ValueError if `run.iters_per_epoch` is missing and a training dataset is a stream, which has no length.
         """
         from minigpt4.datasets.datasets.map_style import adapted
         from minigpt4.datasets.datasets.shard_cache import ShardCache
 
-        datasets, streams = {}, []
         cache = None
         if folder := getattr(cfg.run_cfg, "shard_cache", None):
             cache = ShardCache(expand_path(folder), int(cfg.run_cfg.shard_cache_gb * 1e9))
+        datasets, streams = {}, []
         for name, section in cfg.datasets_cfg.items():
+            # A user's own builder may return plain datasets of torch, which are adapted.
             builder = registry.get_builder_class(section.get("builder") or name)(section, name)
-            splits = builder.build_datasets().items()  # a user's own may give datasets of torch
             vis_processor = builder.vis_processors.get("train")
-            datasets[name] = {
-                split: adapted(dataset, name, vis_processor) for split, dataset in splits
-            }
-            for dataset in datasets[name].values():
+            datasets[name] = {}
+            for split, dataset in builder.build_datasets().items():
+                dataset = adapted(dataset, name, vis_processor)
                 if hasattr(dataset, "shard_cache"):
                     dataset.shard_cache = cache
+                datasets[name][split] = dataset
+            # The training loader reads these attributes.
             if train := datasets[name].get("train"):
                 train.name = name
                 for key in ("sample_ratio", "batch_size"):
@@ -87,7 +89,7 @@ class BaseTask:
     def build_train_loader(
         self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None
     ) -> Any:
-        """Return an endless iterator of this rank's training batches, drawn by `seed`, else `run.seed`."""
+        """Return an endless iterator over this rank's training batches, drawn with `seed`, by default `run.seed`."""
         from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
         return TrainLoader(
@@ -103,26 +105,30 @@ class BaseTask:
     def build_eval_loaders(
         self, datasets: Datasets, run_cfg: DictConfig, splits: list[str]
     ) -> dict[str, list]:
-        """Return {split: [loader of this rank's share, one a dataset]}; see VALIDATION. Raises ValueError."""
+        """Return {split: [one loader per dataset, over this rank's share]}; the names in VALIDATION are one split.
+
+        Raises ValueError for a split that no dataset has, or that is empty or has no end.
+        """
         from minigpt4.datasets.datasets.base_dataset import Place
         from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
 
         where, loaders = "run.valid_splits, run.test_splits", {}
         place = Place(run_cfg.seed, get_rank(), get_world_size())
         for split in splits:
-            words = VALIDATION if split in VALIDATION else (split,)
-            of_split = []
-            for of_dataset in datasets.values():
-                of_split += [of_dataset[word] for word in (split, *words) if word in of_dataset][:1]
-            if not of_split:
+            # From each dataset the split of this name, else of another name for the same.
+            names = (split, *VALIDATION) if split in VALIDATION else (split,)
+            found = []
+            for its_splits in datasets.values():
+                found += [its_splits[name] for name in names if name in its_splits][:1]
+            if not found:
                 there = "; ".join(
-                    f"{name}: {', '.join(of_dataset)}" for name, of_dataset in datasets.items()
+                    f"{name}: {', '.join(its_splits)}" for name, its_splits in datasets.items()
                 )
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
-            # an iterable dataset with `epochs` ends by itself
+            # An iterable dataset with `epochs` ends by itself.
             sizes = [
-                len(each) if hasattr(each, "__len__") else getattr(each, "epochs", None)
-                for each in of_split
+                len(dataset) if hasattr(dataset, "__len__") else getattr(dataset, "epochs", None)
+                for dataset in found
             ]
             if not all(sizes):
                 raise ValueError(
@@ -134,7 +140,7 @@ class BaseTask:
                 run_cfg.max_bad_fraction,
                 run_cfg.eval_controls,
             )
-            loaders[split] = [EvalLoader(dataset, place, *options) for dataset in of_split]
+            loaders[split] = [EvalLoader(dataset, place, *options) for dataset in found]
         return loaders
 
     def train_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> torch.Tensor:
@@ -144,41 +150,40 @@ class BaseTask:
     def loss_and_targets(
         self, model: torch.nn.Module, samples: dict[str, Any]
     ) -> tuple[torch.Tensor, int | None]:
-        """Return (`train_step`'s loss, how many target tokens it is the mean of).
+        """Return (loss of one batch, number of target tokens that it is the mean over).
 
-        None: the model does not count them, or a task has a `train_step` of its own, whose loss this is.
+        The number is None if the model does not count them, or if the task overrides `train_step`, whose loss this is.
         """
         if getattr(self.train_step, "__func__", None) is not BaseTask.train_step:
             return self.train_step(model, samples), None
         outputs = model(samples)
-        return outputs["loss"], int(outputs["num_targets"]) if "num_targets" in outputs else None
+        num_targets = int(outputs["num_targets"]) if "num_targets" in outputs else None
+        return outputs["loss"], num_targets
 
     def valid_step(self, model: torch.nn.Module, samples: dict[str, Any]) -> tuple[float, int]:
-        """Return (loss of one batch, how many items it is the mean of): target tokens if the model counts them.
+        """Return (loss of one batch, number of items that it is the mean over).
 
-        They are samples where it does not, or where a task has a `train_step` of its own, whose loss this is.
+        The items are target tokens; samples if the model does not count tokens or the task overrides `train_step`.
         """
         loss, num_targets = self.loss_and_targets(model, samples)
         return loss.item(), batch_size(samples) if num_targets is None else num_targets
 
     def has_sample_losses(self, model: torch.nn.Module) -> bool:
-        """Return whether `sample_losses` is there: the model has `row_losses`, and the task no loss of its own."""
-        own = [
-            name
-            for name in _LOSSES
-            if getattr(getattr(self, name), "__func__", None) is not vars(BaseTask)[name]
-        ]
-        return hasattr(model, "row_losses") and not own
+        """Return whether `sample_losses` works: the model has `row_losses`, and the task has no loss of its own."""
+        for name in _LOSS_METHODS:
+            if getattr(getattr(self, name), "__func__", None) is not vars(BaseTask)[name]:
+                return False
+        return hasattr(model, "row_losses")
 
     def sample_losses(
         self, model: torch.nn.Module, samples: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (sum of the loss over each sample's target tokens [B], how many these are [B])."""
+        """Return (sum of the loss over each sample's target tokens [B], number of these tokens [B])."""
         outputs = model(samples, reduction="none")
         return outputs["loss"], outputs["num_targets"]
 
     def evaluation(self, model: torch.nn.Module, loaders: list, device: torch.device) -> float:
-        """Return the mean loss per item (see `valid_step`) over all ranks. Raises ValueError for no item."""
+        """Return the mean loss per item (see `valid_step`) over all ranks. Raises ValueError if there is no item."""
         return held_out_losses(self, model, loaders, device).loss
 
     def held_out(
@@ -188,7 +193,7 @@ class BaseTask:
         device: torch.device,
         is_told_to_end: Callable[[], bool],
     ) -> HeldOut | None:
-        """Return loss and controls of a split, as `held_out_losses`; of a task's own `evaluation` the loss alone."""
+        """Return loss and controls of a split, as `held_out_losses`; only the loss if the task overrides `evaluation`."""
         if getattr(self.evaluation, "__func__", None) is not BaseTask.evaluation:
             return HeldOut(self.evaluation(model, loaders, device))
         return held_out_losses(self, model, loaders, device, is_told_to_end)

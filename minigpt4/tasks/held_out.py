@@ -1,4 +1,4 @@
-"""The loss of a held-out split, and of the same samples with blank and with other samples' images."""
+"""The loss on a held-out split, and controls: the same samples with blank images and with other samples' images."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from minigpt4.tasks.base_task import BaseTask
 
 CONTROLS = ("blank", "wrong")
-# over the samples of this rank: losses, items they are of, samples; losses with controls; pairs and their gains
+# what is summed over the samples of each rank, then over ranks; the losses with controls are under the CONTROLS' names
 SUMS = ("told_to_end", "loss", "items", "samples", *CONTROLS, "pairs", "gain", "gain_squared")
-# What an image must bring, as a share of the loss: a model that reads images gains far more (the quickstart's loses
-# half its loss and more), while what padding and rounding bring is below a thousandth.
+# The least gain from the right image, as a fraction of the loss, that counts as using images. A model that reads images
+# gains far more (the quickstart's more than half its loss); padding and rounding change less than a thousandth.
 LEAST_GAIN = 0.01
 Batch = dict[str, Any]
 
@@ -26,13 +26,13 @@ Batch = dict[str, Any]
 class HeldOut(NamedTuple):
     """Means over a split, all ranks together.
 
-    `loss` and its controls: a target token's, over all tokens; a sample without a control counts there with its own
-    loss. `gain`: how much lower a sample's loss a token is with its own images than with another sample's, mean over
-    the `num_pairs` samples; `error`: its standard error. None: not known.
+    `loss` and its controls are means per target token; a sample without a control counts there with its own loss.
+    `gain`: how much lower a sample's loss per token is with its own images than with another sample's, mean over
+    `num_pairs` samples; `error`: its standard error. None: not known.
     """
 
     loss: float
-    num_items: int | None = None  # target tokens, or samples where the model counts no tokens
+    num_items: int | None = None  # target tokens, or samples if the model does not count tokens
     num_samples: int | None = None
     blank_loss: float | None = None
     wrong_loss: float | None = None
@@ -44,7 +44,7 @@ class HeldOut(NamedTuple):
     def uses_image(self) -> bool | None:
         """Whether the right images are clearly better than wrong ones: by 2 standard errors, and by LEAST_GAIN.
 
-        None where it cannot be told: no control, or one sample alone, which has no standard error.
+        None if it is not known: without controls, or with a single sample, which has no standard error.
         """
         if self.error is None:
             return None
@@ -59,14 +59,15 @@ def held_out_losses(
     device: torch.device,
     is_told_to_end: Callable[[], bool] = lambda: False,
 ) -> HeldOut | None:
-    """Return the HeldOut of loaders (`BaseTask.build_eval_loaders`), None if one of the ranks is told to end meanwhile.
+    """Return the HeldOut of loaders (`BaseTask.build_eval_loaders`), None if any rank is told to end meanwhile.
 
-    All ranks call it. Each sample is once in the sums, whatever the batches and the number of ranks; a drawn prompt is
-    the same one for all. Raises ValueError where no sample could be used.
+    All ranks must call it. The result does not depend on the batches and the number of ranks: each sample is in the sums
+    once, with the same randomly chosen prompt. Raises ValueError if no sample could be used.
     """
     model.eval()
     sums = dict.fromkeys(SUMS, 0.0)
-    with getattr(model, "in_turns", nullcontext)():  # ranks may have shares of other sizes
+    # Ranks may have different numbers of batches, while a sharded LLM needs all ranks in each forward pass.
+    with getattr(model, "in_turns", nullcontext)():
         for batch, loader in _batches(loaders):
             if is_told_to_end():
                 sums["told_to_end"] = 1.0
@@ -87,29 +88,29 @@ def _batches(loaders: list) -> Iterator[tuple[Batch, Any]]:
 def _sums_of_batch(
     task: "BaseTask", model: torch.nn.Module, batch: Batch, loader: Any, device: torch.device
 ) -> dict[str, float]:
-    """Return what a batch adds to SUMS."""
+    """Return what a batch adds to each of SUMS."""
 
-    def of_samples(samples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses_and_counts(samples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         losses, counts = task.sample_losses(model, to_device(samples, device) | {"iters": 0})
         return losses.double().cpu(), counts.cpu()
 
-    # A model that cannot give a loss a sample has its batch mean only, and no controls.
+    # Without a loss per sample there is only the mean of the batch, and no controls.
     others = batch.pop("other_images", ())
     sums = {"samples": batch_size(batch)}
     if not task.has_sample_losses(model):
         loss, num_items = task.valid_step(model, to_device(batch, device) | {"iters": 0})
         return sums | dict.fromkeys(("loss", *CONTROLS), loss * num_items) | {"items": num_items}
-    losses, counts = of_samples(batch)
+    losses, counts = losses_and_counts(batch)
     sums |= dict.fromkeys(("loss", *CONTROLS), losses.sum().item()) | {"items": counts.sum().item()}
-    # The same texts with blank and with wrong images: what the own image is worth.
+    # The same texts with blank and with wrong images show how much the right image helps.
     controls = _controls(batch, others, getattr(loader.source, "vis_processor", None))
     if not controls:
         return sums
-    of_control = {name: of_samples(samples)[0] for name, samples in controls.items()}
-    sums |= {name: of_control[name].sum().item() for name in CONTROLS}
-    # The gain a token is compared sample by sample, over those that have another's image.
+    control_losses = {name: losses_and_counts(samples)[0] for name, samples in controls.items()}
+    sums |= {name: control_losses[name].sum().item() for name in CONTROLS}
+    # The gain per token is taken sample by sample, over the samples with another's images.
     has_control = torch.tensor([bool(len(other)) for other in others]) & (counts > 0)
-    gains = ((of_control["wrong"] - losses) / counts)[has_control]
+    gains = ((control_losses["wrong"] - losses) / counts)[has_control]
     return sums | {
         "pairs": len(gains),
         "gain": gains.sum().item(),
@@ -118,9 +119,9 @@ def _sums_of_batch(
 
 
 def _controls(batch: Batch, others: Sequence, vis_processor: Callable | None) -> dict[str, Batch]:
-    """Return {one of CONTROLS: the batch with such images}, {} where there is nothing to compare with.
+    """Return {name in CONTROLS: the batch with such images}, {} if there is nothing to compare with.
 
-    `others`: of each sample the images of another one, () for none; such a sample keeps its own.
+    `others`: for each sample the images of another one, or () if there are none; such a sample keeps its own images.
     """
     from minigpt4.datasets.datasets.image_controls import blank_pixels
 
@@ -138,7 +139,7 @@ def _controls(batch: Batch, others: Sequence, vis_processor: Callable | None) ->
 
 
 def _means(sums: dict[str, float]) -> HeldOut:
-    """Return the HeldOut of SUMS over all ranks."""
+    """Return the HeldOut from SUMS over all ranks."""
     if not sums["items"]:
         raise ValueError(
             "run.valid_splits, run.test_splits: no sample of the split could be used, see above"

@@ -1,4 +1,4 @@
-"""Questions about images in batches: each is answered as the chat answers it alone."""
+"""Questions about images in batches: each answer equals that of the chat to the question alone."""
 
 import re
 
@@ -21,7 +21,7 @@ def alone(chat, images, question):  # noqa: F811
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_items_with_any_number_of_images_are_answered_as_alone(chat, tmp_path, batch_size):  # noqa: F811
+def test_batched_answers_equal_single_ones(chat, tmp_path, batch_size):  # noqa: F811
     path = tmp_path / "a.png"
     picture(3).save(path)
     asked = [
@@ -38,7 +38,7 @@ def test_items_with_any_number_of_images_are_answered_as_alone(chat, tmp_path, b
     assert len({line["answer"] for line in lines}) == len(items)
 
 
-def test_a_bad_image_spoils_its_own_item_only(chat, tmp_path):  # noqa: F811
+def test_a_bad_image_affects_only_its_own_item(chat, tmp_path):  # noqa: F811
     (tmp_path / "bad.png").write_text("no image")
     images = [
         (picture(0),),
@@ -60,7 +60,7 @@ def test_a_question_that_the_chat_refuses_ends_the_program(chat):  # noqa: F811
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_question_without_room_in_the_llm_costs_its_own_answer_only(chat, batch_size):  # noqa: F811
+def test_a_question_too_long_for_the_llm_affects_only_its_own_item(chat, batch_size):  # noqa: F811
     items = [
         Item(str(number), (), question)
         for number, question in enumerate(["hello", "x y " * 3000, "what ?"])

@@ -1,4 +1,4 @@
-"""evaluate.py: what it writes, what it resumes from, and what it says about a wrong command line."""
+"""evaluate.py: what it writes, how it resumes, and its messages for a wrong command line."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def ask(release, tmp_path, capsys, monkeypatch):
-    """Call evaluate.py in this process; return the records of its output and what it said."""
+    """Call evaluate.py in this process; return the records of its output file and what it printed."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     monkeypatch.chdir(ROOT)
     settings = {
@@ -56,10 +56,10 @@ PROCESSOR = "datasets.cc_sbu_align.vis_processor.train.name"
 SHORT = ["--max-new-tokens", "4"]
 
 
-def test_half_a_line_is_taken_away_and_other_files_are_refused(tmp_path):
+def test_a_partial_last_line_is_removed_and_other_files_are_refused(tmp_path):
     output = tmp_path / "answers.jsonl"
     whole = '{"image": "a.jpg", "answer": "one\u2028two\x85 caf\u00e9"}\n'.encode()
-    # within a character
+    # cut within a multi-byte character
     output.write_bytes(whole + '{"image": "b.jpg", "answer": "caf\u00e9'.encode()[:-1])
     with open_answers(output, "image", {}) as file:
         assert file.done == {"a.jpg"}
@@ -84,8 +84,8 @@ def test_half_a_line_is_taken_away_and_other_files_are_refused(tmp_path):
         pass
 
 
-def test_a_full_disk_leaves_whole_lines_and_says_what_to_do(tmp_path):
-    """The limit on a file's size stands for the disk: it ends within the second line, within a character."""
+def test_a_full_disk_leaves_complete_lines_and_a_message_with_advice(tmp_path):
+    """A limit on the file size simulates the full disk: it is reached within a character of the second line."""
     path = tmp_path / "answers.jsonl"
     line = {"image": "a.jpg", "answer": "\u00e9" * 2000}
     with open_answers(path, "image", {"prompt": "x"}) as file:
@@ -120,7 +120,7 @@ def test_a_second_call_on_one_output_is_refused(tmp_path):
     assert subprocess.run(other, cwd=ROOT).returncode == 0
 
 
-def test_names_that_are_no_utf8_find_their_files_again(ask, tmp_path):
+def test_file_names_that_are_not_utf8_are_recognised_when_resuming(ask, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     names = [b"\xe9.png", "caf\u00e9\u2028.png".encode(), b"z\n.png"]
@@ -172,13 +172,13 @@ def test_an_output_of_another_question_checkpoint_or_setting_is_refused(ask, rel
         ):
             ask(*images, *arguments, **changes)
         assert ask.output.read_bytes() == before
-    # what changes no answer is no other setting: other names of the same weights, or what is for training
+    # Settings that change no answer may differ: another name of the same weights, or a setting of training.
     same = shutil.copy(release.checkpoint, tmp_path / "renamed.pth")
     assert "0 answers added" in ask(*images, **{"model.ckpt": same, "model.max_txt_len": 7})[1]
 
 
 def test_a_line_without_an_answer_is_tried_again(tmp_path):
-    """Whoever wrote it; and what a link leads to is written, the link stays."""
+    """Also in a file of another program. The file is written through a symbolic link, which is kept."""
     path, link = tmp_path / "answers.jsonl", tmp_path / "link.jsonl"
     path.write_text(
         '{"image": "a"}\n{"image": "b", "answer": null}\n{"image": "c", "answer": ""}\n'
@@ -190,12 +190,12 @@ def test_a_line_without_an_answer_is_tried_again(tmp_path):
     assert link.is_symlink() and path.read_text() == '{"image": "c", "answer": ""}\n'
 
 
-def test_an_output_that_does_not_say_what_was_asked(tmp_path, caplog):
-    """Of an earlier version: taken, and said; a damaged account is refused."""
+def test_an_output_without_a_settings_file(tmp_path, caplog):
+    """An earlier version wrote none: the file is resumed with a warning. A damaged settings file is refused."""
     path = tmp_path / "answers.jsonl"
     path.write_text('{"image": "a.jpg", "answer": "one"}\n')
     with open_answers(path, "image", {"prompt": "x"}) as file:
-        assert file.done == {"a.jpg"} and "does not say what its answers are to" in caplog.text
+        assert file.done == {"a.jpg"} and "has no settings file beside it" in caplog.text
     for content in ("", "[]", "{", "[" * 10**5, "7"):
         (tmp_path / "answers.jsonl.settings.json").write_text(content)
         with (
@@ -205,7 +205,7 @@ def test_an_output_that_does_not_say_what_was_asked(tmp_path, caplog):
             pass
 
 
-def test_what_the_chat_would_refuse_is_refused_before_anything_is_loaded(ask, tmp_path):
+def test_what_the_chat_would_refuse_is_refused_before_the_model_is_loaded(ask, tmp_path):
     picture(1).save(tmp_path / "a.png")
     for arguments, says in [
         (["--prompt", " \n"], "--prompt: the message is empty"),
@@ -219,7 +219,7 @@ def test_what_the_chat_would_refuse_is_refused_before_anything_is_loaded(ask, tm
 
 
 def test_every_image_is_found_once(tmp_path, monkeypatch):
-    """Behind links, in folders with the name of an image, whatever way its path is written."""
+    """Through links, in folders named like images, and however the path is written."""
     monkeypatch.chdir(tmp_path)
     for place in (
         "all/a.PNG",
@@ -243,13 +243,13 @@ def test_every_image_is_found_once(tmp_path, monkeypatch):
         == find_images(["./all/", "all/sub/../a.PNG", str(tmp_path / "all/a.PNG")])
         == found
     )
-    # far/g.png is another one
+    # far/g.png is a different image
     assert find_images(["link/../g.png", "g.png"]) == ["link/../g.png", "g.png"]
     with pytest.raises(FileNotFoundError, match="--images: no image at 'far/y'"):
         find_images(["far/y"])
 
 
-def test_a_mistake_on_evaluates_command_line_is_one_line(tmp_path):
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
     command = [
         sys.executable,
         "evaluate.py",

@@ -1,4 +1,4 @@
-"""Candidates ranked by loss: the losses are those of the LLM itself, and depend on nothing else that is asked."""
+"""Candidates ranked by loss: the losses are those of the plain LLM, and independent of other items and options."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ TOLERANCE = 5e-6
 
 
 def by_hand(chat, item, option):  # noqa: F811
-    """Return (sum of the losses of an option and its end symbol, their number, all positions) by the plain LLM."""
+    """Return (sum of the losses of an option and its end symbol, their number, number of all positions) by the plain LLM."""
     conv, images = CONV_VISION.copy(), []
     for image in item.images:
         chat.upload_img(image, conv, images)
@@ -43,7 +43,7 @@ def by_hand(chat, item, option):  # noqa: F811
 
 
 @pytest.mark.parametrize("backend", ["padded", "packed", "lean"])
-def test_losses_are_those_of_the_llm_by_each_rule(chat, backend, monkeypatch):  # noqa: F811
+def test_losses_are_those_of_the_plain_llm_by_each_rule(chat, backend, monkeypatch):  # noqa: F811
     chat.model.choose_backend()
     monkeypatch.setattr(chat.model, "llm_backend", backend)
     found = {rule: candidate_losses(chat, CONV_VISION, ITEMS, rule) for rule in RULES}
@@ -60,7 +60,7 @@ def test_losses_are_those_of_the_llm_by_each_rule(chat, backend, monkeypatch):  
             )
 
 
-def test_a_loss_depends_on_no_other_item_and_an_image_is_encoded_once(chat, monkeypatch):  # noqa: F811
+def test_a_loss_is_independent_of_other_items_and_an_image_is_encoded_once(chat, monkeypatch):  # noqa: F811
     encoded, encode_img = [], chat.model.encode_img
     monkeypatch.setattr(
         chat.model, "encode_img", lambda image: encoded.append(len(image)) or encode_img(image)
@@ -76,7 +76,7 @@ def test_a_loss_depends_on_no_other_item_and_an_image_is_encoded_once(chat, monk
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_answer_is_the_option_of_the_least_loss_among_generated_answers(chat, rule, batch_size):  # noqa: F811
+def test_items_with_options_get_the_least_loss_among_generated_ones(chat, rule, batch_size):  # noqa: F811
     items = [*ITEMS[:2], ITEMS[2]._replace(options=()), ITEMS[3]]
     sampling = {"temperature": 0, "max_new_tokens": 5, "batch_size": batch_size}
     lines = {
@@ -90,7 +90,7 @@ def test_the_answer_is_the_option_of_the_least_loss_among_generated_answers(chat
     assert lines["none"] == next(answers(chat, CONV_VISION, items[2:3], **sampling))
 
 
-def test_what_cannot_be_ranked(chat, tmp_path):  # noqa: F811
+def test_what_cannot_be_ranked_is_refused(chat, tmp_path):  # noqa: F811
     with pytest.raises(
         ValueError, match=r"^ranking: unknown rule 'meam'; known: release, mean, sum$"
     ):

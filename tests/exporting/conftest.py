@@ -1,4 +1,4 @@
-"""A checkpoint of the small release as a folder, exported and imported again."""
+"""A checkpoint of the small release as a folder, exported, and imported again."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ CFG_PATH = "eval_configs/minigpt4_eval.yaml"
 
 @pytest.fixture(scope="session")
 def hub(release):
-    """Return the small release, whose hub files are found within the session."""
+    """Return the small release; its hub files are found during the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(release.root / "torch"))
         yield release
@@ -26,7 +26,7 @@ def options(hub):
 
 @pytest.fixture(scope="session")
 def folders(hub, options, tmp_path_factory):
-    """Return the folders `checkpoint`, `hf` (made of it) and `again` (made of that)."""
+    """Return the folders `checkpoint`, `hf` (exported from it) and `again` (imported from `hf`)."""
     root = tmp_path_factory.mktemp("exports")
     made = SimpleNamespace(checkpoint=root / "checkpoint", hf=root / "hf", again=root / "again")
     command = [

@@ -1,4 +1,4 @@
-"""Dialogues as a client of the OpenAI API sends them, and as a chat holds them."""
+"""Dialogues in the form of the OpenAI API and as our Conversation."""
 
 import torch
 
@@ -18,7 +18,7 @@ SYSTEM = "You are terse."
 
 
 def user(*parts):
-    """Return a message of the user: texts, and numbers of images."""
+    """Return a user message of texts and image numbers."""
     content = []
     for part in parts:
         is_text = isinstance(part, str)
@@ -29,7 +29,7 @@ def user(*parts):
 
 
 def dialogues():
-    """Return 20 dialogues of zero, one and two images."""
+    """Return 20 dialogues with zero, one and two images."""
     found = [[user(question)] for question in QUESTIONS[:5]]
     found += [[user(number, question)] for number, question in enumerate(QUESTIONS[:5])]
     found += [[user(0, 1, question)] for question in QUESTIONS[:3]]
@@ -47,7 +47,7 @@ def dialogues():
 
 
 def our_conversation(template, messages):
-    """Return (Conversation, numbers of its images) of a dialogue."""
+    """Return (Conversation, its image numbers) of a dialogue."""
     conv, images = template.copy(), []
     for message in messages:
         content = message["content"]
@@ -75,7 +75,7 @@ def our_conversation(template, messages):
 
 
 def their_inputs(processor, messages, images):
-    """Return what the exported processor makes of a dialogue; of one without an image, a blank one with it."""
+    """Return the exported processor's inputs for a dialogue, with a blank image if the dialogue has none."""
     filled = []
     for message in messages:
         content = parts = message["content"]
@@ -93,7 +93,7 @@ def their_inputs(processor, messages, images):
 
 @torch.no_grad()
 def largest_difference(chat, template, exported, processor, images):
-    """Return the largest difference of logits over the dialogues; ids and pixels are compared one by one."""
+    """Return the largest difference of logits over the dialogues; assert that ids and pixels are equal."""
     worst, llm = 0.0, chat.model.llama_model
     size = llm.get_input_embeddings().weight.shape[0]
     for messages in dialogues():
@@ -109,7 +109,7 @@ def largest_difference(chat, template, exported, processor, images):
         ours = llm(inputs_embeds=chat.get_context_emb(conv, embedded)).logits
         if numbers:
             pixels = torch.stack([chat.vis_processor(images[number]) for number in numbers])
-            # divided and multiplied in another order: the last bit of numbers up to 2.6
+            # Normalised in another order of operations: the last bit of values up to 2.6 may differ.
             assert (inputs["pixel_values"] - pixels).abs().max() < 5e-7
             inputs["pixel_values"] = pixels
         theirs = their_logits(exported, inputs)[..., :size]
@@ -119,7 +119,7 @@ def largest_difference(chat, template, exported, processor, images):
 
 @torch.no_grad()
 def their_logits(exported, inputs):
-    """Return the logits of an export in its own type; Blip2 cannot be called without an image, and gets a blank one."""
+    """Return the logits of an export in its own dtype; Blip2 needs an image, so it gets a blank one if there is none."""
     if exported.config.model_type == "blip-2" and "pixel_values" not in inputs:
         size = exported.config.vision_config.image_size
         inputs["pixel_values"] = torch.zeros(1, 3, size, size)

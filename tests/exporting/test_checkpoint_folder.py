@@ -1,4 +1,4 @@
-"""A checkpoint folder: one path opens it everywhere; what does not belong to it is refused with both sides."""
+"""A checkpoint folder: its path opens it everywhere; parts that do not match are refused with both identities."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from tests.small_release import picture
 
 @pytest.fixture
 def skeleton(folders):
-    """Return a function that reads the folder into a model without weights, as --dry-run and a training's start do."""
+    """Return a function that reads the folder into a model without weights, as --dry-run and a starting run do."""
 
     def read(options=(), folder=folders.checkpoint):
         section = open_config(str(folder), options=list(options)).model_cfg
@@ -51,7 +51,7 @@ def test_load_gives_the_same_answer_as_yaml_and_checkpoint(folders, hub, options
 
 
 @pytest.mark.parametrize("program", [demo, serve, evaluate])
-def test_programs_take_it_as_the_checkpoint_alone(folders, program, capsys):
+def test_programs_need_nothing_but_its_path(folders, program, capsys):
     more = ["--images", "x.jpg"] if program is evaluate else []
     args = program.parse_args(["--checkpoint", str(folders.checkpoint), *more])
     path, options = opened(args)
@@ -72,10 +72,10 @@ def test_the_next_stage_starts_from_it(folders, hub, options):
     assert torch.equal(model.llama_proj.weight, saved["llama_proj.weight"])
 
 
-def test_another_llm_is_refused_with_both_sides(folders, hub, skeleton, tmp_path, caplog):
+def test_another_llm_is_refused_with_both_identities(folders, hub, skeleton, tmp_path, caplog):
     other = copied(hub.llama, tmp_path / "other_llm")
     tensors = load_file(other / "model.safetensors")
-    # the same tensors saved in another way are the same LLM
+    # The same tensors saved in another format are the same LLM.
     save_file(
         dict(reversed(tensors.items())),
         other / "model.safetensors",
@@ -88,7 +88,7 @@ def test_another_llm_is_refused_with_both_sides(folders, hub, skeleton, tmp_path
         skeleton([f"model.llama_model={other}"])
     message = str(error.value)
     assert "was trained with another LLM (name vicuna" in message and "(name other_llm" in message
-    # knowingly
+    # the weights file instead of the folder: used knowingly, with a warning
     weights = folders.checkpoint / "model.safetensors"
     with caplog.at_level(logging.WARNING):
         skeleton([f"model.llama_model={other}", f"model.ckpt={weights}"])

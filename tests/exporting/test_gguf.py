@@ -1,4 +1,4 @@
-"""The file for llama.cpp, read back by the gguf package: its tensors and settings compute what our model does."""
+"""The file for llama.cpp, read with the gguf package: its tensors and settings give the output of our model."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def linear(x, tensors, name):
 
 
 def llava_graph(pixels, tensors, fields):
-    """Return vectors [N, D] as llama.cpp's graph for the projector `mlp` computes them."""
+    """Return the vectors [N, D] that llama.cpp's graph for the projector `mlp` computes."""
     heads = fields["clip.vision.attention.head_count"]
     eps = fields["clip.vision.attention.layer_norm_epsilon"]
     patch, bias = tensors["v.patch_embd.weight"], tensors.get("v.patch_embd.bias")
@@ -60,7 +60,7 @@ def llava_graph(pixels, tensors, fields):
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_the_file_computes_what_the_model_does(tower, tmp_path):
+def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
     from gguf import GGUFReader
 
     tiny_parts.write_llm(tmp_path, "qwen3")
@@ -84,7 +84,7 @@ def test_the_file_computes_what_the_model_does(tower, tmp_path):
     with torch.no_grad():
         ours = own.encode_images(pixels[None])[0]
     theirs = llava_graph(pixels, tensors, fields)
-    # SigLIP's norms have an epsilon of 1e-6, ours behind it 1e-5
+    # SigLIP's norms have an epsilon of 1e-6, our ln_vision after it 1e-5.
     assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
 
 

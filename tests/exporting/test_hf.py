@@ -1,4 +1,4 @@
-"""Exports to transformers: the same logits, the same text through `transformers serve`, and the way back."""
+"""Exports to transformers: the same logits, the same stop tokens, and the import of an export."""
 
 import filecmp
 import json
@@ -22,10 +22,10 @@ from tests.small_release import picture
 
 @pytest.fixture(scope="module")
 def exported(folders):
-    """Return (model, processor) as transformers opens the export; the processor with Pillow, which resizes as we do."""
+    """Return (model, processor) of an export, opened by transformers; the processor resizes with Pillow, as we do."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    # as our model on a CPU
+    # like our model on a CPU
     kernels = {"text_config": "eager", "vision_config": "sdpa", "qformer_config": "sdpa"}
     model = AutoModelForImageTextToText.from_pretrained(folders.hf, attn_implementation=kernels)
     return model.eval(), AutoProcessor.from_pretrained(folders.hf, backend="pil")
@@ -58,7 +58,7 @@ def test_logits_are_ours_on_20_prompts_with_zero_one_and_two_images(folders, exp
 
 
 def test_the_default_processor_resizes_by_torchvision(folders, exported):
-    """Pixels of an image of the model's size are ours; others are off by up to 2 of 255 levels."""
+    """The pixels of an image of the model's size are equal to ours; others differ by up to 2 of 255 levels."""
     from transformers import AutoProcessor
 
     ours, theirs = exported[1].image_processor, AutoProcessor.from_pretrained(folders.hf)
@@ -75,7 +75,7 @@ def test_the_default_processor_resizes_by_torchvision(folders, exported):
     assert levels[0] < 1e-3 and 0.5 < max(levels) < 2.5
 
 
-def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
+def test_importing_an_export_gives_its_checkpoint_bit_for_bit(folders, hub):
     names = sorted(path.name for path in folders.checkpoint.iterdir())
     assert names == ["config.yaml", "manifest.json", "model.safetensors"]
     assert filecmp.cmpfiles(folders.checkpoint, folders.again, names, shallow=False) == (
@@ -83,17 +83,17 @@ def test_an_export_becomes_its_checkpoint_again_bit_for_bit(folders, hub):
         [],
         [],
     )
-    # the frozen vision, too: every tensor that the files of the release have, in float32
+    # The frozen vision weights too: every tensor in the files of the release, in float32.
     found = exported_tensors(folders.hf)
     vit = weights.read_tensors(hub.hub / "eva_vit_g.pth", "vit")
     blip2 = weights.read_tensors(hub.hub / "blip2_pretrained_flant5xxl.pth", "blip2", root="model")
     ours = {f"visual_encoder.{name}": tensor for name, tensor in vit.items()} | blip2
-    # that one is resampled
+    # That tensor is resampled to the image size.
     same = [name for name in found if name in ours and name != "visual_encoder.pos_embed"]
     assert len(same) > 50 and all(torch.equal(found[name], ours[name].float()) for name in same)
 
 
-def test_an_export_that_was_trained_since_is_no_checkpoint(folders, tmp_path):
+def test_importing_an_export_that_was_trained_since_is_refused(folders, tmp_path):
     shutil.copytree(folders.hf, tmp_path / "hf")
     tensors = load_file(tmp_path / "hf/model.safetensors")
     tensors["language_projection.bias"][0] += 1

@@ -1,4 +1,4 @@
-"""SigLIP without a bridge, as Llava: a linear projection and two layers."""
+"""SigLIP without a bridge, exported as Llava, with a linear and with a two-layer projector."""
 
 import filecmp
 
@@ -15,7 +15,7 @@ from tests.small_release import picture
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """Return the --options of a SigLIP tower behind Qwen 3, without a checkpoint."""
+    """Return the --options of a SigLIP tower with Qwen 3, without a checkpoint."""
     root = tmp_path_factory.mktemp("siglip")
     model = {
         "vision_model": tiny_parts.write_tower(root, "siglip"),
@@ -26,7 +26,7 @@ def siglip(tmp_path_factory):
 
 
 def exported(checkpoint, options, root):
-    """Return (chat, its conversation, model and processor of transformers) of a checkpoint, which comes back whole."""
+    """Export a checkpoint and check its import; return (chat, its conversation, model and processor of transformers)."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     command = [str(checkpoint), "--cfg-path", CFG_PATH, "--options", *options]

@@ -1,4 +1,4 @@
-"""A real `transformers serve` answers with an image, streamed: greedy text is a chat's."""
+"""A real `transformers serve` streams answers about an image; greedy text is the same as that of our chat."""
 
 import base64
 import importlib.util
@@ -14,7 +14,7 @@ import pytest
 import minigpt4
 from tests.small_release import picture
 
-# of transformers[serving], beside what the project has
+# packages of transformers[serving] that the project does not need itself
 NEEDED = (
     "fastapi",
     "openai",
@@ -27,7 +27,7 @@ SECONDS = 300  # for the server to come up on a busy machine
 
 @pytest.fixture(scope="module")
 def server(folders, hub):
-    """Return an OpenAI client of a server that has the export loaded, and the model's name."""
+    """Return an OpenAI client of a server with the export loaded, and the model's name."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"pip install transformers[serving]: {', '.join(missing)} not installed")
     from openai import OpenAI
@@ -64,7 +64,7 @@ def url_of(image):
 
 def test_greedy_text_is_that_of_a_chat(folders, server):
     chat, template = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
-    # of the model's size: the server resizes by torchvision
+    # an image of the model's size, as the server resizes with torchvision
     image = picture(3, (chat.model.image_size,) * 2)
     conv, images = template.copy(), []
     chat.upload_img(image, conv, images)
@@ -85,7 +85,7 @@ def test_greedy_text_is_that_of_a_chat(folders, server):
 
 @pytest.mark.parametrize("name", ["a text alone", "stop", "a typed <image>"])
 def test_what_it_cannot_answer(folders, server, name):
-    """What docs/serving.md says of it; our own server answers all three."""
+    """The limits that docs/serving.md states; our own server answers all three requests."""
     from openai import InternalServerError
 
     request = {"model": str(folders.hf), "max_tokens": 4}
@@ -98,6 +98,6 @@ def test_what_it_cannot_answer(folders, server, name):
             {"role": "user", "content": [*content, {"type": "text", "text": text}]}
         ]
         request |= {"stop": ["x"]} if name == "stop" else {}
-    # behind such an error the server closes the connection, so that the client may have to try once more
+    # After such an error the server closes the connection, so the client may have to try once more.
     with pytest.raises(InternalServerError):
         server.with_options(max_retries=1).chat.completions.create(**request)

@@ -1,4 +1,4 @@
-"""What a task decides: the loss of a batch, what evaluation is a mean of; and where a training loop belongs."""
+"""What a task defines: the loss of a batch and what evaluation is the mean over; and where a training loop belongs."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ WORDS = (1, 5, 2, 9, 3)  # target tokens of the samples
 
 
 class CountsTargets(TinyModel):
-    """Its loss is a mean over words, and it says of how many."""
+    """A model whose loss is a mean over words, and which returns their number."""
 
     def forward(self, samples):
         image = samples["image"].flatten(1)
@@ -22,7 +22,7 @@ class CountsTargets(TinyModel):
 
 
 class Samples(Dataset):
-    """Samples of unequal length."""
+    """Samples of different lengths."""
 
     name = "samples"
 
@@ -48,7 +48,7 @@ def loss_of(task, model, folder, size):
 
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
-def test_words_for_the_validation_split_mean_one(word, tmp_path):
+def test_all_names_of_the_validation_split_mean_the_same(word, tmp_path):
     cfg, task = settings(tmp_path, batch_size_eval=2), ImageTextPretrainTask()
     (loaders,) = task.build_eval_loaders(
         {"samples": {"val": Samples()}}, cfg.run_cfg, [word]
@@ -76,7 +76,7 @@ def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(tmp_path):
         )
 
 
-def test_a_loss_of_the_tasks_own_is_evaluated_too_and_is_a_mean_over_samples(tmp_path):
+def test_a_tasks_own_loss_is_evaluated_as_a_mean_over_samples(tmp_path):
     class Halved(BaseTask):
         def train_step(self, model, samples):
             return model(samples)["loss"] / 2
@@ -121,7 +121,7 @@ def test_two_ranks_evaluate_each_sample_once(tmp_path):
     torch.manual_seed(0)
     alone = loss_of(ImageTextPretrainTask(), CountsTargets(), tmp_path, 5)
     assert first["loss"] == second["loss"] == pytest.approx(alone, rel=1e-5)
-    # threads that live on can abort a process as it ends
+    # Threads that are still running can abort a process at its end.
     assert first["left over"] == second["left over"] == []
 
 
@@ -130,7 +130,7 @@ def test_a_split_without_a_usable_sample_is_an_error():
         ImageTextPretrainTask().evaluation(TinyModel(), [[]], torch.device("cpu"))
 
 
-def test_a_training_loop_in_a_task_is_refused_at_once_with_what_to_write():
+def test_a_training_loop_in_a_task_is_refused_with_advice():
     with pytest.raises(
         ValueError,
         match=r"Own has a training loop .* override train_step.* own train_epoch\(epoch, m",
@@ -138,7 +138,7 @@ def test_a_training_loop_in_a_task_is_refused_at_once_with_what_to_write():
 
         class Own(BaseTask):
             def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, **settings):
-                """As tasks of 2023 could."""
+                """A task of the 2023 release could define this."""
 
 
 def test_a_runner_may_have_a_training_loop_of_its_own(tmp_path):

@@ -1,6 +1,6 @@
-"""Benchmarks by registered name, each in a file; docs/evaluation.md says which official files each reads.
+"""Benchmarks by registered name; docs/evaluation.md lists the official files that each reads.
 
-The form is `benchmark.Benchmark`: items() and score(items, answers). A benchmark of your own: a subclass with
+The interface is `benchmark.Benchmark`: items() and score(items, answers). To add your own, register a subclass with
 `@registry.register_benchmark("name")` in a module that the configuration names under `imports`.
 """
 

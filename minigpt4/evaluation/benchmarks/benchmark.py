@@ -1,4 +1,4 @@
-"""What a benchmark is: its section of the configuration, its items, and the figures of their answers."""
+"""The interface of a benchmark: its section of the configuration, its items, and the scores of their answers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class BenchmarkItem(NamedTuple):
-    """One question. `id`, `images`, `question`, `options` are those of `answering.Item`; the prompt is in the question.
+    """One question. `id`, `images`, `question`, `options` are those of `items.Item`; `question` includes the prompt.
 
-    `reference` is the truth, in the form that the benchmark's `score` reads, of what JSON can hold. Items of the same
-    `group` (a split, a type of question) have figures of their own.
+    `reference` is the ground truth in the form that the benchmark's `score` reads; it must be JSON-serialisable. Items
+    of the same `group` (a split, a type of question) are also scored on their own.
     """
 
     id: str
@@ -37,77 +37,74 @@ class BenchmarkItem(NamedTuple):
 
 @dataclass
 class BenchmarkConfig:
-    """A section of `evaluation_datasets`. Subclasses give defaults of their own."""
+    """A section of `evaluation_datasets`. Subclasses set their own defaults."""
 
-    eval_file_path: str = (
-        REQUIRED  # the official annotation file, or the folder with the official files
-    )
+    eval_file_path: str = REQUIRED  # the official annotation file, or the folder of the files
     img_path: str = REQUIRED  # the folder of the images
-    prompt: str = "short_answer"  # a name of prompts.txt, or a text of your own
+    prompt: str = "short_answer"  # a name from prompts.txt, or your own text
     max_new_tokens: int = 20
     batch_size: int = 8
-    temperature: float = 0.0  # 0: greedy; else answers are drawn, by `seed`
+    temperature: float = 0.0  # 0: greedy; else answers are sampled, with `seed`
     seed: int = 0
-    max_images: int | None = (
-        None  # for a quick look: as many images, evenly spread, with all their questions
-    )
-    ranking: str = "release"  # of items with options, one of ranking.RULES
-    benchmark: str | None = None  # registered name, where the section has another
+    # for a quick look: at most so many images, evenly spaced, with all their questions
+    max_images: int | None = None
+    ranking: str = "release"  # for items with options, one of ranking.RULES
+    benchmark: str | None = None  # registered name, if the section's own name differs
 
     READ_PATHS = ("eval_file_path", "img_path")
 
 
 class Benchmark:
-    """Base class. A subclass is registered and has Config, RULES, HEADLINE, items and score."""
+    """Base class. A subclass is registered and sets Config, RULES, HEADLINE, items and score."""
 
     Config: type[BenchmarkConfig] = BenchmarkConfig
-    RULES = ""  # whose rules the figures follow, for the results
-    HEADLINE = "accuracy"  # the metric that people quote
-    ASKS = True  # each item has a question of its own
+    RULES = ""  # whose scoring rules the metrics follow; results.json quotes it
+    HEADLINE = "accuracy"  # the metric that is usually quoted
+    ASKS = True  # whether each item has a question of its own, for the prompt's {question} slot
 
     def __init__(self, cfg: BenchmarkConfig, name: str) -> None:
         self.cfg = cfg
         self.name = name  # as registered
-        self.files: list[Path] = []  # all that items() has read, but for the images
+        self.files: list[Path] = []  # the files that items() has read, images excluded
 
     def items(self) -> list[BenchmarkItem]:
         """Return all items. Raises ValueError or OSError for files that are not in the official format."""
         raise NotImplementedError
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        """Return the scores of the answers, by id, one to each of the items."""
+        """Return the scores of the answers; `answers` has one for each item, by id."""
         raise NotImplementedError
 
     def answers(
         self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]
     ) -> Iterable[dict]:
-        """Return the lines of `answer(items, cfg)` (see run.Answer), one to each item; a benchmark may ask again."""
+        """Return the lines of `answer(items, cfg)` (see run.Answer), one per item; a subclass may ask again."""
         return answer(items, self.cfg)
 
     def prompt(self) -> Prompt:
-        """Return the prompt. Raises ValueError for one that does not fit."""
+        """Return the prompt. Raises ValueError for an unknown one, and if its {question} slot does not fit `ASKS`."""
         return find_prompt(self.cfg.prompt, self.ASKS)
 
     def find(self, *patterns: str, path: str | None = None) -> Path:
-        """Return the annotation file (see `find_file`) and note that it was read."""
+        """Return the annotation file (see `find_file`) and record it in `files`."""
         self.files.append(find_file(path or self.cfg.eval_file_path, *patterns))
         return self.files[-1]
 
     def find_all(self, *patterns: str) -> list[Path]:
-        """Return the annotation files (see `find_files`) and note that they were read."""
+        """Return the annotation files (see `find_files`) and record them in `files`."""
         found = find_files(self.cfg.eval_file_path, *patterns)
         self.files += found
         return found
 
     def image(self, *names: str) -> Path:
-        """Return the first of the names that is in `img_path`; the first name if none is."""
+        """Return the path of the first of the names that exists in `img_path`, of the first name if none does."""
         paths = [expand_path(self.cfg.img_path) / name for name in names]
         return next((path for path in paths if path.is_file()), paths[0])
 
     def checked_items(self) -> list[BenchmarkItem]:
-        """Return `items()`, at most those of `max_images` images.
+        """Return `items()`, limited to `max_images` images.
 
-        Raises ValueError or OSError as `items`, and for no item, an id twice, images that are not there, and truth that
+        Raises ValueError or OSError as `items`, and for no items, duplicate ids, missing images, and references that
         cannot be scored.
         """
         check_rule(self.cfg.ranking)
@@ -117,13 +114,13 @@ class Benchmark:
         where = f"'{self.files[0]}'" if self.files else "the benchmark"
         if not items:
             raise ValueError(f"{where} has no item")
-        most, count = Counter(item.id for item in items).most_common(1)[0]
+        item_id, count = Counter(item.id for item in items).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"{where}: the id '{most}' is there {count} times; ids must differ")
+            raise ValueError(f"{where}: the id '{item_id}' is there {count} times; ids must differ")
         if self.cfg.max_images is not None:
             items = items_of_images(items, self.cfg.max_images)
         self._check_images(items)
-        # what scoring finds wrong with the truth is said now, not after hours of answering
+        # Score empty answers, so that a bad reference is found now and not after hours of answering.
         try:
             self.score(items, {item.id: "" for item in items})
         except (ValueError, OSError) as error:
@@ -131,20 +128,21 @@ class Benchmark:
         return items
 
     def _check_images(self, items: Sequence[BenchmarkItem]) -> None:
+        """Raise FileNotFoundError if an image file is missing."""
         images = chain.from_iterable(item.images for item in items)
         paths = dict.fromkeys(image for image in images if isinstance(image, (str, Path)))
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
-            shown = ", ".join(f"'{path}'" for path in missing[:3]) + (
-                ", .." if len(missing) > 3 else ""
-            )
+            shown = ", ".join(f"'{path}'" for path in missing[:3])
+            if len(missing) > 3:
+                shown += ", .."
             raise FileNotFoundError(
                 f"img_path: {len(missing)} of {len(paths)} images are not there: {shown}"
             )
 
 
 def items_of_images(items: Sequence[BenchmarkItem], count: int) -> list[BenchmarkItem]:
-    """Return the items of `count` images, evenly spread over all. Raises ValueError for less than one image."""
+    """Return the items of `count` images, evenly spaced over all images. Raises ValueError for less than one image."""
     if count < 1:
         raise ValueError(f"max_images: {count}; expected at least 1")
     images = list(dict.fromkeys(map(images_key, items)))
@@ -154,7 +152,7 @@ def items_of_images(items: Sequence[BenchmarkItem], count: int) -> list[Benchmar
 
 
 def images_key(item: BenchmarkItem) -> tuple:
-    """Return what is the same for items about the same images: paths, or which PIL images they are."""
+    """Return a key that is equal for items about the same images: their paths, or the identity of PIL images."""
     return tuple(
         str(image) if isinstance(image, (str, Path)) else id(image) for image in item.images
     )

@@ -1,4 +1,4 @@
-"""Captions: COCO, Flickr30k and NoCaps, of COCO's own files or Karpathy's."""
+"""Captioning: COCO, Flickr30k and NoCaps, from COCO's own files or Karpathy's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty
 class CaptionConfig(BenchmarkConfig):
     prompt: str = "caption"
     max_new_tokens: int = 60
-    split: str = "test"  # of Karpathy's file; COCO's has one split only
+    split: str = "test"  # for Karpathy's file; COCO's files have one split each
 
 
 @registry.register_benchmark("coco_caption")
@@ -28,7 +28,7 @@ class CocoCaption(Benchmark):
         {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
     or Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`, of which `split` is taken
         {"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}
-    `img_path`: the folder of the images; COCO's train2014 and val2014 may lie in it as folders.
+    `img_path`: the folder of the images; they may be in its sub-folders `train2014` and `val2014`.
     """
 
     Config = CaptionConfig
@@ -46,8 +46,8 @@ class CocoCaption(Benchmark):
         )
         question = self.prompt().ask()
         return [
-            BenchmarkItem(name, (self.image(*files),), question, texts)
-            for name, files, texts in found
+            BenchmarkItem(name, (self.image(*files),), question, captions)
+            for name, files, captions in found
         ]
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -55,11 +55,10 @@ class CocoCaption(Benchmark):
 
 
 def caption_scores(references: Mapping[str, list[str]], answers: Mapping[str, str]) -> Scores:
-    """Return CIDEr-D, BLEU-4, BLEU-1 and ROUGE-L of answers, by id; CIDEr-D says how good each is."""
+    """Return CIDEr-D, BLEU-4, BLEU-1 and ROUGE-L; the score of each item is its CIDEr-D."""
     words = metrics.caption_words
-    cider, rouge = (
-        score(references, answers, words)[1] for score in (metrics.cider_d, metrics.rouge_l)
-    )
+    cider = metrics.cider_d(references, answers, words)[1]
+    rouge = metrics.rouge_l(references, answers, words)[1]
     counts = metrics.bleu_counts(references, answers, words)
     found = {
         "CIDEr-D": Metric(cider),
@@ -70,10 +69,11 @@ def caption_scores(references: Mapping[str, list[str]], answers: Mapping[str, st
     return Scores(found, cider, num_empty(answers))
 
 
-Captioned = tuple[str, list[str], list[str]]  # id, names that the image may have, captions
+Captioned = tuple[str, list[str], list[str]]  # id, possible file names of the image, captions
 
 
 def _of_coco(images: list[tuple[str, dict]], content: dict, path: Path) -> Iterator[Captioned]:
+    """Yield the images of COCO's file that have captions."""
     files = {ident(row, "id", where): field(row, "file_name", str, where) for where, row in images}
     captions: dict[str, list[str]] = {}
     for where, row in rows(content, "annotations", path):
@@ -88,6 +88,7 @@ def _of_coco(images: list[tuple[str, dict]], content: dict, path: Path) -> Itera
 
 
 def _of_karpathy(images: list[tuple[str, dict]], split: str) -> Iterator[Captioned]:
+    """Yield the images of a split of Karpathy's file. Raises ValueError for an unknown split."""
     splits = {field(row, "split", str, where) for where, row in images}
     if split not in splits:
         raise ValueError(

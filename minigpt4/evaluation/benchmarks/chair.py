@@ -1,4 +1,4 @@
-"""CHAIR: which of COCO's objects does a description name that are not there?"""
+"""CHAIR: which COCO objects does a description mention that are not in the image?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,8 @@ class ChairConfig(BenchmarkConfig):
     prompt: str = "describe"
     max_new_tokens: int = 300
     split: str = "val2014"
-    synonyms: str | None = (
-        None  # LisaAnne/Hallucination's synonyms.txt, of published figures; else our own table
-    )
+    # path of LisaAnne/Hallucination's synonyms.txt, which published results use; by default our own table
+    synonyms: str | None = None
 
     READ_PATHS = (*BenchmarkConfig.READ_PATHS, "synonyms")
 
@@ -30,7 +29,7 @@ class Chair(Benchmark):
     `instances_val2014.json`  {"images": [{"id", "file_name"}], "annotations": [{"image_id", "category_id"}],
                                "categories": [{"id", "name"}]}
     `captions_val2014.json`   {"annotations": [{"image_id", "caption"}]}
-    `img_path`: the folder of the images. Published figures are often of 500 of them: `max_images: 500`.
+    `img_path`: the folder of the images. Published results often use 500 of them: `max_images: 500`.
     """
 
     Config = ChairConfig
@@ -41,6 +40,7 @@ class Chair(Benchmark):
     def items(self) -> list[BenchmarkItem]:
         path = self.find(f"*instances*{self.cfg.split}*.json")
         content = mapping(read_json(path), f"'{path}'")
+        # the objects of each image, from its annotated segments
         names = {}
         for where, row in rows(content, "categories", path):
             names[ident(row, "id", where)] = field(row, "name", str, where)
@@ -66,6 +66,7 @@ class Chair(Benchmark):
         return items
 
     def _captions(self, folder: object) -> dict[str, list[str]]:
+        """Return the reference captions by image id."""
         path = self.find(f"*captions*{self.cfg.split}*.json", path=str(folder))
         captions: dict[str, list[str]] = {}
         for where, row in rows(mapping(read_json(path), f"'{path}'"), "annotations", path):
@@ -83,7 +84,10 @@ class Chair(Benchmark):
             name: Metric(counts, figure(metrics.chair_of, name))
             for name in ("CHAIRi", "CHAIRs", "recall")
         }
-        # the share of an answer's mentions that are right; one that names nothing names nothing wrong
-        right = {name: 1.0 - count[1] / max(count[0], 1) for name, count in counts.items()}
-        silent = sum(int(count[0] == 0) for count in counts.values())
-        return Scores(figures, right, silent)
+        # An item's score is the fraction of correct mentions; an answer that mentions no object scores 1.
+        correct, num_silent = {}, 0
+        for item_id, count in counts.items():
+            num_mentions, num_wrong = count[:2]
+            correct[item_id] = 1.0 - num_wrong / max(num_mentions, 1)
+            num_silent += int(num_mentions == 0)
+        return Scores(figures, correct, num_silent)

@@ -1,4 +1,4 @@
-"""Reading a benchmark's files: what is wrong with one is a message that names file, place and what was expected."""
+"""Read a benchmark's files; an error message names the file, the place in it, and what was expected."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ KINDS = {dict: "a mapping", list: "a list", str: "text", int: "a number"}
 
 
 def find_file(path: str | Path, *patterns: str) -> Path:
-    """Return the only one of `find_files`. Raises FileNotFoundError without one, ValueError where several fit."""
+    """Return the one file that `find_files` finds. Raises FileNotFoundError for none, ValueError for several."""
     files = find_files(path, *patterns)
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
@@ -22,9 +22,9 @@ def find_file(path: str | Path, *patterns: str) -> Path:
 
 
 def find_files(path: str | Path, *patterns: str) -> list[Path]:
-    """Return `path` if it is a file, else the files in that folder that fit the first pattern that any fits, sorted.
+    """Return `path` if it is a file, else the folder's files that match the first pattern with a match, sorted.
 
-    Raises FileNotFoundError without one.
+    Raises FileNotFoundError if nothing matches.
     """
     path = expand_path(path)
     if path.is_file():
@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises ValueError for another kind of file."""
+    """Return the content of a JSON file. Raises ValueError for another kind of file."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -56,28 +56,29 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("file line N", mapping) of a file with a JSON mapping in each line. Raises ValueError."""
+    """Yield ("file line N", mapping) for each line that is not blank. Raises ValueError unless it is a JSON mapping."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
         where = f"'{path}' line {number}"
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{where} is no JSON: {error}; expected a mapping in each line"
-                ) from error
-            yield where, mapping(row, where)
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{where} is no JSON: {error}; expected a mapping in each line"
+            ) from error
+        yield where, mapping(row, where)
 
 
 def mapping(value: Any, where: str) -> dict:
-    """Return `value`. Raises ValueError unless it is a mapping."""
+    """Return `value`. Raises ValueError unless it is a mapping; `where` says in the message where it stands."""
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a mapping, found {kind_of(value)}")
     return value
 
 
 def field(row: Mapping, key: str, kind: type, where: str) -> Any:
-    """Return row[key]. Raises ValueError if it is missing or not of `kind`, a key of KINDS."""
+    """Return row[key]. Raises ValueError if it is missing or not of the type `kind`, a key of KINDS."""
     row = mapping(row, where)
     if key not in row:
         raise ValueError(
@@ -89,9 +90,9 @@ def field(row: Mapping, key: str, kind: type, where: str) -> Any:
 
 
 def rows(value: Any, key: str, path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("file key[N]", mapping) of the list `key` of a JSON file, or of the file itself if it is a list.
+    """Yield ("file key[N]", mapping) for each entry of value[key], or of `value` itself if it is a list.
 
-    Raises ValueError for another form.
+    `value` is the content of the JSON file `path`. Raises ValueError for another form.
     """
     listed = value if isinstance(value, list) else field(value, key, list, f"'{path}'")
     for number, row in enumerate(listed):
@@ -100,7 +101,7 @@ def rows(value: Any, key: str, path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def ident(row: Mapping, key: str, where: str) -> str:
-    """Return the id row[key], a number or text, as text. Raises ValueError for a missing one and another kind."""
+    """Return the id row[key], a number or text, as text. Raises ValueError if it is missing or of another type."""
     value = mapping(row, where).get(key)
     if not isinstance(value, (int, str)) or isinstance(value, bool) or value == "":
         found = kind_of(value) if key in row else "nothing"
@@ -109,10 +110,10 @@ def ident(row: Mapping, key: str, where: str) -> str:
 
 
 def group_of(row: Mapping, key: str, where: str) -> str:
-    """Return the group row[key], a number or text, as text; "" where it is missing or null. Raises ValueError."""
+    """Return the group row[key] as `ident`, but "" if it is missing, null or empty. Raises ValueError."""
     return "" if row.get(key) in (None, "") else ident(row, key, where)
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, for a message."""
+    """Return the type of a value in words, for an error message."""
     return "null" if value is None else KINDS.get(type(value), type(value).__name__)

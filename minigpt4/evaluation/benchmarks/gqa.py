@@ -1,4 +1,4 @@
-"""GQA: compositional questions about scenes, with one right answer."""
+"""GQA: compositional questions about scenes, with one correct answer each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ class GQA(Benchmark):
     """`eval_file_path`: `testdev_balanced_questions.json`
 
         {question id: {"imageId", "question", "answer", "types": {"structural"}}}
-    or MiniGPT-v2's list [{"image", "question", "answer"}], whose ids are the places in the list.
+    or MiniGPT-v2's list [{"image", "question", "answer"}], where an id is the position in the list.
     `img_path`: the folder with <imageId>.jpg.
     """
 
@@ -24,10 +24,9 @@ class GQA(Benchmark):
     def items(self) -> list[BenchmarkItem]:
         path, prompt = self.find("*balanced_questions.json", "*gqa*.json"), self.prompt()
         content = read_json(path)
+        found = _of_list(content, path) if isinstance(content, list) else _of_gqa(content, path)
         items = []
-        for name, image, row, where in (
-            _of_list(content, path) if isinstance(content, list) else _of_gqa(content, path)
-        ):
+        for name, image, row, where in found:
             question, answer = (field(row, key, str, where) for key in ("question", "answer"))
             group = group_of(mapping(row.get("types") or {}, where), "structural", where)
             items.append(
@@ -44,7 +43,9 @@ class GQA(Benchmark):
         return Scores(with_groups(figures, items), right, num_empty(answers))
 
 
-Row = tuple[str, str, dict, str]  # id, file name of the image, the row, where it stands
+Row = tuple[
+    str, str, dict, str
+]  # id, file name of the image, the row, its place for error messages
 
 
 def _of_gqa(content: Any, path: object) -> Iterator[Row]:

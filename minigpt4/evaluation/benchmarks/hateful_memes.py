@@ -1,4 +1,4 @@
-"""Hateful Memes: is an image with a text on it hateful?"""
+"""Hateful Memes: is an image with text on it hateful?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +45,6 @@ class HatefulMemes(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        said = {name: LABELS.get(text.strip().lower()) for name, text in answers.items()}
-        right = {item.id: float(said[item.id] == item.reference) for item in items}
-        return Scores({"accuracy": Metric(right)}, right, list(said.values()).count(None))
+        labels = {name: LABELS.get(text.strip().lower()) for name, text in answers.items()}
+        right = {item.id: float(labels[item.id] == item.reference) for item in items}
+        return Scores({"accuracy": Metric(right)}, right, list(labels.values()).count(None))

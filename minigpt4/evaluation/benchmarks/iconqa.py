@@ -1,4 +1,4 @@
-"""IconQA: questions about abstract diagrams; the answer is one of several choices, found by ranking."""
+"""IconQA: questions about abstract diagrams; the answer is one of several choices, chosen by ranking."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class IconQAConfig(BenchmarkConfig):
 class IconQA(Benchmark):
     """`eval_file_path`: `choose_text_val.json` of MiniGPT-v2
 
-        [{"image_id": "7", "question", "choices": ["circle", "square"], "answer": 1, the place of the right choice}]
+        [{"image_id": "7", "question", "choices": ["circle", "square"], "answer": 1, the index of the correct choice}]
     `img_path`: the folder with <image_id>/image.png.
     """
 
@@ -33,9 +33,8 @@ class IconQA(Benchmark):
         for number, (where, row) in enumerate(rows(read_json(path), "", path)):
             image = self.image(f"{ident(row, 'image_id', where)}/image.png")
             choices, answer = field(row, "choices", list, where), field(row, "answer", int, where)
-            if len(choices) < 2 or not all(
-                isinstance(choice, str) and choice.strip() for choice in choices
-            ):
+            are_texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
+            if len(choices) < 2 or not are_texts:
                 raise ValueError(f"{where}: 'choices' holds {choices}; expected two texts or more")
             if not 0 <= answer < len(choices):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""MME: two questions about each image, one to be answered by yes, one by no; 14 subtasks."""
+"""MME: 14 subtasks with two questions about each image, the answer to one being yes, to the other no."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ from minigpt4.evaluation.metrics.yes_no import (
 
 @dataclass
 class MMEConfig(BenchmarkConfig):
-    img_path: str = ""  # the images lie beside the questions
+    img_path: str = ""  # not used: the images are beside the questions
     prompt: str = "question"  # MME's questions end in "Please answer yes or no."
     max_new_tokens: int = 10
 
 
 @registry.register_benchmark("mme")
 class MME(Benchmark):
-    """`eval_file_path`: the folder `MME_Benchmark_release_version`, in it a folder for each subtask: images and,
+    """`eval_file_path`: the folder `MME_Benchmark_release_version`, with one folder for each subtask.
 
-    by the same name, text files of two lines "question<tab>Yes" and "question<tab>No": side by side, or in folders
-    `images` and `questions_answers_YN`.
+    A subtask has images and text files of the same names with two lines, "question<tab>Yes" and "question<tab>No":
+    side by side, or in folders `images` and `questions_answers_YN`.
     """
 
     Config = MMEConfig
@@ -44,14 +44,14 @@ class MME(Benchmark):
     def items(self) -> list[BenchmarkItem]:
         root, items = expand_path(self.cfg.eval_file_path), []
         for subtask in SUBTASKS:
-            folder = root / subtask
-            inner = folder / "questions_answers_YN"
-            texts = sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+            questions = images = root / subtask
+            if (root / subtask / "questions_answers_YN").is_dir():
+                questions = root / subtask / "questions_answers_YN"
+                images = root / subtask / "images"
+            texts = sorted(questions.glob("*.txt"))
             self.files += texts
             for path in texts:
-                items += self._items_of(
-                    path, subtask, folder / "images" if inner.is_dir() else folder
-                )
+                items += self._items_of(path, subtask, images)
         if not items:
             found = "none of its folders has questions" if root.is_dir() else "found nothing"
             raise FileNotFoundError(
@@ -60,6 +60,7 @@ class MME(Benchmark):
         return items
 
     def _items_of(self, path: Path, subtask: str, images: Path) -> list[BenchmarkItem]:
+        """Return the two items of a text file. Raises ValueError for another form."""
         lines = [line for line in read_text(path).splitlines() if line.strip()]
         if len(lines) != 2:
             raise ValueError(
@@ -75,11 +76,8 @@ class MME(Benchmark):
                     f"'{path}' line {number}: expected a question, a tab, and Yes or No"
                 )
             name = f"{subtask}/{path.stem}/{number}"
-            items.append(
-                BenchmarkItem(
-                    name, (image,), self.prompt().ask(question.strip()), label.lower(), subtask
-                )
-            )
+            question = self.prompt().ask(question.strip())
+            items.append(BenchmarkItem(name, (image,), question, label.lower(), subtask))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -87,26 +85,26 @@ class MME(Benchmark):
             item.id: MMEQuestion(item.group, item.id.rpartition("/")[0], item.reference)
             for item in items
         }
+        # Perception, cognition and each subtask are scored from their images; those without images are left out.
         counts = metrics.mme_counts(answers, questions)
+        subtasks_of = {"perception": PERCEPTION, "cognition": COGNITION}
+        subtasks_of |= {name: [name] for name in SUBTASKS}
         figures = {}
-        parts = {"perception": PERCEPTION, "cognition": COGNITION} | {
-            name: [name] for name in SUBTASKS
-        }
-        for name, subtasks in parts.items():
+        for name, subtasks in subtasks_of.items():
             rows = {
                 image: count for (subtask, image), count in counts.items() if subtask in subtasks
             }
             if rows:
                 figures[name] = Metric(rows, figure(_scores, name))
-        read = {name: mme_answer(text) for name, text in answers.items()}
-        right = {item.id: float(read[item.id] == item.reference) for item in items}
-        return Scores(figures, right, list(read.values()).count("other"))
+        parsed = {name: mme_answer(text) for name, text in answers.items()}
+        right = {item.id: float(parsed[item.id] == item.reference) for item in items}
+        return Scores(figures, right, list(parsed.values()).count("other"))
 
 
 def _scores(counts: np.ndarray) -> dict[str, float]:
-    """Return the scores of `metrics.mme_of` by name, 0 for what is not there."""
+    """Return the scores of `metrics.mme_of` by name, 0 for a subtask without images."""
     found = metrics.mme_of(counts)
-    scores = dict.fromkeys(SUBTASKS, 0.0) | {
-        name: values["score"] for name, values in found["subtasks"].items()
-    }
+    scores = dict.fromkeys(SUBTASKS, 0.0)
+    for name, values in found["subtasks"].items():
+        scores[name] = values["score"]
     return scores | {"perception": found["perception"], "cognition": found["cognition"]}

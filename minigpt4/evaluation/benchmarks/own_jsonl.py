@@ -1,4 +1,4 @@
-"""Your own questions: a line each."""
+"""Your own questions, one JSON line each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ METRICS = ("exact_match", "vqa_accuracy", "caption")
 class OwnJsonlConfig(BenchmarkConfig):
     prompt: str = "question"
     metric: str = "exact_match"  # exact_match: the answer is one of the answers; vqa_accuracy; caption: CIDEr-D
-    default_question: str = "Describe this image in detail."  # of a line without one
+    default_question: str = "Describe this image in detail."  # for a line without a question
 
 
 @registry.register_benchmark("own_jsonl")
@@ -26,9 +26,9 @@ class OwnJsonl(Benchmark):
 
         {"image": path or "images": [paths], "question": text, "answer": text or "answers": [texts], "id", "group",
          "options": [texts]}
-    where question, id (default: the number of the line), group (figures of its own) and options may be left out. With
-    options the answer is not generated: it is the one of them that the model finds likeliest.
-    `img_path`: the folder that the images' paths start from.
+    where question, id (default: the line number), group (also scored on its own) and options are optional. With
+    options the answer is not generated: it is the option that the model finds most likely.
+    `img_path`: the folder that the images' paths are relative to.
     """
 
     Config = OwnJsonlConfig
@@ -46,47 +46,41 @@ class OwnJsonl(Benchmark):
         items = []
         for where, row in read_json_lines(path):
             name = ident(row, "id", where) if "id" in row else where.rpartition(" ")[2]
-            one_image = "images" not in row
-            images = (
-                [field(row, "image", str, where)]
-                if one_image
-                else field(row, "images", list, where)
-            )
+            images = _one_or_more(row, "image", "images", where)
             if not all(isinstance(image, str) and image for image in images):
                 raise ValueError(f"{where}: an image is no path; found {images}")
-            answers = (
-                field(row, "answers", list, where)
-                if "answers" in row
-                else [field(row, "answer", str, where)]
-            )
+            answers = _one_or_more(row, "answer", "answers", where)
             if not answers or not all(isinstance(answer, str) for answer in answers):
                 raise ValueError(
                     f"{where}: 'answers' holds {answers}; expected texts, at least one"
                 )
-            asked = (
-                field(row, "question", str, where)
-                if "question" in row
-                else self.cfg.default_question
-            )
+            question = self.cfg.default_question
+            if "question" in row:
+                question = field(row, "question", str, where)
             group, paths = group_of(row, "group", where), tuple(map(self.image, images))
-            items.append(
-                BenchmarkItem(
-                    name, paths, prompt.ask(asked), answers, group, _options(row, answers, where)
-                )
-            )
+            options = _options(row, answers, where)
+            question = prompt.ask(question)
+            items.append(BenchmarkItem(name, paths, question, answers, group, options))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         if self.cfg.metric == "caption":
             scores = caption_scores({item.id: item.reference for item in items}, answers)
             return scores._replace(metrics={"score": scores.metrics["CIDEr-D"], **scores.metrics})
-        one = metrics.vqa_accuracy if self.cfg.metric == "vqa_accuracy" else best_match
-        right = {item.id: one(answers[item.id], item.reference) for item in items}
+        score_one = metrics.vqa_accuracy if self.cfg.metric == "vqa_accuracy" else best_match
+        right = {item.id: score_one(answers[item.id], item.reference) for item in items}
         return Scores(with_groups({"score": Metric(right)}, items), right, num_empty(answers))
 
 
+def _one_or_more(row: dict, one: str, several: str, where: str) -> list:
+    """Return the list row[several] if it is there, else [row[one]], where row[one] is a text."""
+    if several in row:
+        return field(row, several, list, where)
+    return [field(row, one, str, where)]
+
+
 def _options(row: dict, answers: list[str], where: str) -> list[str]:
-    """Return the options of a row, [] for none. Raises ValueError for what no answer can be chosen from."""
+    """Return the options of a row, [] if it has none. Raises ValueError unless they are different texts, one correct."""
     options = field(row, "options", list, where) if "options" in row else []
     texts = {option for option in options if isinstance(option, str) and option.strip()}
     if "options" in row and (len(texts) < 2 or len(texts) < len(options)):
@@ -99,5 +93,5 @@ def _options(row: dict, answers: list[str], where: str) -> list[str]:
 
 
 def best_match(answer: str, labels: Sequence[str]) -> float:
-    """Return 1.0 if the answer is one of the labels (see `metrics.exact_match`), else 0.0."""
+    """Return 1.0 if the answer matches one of the labels (see `metrics.exact_match`), else 0.0."""
     return max(metrics.exact_match(answer, label) for label in labels)

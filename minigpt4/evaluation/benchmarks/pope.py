@@ -1,4 +1,4 @@
-"""POPE: is there a .. in the image? Of objects chosen at random, that are frequent, that go with those there."""
+"""POPE: is there a .. in the image? Absent objects are random, popular, or often seen with those present (adversarial)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class PopeConfig(BenchmarkConfig):
 
 @registry.register_benchmark("pope")
 class Pope(Benchmark):
-    """`eval_file_path`: the folder with `coco_pope_random.json`, `_popular` and `_adversarial`, or one of them; lines
+    """`eval_file_path`: the folder with `coco_pope_random.json`, `_popular` and `_adversarial`, or one of them; each line
 
         {"question_id", "image": "COCO_val2014_000000310196.jpg", "text", "label": "yes" or "no"}
-    `img_path`: the folder of COCO's val2014. Each split has figures of its own; those over all pool the answers.
+    `img_path`: the folder of COCO's val2014. Each split is also scored on its own; the overall metrics pool all answers.
     """
 
     Config = PopeConfig
@@ -46,7 +46,7 @@ class Pope(Benchmark):
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         counts = metrics.pope_counts(answers, {item.id: item.reference for item in items})
         figures = {name: Metric(counts, figure(metrics.pope_of, name)) for name in FIGURES}
-        # true yes or true no
+        # An answer is right if it is a "true yes" or a "true no" of POPE_COUNTS.
         right = {name: float(count[0] + count[2]) for name, count in counts.items()}
         unparsable = metrics.pope_of(sum(counts.values()))["unparsable"]
         return Scores(with_groups(figures, items), right, unparsable)

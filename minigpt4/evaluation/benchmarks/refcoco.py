@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: where is what a phrase names? The answer is a box."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: locate the object that a phrase refers to. The answer is a box."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,16 +9,15 @@ from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig,
 from minigpt4.evaluation.benchmarks.files import field, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Metric, Scores, with_groups
 
-COCO_NAME = 27  # letters of COCO_train2014_000000580957, before _0, the number of the object
+COCO_NAME = 27  # length of COCO_train2014_000000580957, before the object's number, _0
 
 
 @dataclass
 class RefCOCOConfig(BenchmarkConfig):
     prompt: str = "minigpt_v2_refer"
-    resolution: int = 100  # a box is said in 0..resolution
-    resample: int = (
-        0  # how often an answer that begins with no box is asked for again, drawn at temperature 1
-    )
+    resolution: int = 100  # the coordinates in an answer are 0..resolution
+    # how often an item is asked again, sampling at temperature 1, while its answer does not start with a box
+    resample: int = 0
 
 
 @registry.register_benchmark("refcoco")
@@ -28,7 +27,7 @@ class RefCOCO(Benchmark):
     """`eval_file_path`: a file `refcoco_val.json`, or the folder with those of all splits, or that folder's parent
 
         [{"img_id": "COCO_train2014_000000580957_0", "sents", "bbox": [x, y, width, height], "height", "width"}]
-    `img_path`: the folder of COCO's train2014. A split has figures of its own.
+    `img_path`: the folder of COCO's train2014. Each split is also scored on its own.
     """
 
     Config = RefCOCOConfig
@@ -43,26 +42,28 @@ class RefCOCO(Benchmark):
             for number, (where, row) in enumerate(rows(read_json(path), "", path)):
                 image = self.image(field(row, "img_id", str, where)[:COCO_NAME] + ".jpg")
                 size = [field(row, key, int, where) for key in ("width", "height")]
-                truth = {"box": field(row, "bbox", list, where), "size": size}
+                reference = {"box": field(row, "bbox", list, where), "size": size}
                 question = prompt.ask(field(row, "sents", str, where))
-                items.append(BenchmarkItem(f"{split}/{number}", (image,), question, truth, split))
+                name = f"{split}/{number}"
+                items.append(BenchmarkItem(name, (image,), question, reference, split))
         return items
 
     def answers(
         self, items: Sequence[BenchmarkItem], answer: Callable[..., Iterable[dict]]
     ) -> Iterator[dict]:
-        """Yield the lines of `answer`; what begins with no box is asked again, at most `resample` times."""
+        """Yield the lines of `answer`; ask again, at most `resample` times, if an answer does not start with a box."""
         asked = {item.id: item for item in items}
-        for turn in range(self.cfg.resample + 1):
-            drawn = replace(self.cfg, temperature=1.0, seed=turn) if turn else self.cfg
+        for attempt in range(self.cfg.resample + 1):
+            # The first attempt is made as configured, the others by sampling.
+            cfg = replace(self.cfg, temperature=1.0, seed=attempt) if attempt else self.cfg
+            is_last = attempt == self.cfg.resample
             again = {}
-            for line in answer(list(asked.values()), drawn):
-                if turn < self.cfg.resample and not metrics.starts_with_box(
-                    line.get("answer", "{<0><0><0><0>}")
-                ):
-                    again[line["id"]] = asked[line["id"]]
-                else:
+            for line in answer(list(asked.values()), cfg):
+                is_settled = "answer" not in line or metrics.starts_with_box(line["answer"])
+                if is_settled or is_last:
                     yield line
+                else:
+                    again[line["id"]] = asked[line["id"]]
             asked = again
             if not asked:
                 return

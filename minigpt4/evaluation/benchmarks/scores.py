@@ -1,4 +1,4 @@
-"""The figures of a benchmark, in a form of which intervals and differences can be made."""
+"""The metrics of a benchmark, in a form that allows bootstrap intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -12,46 +12,55 @@ if TYPE_CHECKING:
 
 
 class Metric(NamedTuple):
-    """A figure and what it is made of: `of` makes it of the rows, an array [N] or [N, K].
+    """A metric: `of` computes its value from the rows, an array [N] or [N, K].
 
-    `rows` are by item, or by whatever is drawn anew for an interval (MME: by image).
+    There is one row per item, or per unit that the bootstrap resamples (MME: per image).
     """
 
     rows: Mapping[str, float | Sequence[float]]
     of: Callable[[np.ndarray], float] = np.mean
 
     def value(self) -> float:
-        """Return the figure."""
+        """Return the metric over all rows."""
         return float(self.of(np.array(list(self.rows.values()), dtype=float)))
 
 
 class Scores(NamedTuple):
-    """`per_item`: how good each answer is, for the page: 0 is wrong. `unparsable`: answers that say nothing."""
+    """The scores of a benchmark's answers."""
 
     metrics: dict[str, Metric]
-    per_item: dict[str, float]
-    unparsable: int
+    per_item: dict[
+        str, float
+    ]  # by id, how good an answer is; 0 is wrong. It orders the answers on the pages.
+    unparsable: int  # number of answers without anything that can be scored
 
 
 def with_groups(metrics: Mapping[str, Metric], items: Sequence[BenchmarkItem]) -> dict[str, Metric]:
-    """Return the metrics over all items, then those of each named group as "group/metric", if there are several."""
+    """Return the metrics over all items and, if there are several groups, of each named one as "group/metric"."""
     groups: dict[str, list[str]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item.id)
     found = dict(metrics)
-    for group, ids in groups.items() if len(groups) > 1 else ():
-        for name, metric in metrics.items() if group else ():
-            found[f"{group}/{name}"] = Metric({item: metric.rows[item] for item in ids}, metric.of)
+    if len(groups) < 2:
+        return found
+    for group, ids in groups.items():
+        if group:
+            for name, metric in metrics.items():
+                rows = {item_id: metric.rows[item_id] for item_id in ids}
+                found[f"{group}/{name}"] = Metric(rows, metric.of)
     return found
 
 
 def figure(
     of: Callable[[np.ndarray], Mapping[str, float]], name: str
 ) -> Callable[[np.ndarray], float]:
-    """Return what makes the figure `name` of rows [N, K], where `of` makes all figures of their sum."""
+    """Return the function that computes the metric `name` from count rows [N, K].
+
+    `of` computes all metrics from the sum of the rows, see `X_of` in `metrics`.
+    """
     return lambda rows: of(rows.sum(axis=0))[name]
 
 
 def num_empty(answers: Mapping[str, str]) -> int:
-    """Return how many answers have no word at all."""
+    """Return how many answers are empty or only whitespace."""
     return sum(not answer.strip() for answer in answers.values())

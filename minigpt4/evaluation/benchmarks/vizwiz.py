@@ -1,4 +1,4 @@
-"""VizWiz-VQA: questions that blind people asked about their photographs, some of which cannot be answered."""
+"""VizWiz-VQA: questions of blind people about their own photos; some cannot be answered from the image."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, rows
 from minigpt4.evaluation.benchmarks.scores import Scores
-from minigpt4.evaluation.benchmarks.vqa import people, vqa_scores
+from minigpt4.evaluation.benchmarks.vqa import human_answers, vqa_scores
 
 
 @dataclass
@@ -33,12 +33,10 @@ class VizWiz(Benchmark):
         for where, row in rows(read_json(path), "annotations", path):
             name = field(row, "image", str, where)
             question = prompt.ask(field(row, "question", str, where))
-            num_asked[name] += 1  # once each in the official file
+            num_asked[name] += 1  # the official file has one question per image
             item_id = name if num_asked[name] == 1 else f"{name}/{num_asked[name]}"
-            group = group_of(row, "answer_type", where)
-            items.append(
-                BenchmarkItem(item_id, (self.image(name),), question, people(row, where), group)
-            )
+            group, reference = group_of(row, "answer_type", where), human_answers(row, where)
+            items.append(BenchmarkItem(item_id, (self.image(name),), question, reference, group))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:

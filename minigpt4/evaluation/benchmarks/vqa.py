@@ -1,6 +1,6 @@
-"""VQAv2 and OK-VQA: questions about COCO's images, each answered by ten people."""
+"""VQAv2 and OK-VQA: questions about COCO's images, each with the answers of ten annotators."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ class VQAConfig(BenchmarkConfig):
 
 @registry.register_benchmark("vqav2")
 class VQAv2(Benchmark):
-    """`eval_file_path`: the folder with the two official files of a split,
+    """`eval_file_path`: the folder with the two official files of a split
 
     `v2_OpenEnded_mscoco_val2014_questions.json`  {"questions": [{"question_id", "image_id", "question"}]}
     `v2_mscoco_val2014_annotations.json`          {"annotations": [{"question_id", "answers": [{"answer"}, ..]}]}
@@ -27,26 +27,24 @@ class VQAv2(Benchmark):
 
     Config = VQAConfig
     RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py"
-    RELEASE_RULE: Callable[[str, Sequence[str]], float] | None = (
-        None  # MiniGPT-4's, beside the official one
-    )
+    # MiniGPT-4's scoring rule, used in addition to the official one
+    RELEASE_RULE: Callable[[str, Sequence[str]], float] | None = None
     QUESTIONS = ("*OpenEnded*{split}*questions*.json",)
 
     def items(self) -> list[BenchmarkItem]:
         split, prompt = self.cfg.split, self.prompt()
         questions = self.find(*(pattern.format(split=split) for pattern in self.QUESTIONS))
-        # beside the questions, if these were given by file
+        # The annotations are in the same folder, also if `eval_file_path` is the file of questions.
         annotations = self.find(f"*mscoco*{split}*annotations*.json", path=str(questions.parent))
-        answered = {}
+        references, groups = {}, {}
         for where, row in rows(read_json(annotations), "annotations", annotations):
-            answered[ident(row, "question_id", where)] = (
-                people(row, where),
-                group_of(row, "answer_type", where),
-            )
+            name = ident(row, "question_id", where)
+            references[name] = human_answers(row, where)
+            groups[name] = group_of(row, "answer_type", where)
         items = []
         for where, row in rows(read_json(questions), "questions", questions):
             name, number = ident(row, "question_id", where), ident(row, "image_id", where).zfill(12)
-            if name not in answered:
+            if name not in references:
                 raise ValueError(
                     f"{where}: question {name} has no entry in '{annotations}'; is it of another split?"
                 )
@@ -54,7 +52,7 @@ class VQAv2(Benchmark):
                 f"COCO_{split}_{number}.jpg", f"{number}.jpg", f"{split}/COCO_{split}_{number}.jpg"
             )
             question = prompt.ask(field(row, "question", str, where))
-            items.append(BenchmarkItem(name, (image,), question, *answered[name]))
+            items.append(BenchmarkItem(name, (image,), question, references[name], groups[name]))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -65,7 +63,7 @@ class VQAv2(Benchmark):
 class OKVQA(VQAv2):
     """As VQAv2, with OK-VQA's files: `OpenEnded_mscoco_val2014_questions.json`, `mscoco_val2014_annotations.json`.
 
-    MiniGPT-v2's folder is taken too: `okvqa_test_split.json`, a list of questions, beside
+    MiniGPT-v2's folder works too: `okvqa_test_split.json`, a list of questions, beside
     `mscoco_val2014_annotations_clean.json`.
     """
 
@@ -79,9 +77,9 @@ def vqa_scores(
     answers: Mapping[str, str],
     release_rule: Callable[[str, Sequence[str]], float] | None = None,
 ) -> Scores:
-    """Return VQA accuracy over all items and for each type of answer; a reference is the list of people's answers.
+    """Return VQA accuracy over all items and for each answer type; a reference is the list of human answers.
 
-    With a `release_rule`, accuracy by that rule stands beside it.
+    With a `release_rule` there is also `accuracy_minigpt4`, the mean of that rule.
     """
     accuracy = {item.id: metrics.vqa_accuracy(answers[item.id], item.reference) for item in items}
     figures = {"accuracy": Metric(accuracy)}
@@ -91,15 +89,11 @@ def vqa_scores(
     return Scores(with_groups(figures, items), accuracy, num_empty(answers))
 
 
-def people(row: dict[str, Any], where: str) -> list[str]:
-    """Return the answers of a row's people. Raises ValueError where there are none, as in a test split."""
+def human_answers(row: dict[str, Any], where: str) -> list[str]:
+    """Return the annotators' answers of a row. Raises ValueError if there are none, as in a test split."""
     if not row.get("answers"):
         raise ValueError(
             f"{where}: 'answers' is missing or empty; a split without public answers cannot be scored here"
         )
-    return list(_answers(field(row, "answers", list, where), where))
-
-
-def _answers(answers: list, where: str) -> Iterator[str]:
-    for answer in answers:
-        yield field(answer, "answer", str, f"{where} answers")
+    answers = field(row, "answers", list, where)
+    return [field(answer, "answer", str, f"{where} answers") for answer in answers]

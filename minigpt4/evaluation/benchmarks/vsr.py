@@ -1,4 +1,4 @@
-"""VSR: is a statement about where things are in the image true or false?"""
+"""VSR: is a statement about spatial relations in the image true or false?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class VSRConfig(BenchmarkConfig):
 
 @registry.register_benchmark("vsr")
 class VSR(Benchmark):
-    """`eval_file_path`: `test.jsonl` of cambridgeltl/vsr_zeroshot (nothing is fetched from the hub), a JSON list, too
+    """`eval_file_path`: `test.jsonl` of cambridgeltl/vsr_zeroshot (nothing is downloaded), or the same as a JSON list
 
         {"image": "000000085637.jpg", "caption": "The cat is on the mat.", "label": 1, "relation"}
-    `img_path`: the folder of the images. A relation has figures of its own.
+    `img_path`: the folder of the images. Each relation is also scored on its own.
     """
 
     Config = VSRConfig
@@ -31,21 +31,18 @@ class VSR(Benchmark):
 
     def items(self) -> list[BenchmarkItem]:
         path, prompt = self.find("test.jsonl", "*vsr*.json*"), self.prompt()
-        listed = (
+        found = (
             read_json_lines(path) if path.suffix == ".jsonl" else rows(read_json(path), "", path)
         )
         items = []
-        for number, (where, row) in enumerate(listed):
+        for number, (where, row) in enumerate(found):
             label = field(row, "label", int, where)
             if label not in (0, 1):
                 raise ValueError(f"{where}: 'label' is {label}; expected 0 or 1")
             image = self.image(field(row, "image", str, where))
             question = prompt.ask(field(row, "caption", str, where))
-            items.append(
-                BenchmarkItem(
-                    str(number), (image,), question, LABELS[label], group_of(row, "relation", where)
-                )
-            )
+            relation = group_of(row, "relation", where)
+            items.append(BenchmarkItem(str(number), (image,), question, LABELS[label], relation))
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
@@ -54,5 +51,6 @@ class VSR(Benchmark):
             item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items
         }
         figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
-        said = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
-        return Scores(with_groups(figures, items), right, sum(text not in LABELS for text in said))
+        normalised = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
+        unparsable = sum(text not in LABELS for text in normalised)
+        return Scores(with_groups(figures, items), right, unparsable)

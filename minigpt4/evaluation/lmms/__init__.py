@@ -1,4 +1,4 @@
-"""The plugin for lmms-eval: `pip install .` makes the model `minigpt4` known to it, see docs/evaluation.md."""
+"""The plugin for lmms-eval: `pip install .` registers the model `minigpt4` with it, see docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = "minigpt4.evaluation.lmms.models"
 
 
 def manifest() -> ModelManifest:
-    """Return what lmms-eval asks of the entry point `lmms_eval.models`; its models are imported when they are used."""
+    """Return the manifest that lmms-eval expects of an entry point `lmms_eval.models`; it imports the models on use."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

@@ -1,4 +1,4 @@
-"""MiniGPT-4 as lmms-eval's models: the chat form, and with `--force_simple` the simple form, which ranks too.
+"""MiniGPT-4 as models of lmms-eval: the chat form and, with `--force_simple`, the simple form, which also ranks.
 
 lmms-eval --model minigpt4 --model_args cfg_path=eval.yaml,model.ckpt=checkpoint.pth --tasks NAME --batch_size 8
 """
@@ -19,10 +19,10 @@ import minigpt4
 from minigpt4.conversation.conversation import IMAGE, Conversation, message_segments
 from minigpt4.conversation.message import Message
 from minigpt4.evaluation.answering import generated
-from minigpt4.evaluation.items import Asked, Item
+from minigpt4.evaluation.items import EncodedItem, Item
 from minigpt4.evaluation.ranking import losses_of
 
-# of a task's generation_kwargs; the others are for the libraries that other models are made with
+# the generation_kwargs of a task that are used; others are for the libraries of other models
 TAKEN = (
     "max_new_tokens",
     "temperature",
@@ -34,9 +34,9 @@ TAKEN = (
 
 
 class MiniGPT4(lmms):
-    """What both forms have in common. `settings` are keys of the configuration, as with --options of evaluate.py."""
+    """Base class of both forms. `settings` are configuration keys, as with --options of evaluate.py."""
 
-    KWARGS = 0  # place of generation_kwargs among the arguments of a request
+    KWARGS = 0  # position of generation_kwargs among the arguments of a request
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class MiniGPT4(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes; lmms-eval counts the requests of all ranks there."""
+        """The model's device, on which lmms-eval also gathers the number of requests of all ranks."""
         return self.chat.device
 
     def document(self, request: Instance) -> Any:
-        """Return the document of a request, whose arguments end with number, task and split."""
+        """Return the document of a request, whose last three arguments are its index, the task and the split."""
         task, split = request.args[-2:]
         return self.task_dict[task][split][request.args[-3]]
 
@@ -73,42 +73,41 @@ class MiniGPT4(lmms):
         """Return the dialogue of a request and its images, in order."""
         raise NotImplementedError(f"{type(self).__name__}.dialogue")
 
-    def asked(self, requests: Sequence[Instance]) -> list[Asked]:
-        """Return the dialogues of a batch of requests, all images encoded together."""
+    def encoded(self, requests: Sequence[Instance]) -> list[EncodedItem]:
+        """Return the dialogues of a batch of requests, with all images encoded in one call."""
         dialogues = [self.dialogue(request) for request in requests]
-        together = list(chain.from_iterable(images for _, images in dialogues))
-        encoded = iter(self.chat.encode_images(together) if together else ())
+        all_images = list(chain.from_iterable(images for _, images in dialogues))
+        features = iter(self.chat.encode_images(all_images) if all_images else ())
         return [
-            Asked(Item("", images, ""), conv, list(islice(encoded, len(images))))
+            EncodedItem(Item("", images, ""), conv, list(islice(features, len(images))))
             for conv, images in dialogues
         ]
 
     def batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
-        """Yield numbers of requests with the same generation_kwargs, at most `batch_size` together."""
-        same: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            same.setdefault(repr(request.args[self.KWARGS]), []).append(number)
-        for numbers in same.values():
-            for start in range(0, len(numbers), self.batch_size):
-                yield numbers[start : start + self.batch_size]
+        """Yield the indices of up to `batch_size` requests with the same generation_kwargs."""
+        by_kwargs: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_kwargs.setdefault(repr(request.args[self.KWARGS]), []).append(index)
+        for indices in by_kwargs.values():
+            for start in range(0, len(indices), self.batch_size):
+                yield indices[start : start + self.batch_size]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return an answer to each request; "", with a warning, where it is too long for the LLM."""
+        """Return the answer to each request; "", with a warning, if the request is too long for the LLM."""
         answers: dict[int, str] = {}
         with tqdm(
             total=len(requests), desc="MiniGPT-4", unit="item", disable=self.rank != 0
         ) as progress:
-            for numbers in self.batches(requests):
-                batch = [requests[number] for number in numbers]
+            for indices in self.batches(requests):
+                batch = [requests[index] for index in indices]
                 kwargs = batch[0].args[self.KWARGS]
-                for number, line in zip(
-                    numbers, generated(self.chat, self.asked(batch), sampling(kwargs)), strict=True
-                ):
+                lines = generated(self.chat, self.encoded(batch), sampling(kwargs))
+                for index, line in zip(indices, lines, strict=True):
                     if "error" in line:
-                        logging.warning("request %d has no answer: %s", number, line["error"])
-                    answers[number] = cut(line.get("answer", ""), kwargs.get("until") or ())
-                progress.update(len(numbers))
-        return [answers[number] for number in range(len(requests))]
+                        logging.warning("request %d has no answer: %s", index, line["error"])
+                    answers[index] = cut(line.get("answer", ""), kwargs.get("until") or ())
+                progress.update(len(indices))
+        return [answers[index] for index in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError: tasks of several rounds are not supported."""
@@ -117,14 +116,14 @@ class MiniGPT4(lmms):
         )
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Raise NotImplementedError: lmms-eval has no chat form of it."""
+        """Raise NotImplementedError: lmms-eval defines ranking for the simple form only."""
         raise NotImplementedError(
             "minigpt4: candidates are ranked in the simple form only: add --force_simple"
         )
 
 
 class MiniGPT4Chat(MiniGPT4):
-    """The chat form: messages of several roles, with images wherever they stand in them."""
+    """The chat form: messages of several roles, with images at any place in them."""
 
     is_simple, KWARGS = False, 2
 
@@ -140,15 +139,13 @@ class MiniGPT4Chat(MiniGPT4):
         conv = self.conv.copy()
         for message in messages.messages:
             parts = [IMAGE if part.type == "image" else part.text for part in message.content]
+            num_images = parts.count(IMAGE)
+            images_then_text = num_images == len(parts) - 1 and parts[-1] is not IMAGE
             if message.role == "system":
                 conv.system = " ".join(map(str, parts))
-            elif (
-                message.role == "user"
-                and parts.count(IMAGE) == len(parts) - 1
-                and parts[-1] is not IMAGE
-            ):
-                # images, then a question: the prompt of evaluate.py
-                for _ in parts[:-1]:
+            elif message.role == "user" and images_then_text:
+                # Build the same prompt as evaluate.py.
+                for _ in range(num_images):
                     conv.append_image()
                 conv.append_question(parts[-1])
             else:
@@ -164,7 +161,7 @@ class MiniGPT4Simple(MiniGPT4):
 
     def dialogue(self, request: Instance) -> tuple[Conversation, list[Any]]:
         """Return the dialogue of a request and its images. Raises ValueError for a request without a document."""
-        if len(request.args) != 6:  # of acc_mutual_info: a continuation without a question
+        if len(request.args) != 6:  # acc_mutual_info asks for a continuation without a question
             raise ValueError(
                 "minigpt4: a continuation needs a question; metrics such as acc_mutual_info cannot be had"
             )
@@ -177,12 +174,13 @@ class MiniGPT4Simple(MiniGPT4):
         return conv, images
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Return (mean loss a token, whether the continuation is what the model says greedily) of each request.
+        """Return (mean loss per token, whether greedy decoding gives the continuation) for each request.
 
-        It stands in a GenerationResult: of a plain pair lmms-eval 0.7 makes a text, and fails.
+        The pair is wrapped in a GenerationResult because lmms-eval 0.7 converts a plain pair to text, and then fails.
 
-        lmms-eval takes the least loss for the best. A continuation is tokenised by itself and ends with the template's
-        end symbol, as an answer in training; the blank that lmms-eval puts before it is the template's matter.
+        lmms-eval takes the least loss as the best. A continuation is tokenised by itself and ends with the template's
+        end symbol, as an answer in training; the space that lmms-eval puts before it is stripped, as the template
+        provides it.
         """
         found = []
         for start in tqdm(
@@ -190,30 +188,33 @@ class MiniGPT4Simple(MiniGPT4):
         ):
             batch = []
             for request in requests[start : start + self.batch_size]:
-                (asked,) = self.asked([request])
-                batch.append(asked._replace(item=Item("", (), "", (self.continuation(request),))))
+                (encoded,) = self.encoded([request])
+                item = Item("", (), "", options=(self.continuation(request),))
+                batch.append(encoded._replace(item=item))
             losses = losses_of(self.chat, batch, "mean")
             lines = generated(self.chat, batch, sampling({}))
-            for asked, loss, line in zip(batch, losses, lines, strict=True):
-                pair = (loss[0], line.get("answer") == asked.item.options[0])
+            for encoded, loss, line in zip(batch, losses, lines, strict=True):
+                pair = (loss[0], line.get("answer") == encoded.item.options[0])
                 found.append(GenerationResult(text=pair))
         return found
 
     def continuation(self, request: Instance) -> str:
-        """Return the text whose loss is wanted."""
+        """Return the candidate answer of a request, whose loss is computed."""
         target = request.args[1]
         return str(target(self.document(request)) if callable(target) else target).strip()
 
 
 def sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return generation_kwargs of a task as fields of the chat's Sampling: greedy unless it says otherwise."""
-    given = {key: kwargs[key] for key in TAKEN if kwargs.get(key) is not None}
-    is_greedy = kwargs.get("do_sample") is False or "temperature" not in given
-    return given | ({"temperature": 0.0} if is_greedy else {})
+    """Return a task's generation_kwargs as fields of the chat's Sampling: greedy unless they say otherwise."""
+    fields = {key: kwargs[key] for key in TAKEN if kwargs.get(key) is not None}
+    if kwargs.get("do_sample") is False or "temperature" not in fields:
+        fields["temperature"] = 0.0
+    return fields
 
 
 def cut(text: str, until: str | Sequence[str]) -> str:
-    """Return the text before the first of the strings that end an answer."""
+    """Return the text before the first occurrence of any of the stop strings `until`."""
     for end in [until] if isinstance(until, str) else until:
-        text = text.partition(end)[0] if end else text
+        if end:
+            text = text.partition(end)[0]
     return text

@@ -1,13 +1,14 @@
 """Metrics by the official rules, as plain functions of texts: no model, no torch.
 
-    captions.py   CIDEr-D, BLEU, ROUGE-L       tokenizer.py   words as COCO's caption evaluation counts them
+    captions.py   CIDEr-D, BLEU, ROUGE-L       tokenizer.py   the words of a caption, as COCO's caption evaluation splits it
     vqa.py        VQAv2, OK-VQA, VizWiz; GQA   yes_no.py      POPE, MME
     chair.py      CHAIRs, CHAIRi               boxes.py       intersection over union, RefCOCO
-    intervals.py  bootstrap                    matching.py    ids of answers and truth
+    intervals.py  bootstrap                    matching.py    matching the ids of answers and ground truth
 
-Each function says which rule it follows. Shares are 0 to 1. Answers and truth are mappings by id with the same ids, or
-two lists; ids that do not match, nulls and missing references are a ValueError. Where a figure is no mean over items,
-`X_counts` has the counts of each item and `X_of` makes the figure of their sum: together they give its interval.
+Each function says which rule it follows. Fractions are 0 to 1. Answers and ground truth are mappings with the same ids,
+or two lists; ids that do not match, nulls and missing references raise ValueError. If a metric is not a mean over
+items, `X_counts` returns the counts of each item and `X_of` computes the metric from their sum: together they give its
+interval.
 """
 
 from minigpt4.evaluation.metrics.boxes import box_accuracy, box_iou, parse_box, starts_with_box

@@ -1,4 +1,4 @@
-"""Boxes: intersection over union, and the accuracy of RefCOCO by MiniGPT-v2's rule."""
+"""Boxes: intersection over union, and accuracy on RefCOCO by MiniGPT-v2's rule."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _BOX = re.compile(r"\{(?:<\d{1,3}>){4}\}")
 def box_iou(a: Box, b: Box, plus_one: bool = False) -> float:
     """Return the intersection over union, 0 to 1, of two boxes (left, top, right, bottom).
 
-    With `plus_one` the right and bottom pixels belong to a box, so it is one wider and higher: the rule of MiniGPT-v2.
-    A box whose right lies left of its left is empty. Raises ValueError unless a box is four finite numbers.
+    With `plus_one` the right and bottom edges are inclusive pixels, so a box is one wider and higher: MiniGPT-v2's rule.
+    A box whose right edge is left of its left edge is empty. Raises ValueError unless a box is four finite numbers.
     """
     a, b = _numbers(a, 4, "box"), _numbers(b, 4, "box")
     extra = 1.0 if plus_one else 0.0
@@ -34,25 +34,27 @@ def box_accuracy(
     resolution: int = 100,
     is_common: bool = False,
 ) -> dict:
-    """Return how many answers name the right box, by the rule of MiniGPT-4's `eval_scripts/eval_ref.py`.
+    """Return the accuracy of predicted boxes, by the rule of MiniGPT-4's `eval_scripts/eval_ref.py`.
 
-    {"accuracy", "unparsable", "count", "iou" and "hits": by id}: an answer is right if the intersection over union,
-    pixels inclusive (`plus_one`), is MORE than 0.5; with `is_common`, the rule of most others (lmms-eval), if that
-    without the added pixels is 0.5 or more. `boxes` are (x, y, width, height) in pixels as in COCO's files, `sizes`
-    (width, height) of the image. An unparsable answer (`parse_box`) is wrong. Raises ValueError for ids that do not
-    match and for what is no box or size.
+    {"accuracy", "unparsable", "count", "iou" and "hits": by id}: an answer is right if the intersection over union with
+    inclusive pixels (`plus_one`) is MORE than 0.5; with `is_common`, the rule of most others (lmms-eval), if it is at
+    least 0.5 without the added pixels. `boxes` are (x, y, width, height) in pixels as in COCO's files, `sizes` are
+    (width, height) of the images. An unparsable answer (`parse_box`) is wrong. Raises ValueError for ids that do not
+    match and for invalid boxes or sizes.
     """
-    said, right = matched(answers, boxes, "boxes")
-    sizes = aligned(sizes, right, "sizes")
+    texts, boxes = matched(answers, boxes, "boxes")
+    sizes = aligned(sizes, boxes, "sizes")
     iou, unparsable = {}, 0
-    for item, text in said.items():
-        truth = _corners(_numbers(right[item], 4, f"box of {item!r}"))
+    for item, text in texts.items():
+        truth = _corners(_numbers(boxes[item], 4, f"box of {item!r}"))
         size = _numbers(sizes[item], 2, f"size of {item!r}")
-        named = parse_box(text, resolution)
-        unparsable += named is None
-        iou[item] = (
-            box_iou(np.multiply(named, size * 2), truth, plus_one=not is_common) if named else 0.0
-        )
+        relative = parse_box(text, resolution)
+        if relative is None:
+            unparsable += 1
+            iou[item] = 0.0
+        else:
+            predicted = np.multiply(relative, size * 2)  # in pixels: (width, height) twice
+            iou[item] = box_iou(predicted, truth, plus_one=not is_common)
     hits = {item: float(value > 0.5 or (is_common and value == 0.5)) for item, value in iou.items()}
     accuracy = sum(hits.values()) / len(hits)
     return {
@@ -65,17 +67,17 @@ def box_accuracy(
 
 
 def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, float] | None:
-    """Return (left, top, right, bottom), 0 to 1, of a text {<x1><y1><x2><y2>} in 0..resolution; None for another.
+    """Return (left, top, right, bottom), each divided by `resolution`, of a text {<x1><y1><x2><y2>}; else None.
 
-    As MiniGPT-v2 writes it: the text starts with the box, blanks and <unk> aside, and holds no fifth number, so
-    a second box makes it unparsable.
+    As MiniGPT-v2 writes it: spaces and <unk> aside, the text starts with the box and has no fifth number; a second box
+    makes it unparsable.
     """
     numbers = [int(digits) / resolution for digits in re.findall(r"\d+", text)]
     return tuple(numbers) if starts_with_box(text) and len(numbers) == 4 else None
 
 
 def starts_with_box(text: str) -> bool:
-    """Return whether a text begins with {<x1><y1><x2><y2>}, blanks and <unk> aside: MiniGPT-v2 asks again if not."""
+    """Return whether a text starts with {<x1><y1><x2><y2>}, spaces and <unk> aside; MiniGPT-v2 asks again if not."""
     return bool(_BOX.match(text.replace("<unk>", "").replace(" ", "").strip()))
 
 
@@ -84,7 +86,7 @@ def _area(left: float, top: float, right: float, bottom: float, extra: float) ->
 
 
 def _corners(box: Box) -> Box:
-    """Return (left, top, right, bottom) of (x, y, width, height)."""
+    """Convert (x, y, width, height) to (left, top, right, bottom)."""
     return (box[0], box[1], box[0] + box[2], box[1] + box[3])
 
 

@@ -1,4 +1,4 @@
-"""CHAIR: which of COCO's 80 objects a description names that are not in the image."""
+"""CHAIR: which of COCO's 80 objects a description mentions that are not in the image."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _IRREGULAR = {
     "knife": "knives",
     "mouse": "mice",
     "goose": "geese",
+    "ox": "oxen",
+    "calf": "calves",
+    "man": "men",
 }
-_IRREGULAR |= {"ox": "oxen", "calf": "calves", "man": "men"}
 CHAIR_COUNTS = [
     "mentions",
     "wrong mentions",
@@ -30,10 +32,8 @@ CHAIR_COUNTS = [
     "objects",
     "objects named",
 ]
-NO_OBJECT = (
-    "no object"  # entry of the synonyms for phrases such as train station, which are no object
-)
-# before one of these animals, "baby" and "adult" are no person; nor is the passenger of a passenger train
+NO_OBJECT = "no object"  # the synonyms' entry for phrases such as train station
+# "baby" or "adult" before one of these animals is not a person; neither is "passenger" before a train
 _ANIMALS = [
     "bird",
     "cat",
@@ -63,17 +63,17 @@ def chair(
 ) -> dict:
     """Return {"CHAIRs", "CHAIRi", "recall", "mentions", "wrong_mentions", "count", "wrong": {id: objects}}.
 
-    Shares are 0 to 1. CHAIRs: of answers, those that name an object that is not there, however long the answer.
-    CHAIRi: wrong mentions / all mentions; each repetition counts. `recall`: the objects of the images that were named,
-    of all; an answer that names nothing has no wrong mention either.
-    The rule is that of LisaAnne/Hallucination, `utils/chair.py`: what is there are the `objects`, the COCO names of an
-    image's segments, and what the `references`, people's captions of it, name. Published figures use both, and that
-    repository's synonyms.txt: pass `read_synonyms(path)`; `synonyms` default to our own coco_objects.json.
-    Raises ValueError for ids that do not match, an object without an entry, and what is not text.
+    Fractions are 0 to 1. CHAIRs: answers that mention at least one absent object / all answers. CHAIRi: wrong mentions
+    / all mentions; repetitions count. `recall`: objects present that were mentioned / all objects present; an answer
+    that mentions nothing has no wrong mention, but recall 0.
+    The rule is that of LisaAnne/Hallucination, `utils/chair.py`: present are the `objects`, the COCO names of an image's
+    segments, and those that the `references`, human captions of the image, mention. Published results use both, and
+    that repository's synonyms.txt: pass `read_synonyms(path)`; by default `synonyms` is our own coco_objects.json.
+    Raises ValueError for ids that do not match, an object without an entry, and anything that is not text.
     """
-    read = _read(answers, objects, references, synonyms)
-    wrong = {item: _wrong(mentions, there) for item, (mentions, there) in read.items()}
-    return chair_of(sum(_counts(read).values())) | {"wrong": wrong}
+    found = _mentioned_and_present(answers, objects, references, synonyms)
+    wrong = {item: _wrong(mentions, present) for item, (mentions, present) in found.items()}
+    return chair_of(sum(_counts(found).values())) | {"wrong": wrong}
 
 
 def chair_counts(
@@ -82,12 +82,12 @@ def chair_counts(
     references: Mapping[Hashable, Sequence[str]] | Sequence[Sequence[str]] | None = None,
     synonyms: Synonyms | None = None,
 ) -> dict[Hashable, np.ndarray]:
-    """Return by id what `chair_of` makes figures of, for one item or a sum: CHAIR_COUNTS [6]."""
-    return _counts(_read(answers, objects, references, synonyms))
+    """Return, by id, the CHAIR_COUNTS [6] that `chair_of` computes the metrics from, for one item or a sum."""
+    return _counts(_mentioned_and_present(answers, objects, references, synonyms))
 
 
 def chair_of(counts: np.ndarray) -> dict:
-    """Return the figures of `chair` of counts [6], those of one item of `chair_counts` or a sum of them."""
+    """Return the metrics of `chair` from counts [6], those of one item of `chair_counts` or a sum of them."""
     count = dict(zip(CHAIR_COUNTS, map(int, counts), strict=True))
     return {
         "CHAIRs": count["wrong answers"] / count["answers"],
@@ -102,16 +102,16 @@ def chair_of(counts: np.ndarray) -> dict:
 def mentioned_objects(text: str, synonyms: Synonyms | None = None) -> list[str]:
     """Return the COCO name of each object that `text` mentions, in order, repetitions included.
 
-    Case and number do not count, the longest phrase wins ("hot dogs" is no dog), a baby elephant is no person, and a
-    seat beside a toilet no chair.
+    Case and number are ignored and the longest phrase wins ("hot dogs" is no dog). A baby elephant is not a person, and
+    "seat" in a text with a toilet is not a chair.
     """
     return _mentions(text, _own_names() if synonyms is None else _names(synonyms))
 
 
 def read_synonyms(path: str | Path) -> dict[str, list[str]]:
-    """Return a table as `chair` takes it, of a file with a line "name, synonym, .." for each object.
+    """Return the `synonyms` for `chair` from a file with a line "name, synonym, .." for each object.
 
-    Raises OSError for a file that cannot be read, ValueError for one without such a line.
+    Raises OSError for a file that cannot be read, ValueError for a file without such a line.
     """
     table = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -123,45 +123,50 @@ def read_synonyms(path: str | Path) -> dict[str, list[str]]:
     return table
 
 
-def _read(answers: Ids, objects: Ids, references: Ids | None, synonyms: Synonyms | None) -> dict:
-    """Return by id what the answer mentions, in order, and the set of what is there."""
-    said, present = matched(answers, objects, "objects")
-    captions = aligned(references, present, "references") if references is not None else {}
+def _mentioned_and_present(
+    answers: Ids, objects: Ids, references: Ids | None, synonyms: Synonyms | None
+) -> dict[Hashable, tuple[list[str], set[str]]]:
+    """Return, by id, the objects that the answer mentions, in order, and the set of objects that are present."""
+    texts, objects = matched(answers, objects, "objects")
+    captions = aligned(references, objects, "references") if references is not None else {}
     names = _own_names() if synonyms is None else _names(synonyms)
-    read = {}
-    for item, text in said.items():
-        there = {_name_of(name, names, item) for name in _listed(present[item], item)}
-        for caption in texts_of(captions[item], f"references of {item!r}") if captions else ():
-            there.update(_mentions(caption, names))
-        read[item] = (_mentions(text, names), there)
-    return read
+    found = {}
+    for item, text in texts.items():
+        present = {_name_of(name, names, item) for name in _listed(objects[item], item)}
+        if captions:
+            for caption in texts_of(captions[item], f"references of {item!r}"):
+                present.update(_mentions(caption, names))
+        found[item] = (_mentions(text, names), present)
+    return found
 
 
-def _counts(read: dict) -> dict[Hashable, np.ndarray]:
+def _counts(found: dict[Hashable, tuple[list[str], set[str]]]) -> dict[Hashable, np.ndarray]:
+    """Return the CHAIR_COUNTS of each item."""
     counts = {}
-    for item, (mentions, there) in read.items():
-        wrong = len(_wrong(mentions, there))
+    for item, (mentions, present) in found.items():
+        wrong = len(_wrong(mentions, present))
         counts[item] = np.array(
-            [len(mentions), wrong, 1, wrong > 0, len(there), len(there & set(mentions))]
+            [len(mentions), wrong, 1, wrong > 0, len(present), len(present & set(mentions))]
         )
     return counts
 
 
-def _wrong(mentions: list[str], there: set[str]) -> list[str]:
-    return [name for name in mentions if name not in there]
+def _wrong(mentions: list[str], present: set[str]) -> list[str]:
+    return [name for name in mentions if name not in present]
 
 
 def _mentions(text: str, names: Mapping[str, str]) -> list[str]:
-    # a mark is a word too, so that no phrase reaches over it
+    """Return the objects that a text mentions, see `mentioned_objects`; `names`: COCO name of each phrase."""
+    # Punctuation marks are words of their own, so that no phrase extends across them.
     words = re.findall(r"\w+(?:-\w+)*|[^\w\s]", text.lower())
     found, start = [], 0
     while start < len(words):
-        # three words are the longest phrase of the tables
+        # the longest known phrase that starts here, of at most three words, else the single word
         for end in range(min(start + 3, len(words)), start, -1):
             phrase = " ".join(words[start:end])
             if phrase in names or end == start + 1:
                 break
-        # a hyphen may stand for the blank of a phrase: hot-dog
+        # A hyphen may take the place of the space in a phrase: hot-dog.
         name = names.get(phrase) or names.get(phrase.replace("-", " "), NO_OBJECT)
         found.append((phrase, name))
         start = end
@@ -171,7 +176,7 @@ def _mentions(text: str, names: Mapping[str, str]) -> list[str]:
 
 
 def own_synonyms() -> dict[str, list[str]]:
-    """Return our table, coco_objects.json: COCO's 80 names and NO_OBJECT, with the words and phrases for each."""
+    """Return coco_objects.json: COCO's 80 names and NO_OBJECT, each with its synonyms."""
     return json.loads(Path(__file__).with_name("coco_objects.json").read_text(encoding="utf-8"))
 
 
@@ -181,13 +186,13 @@ def _own_names() -> dict[str, str]:
 
 
 def _names(synonyms: Synonyms) -> dict[str, str]:
-    """Return the COCO name of each phrase and of its plural."""
+    """Return the COCO name of each phrase, plurals included."""
     names = {}
     for name, others in synonyms.items():
         names |= dict.fromkeys([name.lower(), *(other.lower() for other in others)], name)
     for phrase, word in _QUALIFIED.items():
         names[phrase] = names.get(word, NO_OBJECT)
-    # a word that has an entry of its own is no other's plural
+    # A word with an entry of its own is not taken for a plural of another.
     plurals = {}
     for phrase, name in names.items():
         plurals |= dict.fromkeys(_plurals(phrase), name)
@@ -195,7 +200,7 @@ def _names(synonyms: Synonyms) -> dict[str, str]:
 
 
 def _plurals(phrase: str) -> list[str]:
-    """Return how the plural may be written; a form that no one writes does no harm."""
+    """Return possible plurals of a phrase; one that does not exist does no harm."""
     plurals = [phrase + "s"]
     if re.search(r"(?:[sxzo]|ch|sh)$", phrase):
         plurals.append(phrase + "es")
@@ -206,6 +211,7 @@ def _plurals(phrase: str) -> list[str]:
 
 
 def _name_of(name: str, names: Mapping[str, str], item: Hashable) -> str:
+    """Return the COCO name of an object of an item. Raises ValueError for an unknown one."""
     found = names.get(text_of(name, f"objects of {item!r}").lower())
     if found is None:
         raise ValueError(f"objects of {item!r}: {name!r} has no entry in the synonyms")
@@ -213,7 +219,7 @@ def _name_of(name: str, names: Mapping[str, str], item: Hashable) -> str:
 
 
 def _listed(values: Iterable[str], item: Hashable) -> Iterable[str]:
-    # the letters of a text would pass for objects
+    # A single text is refused: its letters would be taken for objects.
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(
             f"objects of {item!r}: found {values!r}; expected a list of names, which may be empty"

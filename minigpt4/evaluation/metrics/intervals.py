@@ -1,4 +1,4 @@
-"""How far a score may be chance: bootstrap intervals over the items of a benchmark, with a fixed seed."""
+"""Bootstrap confidence intervals over the items of a benchmark, with a fixed seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Statistic = Callable[[np.ndarray], float]
 
 
 class Difference(NamedTuple):
-    """`value` of one system above another, its interval, and the two-sided p-value of no difference."""
+    """How much higher one system is than another, the interval, and the two-sided p-value of no difference."""
 
     value: float
     low: float
@@ -29,15 +29,14 @@ def bootstrap(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the percentile interval (low, high) of `statistic` of the values, one row of them for each item.
+    """Return the percentile interval (low, high) of `statistic` over the values, one row per item.
 
-    The items are drawn again `num_samples` times, with replacement. A score that is no mean is given as a statistic of
-    rows [N, K]: BLEU-4 is `bootstrap(bleu_counts(..), lambda rows: bleu_of(rows.sum(0))[3])`. The same call returns the
-    same interval; of one item it is that item's value. Raises ValueError for no value and for what is not finite.
+    The items are resampled `num_samples` times, with replacement. A score that is not a mean is a statistic of rows
+    [N, K]: BLEU-4 is `bootstrap(bleu_counts(..), lambda rows: bleu_of(rows.sum(0))[3])`. The same call returns the same
+    interval; for a single item both ends are its value. Raises ValueError for no values and values that are not finite.
     """
-    return _percentiles(
-        _resampled(_rows(values, "values"), statistic, num_samples, seed), confidence
-    )
+    resampled = _resampled(_rows(values, "values"), statistic, num_samples, seed)
+    return _percentiles(resampled, confidence)
 
 
 def paired_bootstrap(
@@ -50,22 +49,22 @@ def paired_bootstrap(
 ) -> Difference:
     """Return how much higher `statistic` is for `a` than for `b`, two systems on the same items.
 
-    Each time the same items are drawn for both, so what makes an item hard cancels out. The p-value is twice the share
-    of draws on the side of 0 that the difference is not on, at least 1 / num_samples. Raises ValueError as
+    Each resample draws the same items for both, so that the difficulty of an item cancels out. The p-value is twice the
+    fraction of resampled differences on the less frequent side of 0, but at least 1 / num_samples. Raises ValueError as
     `bootstrap`, and for ids that do not match.
     """
     if isinstance(a, Mapping):
         b = [aligned(b, a, "a value of the other")[item] for item in a]
-    first, second = _rows(a, "a"), _rows(b, "b")
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} values against {len(second)}; expected the same items")
-    drawn = _resampled(first, statistic, num_samples, seed) - _resampled(
-        second, statistic, num_samples, seed
-    )
-    tail = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
-    low, high = _percentiles(drawn, confidence)
+    rows_a, rows_b = _rows(a, "a"), _rows(b, "b")
+    if len(rows_a) != len(rows_b):
+        raise ValueError(f"{len(rows_a)} values against {len(rows_b)}; expected the same items")
+    resampled_a = _resampled(rows_a, statistic, num_samples, seed)
+    resampled_b = _resampled(rows_b, statistic, num_samples, seed)
+    differences = resampled_a - resampled_b
+    tail = min(np.mean(differences <= 0), np.mean(differences >= 0))
+    low, high = _percentiles(differences, confidence)
     p_value = float(np.clip(2 * tail, 1 / num_samples, 1))
-    return Difference(float(statistic(first) - statistic(second)), low, high, p_value)
+    return Difference(float(statistic(rows_a) - statistic(rows_b)), low, high, p_value)
 
 
 def _rows(values: Values, name: str) -> np.ndarray:
@@ -81,7 +80,7 @@ def _rows(values: Values, name: str) -> np.ndarray:
 
 
 def _resampled(rows: np.ndarray, statistic: Statistic, num_samples: int, seed: int) -> np.ndarray:
-    """Return the statistic of each draw [num_samples]; the same seed and number of rows draw the same items."""
+    """Return the statistic of each resample [num_samples]; seed and number of rows decide which items are drawn."""
     if num_samples < 1:
         raise ValueError(f"num_samples: {num_samples}; expected at least 1")
     rng = np.random.default_rng(seed)
@@ -89,9 +88,9 @@ def _resampled(rows: np.ndarray, statistic: Statistic, num_samples: int, seed: i
     return np.array([statistic(rows[draw]) for draw in draws], dtype=float)
 
 
-def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
+def _percentiles(resampled: np.ndarray, confidence: float) -> tuple[float, float]:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence}; expected a share between 0 and 1")
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Which answer belongs to which truth: by id, each exactly once, or not at all."""
+"""Match answers with their ground truth by id; the ids of both must be the same."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def keyed(values: Ids | Sequence[Any], name: str) -> Ids:
 def matched(
     answers: Ids | Sequence[str], truth: Ids | Sequence[Any], truth_name: str
 ) -> tuple[dict, Ids]:
-    """Return answers and truth by id, the answers in the order of the truth.
+    """Return answers and ground truth by id, the answers in the order of the ground truth.
 
-    Raises ValueError for no item, an answer that is not text, and ids that only one side has.
+    Raises ValueError for no items, an answer that is not text, and ids that only one side has.
     """
     answers, truth = keyed(answers, "answers"), keyed(truth, truth_name)
     _check_ids(answers, truth, truth_name)
@@ -33,7 +33,7 @@ def matched(
 
 
 def aligned(values: Ids | Sequence[Any], truth: Ids, name: str) -> Ids:
-    """Return what else is known of each item, by id. Raises ValueError for ids that only one side has."""
+    """Return further values of each item, by id. Raises ValueError for ids that only one side has."""
     values = keyed(values, name)
     _check_ids(values, truth, name)
     return values
@@ -47,8 +47,8 @@ def text_of(value: Any, name: str) -> str:
 
 
 def texts_of(values: Any, name: str) -> list[str]:
-    """Return `values` as a list. Raises ValueError unless it is one text or more."""
-    # the letters of a text would pass for texts
+    """Return `values` as a list. Raises ValueError unless it is a list of at least one text."""
+    # A single text is refused: its letters would be taken for texts.
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"{name}: found {_kind(values)}; expected a list of texts")
     texts = [text_of(value, name) for value in values]
@@ -57,9 +57,10 @@ def texts_of(values: Any, name: str) -> list[str]:
     return texts
 
 
-def _check_ids(some: Ids, others: Ids, name: str) -> None:
-    surplus = [item for item in some if item not in others]
-    missing = [item for item in others if item not in some]
+def _check_ids(values: Ids, truth: Ids, name: str) -> None:
+    """Raise ValueError unless both have the same ids."""
+    surplus = [item for item in values if item not in truth]
+    missing = [item for item in truth if item not in values]
     problems = []
     if surplus:
         problems.append(f"{len(surplus)} without {name}: {_first(surplus)}")

@@ -1,7 +1,7 @@
-"""Words of a caption, as COCO's caption evaluation counts them, without Java.
+"""Split a caption into words as COCO's caption evaluation does, but without Java.
 
 coco-caption runs Stanford's PTBTokenizer (Penn Treebank words, in lower case), then drops punctuation. `caption_words`
-follows the same rules by a regular expression. Results should name it: CAPTION_TOKENIZER.
+implements the same rules with a regular expression. Results should name it: CAPTION_TOKENIZER.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import re
 
 CAPTION_TOKENIZER = "Penn Treebank words by regular expression, version 1"
 
-# what coco-caption drops; a bracket stays, as its -LRB- no longer matches once it is in lower case
+# Tokens that coco-caption drops. Brackets stay: its list has -LRB-, which does not match the lower-case -lrb-.
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans(
     {"’": "'", "‘": "`", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", '"': "''"}
 )
-_LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but blanks and ASCII punctuation
+_LETTER = r"[^\s!-/:-@\[-`{-~]"  # anything but whitespace and ASCII punctuation
 # abbreviations keep their period
 _SHORT = "mr|mrs|ms|dr|st|jr|sr|prof|rev|gen|capt|lt|sgt|gov|sen|mt|ave|blvd|rd|ft|inc|co|corp|ltd|bros|dept|vs|etc"
 _TOKEN = re.compile(
@@ -35,22 +35,23 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-# words that the treebank writes as two
+# words that the Penn Treebank splits in two
 _SPLIT = {
     "cannot": "can not",
     "gonna": "gon na",
     "gotta": "got ta",
     "wanna": "wan na",
     "gimme": "gim me",
+    "'tis": "'t is",
+    "'twas": "'t was",
 }
-_SPLIT |= {"'tis": "'t is", "'twas": "'t was"}
 
 
 def caption_words(text: str) -> list[str]:
     """Return the words of `text` in lower case, without punctuation.
 
-    "A man's T-shirt isn't red." -> a, man, 's, t-shirt, is, n't, red. Characters beyond U+FFFF (emoji) are no words,
-    as in Stanford's tokenizer 3.4.1; other scripts are split at blanks.
+    "A man's T-shirt isn't red." -> a, man, 's, t-shirt, is, n't, red. Characters beyond U+FFFF (emoji) are dropped, as
+    Stanford's tokenizer 3.4.1 does; other scripts are split at whitespace.
     """
     text = re.sub(r"[\U00010000-\U0010ffff]", " ", text.lower().translate(_PLAIN))
     words: list[str] = []

@@ -1,4 +1,4 @@
-"""Yes or no: POPE and MME."""
+"""Yes-or-no questions: POPE and MME."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ POPE_COUNTS = ["true yes", "false yes", "true no", "false no", "unparsable"]
 def pope(
     answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]
 ) -> dict:
-    """Return POPE's figures of one of its splits; "yes" is the positive answer. Labels are "yes" or "no".
+    """Return POPE's metrics on one of its splits; "yes" is the positive class. Labels are "yes" or "no".
 
-    {"accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable", "count"}. `yes_ratio` is the share of yes among
-    the ANSWERS (lmms-eval prints that of the labels). `unparsable` counts the answers that say neither; they are yes by
-    the official rule (`pope_answer`), so a model that says nothing has accuracy 0.5. Precision, recall or F1 that is
-    not defined is 0. Raises ValueError for ids that do not match and for other labels.
+    {"accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable", "count"}. `yes_ratio` is the fraction of yes
+    among the ANSWERS (lmms-eval prints that of the labels). `unparsable` counts the answers that say neither; they count
+    as yes by the official rule (`pope_answer`), so a model that says nothing has accuracy 0.5. Precision, recall and F1
+    are 0 where they are not defined. Raises ValueError for ids that do not match and for other labels.
     """
     return pope_of(sum(pope_counts(answers, labels).values()))
 
@@ -34,22 +34,21 @@ def pope(
 def pope_counts(
     answers: Mapping[Hashable, str] | Sequence[str], labels: Mapping[Hashable, str] | Sequence[str]
 ) -> dict[Hashable, np.ndarray]:
-    """Return by id what `pope_of` makes figures of, for one item or a sum: POPE_COUNTS [5], each 0 or 1."""
-    said, right = matched(answers, labels, "labels")
+    """Return, by id, the POPE_COUNTS [5], each 0 or 1, that `pope_of` computes the metrics from, for one item or a sum."""
+    texts, labels = matched(answers, labels, "labels")
     counts = {}
-    for item, text in said.items():
+    for item, text in texts.items():
         answer = pope_answer(text)
-        outcome = ("true " if answer == _label(right[item], item) else "false ") + answer
-        says_neither = answer == "yes" and not re.search(
-            r"\byes\b", text.partition(".")[0], re.IGNORECASE
-        )
+        outcome = ("true " if answer == _label(labels[item], item) else "false ") + answer
+        has_yes = re.search(r"\byes\b", text.partition(".")[0], re.IGNORECASE)
+        says_neither = answer == "yes" and not has_yes
         flags = {outcome: 1, "unparsable": int(says_neither)}
         counts[item] = np.array([flags.get(name, 0) for name in POPE_COUNTS])
     return counts
 
 
 def pope_of(counts: np.ndarray) -> dict:
-    """Return the figures of `pope` of counts [5], those of one item of `pope_counts` or a sum of them."""
+    """Return the metrics of `pope` from counts [5], those of one item of `pope_counts` or a sum of them."""
     count = dict(zip(POPE_COUNTS, map(int, counts), strict=True))
     true_yes = count["true yes"]
     said_yes, is_yes = true_yes + count["false yes"], true_yes + count["false no"]
@@ -66,10 +65,10 @@ def pope_of(counts: np.ndarray) -> dict:
 
 
 def pope_answer(text: str) -> str:
-    """Return "yes" or "no", as AoiDragon/POPE, `evaluate.py`, reads an answer.
+    """Return "yes" or "no", as `evaluate.py` of AoiDragon/POPE parses an answer.
 
-    Of the text before the first period, without commas and split at blanks: "no" if one of the words is "No", "no" or
-    "not", else "yes". So "No!" and "NO" are yes, as is an empty answer.
+    It takes the text before the first period, without commas, split at spaces: "no" if one of the words is "No", "no"
+    or "not", else "yes". So "No!" and "NO" are yes, as is an empty answer.
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
@@ -89,9 +88,9 @@ def mme(
     """Return MME's scores; `questions` are (subtask, image, label) by id.
 
     {"perception": up to 2000, "cognition": up to 800, "subtasks": {name: {"score", "accuracy", "accuracy_plus"}},
-    "unparsable"}. A subtask scores 100 * (share of questions right + share of images with both questions right),
-    `perception` and `cognition` are the sums over their subtasks, of those that are there. An answer that
-    `mme_answer` reads as "other" is wrong. Raises ValueError for ids that do not match, an image with other than two
+    "unparsable"}. A subtask's score is 100 * (fraction of questions right + fraction of images with both questions
+    right); `perception` and `cognition` are the sums over their subtasks, as far as there are questions. An answer that
+    `mme_answer` reads as "other" is wrong. Raises ValueError for ids that do not match, an image without exactly two
     questions, an unknown subtask and other labels.
     """
     counts = mme_counts(answers, questions)
@@ -108,15 +107,15 @@ def mme(
 def mme_counts(
     answers: Mapping[Hashable, str] | Sequence[str], questions: Mapping[Hashable, MMEQuestion]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return by (subtask, image) what `mme_of` makes scores of: MME_COUNTS of each subtask, one behind the other.
+    """Return, by (subtask, image), what `mme_of` computes the scores from: MME_COUNTS of all subtasks, concatenated.
 
-    Raises ValueError as `mme`, but not for an image with another number of questions: one may have no answer.
+    Raises ValueError as `mme`, but not for an image without exactly two questions: one may have no answer.
     """
-    said, asked = matched(answers, questions, "questions")
+    texts, questions = matched(answers, questions, "questions")
     right: dict[tuple[str, str], list[bool]] = {}
-    for item, question in asked.items():
+    for item, question in questions.items():
         question = _mme_question(question, item)
-        is_right = mme_answer(said[item]) == question.label
+        is_right = mme_answer(texts[item]) == question.label
         right.setdefault((question.subtask, question.image), []).append(is_right)
     counts = {}
     for (subtask, image), of_image in right.items():
@@ -127,7 +126,7 @@ def mme_counts(
 
 
 def mme_of(counts: np.ndarray) -> dict:
-    """Return the scores of `mme`, without "unparsable", of the counts of an image of `mme_counts` or a sum of them."""
+    """Return the scores of `mme`, without "unparsable", from the counts of one image of `mme_counts` or a sum of them."""
     subtasks = {}
     for name, of_subtask in zip(SUBTASKS, counts.reshape(-1, len(MME_COUNTS)), strict=True):
         count = dict(zip(MME_COUNTS, map(int, of_subtask), strict=True))
@@ -144,19 +143,22 @@ def mme_of(counts: np.ndarray) -> dict:
 
 
 def mme_answer(text: str) -> str:
-    """Return "yes", "no" or "other", as lmms-eval's `tasks/mme/utils.py` reads an answer.
+    """Return "yes", "no" or "other", as lmms-eval's `tasks/mme/utils.py` parses an answer.
 
-    In lower case, without periods and outer blanks: "y" and "n" alone, else whichever of "yes" and "no" is in the first
-    four letters. MME's own tool does the same without taking periods and blanks away.
+    The text is lower-cased and stripped, and periods are removed. It is yes or no if it is "y" or "n", or if "yes" or
+    "no" occurs in its first four characters. MME's own tool does the same without removing periods and whitespace.
     """
     text = text.lower().strip().replace(".", "")
     if text in ("y", "n"):
         return {"y": "yes", "n": "no"}[text]
-    start = text[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"
+    for answer in ("yes", "no"):
+        if answer in text[:4]:
+            return answer
+    return "other"
 
 
 def _mme_question(values: Sequence[str], item: Hashable) -> MMEQuestion:
+    """Return a question with its label in lower case. Raises ValueError for another form, subtask or label."""
     if not isinstance(values, (tuple, list)) or len(values) != 3:
         raise ValueError(f"question of {item!r}: expected (subtask, image, label)")
     question = MMEQuestion(*values)
@@ -169,6 +171,7 @@ def _mme_question(values: Sequence[str], item: Hashable) -> MMEQuestion:
 
 
 def _label(label: str, item: Hashable) -> str:
+    """Return a label in lower case. Raises ValueError unless it is yes or no."""
     text = text_of(label, f"label of {item!r}").strip().lower()
     if text not in ("yes", "no"):
         raise ValueError(f"label of {item!r}: found {label!r}; expected yes or no")

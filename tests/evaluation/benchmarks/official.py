@@ -46,7 +46,7 @@ def coco_caption(root):
 
 
 def karpathy(root):
-    """Two images of the split test, one of train."""
+    """Write two images of the split test and one of train."""
     images = []
     for number, split in enumerate(["train", "test", "test"]):
         sentences = [
@@ -269,7 +269,7 @@ WRITERS = [
 
 
 def opened(name, root, writer=None, **settings):
-    """Return the OpenBenchmark of files written below `root`."""
+    """Return the OpenBenchmark for files written below `root`."""
     section = (writer or globals()[name])(root)
     section = {
         "img_path": str(root / "images"),

@@ -1,4 +1,4 @@
-"""Whatever stands in place of a value of an official file: a message, or figures; never an error of a library."""
+"""Any value of an official file may be replaced by any other: the result is a message or scores, never another error."""
 
 import json
 import random
@@ -13,7 +13,7 @@ SAID = "Yes, a dog {<10><10><30><30>}"
 
 
 def places(node, path=()):
-    """Yield the path of every value in JSON."""
+    """Yield the path of every value in parsed JSON."""
     yield path
     for key in (
         node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
@@ -32,7 +32,7 @@ def with_value(node, path, value):
 
 
 def damage(file, rng):
-    """Put another value into a JSON file, or into one of JSON lines; return what was done."""
+    """Replace a value in a file of JSON or JSON lines; return a description of the change."""
     text = file.read_text()
     is_lines = file.suffix == ".jsonl" or "pope" in file.name
     content = [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)
@@ -45,7 +45,7 @@ def damage(file, rng):
 @pytest.mark.parametrize(
     "writer", [w for w in official.WRITERS if w is not official.mme], ids=lambda w: w.__name__
 )
-def test_a_damaged_value_is_a_message_or_harmless(writer, tmp_path):
+def test_a_damaged_value_gives_a_message_or_is_harmless(writer, tmp_path):
     rng = random.Random(writer.__name__)
     refused = 0
     for trial in range(25):

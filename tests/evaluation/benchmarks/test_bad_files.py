@@ -1,4 +1,4 @@
-"""What is wrong with a benchmark's section or files is one message for each, before a model is loaded."""
+"""Each mistake in a benchmark's section or files gives one message, before a model is loaded."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.evaluation.benchmarks.official import opened
 
 
 def edit(path, change):
-    """Change what a JSON file holds."""
+    """Change the content of a JSON file."""
     content = json.loads(path.read_text())
     path.write_text(json.dumps(change(content) or content))
 
@@ -246,7 +246,7 @@ def test_a_fault_in_the_files(fault, tmp_path):
 
 
 def config(*options):
-    """Return the Config of evaluate.py; the model, which is not loaded, need not be there."""
+    """Return the Config of evaluate.py; the model's files need not exist, as it is not loaded."""
     args = Namespace(cfg_path="eval_configs/embedded_eval.yaml", options=list(options))
     return Config(args, unopened=["model.*"])
 
@@ -269,7 +269,7 @@ def test_sections_are_typed_and_keep_the_keys_of_the_release(tmp_path):
     )
 
 
-def test_a_section_of_another_name_says_what_it_is(tmp_path):
+def test_a_section_of_another_name_states_its_benchmark(tmp_path):
     options = [option.replace("own_jsonl", "mine") for option in options_of("own_jsonl", tmp_path)]
     found = open_benchmarks(
         config(*options, "evaluation_datasets.mine.benchmark=own_jsonl"), ["mine"]
@@ -277,7 +277,7 @@ def test_a_section_of_another_name_says_what_it_is(tmp_path):
     assert found["mine"].benchmark.name == "own_jsonl"
 
 
-def test_all_problems_of_all_benchmarks_are_said_at_once(tmp_path):
+def test_all_problems_of_all_benchmarks_are_reported_at_once(tmp_path):
     options = options_of("gqa", tmp_path, prompt="shrt_answer", batch_size="many")
     options += options_of("pope", tmp_path, prompt="describe")
     options += options_of("own_jsonl", tmp_path, metric="exact")
@@ -307,7 +307,7 @@ def test_all_problems_of_all_benchmarks_are_said_at_once(tmp_path):
         config("evaluation_datasets=pope")
 
 
-def test_paths_start_where_others_of_a_configuration_do(tmp_path):
+def test_relative_paths_are_resolved_like_others_of_a_configuration(tmp_path):
     options = options_of("gqa", tmp_path / "beside")
     text = Path("eval_configs/embedded_eval.yaml").read_text()
     sections = {"gqa": {"eval_file_path": "beside", "img_path": "beside/images"}}

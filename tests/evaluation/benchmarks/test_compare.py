@@ -1,4 +1,4 @@
-"""The page of results, and two results compared."""
+"""The page of results, and the comparison of two results."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ HOSTILE = 'red <script>alert(1)</script> & "q"\nnext\u202eline'
 
 
 def results(root, folder, texts, name="own_jsonl", writer=None, **settings):
-    """Return the results.json of answers in the order of the items; None: the image could not be read."""
+    """Return the results.json for answers in the order of the items; None stands for an image that cannot be read."""
     benchmark = opened(name, root, writer, **settings)
     said = dict(zip((item.id for item in benchmark.items), texts, strict=True))
     wrong = {"error": "image 'x': broken"}
@@ -34,7 +34,7 @@ def results(root, folder, texts, name="own_jsonl", writer=None, **settings):
 
 
 class Page(HTMLParser):
-    """What a browser reads of a page: `texts` by element, `images` and the elements that are still open."""
+    """Parses a page as a browser does: `texts` by element, `images`, and the elements that are still open."""
 
     def __init__(self, html):
         super().__init__()
@@ -60,7 +60,7 @@ class Page(HTMLParser):
             self.texts[self.open[-1]][-1] += data
 
 
-def test_the_page_opens_offline_and_hides_nothing(tmp_path):
+def test_the_page_needs_no_network_and_shows_all_text_as_it_is(tmp_path):
     path = results(tmp_path, "a", [HOSTILE, "green", None])
     page = Page(path.with_suffix(".html").read_text())
     assert not page.open and all(address.startswith("data:image/") for address in page.addresses)
@@ -115,7 +115,7 @@ def test_what_changed_between_two_results(tmp_path):
 
 
 @pytest.mark.parametrize("writer", official.WRITERS, ids=lambda writer: writer.__name__)
-def test_results_of_every_benchmark_are_scored_again_from_the_file_alone(writer, tmp_path):
+def test_results_of_every_benchmark_can_be_scored_again_from_results_json_alone(writer, tmp_path):
     name = writer.__name__
     benchmark = opened(name, tmp_path)
     texts = [["no", "a dog", "yes"][number % 3] for number in range(len(benchmark.items))]
@@ -130,7 +130,7 @@ def test_results_of_every_benchmark_are_scored_again_from_the_file_alone(writer,
     assert comparison_text(found).count("\n") >= len(found.values)
 
 
-def test_results_of_other_settings_are_scored_by_one_rule(tmp_path):
+def test_results_with_different_settings_are_scored_by_one_rule(tmp_path):
     a = results(tmp_path, "a", ["red", "green", "the first"])
     b = results(tmp_path, "b", ["red", "green", "the first"], metric="caption", max_new_tokens=7)
     found = compare(a, b)
@@ -155,7 +155,7 @@ def test_results_with_few_or_no_items_in_common(tmp_path):
         compare(a, b)
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_results_that_cannot_be_compared_are_refused(tmp_path):
     a = results(tmp_path, "a", ["red", "green", "x"])
     other = results(tmp_path, "gqa", ["yes", "no"], "gqa")
     with pytest.raises(

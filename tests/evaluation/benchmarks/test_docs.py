@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its sections open small files of the official formats, its commands are taken, its code works."""
+"""docs/evaluation.md: its YAML sections open small official files, its commands are accepted, its code works."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def blocks(language):
 
 @pytest.fixture
 def configuration(tmp_path, monkeypatch):
-    """The YAML of the documentation beside the model's, and the files that it names, in an empty working folder."""
+    """Write the documentation's YAML, the model's and the files that they name into an empty working folder."""
     (block,) = blocks("yaml")
     sections = yaml.safe_load(block)["evaluation_datasets"]
     for name, section in sections.items():
@@ -59,7 +59,7 @@ def configuration(tmp_path, monkeypatch):
 
 
 def arguments(command):
-    """Return what evaluate.py takes of a command of the documentation."""
+    """Return the arguments that evaluate.py parses from a command of the documentation."""
     words = shlex.split(command)
     return parse_args(words[words.index("evaluate.py") + 1 :])
 
@@ -79,7 +79,7 @@ def test_each_command_finds_its_benchmarks(command, configuration):
 
 @pytest.fixture
 def small_model(configuration, release, tmp_path, monkeypatch):
-    """The documentation's YAML with a small real model, whose checkpoint is where the commands expect it."""
+    """Give the documentation's YAML a small real model, whose checkpoint is where the commands expect it."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     model = yaml.safe_load((ROOT / "eval_configs/minigpt4_eval.yaml").read_text())
     model["model"] |= {
@@ -92,7 +92,7 @@ def small_model(configuration, release, tmp_path, monkeypatch):
     sections = {name: section | {"max_new_tokens": 4} for name, section in configuration.items()}
     content = yaml.safe_dump(model | {"evaluation_datasets": sections})
     (tmp_path / "eval_configs/my_eval.yaml").write_text(content)
-    # two images, so that they can be exchanged
+    # two images, as the control "shuffled" needs
     (path,) = (tmp_path / "data/vqav2").rglob("*val2014_questions.json")
     questions = json.loads(path.read_text())
     questions["questions"][0]["image_id"] = 1
@@ -157,7 +157,7 @@ def test_the_table_names_every_benchmark_and_its_prompt():
             )
 
 
-def test_the_lines_of_your_own_are_read(configuration, tmp_path):
+def test_the_examples_of_own_jsonl_lines_are_read(configuration, tmp_path):
     (block,) = blocks("json")
     Path("my_questions.jsonl").write_text(block)
     for row in map(json.loads, block.splitlines()):

@@ -1,4 +1,4 @@
-"""Each benchmark reads its official files and gives the figures of the official rules."""
+"""Each benchmark reads its official files and scores by the official rules."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.evaluation.benchmarks.official import opened
 
 
 def figures(benchmark, items, answers):
-    """Return {metric: value} of answers in the order of the items, or of one answer to all."""
+    """Return {metric: value} for answers in the order of the items, or for one answer to all items."""
     answers = [answers] * len(items) if isinstance(answers, str) else answers
     scores = benchmark.score(
         items, {item.id: text for item, text in zip(items, answers, strict=True)}
@@ -72,10 +72,10 @@ def test_vqa_takes_the_questions_of_its_split(name, tmp_path):
         0
     ].reference == official.TEN
     assert items[0].images == (tmp_path / "images/COCO_val2014_000000000042.jpg",)
-    # four wrote cat, three kitten; "a cat" is another answer, for the answers of people keep their articles
+    # four wrote cat, three kitten; "a cat" is a different answer, as human answers keep their articles
     found, scores = figures(benchmark, items, ["Cat", "a kitten!", ""])
     by_release = {key: found.pop(key) for key in list(found) if "minigpt4" in key}
-    # the release drops the articles of people's answers too: seven wrote cat
+    # The release drops the articles of human answers too: seven wrote cat.
     assert by_release.get("accuracy_minigpt4") == (
         pytest.approx(1.9 / 3) if name == "okvqa" else None
     )
@@ -113,7 +113,7 @@ def test_vizwiz(tmp_path):
     assert figures(benchmark, items, ["cat", "unanswerable"])[0] == expected
 
 
-def test_gqa_of_both_forms(tmp_path):
+def test_gqa_in_both_file_formats(tmp_path):
     benchmark, items = opened("gqa", tmp_path)
     assert [(item.id, item.group, item.images[0].name) for item in items] == [
         ("20000", "verify", "n0.jpg"),
@@ -169,7 +169,7 @@ def test_mme_agrees_with_the_metric(tmp_path):
     assert [item.id for item in items][:2] == ["existence/0/1", "existence/0/2"] and len(items) == 8
     assert items[0].question == "Is there a boat in this image? Please answer yes or no."
     assert "artwork/a/1" in {item.id for item in items} and items[-1].images[0].name == "1.png"
-    # one image whole, one half, "Maybe" counts as neither
+    # one image with both answers right, one with one; "Maybe" is neither yes nor no
     said = ["Yes", "No", "Yes", "Yes", "Maybe", "no", "yes", "yes"]
     found, scores = figures(benchmark, items, said)
     questions = {
@@ -257,7 +257,7 @@ def test_refcoco_in_minigpt_v2s_folders(tmp_path):
     assert len(opened("refcoco", tmp_path, lambda root: section).items) == 6
 
 
-def test_own_lines(tmp_path):
+def test_own_jsonl(tmp_path):
     benchmark, items = opened("own_jsonl", tmp_path)
     assert [item.id for item in items] == ["first", "2", "3"]
     assert [item.question for item in items] == [
@@ -273,7 +273,7 @@ def test_own_lines(tmp_path):
     assert found["score"] == found["CIDEr-D"] and "BLEU-4" in found
 
 
-def test_a_quick_look_takes_whole_images_evenly(tmp_path):
+def test_max_images_takes_evenly_spaced_images_with_all_their_questions(tmp_path):
     items = opened("pope", tmp_path, max_images=1).items
     assert len(items) == 6 and len({item.images for item in items}) == 1
     assert len(opened("mme", tmp_path, max_images=99).items) == 8

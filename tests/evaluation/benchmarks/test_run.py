@@ -1,4 +1,4 @@
-"""From benchmarks to results: each item once over calls and ranks, nothing lost, and what the results say."""
+"""From benchmarks to results: each item is asked once over calls and ranks, no answer is lost, results are complete."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.evaluation.benchmarks.official import opened
 
 
 def say(item):
-    """An answer that depends on the question and on the image alone."""
+    """Return an answer that depends only on the question and the image."""
     return f"Yes, {item.question.split()[3]} \u2028 {item.images[0].name if item.images else 'nothing'}"
 
 
@@ -30,7 +30,7 @@ def run(root, output, answer=answer, name="pope", **more):
     return run_benchmarks({name: opened(name, root)}, output, answer, Asked(**more))[name]
 
 
-def test_results_hold_what_is_needed_to_believe_them(tmp_path, capsys):
+def test_results_hold_what_is_needed_to_check_them(tmp_path, capsys):
     details = {
         "weights": {"checkpoint_3.pth": "ab" * 32},
         "config": {"model": {"arch": "mini_gpt4"}},
@@ -91,7 +91,7 @@ def test_an_interrupted_run_continues_and_gives_the_same_files(answered_before, 
     assert len(asked) == len(set(asked)) == 12 - answered_before
 
 
-def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
+def test_answers_are_not_asked_again_but_errors_are(tmp_path):
     def half_blind(items, cfg):
         for item in items:
             is_bad = item.id == "random/1"
@@ -105,7 +105,7 @@ def test_what_is_answered_is_not_asked_again_and_errors_are(tmp_path):
     assert content["counts"] == {"items": 12, "answered": 11, "errors": 1, "unparsable": 0}
     page = (tmp_path / "out/pope/results.html").read_text()
     assert "1 could not be read and are NOT in the figures" in page and "image: caf" in page
-    # no UTF-8 name
+    # a file name that is not UTF-8
     assert [line["error"] for line in content["items"] if "error" in line] == ["image: caf\udce9"]
     asked = []
 
@@ -224,7 +224,7 @@ def always_no(items, cfg):
 
 
 @pytest.mark.parametrize("control", ["blank", "shuffled"])
-def test_controls_ask_the_same_about_images_that_do_not_help(control, tmp_path):
+def test_controls_ask_the_same_questions_about_uninformative_images(control, tmp_path):
     items = opened("mme", tmp_path).items
     changed = with_control(items, control)
     assert [(a.id, a.question, a.reference) for a in items] == [

@@ -57,7 +57,7 @@ def config(options):
     return lambda **more: Config(Namespace(cfg_path=path, options=options(**more)[1:]))
 
 
-def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(
+def test_a_models_answers_are_scored_and_scored_again_without_the_model(
     config, release, tmp_path, monkeypatch
 ):
     one = evaluate_benchmarks(config(batch_size=1), ["own_jsonl"], tmp_path / "one", "cpu")[
@@ -82,7 +82,7 @@ def test_a_model_is_asked_and_what_it_says_is_scored_again_without_it(
     said = [record["answer"] for record in json.loads(blank.read_text())["items"]]
     assert said[::2] == said[1::2] and said != [record["answer"] for record in content["items"]]
 
-    # nothing is left to answer, or nothing can be
+    # The model is not loaded if nothing is left to answer or nothing can be answered.
     monkeypatch.setattr(minigpt4, "load_config", None)
     again = evaluate_benchmarks(config(batch_size=4), ["own_jsonl"], tmp_path / "batch", "cpu")[
         "own_jsonl"

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 request = json.loads(Path(sys.argv[1]).read_text())
 
-# a machine without a GPU
+# for a machine without a GPU
 torch.cuda.current_device = lambda: "cpu"
 
-# the values that are to be set in vlmeval/vlm/misc/minigpt4_7b_eval.yaml
+# values to set in vlmeval/vlm/misc/minigpt4_7b_eval.yaml
 load = OmegaConf.load
 OmegaConf.load = lambda path: OmegaConf.merge(load(path), request["yaml"])
 

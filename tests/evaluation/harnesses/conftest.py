@@ -1,4 +1,4 @@
-"""The same items for all harnesses, and what evaluate.py answers to them."""
+"""The same items for all harnesses, and evaluate.py's answers to them."""
 
 import json
 import os
@@ -30,7 +30,7 @@ MAX_NEW_TOKENS = 8
 
 @pytest.fixture(scope="session")
 def harness():
-    """Return a function: the Python of a harness's environment, by name. Skips without a registry."""
+    """Return a function that returns the Python of a harness's environment. Skips if the registry cannot be reached."""
 
     def python(name):
         assert name in HARNESSES
@@ -48,7 +48,7 @@ def harness():
 
 @pytest.fixture(scope="session")
 def items(tmp_path_factory):
-    """Return a folder with ten images and `items.jsonl`: ten questions with an image each, with two, without."""
+    """Return a folder with ten images and `items.jsonl`: ten questions with one image, two images or none."""
     folder = tmp_path_factory.mktemp("items")
     rows = []
     for number in range(10):
@@ -69,7 +69,7 @@ def items(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def settings(release):
-    """Return the settings, as of --options, with which each harness opens the same model."""
+    """Return the settings, in the form of --options, with which each harness opens the same model."""
     model = {
         "ckpt": release.checkpoint,
         "llama_model": release.llama,
@@ -81,7 +81,7 @@ def settings(release):
 
 @pytest.fixture(scope="session")
 def evaluated(release, items, settings, tmp_path_factory):
-    """Return a function: what evaluate.py answers to a file of the items, {id: answer}; `more`: of the section."""
+    """Return a function: evaluate.py's answers to a file of items, {id: answer}; `more` are keys of the section."""
 
     def evaluated(file, **more):
         section = {
@@ -105,7 +105,7 @@ def evaluated(release, items, settings, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ask(release):
-    """Return a function that runs a command to its end, with nothing looked up on any network."""
+    """Return a function that runs a command to its end, without network access."""
 
     def ask(command, **env):
         offline = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""An environment of its own for an evaluation harness, on top of this one: torch is not installed again.
+"""A separate environment for an evaluation harness on top of this one, so that torch is not installed again.
 
 python -m tests.evaluation.harnesses.environment lmms-eval      (make lmms-eval)
 python -m tests.evaluation.harnesses.environment vlmevalkit     (make vlmevalkit)
@@ -21,7 +21,7 @@ HARNESSES = ("lmms-eval", "vlmevalkit")
 
 
 def make_environment(name, folder=None):
-    """Return the Python of the environment; it is made first unless it is there. Raises RuntimeError, InUseError."""
+    """Return the Python of the environment, which is created if necessary. Raises RuntimeError, InUseError."""
     folder = Path(folder or ROOT / "build" / name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     python, done = folder / "bin" / "python", folder / "installed"
@@ -30,7 +30,7 @@ def make_environment(name, folder=None):
     with locked(folder.with_name(f"{name} environment")):
         if not done.is_file() or done.read_text() != wanted:
             _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
-            # what is not there is looked up in this environment
+            # packages that it lacks are looked up in this environment
             paths = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
             site = Path(
                 _run(
@@ -42,13 +42,13 @@ def make_environment(name, folder=None):
             _pip(python, "--no-deps", *alone)
             _pip(python, *others)
             done.write_text(wanted)
-        # the checkout as it is now: its entry points, and its code by a link
+        # the current checkout: its entry points, and its code through a link
         _pip(python, "--no-deps", "--editable", str(ROOT))
     return python
 
 
 def _split(requirements):
-    """Return (packages to be taken without what they ask for, all others) of a file of requirements."""
+    """Return (packages to install without dependencies, all others) of a requirements file."""
     lines = [
         line.strip()
         for line in requirements.read_text().splitlines()
@@ -81,7 +81,7 @@ def _run(*command):
 
 
 def registry_is_out_of_reach():
-    """Return what pip says where the package registry cannot be reached, "" where it can."""
+    """Return pip's message if the package registry cannot be reached, else ""."""
     with TemporaryDirectory() as folder:
         options = ("--no-deps", "--retries", "0", "--timeout", "20", "--quiet", "--dest", folder)
         probe = [sys.executable, "-m", "pip", "download", *options, "sty"]

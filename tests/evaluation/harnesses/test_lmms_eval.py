@@ -1,4 +1,4 @@
-"""The plugin in the real lmms-eval: found by its entry point, the answers are those of evaluate.py."""
+"""The plugin in the real lmms-eval: it is found by its entry point and answers as evaluate.py does."""
 
 import json
 
@@ -44,7 +44,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def tasks(items, tmp_path_factory):
-    """Return the folder of two tasks of lmms-eval: own_items, generated, and own_ranked."""
+    """Return the folder of two lmms-eval tasks: own_items with generated answers, and own_ranked."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "code.py").write_text(CODE.format(folder=str(items)))
     task = TASK.format(name="items", kind="generate_until", file=items / "items.jsonl")
@@ -56,7 +56,7 @@ def tasks(items, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lmms_eval(harness, ask, settings, tasks, tmp_path_factory):
-    """Return a function: what lmms-eval logs of each document, by task and id."""
+    """Return a function that returns lmms-eval's log of each document, by task and id."""
 
     def logged(names, *options):
         output = tmp_path_factory.mktemp("lmms")

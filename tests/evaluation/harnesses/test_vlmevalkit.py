@@ -1,4 +1,4 @@
-"""VLMEvalKit's own MiniGPT-4 adapter, unmodified, with this package: the answers are those of evaluate.py."""
+"""VLMEvalKit's own MiniGPT-4 adapter, unmodified, with this package: it answers as evaluate.py does."""
 
 import json
 from argparse import Namespace
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_answers_are_those_of_evaluate(harness, ask, evaluated, items, settings, tmp_path):
     rows = [json.loads(line) for line in (items / "items.jsonl").read_text().splitlines()]
-    # the adapter takes one image
+    # The adapter takes a single image.
     asked = {
         row["id"]: [str(items / row["images"][0]), row["question"]]
         for row in rows
@@ -49,7 +49,7 @@ def test_answers_are_those_of_evaluate(harness, ask, evaluated, items, settings,
 def test_the_model_of_the_quickstart_answers_with_a_warning_about_its_template(
     harness, ask, tmp_path
 ):
-    """The adapter as it is, but for the device and the paths in its YAML file: 2023's template, answers are sampled."""
+    """Only device and paths in the adapter's YAML file are changed: it uses the template of 2023 and samples answers."""
     checkpoint = ROOT / "output/quickstart/checkpoint.pth"
     if not checkpoint.is_file():
         pytest.skip(f"no {checkpoint.relative_to(ROOT)}: make quickstart writes it")

@@ -1,4 +1,4 @@
-"""Intersection over union, and accuracy as MiniGPT-4's eval_ref.py counts it."""
+"""Intersection over union, and accuracy as MiniGPT-4's eval_ref.py computes it."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_intersection_over_union(a, b, plain, plus_one):
 @pytest.mark.parametrize(
     "box", [None, "1234", (1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, None), (1, 2, 3, math.nan), 7]
 )
-def test_what_is_no_box(box):
+def test_an_invalid_box_is_refused(box):
     with pytest.raises(ValueError, match="expected 4 numbers"):
         box_iou(box, (0, 0, 1, 1))
 
@@ -69,9 +69,9 @@ def accuracy(answer, box, size, resolution=100):
 
 
 def test_accuracy_needs_more_than_a_half_with_a_pixel_added():
-    # truth (0, 0, 9, 9); the answer (0, 0, 9, 4) covers exactly half of its 100 pixels
+    # ground truth (0, 0, 9, 9); the answer (0, 0, 9, 4) covers exactly half of its 100 pixels
     assert accuracy("{<0><0><9><4>}", (0, 0, 9, 9), (100, 100)) == 0
-    # truth (0, 0, 10, 10), answer (0, 0, 10, 5): 66 of 121 pixels, half of it without the added pixel
+    # ground truth (0, 0, 10, 10), answer (0, 0, 10, 5): 66 of 121 pixels, or exactly half without the added pixel
     assert accuracy("{<0><0><10><5>}", (0, 0, 10, 10), (100, 100)) == 1
 
 
@@ -104,7 +104,7 @@ def test_unparsable_answers_are_wrong_and_counted():
         ([""], [(0, 0, 1, 1)], [(1, 1, 3)], "size of 0: .* expected 2 numbers"),
     ],
 )
-def test_what_cannot_be_scored(answers, boxes, sizes, message):
+def test_input_that_cannot_be_scored_is_refused(answers, boxes, sizes, message):
     with pytest.raises(ValueError, match=message):
         box_accuracy(answers, boxes, sizes)
 
@@ -131,7 +131,7 @@ def test_iou_is_symmetric_and_moves_with_the_boxes(a, b, plus_one, offset):
         ("a cup", (0, 0, 4, 4), 0.0, 0.0),
     ],
 )
-def test_the_rule_of_most_others_adds_no_pixel_and_takes_a_half(answer, box, by_release, common):
+def test_the_common_rule_adds_no_pixel_and_accepts_exactly_a_half(answer, box, by_release, common):
     settings = ([answer], [box], [(100, 100)])
     assert box_accuracy(*settings)["accuracy"] == by_release
     assert box_accuracy(*settings, is_common=True)["accuracy"] == common

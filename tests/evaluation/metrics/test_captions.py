@@ -1,4 +1,4 @@
-"""CIDEr-D, BLEU and ROUGE-L: figures that pycocoevalcap 1.2 printed, those of the papers, and by hand."""
+"""CIDEr-D, BLEU and ROUGE-L against the output of pycocoevalcap 1.2, the papers' examples, and values by hand."""
 
 import math
 
@@ -33,7 +33,7 @@ REPEATS = {
     "cake": "",
 }
 
-# name: answers, CIDEr-D and per item, BLEU-1 to 4, ROUGE-L and per item
+# name: answers, CIDEr-D overall and per item, BLEU-1 to 4, ROUGE-L overall and per item
 PRINTED_BY_THE_LIBRARY = {
     "close": (
         CLOSE,
@@ -79,11 +79,11 @@ def test_unicode_as_pycocoevalcap():
 
 
 def test_cider_d_by_hand():
-    # one word of one: of n = 1..4 only n = 1 has n-grams, its cosine is 1, so 10 / 4
+    # a single word, equal: of n = 1..4 only n = 1 has n-grams, with cosine 1, so 10 / 4
     assert cider_d({1: ["dog"], 2: ["cat"]}, {1: "dog", 2: "cat"}) == (2.5, {1: 2.5, 2: 2.5})
-    # four words have n-grams of each n: the reference itself scores 10
+    # Four words have n-grams for each n: the reference itself scores 10.
     assert cider_d([["a b c d"], ["e f g h"]], ["a b c d", "e"])[1][0] == pytest.approx(10)
-    # the reference twice: unigrams clipped to half, "z w" and its like are in no reference, four bigrams too many
+    # the reference twice: half of the unigrams are clipped, and n-grams across the joint are in no reference
     cosines = [1 / 2, 3 / math.sqrt(3 * 13), 2 / math.sqrt(2 * 10), 1 / math.sqrt(7)]
     twice = cider_d([["w x y z"], ["e f"]], ["w x y z w x y z", "e f"])[1][0]
     assert twice == pytest.approx(10 * sum(cosines) / 4 * math.exp(-(4**2) / 72))
@@ -115,7 +115,7 @@ def test_cider_d_depends_on_all_items():
         ),
     ],
 )
-def test_bleu_counts_of_its_paper(answer, right, said):
+def test_bleu_counts_of_the_examples_in_its_paper(answer, right, said):
     references = [
         "it is a guide to action that ensures that the military will forever heed party commands",
         "it is the guiding principle which guarantees the military forces always being under the command of the party",
@@ -135,12 +135,12 @@ def test_bleu_clips_repeated_words_as_in_its_paper():
     assert bleu([references], [answer])[0] == pytest.approx(2 / 7)
 
 
-def test_bleu_takes_the_closest_reference_the_shorter_of_two():
+def test_bleu_takes_the_reference_closest_in_length_or_the_shorter_of_two():
     assert bleu_counts([["a b", "a b c d"]], ["a b c"])[0][:2].tolist() == [3, 2]
     assert bleu([["a b c d", "x"]], ["a b c"])[0] == pytest.approx(math.exp(1 - 4 / 3))
 
 
-def test_bleu_of_items_is_that_of_their_summed_counts():
+def test_bleu_of_several_items_is_computed_from_their_summed_counts():
     counts = bleu_counts(REFERENCES, CLOSE)
     assert bleu_of(sum(counts.values())) == bleu(REFERENCES, CLOSE)
     assert bleu_of(counts["kite"]) == bleu({"kite": REFERENCES["kite"]}, {"kite": CLOSE["kite"]})
@@ -158,12 +158,12 @@ def test_bleu_of_items_is_that_of_their_summed_counts():
         ("the gunman police killed", 0.5),
     ],
 )
-def test_rouge_l_of_its_paper(answer, value):
+def test_rouge_l_of_the_examples_in_its_paper(answer, value):
     assert rouge_l([["police killed the gunman"]], [answer])[0] == pytest.approx(value)
 
 
-def test_rouge_l_joins_the_best_precision_and_the_best_recall():
-    # precision 1/2 of both references, recall 1 of the first and 1/4 of the second
+def test_rouge_l_combines_the_best_precision_and_the_best_recall():
+    # precision 1/2 with both references, recall 1 with the first and 1/4 with the second
     f = (1 + 1.44) * 0.5 * 1 / (1 + 1.44 * 0.5)
     assert rouge_l([["dog", "dog in the park"]], ["big dog"])[0] == pytest.approx(f)
 
@@ -179,7 +179,7 @@ def test_bleu_of_empty_answers_is_0():
     assert bleu([[""]], [""]) == pytest.approx([0] * 4, abs=1e-3)
 
 
-def test_one_item_that_is_its_reference():
+def test_a_single_item_equal_to_its_reference():
     # as pycocoevalcap prints: three words have no n-gram of four
     assert bleu([["a dog runs", "the dog"]], ["a dog runs"]) == pytest.approx(
         [1, 1, 1, 0.031623], abs=5e-7
@@ -224,7 +224,7 @@ items = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=3), texts), min_
 
 @settings(max_examples=150, deadline=None)
 @given(items, st.randoms(use_true_random=False))
-def test_scores_keep_their_range_and_no_order_matters(pairs, random):
+def test_scores_are_in_their_range_and_do_not_depend_on_the_order(pairs, random):
     references = dict(enumerate(pair[0] for pair in pairs))
     answers = dict(enumerate(pair[1] for pair in pairs))
     shuffled = list(references)
@@ -246,5 +246,5 @@ def test_the_reference_itself_is_the_best_answer(sentences):
     references = [[answer] for answer in answers]
     assert bleu(references, answers) == pytest.approx([1, 1, 1, 1])
     assert rouge_l(references, answers)[0] == pytest.approx(1)
-    # each item has 10, or less where an n of its n-grams are in every item
+    # Each item scores 10, or less if all its n-grams of some n are in every item.
     assert max(cider_d(references, answers)[1].values()) <= 10 + 1e-9

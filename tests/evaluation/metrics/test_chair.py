@@ -1,4 +1,4 @@
-"""CHAIR: which objects a text mentions, and the shares of wrong ones."""
+"""CHAIR: which objects a text mentions, and the fraction of wrong ones."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_repeated_mentions_count():
     ) == (7, 2, 4, 1)
 
 
-def test_what_people_mention_is_there_too():
+def test_what_the_reference_captions_mention_is_present_too():
     captions = {
         1: ["someone plays with a dog", "A boy and his dog"],
         2: ["cat"],
@@ -68,7 +68,7 @@ def test_one_item(text, share_of_answers, share_of_mentions, recall):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        # as LisaAnne/Hallucination's utils/chair.py reads them, with its own synonyms too
+        # the result of LisaAnne/Hallucination's utils/chair.py, with its own synonyms too
         ("A baby elephant and an adult elephant walking", ["elephant", "elephant"]),
         ("a passenger jet, two baby birds", ["airplane", "bird"]),
         ("toilets with seats up", ["toilet"]),
@@ -93,7 +93,7 @@ def test_one_item(text, share_of_answers, share_of_mentions, recall):
         ("carpet, scarf, catalogue, busy, education", []),
         ("", []),
         ("犬 😀", []),
-        # our own table: one object is one mention, a station is no train
+        # our own table only: one object is one mention, and a station is not a train
         ("a pickup truck", ["truck"]),
         ("a red double-decker bus", ["bus"]),
         ("hot-dog", ["hot dog"]),
@@ -104,7 +104,7 @@ def test_mentioned_objects(text, names):
     assert mentioned_objects(text) == names
 
 
-def test_a_table_of_ones_own(tmp_path):
+def test_a_synonym_table_of_the_users_own(tmp_path):
     path = tmp_path / "synonyms.txt"
     path.write_text(
         "person, girl, rider\nbicycle, bike\n\ntraffic light, street light\n", encoding="utf-8"
@@ -125,7 +125,7 @@ def test_a_table_of_ones_own(tmp_path):
         chair(["a rider"], [["dog"]], synonyms=table)
 
 
-def test_a_word_with_an_entry_is_no_plural_of_another():
+def test_a_word_with_an_entry_is_not_taken_for_a_plural_of_another():
     for table in ({"a": ["pen"], "b": ["pens"]}, {"b": ["pens"], "a": ["pen"]}):
         assert mentioned_objects("pen pens", table) == ["a", "b"]
 
@@ -142,7 +142,7 @@ def test_our_table_has_the_80_objects_and_no_word_twice():
     assert len(table) == 81 and NO_OBJECT in table
     words = [word for name, others in table.items() for word in (name, *others)]
     assert len(words) == len(set(words))
-    # each stands for its own object, in the plural too
+    # Each name means its own object, in the plural too.
     for name, others in table.items():
         for word in (name, *others):
             assert mentioned_objects(f"the {word}") == ([] if name == NO_OBJECT else [name])
@@ -164,7 +164,7 @@ def test_our_table_has_the_80_objects_and_no_word_twice():
         (["a"], [[]], ["a dog"], "references of 0: found str"),
     ],
 )
-def test_what_cannot_be_scored(answers, objects, references, message):
+def test_input_that_cannot_be_scored_is_refused(answers, objects, references, message):
     with pytest.raises(ValueError, match=message):
         chair(answers, objects, references)
 
@@ -181,7 +181,7 @@ words = st.lists(
         st.tuples(words, st.sets(st.sampled_from(["dog", "cat", "person"]))), min_size=1, max_size=5
     )
 )
-def test_the_figures_are_those_of_the_summed_counts(items):
+def test_the_metrics_are_computed_from_the_summed_counts(items):
     answers, objects = [" ".join(item[0]) for item in items], [sorted(item[1]) for item in items]
     figures = chair(answers, objects)
     counts = chair_counts(answers, objects)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: known cases, the same each time, and about right."""
+"""Bootstrap intervals: known cases, reproducible, and close to the theory."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_one_item_and_equal_items_have_no_width():
     assert bootstrap({"a": 1, "b": 1}) == (1, 1)
 
 
-def test_the_same_call_returns_the_same_and_another_seed_another():
+def test_a_call_is_reproducible_and_depends_on_the_seed():
     values = np.arange(50) % 7
     assert bootstrap(values) == bootstrap(list(map(int, values)))
     assert bootstrap(values) != bootstrap(values, seed=1)
@@ -29,7 +29,7 @@ def test_the_same_call_returns_the_same_and_another_seed_another():
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_intervals_are_those_of_the_normal_distribution(confidence):
+def test_intervals_of_a_mean_are_close_to_the_normal_distributions(confidence):
     values = np.random.default_rng(5).normal(3, 2, size=2000)
     margin = {0.8: 1.2816, 0.95: 1.96}[confidence] * values.std() / np.sqrt(2000)
     low, high = bootstrap(values, confidence=confidence, num_samples=4000)
@@ -38,7 +38,7 @@ def test_intervals_are_those_of_the_normal_distribution(confidence):
     )
 
 
-def test_a_score_that_is_no_mean():
+def test_a_score_that_is_not_a_mean():
     references = [["a b c d e"], ["v w x y z"], ["a b c d f"]]
     answers = ["a b c d x", "v w x y z", "a q c d f"]
     low, high = bootstrap(bleu_counts(references, answers), lambda rows: bleu_of(rows.sum(0))[3])
@@ -48,8 +48,8 @@ def test_a_score_that_is_no_mean():
     assert low < 2 / 3 < high
 
 
-def test_pairs_are_drawn_together():
-    # b is a little worse everywhere: alone each varies widely, their difference does not
+def test_the_same_items_are_drawn_for_both_systems():
+    # b is a little worse everywhere: each alone varies widely, but their difference does not
     a = np.random.default_rng(0).normal(size=100)
     result = paired_bootstrap(a, a - 0.01)
     assert (result.value, result.low, result.high) == pytest.approx((0.01, 0.01, 0.01))
@@ -66,7 +66,7 @@ def test_no_difference():
 
 
 def test_the_p_value_is_two_sided():
-    # of three items with the differences 1, 1, -1 a draw is not above 0 if two or three are the last: 7 of 27
+    # With three items of differences 1, 1, -1 a resample is not above 0 if it has the last item twice or more: 7 of 27.
     assert paired_bootstrap([1, 1, 0], [0, 0, 1], num_samples=5000).p_value == pytest.approx(
         2 * 7 / 27, abs=0.03
     )
@@ -86,13 +86,13 @@ def test_items_are_paired_by_id_not_by_order():
         ([1], [None], "b: expected"),
     ],
 )
-def test_what_cannot_be_paired(a, b, message):
+def test_values_that_cannot_be_paired_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(a, b)
 
 
 @pytest.mark.parametrize("values", [[], [None], ["x"], [float("nan")], [1, [2, 3]], None, "12", {}])
-def test_what_has_no_interval(values):
+def test_values_without_an_interval_are_refused(values):
     with pytest.raises(ValueError, match="values: "):
         bootstrap(values)
 

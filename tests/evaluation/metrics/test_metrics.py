@@ -29,6 +29,6 @@ def test_the_tables_are_part_of_the_installed_package():
     tables = list(PACKAGE.glob("*.json"))
     assert len(tables) == 2 and "evaluation/metrics/*.json" in globs
     for table in tables:
-        # a key that is there twice would lose its first value
+        # json.loads would silently drop the first value of a duplicate key
         pairs = json.loads(table.read_text(encoding="utf-8"), object_pairs_hook=list)
         assert len(pairs) == len({pair[0] for pair in pairs})

@@ -1,4 +1,4 @@
-"""Words of captions: what Stanford's PTBTokenizer 3.4.1 and coco-caption's punctuation list printed."""
+"""Words of captions, against the output of Stanford's PTBTokenizer 3.4.1 and coco-caption's punctuation list."""
 
 import time
 
@@ -55,7 +55,7 @@ def test_the_tokenizer_has_a_name_for_results():
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40))
-def test_words_have_no_blanks_and_all_letters_stay(text):
+def test_words_have_no_whitespace_and_no_letter_is_lost(text):
     words = caption_words(text)
     assert all(word and not any(letter.isspace() for letter in word) for word in words)
     letters = [letter for letter in text.lower() if letter.isascii() and letter.isalnum()]

@@ -13,18 +13,18 @@ COWS = ["cow"] * 10
 @pytest.mark.parametrize(
     ("number", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (7, 1), (10, 1)]
 )
-def test_of_ten_people_so_many_agree(number, accuracy):
+def test_accuracy_by_how_many_of_ten_annotators_agree(number, accuracy):
     assert vqa_accuracy("dog", ["dog"] * number + COWS[number:]) == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(
     ("answer", "people", "accuracy"),
-    # what GT-Vision-Lab/VQA's vqaEval.py returned
+    # the results of GT-Vision-Lab/VQA's vqaEval.py
     [
         ("2", ["2", "two", "2", "3", "4", "5", "6", "7", "8", "9"], 0.6),  # people's "two" stays
         ("two", ["two"] * 10, 0),  # the answer has become "2"
         ("two", ["2"] * 10, 1),
-        # "dog." loses its period, "a dog" no article
+        # of the human answers "dog." loses its period, but "a dog" keeps its article
         ("The dog!", ["dog", "a dog", "dog", "dog.", *COWS[4:]], 0.9),
         ("coca-cola", ["coca cola"] * 3 + ["coke"] * 7, 0.9),
         ("coca-cola", ["coca-cola"] * 10, 0),  # unanimous people are not normalised
@@ -97,7 +97,7 @@ def test_normalised_punctuation(text, normal):
         ("a", ["a", None], "human_answers: found null; expected text"),
     ],
 )
-def test_what_is_no_answer_is_an_error(answer, people, message):
+def test_invalid_answers_are_refused(answer, people, message):
     with pytest.raises(ValueError, match=message):
         vqa_accuracy(answer, people)
 
@@ -121,7 +121,7 @@ def test_exact_match(answer, label, value):
 
 
 @pytest.mark.parametrize(("answer", "label"), [(None, "yes"), ("yes", None), ("1", 1)])
-def test_exact_match_of_what_is_not_text(answer, label):
+def test_exact_match_refuses_what_is_not_text(answer, label):
     with pytest.raises(ValueError, match="expected text"):
         exact_match(answer, label)
 
@@ -131,7 +131,7 @@ short = st.text(alphabet="ab 1,.-two'", max_size=8)
 
 @settings(max_examples=300, deadline=None)
 @given(short, st.lists(short, min_size=1, max_size=10), st.randoms(use_true_random=False))
-def test_accuracy_is_a_share_that_no_order_changes(answer, people, random):
+def test_accuracy_is_0_to_1_and_does_not_depend_on_the_order(answer, people, random):
     value = vqa_accuracy(answer, people)
     random.shuffle(people)
     assert 0 <= value <= 1 and vqa_accuracy(answer, people) == value

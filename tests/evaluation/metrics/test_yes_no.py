@@ -1,4 +1,4 @@
-"""POPE and MME: the official scripts' figures, and every way to say nothing."""
+"""POPE and MME: the results of the official scripts, and unparsable answers of all kinds."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,9 @@ LABELS = ["yes", "no"] * 50
         ("I cannot see the image", 0.5, 0.5, 1, 0.6667, 1, 100),
     ],
 )
-def test_pope_of_one_answer_to_all(answer, accuracy, precision, recall, f1, yes_ratio, unparsable):
+def test_pope_with_the_same_answer_to_all_questions(
+    answer, accuracy, precision, recall, f1, yes_ratio, unparsable
+):
     figures = pope([answer] * 100, LABELS)
     expected = {
         "accuracy": accuracy,
@@ -74,7 +76,7 @@ def test_the_yes_ratio_is_that_of_the_answers():
         ("いいえ", "yes"),
     ],
 )
-def test_how_pope_reads_an_answer(text, said):
+def test_how_pope_parses_an_answer(text, said):
     assert pope_answer(text) == said
 
 
@@ -117,7 +119,7 @@ def test_pope_of_one_item():
         ("yes", "yes", "answers: found str; expected a mapping"),
     ],
 )
-def test_pope_of_what_cannot_be_scored(answers, labels, message):
+def test_pope_refuses_what_cannot_be_scored(answers, labels, message):
     with pytest.raises(ValueError, match=message):
         pope(answers, labels)
 
@@ -129,7 +131,7 @@ def test_pope_of_what_cannot_be_scored(answers, labels, message):
         min_size=1,
     )
 )
-def test_pope_is_made_of_its_counts(pairs):
+def test_pope_is_computed_from_its_counts(pairs):
     answers, labels = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     figures = pope(answers, labels)
     assert figures == pope_of(sum(pope_counts(answers, labels).values()))
@@ -185,7 +187,7 @@ def test_mme_as_lmms_eval_prints():
     assert figures["subtasks"]["color"] == {"score": 50, "accuracy": 0.5, "accuracy_plus": 0}
 
 
-def test_all_of_mme_right_is_2000_and_800():
+def test_mme_with_every_answer_right_is_2000_and_800():
     from minigpt4.evaluation.metrics.yes_no import COGNITION, PERCEPTION
 
     asked = {}
@@ -213,7 +215,7 @@ def test_all_of_mme_right_is_2000_and_800():
         ("да", "other"),
     ],
 )
-def test_how_mme_reads_an_answer(text, said):
+def test_how_mme_parses_an_answer(text, said):
     assert mme_answer(text) == said
 
 
@@ -231,6 +233,6 @@ def test_how_mme_reads_an_answer(text, said):
         ({}, "no answer to score"),
     ],
 )
-def test_mme_of_what_cannot_be_scored(asked, message):
+def test_mme_refuses_what_cannot_be_scored(asked, message):
     with pytest.raises(ValueError, match=message):
         mme(dict.fromkeys(asked, "Yes"), asked)
