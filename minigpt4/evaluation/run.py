@@ -100,7 +100,7 @@ def evaluate_benchmarks(
 
     # The results identify the checkpoint by the hash of the whole file, frozen weights by a sample of their bytes.
     ckpt = cached_path(cfg.model_cfg.ckpt) if cfg.model_cfg.get("ckpt") else None
-    settings = from_main(lambda: settings_of(cfg, temperature=0.0))
+    settings = from_main(lambda: settings_of(cfg))
     weights = from_main(lambda: {ckpt.name: file_sha256(ckpt)} if ckpt and ckpt.is_file() else {})
     details = {"weights": weights, "model": settings, "config": cfg.to_dict()}
     try:
@@ -212,12 +212,12 @@ def _settings(benchmark: Benchmark, control: str) -> dict[str, Any]:
         "prompt": benchmark.prompt().text,
         "data": {path.name: file_sha256(path) for path in benchmark.files},
     }
-    for key in ("max_new_tokens", "max_images", "ranking"):
-        settings[key] = getattr(benchmark.cfg, key)
-    # Left out at their defaults, so that answers written before these keys existed can still be resumed.
-    for key in ("temperature", "resample"):
-        if value := getattr(benchmark.cfg, key, None):
-            settings[key] = value
+    for key in ("max_new_tokens", "max_images", "ranking", "temperature", "resample"):
+        if hasattr(benchmark.cfg, key):
+            settings[key] = getattr(benchmark.cfg, key)
+    # Greedy answers do not depend on the seed.
+    if benchmark.cfg.temperature > 0:
+        settings["seed"] = benchmark.cfg.seed
     return settings
 
 

@@ -119,6 +119,24 @@ def test_answers_are_not_asked_again_but_errors_are(tmp_path):
     assert content["asked_in_this_call"] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "then", "says"),
+    [
+        ("pope", {"temperature": 0.5}, {"temperature": 0.9}, "temperature: 0.5 there, 0.9 now"),
+        ("pope", {}, {"temperature": 0.9}, "temperature: 0.0 there, 0.9 now"),
+        ("pope", {"temperature": 0.5}, {"temperature": 0.5, "seed": 1}, "seed: 0 there, 1 now"),
+        ("refcoco", {}, {"resample": 5}, "resample: 0 there, 5 now"),
+    ],
+)
+def test_answers_sampled_in_another_way_are_not_mixed(tmp_path, name, first, then, says):
+    def answered(**keys):
+        return run_benchmarks({name: opened(name, tmp_path, **keys)}, tmp_path / "out", answer)
+
+    answered(**first)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        answered(**then)
+
+
 def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
     path = run(tmp_path, tmp_path / "out", settings={"model.ckpt": "a.pth"})
     before = path.with_name("answers.jsonl").read_bytes()
