@@ -14,7 +14,7 @@ from PIL import Image
 
 from minigpt4.common.utils import read_json
 from minigpt4.datasets.datasets.skips import SkipCounter, SkipSample
-from minigpt4.datasets.datasets.whereabouts import Whereabouts
+from minigpt4.datasets.datasets.worker_status import WorkerStatus
 from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
@@ -72,7 +72,7 @@ class BaseDataset:
 
     A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and
     `__getitem__(index)`, where a training index is a SampleIndex. With `IterableDataset` it has
-    `__iter__` without end, which reads this worker's share (`worker_place`, `place`), begins behind
+    `__iter__` without end, which reads this worker's share (`worker_info`, `place`), begins behind
     `start[worker]`, and says under "stream" where each sample stands. Both have `listing`, and
     `one_pass` for `inspect`; both count what they read in `skips`. For records in a list subclass
     `ImageTextDataset`, which needs no more than `load`, `label_of` and `image_of`. One that has but `__len__` and
@@ -103,7 +103,7 @@ class BaseDataset:
             self.annotation = list(chain.from_iterable(map(_annotations, ann_paths)))
         self.sample_ratio = None  # share of the batches, relative to the other datasets
         self.batch_size = None  # overrides run.batch_size_train
-        self.first_worker = 0  # whose turn it is, see worker_place
+        self.first_worker = 0  # whose turn it is, see worker_info
         self.leaves_normalising = False  # set by a loader, whose batches go through `to_device`
         self.is_val, self.val_fraction = False, None
         self.bind(Place())
@@ -112,7 +112,7 @@ class BaseDataset:
         """Set the place in the run and start counting anew; before workers start."""
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
-        self.whereabouts = Whereabouts(num_workers)
+        self.worker_status = WorkerStatus(num_workers)
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         """Make this the training or the validation split; once, before anything is read.
