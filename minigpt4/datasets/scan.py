@@ -25,9 +25,7 @@ class Scan:
     is_whole: bool = False  # the pass reached the end of the data
     error: str = ""  # why the pass ended early
     seconds: float = 0.0  # spent in reading, decoding, augmenting
-    lengths: Counter = field(
-        default_factory=Counter
-    )  # length of a text in tokens -> number of texts
+    lengths: Counter = field(default_factory=Counter)  # tokens of a text -> number of such texts
     num_cut: int = 0  # texts that max_txt_len cuts
     shown: list = field(default_factory=list)  # (sample, tokens cut off) for the sheet
 

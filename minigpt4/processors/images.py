@@ -28,9 +28,7 @@ MAX_EXIF = 1 << 16  # bytes; the EXIF segment of a JPEG cannot be larger
 _ORIENTATION = 0x0112  # EXIF tag; for its values 2 to 8, what turns an image upright:
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TO_UPRIGHT = {value: Image.Transpose[turn] for value, turn in enumerate(_TURNS.split(), 2)}
-_MARKER = re.compile(
-    rb"\xff[^\x00\x01\xd0-\xd8\xff]"
-)  # JPEG markers that do not occur in entropy-coded data
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG; none in entropy-coded data
 
 
 class ImageError(ValueError):

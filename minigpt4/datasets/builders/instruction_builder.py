@@ -188,9 +188,8 @@ class InstructionBuilder(BaseDatasetBuilder):
         return []
 
 
-@lru_cache(
-    maxsize=64
-)  # the check of the configuration, the run, and the inverse of a dataset read the same files
+# cached: the configuration's check, the run, and the inverse of a dataset read the same files
+@lru_cache(maxsize=64)
 def _read_once(read: Callable[[Sequence[Path]], Records], stamps: tuple) -> Records:
     return read([path for path, _, _ in stamps])
 

@@ -18,9 +18,8 @@ from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
 from minigpt4.datasets.datasets.skips import SkipSample
 
-csv.field_size_limit(
-    1 << 24
-)  # characters; with Python's default, 131,072, a long text makes the whole file unreadable
+# characters; with Python's default, 131,072, one long text makes a whole file unreadable
+csv.field_size_limit(1 << 24)
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'

@@ -60,7 +60,7 @@ def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndar
     names = [dataset.name for dataset in datasets]
     for name, ratio in zip(names, ratios, strict=True):
         if ratio is None or not ratio > 0:
-            given = ", ".join(f"{name} {ratio}" for name, ratio in zip(names, ratios, strict=True))
+            given = ", ".join(f"{each} {its}" for each, its in zip(names, ratios, strict=True))
             raise ValueError(
                 f"datasets.{name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
                 f"(here: {given})"
@@ -245,9 +245,7 @@ def _without_worker_traceback(error: DataError) -> DataError:
 
 def _waiting_for(dataset: Any, num_workers: int, batch_number: int) -> AbstractContextManager:
     """Return a context in which this process declares that it waits for a batch of a dataset."""
-    worker = batch_number % max(
-        1, num_workers
-    )  # a DataLoader takes batches from its workers in turn
+    worker = batch_number % max(1, num_workers)  # workers return batches in turn
 
     def describe() -> str:
         pid, shard = dataset.worker_status.process_and_shard(worker)

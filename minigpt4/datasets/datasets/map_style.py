@@ -53,10 +53,8 @@ class MapStyleDataset(ImageTextDataset):
     """
 
     def __init__(self, dataset: Any, name: str, vis_processor: Any = None):
-        self.dataset, self.shape = (
-            dataset,
-            None,
-        )  # shape: that of the first image, which all must have
+        self.dataset = dataset
+        self.shape = None  # of the first image; all must have it, since a batch is one tensor
         super().__init__(
             annotation=list(range(len(dataset))),
             vis_root="",
@@ -93,11 +91,9 @@ class MapStyleDataset(ImageTextDataset):
         # a broken file makes decoders raise almost anything, a bad record KeyError
         except Exception as error:
             reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
-            frames = traceback.extract_tb(error.__traceback__)
             # the frame after this one: the line in the user's `__getitem__`
-            where = (
-                f" ({Path(frames[1].filename).name} line {frames[1].lineno})" if frames[1:] else ""
-            )
+            frames = traceback.extract_tb(error.__traceback__)[1:2]
+            where = "".join(f" ({Path(each.filename).name} line {each.lineno})" for each in frames)
             raise SkipSample(reason, f"{type(error).__name__}: {error}{where}") from error
         sample = {"sample_id": self.label_of(record)} | _checked(sample)
         if "image" in sample:

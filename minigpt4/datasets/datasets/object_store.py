@@ -14,11 +14,7 @@ from urllib.parse import urlparse
 # scheme -> package that fsspec needs for it
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 BLOCK = 8 << 20  # bytes per request
-WAITS_S = (
-    1,
-    3,
-    9,
-)  # seconds before each retry of a block, in addition to the package's own retries
+WAITS_S = (1, 3, 9)  # seconds before each retry of a block, besides the package's own retries
 STALL_S = 10  # seconds without a byte after which s3fs retries; it makes five attempts
 _OPTIONS = {
     "s3": {

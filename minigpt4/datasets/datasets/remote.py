@@ -10,11 +10,7 @@ from typing import BinaryIO
 
 STALL_S = 30  # seconds without a byte after which a transfer is aborted
 MIN_RATE = 1000  # bytes per second, averaged over STALL_S of waiting; a slower transfer is aborted
-WAITS_S = (
-    1,
-    3,
-    9,
-)  # seconds before each retry; only transfers that have not delivered a byte are retried
+WAITS_S = (1, 3, 9)  # seconds before each retry; once a byte has arrived, nothing is retried
 _CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
 _FINAL = (
@@ -82,8 +78,5 @@ class _MinRateReader(io.RawIOBase):
                     f"too slow: {self._num_bytes:,} bytes came in {self._waited:.0f} s of waiting"
                 )
                 raise OSError(self.fault)
-            self._num_bytes, self._waited = (
-                1,
-                0.0,
-            )  # not 0, which stands for the wait for the first byte
+            self._num_bytes, self._waited = 1, 0.0  # 0 would mean: before the first byte
         return size

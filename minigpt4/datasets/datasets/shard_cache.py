@@ -20,9 +20,8 @@ from typing import BinaryIO
 STEP = 16 << 20  # at most this many bytes are reserved at a time for a file that is being written
 USES = ("shards read from it", "kept in it", "not kept")  # what became of a shard
 _FILE_NAME = re.compile(r"[0-9a-f]{32}\.tar|shard-\w+\.partial")  # other files are not the cache's
-OnUse = Callable[
-    [int, str], None
-]  # called with an index into USES, and the reason if a shard is not kept
+# called with an index into USES, and the reason if a shard is not kept
+OnUse = Callable[[int, str], None]
 
 
 class ShardCache:

@@ -25,13 +25,11 @@ OVERHEAD = 1000  # bytes of memory that a sample takes beside its members
 
 @dataclass
 class TarSample:
-    """The members of one key. `members`: extension -> bytes of images and captions that were read."""
+    """The members of one key. `members`: extension -> bytes of images and captions; `extensions`: all that exist."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
-    extensions: dict[str, str] = field(
-        default_factory=dict
-    )  # of all members -> why it is not read, or ""
+    extensions: dict[str, str] = field(default_factory=dict)  # -> why it is not read, or ""
 
     def size(self) -> int:
         """Return the number of bytes of its members."""

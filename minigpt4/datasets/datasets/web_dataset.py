@@ -54,12 +54,8 @@ from minigpt4.datasets.datasets.worker_status import worker_info
 from minigpt4.processors import ImageError
 
 SHUFFLE_BUFFER = 1000  # raw samples. Source: MiniGPT-4 2023
-_SHUFFLE_INITIAL = (
-    100  # raw samples in the buffer before the first one is drawn. Source: MiniGPT-4 2023
-)
-SHUFFLE_BYTES = (
-    1 << 30
-)  # per worker: of very large images the buffer holds fewer than SHUFFLE_BUFFER
+_SHUFFLE_INITIAL = 100  # samples in the buffer before one is drawn. Source: MiniGPT-4 2023
+SHUFFLE_BYTES = 1 << 30  # per worker: of very large images the buffer holds fewer
 
 
 class RawSample(NamedTuple):

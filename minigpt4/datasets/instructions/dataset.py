@@ -138,10 +138,8 @@ class InstructionDataset(ImageTextDataset):
 
 def find_image(folders: Sequence[Path], name: str) -> Path:
     """Return the path of the image `name` in the first folder that has it. Raises SkipSample if none has."""
-    for folder in folders[:-1]:
-        if find_file(folder, name):
-            return file_below(folder, name)
-    return file_below(folders[-1], name)
+    home = next((folder for folder in folders[:-1] if find_file(folder, name)), folders[-1])
+    return file_below(home, name)
 
 
 def box_text(box: Box, size: tuple[int, int], is_exact: bool = False) -> str:
