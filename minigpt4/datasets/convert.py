@@ -174,12 +174,11 @@ def json_array(path: Path, title: str) -> Iterator[Any]:
                     yield element
             except ijson.JSONError as error:
                 reason = error.args[0]
-                reason = (
-                    reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-                )
+                if isinstance(reason, bytes):
+                    reason = reason.decode(errors="replace")
                 raise ValueError(
                     f"'{path}' is no valid JSON behind record {number:,} (before byte {file.tell():,} of {size:,}): "
-                    f"{reason.splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
+                    f"{str(reason).splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
                 ) from error
 
 

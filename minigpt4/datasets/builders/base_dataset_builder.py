@@ -13,7 +13,7 @@ from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
 from minigpt4.processors.blip_processors import BlipCaptionProcessor, BlipImageProcessor
 
 SPLITS = ("train", "eval")
-_WRONG_KIND = {  # key of a section -> the class of processors that must not stand there, and what they process
+_WRONG_KIND = {  # key of a section -> class of the processors for the other key, and what they process
     "vis_processor": (BlipCaptionProcessor, "texts"),
     "text_processor": (BlipImageProcessor, "images"),
 }
@@ -37,7 +37,7 @@ class SplitProcessors:
 @dataclass
 class DatasetConfig:
     builder: str | None = None  # registered name of the builder; by default the section's own name
-    type: str = "default"  # key in DATASET_CONFIG_DICT: the YAML file with the section's defaults
+    type: str = "default"  # key of the YAML file in DATASET_CONFIG_DICT that has the defaults
     data_type: str = "images"  # in the files of 2023; unused
     build_info: BuildInfo = field(default_factory=BuildInfo)
     val: BuildInfo | None = None  # a validation split from separate files
@@ -122,11 +122,9 @@ class BaseDatasetBuilder:
             _processors(cfg, where)
         except ValueError as error:
             problems.append(Problem.parse(error, where))
-        for key, expected in (("sample_ratio", "a number"), ("batch_size", "an integer")):
+        for key, kind in (("sample_ratio", "a number"), ("batch_size", "an integer")):
             if cfg.get(key) is not None and not cfg[key] > 0:
-                problems.append(
-                    Problem(f"{where}.{key}", f"{cfg[key]}; expected {expected} above 0")
-                )
+                problems.append(Problem(f"{where}.{key}", f"{cfg[key]}; expected {kind} above 0"))
         fraction = cfg.get("val_fraction")
         if fraction is not None and not 0 < fraction < 1:
             problems.append(

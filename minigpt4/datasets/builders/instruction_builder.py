@@ -1,6 +1,6 @@
 """Builders for the 22 instruction datasets of MiniGPT-v2: SOURCES defines each by its files, their format and its Task.
 
-`build_info` has the keys of the release's YAML files; docs/instruction_data.md lists the official files.
+`build_info` has the keys of the release's YAML files; docs/instruction_data.md says which official files belong there.
 """
 
 import logging

@@ -13,10 +13,8 @@ MIN_RATE = 1000  # bytes per second, averaged over STALL_S of waiting; a slower 
 WAITS_S = (1, 3, 9)  # seconds before each retry; once a byte has arrived, nothing is retried
 _CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
-_FINAL = (
-    r"error: 4(?!08|29)|onnect to|timed out|too slow"  # messages of errors that are not retried
-)
-_CLOSED_BY_US = 23  # curl's exit code if its output is closed early: a tar is not read to the end of its padding
+_FINAL = r"error: 4(?!08|29)|onnect to|timed out|too slow"  # errors that are not retried
+_CLOSED_BY_US = 23  # curl's exit code if its output is closed early: a tar's padding is not read to the end
 
 
 @contextmanager

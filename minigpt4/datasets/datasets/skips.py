@@ -51,9 +51,7 @@ class SkipCounter:
         shape = (max(1, num_workers), 2 + len(REASONS))
         self.counts = torch.zeros(shape, dtype=torch.int64).share_memory_()
         self.first = self.last = None  # detail of the first skip, label and detail of the last one
-        self.is_counting = (
-            True  # False while a resumed stream reads samples that were counted before
-        )
+        self.is_counting = True  # False while a resumed stream reads samples counted before
 
     def row(self) -> list[int]:
         """Return this worker's counts: usable, one number per reason, held out."""

@@ -25,9 +25,7 @@ class Task(NamedTuple):
     """How a record becomes an instruction and an answer."""
 
     tag: str = ""  # task identifier, such as [vqa]
-    pool: str | None = (
-        None  # name of the pool of templates; None: the instruction is the record's question
-    )
+    pool: str | None = None  # of templates; None: the instruction is the record's question
     takes_words: bool = True  # each template has a place for the record's question
     cleans_question: bool = False  # the text processor is applied to questions
     cleans_answer: bool = False  # and to answers
