@@ -14,7 +14,7 @@ WAITS_S = (1, 3, 9)  # seconds before each retry; once a byte has arrived, nothi
 _CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
 _FINAL = r"error: 4(?!08|29)|onnect to|timed out|too slow"  # errors that are not retried
-_CLOSED_BY_US = 23  # curl's exit code if its output is closed early: a tar's padding is not read to the end
+_CLOSED_BY_US = 23  # curl's exit code if the reader stops early, as at a tar's end mark
 
 
 @contextmanager

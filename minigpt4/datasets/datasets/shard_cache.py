@@ -1,7 +1,7 @@
 """A cache of remote shards: a folder of bounded size, shared by all processes of a machine.
 
 A shard is cached while it is read: each byte goes to the reader and to a temporary file of that reader, which is renamed
-to the shard's name once it is complete and on disk. Every open file is locked, so unused files can be told even if the
+to the shard's name once it is complete and on disk. Every open file is locked, so unused files are known even if the
 process that opened them was killed; the least recently used of these are removed when space is needed. A shard that
 cannot be cached (full disk, a shard larger than the limit, another fault of the folder) is still read.
 """

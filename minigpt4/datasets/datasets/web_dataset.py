@@ -152,7 +152,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                     has_yielded = True
                     yield sample | {"stream": (epoch, drawn)}
             already_drawn = 0
-            # else an endless stream without a usable sample would loop for ever
+            # else an endless stream without a usable sample would loop forever
             if not has_yielded:
                 self._check_any_usable()
 
