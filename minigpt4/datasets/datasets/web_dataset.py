@@ -240,7 +240,7 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         return f"{raw.shard} {raw.key}"
 
     def _check_any_usable(self) -> None:
-        """Raise DataError if no shard has a usable sample; else this consumer's share may have one next epoch."""
+        """Raise DataError unless some shard has a usable sample, which may be in this consumer's next share."""
         for shard in self.shards:
             for raw in self._read_shard(shard, counted=False):
                 try:
