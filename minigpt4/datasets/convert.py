@@ -1,9 +1,9 @@
-"""BLIP's caption lists as the TSV that img2dataset reads, in memory that does not grow with the list.
+"""Converts BLIP's caption lists to the TSV that img2dataset reads, in constant memory.
 
-In: a JSON array of flat objects with at least `url` and `caption`. Out: a header line with the keys
-of the first one, then a line for each, its values in the order of that header; tabs between, CRLF
-at the end, quotes only where needed, UTF-8. For objects with equal keys in equal order these are
-the bytes of 2023. Source: MiniGPT-4 2023, Python's csv.
+Input: a JSON array of flat objects with at least `url` and `caption`. Output: a header line with the keys
+of the first object, then one line per object with its values in the order of the header; UTF-8, separated by
+tabs, quoted only where needed, lines end with CRLF. If all objects have the same keys in the same order, the
+output is byte-identical to that of 2023. Source: MiniGPT-4 2023, Python's csv.
 """
 
 import argparse
@@ -33,7 +33,11 @@ LINE_BREAK = "line break in a value"
 
 @dataclass
 class Report:
-    """Counts of one conversion; `left_out` and `remarks` map a reason to how often, `first` to its first record."""
+    """Statistics of one conversion.
+
+    `left_out` and `remarks` (of records that are written nonetheless) count reasons; `first` maps a reason to the number
+    of its first record.
+    """
 
     read: int = 0
     written: int = 0
@@ -43,14 +47,14 @@ class Report:
     first: dict[str, int] = field(default_factory=dict)
 
     def count(self, counter: Counter, reason: str) -> None:
-        """Count a reason, in `left_out` or `remarks`, for the record that was read last."""
+        """Add the record that was read last to a reason of `counter`: `left_out` or `remarks`."""
         counter[reason] += 1
         self.first.setdefault(reason, self.read)
 
     def lines(self, counter: Counter) -> list[str]:
-        """Return a line a reason, the most frequent first."""
-        form = "{:>12,}  {} (first: record {:,})".format
-        return [form(number, text, self.first[text]) for text, number in counter.most_common()]
+        """Return one line per reason, the most frequent first."""
+        line = "{:>12,}  {} (first: record {:,})".format
+        return [line(number, text, self.first[text]) for text, number in counter.most_common()]
 
 
 def convert(
@@ -63,24 +67,23 @@ def convert(
 ) -> Report:
     """Write `target` from `source` and return the Report.
 
-    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the
-    order of the list (the list is then read twice). `one_line` turns line breaks inside values into
-    spaces. `target` is there whole or not at all. Raises ValueError if the list is no JSON array,
-    holds no usable record, or if more than `max_bad_fraction` of its records cannot be used; InUseError
-    if another process writes `target`.
+    `limit` keeps that many records: the first ones, or, with `sample_seed`, a uniform sample in the order of
+    the list, which is then read twice. `one_line` replaces line breaks inside values by spaces. `target` is
+    written completely or not at all. Raises ValueError if the list is not a JSON array, has no usable record,
+    or if more than `max_bad_fraction` of its records cannot be used; InUseError if another process writes
+    `target`.
     """
     source, target = Path(source), Path(target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"--output '{target}' is the input itself; give another name")
     report = Report()
-    # The list may be larger than memory: it is read as a stream, for a sample twice.
     rows = islice(usable_rows(source, report, "converting", one_line), limit)
     with written_whole(target) as file:
         if sample_seed is not None:
+            # the first pass fills the report; the second one has to repeat the same rows, but counts nothing
             total = sum(1 for _ in usable_rows(source, report, "counting", one_line))
-            rows = sample(
-                usable_rows(source, Report(), "converting", one_line), total, limit, sample_seed
-            )
+            second_pass = usable_rows(source, Report(), "converting", one_line)
+            rows = sample(second_pass, total, limit, sample_seed)
         writer = csv.writer(file, delimiter="\t")
         for row in rows:
             if not report.written:
@@ -92,6 +95,7 @@ def convert(
 
 
 def _check(report: Report, source: Path, max_bad_fraction: float) -> None:
+    """Raise ValueError if nothing was written, or if too many records cannot be used."""
     bad_fraction = report.left_out.total() / max(report.read, 1)
     if report.written and bad_fraction <= max_bad_fraction:
         return
@@ -105,7 +109,7 @@ def _check(report: Report, source: Path, max_bad_fraction: float) -> None:
 
 
 def usable_rows(source: Path, report: Report, title: str, one_line: bool = False) -> Iterator[list]:
-    """Yield the values of each usable record in the order of `report.columns`, which the first record sets."""
+    """Yield the values of each usable record in the order of `report.columns`, the keys of the first one."""
     for record in json_array(source, title):
         report.read += 1
         if problem := problem_of(record):
@@ -113,14 +117,12 @@ def usable_rows(source: Path, report: Report, title: str, one_line: bool = False
             continue
         if report.columns is None:
             report.columns = list(record)
-        values = (
-            list(record.values()) if list(record) == report.columns else _aligned(record, report)
-        )
+        values = _aligned(record, report)
         if not record["caption"]:
             report.count(report.remarks, "empty caption")
         for column, value in enumerate(values):
             if type(value) is Decimal:
-                values[column] = float(value)  # as json.load would have read it
+                values[column] = float(value)  # as json.load reads it
             elif type(value) is str and ("\n" in value or "\r" in value):
                 report.count(report.remarks, LINE_BREAK)
                 values[column] = " ".join(value.splitlines()) if one_line else value
@@ -128,11 +130,11 @@ def usable_rows(source: Path, report: Report, title: str, one_line: bool = False
 
 
 def problem_of(record: Any) -> str | None:
-    """Return why a record cannot become a row, or None."""
+    """Return why a record cannot become a row, or None if it can."""
     if type(record) is not dict:
         return f"not an object but {type(record).__name__}"
-    if lacking := [name for name in REQUIRED if name not in record]:
-        return f"no '{lacking[0]}'"
+    if missing := [name for name in REQUIRED if name not in record]:
+        return f"no '{missing[0]}'"
     if type(record["url"]) is not str or not record["url"].strip():
         return "'url' is empty or no text"
     if type(record["caption"]) is not str and record["caption"] is not None:
@@ -144,6 +146,9 @@ def problem_of(record: Any) -> str | None:
 
 
 def _aligned(record: dict, report: Report) -> list:
+    """Return a record's values in the order of `report.columns`; keys that differ from these become remarks."""
+    if list(record) == report.columns:
+        return list(record.values())
     for name in record.keys() - set(report.columns):
         report.count(report.remarks, f"'{name}' is no column of the first record: left out")
     for name in set(report.columns) - record.keys():
@@ -152,7 +157,7 @@ def _aligned(record: dict, report: Report) -> list:
 
 
 def json_array(path: Path, title: str) -> Iterator[Any]:
-    """Yield the elements of the JSON array in a file one at a time; a terminal gets a progress bar of bytes."""
+    """Yield the elements of the JSON array in a file one at a time; on a terminal, with a progress bar in bytes."""
     with open(path, "rb") as file:
         head = file.read(64).lstrip()[:1]
         if head != b"[":
@@ -168,19 +173,20 @@ def json_array(path: Path, title: str) -> Iterator[Any]:
                     number += 1
                     yield element
             except ijson.JSONError as error:
-                said = error.args[0]
-                said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+                reason = error.args[0]
+                if isinstance(reason, bytes):
+                    reason = reason.decode(errors="replace")
                 raise ValueError(
                     f"'{path}' is no valid JSON behind record {number:,} (before byte {file.tell():,} of {size:,}): "
-                    f"{said.splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
+                    f"{str(reason).splitlines()[0]}. Is it whole? Fetch it again; nothing was written"
                 ) from error
 
 
 def sample(rows: Iterable[list], total: int, wanted: int, seed: int) -> Iterator[list]:
-    """Yield `wanted` of `total` rows, each subset equally likely, in their order (selection sampling)."""
+    """Yield `wanted` of `total` rows in order; each subset is equally likely (selection sampling)."""
     rng = random.Random(seed)
-    for left, row in zip(range(total, 0, -1), rows, strict=False):
-        if rng.random() * left < wanted:
+    for num_left, row in zip(range(total, 0, -1), rows, strict=False):
+        if rng.random() * num_left < wanted:
             yield row
             wanted -= 1
         if not wanted:
@@ -189,7 +195,7 @@ def sample(rows: Iterable[list], total: int, wanted: int, seed: int) -> Iterator
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """Context of a text file that takes the name `path` at the end, and vanishes if an error comes first.
+    """Open a temporary text file that is renamed to `path` at the end of the block, and removed if it raises.
 
     Raises InUseError if another process writes `path`.
     """
@@ -206,7 +212,7 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 
 
 def main(stem: str, argv: Sequence[str] | None = None) -> int:
-    """Return the exit code of the command line whose default files are `stem`.json and `stem`.tsv, here."""
+    """Run the command line, whose default files are `stem`.json and `stem`.tsv; return the exit code."""
     parser = argparse.ArgumentParser(
         description="Convert a JSON list of captions and URLs to the TSV of img2dataset."
     )

@@ -1,11 +1,11 @@
-"""What img2dataset got and what it lost, from the `NNNNN_stats.json` beside its shards.
+"""Statistics of an img2dataset download: what was downloaded and what failed, from `NNNNN_stats.json` beside its shards.
 
     python -m minigpt4.datasets.download_stats laion_dataset
 
-This file needs nothing but Python, so that the environment of img2dataset can run it too.
+This file needs only the standard library, so that it also runs in the environment of img2dataset.
 """
 
-from __future__ import annotations  # for an old Python of that environment
+from __future__ import annotations  # that environment may have an old Python
 
 import argparse
 import json
@@ -21,20 +21,20 @@ COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 class DownloadStats(NamedTuple):
     """Sums over the shards of a folder: count = successes + failed_to_download + failed_to_resize."""
 
-    shards: int  # shards with a stats file, that is: finished
-    # names of the others, as far as a tar or a gap shows them: to be downloaded again
+    shards: int  # number of finished shards: those with a stats file
+    # names of the others, which must be downloaded again, as far as a tar or a gap in the numbers shows them
     unfinished: list[str]
     count: int  # URLs tried
     successes: int  # samples in the finished tars
     failed_to_download: int
-    failed_to_resize: int  # came, but are no image that can be decoded
-    status: Counter  # "success" or img2dataset's error message -> samples, as far as the files say
+    failed_to_resize: int  # downloaded, but not an image that can be decoded
+    status: Counter  # "success" or img2dataset's error message -> number of samples, if the files contain it
 
 
 def read_download_stats(folder: str | Path) -> DownloadStats:
-    """Return the DownloadStats of all `*_stats.json` in a folder; without any, every number is 0.
+    """Return the DownloadStats of all `*_stats.json` in a folder; if there is none, all numbers are 0.
 
-    Raises ValueError naming the file if one is not what img2dataset writes.
+    Raises ValueError that names the file if one is not as img2dataset writes it.
     """
     totals, status = Counter(), Counter()
     shards = 0
@@ -49,9 +49,8 @@ def read_download_stats(folder: str | Path) -> DownloadStats:
                 "the download again: it then does this shard anew"
             ) from error
         shards += 1
-    return DownloadStats(
-        shards, unfinished_shards(folder), *map(totals.__getitem__, COUNTS), status
-    )
+    counts = [totals[name] for name in COUNTS]
+    return DownloadStats(shards, unfinished_shards(folder), *counts, status)
 
 
 def finished_shards(folder: str | Path) -> list[str]:
@@ -62,16 +61,17 @@ def finished_shards(folder: str | Path) -> list[str]:
 
 
 def unfinished_shards(folder: str | Path) -> list[str]:
-    """Return the sorted names of shards with a tar but no stats file, and of gaps in the numbers of finished ones."""
+    """Return the sorted names of shards with a tar but no stats file, and of those missing between finished ones."""
     finished = finished_shards(folder)
-    begun = {path.stem for path in Path(folder).glob("*.tar")}
+    started = {path.stem for path in Path(folder).glob("*.tar")}
     if finished and finished[-1].isdigit():
-        begun |= {f"{number:0{len(finished[-1])}}" for number in range(int(finished[-1]))}
-    return sorted(begun - set(finished))
+        num_digits = len(finished[-1])
+        started |= {f"{number:0{num_digits}}" for number in range(int(finished[-1]))}
+    return sorted(started - set(finished))
 
 
 def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
-    """Return the lines of a report: how many images came, what was lost and why."""
+    """Return the lines of a report: how many images were downloaded, what failed and why."""
     share = f" ({stats.successes / stats.count:.1%})" if stats.count else ""
     lines = [
         f"{stats.successes:,} of {stats.count:,} images{share} in {stats.shards:,} finished shards"
@@ -89,10 +89,9 @@ def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
             f"  {number:>12,}  {' '.join(reason.split())[:100]}"
             for reason, number in reasons[:most_common]
         ]
-    if len(reasons) > most_common:
-        lines.append(
-            f"  {sum(number for _, number in reasons[most_common:]):>12,}  {len(reasons) - most_common} others"
-        )
+    if others := reasons[most_common:]:
+        num_samples = sum(number for _, number in others)
+        lines.append(f"  {num_samples:>12,}  {len(others)} others")
     if stats.unfinished:
         lines.append(
             f"{len(stats.unfinished):,} unfinished, start again to resume: {', '.join(stats.unfinished[:5])}"
@@ -101,7 +100,7 @@ def describe(stats: DownloadStats, most_common: int = 10) -> list[str]:
 
 
 def storage_of(folder: str | Path) -> str | None:
-    """Return the `storage` value (of a dataset's YAML) that names the shards of a folder, or None without shards."""
+    """Return the value of `storage` in a dataset's YAML for the shards of a folder; None if it has no shards."""
     names, path = finished_shards(folder), Path(folder).resolve()
     if unfinished_shards(folder):
         return f"{path}/*.tar"
@@ -111,7 +110,7 @@ def storage_of(folder: str | Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 1 where nothing came."""
+    """Print the report of a folder; return the exit code, 1 if nothing was downloaded."""
     parser = argparse.ArgumentParser(description="Print what img2dataset got and what it lost.")
     parser.add_argument("folder", type=Path, help="the output folder of img2dataset")
     folder = parser.parse_args(argv).folder

@@ -1,9 +1,9 @@
-"""A look at the data before training: a contact sheet of what the model sees and learns, and counts of what is there.
+"""Inspect the data before training: a contact sheet of what the model sees and learns, and a table of counts.
 
     python -m minigpt4.datasets.inspect --cfg-path train_configs/embedded_stage1_pretrain.yaml
 
-Datasets are built as training builds them and read in the order of its first epoch. Prompts and
-target tokens come from the class of `model.arch`, through `text_preview`: no weights, no GPU.
+Datasets are built as for training and read in the order of its first epoch. Prompts and target
+tokens come from `text_preview` of the class of `model.arch`, which needs no weights and no GPU.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import printable
 from minigpt4.datasets.scan import Scan, scan, table
 
-SCAN = 2000  # samples of each dataset, some seconds
+SCAN = 2000  # default number of samples per dataset; takes some seconds
 MOST_CARDS = 400
-# A look needs neither weights nor a device, and is possible where some shards are missing.
+# Keys whose problems do not prevent an inspection: it needs no weights and no device.
 UNOPENED = ("model.vit_ckpt", "model.q_former_model", "model.ckpt", "model.llama_model")
 UNOPENED += ("run.device", "run.amp_dtype", "run.dist*", "run.world_size", "run.output_dir")
 UNOPENED += ("run.resume_ckpt_path", "run.report_to", "run.tensorboard")
-UNOPENED += ("datasets.*.build_info.storage",)  # of these what is there is used
+UNOPENED += ("datasets.*.build_info.storage",)  # if some shards are missing, the others are used
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         prog="python -m minigpt4.datasets.inspect",
         description="Look at the data of a training configuration as the model gets it: a contact sheet (HTML) and a "
@@ -39,13 +39,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num", type=_between(1, MOST_CARDS), default=24, help="samples on the sheet (default: 24)"
     )
-    told = "the sheet (default: <the YAML's name>_inspect.html)"
-    parser.add_argument("--output", type=Path, metavar="HTML", help=told)
-    told = f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
-    parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=told)
+    about = "the sheet (default: <the YAML's name>_inspect.html)"
+    parser.add_argument("--output", type=Path, metavar="HTML", help=about)
+    about = f"samples of each dataset that the table counts, in training's order (default: {SCAN})"
+    parser.add_argument("--scan", type=_number_or_all, default=SCAN, metavar="N|all", help=about)
     args = parser.parse_args(argv)
     args.output = args.output or Path(f"{Path(args.cfg_path).stem}_inspect.html")
-    if args.output.suffix.lower() == ".png":  # what it wrote once, so scripts name it
+    if args.output.suffix.lower() == ".png":  # earlier versions wrote PNG: scripts may ask for it
         args.output = args.output.with_suffix(".html")
         print(f"--output: the sheet is an HTML page, written to '{args.output}'", file=sys.stderr)
     if args.output.suffix.lower() not in (".html", ".htm"):
@@ -69,9 +69,9 @@ def _number_or_all(text: str) -> int | None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Write the sheet and print the tables; return 1 where training could not use the data, else 0.
+    """Write the sheet and print the tables; return 1 if training could not use the data, else 0.
 
-    Raises ConfigError, with every problem, unless the data can be looked at.
+    Raises ConfigError, with all problems, if the configuration does not allow an inspection.
     """
     cfg = read_config(args)
     if not args.output.absolute().parent.is_dir():
@@ -79,36 +79,39 @@ def inspect(args: argparse.Namespace) -> int:
             f"--output: no folder '{args.output.parent}'; make it, or give another path"
         )
     preview = _text_preview(cfg)
-    splits = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg).build_datasets(cfg)
-    datasets = [of_dataset["train"] for of_dataset in splits.values() if "train" in of_dataset]
+    task = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
+    built = task.build_datasets(cfg)
+    datasets = [splits["train"] for splits in built.values() if "train" in splits]
     scans = []
     for number, dataset in enumerate(datasets):
-        share = args.num // len(datasets) + (number < args.num % len(datasets))
-        scans.append(scan(dataset, preview, cfg.run_cfg.seed, args.scan, share))
+        # the cards are shared evenly among the datasets; the first ones take the remainder
+        num_cards = args.num // len(datasets) + (number < args.num % len(datasets))
+        scans.append(scan(dataset, preview, cfg.run_cfg.seed, args.scan, num_cards))
         print("\n".join(table(scans[-1], cfg)), end="\n\n")
-    if any(found.shown for found in scans):
+    num_samples = sum(len(each.shown) for each in scans)
+    if num_samples:
         from minigpt4.datasets.sheet import page
 
         content = page(*sheet(scans, preview, cfg, args))
         args.output.write_text(content, encoding="utf-8", errors="backslashreplace")
-        print(f"sheet: {args.output} ({sum(len(found.shown) for found in scans)} samples)")
-    if unopened := cfg.report.unopened.values():
-        print("\n  ".join(["train.py would not start yet:", *map(str, unopened)]))
-    return int(any(found.error or found.missing for found in scans))
+        print(f"sheet: {args.output} ({num_samples} samples)")
+    if problems := cfg.report.unopened.values():
+        print("\n  ".join(["train.py would not start yet:", *map(str, problems)]))
+    return int(any(each.error or each.missing for each in scans))
 
 
 def _text_preview(cfg: Config) -> Any:
     try:
         return registry.get_model_class(cfg.model_cfg.arch).text_preview(cfg.model_cfg)
     except (ValueError, OSError):
-        # the tokenizer is part of what is not there
+        # if the LLM's folder is missing, so is its tokenizer, without which there is no preview
         if problem := cfg.report.unopened.get("model.llama_model"):
             raise ConfigError([problem]) from None
         raise
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Return the checked Config; raises ConfigError also for data of which nothing is there."""
+    """Return the checked Config. Raises ConfigError, also if there is no data at all in a section's storage."""
     cfg = Config(args, for_training=True, unopened=UNOPENED)
     for warning in cfg.report.warnings:
         logging.warning(warning)
@@ -135,7 +138,7 @@ def _has_some_shards(cfg: Config, name: str) -> bool:
 def sheet(
     scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Namespace
 ) -> tuple[str, list, list]:
-    """Return (title, notes, [(heading, cards)]): all that the sheet shows."""
+    """Return the content of the sheet: (title, notes, [(heading, cards)])."""
     from minigpt4.datasets.sheet import Card
 
     model, groups = cfg.model_cfg, []
@@ -150,7 +153,7 @@ def sheet(
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"
         groups.append((f"{found.dataset.name}: {len(cards)} of {total:,} samples; {share}", cards))
-    # The settings that decide what is learnt stand above the images.
+    # notes above the images: the settings that determine what is learnt
     prompts = "none"
     if preview.prompts:
         prompts = f"one of {len(preview.prompts)} in {model.prompt_path}, or the sample's own"

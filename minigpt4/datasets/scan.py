@@ -1,5 +1,6 @@
-"""One pass over a dataset as training reads it: what is found in it, and the lines that say so."""
+"""One pass over a dataset in training's order: statistics of its samples, and the table that shows them."""
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,22 +12,22 @@ from tqdm import tqdm
 from minigpt4.common.config import Config
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
-# one in so many cards is kept for texts that are cut, where the first samples have none
+# one card in so many is reserved for texts that are cut, if the first samples have fewer of them
 SHARE_CUT = 4
 
 
 @dataclass
 class Scan:
-    """What was found in one dataset; `lengths` counts texts by their tokens, `shown` are samples for the sheet."""
+    """Statistics of one dataset."""
 
     dataset: Any
     missing: list = field(default_factory=list)  # shards
-    is_whole: bool = False
-    error: str = ""  # why the pass over the data ended early
+    is_whole: bool = False  # the pass reached the end of the data
+    error: str = ""  # why the pass ended early
     seconds: float = 0.0  # spent in reading, decoding, augmenting
-    lengths: Counter = field(default_factory=Counter)
-    num_cut: int = 0
-    shown: list = field(default_factory=list)
+    lengths: Counter = field(default_factory=Counter)  # tokens of a text -> number of such texts
+    num_cut: int = 0  # texts that max_txt_len cuts
+    shown: list = field(default_factory=list)  # (sample, tokens cut off) for the sheet
 
     def percentile(self, percent: float) -> int:
         """Return the least length that `percent` % of the texts do not exceed."""
@@ -39,18 +40,18 @@ class Scan:
 
 
 def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: int) -> Scan:
-    """Return the Scan of the first `limit` samples (None: all) that training reads from a dataset."""
+    """Return the Scan of the first `limit` samples (None: all) in training's order; `num_shown`: samples to show."""
     from minigpt4.datasets.datasets.base_dataset import Place
     from minigpt4.datasets.datasets.shard_list import missing_shards
     from minigpt4.datasets.datasets.skips import DataError
 
-    dataset.bind(Place(seed), max_bad_fraction=1.0)  # it is looked at, however bad it is
+    dataset.bind(Place(seed), max_bad_fraction=1.0)  # bad samples are to be counted, however many
     found = Scan(dataset, missing_shards(getattr(dataset, "shards", ())))
     if missing := set(found.missing):
         dataset.shards = [shard for shard in dataset.shards if shard not in missing]
-    # what a sample costs and holds; the first ones are shown, and some of those that are cut
-    samples, cut = dataset.one_pass(), []
-    num_cut_shown = -(-num_shown // SHARE_CUT)
+    # the first samples are shown; of the later ones, some whose texts are cut are kept to replace them
+    samples, later_cut = dataset.one_pass(), []
+    num_cut_shown = math.ceil(num_shown / SHARE_CUT)
     title = f"scanning {dataset.name}"
     with tqdm(total=limit, desc=title, unit=" samples", disable=None) as progress:
         while limit is None or dataset.skips.report()["seen"] < limit:
@@ -69,25 +70,25 @@ def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: in
             found.num_cut += num_cut > 0
             if len(found.shown) < num_shown:
                 found.shown.append((sample, num_cut))
-            elif num_cut and len(cut) < num_cut_shown:
-                cut.append((sample, num_cut))
+            elif num_cut and len(later_cut) < num_cut_shown:
+                later_cut.append((sample, num_cut))
             progress.update(dataset.skips.report()["seen"] - progress.n)
     if not found.lengths:
         found.error = found.error or str(dataset.skips.nothing_usable())
-    # texts that are cut take the place of the last ones that are not, until enough are shown
-    whole = [index for index, (_, num_cut) in enumerate(found.shown) if not num_cut]
-    num_needed = max(0, num_cut_shown - (len(found.shown) - len(whole)))
-    for index, item in zip(reversed(whole), cut[:num_needed], strict=False):
+    # samples with cut texts replace the last ones with uncut texts, until enough are shown
+    uncut = [index for index, (_, num_cut) in enumerate(found.shown) if not num_cut]
+    num_needed = max(0, num_cut_shown - (len(found.shown) - len(uncut)))
+    for index, item in zip(reversed(uncut), later_cut[:num_needed], strict=False):
         found.shown[index] = item
     return found
 
 
 def table(found: Scan, cfg: Config) -> list[str]:
-    """Return the lines that say what was found in one dataset."""
+    """Return the lines of the table of one dataset."""
     dataset, rows = found.dataset, []
     if hasattr(dataset, "shards"):
         rows += _shard_rows(found)
-    # What was read of the dataset, and what of it cannot be used, by reason.
+    # samples read, and those that cannot be used, by reason
     counts = dataset.skips.report()
     seen, held_out = counts.pop("seen"), counts.pop("held_out", 0)
     first = f"the first {seen:,} samples in training's order (--scan all for the rest)"
@@ -104,7 +105,7 @@ def table(found: Scan, cfg: Config) -> list[str]:
         rows.append(("", f"too many: training stops above {limit}, {judged}"))
     if found.error:
         rows.append(("stopped", found.error))
-    # How long the texts are against max_txt_len: what is cut off is not learnt.
+    # lengths of the texts, compared to max_txt_len: text that is cut off is not learnt
     if total := found.lengths.total():
         shares = {"5%": 5, "median": 50, "95%": 95}
         lengths = [f"{name} {found.percentile(percent)}" for name, percent in shares.items()]
@@ -121,13 +122,13 @@ def _share(number: int, total: int) -> str:
 
 
 def _shard_rows(found: Scan) -> list[tuple[str, str]]:
-    """Return the rows about tars, and about the downloads whose statistics lie beside them."""
+    """Return the rows about the tars, and about img2dataset's download if its statistics are beside them."""
     from minigpt4.datasets.datasets.shard_list import is_address
 
     shards = [*found.dataset.shards, *found.missing]
     first = f" (first: {found.missing[0]})" if found.missing else ""
-    counted = f"{len(found.dataset.shards):,} found, {len(found.missing):,} missing{first}"
-    rows = [("shards", counted)]
+    counts = f"{len(found.dataset.shards):,} found, {len(found.missing):,} missing{first}"
+    rows = [("shards", counts)]
     for folder in sorted({Path(shard).parent for shard in shards if not is_address(shard)}):
         try:
             stats = read_download_stats(folder)

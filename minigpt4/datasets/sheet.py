@@ -1,4 +1,4 @@
-"""The contact sheet as one HTML page that needs nothing else: images, and their texts token by token."""
+"""The contact sheet as one self-contained HTML page: images, and their texts token by token."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigpt4.text.preview import CUT, KINDS, TARGET, Token
 
-# what the legend says of each kind, and its hue and saturation
+# of each token kind, in the order of KINDS: its text in the legend, its hue and saturation
 _LEGEND = (("start token", "48 90%"), ("prompt: read", "214 90%"), ("the image", "262 80%"))
 _LEGEND += (
     ("target: learnt", "140 60%"),
@@ -29,10 +29,11 @@ img.small{image-rendering:pixelated}@media(max-width:30rem){img{float:none;displ
 .special{outline:1px solid}.cut{text-decoration:line-through}b{color:#dc2626}
 i::before{content:"↵";font-style:normal;opacity:.6}.text span:empty::before{content:"∅"}
 """
+_SIGNS = {"\n": "<i></i>\n", "\t": "⇥"}
 
 
 class Card(NamedTuple):
-    """One sample: its id, the images in the order in which they are read, and the Tokens of its text."""
+    """One sample: its ID, its images in reading order, and the Tokens of its text."""
 
     sample_id: str
     images: Sequence[Image.Image]
@@ -40,12 +41,12 @@ class Card(NamedTuple):
 
 
 def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
-    """Return the HTML text: title, notes, legend, and for each (heading, cards) a grid of cards."""
+    """Return the page as HTML: title, notes, legend, and for each (heading, cards) a grid of cards."""
     style, parts = _STYLE, []
     legend = ['<span class="special">framed: a special token</span>']
-    for kind, (words, hue) in zip(KINDS, _LEGEND, strict=True):
+    for kind, (label, hue) in zip(KINDS, _LEGEND, strict=True):
         style += f".{kind}{{background:hsl({hue} var(--back));color:hsl({hue} var(--ink))}}\n"
-        legend.append(f'<span class="{kind}">{words}</span>')
+        legend.append(f'<span class="{kind}">{label}</span>')
     for heading, cards in groups:
         parts.append(
             f'<h2>{visible(heading)}</h2>\n<div class="cards">\n{"".join(map(_figure, cards))}</div>'
@@ -71,7 +72,7 @@ def _figure(card: Card) -> str:
 
 
 def _img(image: Image.Image) -> str:
-    """Return an image element that holds its data; the pixels of small ones stay visible."""
+    """Return an image element that contains its data; small images are enlarged without smoothing."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     kind = ' class="small"' if image.width < 224 else ""
@@ -79,20 +80,20 @@ def _img(image: Image.Image) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text as HTML in which every character can be seen; line breaks get a sign that is not copied."""
+    """Return a text as HTML in which every character is visible; the sign for a line break is not copied with text."""
     shown = []
     for char in text:
-        is_hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        shown.append(
-            {"\n": "<i></i>\n", "\t": "⇥"}.get(
-                char, f"[U+{ord(char):04X}]" if is_hidden else escape(char)
-            )
-        )
+        if char in _SIGNS:
+            shown.append(_SIGNS[char])
+        elif unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            shown.append(f"[U+{ord(char):04X}]")
+        else:
+            shown.append(escape(char))
     return "".join(shown)
 
 
 def summary(tokens: Sequence[Token]) -> tuple[str, str]:
-    """Return (what is read and learnt, what is cut or '') of a card, in numbers."""
+    """Return (the numbers of tokens read and learnt, the number cut off or "") of a card, as texts."""
     sizes = dict.fromkeys(KINDS, 0)
     for token in tokens:
         sizes[token.kind] += token.size

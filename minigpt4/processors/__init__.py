@@ -1,6 +1,6 @@
-"""What turns an image into the model's tensor and a caption into the text that is learnt.
+"""Processors: from an image to the tensor for the model, from a caption to the text to learn.
 
-Processors are found by name:
+They are registered by name:
 `registry.get_processor_class("blip2_image_train").from_config(section)`.
 """
 

@@ -1,6 +1,6 @@
-"""The BLIP-2 processors that MiniGPT-4 trains and chats with; bit-identical to the 2023 release.
+"""The BLIP-2 processors of MiniGPT-4's training and chat; bit-identical to the 2023 release.
 
-torchvision's first transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std,
+torchvision's v1 transforms are used on purpose: `transforms.v2` multiplies by 1/255 and 1/std,
 which rounds differently in the last bit, and is 8 % slower on PIL input.
 """
 
@@ -23,28 +23,28 @@ from minigpt4.processors.images import to_rgb
 def resize_square(image: Image.Image, size: int) -> Image.Image:
     """Return a PIL image resized to size x size, bicubic with antialiasing: columns first, then rows.
 
-    The order is spelt out because Pillow 13 takes the rows of tall images first, which changes
-    pixels by up to 14 of 255 levels on noise; two calls give the 2023 pixels everywhere.
+    The order is fixed because Pillow 13 resizes the rows of tall images first, which changes
+    pixels of noise by up to 14 of 255 levels; two calls give the pixels of 2023 with every version.
     """
     columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
     return columns.resize((size, size), Image.Resampling.BICUBIC)
 
 
 class RandomCropResize(transforms.RandomResizedCrop):
-    """A random part of the image, aspect 3/4..4/3, as a square; drawn from torch's global generator."""
+    """Crops a random part of the image, aspect 3/4..4/3, and resizes it to a square; draws from torch's global RNG."""
 
     def forward(self, image: Image.Image) -> Image.Image:
-        part = functional.crop(image, *self.get_params(image, self.scale, self.ratio))
-        return resize_square(part, self.size[0])
+        crop = functional.crop(image, *self.get_params(image, self.scale, self.ratio))
+        return resize_square(crop, self.size[0])
 
 
 class BlipImageProcessor(BaseProcessor):
-    """Returns float32 [3, image_size, image_size], normalised: a geometry, then /255, minus mean, over std."""
+    """Returns float32 [3, image_size, image_size]: the image after `geometry`, as (pixels / 255 - mean) / std."""
 
     @dataclass
     class Config:
         image_size: int = 224  # pixels
-        mean: list[float] | None = None  # of R, G, B in 0..1; CLIP's if absent
+        mean: list[float] | None = None  # of R, G, B in 0..1; by default CLIP's
         std: list[float] | None = None
 
     def __init__(
@@ -52,7 +52,7 @@ class BlipImageProcessor(BaseProcessor):
     ):
         if image_size < 1:
             raise ValueError(f"image_size: {image_size}; expected at least 1 pixel")
-        self.named = {"mean": mean, "std": std}  # None: nobody named it
+        self.named = {"mean": mean, "std": std}  # as given; None where the default is used
         mean, std = list(mean or CLIP_MEAN), list(std or CLIP_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
@@ -60,7 +60,7 @@ class BlipImageProcessor(BaseProcessor):
             )
         self.image_size = image_size
         self.mean, self.std = mean, std
-        # pixels.halves takes this chain apart
+        # `pixels.halves` splits this chain
         self.transform = transforms.Compose(
             [geometry, transforms.ToTensor(), transforms.Normalize(mean, std)]
         )
@@ -75,7 +75,7 @@ class BlipImageProcessor(BaseProcessor):
 
 @registry.register_processor("blip2_image_train")
 class Blip2ImageTrainProcessor(BlipImageProcessor):
-    """Random crop of `min_scale`..`max_scale` of the area, aspect 3/4..4/3, bicubic; draws from torch's global RNG."""
+    """Random crop of `min_scale`..`max_scale` of the area, see RandomCropResize; bicubic."""
 
     @dataclass
     class Config(BlipImageProcessor.Config):
@@ -101,7 +101,7 @@ class Blip2ImageTrainProcessor(BlipImageProcessor):
 
 @registry.register_processor("blip2_image_eval")
 class Blip2ImageEvalProcessor(BlipImageProcessor):
-    """Resize to a square, bicubic; the aspect ratio is not kept."""
+    """Bicubic resize to a square; the aspect ratio is not kept."""
 
     def __init__(
         self, image_size: int = 224, mean: Sequence | None = None, std: Sequence | None = None
@@ -111,7 +111,7 @@ class Blip2ImageEvalProcessor(BlipImageProcessor):
 
 @registry.register_processor("blip_caption")
 class BlipCaptionProcessor(BaseProcessor):
-    """Returns a caption in lower case without most punctuation, at most `max_words` words, after `prompt`."""
+    """Returns `prompt` followed by the caption, in lower case, without most punctuation, cut to `max_words` words."""
 
     @dataclass
     class Config:

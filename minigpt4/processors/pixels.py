@@ -1,7 +1,7 @@
-"""Images cross from worker to device as bytes: a quarter of the memory of float32, and the same numbers in the end.
+"""Sends images from worker to device as uint8, a quarter of the memory of float32, with bit-identical results.
 
-`halves` splits a processor: the dataset applies the first half in the worker
-(`BaseDataset.prepare`), `collate` puts the second one into the batch under "normalise", and
+`halves` splits a processor: the dataset applies the first part in the worker
+(`BaseDataset.processed`), `collate` puts the second part into the batch under "normalise", and
 `to_device` applies it on the device.
 """
 
@@ -21,8 +21,8 @@ from minigpt4.processors.images import to_rgb
 def halves(process: Callable) -> tuple[Callable, Callable | None]:
     """Return (first, last) with `last(first(image))` equal to `process(image)`.
 
-    `first` gives uint8 [S, S, 3], and `last` makes float32 [..., 3, S, S] of uint8 [..., S, S, 3]. A
-    processor whose chain or call is a user's own stays whole: `last` is None.
+    `first` returns uint8 [S, S, 3], and `last` converts uint8 [..., S, S, 3] to float32 [..., 3, S, S].
+    A processor with another chain of transforms or its own `__call__` is not split: (process, None).
     """
     is_ours = isinstance(process, BlipImageProcessor)
     if is_ours and type(process).__call__ is BlipImageProcessor.__call__:
@@ -34,17 +34,17 @@ def halves(process: Callable) -> tuple[Callable, Callable | None]:
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """Return a PIL RGB image as uint8 [H, W, 3], as it lies in memory."""
+    """Return a PIL RGB image as uint8 [H, W, 3], its layout in memory."""
     return torch.from_numpy(np.array(image))
 
 
 @dataclass(frozen=True)
 class Normalise:
-    """Turns uint8 [..., H, W, 3] into float32 [..., 3, H, W] on its device: (x / 255 - mean) / std.
+    """Converts uint8 [..., H, W, 3] to float32 [..., 3, H, W] on the same device: (x / 255 - mean) / std.
 
-    A byte has 256 values, so this is a table, computed on the CPU and looked up on the device.
-    Every device thus gives the numbers of torchvision's ToTensor and Normalize to the last bit;
-    CUDA alone would multiply by 1 / 255.
+    A byte has only 256 values, so the results are looked up in a table that is computed on the CPU. They
+    are bit-identical to those of torchvision's ToTensor and Normalize on every device; CUDA itself would
+    multiply by 1 / 255.
     """
 
     mean: tuple[float, ...]
@@ -52,16 +52,15 @@ class Normalise:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         table = _table(self.mean, self.std, pixels.device)
-        # bytes are moved faster than integers, on a CPU
-        rows = pixels.movedim(-1, -3).contiguous().to(torch.int32)
-        rows += torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)[
-            :, None, None
-        ]
-        return table.index_select(0, rows.flatten()).view(rows.shape)
+        # on a CPU, permuting bytes before the conversion is faster than permuting integers
+        indices = pixels.movedim(-1, -3).contiguous().to(torch.int32)
+        offsets = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)
+        indices += offsets[:, None, None]  # each channel has its own 256 entries of the table
+        return table.index_select(0, indices.flatten()).view(indices.shape)
 
 
 @functools.cache
 def _table(mean: tuple, std: tuple, device: torch.device) -> torch.Tensor:
-    """Return float32 [3 * 256] on `device`: what each value of each channel becomes."""
+    """Return float32 [3 * 256] on `device`: the normalised value of each byte of each channel."""
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
     return ((torch.arange(256, dtype=torch.float32) / 255 - mean) / std).flatten().to(device)

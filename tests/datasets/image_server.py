@@ -1,4 +1,4 @@
-"""A web server on loopback with images as they are found in the wild: gone, cut off, no image, slow, refused."""
+"""A web server on loopback that fails as the real web does: images are missing, cut off, no images, slow, refused."""
 
 import io
 import threading
@@ -10,15 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-PATIENCE_S = 2  # what the test gives the downloader as --timeout
+PATIENCE_S = 2  # the downloader's --timeout in the test
 SLOW_S, STUCK_S = 0.5, 3 * PATIENCE_S
-# kind -> how many of the URLs
+# kind -> number of URLs
 FAULTS = {"gone": 20, "cut": 10, "page": 10, "slow": 6, "stuck": 4, "refused": 4}
 USABLE = {"jpeg", "png", "slow"}
 
 
 def kinds(number):
-    """Return `number` kinds of URL: JPEG and PNG in turn, the FAULTS spread over them."""
+    """Return the kinds of `number` URLs: alternately JPEG and PNG, with the FAULTS spread evenly among them."""
     result = [("jpeg", "png")[place % 2] for place in range(number)]
     faults = list(Counter(FAULTS).elements())
     for place, fault in zip(range(0, number, number // len(faults)), faults, strict=False):
@@ -27,7 +27,7 @@ def kinds(number):
 
 
 def drawn(number, form):
-    """Return the bytes of an image, each of another size and colour."""
+    """Return the bytes of an image whose size and colour depend on `number`."""
     size = (40 + number % 50, 40 + number % 31)
     pixels = np.full(
         (size[1], size[0], 3), np.random.default_rng(number).integers(0, 256, 3), dtype=np.uint8
@@ -38,7 +38,7 @@ def drawn(number, form):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/<kind>/<number> answers as the kind says."""
+    """Answers /<kind>/<number> according to the kind."""
 
     def do_GET(self):
         self.server.asked[self.path] += 1
@@ -67,7 +67,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Say nothing: that the client has hung up is part of the test."""
+        """Print nothing: clients that hang up are part of the test."""
 
 
 @contextmanager

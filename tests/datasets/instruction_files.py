@@ -1,4 +1,4 @@
-"""Small files of the official formats: images, annotations of each dataset of MiniGPT-v2, and its sections."""
+"""Small files in the official formats of MiniGPT-v2's datasets: images and annotations; their configuration sections."""
 
 import json
 import pickle
@@ -83,7 +83,7 @@ TEXTS = [
     }
     for n in IDS
 ]
-# what is written where, and which `build_info` names it; {root} is the folder
+# contents of the annotation files, by dataset
 ROWS = {
     "textcaps_caption": {
         "data": [{"image_id": name_of(n)[:-4], "caption_str": f"STOP {n}"} for n in IDS]
@@ -167,7 +167,7 @@ def _refs(root, name, dataset, split_by):
 
 
 def section(info, **more):
-    """Return the section of a dataset with images of 8 pixels, as a YAML file has it."""
+    """Return the section of a dataset with images of 8 pixels, as in a YAML file."""
     processors = {"vis_processor": {"train": {"name": "blip2_image_train", "image_size": 8}}}
     return {
         "build_info": info,
@@ -178,7 +178,7 @@ def section(info, **more):
 
 
 def preflight(name, info, **more):
-    """Return the lines that a user reads of a section's problems."""
+    """Return the problems of a section, as a user reads them."""
     cls = registry.get_builder_class(name)
     cfg = cls(section(info, **more)).config
     return list(map(str, cls.preflight(cfg, f"datasets.{name}")))

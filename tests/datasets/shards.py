@@ -1,4 +1,4 @@
-"""Tar shards and image folders for the tests, made by seed."""
+"""Seeded tar shards and image folders for the tests."""
 
 import io
 import itertools
@@ -15,7 +15,7 @@ from minigpt4.processors import Blip2ImageTrainProcessor
 
 
 def jpeg(seed, size=(24, 20)):
-    """Return the bytes of a JPEG of noise."""
+    """Return the bytes of a JPEG with noise."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -23,7 +23,7 @@ def jpeg(seed, size=(24, 20)):
 
 
 def pair(number, caption=None):
-    """Return the members of a good sample."""
+    """Return the members of a usable sample."""
     return {
         "jpg": jpeg(number),
         "json": json.dumps({"caption": caption or f"Caption {number}."}).encode(),
@@ -42,7 +42,7 @@ def write_tar(path, samples):
 
 
 def shard(folder, name, numbers):
-    """Write a shard of good samples and return its path as text."""
+    """Write a shard of usable samples and return its path as text."""
     return write_tar(folder / f"{name}.tar", {f"{number:06d}": pair(number) for number in numbers})
 
 

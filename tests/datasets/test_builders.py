@@ -1,4 +1,4 @@
-"""Builders: sections of the configuration -> datasets, and what is said of wrong ones before anything is loaded."""
+"""Builders: from sections of the configuration to datasets, and the messages for wrong sections before loading."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,14 +13,14 @@ TRAIN = {"name": "blip2_image_train", "image_size": 8}
 
 
 def section(name, storage, **more):
-    """Return the typed section of a dataset, as the configuration hands it over."""
+    """Return the typed section of a dataset, as a Config contains it."""
     cls = registry.get_builder_class(name)
     own = {"build_info": {"storage": storage}, "vis_processor": {"train": TRAIN}, **more}
     return OmegaConf.merge(OmegaConf.structured(cls.Config), own)
 
 
 def preflight(name, storage, **more):
-    """Return the lines that a user reads of a section's problems."""
+    """Return the problems of a section, as a user reads them."""
     cls = registry.get_builder_class(name)
     return list(map(str, cls.preflight(section(name, storage, **more), f"datasets.{name}")))
 
@@ -49,7 +49,7 @@ def test_without_a_text_processor_the_caption_is_raw(tmp_path):
     assert builder.vis_processors["eval"] is None
 
 
-def test_the_align_builder_learns_raw_captions_whatever_text_processor_is_named(tmp_path):
+def test_the_align_builder_ignores_the_text_processor(tmp_path):
     folder_dataset(tmp_path, range(3))
     cfg = section("cc_sbu_align", str(tmp_path), text_processor={"train": {"name": "blip_caption"}})
     builder = registry.get_builder_class("cc_sbu_align")(cfg)
@@ -86,7 +86,7 @@ def test_preflight_accepts_urls_unseen():
     assert preflight("laion", "https://example.org/{00000..10488}.tar") == []
 
 
-def test_preflight_finds_what_the_align_folder_lacks(tmp_path):
+def test_preflight_finds_what_is_missing_in_the_align_folder(tmp_path):
     key = "datasets.cc_sbu_align.build_info.storage"
     assert preflight("cc_sbu_align", f"{tmp_path}/none") == [
         f"{key}: no folder at '{tmp_path}/none'; expected one with filter_cap.json and image/"

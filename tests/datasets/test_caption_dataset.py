@@ -10,7 +10,7 @@ from minigpt4.processors import Blip2ImageEvalProcessor
 from tests.datasets.shards import folder_dataset, loader
 
 
-def test_a_record_gives_image_raw_caption_and_running_number(tmp_path):
+def test_a_record_gives_image_raw_caption_and_image_number(tmp_path):
     dataset = folder_dataset(tmp_path, [7, 3])
     assert len(dataset) == 2
     sample = dataset[1]
@@ -39,7 +39,7 @@ def test_image_suffixes(tmp_path, suffix, kind):
     assert dataset[0]["image"].shape == (3, 8, 8)
 
 
-def test_an_unusable_image_is_counted_and_the_next_one_stands_in(tmp_path):
+def test_an_unusable_image_is_counted_and_replaced_by_the_next_one(tmp_path):
     dataset = folder_dataset(tmp_path, range(4), processor=Blip2ImageEvalProcessor(image_size=8))
     (tmp_path / "image" / "1.jpg").write_bytes(b"no image")
     (tmp_path / "image" / "2.jpg").unlink()
@@ -120,7 +120,7 @@ def test_annotations_are_checked_record_by_record(tmp_path, content, message):
         read_annotations(path)
 
 
-def test_records_may_bring_their_instruction(tmp_path):
+def test_a_record_may_have_its_own_instruction(tmp_path):
     records = [
         {"image_id": "0", "caption": "Red.", "instruction": "Which colour?"},
         {"image_id": "0", "caption": "A."},

@@ -1,4 +1,4 @@
-"""BLIP's caption lists -> TSV: the bytes of 2023, columns by name, what is malformed, memory, nothing half-written."""
+"""Conversion of BLIP's caption lists to TSV: bytes of 2023, columns, malformed records, memory, complete files."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ SETS = {
     "convert_laion": "laion_synthetic_filtered_large",
     "convert_cc_sbu": "ccs_synthetic_filtered_large",
 }
-# records whose keys are not those of the first, in its order
+# records whose keys are in another order than those of the first one
 SWAPPED = {"convert_laion": [5], "convert_cc_sbu": [3, 4]}
 
 
@@ -44,7 +44,7 @@ def run_main(folder, *arguments):
 @pytest.mark.parametrize("script", SETS)
 @pytest.mark.parametrize("folder", [".", "dataset"])
 def test_the_scripts_write_the_bytes_of_2023(script, folder, tmp_path):
-    """Run without arguments on the files of their default names; the 2023 lines with swapped columns come straight."""
+    """Run without arguments, on files of the default names; records that 2023 wrote with swapped columns are left out."""
     source = GOLDEN / "g_text" / script / f"{SETS[script]}.json"
     expected = source.with_suffix(".tsv").read_bytes()
     records = json.loads(source.read_text(encoding="utf-8"))
@@ -55,7 +55,9 @@ def test_the_scripts_write_the_bytes_of_2023(script, folder, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"{len(regular)} rows" in result.stdout
     lines = expected.decode().split("\r\n")
-    assert len(lines) == len(records) + 2  # the header, and nothing behind the last line
+    assert (
+        len(lines) == len(records) + 2
+    )  # the header, and the empty text after the last line's end
     lines = [line for number, line in enumerate(lines, start=-1) if number not in SWAPPED[script]]
     assert (tmp_path / f"{SETS[script]}.tsv").read_bytes() == "\r\n".join(lines).encode()
 
@@ -69,7 +71,7 @@ def test_columns_are_aligned_by_name(script, tmp_path):
         assert dict(zip(header, row, strict=True)) == {name: record[name] or "" for name in header}
 
 
-def test_values_that_are_no_text_are_written_as_in_2023(tmp_path):
+def test_values_that_are_not_text_are_written_as_in_2023(tmp_path):
     record = {
         "url": "u",
         "caption": "c",
@@ -151,7 +153,7 @@ def test_malformed_records_are_left_out_counted_and_reported(tmp_path, capsys):
         "trailing text",
     ],
 )
-def test_a_list_that_cannot_be_used_leaves_what_was_there(content, message, tmp_path, capsys):
+def test_an_unusable_list_leaves_the_existing_output_unchanged(content, message, tmp_path, capsys):
     write_json(tmp_path / "list.json", content)
     (tmp_path / "list.tsv").write_text("from before")
     assert run_main(tmp_path) == 1
@@ -160,14 +162,14 @@ def test_a_list_that_cannot_be_used_leaves_what_was_there(content, message, tmp_
     assert (tmp_path / "list.tsv").read_text() == "from before"
 
 
-def test_an_interrupted_file_vanishes(tmp_path):
+def test_an_interrupted_file_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "list.tsv") as file:
         file.write("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_converter_on_one_output_is_refused(tmp_path, capsys):
+def test_a_second_converter_on_the_same_output_is_rejected(tmp_path, capsys):
     write_json(tmp_path / "list.json", entries(3))
     with locked(tmp_path / "list.tsv"):
         assert run_main(tmp_path) == 1
@@ -176,7 +178,7 @@ def test_a_second_converter_on_one_output_is_refused(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "list.tsv"]
 
 
-def test_limit_takes_the_first_and_a_seed_draws(tmp_path):
+def test_limit_takes_the_first_records_or_with_a_seed_a_random_sample(tmp_path):
     source, out = write_json(tmp_path / "list.json", entries(1000)), tmp_path / "out.tsv"
     drawn = {}
     for seed in (None, 1, 1, 2):
@@ -185,7 +187,7 @@ def test_limit_takes_the_first_and_a_seed_draws(tmp_path):
         assert numbers == sorted(set(numbers)) and drawn.get(seed, numbers) == numbers
         drawn[seed] = numbers
     assert drawn[None] == list(range(200)) and drawn[1] != drawn[2]
-    # each of the ten hundreds expects 20 of 200, standard deviation 3.8 without replacement; five of them are 19
+    # of each hundred, 20 of the 200 are expected, with a standard deviation of 3.8 (no replacement); 19 is five of them
     for seed in (1, 2):
         parts = Counter(number // 100 for number in drawn[seed])
         assert all(abs(parts[part] - 20) < 19 for part in range(10))
@@ -197,14 +199,14 @@ def test_limit_takes_the_first_and_a_seed_draws(tmp_path):
     [["--sample-seed", "1"], ["--limit", "0"], ["--limit", "few"]],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, tmp_path):
+def test_invalid_arguments_are_rejected(arguments, tmp_path):
     write_json(tmp_path / "list.json", entries(3))
     with pytest.raises(SystemExit) as stopped:
         run_main(tmp_path, *arguments)
     assert stopped.value.code == 2
 
 
-def test_the_input_is_never_overwritten_and_must_be_there(tmp_path, capsys):
+def test_the_input_is_never_overwritten_and_must_exist(tmp_path, capsys):
     source = write_json(tmp_path / "list.json", entries(3))
     assert run_main(tmp_path, "--output", str(source)) == 1
     assert "is the input itself" in capsys.readouterr().err and json.loads(
@@ -216,9 +218,9 @@ def test_the_input_is_never_overwritten_and_must_be_there(tmp_path, capsys):
 
 @pytest.mark.parametrize("sampling", [{}, {"limit": 500, "sample_seed": 1}], ids=["all", "sample"])
 def test_memory_does_not_grow_with_the_list(sampling, tmp_path):
-    """Allocated by Python at the peak: ten times the records, the same memory. Measured: 0.68 MB each."""
+    """The peak of Python's allocations does not depend on the number of records. Measured: 0.68 MB for both."""
     peaks = []
-    for number in (1000, 2000, 20000):  # the first run pays for what is allocated once
+    for number in (1000, 2000, 20000):  # the first run also allocates what is kept afterwards
         source = write_json(tmp_path / "list.json", entries(number))
         tracemalloc.start()
         convert(source, tmp_path / "out.tsv", **sampling)

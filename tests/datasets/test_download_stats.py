@@ -1,4 +1,4 @@
-"""Statistics of img2dataset: sums, gaps, what is no such file; the download scripts' own refusals."""
+"""Statistics of img2dataset: sums, gaps, invalid files; errors of the download scripts."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_sums_over_shards(tmp_path):
     assert storage_of(tmp_path) == f"{tmp_path}/{{00000..00001}}.tar"
 
 
-def test_begun_and_missing_shards_are_named(tmp_path, capsys):
+def test_unfinished_and_missing_shards_are_named(tmp_path, capsys):
     for shard in ("00000", "00003"):
         write_stats(tmp_path, shard, 1, success=1)
     (tmp_path / "00004.tar").touch()
@@ -52,13 +52,13 @@ def test_begun_and_missing_shards_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"count": 1}', '{"count": "x"}', "\x00"])
-def test_what_is_no_statistics_is_named(content, tmp_path, capsys):
+def test_an_invalid_statistics_file_is_named(content, tmp_path, capsys):
     (tmp_path / "00000_stats.json").write_text(content)
     assert main([str(tmp_path)]) == 1
     assert "00000_stats.json: no statistics of img2dataset" in capsys.readouterr().err
 
 
-def test_nothing_there_and_nothing_gained_are_failures(tmp_path, capsys):
+def test_no_statistics_and_no_success_are_failures(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "no NNNNN_stats.json in" in capsys.readouterr().err and storage_of(tmp_path) is None
     write_stats(tmp_path, "00000", 3, gone=3)
@@ -69,10 +69,10 @@ def test_nothing_there_and_nothing_gained_are_failures(tmp_path, capsys):
 @pytest.mark.parametrize("script", ["download_laion.sh", "download_cc_sbu.sh"])
 def test_help_and_a_missing_list_need_no_installation(script, tmp_path):
     command = ["sh", str(ROOT / "dataset" / script)]
-    told = subprocess.run(
+    help_text = subprocess.run(
         [*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert "--processes_count 16" in told and "--enable_wandb False" in told
+    assert "--processes_count 16" in help_text and "--enable_wandb False" in help_text
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 1
     assert (

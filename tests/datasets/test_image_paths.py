@@ -1,4 +1,4 @@
-"""Paths as people's files have them: of Windows, of macOS, through links, with brackets, not UTF-8."""
+"""Unusual paths: of Windows, of macOS, through links, with brackets, not UTF-8."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.datasets.shards import folder_dataset, jpeg
 from tests.datasets.test_own_data import build, preflight, write_images
 
 ACCENT = unicodedata.normalize("NFC", "é.jpg")
-WRITTEN = {  # the file, how a record writes it
+WRITTEN = {  # (path of the file, path in the record)
     r"a\b.jpg": ("a/b.jpg", r"a\b.jpg"),
     "blanks around": ("a.jpg", " a.jpg "),
     "NFD on disk": (unicodedata.normalize("NFD", ACCENT), ACCENT),
@@ -28,7 +28,7 @@ WRITTEN = {  # the file, how a record writes it
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_the_file_that_is_meant_is_found(tmp_path, name):
+def test_the_intended_file_is_found(tmp_path, name):
     file, written = WRITTEN[name]
     write_images(tmp_path, file)
     (tmp_path / "own.jsonl").write_text(json.dumps({"image": written, "caption": "Red."}))
@@ -36,7 +36,7 @@ def test_the_file_that_is_meant_is_found(tmp_path, name):
     assert build("image_text_jsonl", tmp_path / "own.jsonl")[0]["text_input"] == "Red."
 
 
-def test_a_name_that_is_not_utf_8_has_a_label_that_is(tmp_path):
+def test_the_label_of_a_name_that_is_not_utf_8_is_utf_8(tmp_path):
     file = os.fsdecode(b"\xe9\n.jpg")
     write_images(tmp_path, file)
     (tmp_path / file).with_suffix(".txt").write_text("Red.")
@@ -46,7 +46,7 @@ def test_a_name_that_is_not_utf_8_has_a_label_that_is(tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_captions_file_or_a_text_belongs_to_the_file_that_is_meant(tmp_path, name):
+def test_a_captions_file_or_a_text_file_is_matched_to_the_intended_image(tmp_path, name):
     file, written = WRITTEN[name]
     write_images(tmp_path, file)
     stem, suffix = os.path.splitext(os.path.normpath(written.strip()))
@@ -72,7 +72,7 @@ def test_absolute_paths_through_links(tmp_path):
         assert build("image_text_jsonl", tmp_path / "own.jsonl", **where)[0]["text_input"] == "Red."
 
 
-def test_links_within_a_folder_are_no_second_copy_and_no_loop(tmp_path):
+def test_links_within_a_folder_give_no_duplicates_and_no_loops(tmp_path):
     write_images(tmp_path, "all/a.jpg", "aaa.jpg/b.bmp")  # a folder may be called aaa.jpg
     (tmp_path / "all/loop").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "all")
@@ -88,7 +88,7 @@ def test_links_within_a_folder_are_no_second_copy_and_no_loop(tmp_path):
     )
 
 
-def test_links_out_of_a_folder_are_named_or_followed_once(tmp_path):
+def test_links_out_of_a_folder_are_rejected_or_followed_once(tmp_path):
     write_images(tmp_path / "far", "b.jpg")
     write_images(tmp_path / "data", "a.jpg")
     (tmp_path / "data/x").symlink_to(tmp_path / "far")
@@ -120,7 +120,7 @@ def test_filter_cap_without_images_is_found_before_training(tmp_path):
     assert f"'{tmp_path}/image' has no 0.jpg, nor any other of 1 that were looked for" in problem
 
 
-def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+def test_a_git_lfs_pointer_is_named_in_the_error(tmp_path):
     (tmp_path / "a.jpg").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 2\n"
     )

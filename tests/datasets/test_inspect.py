@@ -35,7 +35,7 @@ FAULTS = {  # reason -> members of a sample that is skipped for it
 
 
 class Look:
-    """Runs the program in this process; `data` are the folders with what the embedded stages read."""
+    """Runs the program in this process, on small data for both embedded stages."""
 
     def __init__(self, folder, capsys):
         self.folder, self.capsys = folder, capsys
@@ -68,9 +68,9 @@ class Look:
             ["--cfg-path", str(config), "--output", str(self.output), *arguments]
         )
         code = run_program(inspect.inspect, args)
-        told = self.capsys.readouterr()
-        assert code == expect, told.out + told.err
-        return told.out + (told.err if expect else "")
+        printed = self.capsys.readouterr()
+        assert code == expect, printed.out + printed.err
+        return printed.out + (printed.err if expect else "")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def look(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """Return the list in which every sheet's (title, notes, groups) is noted on its way to the real `page`."""
+    """Return a list that collects the (title, notes, groups) of every sheet that is written."""
     seen, real = [], inspect.sheet
     monkeypatch.setattr(inspect, "sheet", lambda *args: seen.append(real(*args)) or seen[-1])
     return seen
@@ -99,18 +99,20 @@ def text(card, *kinds):
 
 
 def test_stage_1(look, sheets):
-    told = look(1)
+    printed = look(1)
     assert (
-        told.count("  shards    2 found, 0 missing\n  download  no statistics of img2dataset in ")
+        printed.count(
+            "  shards    2 found, 0 missing\n  download  no statistics of img2dataset in "
+        )
         == 2
     )
     assert (
-        told.count(
+        printed.count(
             "  scanned   all 8 samples\n  usable    8 (100.0%)\n  text      tokens, end symbol incl"
         )
         == 2
     )
-    assert told.endswith(f"sheet: {look.output} (16 samples)\n")
+    assert printed.endswith(f"sheet: {look.output} (16 samples)\n")
     ((title, notes, groups),) = sheets
     assert title == "What the model sees and learns: embedded_stage1_pretrain.yaml"
     assert notes == ["at most 32 tokens of text (max_txt_len)   end_sym '\\n'   prompt: none"]
@@ -127,14 +129,14 @@ def test_stage_1(look, sheets):
 
 
 def test_stage_2(look, sheets):
-    told = look(2, more=["--num", "3"])
+    printed = look(2, more=["--num", "3"])
     assert (
-        "cc_sbu_align\n  scanned   all 6 samples\n  usable    6 (100.0%)\n" in told
-        and "shards" not in told
+        "cc_sbu_align\n  scanned   all 6 samples\n  usable    6 (100.0%)\n" in printed
+        and "shards" not in printed
     )
     assert (
         "train.py would not start yet:\n  model.ckpt: '/path/to/stage1/checkpoint/' is the placeholder"
-        in told
+        in printed
     )
     ((_, notes, ((_, cards),)),) = sheets
     assert (
@@ -155,7 +157,7 @@ def test_stage_2(look, sheets):
 
 
 def test_a_wrong_prompt_is_visible(look, sheets):
-    """ChatML's markers are text to a LLaMA tokenizer: many tokens, none of them framed as special."""
+    """ChatML's markers are plain text for a LLaMA tokenizer: many tokens, none of them framed as special."""
     look(2, more=["--num", "1"])
     wrong = look.output.read_bytes()
     look(2, "model.prompt_template=<s>[INST] {} [/INST]", "model.end_sym=</s>", more=["--num", "1"])
@@ -168,13 +170,13 @@ def test_a_wrong_prompt_is_visible(look, sheets):
     assert [text_of(tokens) for tokens in special] == [[], ["<s>", "</s>"]]
 
 
-def test_truncation_is_counted_and_has_its_place_on_the_sheet(look, sheets):
+def test_truncation_is_counted_and_shown_on_the_sheet(look, sheets):
     samples = {
         f"{number:06d}": pair(number, LONG if number == 17 else "short") for number in range(20)
     }
     write_tar(look.folder / "laion/00000.tar", samples)
-    told = look(1, more=["--num", "8"])
-    laion, cc_sbu = told.split("\ncc_sbu\n")
+    printed = look(1, more=["--num", "8"])
+    laion, cc_sbu = printed.split("\ncc_sbu\n")
     assert "  cut       1 of 24 texts (4.2%) are longer than model.max_txt_len=32\n" in laion
     assert "  cut       0 of 8 texts (0.0%) are" in cc_sbu
     ((_, _, ((heading, cards), _)),) = sheets
@@ -235,7 +237,7 @@ run:"""
     assert text(card, "given").strip() == "<s> [INST] Which colour? [/INST]"
 
 
-# the samples are training's
+# the samples are those of training
 
 
 def scan(dataset, limit=None, num_shown=100, seed=42):
@@ -265,9 +267,9 @@ def test_folders_are_read_in_trainings_order_with_its_augmentation(tmp_path):
 
 
 def test_the_scan_is_bounded(look, tmp_path):
-    told = look(1, more=["--scan", "3"])
+    printed = look(1, more=["--scan", "3"])
     assert (
-        told.count(
+        printed.count(
             "scanned   the first 3 samples in training's order (--scan all for the rest)\n  usable    3 ("
         )
         == 2
@@ -309,69 +311,72 @@ def test_skipped_samples_are_counted_as_training_counts_them(look, caplog):
     usable = len(list(dataset))
     counts = dataset.skips.report()
     assert counts.keys() == {"seen", "bad_shard", *FAULTS} and counts["bad_image"] == 2
-    told = look(1).split("\ncc_sbu\n")[0]
-    assert f"scanned   all {counts['seen']} samples\n  usable    {usable} (" in told
+    printed = look(1).split("\ncc_sbu\n")[0]
+    assert f"scanned   all {counts['seen']} samples\n  usable    {usable} (" in printed
     reasons = [reason for reason in REASONS if reason in counts]
     lines = [
         line.removeprefix("  skipped   ").split(" (")[0]
-        for line in told.splitlines()
+        for line in printed.splitlines()
         if line.startswith("  skipped")
     ]
     assert lines == [f"{counts[reason]} {reason}" for reason in reasons]
-    assert "too many: training stops above run.max_bad_fraction=0.05" in told
+    assert "too many: training stops above run.max_bad_fraction=0.05" in printed
 
 
 def test_records_of_a_folder_are_counted_once_each(look):
     for number in (1, 2, 3):
         (look.folder / f"align/image/{number}.jpg").unlink()
     (look.folder / "align/image/4.jpg").write_bytes(b"no image")
-    told = look(2)
-    assert "all 6 samples\n  usable    2 (33.3%)\n  skipped   3 missing_file (50.0%)\n" in told
-    assert "  skipped   1 bad_image (16.7%)\n" in told and "(2 samples)\n" in told
+    printed = look(2)
+    assert "all 6 samples\n  usable    2 (33.3%)\n  skipped   3 missing_file (50.0%)\n" in printed
+    assert "  skipped   1 bad_image (16.7%)\n" in printed and "(2 samples)\n" in printed
 
 
-def test_data_of_which_nothing_can_be_used_is_said_and_the_rest_is_shown(look):
+def test_unusable_datasets_are_reported_and_the_others_shown(look):
     for number in range(2):
         write_tar(
             look.folder / f"laion/{number:05d}.tar",
             {"0": FAULTS["no_caption"], "1": FAULTS["no_caption"]},
         )
-    told = look(1, expect=1)
+    printed = look(1, expect=1)
     assert (
         "  stopped   laion: 4 of the first 4 samples had no 'jpg' + 'json' pair (first keys: jpg)"
-        in told
+        in printed
     )
-    assert told.endswith("(8 samples)\n")
+    assert printed.endswith("(8 samples)\n")
 
 
-def test_some_missing_shards_are_counted_and_named(look):
+def test_missing_shards_are_counted_and_named(look):
     (look.folder / "laion/00001.tar").unlink()
-    told = look(1, expect=1)
-    assert f"  shards    1 found, 1 missing (first: {look.folder}/laion/00001.tar)\n" in told
-    assert "scanned   all 4 samples\n  usable    4 (100.0%)\n" in told and "bad_shard" not in told
+    printed = look(1, expect=1)
+    assert f"  shards    1 found, 1 missing (first: {look.folder}/laion/00001.tar)\n" in printed
+    assert (
+        "scanned   all 4 samples\n  usable    4 (100.0%)\n" in printed
+        and "bad_shard" not in printed
+    )
     assert (
         "train.py would not start yet:\n  datasets.laion.build_info.storage: 1 of 2 shards are missing (first missing: "
-        in told
+        in printed
     )
     assert look.output.is_file()
 
 
 def refusals(look, *arguments):
-    """Return the problems that train.py reports for the arguments of a look."""
+    """Return the problems that train.py reports for the arguments of an inspection."""
     args = inspect.parse_args(arguments)
     with pytest.raises(ConfigError) as caught:
         Config(args, for_training=True)
     return caught.value.problems
 
 
-def test_data_of_which_nothing_is_there_is_refused_in_the_one_report(look):
+def test_missing_data_is_part_of_the_one_report_of_problems(look):
     for number in range(2):
         (look.folder / f"laion/{number:05d}.tar").unlink()
-    told = look(1, "model.ckpt=absent.pth", expect=2)
-    assert told.startswith("2 problems in the configuration:\n") and not look.output.exists()
+    printed = look(1, "model.ckpt=absent.pth", expect=2)
+    assert printed.startswith("2 problems in the configuration:\n") and not look.output.exists()
     assert (
-        "datasets.laion.build_info.storage: no file matches" in told
-        and "model.ckpt: no file at 'absent.pth'" in told
+        "datasets.laion.build_info.storage: no file matches" in printed
+        and "model.ckpt: no file at 'absent.pth'" in printed
     )
     (look.folder / "align/filter_cap.json").unlink()
     assert "datasets.cc_sbu_align.build_info.storage: '" in look(2, expect=2)
@@ -383,24 +388,27 @@ def test_mistakes_are_reported_as_train_py_reports_them(look):
         "model.max_txt_len=many",
         "datasets.laion.build_info.storage=/none/00000.tar",
     ]
-    told = look(1, *wrong, expect=2)
+    printed = look(1, *wrong, expect=2)
     options = ["--options", f"model.llama_model={FOLDER}/model/llama", *wrong]
     options += [f"datasets.cc_sbu.build_info.storage={look.folder}/cc_sbu/00000.tar"]
     problems = refusals(look, "--cfg-path", "train_configs/embedded_stage1_pretrain.yaml", *options)
-    assert len(problems) == 3 and sorted(told.splitlines()[1:]) == sorted(
+    assert len(problems) == 3 and sorted(printed.splitlines()[1:]) == sorted(
         f"  {problem}" for problem in problems
     )
 
 
-def test_the_shipped_files_name_what_is_to_be_set(look):
-    told = look.run("train_configs/minigpt4_stage1_pretrain.yaml", expect=2)
-    assert "datasets.laion.build_info.storage: '/path/to/" in told and "is the placeholder" in told
+def test_the_shipped_files_name_the_keys_to_set(look):
+    printed = look.run("train_configs/minigpt4_stage1_pretrain.yaml", expect=2)
+    assert (
+        "datasets.laion.build_info.storage: '/path/to/" in printed
+        and "is the placeholder" in printed
+    )
 
 
 # downloads
 
 
-def test_what_was_lost_to_dead_links_is_said(look):
+def test_failed_downloads_are_reported(look):
     stats = {"count": 10, "successes": 4, "failed_to_download": 5, "failed_to_resize": 1}
     stats["status_dict"] = {"success": 4, "HTTP Error 404: Not Found": 5, "image decoding error": 1}
     for number in range(2):
@@ -423,10 +431,10 @@ def test_what_was_lost_to_dead_links_is_said(look):
 def test_help_answers_without_torch():
     probe = "import sys, runpy\nsys.argv = ['inspect', '--help']\ntry:\n    runpy.run_module('minigpt4.datasets.inspect'"
     probe += ", run_name='__main__')\nexcept SystemExit:\n    print('torch' in sys.modules)"
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith("usage: python -m minigpt4.datasets.inspect") and told.endswith(
+    assert printed.startswith("usage: python -m minigpt4.datasets.inspect") and printed.endswith(
         "False\n"
     )
 
@@ -434,13 +442,13 @@ def test_help_answers_without_torch():
 @pytest.mark.parametrize(
     "arguments", [["--num", "0"], ["--num", "x"], ["--num", "401"], ["--scan", "0"]]
 )
-def test_numbers_out_of_range_are_refused(arguments, capsys):
+def test_numbers_out_of_range_are_rejected(arguments, capsys):
     with pytest.raises(SystemExit):
         inspect.parse_args(["--cfg-path", "a.yaml", *arguments])
     assert f"'{arguments[1]}' is no whole number from 1" in capsys.readouterr().err
 
 
-def test_another_kind_of_sheet_is_refused_in_words(capsys):
+def test_another_output_format_is_rejected_with_an_explanation(capsys):
     with pytest.raises(SystemExit):
         inspect.parse_args(["--cfg-path", "a.yaml", "--output", "a.txt"])
     assert (
@@ -449,17 +457,18 @@ def test_another_kind_of_sheet_is_refused_in_words(capsys):
     )
 
 
-def test_scripts_that_name_an_image_get_the_page_beside_it(capsys):
+def test_scripts_that_ask_for_a_png_get_the_page_beside_it(capsys):
     assert inspect.parse_args(["--cfg-path", "a.yaml", "--output", "b/a.png"]).output == Path(
         "b/a.html"
     )
     assert "the sheet is an HTML page, written to 'b/a.html'" in capsys.readouterr().err
 
 
-def test_what_is_held_out_is_said(look):
-    told = look(1, "datasets.laion.val_fraction=0.5")
+def test_held_out_samples_are_reported(look):
+    printed = look(1, "datasets.laion.val_fraction=0.5")
     found = re.search(
-        r"laion\n.*all (\d) samples\n  usable    (\d) .*\n  held out  (\d) for the validation", told
+        r"laion\n.*all (\d) samples\n  usable    (\d) .*\n  held out  (\d) for the validation",
+        printed,
     )
     assert found[1] == found[2] == str(8 - int(found[3])) and 0 < int(found[3]) < 8
 
@@ -469,15 +478,13 @@ def test_the_sheet_is_named_after_the_configuration():
     assert inspect.parse_args(["--cfg-path", "configs/my.yaml", "--scan", "all"]).scan is None
 
 
-def test_an_output_folder_that_is_absent_is_said_before_the_scan(look):
+def test_a_missing_output_folder_is_reported_before_the_scan(look):
     look.output = look.folder / "absent/sheet.html"
-    told = look(1, expect=1)
-    assert told.startswith("error: --output: no folder '") and "scanned" not in told
+    printed = look(1, expect=1)
+    assert printed.startswith("error: --output: no folder '") and "scanned" not in printed
 
 
-def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(
-    look, tmp_path, monkeypatch
-):
+def test_inspect_needs_no_ranks_no_llm_weights_and_no_output_folder(look, tmp_path, monkeypatch):
     for name, value in {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     tokenizer = tmp_path / "tokenizer"
@@ -485,14 +492,14 @@ def test_a_look_needs_no_ranks_no_weights_of_the_llm_and_no_output_folder(
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tokenizer / name).write_bytes((FOLDER / "model/llama" / name).read_bytes())
     (tmp_path / "file").touch()
-    told = look(2, f"model.llama_model={tokenizer}", f"run.output_dir={tmp_path}/file/out")
-    assert "usable    6 (100.0%)" in told
+    printed = look(2, f"model.llama_model={tokenizer}", f"run.output_dir={tmp_path}/file/out")
+    assert "usable    6 (100.0%)" in printed
     for missing in (
         "run.dist_url: env://",
         "run.output_dir: ",
         f"model.llama_model: '{tokenizer}' has no weights",
     ):
-        assert missing in told.split("train.py would not start yet:")[1]
-    # the tokenizer it does need
+        assert missing in printed.split("train.py would not start yet:")[1]
+    # but it needs the tokenizer
     (tokenizer / "tokenizer.json").unlink()
     look(2, f"model.llama_model={tokenizer}", expect=2)

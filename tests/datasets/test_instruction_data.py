@@ -42,7 +42,7 @@ def infos(tmp_path_factory):
 
 @pytest.fixture
 def mix(infos):
-    """Return a maker of all 22 datasets, with the release's ratios and batch sizes."""
+    """Return a function that builds all 22 datasets, with the release's ratios and batch sizes."""
 
     def make(names=tuple(MIX)):
         numbers = {
@@ -58,7 +58,7 @@ def take(batches, number):
 
 
 def texts(batches):
-    """Return all of some batches that is no image."""
+    """Return batches without their images."""
     left_out = ("image", "normalise", "image_id")
     return [
         {key: value for key, value in batch.items() if key not in left_out} for batch in batches
@@ -126,7 +126,7 @@ def test_two_ranks_share_the_records_of_an_epoch(mix):
     )
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_record_alone(infos):
+def test_random_choices_depend_only_on_seed_epoch_and_record(infos):
     first, other = (build("coco_vqa", infos["coco_vqa"])["train"] for _ in range(2))
     other[3]
     drawn = [first[SampleIndex(0, epoch)]["answer"] for epoch in range(20)]
@@ -136,7 +136,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_record_alone(infos):
     assert drawn != [other[SampleIndex(0, epoch)]["answer"] for epoch in range(20)]
 
 
-def test_a_validation_split_holds_other_images(infos):
+def test_a_validation_split_has_other_images_than_training(infos):
     splits = build("refcoco", infos["refcoco"], val_fraction=0.5)
     held = [{record.image for record in splits[split].annotation} for split in ("train", "val")]
     assert all(held) and not held[0] & held[1]
@@ -152,8 +152,8 @@ def test_the_files_of_a_dataset_and_of_its_inverse_are_read_once(infos):
     assert (a[0]["answer"], b[0]["answer"]) == ("{<10><10><30><30>}", "boat 1")
 
 
-def test_images_are_resized_whole_also_by_the_processor_that_crops(infos):
-    """A crop would make boxes wrong; in the newest release this name crops no more."""
+def test_images_are_not_cropped_even_by_the_training_processor(infos):
+    """A crop would make boxes wrong; in MiniGPT-v2's release, the processor of this name does not crop."""
     dataset = build("refcoco", infos["refcoco"])["train"]
     assert isinstance(dataset.vis_processor, Blip2ImageEvalProcessor)
     assert torch.equal(dataset[0]["image"], dataset[SampleIndex(0, 7)]["image"])
@@ -177,8 +177,8 @@ def test_missing_images_are_counted(tmp_path):
 REFCOCO = {"dataset": "refcoco", "splitBy": "unc"}
 
 
-def test_questions_about_images_that_are_not_there_are_left_out_and_said(tmp_path, caplog):
-    """The release's vqa_val.json is about COCO's val2014, which its layout does not have."""
+def test_questions_about_missing_images_are_left_out_and_reported(tmp_path, caplog):
+    """The release's vqa_val.json is about COCO's val2014, which its folder layout does not contain."""
     write_images(tmp_path / "coco/train", [name_of(1), name_of(2)])
     path = write_json(tmp_path / "vqa.json", QUESTIONS)
     info = {
@@ -204,7 +204,7 @@ def test_too_many_missing_images_end_the_run(tmp_path):
         take(batches, 400)
 
 
-def test_one_broken_record_costs_itself_alone(tmp_path, caplog):
+def test_a_broken_record_affects_only_itself(tmp_path, caplog):
     write_images(tmp_path / "coco")
     path = write_json(
         tmp_path / "c.json", [*CAPTIONS, {"image": f"train2014/{name_of(1)}", "caption": None}]
@@ -225,7 +225,7 @@ def test_one_broken_record_costs_itself_alone(tmp_path, caplog):
 
 
 def boxes(tmp_path, box, size=SIZE, **more):
-    """Return the answer to the one ref with this box on an image of SIZE, whose file says `size`."""
+    """Return the answers to a single ref with this box; the image has SIZE, its annotation says `size`."""
     write_images(tmp_path / "coco", [name_of(1)])
     images = [{"id": 1, "width": size[0], "height": size[1]}] if size else [{"id": 1}]
     instances = {"images": images, "annotations": [{"id": 10, "image_id": 1, "bbox": box}]}
@@ -261,7 +261,7 @@ def test_boxes_in_hundredths(tmp_path, box, cut, exact):
         ),
     ],
 )
-def test_a_box_that_cannot_be_right_is_no_target(tmp_path, box, size, message):
+def test_an_invalid_box_is_skipped(tmp_path, box, size, message):
     with pytest.raises(DataError) as error:
         boxes(tmp_path, box, size)[0]
     assert message in str(error.value)
@@ -270,7 +270,7 @@ def test_a_box_that_cannot_be_right_is_no_target(tmp_path, box, size, message):
 # pools
 
 
-def test_a_pool_of_ones_own(infos, tmp_path):
+def test_a_users_own_pool(infos, tmp_path):
     (tmp_path / "mine.txt").write_text("Wo ist {} ?\n\n  Zeig mir {}\n", encoding="utf-8")
     dataset = build("refcoco", infos["refcoco"], instructions=str(tmp_path / "mine.txt"))["train"]
     asked = {dataset[SampleIndex(0, epoch)]["instruction_input"] for epoch in range(20)}
@@ -300,14 +300,14 @@ def test_a_pool_of_ones_own(infos, tmp_path):
         ("gqa", "\n \n", "has no line; expected one instruction a line"),
     ],
 )
-def test_a_pool_that_does_not_fit(infos, tmp_path, name, lines, message):
+def test_an_invalid_pool(infos, tmp_path, name, lines, message):
     path = tmp_path / "pool.txt"
     path.write_text(lines)
     (found,) = preflight(name, infos[name], instructions=str(path))
     assert found.startswith(f"datasets.{name}.instructions: '{path}' {message}")
 
 
-def test_a_pool_for_a_conversation_or_that_is_not_there(infos):
+def test_a_pool_for_a_conversation_and_a_missing_pool(infos):
     (found,) = preflight("llava_conversation", infos["llava_conversation"], instructions="x.txt")
     assert found == (
         "datasets.llava_conversation.instructions: a conversation has its own questions; remove the key"
@@ -319,11 +319,11 @@ def test_a_pool_for_a_conversation_or_that_is_not_there(infos):
     )
 
 
-# datasets of one's own in the newest release's form
+# users' own datasets with the sample keys of MiniGPT-v2
 
 
 class Written:
-    """A map-style dataset as one writes it for the newest release."""
+    """A map-style dataset as users write it for MiniGPT-v2's release."""
 
     def __init__(self, *samples):
         self.samples = samples

@@ -1,4 +1,4 @@
-"""Wrong annotation files of MiniGPT-v2's datasets: what is counted record by record, what is refused, in which words."""
+"""Wrong annotation files of MiniGPT-v2's datasets: faults that are counted per record, files that are rejected, messages."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ from tests.datasets.instruction_files import (
 
 
 def info_of(name, tmp_path, content=None):
-    """Return the `build_info` of a dataset whose annotation file holds `content`, with images beside it."""
+    """Return the `build_info` of a dataset with an annotation file of `content`, and images beside it."""
     write_images(tmp_path / "coco")
     path = (
         str(write_json(tmp_path / "a.json", content))
@@ -47,19 +47,19 @@ def info_of(name, tmp_path, content=None):
 
 
 def turns(*values):
-    """Return a row of a LLaVA file with these texts in turn."""
-    said = [
+    """Return a row of a LLaVA file with these texts as alternating messages."""
+    messages = [
         {"from": ("human", "gpt")[number % 2], "value": value}
         for number, value in enumerate(values)
     ]
-    return {"id": "000000000001", "conversations": said}
+    return {"id": "000000000001", "conversations": messages}
 
 
 CHANGED = {"image": name_of(1), "question": "What?", "question_id": 1, "answer": ["x"]}
 BOXED = {"image_id": name_of(1)[:-4], "phrase": "boat", "bbox": "{<1><2><3><4>}"}
 COVER = {"split": 1, "imageURL": "http://x.test/a.jpg", "questions": ["Who?"], "answers": ["Ann."]}
 
-# one broken row behind a good one: (dataset, the row, reason, what is said)
+# one broken row after a good one: (dataset, the row, reason, detail)
 ROWS_WITH_FAULTS = [
     ("coco_caption", [1], "bad_record", "is list, not a mapping"),
     (
@@ -283,12 +283,12 @@ def test_regions_of_visual_genome(tmp_path):
     ]
 
 
-# files that are refused as a whole
+# files that are rejected as a whole
 
 CAPTION = '{"image": "train2014/COCO_train2014_000000000009.jpg", "caption": text}'
 QUESTION = '{"image": path, "question": text, "question_id": id, "answer": [text, ..]}'
 BAD = "the download went wrong. Delete it and download it again"
-REFUSED = [  # dataset, content of the file, what is said behind the file's name
+REFUSED = [  # dataset, content of the file, message after the file's name
     (
         "coco_caption",
         "no JSON",
@@ -318,7 +318,7 @@ REFUSED = [  # dataset, content of the file, what is said behind the file's name
 
 
 @pytest.mark.parametrize(("name", "content", "message"), REFUSED)
-def test_a_file_that_is_refused(tmp_path, name, content, message):
+def test_a_file_that_is_rejected(tmp_path, name, content, message):
     (found,) = preflight(name, info_of(name, tmp_path, content))
     assert (
         found
@@ -326,7 +326,7 @@ def test_a_file_that_is_refused(tmp_path, name, content, message):
     )
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_annotation_file(tmp_path):
     (tmp_path / "b.json").write_text("[]")
     (found,) = preflight("llava_detail", info_of("llava_detail", tmp_path))
     message = f"no file at '{tmp_path}/a.json' (the folder has b.json): docs/instruction_data.md"
@@ -340,7 +340,7 @@ def test_the_other_split_by_is_named(tmp_path):
     assert found == f"datasets.refcoco.build_info.ann_path: {message}"
 
 
-def test_where_the_release_gets_a_file_is_said(tmp_path):
+def test_the_url_of_a_missing_file_is_named(tmp_path):
     info = info_of("gqa", tmp_path)
     info["annotations"]["train"]["url"] = ["https://x.test/gqa.json"]
     (found,) = preflight("gqa", info)
@@ -382,7 +382,7 @@ def test_a_file_given_twice(tmp_path):
 
 
 class Evil:
-    """Pickled, it names a function to be called when it is read."""
+    """Its pickle calls a function when it is loaded."""
 
     def __reduce__(self):
         return print, ("this ran",)
@@ -403,7 +403,7 @@ class Evil:
         ),
     ],
 )
-def test_a_pickle_that_is_refused(tmp_path, capsys, refs, message):
+def test_a_pickle_that_is_rejected(tmp_path, capsys, refs, message):
     write_refs(tmp_path, refs)
     (found,) = preflight("refcoco", info_of("refcoco", tmp_path))
     assert found.startswith(
@@ -429,7 +429,7 @@ def test_a_pickle_that_is_refused(tmp_path, capsys, refs, message):
         ),
     ],
 )
-def test_instances_that_are_refused(tmp_path, instances, message):
+def test_instances_that_are_rejected(tmp_path, instances, message):
     write_refs(tmp_path, instances=instances)
     (found,) = preflight("refcoco", info_of("refcoco", tmp_path))
     assert found.startswith(
@@ -437,7 +437,7 @@ def test_instances_that_are_refused(tmp_path, instances, message):
     )
 
 
-def test_keys_of_another_layout_are_refused_by_name(tmp_path):
+def test_keys_of_another_layout_are_rejected_by_name(tmp_path):
     cls = registry.get_builder_class("gqa")
     with pytest.raises(ValueError, match=r"datasets.gqa.build_info.ann_path: unknown key"):
         cls({"build_info": {"ann_path": str(tmp_path), "image_path": str(tmp_path)}})

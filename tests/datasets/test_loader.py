@@ -73,7 +73,7 @@ def test_equal_ratios_without_any_and_an_error_with_some(laion, cc_sbu):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_equal_seeds_give_equal_batches(laion, cc_sbu, num_workers):
     def run(seed, rank=0):
-        torch.manual_seed(torch.seed() % 1000)  # the model's generator must not matter
+        torch.manual_seed(torch.seed() % 1000)  # the global generator must have no influence
         settings = {"seed": seed, "rank": rank, "world_size": 2, "num_workers": num_workers}
         return take(loader([laion(), cc_sbu()], [2, 1], **settings), 12)
 
@@ -93,8 +93,8 @@ def test_the_loader_leaves_torchs_generator_alone(laion, tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_together_meet_each_record_once_an_epoch(tmp_path, world_size):
-    cards = []
+def test_ranks_together_read_each_record_once_per_epoch(tmp_path, world_size):
+    by_rank = []
     for rank in range(world_size):
         batches = loader(
             [folder_dataset(tmp_path, range(12))],
@@ -103,17 +103,17 @@ def test_ranks_together_meet_each_record_once_an_epoch(tmp_path, world_size):
             rank=rank,
             world_size=world_size,
         )
-        cards.append(ids(take(batches, 24 // world_size)))
-    dealt = list(itertools.chain(*zip(*cards, strict=True)))
+        by_rank.append(ids(take(batches, 24 // world_size)))
+    taken = list(itertools.chain(*zip(*by_rank, strict=True)))
     assert (
-        sorted(dealt[:12])
-        == sorted(dealt[12:])
+        sorted(taken[:12])
+        == sorted(taken[12:])
         == sorted(f"cc_sbu_align/{number}" for number in range(12))
     )
-    assert dealt[:12] != dealt[12:]
+    assert taken[:12] != taken[12:]
 
 
-def test_a_set_smaller_than_a_batch_comes_round_again(tmp_path):
+def test_a_dataset_smaller_than_a_batch_repeats(tmp_path):
     batches = loader([folder_dataset(tmp_path, range(3))], batch_size=7)
     seen = ids(take(batches, 3))
     assert len(seen) == 21
@@ -121,7 +121,7 @@ def test_a_set_smaller_than_a_batch_comes_round_again(tmp_path):
     assert batches.epoch_length() == 1
 
 
-def test_the_length_of_a_true_pass(tmp_path, laion):
+def test_the_epoch_length(tmp_path, laion):
     assert (
         loader([folder_dataset(tmp_path, range(13))], batch_size=3, world_size=2).epoch_length()
         == 3
@@ -146,22 +146,22 @@ def test_the_report_names_each_dataset(tmp_path, laion):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_state_tells_where_each_workers_stream_stands(laion, num_workers):
+def test_state_has_the_position_of_each_workers_stream(laion, num_workers):
     batches = loader([laion()], num_workers=num_workers, seed=9)
     take(batches, 6)
     each = 24 // max(1, num_workers)
     progress = batches.state()["progress"]["laion"]
     assert progress["batches"] == 6
-    reached = {
+    positions = {
         worker: (tuple(position), sum(counts))
         for worker, (position, counts) in progress["workers"].items()
     }
-    assert reached == dict.fromkeys(range(max(1, num_workers)), ((0, each), each))
+    assert positions == dict.fromkeys(range(max(1, num_workers)), ((0, each), each))
 
 
 @pytest.fixture
 def mixed(tmp_path, laion):
-    """Return a maker of three datasets: one with broken shards and images, one smaller than a pass, one a folder."""
+    """Return a function that makes three datasets: with broken shards and images, with few samples, and a folder."""
     (tmp_path / "laion" / "0.tar").write_bytes(b"no tar at all")
     whole = (tmp_path / "laion" / "2.tar").read_bytes()
     (tmp_path / "laion" / "2.tar").write_bytes(whole[: len(whole) // 2 + 100])
@@ -186,7 +186,7 @@ def mixed(tmp_path, laion):
 @pytest.mark.parametrize("cut", [1, 7, 40])
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_resumed_equals_uninterrupted(mixed, num_workers, cut, tmp_path):
-    """Ids, images and counts, on both ranks; the state is read back from a file, without running code."""
+    """Compares IDs, images and counts on both ranks; the state goes through a file that is loaded with weights_only."""
     for rank in range(2):
         settings = {
             "num_workers": num_workers,
@@ -221,25 +221,28 @@ def test_workers_leave_the_trainers_process_group(laion):
     assert next(loader([dataset], num_workers=1))["image"][0].item() != os.getpgrp()
 
 
-def where_batches_are_handed_over(image):
+def queue_address(image):
     resource_sharer._resource_sharer._address or resource_sharer._resource_sharer._start()
     return torch.tensor(list(resource_sharer._resource_sharer._address.encode()))
 
 
-def test_a_trainer_killed_while_it_takes_a_batch_leaves_no_traceback_of_a_worker(laion, capfd):
+def test_a_trainer_killed_while_it_receives_a_batch_leaves_no_worker_traceback(laion, capfd):
     dataset = laion()
-    dataset.vis_processor = where_batches_are_handed_over
+    dataset.vis_processor = queue_address
     batches = loader([dataset], num_workers=1)
     address = bytes(next(batches)["image"][0].tolist())
-    for words in (0, 1):  # the second connection is answered when the first one has been dealt with
+    for num_bytes in (
+        0,
+        1,
+    ):  # the second connection is answered after the first one has been handled
         with socket.socket(socket.AF_UNIX) as trainer:
             trainer.connect(address)
-            assert len(trainer.recv(words)) == words
+            assert len(trainer.recv(num_bytes)) == num_bytes
     batches.close()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_more_workers_than_cpus_are_no_warning(tmp_path, recwarn):
+def test_more_workers_than_cpus_give_no_warning(tmp_path, recwarn):
     batches = loader([stream(shard(tmp_path, "0", range(9)))], num_workers=os.cpu_count() + 1)
     next(batches)
     batches.close()

@@ -1,4 +1,4 @@
-"""Samples with any number of images, through the real loader: a dataset of one's own gives them."""
+"""Samples with any number of images, from a user's own dataset through the real loader."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Albums(BaseDataset, Dataset):
-    """Record i has `counts[i]` images, number i * 10 and those behind; None: one "image" as other datasets give it."""
+    """Record i has `counts[i]` images, numbered from i * 10 on; None: a single "image", as in other datasets."""
 
     def __init__(self, counts, vis_processor=None):
         self.annotation = counts
@@ -38,7 +38,7 @@ class Albums(BaseDataset, Dataset):
 
 
 def expected(batch, counts):
-    """Return the images that a batch must hold, from its ids, each processed alone."""
+    """Return the images that a batch must contain according to its IDs, each processed by itself."""
     process, images = Blip2ImageEvalProcessor(image_size=8), []
     for sample_id in batch["sample_id"]:
         index = int(sample_id.removeprefix("albums/"))
@@ -60,7 +60,7 @@ def test_images_of_a_batch_are_in_the_order_of_its_samples(num_workers):
         assert len(images) == sum(batch["num_images"]) == len(batch["image"])
         assert batch["image"].dtype == torch.float32 and "normalise" not in batch
         assert not images or torch.equal(batch["image"], torch.stack(images))
-        # the log counts samples, not images, by the first value of a batch
+        # the training log takes the number of samples from the first value of a batch
         assert len(next(iter(raw.values()))) == 3
 
 
@@ -77,7 +77,7 @@ def test_a_batch_without_any_image(num_workers):
     assert batch["text_input"] == ["0.", "0."]
 
 
-def test_images_cross_as_bytes_where_the_processor_allows_it():
+def test_images_are_sent_as_bytes_if_the_processor_allows_it():
     batch = next(loader([Albums([1, 2])], batch_size=2))
     assert (batch["image"].dtype, batch["image"].shape) == (torch.uint8, (3, 8, 8, 3))
     own = next(
@@ -91,7 +91,7 @@ def test_images_cross_as_bytes_where_the_processor_allows_it():
     ) and "normalise" not in own
 
 
-def test_one_image_each_stays_a_batch_as_before():
+def test_samples_with_one_image_each_give_a_plain_batch():
     batch = next(loader([Albums([None, None])], batch_size=2))
     assert batch.keys() == {"image", "normalise", "text_input", "turns", "sample_id"}
     assert to_device(batch, CPU)["image"].shape == (2, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Datasets written as for the 2023 release, or as torch alone asks for, train like the package's own."""
+"""Datasets written for the 2023 release, or plain torch datasets, work in training like the package's own."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ from tests.datasets.test_builders import section
 
 
 class Plain(Dataset):
-    """All that torch asks for; image_id is text."""
+    """The minimum that torch requires; image_id is text."""
 
     def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
         self.vis_processor, self.text_processor, self.vis_root = (
@@ -72,12 +72,12 @@ class Changed(CaptionDataset):
         return sample | {"text_input": sample["text_input"].upper()}
 
 
-pytestmark = pytest.mark.usefixtures("own_code")  # what is registered is taken back
+pytestmark = pytest.mark.usefixtures("own_code")  # undoes registrations
 STYLES = (Plain, Based, Captions, Changed)
 
 
 class Builder(BaseDatasetBuilder):
-    """As in 2023: `build_datasets` makes all, with words of its own for the splits."""
+    """As in 2023: `build_datasets` makes all splits, under names of its own."""
 
     def build_datasets(self):
         self.build_processors()
@@ -102,7 +102,7 @@ def folder(tmp_path):
 
 
 def built(style, folder, **more):
-    """Return {split: dataset} as the task builds them of a section "xrays"."""
+    """Return {split: dataset} as the task builds them from a section "xrays"."""
     registry.register_builder("xrays")(Builder)
     Builder.style = style
     cfg = section("xrays", str(folder), **more)
@@ -114,7 +114,7 @@ def built(style, folder, **more):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_dataset_of_2023_gives_each_sample_once_an_epoch(folder, style, num_workers):
+def test_a_dataset_of_2023_gives_each_sample_once_per_epoch(folder, style, num_workers):
     batches = loader([built(style, folder)["train"]], batch_size=3, num_workers=num_workers)
     first = list(itertools.islice(batches, 2))
     assert (
@@ -128,7 +128,7 @@ def test_a_dataset_of_2023_gives_each_sample_once_an_epoch(folder, style, num_wo
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_its_augmentation_is_the_runs_and_differs_between_epochs(folder, style):
+def test_its_augmentation_is_seeded_by_the_run_and_differs_between_epochs(folder, style):
     epochs = []
     for seed in (3, 3):
         batches = loader([built(style, folder)["train"]], batch_size=6, seed=seed)
@@ -153,7 +153,7 @@ def test_it_resumes_exactly(folder):
     assert len(before) == 2
 
 
-def test_its_ratio_its_sheet_and_its_broken_images(folder):
+def test_its_ratio_its_samples_and_its_broken_images(folder):
     (folder / "b.jpg").write_bytes(b"broken")
     (folder / "c.jpg").unlink()
     dataset = built(Plain, folder, sample_ratio=7, batch_size=5)["train"]
@@ -176,7 +176,7 @@ def test_its_ratio_its_sheet_and_its_broken_images(folder):
 
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
-def test_words_for_validation_are_one(folder, word):
+def test_all_names_of_the_validation_split_are_accepted(folder, word):
     settings = {
         "batch_size_eval": 4,
         "num_workers": 0,
@@ -217,7 +217,7 @@ TURNS = {"image": GOOD["image"], "turns": [["Which \ud83d?", "A cat."]]}
 
 
 class Listed(Dataset):
-    """Samples as they are given; an error is raised."""
+    """Returns the given samples; one that is an exception is raised."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -232,7 +232,7 @@ class Listed(Dataset):
 
 
 @pytest.mark.parametrize(
-    ("sample", "reason", "said"),
+    ("sample", "reason", "detail"),
     [
         (None, "bad_record", "the sample is NoneType, not a mapping"),
         ((GOOD["image"], "A dog."), "bad_record", "the sample is tuple, not a mapping"),
@@ -263,43 +263,43 @@ class Listed(Dataset):
         (ImageError("cut off"), "bad_image", "ImageError: cut off (test_map_style.py line "),
     ],
 )
-def test_a_sample_of_another_form_is_counted_and_a_dataset_of_them_is_refused(
-    sample, reason, said, caplog
+def test_a_malformed_sample_is_counted_and_a_dataset_of_them_is_rejected(
+    sample, reason, detail, caplog
 ):
     dataset = adapted(Listed([GOOD, sample, TURNS]), "xrays")
     used = sorted(sample["text_input"] for sample in dataset.one_pass())
     assert used == ["A cat.", "A dog."] and dataset.skips.report() == {"seen": 3, reason: 1}
-    assert f"skipped record 1: {reason} ({said}" in caplog.text
-    if "the first one" not in said:
+    assert f"skipped record 1: {reason} ({detail}" in caplog.text
+    if "the first one" not in detail:
         with pytest.raises(
-            ValueError, match=re.escape(f"2 were tried; the first: {reason} ({said}")
+            ValueError, match=re.escape(f"2 were tried; the first: {reason} ({detail}")
         ):
             adapted(Listed([sample, sample]), "xrays")
 
 
-def test_turns_alone_are_enough_and_their_texts_are_whole():
+def test_turns_alone_are_enough_and_lone_surrogates_are_replaced():
     batch = next(loader([adapted(Listed([TURNS]), "xrays")], batch_size=1))
     assert batch["text_input"] == ["A cat."] and batch["turns"] == [(("Which \ufffd?", "A cat."),)]
 
 
 @pytest.mark.parametrize(
-    ("dataset", "said"),
+    ("dataset", "detail"),
     [
         (Stream(), "Stream has no __len__"),
         (BaseDataset(), "BaseDataset has no"),
         (None, "NoneType has no"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(dataset, said):
+def test_datasets_that_cannot_be_adapted_are_rejected_by_name(dataset, detail):
     with pytest.raises(ValueError, match=r"^datasets\.xrays: .*Listed is empty"):
         adapted(Listed([]), "xrays")
     with pytest.raises(
-        ValueError, match=rf"^datasets\.xrays: .*{said}.*a dataset needs __len__ and __getitem__"
+        ValueError, match=rf"^datasets\.xrays: .*{detail}.*a dataset needs __len__ and __getitem__"
     ):
         adapted(dataset, "xrays")
 
 
-def test_an_index_knows_its_epoch():
+def test_a_sample_index_carries_its_epoch():
     index = pickle.loads(pickle.dumps(SampleIndex(7, 3)))
     assert (index, index.epoch, [0] * 8)[2][index] == 0 and (index, index.epoch) == (7, 3)
     assert "abcdefgh"[index] == "h" and Place().seed == 0
@@ -308,7 +308,7 @@ def test_an_index_knows_its_epoch():
 # a builder of records
 
 
-def test_a_subclass_of_the_own_data_builder_needs_records_alone(tmp_path):
+def test_a_subclass_of_the_own_data_builder_needs_only_records(tmp_path):
     @registry.register_builder("titles")
     class Titles(OwnDataBuilder):
         """Images named by their captions."""
@@ -331,7 +331,7 @@ def test_a_subclass_of_the_own_data_builder_needs_records_alone(tmp_path):
     assert Titles(cfg, "titles").build_datasets()["train"][0]["text_input"] == "A dog"
 
 
-def test_records_that_is_no_class_method_is_said_at_once():
+def test_records_must_be_a_class_method():
     with pytest.raises(TypeError, match=r"Titles\.records: write @classmethod above it"):
 
         class Titles(OwnDataBuilder):
@@ -339,5 +339,5 @@ def test_records_that_is_no_class_method_is_said_at_once():
                 return [], Path()
 
 
-def test_the_processor_of_these_tests_draws(folder):
+def test_the_processor_of_these_tests_is_random(folder):
     assert isinstance(built(Plain, folder)["train"].vis_processor, Blip2ImageTrainProcessor)

@@ -1,4 +1,4 @@
-"""Shards of object stores: read from a real S3 server that fails now and then; what is refused before a run."""
+"""Shards in object stores, read from a real S3 server that fails now and then; checks before a run."""
 
 import random
 import re
@@ -40,7 +40,7 @@ def read(s3, monkeypatch):
 
 @needs_s3
 @pytest.mark.parametrize("bucket", ["good", "busy", "cut-twice"])
-def test_an_object_comes_whole(read, bucket):
+def test_an_object_is_read_completely(read, bucket):
     assert read(f"s3://{bucket}/a/0.tar") == WHOLE
 
 
@@ -54,23 +54,25 @@ def test_an_object_comes_whole(read, bucket):
         ("s3://cut/a/0.tar", "payload is not completed|bytes came"),
     ],
 )
-def test_what_does_not_come_is_an_error(read, address, words):
+def test_a_failed_transfer_is_an_error(read, address, words):
     with pytest.raises(Exception) as found:
         read(address)
     assert re.search(words, f"{type(found.value).__name__}: {found.value}")
 
 
 @needs_s3
-def test_the_first_shard_is_asked_for_before_a_run(s3, monkeypatch):
+def test_the_first_shard_is_checked_before_a_run(s3, monkeypatch):
     monkeypatch.setattr(object_store, "WAITS_S", (0, 0, 0))
     check_shards(expand_shards("s3://good/a/{0..9}.tar"), "")
-    check_shards(expand_shards("s3://503/a/0.tar"), "")  # it may answer when the run begins
+    check_shards(
+        expand_shards("s3://503/a/0.tar"), ""
+    )  # the store may answer by the time of the run
     with pytest.raises(ValueError, match=r"'s3://good/b/0\.tar': FileNotFoundError"):
         check_shards(expand_shards("s3://good/b/{0..9}.tar"), "")
 
 
 def batches_from(storage, cache=None, state=None, number=12):
-    """Return the sample ids of some batches, and the loader."""
+    """Return the sample IDs of some batches, and the loader."""
     dataset = stream(storage)
     dataset.shard_cache = cache
     batches = loader([dataset])
@@ -80,7 +82,7 @@ def batches_from(storage, cache=None, state=None, number=12):
 
 
 @needs_s3
-def test_a_stream_goes_on_exactly_with_a_cache_smaller_than_the_data(s3, tmp_path, monkeypatch):
+def test_a_stream_resumes_exactly_with_a_cache_smaller_than_the_data(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "WAITS_S", (0, 0, 0))
     files = [tmp_path / f"{number}.tar" for number in range(4)]
     for number, path in enumerate(files):
@@ -109,7 +111,7 @@ def test_a_missing_package_is_named(monkeypatch):
         pass
 
 
-def test_addresses_are_named_one_by_one():
+def test_object_store_addresses_cannot_have_wildcards():
     expected = [f"hf://datasets/me/set/{number}.tar" for number in (0, 1)]
     assert expand_shards("hf://datasets/me/set/{0..1}.tar") == expected
     assert expand_shards("s3://a/0.tar::gs://b/0.tar") == ["s3://a/0.tar", "gs://b/0.tar"]

@@ -1,4 +1,4 @@
-"""Own images with captions or conversations: what is read, and the key `builder`."""
+"""Users' own images with captions or conversations: formats, and the key `builder`."""
 
 import json
 from argparse import Namespace
@@ -66,7 +66,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_formats_say_the_same(tmp_path, name):
+def test_all_formats_give_the_same_records(tmp_path, name):
     write_images(tmp_path, "a.jpg", "sub/b.png")
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     assert texts(read_records(tmp_path / name, tmp_path)) == [
@@ -122,11 +122,11 @@ def test_a_folder_with_texts(tmp_path):
     dataset = build("image_text_folder", tmp_path)
     found = {dataset[index]["sample_id"]: dataset[index]["text_input"] for index in range(4)}
     assert found == {"a.webp": "A dog.", "b.JPG": "Bee.", "deep/er/a.jpeg": "Deeper."}
-    assert dataset.skips.report()["no_caption"] == 2  # met twice above, counted each time
+    assert dataset.skips.report()["no_caption"] == 2  # read twice above, counted each time
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl"])
-def test_a_captions_file_goes_before_the_texts(tmp_path, name):
+def test_a_captions_file_takes_precedence_over_text_files(tmp_path, name):
     write_images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     (tmp_path / name).write_text('{"file_name": "a.jpg", "text": "From the file."}')
     (tmp_path / "a.txt").write_text("From the text.")

@@ -1,4 +1,4 @@
-"""Own images: which records are counted and skipped, which files are refused, and in which words."""
+"""Users' own images: records that are skipped and counted, files that are rejected, messages."""
 
 import json
 import logging
@@ -107,7 +107,7 @@ def test_a_text_file_without_a_caption_is_counted(tmp_path, content, detail):
     assert dataset.skips.first.startswith(detail)
 
 
-def test_an_annotation_of_coco_without_its_image_is_counted(tmp_path):
+def test_a_coco_annotation_without_its_image_is_counted(tmp_path):
     annotations = [
         {"image_id": 1, "caption": "x"},
         {"image_id": 2, "caption": "x"},
@@ -156,7 +156,7 @@ REFUSED = {
 
 @pytest.fixture
 def root(tmp_path):
-    """An image folder with links to what lies beside it."""
+    """An image folder with links to files and folders beside it."""
     folder = tmp_path / "root"
     write_images(tmp_path, "secret.jpg", "beside/x.jpg", "root/a.jpg")
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -165,7 +165,7 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("image", REFUSED)
-def test_paths_that_lead_elsewhere_are_refused(root, image):
+def test_paths_that_lead_out_of_the_folder_are_rejected(root, image):
     lines = [{"image": "a.jpg", "caption": "Fine."}, {"image": image, "caption": "x"}]
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     message = f"own.jsonl line 2: {REFUSED[image].format(tmp=root)}"
@@ -174,7 +174,7 @@ def test_paths_that_lead_elsewhere_are_refused(root, image):
     ]
 
 
-def test_a_link_out_met_only_while_training_is_counted(root):
+def test_a_link_out_found_only_during_training_is_counted(root):
     lines = [{"image": name, "caption": "x"} for name in ("link.jpg", "a.jpg")]
     (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     dataset = build("image_text_jsonl", root / "own.jsonl")
@@ -186,7 +186,7 @@ def test_a_link_out_met_only_while_training_is_counted(root):
 
 
 @pytest.mark.parametrize("link", ["link.jpg", "linked", "a.txt"])
-def test_a_folder_with_a_link_out_is_refused_by_its_name(root, tmp_path, link):
+def test_a_folder_with_a_link_out_is_rejected_by_name(root, tmp_path, link):
     for name in {"link.jpg", "linked"} - {link}:
         (root / name).unlink()
     (root / "a.txt").write_text("Red.") if link != "a.txt" else (root / "a.txt").symlink_to(
@@ -326,7 +326,7 @@ MISTAKES = [
     MISTAKES,
     ids=lambda part: part[:40] if isinstance(part, str) else "",
 )
-def test_what_is_said_of_wrong_data(tmp_path, builder, make, message):
+def test_messages_for_invalid_data(tmp_path, builder, make, message):
     info = make(tmp_path)
     cfg = section(builder, info["storage"])
     cfg.build_info.update(info)

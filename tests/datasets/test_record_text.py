@@ -1,4 +1,4 @@
-"""One record is one sample, in a tar, in a folder, in JSON lines, in a table: the oddities that people's files have."""
+"""Unusual records give the same sample from a tar, a folder, JSON lines and a table."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from tests.datasets.shards import folder_dataset, jpeg, write_tar
 from tests.datasets.test_own_data import build
 
 
-def said(question, answer):
+def llava_messages(question, answer):
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
@@ -27,7 +27,7 @@ def messages(*texts):
 
 
 RED = (("Which colour?", "Red."),)
-# record (or the bytes of its JSON), the text file beside the image or None, and the sample's text or the reason
+# (record or the bytes of its JSON, text file beside the image or None, the sample's text or the reason of its skip)
 ODDITIES = {
     "caption": ({"caption": "Red."}, None, "Red."),
     "text": ({"text": "Red."}, None, "Red."),
@@ -66,9 +66,13 @@ ODDITIES = {
         None,
         "bad_record",
     ),
-    "conversation": ({"conversations": said("<image>\nWhich colour?", "Red.")}, None, RED),
+    "conversation": (
+        {"conversations": llava_messages("<image>\nWhich colour?", "Red.")},
+        None,
+        RED,
+    ),
     "conversation before caption": (
-        {"caption": "B", "conversations": said("Which colour?", "Red.")},
+        {"caption": "B", "conversations": llava_messages("Which colour?", "Red.")},
         None,
         RED,
     ),
@@ -153,7 +157,7 @@ ODDITIES = {
 
 
 def found(dataset):
-    """Return the text of a dataset's one sample, its turns, or why it was skipped."""
+    """Return the text or turns of a dataset's only sample, or the reason why it was skipped."""
     for sample in dataset.one_pass():
         return sample.get("turns") or sample["text_input"]
     (reason,) = dataset.skips.report().keys() - {"seen"}
@@ -176,7 +180,7 @@ def test_a_record_is_the_same_sample_everywhere(tmp_path, name):
     if record is None:
         assert found(build("image_text_folder", tmp_path)) == expected
         return
-    # a sound line goes along: a file without one is refused as a whole
+    # with a valid line beside it: a file without one is rejected as a whole
     line = (
         content.replace(b"{", b'{"image": "0.jpg", ', 1) if b'"images"' not in content else content
     )
@@ -226,7 +230,7 @@ def test_a_record_of_cc_sbu_align_is_the_same_sample(tmp_path, name):
     record, _, expected = ODDITIES[name]
     try:
         assert found(folder_dataset(tmp_path, [0], [{"image_id": "0", **record}])) == expected
-    except DataError as error:  # an only sample that cannot be used
+    except DataError as error:  # the only sample cannot be used
         assert expected in str(error)
 
 
@@ -246,7 +250,7 @@ def test_tables_with_blanks_and_too_many_fields(tmp_path):
 def test_long_texts_are_cut_before_they_are_tokenized():
     start = time.monotonic()
     assert len(read_text({"caption": "word " * 10_000_000})) == MAX_CHARS  # 50 MB
-    turns = read_text({"conversations": said("Why?", "x" * 40_000) * 100})
+    turns = read_text({"conversations": llava_messages("Why?", "x" * 40_000) * 100})
     assert (
         len(turns) == 3
         and sum(len(question) + len(answer) for question, answer in turns) == MAX_CHARS
@@ -254,7 +258,7 @@ def test_long_texts_are_cut_before_they_are_tokenized():
     assert time.monotonic() - start < 5
 
 
-def test_what_is_logged_of_a_record_is_one_short_line(tmp_path, caplog):
+def test_a_record_is_logged_in_one_short_line(tmp_path, caplog):
     record = {"caption": 7, "\x1b[31m\n" + "k" * 5000: 1}
     write_tar(
         tmp_path / "0.tar",

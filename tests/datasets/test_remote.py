@@ -1,4 +1,4 @@
-"""Files behind addresses: what comes late comes, what does not is an error in curl's words."""
+"""Files from URLs: slow and retried transfers succeed, failed ones raise an error with curl's message."""
 
 import shutil
 import time
@@ -25,23 +25,23 @@ def read(tmp_path, monkeypatch):
         yield read
 
 
-def test_a_file_comes_whole(read, tmp_path):
+def test_a_file_is_read_completely(read, tmp_path):
     whole = (tmp_path / "web.tar").read_bytes()
     assert read("good") == whole
-    assert read("busy") == whole  # at the third time
-    assert read("good", 700) == whole[:700]  # who does not read on is not in error
+    assert read("busy") == whole  # at the third attempt
+    assert read("good", 700) == whole[:700]  # reading only a part is no error
 
 
 @pytest.mark.parametrize(
     "kind, words",
     [("404", r"error: 404"), ("503", r"error: 503"), ("cut", r"curl: \(18\) .*missing|remaining")],
 )
-def test_what_does_not_come_is_an_error(read, kind, words):
+def test_a_failed_transfer_is_an_error(read, kind, words):
     with pytest.raises(OSError, match=words):
         read(kind)
 
 
-def test_the_words_of_curl_go_before_what_follows_from_the_cut(tmp_path):
+def test_curls_error_replaces_the_readers(tmp_path):
     with (
         web_server(tmp_path) as address,
         pytest.raises(OSError, match=r"curl: \(18\)"),
@@ -51,14 +51,14 @@ def test_the_words_of_curl_go_before_what_follows_from_the_cut(tmp_path):
         raise ValueError("unexpected end of data")
 
 
-def test_a_stream_that_is_left_ends_at_once(tmp_path):
+def test_an_abandoned_stream_ends_immediately(tmp_path):
     with web_server(tmp_path) as address:
         manager = remote.open_url(f"{address}/stalls/0.tar")
         assert manager.__enter__().read(100)
-        manager.gen.close()  # as for a loader that is closed; the server would say nothing for two minutes
+        manager.gen.close()  # as when a loader is closed; the server would send nothing for two minutes
 
 
-def test_a_trickle_is_given_up_and_a_reader_who_takes_his_time_is_not(tmp_path, monkeypatch):
+def test_a_slow_transfer_is_aborted_but_a_slow_reader_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "STALL_S", 1)
     with web_server(tmp_path) as address:
         with pytest.raises(OSError, match=r"too slow: \d+ bytes came in 1 s of waiting"):  # noqa: SIM117
@@ -70,5 +70,5 @@ def test_a_trickle_is_given_up_and_a_reader_who_takes_his_time_is_not(tmp_path, 
             assert first + stream.read() == (tmp_path / "web.tar").read_bytes()
 
 
-def test_brackets_in_an_address_are_no_pattern_of_curl(read, tmp_path):
+def test_brackets_in_an_address_are_not_expanded_by_curl(read, tmp_path):
     assert read("good/set[1-3]{a,b}") == (tmp_path / "web.tar").read_bytes()

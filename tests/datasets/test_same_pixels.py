@@ -1,4 +1,4 @@
-"""One file is the same pixels in training, validation, inspect, chat and evaluation, whatever its form."""
+"""A file gives the same pixels in training, validation, inspect, chat and evaluation, whatever its format."""
 
 import json
 

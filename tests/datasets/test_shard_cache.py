@@ -1,4 +1,4 @@
-"""The cache of shards: what is kept, what goes, what a fault of its disk costs, several processes at once."""
+"""The cache of shards: what is kept and removed, faults of its disk, several processes at once."""
 
 import fcntl
 import multiprocessing
@@ -20,7 +20,7 @@ SIZE = 100_000
 
 
 class Reader:
-    """A cache below `folder` for three of nine files; counts what became of them."""
+    """A cache below `folder` with room for three of nine files; counts its uses."""
 
     def __init__(self, folder, max_bytes=3 * SIZE + 5000):
         self.source = folder / "source"
@@ -46,7 +46,7 @@ class Reader:
                 assert file.read(700) + file.read() == (self.source / str(number)).read_bytes()
 
     def taken(self):
-        """Return what was counted since the last call: (read from the cache, kept, not kept)."""
+        """Return the counts since the last call: (read from the cache, kept, not kept)."""
         counts, self.counts = self.counts, Counter()
         return tuple(counts[use] for use in USES)
 
@@ -59,10 +59,10 @@ def reader(tmp_path):
     return Reader(tmp_path)
 
 
-def test_the_least_recently_used_go_first(reader):
+def test_the_least_recently_used_are_removed_first(reader):
     reader.read(0, 1, 2)
     assert reader.taken() == (0, 3, 0) and reader.sizes() == [SIZE] * 3
-    reader.read(0, 3)  # 1 goes
+    reader.read(0, 3)  # removes 1
     assert reader.taken() == (1, 1, 0)
     reader.read(0, 2, 3)
     assert reader.taken() == (3, 0, 0)
@@ -70,7 +70,7 @@ def test_the_least_recently_used_go_first(reader):
     assert reader.taken() == (0, 1, 0) and reader.sizes() == [SIZE] * 3
 
 
-def test_what_is_in_use_stays(reader):
+def test_files_in_use_are_not_removed(reader):
     reader.read(0, 1, 2)
     with reader.opened(0), reader.opened(1), reader.opened(2):
         reader.read(3)  # there is no room for it
@@ -81,13 +81,13 @@ def test_what_is_in_use_stays(reader):
     assert reader.taken() == (0, 1, 0)
 
 
-def test_a_shard_larger_than_the_bound_is_read_as_it_comes(tmp_path):
+def test_a_shard_larger_than_the_limit_is_read_without_caching(tmp_path):
     reader = Reader(tmp_path, max_bytes=SIZE - 1)
     reader.read(0)
     assert reader.taken() == (0, 0, 1) and reader.sizes() == []
 
 
-def test_a_full_disk_costs_nothing_but_the_copy(reader):
+def test_with_a_full_disk_shards_are_still_read(reader):
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
     try:
@@ -103,19 +103,19 @@ def test_a_full_disk_costs_nothing_but_the_copy(reader):
     assert reader.taken() == (1, 1, 0)
 
 
-def test_a_folder_that_cannot_be_made_costs_nothing_but_the_copy(reader):
+def test_without_a_cache_folder_shards_are_still_read(reader):
     reader.cache.folder.parent.parent.touch()
     reader.read(0)
     assert reader.taken() == (0, 0, 2) and all("Not a directory" in why for why in reader.reasons)
 
 
-def test_only_what_is_whole_is_kept(reader, tmp_path):
+def test_only_complete_files_are_kept(reader, tmp_path):
     with pytest.raises(ValueError, match="damaged"), reader.opened(0) as file:  # by its reader
         file.read(10)
         raise ValueError("damaged")
     stopped = reader.opened(1)
     stopped.__enter__().read(10)
-    stopped.gen.close()  # as of a loader that is closed
+    stopped.gen.close()  # as when a loader is closed
     with (
         web_server(tmp_path) as address,
         pytest.raises(OSError, match=r"curl: \(18\)"),
@@ -123,7 +123,7 @@ def test_only_what_is_whole_is_kept(reader, tmp_path):
     ):
         file.read()
     assert reader.taken() == (0, 0, 0) and reader.sizes() == []
-    # a file that was damaged later is read once
+    # a cached file that turns out to be damaged is fetched again
     reader.read(2)
     with pytest.raises(ValueError, match="damaged"), reader.opened(2):
         raise ValueError("damaged")
@@ -137,7 +137,7 @@ def be_killed(reader):
         os.kill(os.getpid(), 9)
 
 
-def test_what_a_killed_process_left_makes_room(reader):
+def test_files_of_a_killed_process_are_removed(reader):
     process = multiprocessing.get_context("fork").Process(target=be_killed, args=(reader,))
     process.start()
     process.join()
@@ -146,8 +146,8 @@ def test_what_a_killed_process_left_makes_room(reader):
     assert reader.taken() == (0, 3, 0) and reader.sizes() == [SIZE] * 3
 
 
-def test_a_file_takes_its_name_while_nobody_counts(reader):
-    """Who counted meanwhile would find it under neither name, and leave too much room."""
+def test_a_file_is_renamed_while_no_other_process_counts_files(reader):
+    """Another process that counted meanwhile might find it under neither name, and allow too many bytes."""
     reading = reader.opened(0)
     with ThreadPoolExecutor(1) as pool:
         stream = reading.__enter__()
@@ -178,9 +178,9 @@ def test_several_processes_share_it(reader):
         process.start()
     largest = 0
     while any(process.is_alive() for process in processes):
-        # one may go
+        # a file may be removed meanwhile
         with open(reader.cache.folder / ".lock", "wb") as lock, suppress(FileNotFoundError):
-            fcntl.flock(lock, fcntl.LOCK_EX)  # none grows
+            fcntl.flock(lock, fcntl.LOCK_EX)  # no file grows meanwhile
             largest = max(largest, sum(reader.sizes()))
         time.sleep(0.01)
     assert [process.exitcode for process in processes] == [0] * 4

@@ -1,4 +1,4 @@
-"""Which shards a `storage` names, and what is refused before anything is read."""
+"""The shards that a `storage` refers to, and the checks before anything is read."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from tests.datasets.shards import shard
 @pytest.mark.parametrize(
     "pattern", ["{:}", "{:}/0.tar", "{:}/{{0..1}}.tar", "{:}/*.tar", "{:}/[01].tar"]
 )
-def test_what_is_there_as_it_stands_is_no_pattern(tmp_path, monkeypatch, name, pattern):
+def test_an_existing_path_is_not_a_pattern(tmp_path, monkeypatch, name, pattern):
     (tmp_path / name).mkdir()
     (tmp_path / "set1").mkdir()
     shards = [
@@ -23,11 +23,13 @@ def test_what_is_there_as_it_stands_is_no_pattern(tmp_path, monkeypatch, name, p
         for number in (0, 1)
     ]
     expected = shards[:1] if pattern.endswith("/0.tar") else shards[:2]
-    if "::" not in name or "/0.tar" in pattern or pattern == "{:}":  # else it is webdataset's list
+    if (
+        "::" not in name or "/0.tar" in pattern or pattern == "{:}"
+    ):  # else it is a list separated by ::
         assert expand_shards(f"{tmp_path}/{pattern.format(name)}") == expected
 
 
-def test_a_pattern_whose_folder_is_one_too_is_still_a_pattern(tmp_path):
+def test_a_pattern_may_include_folders(tmp_path):
     for folder in ("a1", "a2"):
         (tmp_path / folder).mkdir()
     shards = [shard(tmp_path / folder, "0", []) for folder in ("a1", "a2")]
@@ -38,7 +40,7 @@ def test_a_pattern_whose_folder_is_one_too_is_still_a_pattern(tmp_path):
     assert expand_shards(f"{tmp_path}/**/*.tar") == shards
 
 
-def test_a_folder_is_all_tars_below_it_once(tmp_path, monkeypatch):
+def test_a_folder_stands_for_all_tars_below_it_once(tmp_path, monkeypatch):
     for folder in ("b", "a/deep"):
         (tmp_path / folder).mkdir(parents=True)
     shards = [shard(tmp_path / "a/deep", "1", []), shard(tmp_path / "b", "0", [])]
@@ -53,7 +55,7 @@ def test_a_folder_is_all_tars_below_it_once(tmp_path, monkeypatch):
     assert expand_shards("~/b/") == [f"{tmp_path}/b/0.tar"]
 
 
-def test_addresses_are_taken_as_they_are():
+def test_brackets_in_addresses_are_taken_literally():
     assert expand_shards("https://[::1]:80/a[1]/{0..1}.tar") == [
         f"https://[::1]:80/a[1]/{n}.tar" for n in (0, 1)
     ]
@@ -61,7 +63,7 @@ def test_addresses_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "storage, says",
+    "storage, message",
     [
         ("", "'' is no path of a shard"),
         ([" "], "' ' is no path of a shard"),
@@ -71,17 +73,17 @@ def test_addresses_are_taken_as_they_are():
         ("${UNSET}/{0..1}.tar", None),
     ],
 )
-def test_patterns_that_cannot_be_meant_are_refused(monkeypatch, storage, says):
+def test_invalid_patterns_are_rejected(monkeypatch, storage, message):
     monkeypatch.setattr(shard_list, "MAX_SHARDS", 10_000)
-    if says is None:
+    if message is None:
         assert len(expand_shards(storage)) == 2  # which are then missing
         return
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         expand_shards(storage)
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, message",
     [
         (b"PAR1 and so on", "a parquet file"),
         (b"\x28\xb5\x2f\xfd zstd", "packed by zstd"),
@@ -93,11 +95,11 @@ def test_patterns_that_cannot_be_meant_are_refused(monkeypatch, storage, says):
         (b"noise" * 400, "no tar archive"),
     ],
 )
-def test_a_shard_in_another_format_is_refused_in_words(tmp_path, content, says):
+def test_a_shard_in_another_format_is_rejected_with_an_explanation(tmp_path, content, message):
     good = shard(tmp_path, "0", range(2))
     (tmp_path / "1.tar").write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"^1 of 2 shards cannot be read: '{tmp_path}/1\.tar': {says}"
+        ValueError, match=rf"^1 of 2 shards cannot be read: '{tmp_path}/1\.tar': {message}"
     ):
         check_shards([good, f"{tmp_path}/1.tar"], "*.tar")
 
@@ -105,7 +107,7 @@ def test_a_shard_in_another_format_is_refused_in_words(tmp_path, content, says):
 @pytest.mark.parametrize(
     "kind", ["a FIFO", "a device", "a socket", "a folder without", "a link that leads nowhere"]
 )
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+def test_anything_but_a_file_is_rejected_without_blocking(tmp_path, kind):
     path = tmp_path / "1.tar"
     if kind == "a FIFO":
         os.mkfifo(path)
@@ -127,7 +129,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
         open_file(str(path))
 
 
-def test_of_many_shards_some_are_looked_at(tmp_path, monkeypatch):
+def test_of_many_shards_some_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_list, "LOOKED_AT", 5)
     good = shard(tmp_path, "0", range(2))
     for number in range(1, 20):
@@ -135,7 +137,9 @@ def test_of_many_shards_some_are_looked_at(tmp_path, monkeypatch):
     shards = [f"{tmp_path}/{number}.tar" for number in range(20)]
     check_shards(shards, "")
     (tmp_path / "9.tar").unlink()
-    (tmp_path / "9.tar").touch()  # one that is not looked at: it is counted when it is read
+    (
+        tmp_path / "9.tar"
+    ).touch()  # one that the check does not open: a run counts it when it reads it
     check_shards(shards, "")
     for path in shards:
         os.unlink(path)
@@ -144,5 +148,5 @@ def test_of_many_shards_some_are_looked_at(tmp_path, monkeypatch):
         check_shards(shards, "")
 
 
-def test_addresses_are_not_asked():
+def test_http_addresses_are_not_requested():
     check_shards(["http://127.0.0.1:9/0.tar"], "")

@@ -1,4 +1,4 @@
-"""The contact sheet: a page whose spans are the tokens, in order, with what they are."""
+"""The contact sheet: a page with one span per token, in order, with its kind as class."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ def sheet(*cards):
 
 
 class Reader(HTMLParser):
-    """What a browser makes of a page: `spans` (text, classes) of each card, `images`, and open elements at the end."""
+    """Parses a page: `spans` (text, classes) of each card, `images`, and in `open` elements that are not closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -66,7 +66,7 @@ def image_of(attrs):
     return Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
 
 
-def test_every_token_is_there_in_order_within_its_card():
+def test_every_token_is_in_its_card_in_order():
     found = Reader(sheet(card(HEAD + WORDS), card(WORDS)))
     assert found.open == [] and len(found.spans) == 2
     assert [text for text, _ in found.spans[0]] == [token.text for token in HEAD + WORDS]
@@ -76,7 +76,7 @@ def test_every_token_is_there_in_order_within_its_card():
 
 
 @pytest.mark.parametrize("change", [{"kind": GIVEN}, {"kind": PROMPT}, {"is_special": True}])
-def test_a_token_that_is_another_is_seen_at_its_place(change):
+def test_a_changed_token_changes_the_page_at_its_position(change):
     tokens, number = HEAD + WORDS, len(HEAD) + 20
     other = [*tokens[:number], tokens[number]._replace(**change), *tokens[number + 1 :]]
     before, after = (Reader(sheet(card(of_card))).spans[0] for of_card in (tokens, other))
@@ -103,8 +103,8 @@ def test_kinds_look_different_and_the_legend_names_them():
     assert ".special{outline:1px solid}" in html and ".cut{text-decoration:line-through}" in html
 
 
-def test_text_can_be_copied_as_it_is():
-    """Line breaks are seen by a sign that is no part of the text."""
+def test_text_can_be_copied_unchanged():
+    """Line breaks are shown by a sign that is not part of the text."""
     tokens = [
         Token("one\n", TARGET, 1),
         Token("<b>&two", TARGET, 1),
@@ -114,7 +114,7 @@ def test_text_can_be_copied_as_it_is():
     html = sheet(card(tokens))
     assert [text for text, _ in Reader(html).spans[0]] == ["one\n", "<b>&two", "\n\n", ""]
     assert html.count("<i></i>\n") == 3 and 'i::before{content:"↵"' in html
-    assert 'span:empty::before{content:"∅"}' in html  # a token without text has a place
+    assert 'span:empty::before{content:"∅"}' in html  # a token without text is visible
     assert ".text{white-space:pre-wrap}" in html
 
 
@@ -135,16 +135,16 @@ def test_the_summary_counts_positions():
     assert summary(tokens[:-1]) == ("37 tokens read, 1 of them learnt", "")
 
 
-def test_nothing_is_invisible():
+def test_every_character_is_visible():
     assert visible("Grüße, мир ❤ 漢") == "Grüße, мир ❤ 漢"
     assert visible("a\tb\u200dc\x00\ud800") == "a⇥b[U+200D]c[U+0000][U+D800]"
     assert visible("two\nlines") == "two<i></i>\nlines"
-    # a tag, and a code point that is no character
+    # a tag character, and a code point that is not a character
     assert visible("\U000e0041\u0378") == "[U+E0041][U+0378]"
     sheet(card([Token("\ud800", TARGET, 1)])).encode()
 
 
-def test_names_are_whole_and_cannot_be_markup():
+def test_names_are_complete_and_escaped():
     name = "a/very/long/folder" * 9 + "/<script>.tar/000030050"
     html = page("<t>", ["<n>"], [("<h>", [card(WORDS)._replace(sample_id=name)])])
     assert name in Reader(html).all_text and "<script>" not in html
@@ -152,7 +152,7 @@ def test_names_are_whole_and_cannot_be_markup():
     assert "overflow-wrap:anywhere" in html
 
 
-def test_what_is_cut_is_struck_and_so_is_the_edge_of_its_card_red():
+def test_cut_text_is_struck_through_and_its_card_has_a_red_border():
     cut = [
         token._replace(kind=CUT) if number > 50 else token
         for number, token in enumerate(HEAD + WORDS)

@@ -1,4 +1,4 @@
-"""Validation splits: what each builder gives, who reads what, and that training without one is as it was."""
+"""Validation splits: of each builder, over ranks and workers; training without one is unchanged by them."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ FRACTION = 0.3
 
 
 def make_data(builder, folder, numbers):
-    """Write images with captions for a builder and return the `storage` that names them."""
+    """Write images with captions for a builder; return the value of `storage` for them."""
     folder.mkdir(exist_ok=True)
     if builder in SHARDS:
         for first in numbers[::10]:
@@ -61,7 +61,7 @@ def build(builder, storage, **more):
 
 
 def evaluated(dataset, rank=0, world_size=1, num_workers=0, seed=0):
-    """Return one rank's batches of a validation split, as the model gets them."""
+    """Return one rank's batches of a validation split, as the model receives them."""
     batches = EvalLoader(dataset, Place(seed, rank, world_size), 4, num_workers, 0.5)
     return [to_device(batch, torch.device("cpu")) for batch in batches]
 
@@ -76,8 +76,8 @@ def trained(dataset, number):
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_files_of_their_own(tmp_path, builder):
-    """`val` names them; they are read whole and in order, and training reads nothing of them."""
+def test_validation_from_separate_files(tmp_path, builder):
+    """The files of `val` are read completely and in order; training reads none of them."""
     train = make_data(builder, tmp_path / "a", range(5))
     val = make_data(builder, tmp_path / "b", range(20, 26))
     info = {"storage": val} | (
@@ -94,11 +94,11 @@ def test_files_of_their_own(tmp_path, builder):
 
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_a_fraction_of_the_images(tmp_path, builder):
-    """Each image is on one side; which one depends neither on the seed nor on what else is there."""
+    """Each image is in one split; which one depends neither on the seed nor on other images."""
     storage = make_data(builder, tmp_path / "a", range(40))
     splits = build(builder, storage, val_fraction=FRACTION)
     held_out = captions(evaluated(splits["val"]))
-    # 12 of 40; below 4 or above 20 one hash in 1000 would come to lie
+    # 12 of 40 are expected; with a random hash, fewer than 4 or more than 20 have a probability of 1 in 1000
     assert 4 <= len(held_out) <= 20
     assert (
         captions(evaluated(splits["val"], seed=7)) == held_out == captions(evaluated(splits["val"]))
@@ -126,7 +126,7 @@ def test_ranks_and_workers_together_read_each_sample_once(tmp_path, builder, num
         assert parts == [whole[0::2], whole[1::2]]
 
 
-def test_all_records_of_an_image_are_on_one_side(tmp_path):
+def test_all_records_of_an_image_are_in_the_same_split(tmp_path):
     records = [{"image_id": str(number % 10), "caption": f"{number}"} for number in range(30)]
     folder_dataset(tmp_path, range(10), records)
     splits = build("cc_sbu_align", str(tmp_path), val_fraction=FRACTION)
@@ -135,7 +135,7 @@ def test_all_records_of_an_image_are_on_one_side(tmp_path):
     assert [len(splits[name]) for name in ("train", "val")] == [3 * len(side) for side in sides]
 
 
-def test_what_is_held_out_of_shards_is_counted_and_is_not_bad(tmp_path):
+def test_held_out_samples_of_shards_are_counted_but_not_as_bad(tmp_path):
     storage = make_data("laion", tmp_path / "a", range(40))
     splits = build("laion", storage, val_fraction=FRACTION)
     number = len(captions(evaluated(splits["val"])))
@@ -147,7 +147,7 @@ def test_what_is_held_out_of_shards_is_counted_and_is_not_bad(tmp_path):
 
 @pytest.mark.parametrize("builder", ["cc_sbu", "image_text_folder"])
 def test_nothing_is_augmented(tmp_path, builder):
-    """The whole image as a square, of the size, mean and std that training has; or what `eval` names."""
+    """By default the whole image, as a square with the size, mean and std of training; or the processor in `eval`."""
     storage = make_data(builder, tmp_path / "a", range(3))
     train = {
         "name": "blip2_image_train",
@@ -173,7 +173,7 @@ def test_nothing_is_augmented(tmp_path, builder):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("builder", ["laion", "cc_sbu_align"])
-def test_an_unusable_sample_is_counted_and_nothing_stands_in_for_it(tmp_path, builder, num_workers):
+def test_an_unusable_sample_is_counted_and_not_replaced(tmp_path, builder, num_workers):
     folder = tmp_path / "a"
     storage = make_data(builder, folder, range(6))
     if builder == "laion":
@@ -216,7 +216,7 @@ def problems(builder, storage, **more):
 def test_problems_of_splits(tmp_path, own_code):
     @registry.register_processor("own_images")
     class OwnImages(BaseProcessor):
-        """One of the user's own."""
+        """A processor of the user."""
 
     good = make_data("laion", tmp_path / "a", range(3))
     assert (
@@ -240,7 +240,7 @@ def test_problems_of_splits(tmp_path, own_code):
 
 
 @pytest.mark.parametrize("builder", ["cc_sbu_align", "image_text_folder", "image_text_jsonl"])
-def test_storage_of_val_is_looked_at_like_trainings(tmp_path, builder):
+def test_storage_of_val_is_checked_like_that_of_training(tmp_path, builder):
     good = make_data(builder, tmp_path / "a", range(3))
     if builder == "image_text_jsonl":  # paths start from the folder of the training images
         folder = {"storage": good, "images": good.removesuffix(".jsonl")}
@@ -255,7 +255,7 @@ def test_storage_of_val_is_looked_at_like_trainings(tmp_path, builder):
     assert problem.key == "datasets.x.val.storage" and f"'{tmp_path}/none'" in problem.message
 
 
-def test_a_fraction_that_leaves_nothing_is_refused(tmp_path):
+def test_a_fraction_that_leaves_nothing_is_rejected(tmp_path):
     storage = make_data("cc_sbu_align", tmp_path / "a", range(2))
     for fraction, split in ((0.0001, "val"), (0.9999, "train")):
         with pytest.raises(
@@ -273,7 +273,7 @@ def test_a_fraction_that_leaves_nothing_is_refused(tmp_path):
 # training
 
 
-# of the program before there were splits
+# recorded before splits existed
 FINGERPRINTS = ["71c79d6e83d202c3", "eec535938c93d5fe", "b2b5b50e6f0b8c1f"]
 ORDER = """align/1 align/4 align/2 align/3 align/6 align/5 laion/2/23 laion/0/6 laion/1/11 laion/1/10 laion/0/0
 laion/1/14 laion/2/28 laion/1/19 laion/1/16
@@ -282,7 +282,7 @@ laion/0/8 laion/0/3 laion/0/7 own/1 own/4 align/0 align/4 laion/1/12 laion/0/5""
 
 @pytest.fixture
 def three(tmp_path):
-    """Return a maker of three training sets: shards, a folder and own records; `of_shards` changes the first."""
+    """Return a function that builds three training sets: shards (`of_shards`: more keys), a folder, own records."""
     storage = make_data("laion", tmp_path / "laion", range(30))
     records = [{"image": "3.jpg", "conversations": LLAVA}]
     records += [{"image": f"{number}.jpg", "caption": f"c{number}"} for number in range(3)] + [
@@ -307,7 +307,7 @@ def test_without_a_split_order_and_fingerprints_are_those_of_old_checkpoints(thr
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_beside_a_split_resumes_exactly(three, num_workers, tmp_path):
+def test_training_with_a_validation_split_resumes_exactly(three, num_workers, tmp_path):
     for rank in range(2):
         settings = {
             "num_workers": num_workers,
@@ -331,8 +331,8 @@ def test_training_beside_a_split_resumes_exactly(three, num_workers, tmp_path):
         assert rest.skip_report()["laion"]["held_out"] > 0
 
 
-def test_counts_of_older_checkpoints_are_taken_over(tmp_path):
-    """Their rows end before "held out"."""
+def test_counts_of_older_checkpoints_are_restored(tmp_path):
+    """Their rows lack the last count, "held out"."""
     make = lambda: stream([shard(tmp_path, "a", range(12))])  # noqa: E731
     whole = loader([make()])
     next(whole)

@@ -1,4 +1,4 @@
-"""Walking a tar: each member once, in bounded memory; whatever is damaged, elsewhere, or too large is said."""
+"""Reading the members of a tar, each once and in bounded memory; damage, other formats and sizes are reported."""
 
 import bz2
 import gzip
@@ -27,7 +27,7 @@ ENDINGS = ("jpg", "txt")
 
 
 def member(name, data=b"", **fields):
-    """Return the bytes of a member in GNU's format, whose header says what `fields` say."""
+    """Return the bytes of a member in GNU's format with these `fields` in its header."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     for field, value in fields.items():
@@ -36,7 +36,7 @@ def member(name, data=b"", **fields):
 
 
 def archive(names, form=tarfile.PAX_FORMAT, mode="w"):
-    """Return the bytes of a tar whose members hold their names."""
+    """Return the bytes of a tar; the content of each member is its name."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode, format=form) as tar:
         for name in names:
@@ -48,14 +48,14 @@ def archive(names, form=tarfile.PAX_FORMAT, mode="w"):
 
 
 class Pipe(io.BytesIO):
-    """What comes from a pipe."""
+    """A file that cannot seek, like a pipe."""
 
     def seekable(self):
         return False
 
 
 def walk(content, file=io.BytesIO):
-    """Return (the members of an archive, what its error says)."""
+    """Return (the members of an archive, the message of its error or "")."""
     found = []
     try:
         for each in tar_members(file(content), ENDINGS):
@@ -72,7 +72,7 @@ END = bytes(1024)
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_every_format_and_way_of_packing_is_read(form, pack):
+def test_every_format_and_compression_is_read(form, pack):
     content = pack(archive(NAMES, form))
     assert (
         walk(content)
@@ -97,7 +97,7 @@ def test_names_are_read_whatever_they_are(form, name, read_as):
     assert walk(archive([name], form)) == ([Member(read_as or name, data)], "")
 
 
-def test_what_has_no_bytes_of_its_own_is_named_and_the_walk_goes_on():
+def test_members_without_content_are_named_and_the_rest_is_read():
     special = {
         "link.jpg": (tarfile.LNKTYPE, "a link"),
         "symlink.jpg": (tarfile.SYMTYPE, "a link"),
@@ -112,13 +112,13 @@ def test_what_has_no_bytes_of_its_own_is_named_and_the_walk_goes_on():
     assert walk(content + WHOLE)[0][: len(expected) + 1] == [*expected, Member("0.jpg", b"0.jpg")]
 
 
-def test_other_members_are_passed_over():
+def test_other_members_are_skipped():
     content = member("0.npy", b"n" * 5000) + member("0.jpg", b"j")
     assert walk(content + END) == ([Member("0.npy", None), Member("0.jpg", b"j")], "")
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_sparse_files_are_passed_over(tmp_path, form):
+def test_sparse_files_are_skipped(tmp_path, form):
     with open(tmp_path / "huge.jpg", "wb") as file:
         for place in range(8):  # more holes than a header has room for
             file.seek((place + 1) << 29)
@@ -134,12 +134,12 @@ def test_sparse_files_are_passed_over(tmp_path, form):
 
 
 def header_at(number):
-    """Return where the header of a member of WHOLE begins."""
+    """Return the position of the header of a member of WHOLE."""
     return 1024 * number
 
 
 @pytest.mark.parametrize(
-    "damage, says, number",
+    "damage, message, number",
     [
         (
             lambda c: c[: header_at(6) + 3] + b"!" + c[header_at(6) + 4 :],
@@ -218,37 +218,37 @@ def header_at(number):
         ),
     ],
 )
-def test_damage_is_said_with_its_place(damage, says, number):
+def test_damage_is_reported_with_its_position(damage, message, number):
     content = damage(archive(NAMES, tarfile.USTAR_FORMAT))
-    found, said = walk(content)
-    assert says in said
-    through_a_pipe, said = walk(content, Pipe)
-    assert through_a_pipe == found and said
+    found, error = walk(content)
+    assert message in error
+    through_a_pipe, error = walk(content, Pipe)
+    assert through_a_pipe == found and error
     assert [each.name for each in found if each.name != "x.jpg"] == NAMES[
         : min(20, number or len(found))
     ]
 
 
-def test_archives_behind_each_other_are_one():
+def test_concatenated_archives_are_read_as_one():
     other = archive(["a.jpg"])
-    short = member("b.jpg", b"b.jpg") + END  # as writers that do not pad
+    short = member("b.jpg", b"b.jpg") + END  # as written without padding
     for content in (
         WHOLE + other,
         WHOLE + short + other,
         gzip.compress(WHOLE) + gzip.compress(other),
     ):
-        found, said = walk(content)
-        assert not said and found[0].name == "0.jpg" and found[-1].name == "a.jpg"
+        found, error = walk(content)
+        assert not error and found[0].name == "0.jpg" and found[-1].name == "a.jpg"
 
 
-def test_what_stands_behind_the_end_is_told_from_damage():
+def test_data_after_the_end_is_distinguished_from_damage():
     with pytest.raises(BehindTheEndError):
         list(tar_members(io.BytesIO(WHOLE + b"<html>"), ENDINGS))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("name", ["bomb.jpg", "bomb.mp4"])
-def test_a_bomb_is_given_up_in_little_time_and_memory(pack, name):
+def test_a_decompression_bomb_is_rejected_in_little_time_and_memory(pack, name):
     header = member(name, size=1 << 30)
     bomb = io.BytesIO(pack(header) + pack(bytes(16 << 20)) * 64)
     tracemalloc.start()
@@ -263,7 +263,7 @@ def test_a_bomb_is_given_up_in_little_time_and_memory(pack, name):
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, message",
     [
         (b"", "an empty file; expected a tar archive"),
         (
@@ -280,10 +280,10 @@ def test_a_bomb_is_given_up_in_little_time_and_memory(pack, name):
         (gzip.compress(b"no tar" * 99, mtime=0), "no tar archive: (invalid header|bad checksum)"),
     ],
 )
-def test_what_is_no_tar_is_named(content, says):
-    with pytest.raises(ReadError, match=says):
+def test_a_file_that_is_not_a_tar_is_named(content, message):
+    with pytest.raises(ReadError, match=message):
         check_archive(io.BytesIO(content))
-    assert re.search(says, walk(content)[1])
+    assert re.search(message, walk(content)[1])
 
 
 def test_a_tar_passes_the_check():
@@ -292,7 +292,7 @@ def test_a_tar_passes_the_check():
 
 
 def damaged(kind, place, size, value):
-    """Return WHOLE cut, or with one byte changed, or with a stretch of zeros."""
+    """Return WHOLE truncated, or with one byte changed, or with a range of zeros."""
     if kind == "cut":
         return WHOLE[:place]
     piece = bytes([value]) if kind == "byte" else bytes(min(size, len(WHOLE) - place))
@@ -306,21 +306,21 @@ def damaged(kind, place, size, value):
     st.integers(1, 5000),
     st.integers(0, 255),
 )
-def test_a_damaged_tar_is_read_right_or_said(kind, place, size, value):
-    # zeros up to where a tar's padding ends cannot be told from padding
+def test_a_damaged_tar_is_read_correctly_or_reported(kind, place, size, value):
+    # zeros up to a position where a tar's padding may end cannot be distinguished from padding
     assume(kind != "zeros" or (place + size - 1) // 512 % 20 != 19)
-    found, said = walk(damaged(kind, place, size, value))
+    found, error = walk(damaged(kind, place, size, value))
     names = [each.name for each in found]
     lost = [name for name in NAMES if name not in names]
     assert [name for name in NAMES if name not in lost] == names
-    # else bytes of a member are others, for which a tar has no checksum, or a member of two blocks has become the mark
-    assert said or len(lost) <= 1
+    # else only a member's content has changed, which has no checksum, or a member of two blocks has become an end mark
+    assert error or len(lost) <= 1
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=3000), st.booleans())
-def test_any_bytes_behind_a_member_end_in_an_error_or_are_members(junk, is_packed):
+def test_any_bytes_after_a_member_are_members_or_an_error(junk, is_packed):
     content = member("0.jpg", b"0") + junk
-    found, said = walk(gzip.compress(content) if is_packed else content)
+    found, error = walk(gzip.compress(content) if is_packed else content)
     assert found[0] == Member("0.jpg", b"0")
-    assert said or junk.startswith(END)
+    assert error or junk.startswith(END)

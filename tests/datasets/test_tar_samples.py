@@ -1,4 +1,4 @@
-"""Which members of a tar make a sample, and that none is lost without being counted."""
+"""The grouping of a tar's members into samples; no image is lost without being counted."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ from minigpt4.datasets.datasets.tar_samples import tar_samples
 
 
 def samples(*names, error=None, size=1):
-    """Return {key: extensions} of pairs, and the same of what stayed alone, in the order of the samples."""
+    """Return (pairs, incomplete samples), both as (key, extensions) in the order of the samples."""
 
     def members():
         for name in names:
@@ -45,15 +45,15 @@ def samples(*names, error=None, size=1):
         ),
         ("IMG_2023.05.01.JPG IMG_2023.05.01.TXT 5.1.jpg 5.1.json", ["IMG_2023.05.01", "5.1"], []),
         ("./a.b/0.jpg ./a.b/0.txt /x/1.png /x/1.txt", ["./a.b/0", "/x/1"], []),
-        # the accent as macOS writes it, and as others do
+        # an accent as macOS writes it (NFD), and as other systems do (NFC)
         ("e\u0301.jpg \u00e9.txt", ["\u00e9"], []),
-        # what else bears a pair's name belongs to it, before or behind
+        # other members that begin with a pair's name belong to it, before or after it
         ("1.depth.png 1.jpg 1.mask.png 1.npy 1.txt 2.jpg 2.mask.png 2.txt", ["1", "2"], []),
         ("a.jpg a.txt a.1.jpg a.1.txt", ["a", "a.1"], []),
         ("d.jpg d.txt d.x/b.jpg ./d.jpg .jpg .txt", ["d", ""], ["d.x/b", "./d"]),
-        # members that are no neighbours
+        # members that are not adjacent
         ("0.jpg 1.txt 2.jpg 0.txt 1.jpg 2.txt", ["0", "1", "2"], []),
-        # names that come twice
+        # duplicate names
         ("x.jpg x.txt x.jpg x.txt", ["x", "x"], []),
         ("x.jpg x.txt y.jpg y.txt x.jpg x.txt", ["x", "y", "x"], []),
         ("x.jpg x.jpg x.txt", ["x"], ["x"]),
@@ -69,7 +69,7 @@ def samples(*names, error=None, size=1):
         (".hidden.jpg .hidden.txt", [".hidden"], []),
     ],
 )
-def test_names_make_samples(names, pairs, alone):
+def test_members_are_grouped_by_name(names, pairs, alone):
     found, lonely = samples(*names.split())
     assert sorted(key for key, _ in found) == sorted(pairs)
     assert sorted(key for key, _ in lonely) == sorted(alone)
@@ -81,7 +81,7 @@ def test_pairs_keep_the_order_of_the_archive():
     assert [key for key, _ in samples(*names)[0]] == [str(number) for number in numbers]
 
 
-def test_a_damaged_archive_gives_what_came_before_but_for_the_last_sample():
+def test_a_damaged_archive_gives_all_earlier_samples_except_the_last():
     names = ["lonely.jpg", "0.jpg", "0.txt", "1.jpg", "1.txt", "2.jpg"]
     assert samples(*names, error=tarfile.ReadError("cut")) == (
         [("0", ["jpg", "txt"]), ("1", ["jpg", "txt"])],
@@ -91,7 +91,7 @@ def test_a_damaged_archive_gives_what_came_before_but_for_the_last_sample():
     assert [key for key, _ in whole[0]] == ["0", "1"]
 
 
-def test_what_waits_is_bounded(monkeypatch):
+def test_waiting_samples_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 11_000)
     images = [f"{number}.jpg" for number in range(30)]
     captions = [f"{number}.txt" for number in range(30)]
@@ -101,7 +101,7 @@ def test_what_waits_is_bounded(monkeypatch):
     assert len(pairs) * 2 + len(alone) == 60
 
 
-def test_names_without_bytes_are_bounded_too(monkeypatch):
+def test_the_memory_of_names_is_bounded_too(monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 20_000)
     taken = []
 
@@ -114,7 +114,7 @@ def test_names_without_bytes_are_bounded_too(monkeypatch):
     assert first.key == "0" and len(taken) == 20
 
 
-def test_a_sample_too_large_is_said_so(monkeypatch):
+def test_a_sample_that_is_too_large_is_reported(monkeypatch):
     monkeypatch.setattr(module, "MAX_MEMBER", 10)
     (sample,) = tar_samples(
         [Member("0.jpg", bytes(8)), Member("0.txt", b"abc"), Member("0.png", None, "a link")]
@@ -126,7 +126,7 @@ def test_a_sample_too_large_is_said_so(monkeypatch):
     )
 
 
-def test_a_lonely_name_with_dots_explains_itself():
+def test_an_incomplete_sample_with_dots_in_its_name_is_explained():
     (sample,) = tar_samples([Member("photo.1.jpg", b"")])
     assert sample.found() == ("jpg", "alone: a sample's members have one name up to the last dot")
 
@@ -139,7 +139,7 @@ def test_a_lonely_name_with_dots_explains_itself():
         )
     )
 )
-def test_no_image_vanishes(members):
+def test_no_image_is_lost(members):
     pairs, alone = samples(*(f"{key}.{extension}" for key, extension in members))
     images = [key for key, extension in members if extension == "jpg"]
     assert sorted(images) == sorted(key for key, extensions in pairs + alone if "jpg" in extensions)

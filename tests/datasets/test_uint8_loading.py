@@ -1,4 +1,4 @@
-"""Images cross the worker boundary as bytes; what the model then gets is the float chain's, to the last bit."""
+"""Images are sent from workers as bytes; the model receives bit-identical values to those of the float chain."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_every_byte_of_every_channel_becomes_torchvisions_number(mean, std):
 
 
 @pytest.mark.parametrize("file", IMAGES)
-def test_the_halves_together_are_the_whole(file):
+def test_both_halves_together_equal_the_processor(file):
     image = load_rgb(GOLDEN / "f_image" / file)
     for process in (Blip2ImageTrainProcessor(56), Blip2ImageEvalProcessor(56, *ODD)):
         first, last = halves(process)
@@ -60,13 +60,13 @@ def test_batches_are_a_quarter_of_the_bytes_and_equal_on_the_device(tmp_path, nu
 
 
 def floats(dataset):
-    """Return an iterator over the samples of a dataset that no loader has bound: the whole chain, in float32."""
+    """Return an iterator over the samples of a dataset outside of a loader: processed completely, in float32."""
     dataset.bind(Place())
     return iter(dataset)
 
 
 class Jittered(Blip2ImageTrainProcessor):
-    """A user's processor with a step behind the normalisation."""
+    """A user's processor with a step after the normalisation."""
 
     def __call__(self, image):
         return super().__call__(image) * 1.5
@@ -114,7 +114,7 @@ def test_the_loss_and_gradient_of_a_training_step_are_the_same(tmp_path):
     assert results[0][1].abs().max() > 0
 
 
-def test_a_batch_that_skipped_the_device_is_refused(tmp_path):
+def test_a_batch_that_skipped_the_device_is_rejected(tmp_path):
     model, size = golden_model(tmp_path), CONFIG["image_size"]
     dataset = folder_dataset(tmp_path, range(2), processor=Blip2ImageTrainProcessor(size))
     with pytest.raises(

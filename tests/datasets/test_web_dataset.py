@@ -1,4 +1,4 @@
-"""The tar pipeline: order, split, skipping, budget, hostile shards."""
+"""The tar pipeline: order, sharing among ranks and workers, skipping and its limit, malicious shards."""
 
 import functools
 import http.server
@@ -64,7 +64,7 @@ def eight_shards(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
-def test_what_is_unusable_is_skipped_and_counted_exactly(two_shards, num_workers):
+def test_unusable_samples_are_skipped_and_counted_exactly(two_shards, num_workers):
     dataset = stream(two_shards, epochs=1)
     seen = one_pass(dataset, num_workers)
     assert sorted(seen) == sorted(
@@ -106,7 +106,7 @@ def test_each_reason_has_its_count(tmp_path):
 @pytest.mark.parametrize(
     "fault", ["missing", "empty file", "empty tar", "garbage", "truncated", "a folder"]
 )
-def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
+def test_a_broken_shard_does_not_affect_the_next_one(tmp_path, fault):
     good = shard(tmp_path, "good", range(5))
     bad = tmp_path / "bad.tar"
     kept = 0
@@ -116,12 +116,12 @@ def test_a_broken_shard_does_not_poison_its_neighbour(tmp_path, fault):
         write_tar(bad, {})
     elif fault == "garbage":
         bad.write_bytes(b"<html>" * 1000)
-    # in the image of the fifth sample, whose key the good shard has, too
+    # in the image of the fifth sample, whose key is also in the good shard
     elif fault == "truncated":
         shard(tmp_path, "bad", range(5))
         content = bad.read_bytes()
         bad.write_bytes(content[: content.index(b"000004.jpg") + 700])
-        # the sample before the cut is given up with it: nothing shows that it was complete
+        # the sample before the cut is dropped too, because it may be incomplete
         kept = 4 - 1
     elif fault == "a folder":
         bad.mkdir()
@@ -159,14 +159,14 @@ def test_a_hostile_member_is_never_decoded(tmp_path, extension):
     )
     assert one_pass(dataset) == ["0.tar/0"]
     assert not trap.exists()
-    pickle.loads(members[extension])  # the payload is a live one
+    pickle.loads(members[extension])  # the payload works
     assert trap.exists()
 
 
 @pytest.mark.parametrize(
     "location", ["pipe:touch created", "pipe:cat {0..3}.tar", "ftp://host/0.tar", ["a.tar", 3]]
 )
-def test_other_addresses_are_refused(location):
+def test_other_addresses_are_rejected(location):
     with pytest.raises(
         ValueError, match=r"refused; shards are local files, http\(s\) URLs, or|expected text"
     ):
@@ -207,7 +207,7 @@ class SilentHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def first_epoch(location, seed=0, rank=0, world_size=1):
-    """Return the ids of one rank's first pass."""
+    """Return the IDs of one rank's first epoch."""
     return one_pass(stream(location, epochs=1), place=Place(seed, rank, world_size))
 
 
@@ -225,7 +225,7 @@ def test_epochs_differ_in_order_but_not_in_content(eight_shards):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ranks_and_workers_together_meet_each_sample_once_an_epoch(eight_shards, num_workers):
+def test_ranks_and_workers_together_read_each_sample_once_per_epoch(eight_shards, num_workers):
     parts = [
         one_pass(stream(eight_shards, epochs=1), num_workers, Place(7, rank, 2))
         for rank in range(2)
@@ -245,14 +245,14 @@ def test_fewer_shards_than_consumers_still_feed_every_consumer(tmp_path, caplog,
             parts.append(one_pass(dataset, num_workers=2, place=Place(0, rank, 2)))
     assert all(abs(len(part) - 10 * num_shards) <= 2 for part in parts)
     assert len(set(parts[0]) | set(parts[1])) == len(parts[0]) + len(parts[1]) == 20 * num_shards
-    said = [record.message for record in caplog.records if "walks all shards" in record.message]
-    assert said == [
+    messages = [record.message for record in caplog.records if "walks all shards" in record.message]
+    assert messages == [
         f"laion: {num_shards} shard(s) for 2 rank(s) x 2 worker(s): each worker walks all shards and takes one "
         "sample in 4"
     ]
 
 
-def test_a_set_smaller_than_its_consumers_comes_round_to_all(tmp_path):
+def test_with_fewer_samples_than_consumers_each_consumer_gets_all_over_time(tmp_path):
     shard(tmp_path, "0", range(3))
     dataset = stream(f"{tmp_path}/0.tar")
     dataset.bind(Place(0, rank=6, world_size=8))
@@ -260,7 +260,7 @@ def test_a_set_smaller_than_its_consumers_comes_round_to_all(tmp_path):
     assert seen == {f"0.tar/{number:06d}" for number in range(3)}
 
 
-def test_a_stream_goes_on_exactly_where_it_stood(two_shards):
+def test_a_stream_resumes_exactly(two_shards):
     dataset = stream(two_shards)
     dataset.bind(Place(3))
     samples = list(itertools.islice(dataset, 40))
@@ -274,7 +274,7 @@ def test_a_stream_goes_on_exactly_where_it_stood(two_shards):
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
-def test_going_on_reads_in_proportion_and_decodes_nothing(tmp_path):
+def test_resuming_takes_proportional_time_and_decodes_nothing(tmp_path):
     whole = write_tar(
         tmp_path / "0.tar", {f"{number:06d}": pair(number % 5) for number in range(100)}
     )
@@ -294,7 +294,7 @@ def test_going_on_reads_in_proportion_and_decodes_nothing(tmp_path):
         read[count] = bytes_read() - before
         assert len(decoded) == 1 and not decoded.clear()
         assert dataset.skips.report() == {"seen": 1}
-    # whole shards are read, but for the last: 1000 samples are 10 shards, and one more or less is 10 %
+    # all shards but the last are read completely: 1000 samples are 10 shards, so one more or less is 10 %
     assert read[3500] - read[2500] == pytest.approx(read[2500] - read[1500], rel=0.1)
     assert read[2500] - read[1500] == pytest.approx(10 * os.path.getsize(whole), rel=0.1)
 
@@ -364,7 +364,7 @@ def test_more_bad_samples_than_the_limit_end_the_run(tmp_path):
     assert len(list(itertools.islice(tolerant, 40))) == 40
 
 
-def test_skipping_costs_no_time(tmp_path):
+def test_skipping_is_fast(tmp_path):
     samples = {
         f"{number:06d}": {"jpg": b"broken", "json": b'{"caption": "a"}'} for number in range(200)
     }
@@ -393,13 +393,13 @@ def test_json_of_img2dataset_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1, 99, 100, 150, 1000, 1001, 2500])
-def test_the_shuffle_is_that_of_webdataset(number):
+def test_the_shuffle_order_equals_webdatasets(number):
     raws = [RawSample("0.tar", str(key), {"jpg": b"1234"}, ("jpg",)) for key in range(number)]
     expected = shuffle(1000, initial=100, rng=random.Random(5))(iter(raws))
     assert list(shuffled(iter(raws), random.Random(5))) == list(expected)
 
 
-def test_the_shuffle_holds_no_more_bytes_than_it_may(monkeypatch):
+def test_the_shuffle_buffer_is_bounded_in_bytes(monkeypatch):
     monkeypatch.setattr(web_dataset, "SHUFFLE_BYTES", 100)
     taken = []
 
@@ -415,7 +415,7 @@ def test_the_shuffle_holds_no_more_bytes_than_it_may(monkeypatch):
     assert sorted(seen) == list(range(300)) and seen != sorted(seen)
 
 
-def test_what_names_with_dots_lose_is_counted_pair_by_pair(tmp_path):
+def test_samples_lost_to_dots_in_names_are_counted(tmp_path):
     samples = {f"{number:05d}": pair(1) for number in range(60)}
     samples |= {
         f"{number:05d}.{part}": {part: pair(1)[part]}
@@ -429,7 +429,7 @@ def test_what_names_with_dots_lose_is_counted_pair_by_pair(tmp_path):
         list(itertools.islice(loader([stream(location)], batch_size=8), 400))
 
 
-def test_a_name_that_is_not_utf8_is_a_sample_like_others(tmp_path):
+def test_a_name_that_is_not_utf8_gives_a_normal_sample(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for extension, data in pair(0).items():
             info = tarfile.TarInfo(f"caf\udce9.{extension}")
@@ -440,7 +440,7 @@ def test_a_name_that_is_not_utf8_is_a_sample_like_others(tmp_path):
     assert one_pass(dataset) == ["0.tar/caf\\xe9"]
 
 
-def test_the_rest_of_a_damaged_shard_is_said(tmp_path, caplog):
+def test_the_loss_of_the_rest_of_a_damaged_shard_is_reported(tmp_path, caplog):
     shard(tmp_path, "bad", range(9))
     content = bytearray((tmp_path / "bad.tar").read_bytes())
     content[content.index(b"000005.jpg") + 2] ^= 1
@@ -451,7 +451,7 @@ def test_the_rest_of_a_damaged_shard_is_said(tmp_path, caplog):
     assert "bad checksum; samples read of it: 4, none behind that" in caplog.text
 
 
-def test_a_fifo_in_place_of_a_shard_is_counted_and_not_waited_for(tmp_path):
+def test_a_fifo_in_place_of_a_shard_is_counted_and_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "fifo.tar")
     dataset = stream([str(tmp_path / "fifo.tar"), shard(tmp_path, "good", range(3))], epochs=1)
     assert len(one_pass(dataset)) == 3

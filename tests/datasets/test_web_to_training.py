@@ -1,7 +1,7 @@
-"""From a caption list on disk and images on the web to training, nothing simulated: the real img2dataset downloads.
+"""From a caption list and images on a web server to training, with the real img2dataset, nothing simulated.
 
-The server is ours, on loopback. img2dataset comes from the package registry, once, into the place where the download
-scripts keep it for the user.
+The web server runs on loopback. img2dataset is installed once from the package registry, into the folder where the
+download scripts keep it for the user.
 """
 
 import json
@@ -51,12 +51,12 @@ def download(folder, *options, expect=0):
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """Skips where neither img2dataset is installed already nor the registry can be reached."""
+    """Skips the tests if img2dataset is not installed and the registry cannot be reached."""
     if os.environ.get("MINIGPT4_OFFLINE"):
         pytest.skip("MINIGPT4_OFFLINE is set")
-    told = download(tmp_path_factory.mktemp("help"), "--help").stdout
-    place = re.search(r"where img2dataset lives, now (.*)\)", told)[1]
-    version = re.search(r"img2dataset-([\d.]+)", told)[1]
+    help_text = download(tmp_path_factory.mktemp("help"), "--help").stdout
+    place = re.search(r"where img2dataset lives, now (.*)\)", help_text)[1]
+    version = re.search(r"img2dataset-([\d.]+)", help_text)[1]
     if not Path(place, "bin/python").exists():
         probe = [
             sys.executable,
@@ -106,18 +106,18 @@ def downloaded(registry, tmp_path_factory):
         return folder, converted + printed, asked, server.asked
 
 
-def test_every_url_is_asked_once_and_malformed_records_are_reported(downloaded):
+def test_every_url_is_requested_once_and_malformed_records_are_reported(downloaded):
     _, printed, asked, _ = downloaded
     assert f"{URLS} rows of url, caption; {URLS + MALFORMED} records read" in printed
     assert f"left out: {MALFORMED} records" in printed
     assert asked == {f"/{kind}/{number}": 1 for number, kind in enumerate(KINDS)}
 
 
-def test_starting_again_does_only_what_is_not_finished(downloaded):
+def test_a_second_start_does_only_what_is_not_finished(downloaded):
     assert len(downloaded[3]) == PER_SHARD and set(downloaded[3].values()) == {1}
 
 
-def test_stats_say_what_was_lost_and_why(downloaded):
+def test_stats_show_what_failed_and_why(downloaded):
     folder, printed, *_ = downloaded
     stats = read_download_stats(folder / "laion_dataset")
     assert (stats.shards, stats.unfinished) == (URLS // PER_SHARD, [])
@@ -150,7 +150,7 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
     assert len(one_pass(dataset)) == SUCCESSES and dataset.skips.report() == {"seen": SUCCESSES}
 
     steps, rest = divmod(SUCCESSES, BATCH_SIZE)
-    assert rest == 0  # so that an epoch of batches is one pass over the samples
+    assert rest == 0  # so that one pass over the samples is a whole number of batches
     config = write_config(shards, steps, release, tmp_path)
     look = [
         sys.executable,
@@ -163,13 +163,13 @@ def test_tars_inspection_and_training_agree_with_the_stats(downloaded, release, 
         "--num",
         "4",
     ]
-    told = run([*look, "--output", str(tmp_path / "sheet.html")], ROOT).stdout
+    printed = run([*look, "--output", str(tmp_path / "sheet.html")], ROOT).stdout
     assert (
         f"  shards    {URLS // PER_SHARD} found, 0 missing\n  download  {SUCCESSES} of {URLS} images ("
-        in told
+        in printed
     )
-    assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in told
-    assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in told
+    assert f"{FAULTS['gone']}  HTTP Error 404: Not Found" in printed
+    assert f"  scanned   all {SUCCESSES} samples\n  usable    {SUCCESSES} (100.0%)\n" in printed
     assert (tmp_path / "sheet.html").is_file()
 
     result = run([sys.executable, "train.py", "--cfg-path", config], ROOT)
@@ -189,7 +189,7 @@ def write_config(shards, steps, release, folder):
     return str(folder / "train.yaml")
 
 
-def test_a_misspelt_option_is_named_before_anything_is_downloaded(downloaded, tmp_path):
+def test_a_misspelt_option_is_reported_before_any_download(downloaded, tmp_path):
     (tmp_path / "list.tsv").write_text("url\tcaption\r\n")
     for option in ("--proceses_count=4", "--output_folder"):
         assert (

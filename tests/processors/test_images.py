@@ -1,4 +1,4 @@
-"""The one loader of images: modes, limits, formats, files that were made to hurt."""
+"""The image loader: modes, limits, formats, malicious files."""
 
 import io
 import os
@@ -43,15 +43,15 @@ def test_2023s_reader_drops_alpha_and_does_not_blend():
 
 def test_2023s_reader_leaves_the_orientation_alone():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     assert load_rgb(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (8, 4)
 
 
-def test_size_is_judged_by_the_header_before_anything_is_decoded():
+def test_the_size_in_the_header_is_checked_before_decoding():
     content = encoded(Image.new("RGB", (30, 20)))
     assert load_rgb(content, max_pixels=600).size == (30, 20)
     with pytest.raises(ImageError, match="30 x 20 pixels; at most 599 are accepted"):
-        # cut behind the header: decoding would say "truncated"
+        # cut after the header: decoding would fail with "truncated"
         load_rgb(content[:60], max_pixels=599)
 
 
@@ -64,12 +64,12 @@ def test_size_is_judged_by_the_header_before_anything_is_decoded():
     ],
     ids=["empty", "text", "cut"],
 )
-def test_what_is_no_image_is_an_image_error(content):
+def test_a_file_that_is_not_an_image_raises_image_error(content):
     with pytest.raises(ImageError):
         load_rgb(content)
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path):
+def test_a_missing_file_raises_file_not_found_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_rgb(tmp_path / "none.jpg")
 
@@ -146,7 +146,7 @@ def test_an_image_is_as_a_viewer_shows_it(name):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_photos_stand_upright(kind):
+def test_photos_are_turned_upright(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (8, 4))
@@ -155,19 +155,19 @@ def test_photos_stand_upright(kind):
     assert shown.shape == (8, 4, 3) and shown[:, 3].min() > 200 and shown[:, 0].max() < 50
 
 
-def test_a_broken_orientation_does_not_cost_the_image():
+def test_an_image_with_a_broken_orientation_is_still_read():
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
     assert load_image(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (8, 4)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
-def test_of_several_images_the_first_is_shown(kind):
+def test_of_several_frames_the_first_is_shown(kind):
     first, second = Image.new("RGB", (8, 4), "red"), Image.new("RGB", (8, 4), "blue")
     found = np.asarray(load_image(encoded(first, kind, save_all=True, append_images=[second])))
     assert found[..., 0].min() > 240 and found[..., 2].max() < 15
 
 
-def test_a_pointer_of_git_lfs_and_a_pipe_say_what_they_are(tmp_path):
+def test_a_git_lfs_pointer_and_a_fifo_are_named_in_the_error(tmp_path):
     with pytest.raises(ImageError, match="Git LFS pointer, not the image: install git-lfs"):
         load_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2690\n")
     os.mkfifo(tmp_path / "a.jpg")
@@ -177,7 +177,7 @@ def test_a_pointer_of_git_lfs_and_a_pipe_say_what_they_are(tmp_path):
         load_image(tmp_path)
 
 
-# files that were made to hurt
+# malicious files
 
 
 def chunk(kind, data):
@@ -190,13 +190,13 @@ def png_with(*chunks):
 
 
 def overlapping_tags(size=3_000_000, count=5000):
-    """Return TIFF data in which each of `count` tags has all of it as its value."""
+    """Return TIFF data in which the value of each of `count` tags is the whole data."""
     tags = b"".join(struct.pack("<HHII", tag, 7, size, 8) for tag in range(1, count))
     return (b"II*\0\x08\0\0\0" + struct.pack("<H", count - 1) + tags).ljust(size + 100, b"\0")
 
 
 def scans(number, size):
-    """Return a progressive JPEG whose last scan stands there `number` times."""
+    """Return a progressive JPEG whose last scan is repeated `number` times."""
     whole = encoded(Image.new("RGB", size), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + whole[last:-2] * number + b"\xff\xd9"
@@ -219,7 +219,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_files_that_would_take_minutes_or_all_memory_are_refused(name, monkeypatch):
+def test_files_that_would_take_minutes_or_all_memory_are_rejected(name, monkeypatch):
     monkeypatch.setattr(images, "MAX_SECONDS", 0.3)
     content, start = BOMBS[name](), time.thread_time()
     with pytest.raises(ImageError, match=r"scans; at most|no end after|Too much memory"):
@@ -227,7 +227,7 @@ def test_files_that_would_take_minutes_or_all_memory_are_refused(name, monkeypat
     assert time.thread_time() - start < 3
 
 
-def test_what_costs_nothing_is_read():
+def test_harmless_oddities_are_read():
     assert load_image(png_with(chunk(b"eXIf", overlapping_tags()))).size == (9, 9)
     film = encoded(Image.new("RGB", (9, 9)), "JPEG") + b"\xff\xda" * 500  # a phone appends one
     assert load_image(film).size == (9, 9)
@@ -254,7 +254,7 @@ SOUND += [
     end=st.floats(0, 1),
 )
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it finds
-def test_a_damaged_image_is_an_image_or_an_image_error(content, changes, end):
+def test_a_damaged_image_is_decoded_or_raises_image_error(content, changes, end):
     damaged = bytearray(content)
     for place, data in changes:
         place %= len(damaged)

@@ -1,6 +1,6 @@
 """Builders: a section `datasets.<name>` of the configuration -> a dataset.
 
-To add one, subclass BaseDatasetBuilder, register it, and name it here; defaults may stand in a YAML file.
+To add one, subclass BaseDatasetBuilder, register it, and import it here; its defaults can be in a YAML file.
 """
 
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder

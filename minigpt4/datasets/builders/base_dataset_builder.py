@@ -1,4 +1,4 @@
-"""What the builders share: the keys of their section, its processors, and its splits."""
+"""The base class of dataset builders: the keys of a section, its processors, and its splits."""
 
 import copy
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor
 from minigpt4.processors.blip_processors import BlipCaptionProcessor, BlipImageProcessor
 
 SPLITS = ("train", "eval")
-_MISTAKEN = {
+_WRONG_KIND = {  # key of a section -> class of the processors for the other key, and what they process
     "vis_processor": (BlipCaptionProcessor, "texts"),
     "text_processor": (BlipImageProcessor, "images"),
 }
@@ -28,7 +28,7 @@ class BuildInfo:
 
 @dataclass
 class SplitProcessors:
-    """A processor a split: {name: registered name, and that processor's own keys}."""
+    """The processor of each split: a mapping with its registered `name` and its own keys."""
 
     train: dict[str, Any] | None = None
     eval: dict[str, Any] | None = None
@@ -36,38 +36,38 @@ class SplitProcessors:
 
 @dataclass
 class DatasetConfig:
-    builder: str | None = None  # registered name of the builder; the section's own name if absent
-    type: str = "default"  # which of the builder's YAML files is overlaid
-    data_type: str = "images"  # of 2023's files; nothing depends on it
+    builder: str | None = None  # registered name of the builder; by default the section's own name
+    type: str = "default"  # key of the YAML file in DATASET_CONFIG_DICT that has the defaults
+    data_type: str = "images"  # in the files of 2023; unused
     build_info: BuildInfo = field(default_factory=BuildInfo)
-    val: BuildInfo | None = None  # a validation split from files of its own
-    val_fraction: float | None = None  # or from this share of build_info's images
+    val: BuildInfo | None = None  # a validation split from separate files
+    val_fraction: float | None = None  # or from this share of the training images
     vis_processor: SplitProcessors = field(default_factory=SplitProcessors)
     text_processor: SplitProcessors = field(default_factory=SplitProcessors)
     sample_ratio: float | None = None  # share of the batches, relative to the other datasets
-    batch_size: int | None = None  # run.batch_size_train if absent
+    batch_size: int | None = None  # by default run.batch_size_train
 
 
 class BaseDatasetBuilder:
-    """`build_datasets()` returns the splits of one section `datasets.<name>`.
+    """Builds the splits of one section `datasets.<name>`: `build_datasets()`.
 
-    A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and
-    `check_data` for what can be said before anything is read.
+    A subclass has `build_train_dataset`, a dataclass `Config` if it has keys of its own, and `check_data` for what
+    can be checked before training, also by --dry-run.
     """
 
     Config = DatasetConfig
     DATASET_CONFIG_DICT: dict[str, str] = {}  # type -> YAML file inside the package
-    EXPECTED = ""  # what `storage` names, where it must be a path
+    EXPECTED = ""  # for messages, e.g. "the path of a folder"; if set, `storage` must be a text
     name: str | None = None  # the registered name
 
     def __init__(self, cfg: Mapping, name: str | None = None):
-        """`cfg`: the section, of a Config or any mapping; `name`: its name and the dataset's, else the builder's."""
+        """`cfg`: the section, from a Config or any mapping; `name`: that of section and dataset, default the builder's."""
         self.name = name or self.name
         self.config = as_section(cfg, self.Config, f"datasets.{self.name}")
         self.vis_processors, self.text_processors = {}, {}
 
     def build_datasets(self) -> dict[str, BaseDataset]:
-        """Return {"train": dataset}, and "val" where the section asks for it. Raises ValueError or OSError."""
+        """Return {"train": dataset}, and "val" if the section asks for it. Raises ValueError or OSError."""
         self.build_processors()
         train = self._adapted(self.build_train_dataset(self.config["build_info"].get("storage")))
         train.sample_ratio = self.config.get("sample_ratio")
@@ -87,11 +87,11 @@ class BaseDatasetBuilder:
         return splits
 
     def build_train_dataset(self, storage: Any) -> BaseDataset:
-        """Return the dataset that lies at `storage`, with the processors of "train"."""
+        """Return the dataset stored at `storage`, with the processors of "train"."""
         raise NotImplementedError(f"{type(self).__name__}.build_train_dataset")
 
     def build_val_dataset(self) -> BaseDataset:
-        """Return what the builder makes of the section's `val`, or of the training data, without augmentation."""
+        """Return the dataset of the section's `val`, by default of the training data, with the "eval" processors."""
         builder = copy.copy(self)
         builder.name = f"{self.name} val"
         builder.config = {
@@ -114,7 +114,7 @@ class BaseDatasetBuilder:
 
     @classmethod
     def preflight(cls, cfg: Mapping, where: str) -> list[Problem]:
-        """Return the problems of the section `where`; reads no more of the data than it must."""
+        """Return the problems of the section at the key `where`; reads as little of the data as possible."""
         problems = cls.data_problems(cfg["build_info"], f"{where}.build_info")
         if cfg.get("val"):
             problems += cls.data_problems(_val_info(cfg), f"{where}.val")
@@ -122,10 +122,9 @@ class BaseDatasetBuilder:
             _processors(cfg, where)
         except ValueError as error:
             problems.append(Problem.parse(error, where))
-        # numbers
-        for key, unit in (("sample_ratio", "a number"), ("batch_size", "an integer")):
+        for key, kind in (("sample_ratio", "a number"), ("batch_size", "an integer")):
             if cfg.get(key) is not None and not cfg[key] > 0:
-                problems.append(Problem(f"{where}.{key}", f"{cfg[key]}; expected {unit} above 0"))
+                problems.append(Problem(f"{where}.{key}", f"{cfg[key]}; expected {kind} above 0"))
         fraction = cfg.get("val_fraction")
         if fraction is not None and not 0 < fraction < 1:
             problems.append(
@@ -142,7 +141,7 @@ class BaseDatasetBuilder:
 
     @classmethod
     def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
-        """Return what is wrong with the data that `info`, the mapping at the key `where`, names."""
+        """Return the problems of the data that `info`, the mapping at the key `where`, refers to."""
         storage, key = info["storage"], f"{where}.storage"
         if cls.EXPECTED and not (isinstance(storage, str) and storage.strip()):
             return [Problem(key, f"{storage!r}; expected {cls.EXPECTED}")]
@@ -159,23 +158,23 @@ class BaseDatasetBuilder:
 
     @classmethod
     def check_data(cls, info: Mapping) -> None:
-        """Raise OSError, or ValueError of one or more messages, where the data cannot be there."""
+        """Raise OSError, or ValueError with one or more messages, if the data is missing or cannot be used."""
 
 
 def _val_info(cfg: Mapping) -> dict | None:
-    """Return what `val` names; what it leaves out, such as the folder of images, is as in `build_info`."""
+    """Return `val`, with keys that it leaves out, such as the image folder, taken from `build_info`; None without it."""
     val = cfg.get("val")
-    return val and {
-        **cfg["build_info"],
-        **{key: value for key, value in val.items() if value is not None},
-    }
+    if not val:
+        return None
+    given = {key: value for key, value in val.items() if value is not None}
+    return {**cfg["build_info"], **given}
 
 
 def _processors(cfg: Mapping, where: str) -> tuple[dict, dict]:
     """Return ({split: image processor}, {split: caption processor}). Raises ValueError that names the key.
 
-    Where a validation split is asked for, "eval" is there without a section of its own: the image
-    as a plain square of training's size, mean and std; the captions as in training.
+    If the section asks for a validation split but has no "eval" processors, images are resized to a square of
+    training's size, with its mean and std, and captions are processed as in training.
     """
     vis = {split: _processor(cfg, "vis_processor", split, where) for split in SPLITS}
     text = {split: _processor(cfg, "text_processor", split, where) for split in SPLITS}
@@ -199,8 +198,9 @@ def _processor(cfg: Mapping, role: str, split: str, where: str) -> Any:
     section = (cfg.get(role) or {}).get(split)
     if not section:
         return None
-    cls, (other, kind) = registry.get_processor_class(section["name"]), _MISTAKEN[role]
-    if issubclass(cls, other):
+    cls = registry.get_processor_class(section["name"])
+    wrong_class, kind = _WRONG_KIND[role]
+    if issubclass(cls, wrong_class):
         raise ValueError(
             f"{where}.{role}.{split}.name: '{section['name']}' is a processor of {kind}"
         )

@@ -1,6 +1,6 @@
-"""The three datasets of MiniGPT-4: `laion` and `cc_sbu` (tar shards, stage 1), `cc_sbu_align` (a folder, stage 2).
+"""Builders for the datasets of MiniGPT-4: `laion` and `cc_sbu` (tar shards, stage 1), `cc_sbu_align` (folder, stage 2).
 
-And `webdataset`: anybody's tar shards.
+And `webdataset`, for any other tar shards.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from minigpt4.processors import load_image, load_rgb
 
 
 class ShardsBuilder(BaseDatasetBuilder):
-    """Tar shards as img2dataset writes them; `build_info.storage` is a pattern like
+    """Tar shards as img2dataset writes them. `build_info.storage` is a pattern such as
     /data/laion/{00000..10488}.tar, or a folder of tars."""
 
     load_image = staticmethod(load_image)
@@ -52,7 +52,7 @@ class CCSBUBuilder(ShardsBuilder):
 
 @registry.register_builder("webdataset")
 class WebDatasetBuilder(ShardsBuilder):
-    """Any tar files of images (jpg, jpeg, png, webp) with same-named json or txt."""
+    """Any tar files of images, each with a json or txt file of the same name."""
 
     name = "webdataset"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/webdataset/defaults.yaml"}
@@ -62,7 +62,7 @@ class WebDatasetBuilder(ShardsBuilder):
 class CCSBUAlignBuilder(BaseDatasetBuilder):
     """A folder with `filter_cap.json` and `image/<image_id>.jpg` (or .png, .jpeg, .webp).
 
-    Captions are learnt as they stand: a `text_processor` in the section is not applied, for the
+    Captions are learnt unchanged: a `text_processor` in the section is not applied, because the
     long descriptions of stage 2 need their capitals and punctuation. Source: MiniGPT-4 2023.
     """
 

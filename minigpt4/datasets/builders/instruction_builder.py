@@ -1,4 +1,4 @@
-"""The 22 instruction datasets of MiniGPT-v2: under each name its files, their format, and what stands around the words.
+"""Builders for the 22 instruction datasets of MiniGPT-v2: SOURCES defines each by its files, their format and its Task.
 
 `build_info` has the keys of the release's YAML files; docs/instruction_data.md says which official files belong there.
 """
@@ -28,14 +28,14 @@ from minigpt4.processors import Blip2ImageEvalProcessor, Blip2ImageTrainProcesso
 
 
 class Source(NamedTuple):
-    """One dataset: its YAML file below configs/datasets, its `build_info`, its format, and its Task."""
+    """The definition of one dataset."""
 
-    yaml: str
-    info: type
-    files: Callable[[Mapping], layouts.Files]
-    read: Callable[[Sequence[Path]], Records]
+    yaml: str  # below configs/datasets, without suffix
+    info: type  # the dataclass of `build_info`
+    files: Callable[[Mapping], layouts.Files]  # from `build_info`
+    read: Callable[[Sequence[Path]], Records]  # from the annotation files
     task: Task
-    leaves_out_missing: bool = False  # records about images that are not there, before the run
+    leaves_out_missing: bool = False  # records whose images do not exist are removed before the run
 
 
 def _rows(form: Format) -> Callable[[Sequence[Path]], Records]:
@@ -100,18 +100,18 @@ SOURCES = {
 
 @dataclass
 class InstructionConfig(DatasetConfig):
-    instructions: str | None = (
-        None  # file of sentences around the words, a line each; by default one in prompts/
-    )
-    exact_boxes: bool = False  # True: boxes that reach out of the image are written beyond 0..100, as the release does
+    # file of instruction templates, one per line; by default one in prompts/
+    instructions: str | None = None
+    # True: coordinates of boxes that extend beyond the image are not in 0..100, as in the release
+    exact_boxes: bool = False
 
     READ_PATHS = ("instructions",)
 
 
 class InstructionBuilder(BaseDatasetBuilder):
-    """Builds the dataset that SOURCE describes. The same files are read once, by whichever names ask for them.
+    """Builds the dataset that SOURCE defines. Files that several datasets use are read once.
 
-    Images are resized whole, also by `blip2_image_train`, as the release does: a crop would make boxes wrong.
+    Images are resized without cropping, also by `blip2_image_train`, as in the release: a crop would make boxes wrong.
     """
 
     SOURCE: Source
@@ -121,7 +121,8 @@ class InstructionBuilder(BaseDatasetBuilder):
         task = self.SOURCE.task
         if self.SOURCE.leaves_out_missing:
             records = _with_images(records, files.folders, self.name)
-        pool = read_pool(path, task.takes_words) if (path := _pool(self.config, task)) else [SLOT]
+        pool_file = _pool_file(self.config, task)
+        pool = read_pool(pool_file, task.takes_words) if pool_file else [SLOT]
         vis, text = self.vis_processors["train"], self.text_processors["train"]
         is_exact = self.config["exact_boxes"]
         return InstructionDataset(
@@ -132,12 +133,13 @@ class InstructionBuilder(BaseDatasetBuilder):
         super().build_processors()
         for split, processor in self.vis_processors.items():
             if isinstance(processor, Blip2ImageTrainProcessor):
-                whole = Blip2ImageEvalProcessor(processor.image_size, processor.mean, processor.std)
-                self.vis_processors[split] = whole
+                self.vis_processors[split] = Blip2ImageEvalProcessor(
+                    processor.image_size, processor.mean, processor.std
+                )
 
     @classmethod
     def records(cls, info: Mapping) -> tuple[Records, layouts.Files]:
-        """Return the records of what `build_info` or `val` names. Raises OSError or ValueError."""
+        """Return (records, files) for a section's `build_info` or `val`. Raises OSError or ValueError."""
         files = cls.SOURCE.files(info)
         stamps = [
             (path, path.stat().st_mtime_ns, path.stat().st_size) for _, path in files.annotations
@@ -150,7 +152,7 @@ class InstructionBuilder(BaseDatasetBuilder):
         task, key = cls.SOURCE.task, f"{where}.instructions"
         if cfg.get("instructions") and task.is_dialogue:
             problems.append(Problem(key, "a conversation has its own questions; remove the key"))
-        elif path := _pool(cfg, task):
+        elif path := _pool_file(cfg, task):
             try:
                 read_pool(path, task.takes_words)
             except FileNotFoundError:
@@ -186,54 +188,53 @@ class InstructionBuilder(BaseDatasetBuilder):
         return []
 
 
-@lru_cache(maxsize=64)  # --dry-run's check, the run, and the inverse of a dataset ask for the same
+# cached: the configuration's check, the run, and the inverse of a dataset read the same files
+@lru_cache(maxsize=64)
 def _read_once(read: Callable[[Sequence[Path]], Records], stamps: tuple) -> Records:
     return read([path for path, _, _ in stamps])
 
 
-def _pool(cfg: Mapping, task: Task) -> str | None:
-    """Return the path of the sentences: the user's, or those that the project ships; None without any."""
-    return cfg["instructions"] or (find_path(pool_path(task.pool)) if task.pool else None)
+def _pool_file(cfg: Mapping, task: Task) -> str | None:
+    """Return the path of the instruction templates: the user's, or those shipped for the task; None if it has none."""
+    if cfg["instructions"]:
+        return cfg["instructions"]
+    return find_path(pool_path(task.pool)) if task.pool else None
 
 
 def _no_file(path: Path, url: str) -> str:
-    """Return what is said of an annotation file that is not there."""
-    beside = (
-        sorted(other.name for other in path.parent.glob(f"*{path.suffix}"))[:5]
-        if path.parent.is_dir()
-        else []
-    )
-    there = f" (the folder has {', '.join(beside)})" if beside else ""
+    """Return the message for an annotation file that does not exist."""
+    others = [other.name for other in path.parent.glob(f"*{path.suffix}")]
+    there = f" (the folder has {', '.join(sorted(others)[:5])})" if others else ""
     source = f"; the release takes it from {url}" if url else ""
     return f"no file at '{path}'{there}{source}: {GUIDE}"
 
 
 def _with_images(records: Records, folders: Sequence[Path], name: str) -> Records:
-    """Return the records whose images are there; the number of the others is said. Raises ValueError for none."""
-    there = set()
-    for folder in folders:
-        there |= {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    """Return the records whose images exist; a warning counts the others. Raises ValueError if none is left."""
+    existing = set()
+    for folder in filter(Path.is_dir, folders):
+        existing |= {entry.name for entry in os.scandir(folder)}
     kept = [
-        record for record in records if not isinstance(record, Example) or record.image in there
+        record for record in records if not isinstance(record, Example) or record.image in existing
     ]
     if not any(isinstance(record, Example) for record in kept):
         raise ValueError(
-            f"datasets.{name}: none of the images of its {len(records):,} records is in {_all(folders)}"
+            f"datasets.{name}: none of the images of its {len(records):,} records is in {_quoted(folders)}"
         )
-    if left_out := len(records) - len(kept):
-        of = f"{left_out:,} of {len(records):,} records"
+    if num_removed := len(records) - len(kept):
+        removed = f"{num_removed:,} of {len(records):,} records"
         logging.warning(
-            f"{name}: {of} are about images that are not in {_all(folders)}; they are left out"
+            f"{name}: {removed} are about images that are not in {_quoted(folders)}; they are left out"
         )
     return kept
 
 
 def _check_images(records: Records, folders: Sequence[Path], most: int = 100) -> None:
-    """Raise ValueError if of some `most` images, evenly chosen, all are missing, or no images."""
-    named = [
+    """Check about `most` images, evenly spaced over the records. Raises ValueError if none is there and readable."""
+    with_image = [
         record for record in records if isinstance(record, Example) and record.image is not None
     ]
-    chosen, found = named[:: max(1, len(named) // most)], []
+    chosen, found = with_image[:: max(1, len(with_image) // most)], []
     for record in chosen:
         try:
             found.append(find_image(folders, record.image))
@@ -244,24 +245,24 @@ def _check_images(records: Records, folders: Sequence[Path], most: int = 100) ->
     elif chosen:
         first = f"'{printable(chosen[0].image)}' ({chosen[0].where})"
         raise ValueError(
-            f"no {first} in {_all(folders)}, nor any other of {len(chosen)} that were looked for"
+            f"no {first} in {_quoted(folders)}, nor any other of {len(chosen)} that were looked for"
         )
 
 
-def _all(folders: Sequence[Path]) -> str:
+def _quoted(folders: Sequence[Path]) -> str:
     return " or ".join(f"'{folder}'" for folder in folders)
 
 
 def _register(name: str, source: Source) -> None:
-    """Register the builder of a dataset, with a Config of its layout."""
-    kinds = [
+    """Register a builder class for a dataset, with a Config whose `build_info` and `val` have the dataset's layout."""
+    fields = [
         ("build_info", source.info, field(default_factory=source.info)),
         ("val", source.info | None, None),
     ]
     members = {
         "name": name,
         "SOURCE": source,
-        "Config": make_dataclass("Config", kinds, bases=(InstructionConfig,)),
+        "Config": make_dataclass("Config", fields, bases=(InstructionConfig,)),
         "DATASET_CONFIG_DICT": {"default": f"configs/datasets/{source.yaml}.yaml"},
     }
     registry.register_builder(name)(type(f"Builder_{name}", (InstructionBuilder,), members))

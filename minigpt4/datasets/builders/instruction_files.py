@@ -1,4 +1,7 @@
-"""What `build_info` of an instruction dataset names: four layouts of keys, as in the YAML files of MiniGPT-v2."""
+"""The layouts of `build_info` of instruction datasets, as in the YAML files of MiniGPT-v2, and the files they refer to.
+
+Each layout is a dataclass of keys, and a function from such a section to its Files.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +28,8 @@ class FilesInfo(TextInfo):
 
 @dataclass
 class RefsInfo(FilesInfo):
-    dataset: str = REQUIRED  # folder below ann_path; a leading inv is no part of its name
-    splitBy: str = REQUIRED  # of refs(<splitBy>).p
+    dataset: str = REQUIRED  # folder below ann_path; a prefix "inv" is removed
+    splitBy: str = REQUIRED  # in the name of refs(<splitBy>).p
 
 
 @dataclass
@@ -39,8 +42,8 @@ class GenomeInfo:
 @dataclass
 class AnnotationFiles:
     storage: Any = REQUIRED  # path, or a list of paths
-    url: Any = None  # where the release downloads them; here only messages name it
-    md5: Any = None  # of the release's download; not looked at
+    url: Any = None  # from where the release downloads them; used only in messages
+    md5: Any = None  # of the release's download; unused
 
     READ_PATHS = ("storage",)
 
@@ -52,7 +55,7 @@ class Annotations:
 
 @dataclass
 class Images:
-    storage: str = REQUIRED  # the folder of the images, or the one above their folder train/
+    storage: str = REQUIRED  # the folder of the images, or its parent if the images are in train/
 
     READ_PATHS = ("storage",)
 
@@ -64,12 +67,12 @@ class SplitsInfo:
 
 
 class Files(NamedTuple):
-    """What `build_info` names: (key, annotation file)s, the folders to look in for images, and the key of those."""
+    """The files that `build_info` refers to."""
 
-    annotations: list[tuple[str, Path]]
-    folders: list[Path] = []
+    annotations: list[tuple[str, Path]]  # (key, annotation file)
+    folders: list[Path] = []  # where to search for images, in this order
     folders_key: str = ""
-    url: str = ""
+    url: str = ""  # of the annotation files
 
 
 def text_files(info: Mapping) -> Files:
@@ -101,14 +104,13 @@ def genome_files(info: Mapping) -> Files:
 
 
 def split_files(info: Mapping) -> Files:
-    """The release looks in train/ alone, its guide puts the images beside it: both are looked in."""
-    key, train = "annotations.train.storage", info["annotations"]["train"]
-    paths = train["storage"] if not isinstance(train["storage"], str) else [train["storage"]]
-    images, urls = expand_path(info["images"]["storage"]), train.get("url") or ""
-    url = urls if isinstance(urls, str) else ", ".join(urls)
+    """Images are searched in both places: the release's code has them in train/, its guide in the folder above."""
+    train, images = info["annotations"]["train"], expand_path(info["images"]["storage"])
+    paths, urls = train["storage"], train.get("url") or ""
+    paths = [paths] if isinstance(paths, str) else paths
     return Files(
-        [(key, expand_path(path)) for path in paths],
+        [("annotations.train.storage", expand_path(path)) for path in paths],
         [images / "train", images],
         "images.storage",
-        url,
+        urls if isinstance(urls, str) else ", ".join(urls),
     )

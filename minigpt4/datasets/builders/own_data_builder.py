@@ -1,4 +1,4 @@
-"""Builders for own data, named by a section's key `builder`: a folder of images, or an annotation file."""
+"""Builders for the user's own data, chosen by a section's key `builder`: a folder of images, or an annotation file."""
 
 import inspect
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from minigpt4.datasets.datasets.image_text_dataset import (
 
 
 class OwnDataBuilder(BaseDatasetBuilder):
-    """Reads the records in `records`, a class method; a subclass says where they and the images are."""
+    """Builds an ImageTextDataset; a subclass implements the class method `records`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -42,13 +42,13 @@ class OwnDataBuilder(BaseDatasetBuilder):
 
     @classmethod
     def records(cls, info: Mapping) -> tuple[list[Record | Fault], Path]:
-        """Return (records, image folder) of a section's `build_info` or `val`. Raises OSError or ValueError."""
+        """Return (records, image folder) for a section's `build_info` or `val`. Raises OSError or ValueError."""
         raise NotImplementedError(f"{cls.__name__}.records")
 
 
 @registry.register_builder("image_text_folder")
 class ImageTextFolderBuilder(OwnDataBuilder):
-    """Images in `build_info.storage` and below, each with a .txt file beside it or a line in a captions file."""
+    """Images in the folder `build_info.storage` and below, each with a .txt file beside it or in a captions file."""
 
     name = "image_text_folder"
     DATASET_CONFIG_DICT = {"default": "configs/datasets/image_text_folder/defaults.yaml"}
@@ -64,9 +64,8 @@ class ImageTextFolderBuilder(OwnDataBuilder):
 
 @dataclass
 class AnnotationsInfo(BuildInfo):
-    images: str | None = (
-        None  # folder that the images' paths start from; by default that of the annotation file
-    )
+    # the folder that image paths are relative to; by default that of the annotation file
+    images: str | None = None
 
     READ_PATHS = ("storage", "images")
 

@@ -1,1 +1,1 @@
-"""The datasets themselves, and the loader that mixes them."""
+"""The dataset classes, the readers they are made of, and the loaders that mix them."""

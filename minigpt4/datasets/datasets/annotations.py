@@ -1,8 +1,8 @@
-"""Annotation files of own data -> records: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
+"""Reads the user's annotation files: JSON lines, JSON lists, tables, COCO captions, LLaVA conversations.
 
-A record names an image below one folder, and a caption or a conversation about it. A file that is
-none of these, or that leads out of the folder or into the network, is refused as a whole; a record
-that cannot be used becomes a Fault, which the dataset counts when it meets it.
+A record has the path of an image below one folder, and a caption or a conversation about it. A file in
+another format, or with a path that is a URL or leads out of the folder, is rejected as a whole; a record
+that cannot be used becomes a Fault, which the dataset counts when it reads it.
 """
 
 import csv
@@ -18,7 +18,8 @@ from minigpt4.common.utils import placeholder, printable
 from minigpt4.datasets.datasets.record_text import has_text, parse_json, present, read_text
 from minigpt4.datasets.datasets.skips import SkipSample
 
-csv.field_size_limit(1 << 24)  # characters; Python's own limit, 131,072, would refuse the file
+# characters; with Python's default, 131,072, one long text makes a whole file unreadable
+csv.field_size_limit(1 << 24)
 _EXPECTED = (
     '{"image": path, "caption": text} or {"image": path, "conversations": [{"from": "human", "value": text}, '
     '{"from": "gpt", "value": text}, ..]}'
@@ -26,10 +27,10 @@ _EXPECTED = (
 
 
 class Record(NamedTuple):
-    """One usable record. `where` names its file and line; `image` is relative to the image folder.
+    """One usable record. `where`: its file and line, for messages; `image`: a path relative to the image folder.
 
-    `text` is a caption or a tuple of (question, answer). Where the caption is in the .txt file beside the image it is
-    the rest of the record, or None.
+    `text` is a caption or a tuple of (question, answer). If the caption is in the .txt file beside the image, `text` is
+    the whole item of the annotation file, or None without one.
     """
 
     where: str
@@ -46,10 +47,10 @@ class Fault(NamedTuple):
 
 
 def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
-    """Return the Records and Faults of an annotation file, in its order; images lie below `folder`.
+    """Return the Records and Faults of an annotation file, in order. `folder`: the image folder.
 
-    Raises OSError, or ValueError that names file and record: where the file is in none of the
-    formats, where no record can be used, and where a path is a URL or leads out of `folder`.
+    Raises OSError, or ValueError that names file and record: if the file is in none of the formats,
+    if no record can be used, or if an image path is a URL or leads out of `folder`.
     """
     path, folder = Path(path), Path(folder)
     reader = _READERS.get(path.suffix.lower(), _json)
@@ -67,7 +68,7 @@ def read_records(path: str | Path, folder: str | Path) -> list[Record | Fault]:
 
 
 def usable(records: list, path: Path, expected: str) -> list:
-    """Return the records of a file, some of them Faults. Raises ValueError where none of them can be used."""
+    """Return the given records and Faults of a file. Raises ValueError if there is none, or none but Faults."""
     if not records:
         raise ValueError(f"{path}: no record to train on; expected {expected}")
     if all(isinstance(record, Fault) for record in records):
@@ -79,7 +80,7 @@ def usable(records: list, path: Path, expected: str) -> list:
 
 
 def _record(where: str, item: Any, folder: Path) -> Record | Fault:
-    """Return the Record or Fault of one decoded item. Raises ValueError for a path that is refused."""
+    """Return the Record or Fault of one decoded item. Raises ValueError for a path that is rejected."""
     try:
         if not isinstance(item, dict):
             raise SkipSample("bad_record", f"is {type(item).__name__}, not a mapping")
@@ -92,16 +93,17 @@ def _record(where: str, item: Any, folder: Path) -> Record | Fault:
 
 
 def text_file(image: str) -> str:
-    """Return the name of the text that stands beside an image."""
+    """Return the path of the text file beside an image."""
     return os.path.splitext(image)[0] + ".txt"
 
 
 def _image_path(item: dict, where: str, folder: Path) -> str:
-    """Return the path of a record's image relative to `folder`, as it is written."""
-    image = next(
-        (item[key] for key in ("image", "images", "file_name") if present(item, key) is not None),
-        None,
-    )
+    """Return the normalised path of a record's image relative to `folder`.
+
+    Raises SkipSample if the record has none, ValueError if the path is rejected.
+    """
+    keys = [key for key in ("image", "images", "file_name") if present(item, key) is not None]
+    image = item[keys[0]] if keys else None
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
     if image is None:
         raise SkipSample(
@@ -126,28 +128,28 @@ def _image_path(item: dict, where: str, folder: Path) -> str:
 
 
 def _from_folder(image: str, folder: Path) -> str:
-    """Return an absolute path as one from `folder`; also where either is written through links."""
+    """Return an absolute path relative to `folder`, also if either of them contains symbolic links."""
     if Path(image).is_relative_to(folder.absolute()):
         return str(Path(image).relative_to(folder.absolute()))
-    place, name = os.path.split(image)
-    return os.path.join(os.path.relpath(_real(place), _real(str(folder))), name)
+    parent, name = os.path.split(image)
+    return os.path.join(os.path.relpath(_realpath(parent), _realpath(str(folder))), name)
 
 
-_real = lru_cache(os.path.realpath)  # of the few folders that very many paths begin with
+_realpath = lru_cache(os.path.realpath)  # very many images are in a few folders
 
 
 def outside(where: str, image: str, folder: Path) -> ValueError:
-    """Return the ValueError for an image that does not lie below `folder`."""
+    """Return the ValueError for an image that is not below `folder`."""
     return ValueError(
         f"{where}: '{image}' leads out of the image folder '{folder}'; write paths without '..' that start from one "
         "folder with all images, links out of it not followed, and name that folder"
     )
 
 
-# readers: file -> (where, decoded item) or Fault
+# Readers, one per format: each yields (where, decoded item), or a Fault.
 
 
-def _lines(file: TextIO, path: Path) -> Iterator:
+def _json_lines(file: TextIO, path: Path) -> Iterator:
     for number, line in enumerate(file, 1):
         where = f"{path.name} line {number}"
         if line.strip():
@@ -159,24 +161,24 @@ def _lines(file: TextIO, path: Path) -> Iterator:
 
 def _table(file: TextIO, path: Path) -> Iterator:
     rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    begin = 1
+    start = 1  # line number at which the next row starts
     try:
         columns = [name.strip() for name in next(rows, [])]
-        if twice := [name for name in columns if name and columns.count(name) > 1]:
-            raise ValueError(f"{path}: has the column '{twice[0]}' twice; keep one of them")
-        begin = rows.line_num + 1
+        if duplicates := [name for name in columns if name and columns.count(name) > 1]:
+            raise ValueError(f"{path}: has the column '{duplicates[0]}' twice; keep one of them")
+        start = rows.line_num + 1
         for row in rows:
-            where, begin = f"{path.name} line {rows.line_num}", rows.line_num + 1
+            where, start = f"{path.name} line {rows.line_num}", rows.line_num + 1
             if any(map(str.strip, row[len(columns) :])):
                 detail = f"has {len(row)} fields, the first line {len(columns)}; put texts with commas into quotes"
                 yield Fault(where, "bad_record", detail)
             elif row:
                 yield where, dict(zip(columns, row, strict=False))
-    # a quote that is not closed would take all that follows for one text
+    # such as a quote that is never closed, after which the whole rest would be one text
     except csv.Error as error:
         advice = "close every quote, and write those within a text twice"
         raise ValueError(
-            f"{path}: the record that begins in line {begin} cannot be read ({error}); {advice}"
+            f"{path}: the record that begins in line {start} cannot be read ({error}); {advice}"
         ) from error
 
 
@@ -184,26 +186,20 @@ def _json(file: TextIO, path: Path) -> Iterable:
     try:
         content = json.load(file)
     except (ValueError, RecursionError) as error:
-        hint = (
-            "; one record a line is read from files called .jsonl"
-            if "Extra data" in str(error)
-            else ""
-        )
-        if not hint and path.suffix.lower() != ".json":
+        hint = ""
+        if "Extra data" in str(error):
+            hint = "; one record a line is read from files called .jsonl"
+        elif path.suffix.lower() != ".json":
             hint = f"; only files called {', '.join(_READERS)} are read in another way"
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from error
     if isinstance(content, list):
         return ((f"{path.name} record {number}", item) for number, item in enumerate(content))
-    tables = (
-        [content.get("images"), content.get("annotations")] if isinstance(content, dict) else [None]
-    )
-    if all(isinstance(table, list) for table in tables):
-        return _coco(*tables, path)
-    found = (
-        f"a mapping with {', '.join(content) or 'nothing'}"
-        if isinstance(content, dict)
-        else type(content).__name__
-    )
+    found = type(content).__name__
+    if isinstance(content, dict):
+        images, annotations = content.get("images"), content.get("annotations")
+        if isinstance(images, list) and isinstance(annotations, list):
+            return _coco(images, annotations, path)
+        found = f"a mapping with {', '.join(content) or 'nothing'}"
     raise ValueError(
         f"{path}: found {found}; expected a list of {_EXPECTED}, or COCO captions: "
         '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
@@ -211,23 +207,20 @@ def _json(file: TextIO, path: Path) -> Iterable:
 
 
 def _coco(images: list, annotations: list, path: Path) -> Iterator:
-    names = {}
+    file_names = {}
     for image in images:
         if isinstance(image, dict) and isinstance(image.get("id"), (str, int)):
-            names[image["id"]] = image.get("file_name")
+            file_names[image["id"]] = image.get("file_name")
     for number, annotation in enumerate(annotations):
         where = f"{path.name} annotation {number}"
-        if not isinstance(annotation, dict) or not isinstance(
-            annotation.get("image_id"), (str, int)
-        ):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image_id, (str, int)):
             yield Fault(where, "bad_record", "has no 'image_id'")
-        elif annotation["image_id"] not in names:
-            yield Fault(
-                where, "no_image", f"image_id {annotation['image_id']!r:.60} is not among 'images'"
-            )
+        elif image_id not in file_names:
+            yield Fault(where, "no_image", f"image_id {image_id!r:.60} is not among 'images'")
         else:
-            yield where, {**annotation, "image": names[annotation["image_id"]]}
+            yield where, {**annotation, "image": file_names[image_id]}
 
 
-# all others: _json
-_READERS = {".jsonl": _lines, ".ndjson": _lines, ".csv": _table, ".tsv": _table}
+# by suffix; files of all others are read by _json
+_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _table, ".tsv": _table}

@@ -1,4 +1,4 @@
-"""What every dataset shares: its place in the run, its split, its counts of skipped samples, its seeded augmentation."""
+"""The base class of all datasets: rank and seed, train/val split, counts of skipped samples, seeded augmentation."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from PIL import Image
 
 from minigpt4.common.utils import read_json
 from minigpt4.datasets.datasets.skips import SkipCounter, SkipSample
-from minigpt4.datasets.datasets.whereabouts import Whereabouts
+from minigpt4.datasets.datasets.worker_status import WorkerStatus
 from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
 
 
 def _digest(text: str) -> "hashlib._Hash":
-    content = text.encode("utf-8", "surrogatepass")  # names need not be UTF-8
+    content = text.encode("utf-8", "surrogatepass")  # file names need not be valid UTF-8
     return hashlib.blake2b(content, digest_size=8)
 
 
 @contextmanager
 def seeded_by(*identity: object) -> Iterator[None]:
-    """Within the block torch's CPU generator is seeded by `identity`; afterwards its state is as it was before.
+    """Seed torch's CPU generator by `identity` within the block; its previous state is restored afterwards.
 
-    A sample's augmentation then depends on what it is, not on which worker met it or what came
-    before. The CUDA generators are left alone: `torch.manual_seed` would reset the model's dropout.
+    A sample's augmentation then depends on the sample alone, not on the worker that reads it or on what was
+    read before. The CUDA generators are left alone: `torch.manual_seed` would also reset the model's dropout.
     """
     seed = int.from_bytes(_digest("/".join(map(str, identity))).digest(), "little") >> 1
     state = torch.get_rng_state()
@@ -41,7 +41,7 @@ def seeded_by(*identity: object) -> Iterator[None]:
 
 
 class SampleIndex(int):
-    """The index of a sample in map-style data, any dataset's `__getitem__` takes it; ours is told the epoch by it."""
+    """An index into map-style data that also carries the epoch; any dataset's `__getitem__` accepts it as an int."""
 
     def __new__(cls, index: int, epoch: int = 0):
         self = super().__new__(cls, index)
@@ -51,7 +51,7 @@ class SampleIndex(int):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the run a dataset is read: all that its order depends on beside its own contents."""
+    """Seed, rank and world size: with the dataset's contents, all that the order of its samples depends on."""
 
     seed: int = 0
     rank: int = 0
@@ -59,7 +59,7 @@ class Place:
 
 
 def _annotations(path: str | Path) -> list:
-    """Return the records of a JSON file: a list, or what stands under "annotations". Raises ValueError."""
+    """Return the records of a JSON file: a list, or a mapping with one under "annotations". Raises ValueError."""
     content = read_json(path)
     records = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(records, list):
@@ -68,25 +68,27 @@ def _annotations(path: str | Path) -> list:
 
 
 class BaseDataset:
-    """Processors, a name, the mixing ratio and the place in the run: what a loader asks of a dataset.
+    """What the loaders require of a dataset: processors, a name, its mixing ratio, its place in the run.
 
-    A subclass is also one of torch's dataset classes. With `Dataset` it has `__len__` and
-    `__getitem__(index)`, where a training index is a SampleIndex. With `IterableDataset` it has
-    `__iter__` without end, which reads this worker's share (`worker_place`, `place`), begins behind
-    `start[worker]`, and says under "stream" where each sample stands. Both have `listing`, and
-    `one_pass` for `inspect`; both count what they read in `skips`. For records in a list subclass
-    `ImageTextDataset`, which needs no more than `load`, `label_of` and `image_of`. One that has but `__len__` and
-    `__getitem__` becomes a `MapStyleDataset` (`map_style.adapted`). With `ann_paths`, as in 2023, `annotation` is the
-    list of their records.
+    A subclass also inherits one of torch's dataset classes:
 
-    A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such
-    tensors, empty for text alone; and what is learnt: "text_input" (a caption or answer), with
-    "instruction" where a question of its own takes the drawn prompt's place, or "turns", a tuple of
-    (question, answer). `prepare` makes the part behind the id.
+    - `Dataset`: it has `__len__` and `__getitem__(index)`; in training the index is a SampleIndex.
+    - `IterableDataset`: it has an endless `__iter__` that reads this worker's share (`worker_info`, `place`), starts
+      after the position `start[worker]`, and puts each sample's own position under "stream".
+
+    Both have `listing` and, for `inspect`, `one_pass`; both count what they read in `skips`. For a list of records,
+    subclass `ImageTextDataset`, which needs only `load`, `label_of` and `image_of`. A dataset that has only
+    `__len__` and `__getitem__` is wrapped in a `MapStyleDataset` (`map_style.adapted`). With `ann_paths`, as in
+    2023, `annotation` is the list of the records in these files.
+
+    A sample is a dict: "sample_id"; "image", a tensor [3, S, S], or "images", a list of such tensors (empty for
+    text alone); and the text to learn: "text_input", a caption or answer, with "instruction" if the sample has a
+    question of its own in place of a drawn prompt; or "turns", a tuple of (question, answer). `prepare` makes all
+    but the ID.
     """
 
-    guide = "dataset/README_1_STAGE.md"  # says how the data is prepared
-    # as a viewer and the chat show it; 2023's datasets have `load_rgb`
+    guide = "dataset/README_1_STAGE.md"  # how to prepare the data; error messages refer to it
+    # as viewers and the chat show an image; the datasets of 2023 use `load_rgb`
     load_image = staticmethod(load_image)
 
     def __init__(
@@ -103,34 +105,34 @@ class BaseDataset:
             self.annotation = list(chain.from_iterable(map(_annotations, ann_paths)))
         self.sample_ratio = None  # share of the batches, relative to the other datasets
         self.batch_size = None  # overrides run.batch_size_train
-        self.first_worker = 0  # whose turn it is, see worker_place
-        self.leaves_normalising = False  # set by a loader, whose batches go through `to_device`
+        self.first_worker = 0  # the worker whose turn it is after a resume, see `worker_info`
+        self.leaves_normalising = False  # True in a loader, whose batches `to_device` normalises
         self.is_val, self.val_fraction = False, None
         self.bind(Place())
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
-        """Set the place in the run and start counting anew; before workers start."""
+        """Set the place in the run and reset the counts; must be called before workers start."""
         self.place = place
         self.skips = SkipCounter(self.name, num_workers, max_bad_fraction, self.guide)
-        self.whereabouts = Whereabouts(num_workers)
+        self.worker_status = WorkerStatus(num_workers)
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
-        """Make this the training or the validation split; once, before anything is read.
+        """Make this the training or the validation split; must be called at most once, before anything is read.
 
-        Validation reads each usable sample once, in an order that never changes. With
-        `val_fraction` each side keeps what `holds` says is its own.
+        Validation reads each usable sample once, in a fixed order. With `val_fraction` each split
+        keeps the samples for which `holds` is true.
         """
         self.is_val, self.val_fraction = is_val, val_fraction
 
     def holds(self, identity: str) -> bool:
-        """Return whether what has this identity is of this split: a hash decides, for ever and for every seed."""
+        """Return whether a sample of this identity is in this split. A hash decides, whatever the seed."""
         if self.val_fraction is None:
             return True
-        share = int.from_bytes(_digest(identity).digest(), "little") / 2**64
-        return (share < self.val_fraction) == self.is_val
+        uniform = int.from_bytes(_digest(identity).digest(), "little") / 2**64  # in [0, 1)
+        return (uniform < self.val_fraction) == self.is_val
 
     def usable(self, record: Any, epoch: int) -> dict | None:
-        """Return the sample of a record, or None where it is skipped and counted."""
+        """Return the sample of a record, or None if it cannot be used; either way it is counted."""
         try:
             sample = self.load(record, epoch)
         except SkipSample as skipped:
@@ -140,43 +142,43 @@ class BaseDataset:
         return sample
 
     def load(self, record: Any, epoch: int) -> dict:
-        """Return the sample of a record. Raises SkipSample if it cannot be used."""
+        """Return the sample of a record. Raises SkipSample if the record cannot be used."""
         raise NotImplementedError(f"{type(self).__name__}.load")
 
     def label_of(self, record: Any) -> str:
-        """Return what messages call a record."""
+        """Return the name of a record in messages."""
         raise NotImplementedError(f"{type(self).__name__}.label_of")
 
     def listing(self) -> list:
-        """Return what there is to read, as a list: the records, here, or the names of the shards."""
+        """Return everything there is to read: the list of records, or in a stream that of the shards' names."""
         return self.annotation
 
     @cached_property
     def fingerprint(self) -> str:
-        """A text that is equal for equal listings, wherever the files lie."""
+        """A hash of the listing; it does not depend on where the files are. A resume compares it."""
         return _digest(repr(self.listing())).hexdigest()
 
     def prepare(
         self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object
     ) -> dict:
-        """Return {"image": [3, S, S], "text_input": str}; augmentation is seeded by the run and `identity`.
+        """Return {"image": [3, S, S], "text_input": str}; augmentation is seeded by the run's seed and `identity`.
 
-        `image` may be a list of images, which are then in the sample as the list "images". `text`
-        is a caption, or the (question, answer) pairs of a conversation: these are in the sample as
-        "turns", and the first answer takes the caption's place. The text processor makes the texts.
+        A list of images becomes the list "images". `text` is a caption, or the (question, answer) pairs of a
+        conversation: these become "turns", and "text_input" is the first answer. The text processor is applied
+        to captions and answers.
         """
         sample = self.processed(image, *identity)
-        clean = self.text_processor or str
+        process_text = self.text_processor or str
         if isinstance(text, str):
-            return sample | {"text_input": clean(text)}
-        turns = tuple((question, clean(answer)) for question, answer in text)
+            return sample | {"text_input": process_text(text)}
+        turns = tuple((question, process_text(answer)) for question, answer in text)
         return sample | {"text_input": turns[0][1], "turns": turns}
 
     def processed(self, image: Image.Image | list, *identity: object) -> dict:
-        """Return {"image": [3, S, S]}, or {"images": list} of a list; augmentation as in `prepare`.
+        """Return {"image": [3, S, S]}, or {"images": list} for a list; augmentation as in `prepare`.
 
-        With `leaves_normalising` an image is uint8 [S, S, 3] where the processor allows it, and
-        "normalise" turns it, or a batch of them, into what the processor would have given.
+        With `leaves_normalising`, if the processor can be split, an image is uint8 [S, S, 3], and "normalise" turns
+        it, or a batch of them, into what the processor would have returned.
         """
         process, normalise = self.vis_processor, None
         if self.leaves_normalising:

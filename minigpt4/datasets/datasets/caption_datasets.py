@@ -17,9 +17,9 @@ from minigpt4.processors import load_rgb
 
 
 def read_annotations(path: str | Path) -> list[dict]:
-    """Return the list of {"image_id": str, "caption": str, ...} in {"annotations": [...]}; "instruction" may be there.
+    """Return the records {"image_id": str, "caption": str, optional "instruction": str, ..} under "annotations".
 
-    Raises ValueError that names the file and, from 0, the record in which something is wrong.
+    Raises ValueError that names the file and the number, from 0, of a record that is malformed.
     """
     if found := placeholder(path, "annotations"):
         raise ValueError(f"{path}: {found}")
@@ -58,14 +58,15 @@ def _checked(record: Any, where: str) -> dict:
 
 
 def image_file(folder: Path, image_id: str) -> str | None:
-    """Return the path, from `folder`, of the image of an `image_id`, whatever its suffix; None without one."""
-    return next(
-        filter(None, (find_file(folder, image_id + suffix) for suffix in IMAGE_SUFFIXES)), None
-    )
+    """Return the path, relative to `folder`, of the image `image_id` with any image suffix; None if there is none."""
+    for suffix in IMAGE_SUFFIXES:
+        if name := find_file(folder, image_id + suffix):
+            return name
+    return None
 
 
 def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None:
-    """Raise ValueError if of some `most` images, evenly chosen, all are missing, or no images."""
+    """Check about `most` images, evenly spaced over the records. Raises ValueError if none is there and readable."""
     chosen = records[:: max(1, len(records) // most)]
     names = [image_file(folder, record["image_id"]) for record in chosen]
     if not any(names):
@@ -79,8 +80,8 @@ def check_images(records: Sequence[dict], folder: Path, most: int = 100) -> None
 class CaptionDataset(ImageTextDataset):
     """`dataset[i]` -> {"image", "text_input", "image_id", "sample_id"} of record i of `read_annotations`.
 
-    `image_id` numbers the distinct images in the order of the records. A record with an instruction of its own has
-    "turns".
+    A sample's "image_id" is the index of its image among the distinct images, in the order of the records. A record
+    with an instruction of its own gives "turns".
     """
 
     guide = "dataset/README_2_STAGE.md"

@@ -1,4 +1,4 @@
-"""What a batch holds: samples of one dataset put together."""
+"""How samples of one dataset become a batch, and what a batch contains."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -7,47 +7,49 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from minigpt4.datasets.datasets.whereabouts import worker_place
+from minigpt4.datasets.datasets.worker_status import worker_info
 
 
 def collate(samples: Sequence[dict]) -> dict[str, Any]:
-    """Return the batch of some samples (see BaseDataset).
+    """Return the batch of B samples (for their keys see BaseDataset).
 
-    "image" is [B, 3, S, S], or bytes [B, S, S, 3] where the processor leaves normalising to the device
-    (see minigpt4.common.device.to_device). Where a sample has "images" it is those of all samples in their
-    order, N instead of B ([0, 3, 0, 0] without any), and "num_images", which then comes first, has B
-    integers. "normalise" is that of one sample and left out without an image, "image_id" an int64
-    tensor [B] of integers; all else is a list of length B, with () for what only other samples have.
+    - "image": [B, 3, S, S], or uint8 [B, S, S, 3] where the processor leaves normalising to the device (see
+      minigpt4.common.device.to_device). If any sample has "images": the N images of all samples in order, N in
+      place of B ([0, 3, 0, 0] if there are none).
+    - "num_images", first and only if any sample has "images": a list of B integers.
+    - "normalise": that of one sample; absent if there is no image.
+    - "image_id": an int64 tensor [B] if all are integers.
+    - every other key of a sample: a list of length B, with () for samples that lack it.
     """
     batch = {}
     groups = [sample["images"] if "images" in sample else [sample["image"]] for sample in samples]
     images = list(chain.from_iterable(groups))
     if any("images" in sample for sample in samples):
         batch["num_images"] = list(map(len, groups))
-    # in a worker the stack is written to shared memory at once
+    # in a worker, default_collate stacks directly into shared memory
     batch["image"] = default_collate(images) if images else torch.empty(0, 3, 0, 0)
     for key in dict.fromkeys(chain.from_iterable(samples)):
         if key not in ("image", "images"):
             batch[key] = [sample.get(key, ()) for sample in samples]
-    # a batch never mixes datasets: one "normalise" is that of all
+    # a batch never mixes datasets, so one sample's "normalise" holds for all
     normalise = next(filter(None, batch.pop("normalise", ())), None)
     if normalise and images:
         batch["normalise"] = normalise
-    if all(isinstance(number, int) for number in batch.get("image_id", [""])):
+    if "image_id" in batch and all(isinstance(image_id, int) for image_id in batch["image_id"]):
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
 
 
 def collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, Any]:
-    """Return a batch that notes how far this worker has come: "progress" (worker, position, counts).
+    """Return a batch with this worker's progress up to it: "progress" is (worker, position, counts).
 
-    The position is that of a stream, None for map-style data; the counts are `SkipCounter.row()`.
+    `position` is that of a stream, None for map-style data; `counts` is `SkipCounter.row()`.
     """
     positions = [sample.pop("stream", None) for sample in samples]
-    return collate(samples) | {"progress": (worker_place()[0], positions[-1], dataset.skips.row())}
+    return collate(samples) | {"progress": (worker_info()[0], positions[-1], dataset.skips.row())}
 
 
 def collate_usable(samples: Sequence[dict | None]) -> dict[str, Any]:
-    """Return the batch of those samples that could be used; {} without any."""
-    samples = [sample for sample in samples if sample is not None]
-    return collate(samples) if samples else {}
+    """Return the batch of the usable samples, those that are not None; {} if there are none."""
+    usable = [sample for sample in samples if sample is not None]
+    return collate(usable) if usable else {}

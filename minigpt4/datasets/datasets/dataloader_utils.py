@@ -1,10 +1,11 @@
-"""From datasets to one endless stream of batches, and to one pass over a validation split.
+"""Batches from datasets: an endless stream for training, one pass over a validation split.
 
-Each dataset has a DataLoader of its own. Every step one of them is drawn by `sample_ratio` (115 :
-14 in stage 1) and gives the next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023.
+Each dataset has its own DataLoader. Every training step draws one of them by `sample_ratio` (115 :
+14 in stage 1) and takes its next batch, so a batch never mixes datasets. Source: MiniGPT-4 2023.
 """
 
 import copy
+import math
 import os
 import signal
 import sys
@@ -24,14 +25,14 @@ from minigpt4.datasets.datasets.base_dataset import Place, SampleIndex
 from minigpt4.datasets.datasets.collate import collate_usable, collate_with_progress
 from minigpt4.datasets.datasets.image_controls import with_other_images
 from minigpt4.datasets.datasets.skips import DataError
-from minigpt4.datasets.datasets.whereabouts import Whereabouts, worker_place
+from minigpt4.datasets.datasets.worker_status import WorkerStatus, worker_info
 
 
 class EndlessSampler(Sampler):
-    """Yields SampleIndex without end: one permutation a (seed, epoch), dealt card by card to the ranks.
+    """Yields SampleIndex endlessly: one permutation per (seed, epoch), distributed over the ranks round-robin.
 
-    Any `size` consecutive cards of all ranks together are each index once, so no epoch is cut or
-    padded and a set smaller than a batch simply comes round again. `start`: cards already had.
+    Epochs follow each other without a gap: over all ranks, each contains every index exactly once. None is cut or
+    padded, and a dataset smaller than a batch simply repeats. `start`: indices that this rank has already taken.
     """
 
     def __init__(self, size: int, place: Place, start: int = 0):
@@ -39,48 +40,48 @@ class EndlessSampler(Sampler):
         self.start = start
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        current, order = None, None
-        for turn in count(self.start):
-            epoch, card = divmod(turn * self.place.world_size + self.place.rank, self.size)
-            if epoch != current:
+        permuted_epoch, permutation = None, None
+        for step in count(self.start):
+            epoch, position = divmod(step * self.place.world_size + self.place.rank, self.size)
+            if epoch != permuted_epoch:
                 rng = np.random.default_rng([self.place.seed, epoch])
-                current, order = epoch, rng.permutation(self.size)
-            yield SampleIndex(order[card], epoch)
+                permuted_epoch, permutation = epoch, rng.permutation(self.size)
+            yield SampleIndex(permutation[position], epoch)
 
 
 def mixing_ratios(datasets: Sequence, ratios: Sequence | None = None) -> np.ndarray:
-    """Return the probability of each dataset: its share of `ratios`, by default of the datasets' `sample_ratio`.
+    """Return the probability of each dataset, proportional to `ratios`, by default to the datasets' `sample_ratio`.
 
-    Without any ratio all are equally likely. Raises ValueError if only some have one.
+    If no dataset has a ratio, all are equally likely. Raises ValueError if only some have one, or one is not above 0.
     """
     ratios = [dataset.sample_ratio for dataset in datasets] if ratios is None else list(ratios)
     if set(ratios) == {None}:
         ratios = [1.0] * len(ratios)
-    pairs = list(zip(datasets, ratios, strict=True))
-    for dataset, ratio in pairs:
+    names = [dataset.name for dataset in datasets]
+    for name, ratio in zip(names, ratios, strict=True):
         if ratio is None or not ratio > 0:
-            here = ", ".join(f"{each.name} {its}" for each, its in pairs)
+            given = ", ".join(f"{each} {its}" for each, its in zip(names, ratios, strict=True))
             raise ValueError(
-                f"datasets.{dataset.name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
-                f"(here: {here})"
+                f"datasets.{name}.sample_ratio: {ratio}; expected a number above 0, or none for any dataset "
+                f"(here: {given})"
             )
     return np.array(ratios, dtype=np.float64) / sum(ratios)
 
 
 class _Loader(DataLoader):
-    """A DataLoader that may have more workers than there are CPUs without a warning: they wait for files, too."""
+    """A DataLoader that does not warn about more workers than CPUs: workers also wait for files."""
 
     def check_worker_number_rationality(self) -> None:
-        """Warn of nothing."""
+        """Replace torch's check, which warns."""
 
 
 class TrainLoader:
-    """Endless batches of one rank, drawn from datasets by ratio; equal seeds give equal batches.
+    """Endless batches for one rank, each from a dataset drawn by ratio; equal seeds give equal batches.
 
-    `num_workers` processes a dataset, 0 for none; `batch_size` holds where a dataset has none of
-    its own. A share of more than `max_bad_fraction` unusable samples ends the run with a DataError.
-    `state()` tells how far the batches handed out reach, not what workers have fetched ahead;
-    `resume(state)` continues exactly behind them.
+    Each dataset gets `num_workers` processes (0: this process loads). `batch_size` is the default for datasets
+    without their own. If more than `max_bad_fraction` of a dataset's samples are unusable, DataError ends the run.
+    `state()` describes the batches handed out, not what workers have prefetched; `resume(state)`
+    continues exactly after them.
     """
 
     def __init__(
@@ -98,12 +99,11 @@ class TrainLoader:
     ):
         self.datasets = list(datasets)
         self.ratios = mixing_ratios(self.datasets, ratios)
-        # Which samples a rank reads, and how far the batches handed out reach in each worker of a dataset.
         self._place = Place(seed, rank, world_size)
+        # Of each dataset: batches handed out, and per worker [stream position, skip counts] after the last of them.
         self._progress = {dataset.name: {"batches": 0, "workers": {}} for dataset in self.datasets}
         self._rng = np.random.default_rng([seed, rank])
-        # Workers start with the first batch of their dataset: one with a ratio of 0 has none.
-        self._iterators, self._loaders = {}, []
+        self._iterators, self._loaders = {}, []  # workers start when their dataset is first drawn
         for dataset in self.datasets:
             _bind(dataset, self._place, num_workers, max_bad_fraction)
             is_stream = isinstance(dataset, IterableDataset)
@@ -111,12 +111,13 @@ class TrainLoader:
                 dataset,
                 batch_size=dataset.batch_size or batch_size,
                 sampler=None if is_stream else EndlessSampler(len(dataset), self._place),
-                num_workers=num_workers,  # they live as long as the one endless iteration
+                num_workers=num_workers,
                 prefetch_factor=prefetch_factor if num_workers else None,
                 pin_memory=torch.cuda.is_available(),
                 collate_fn=partial(collate_with_progress, dataset),
-                worker_init_fn=partial(_begin_worker, dataset),
-                generator=torch.Generator().manual_seed(seed),  # else it draws from the model's
+                worker_init_fn=partial(_init_worker, dataset),
+                # without its own generator it would advance torch's global one, which the model uses
+                generator=torch.Generator().manual_seed(seed),
             )
             self._loaders.append(loader)
 
@@ -124,24 +125,24 @@ class TrainLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        # of one dataset nothing is drawn
-        has_choice = len(self.ratios) > 1
-        source = int(self._rng.choice(len(self.ratios), p=self.ratios)) if has_choice else 0
-        name, loader = self.datasets[source].name, self._loaders[source]
+        chosen = 0
+        if len(self.ratios) > 1:
+            chosen = int(self._rng.choice(len(self.ratios), p=self.ratios))
+        name, loader = self.datasets[chosen].name, self._loaders[chosen]
         progress = self._progress[name]
         try:
-            with _waiting_for(self.datasets[source], loader.num_workers, progress["batches"]):
-                if source not in self._iterators:
-                    self._iterators[source] = iter(loader)
-                batch = next(self._iterators[source])
+            with _waiting_for(self.datasets[chosen], loader.num_workers, progress["batches"]):
+                if chosen not in self._iterators:
+                    self._iterators[chosen] = iter(loader)
+                batch = next(self._iterators[chosen])
         except DataError as error:
-            # it would keep the DataLoader alive, whose workers then take 5 s to stop
+            # the traceback would keep the DataLoader alive, whose workers then take 5 s to stop
             error.__traceback__ = None
             self.close()
-            raise _readable(error) from None
-        worker, *reached = batch.pop("progress")
+            raise _without_worker_traceback(error) from None
+        worker, *worker_progress = batch.pop("progress")
         progress["batches"] += 1
-        progress["workers"][worker] = reached
+        progress["workers"][worker] = worker_progress
         return batch | {"sample_id": [f"{name}/{sample_id}" for sample_id in batch["sample_id"]]}
 
     def state(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class TrainLoader:
         return {"seed": self._place.seed, "mixing": mixing, "progress": progress}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue behind the last batch of a loader of the same settings whose `state()` this was."""
+        """Continue after the last batch that `state`, from a loader with the same settings, describes."""
         self._rng.bit_generator.state = state["mixing"]
         for dataset, loader in zip(self.datasets, self._loaders, strict=True):
             self._progress[dataset.name] = progress = state["progress"][dataset.name]
@@ -159,25 +160,27 @@ class TrainLoader:
             for worker, (position, counts) in progress["workers"].items():
                 dataset.skips.restore(worker, counts)
                 positions[worker] = position
-            # a stream goes on where each worker stood, map-style data behind the cards already had
+            # a stream continues where each worker stopped, map-style data after the indices already taken
             if isinstance(dataset, IterableDataset):
                 dataset.start = positions
             else:
                 loader.sampler.start = progress["batches"] * loader.batch_size
 
     def epoch_length(self) -> int | None:
-        """Return the number of batches of this rank in a true pass over map-style data; None if there are shards."""
+        """Return this rank's number of batches in one pass over all datasets; None if one of them is a stream."""
         if any(isinstance(dataset, IterableDataset) for dataset in self.datasets):
             return None
-        ranks, pairs = self._place.world_size, zip(self.datasets, self._loaders, strict=True)
-        return sum(-(-len(dataset) // (loader.batch_size * ranks)) for dataset, loader in pairs)
+        num_batches = 0
+        for dataset, loader in zip(self.datasets, self._loaders, strict=True):
+            num_batches += math.ceil(len(dataset) / (loader.batch_size * self._place.world_size))
+        return num_batches
 
     def skip_report(self) -> dict[str, dict[str, int]]:
-        """Return {dataset: its `SkipCounter.report()`} of the batches handed out."""
+        """Return {dataset name: `SkipCounter.report()`}, counted over the batches handed out."""
         report = {}
         for dataset in self.datasets:
             workers = self._progress[dataset.name]["workers"].values()
-            report[dataset.name] = dataset.skips.report([row for _, row in workers])
+            report[dataset.name] = dataset.skips.report([counts for _, counts in workers])
         return report
 
     def close(self) -> None:
@@ -186,10 +189,10 @@ class TrainLoader:
 
 
 class EvalLoader(_Loader):
-    """One rank's share of a validation split, batch by batch; all ranks together give each usable sample once.
+    """One rank's share of a validation split, batch by batch; over all ranks, each usable sample comes once.
 
-    A map-style split is dealt by index, so batches are the same for any number of workers. `with_others`: samples
-    have "other_images", see image_controls.
+    A map-style split is shared out by index, so its batches do not depend on the number of workers. `with_others`:
+    samples also have "other_images", see image_controls.
     """
 
     def __init__(
@@ -206,70 +209,69 @@ class EvalLoader(_Loader):
         dataset = with_other_images(dataset) if with_others else dataset
         if not isinstance(dataset, IterableDataset):
             dataset = Subset(dataset, range(place.rank, len(dataset), place.world_size))
-        generator = torch.Generator().manual_seed(place.seed)
         super().__init__(
             dataset,
             batch_size,
             num_workers=num_workers,
             collate_fn=collate_usable,
-            worker_init_fn=partial(_begin_worker, self.source),
-            generator=generator,
+            worker_init_fn=partial(_init_worker, self.source),
+            generator=torch.Generator().manual_seed(place.seed),
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = super().__iter__()
         try:
-            for turn in count():
-                with _waiting_for(self.source, self.num_workers, turn):
+            for number in count():
+                with _waiting_for(self.source, self.num_workers, number):
                     batch = next(batches, None)
                 if batch is None:
                     return
-                if batch:
+                if batch:  # {} if none of its samples could be used
                     yield batch
         except DataError as error:
-            raise _readable(error) from None
+            raise _without_worker_traceback(error) from None
 
 
 def _bind(dataset: Any, place: Place, num_workers: int, max_bad_fraction: float) -> None:
-    dataset.whereabouts = Whereabouts(num_workers)  # for one whose `bind` does not make any
+    dataset.worker_status = WorkerStatus(num_workers)  # in case an overridden `bind` sets none
     dataset.bind(place, num_workers, max_bad_fraction)
     dataset.leaves_normalising = True
 
 
-def _readable(error: DataError) -> DataError:
-    """Return a DataError without the worker's whole traceback that stands before its message."""
+def _without_worker_traceback(error: DataError) -> DataError:
+    """Return a DataError without the worker's traceback that the DataLoader puts before its message."""
     return DataError(str(error).rpartition("DataError: ")[2].strip())
 
 
-def _waiting_for(dataset: Any, num_workers: int, turn: int) -> AbstractContextManager:
-    """Return a context that says: this process waits for batch number `turn` of a dataset."""
-    worker = turn % max(1, num_workers)  # they are asked in turn
+def _waiting_for(dataset: Any, num_workers: int, batch_number: int) -> AbstractContextManager:
+    """Return a context in which this process declares that it waits for a batch of a dataset."""
+    worker = batch_number % max(1, num_workers)  # workers return batches in turn
 
-    def what() -> str:
-        pid, shard = dataset.whereabouts.of(worker)
+    def describe() -> str:
+        pid, shard = dataset.worker_status.process_and_shard(worker)
         where = f", now in {dataset.listing()[shard]}" if shard is not None else ""
         who = f"worker {worker} (process {pid or 'not begun'})" if num_workers else "a batch"
         return f"{who} of datasets.{dataset.name}{where}"
 
-    return waiting_for(what, partial(dataset.whereabouts.passed_by, worker))
+    return waiting_for(describe, partial(dataset.worker_status.num_fast_forwarded, worker))
 
 
-def _begin_worker(dataset: Any, worker: int) -> None:
-    """Keep a worker alive and silent whatever becomes of its trainer.
+def _init_worker(dataset: Any, worker: int) -> None:
+    """Keep a worker running while its trainer is told to stop, and quiet when the trainer is killed.
 
-    torchrun sends SIGTERM to the trainer's whole process group, SLURM a signal to each process, and the
-    trainer then saves: so it has a group of its own, and ignores what else the trainer saves at. A trainer
-    killed while it takes a batch breaks a connection of the thread that hands batches over, whose traceback
-    says nothing new.
+    On SIGTERM (torchrun sends it to the whole process group) and other signals (SLURM sends them to each process)
+    the trainer saves a checkpoint. A worker must survive that: it gets its own process group and ignores those
+    signals. If the trainer is killed while it receives a batch, the worker's queue thread loses its connection;
+    the traceback of that error would only be noise.
     """
-    dataset.whereabouts.begin(worker_place()[0])
+    dataset.worker_status.set_process(worker_info()[0])
     os.setpgrp()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _say_unless_the_trainer_is_gone
+    sys.excepthook = _hide_lost_connections
 
 
-def _say_unless_the_trainer_is_gone(
+def _hide_lost_connections(
     kind: type, error: BaseException, traceback: TracebackType | None
 ) -> None:
     if not issubclass(kind, (ConnectionError, EOFError)):

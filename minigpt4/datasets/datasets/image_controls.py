@@ -1,4 +1,4 @@
-"""Controls of a validation split: blank images, and for each sample the images of another one."""
+"""Control images for validation: blank images, and for each sample the images of another sample."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,20 +8,20 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 GREY = (128, 128, 128)
-TRIED = 50  # samples before one, of which the first with another image is taken
+TRIED = 50  # preceding samples among which one with other images is searched
 
 
 def blank_image(size: tuple[int, int]) -> Image.Image:
-    """Return a grey image of a size."""
+    """Return a grey image of the given (width, height)."""
     return Image.new("RGB", size, GREY)
 
 
 def blank_pixels(pixels: torch.Tensor, vis_processor: Callable | None) -> torch.Tensor | None:
-    """Return grey images of the shape and type of `pixels`, [I, S, S, 3] of bytes or processed [I, 3, S, S].
+    """Return grey images like `pixels`: uint8 [I, S, S, 3], or processed [I, 3, S, S].
 
-    None where nobody can say what a processor makes of grey.
+    None if the pixels are processed by an unknown processor, or by one that gives other shapes.
     """
-    if pixels.dtype == torch.uint8:  # as the image lies in memory
+    if pixels.dtype == torch.uint8:  # not processed yet
         return torch.full_like(pixels, GREY[0])
     if vis_processor is None or not len(pixels):
         return None
@@ -35,7 +35,7 @@ def images_of(sample: dict) -> list[torch.Tensor]:
 
 
 def are_other(images: list[torch.Tensor], own: list[torch.Tensor]) -> bool:
-    """Return whether images can stand in the place of a sample's own, and are not the same."""
+    """Return whether `images` have the shapes of a sample's `own` images, but other content."""
     shapes = [image.shape for image in own]
     if not own or [image.shape for image in images] != shapes:
         return False
@@ -43,11 +43,12 @@ def are_other(images: list[torch.Tensor], own: list[torch.Tensor]) -> bool:
 
 
 def with_other_images(dataset: Any) -> Dataset:
-    """Return a split whose samples have "other_images", too: as many as they have images, of another sample.
+    """Return a split whose samples also have "other_images": the images of another sample, of the same shapes.
 
-    That is the nearest one before it in the split (before the first comes the last) whose images differ: several
-    questions about an image may follow each other. It depends neither on batches nor on ranks. In a stream, which has
-    no indices, it is the nearest one before it of those that the same worker reads.
+    That sample is the nearest preceding one in the split (the last one precedes the first) whose images differ, since
+    several questions about one image may follow each other. The choice depends neither on batches nor on ranks. In a
+    stream, which has no indices, it is the nearest preceding sample that the same worker has read. A sample for which
+    none is found has no "other_images".
     """
     is_stream = isinstance(dataset, IterableDataset)
     return _StreamWithOtherImages(dataset) if is_stream else _WithOtherImages(dataset)
@@ -76,9 +77,9 @@ class _StreamWithOtherImages(IterableDataset):
         self.dataset = dataset
 
     def __iter__(self) -> Iterator[dict]:
-        last, before = [], []  # two that differ: of the sample read last, and of the one before it
+        latest, previous = [], []  # the last two different sets of images that were read
         for sample in self.dataset:
             own = images_of(sample)
-            if not last or are_other(last, own):
-                last, before = own, last
-            yield sample | {"other_images": before} if are_other(before, own) else sample
+            if not latest or are_other(latest, own):
+                latest, previous = own, latest
+            yield sample | {"other_images": previous} if are_other(previous, own) else sample

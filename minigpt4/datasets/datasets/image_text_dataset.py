@@ -17,53 +17,57 @@ from minigpt4.datasets.datasets.record_text import read_text
 from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.processors import ImageError
 
-# Captions of a whole folder; the second name is that of Hugging Face's "imagefolder".
+# Names of a captions file for a whole folder; Hugging Face's "imagefolder" calls it metadata.
 CAPTION_FILES = tuple(f"captions.{kind}" for kind in ("jsonl", "json", "csv", "tsv"))
 CAPTION_FILES += tuple(name.replace("captions", "metadata") for name in CAPTION_FILES)
 
 
 def read_folder(folder: str | Path) -> list[Record | Fault]:
-    """Return the records of a folder and those below it: the captions file's, then images with a .txt.
+    """Return the records of a folder and its subfolders: those of its captions file, then images with a .txt.
 
-    Raises OSError, or ValueError where there is no image, no caption, or two captions files.
+    Raises OSError, or ValueError if there is no image, no caption, or more than one captions file.
     """
     folder = Path(folder)
-    # A captions file speaks for the whole folder.
-    captions = [name for name in CAPTION_FILES if (folder / name).is_file()]
-    if len(captions) > 1:
-        raise ValueError(f"'{folder}' has {' and '.join(captions)}; keep one of them")
-    records = read_records(folder / captions[0], folder) if captions else []
-    # Images that it does not name have a text of the same name beside them, or none.
-    named = {same_file(record.image) for record in records if isinstance(record, Record)}
+    captions_files = [name for name in CAPTION_FILES if (folder / name).is_file()]
+    if len(captions_files) > 1:
+        raise ValueError(f"'{folder}' has {' and '.join(captions_files)}; keep one of them")
+    records = read_records(folder / captions_files[0], folder) if captions_files else []
+    # Images that the captions file does not list may have a .txt file of the same name beside them.
+    listed = {same_file(record.image) for record in records if isinstance(record, Record)}
     files = list_files(folder, (*IMAGE_SUFFIXES, ".txt"))
     images = [name for name in files if not name.lower().endswith(".txt")]
     texts = {same_file(name) for name in files if name.lower().endswith(".txt")}
     if not images:
         raise ValueError(f"'{folder}' has no image; expected {', '.join(IMAGE_SUFFIXES)} files")
-    without = []
+    without_text = []
     for image in images:
         name = same_file(image)
-        if name not in named and text_file(name) in texts:
+        if name in listed:
+            continue
+        if text_file(name) in texts:
             records.append(Record(image, image, None))
-        elif name not in named:
-            without.append(image)
+        else:
+            without_text.append(image)
     if not records:
         raise ValueError(
             f"'{folder}' has no caption for its {len(images)} images; expected a .txt file beside each (first: "
             f'{text_file(images[0])}), or captions.jsonl with {{"image": path, "caption": text}} a line'
         )
-    if captions:  # it says which images belong
-        logging.info(
-            "%s: %d images are not in %s and have no .txt file", folder, len(without), captions[0]
-        )
+    # A captions file may leave images out on purpose; without one, an image without text is a fault.
+    if captions_files:
+        message = "%s: %d images are not in %s and have no .txt file"
+        logging.info(message, folder, len(without_text), captions_files[0])
         return records
     return records + [
-        Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without
+        Fault(name, "no_caption", f"no {text_file(name)} beside it") for name in without_text
     ]
 
 
 def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 100) -> None:
-    """Raise ValueError if one of some `most` images, evenly chosen, leads out of `folder`, or if none can be one."""
+    """Check about `most` images, evenly spaced over the records.
+
+    Raises ValueError if one of them is a link out of `folder`, or if none is an image file that can be read.
+    """
     records = [record for record in records if isinstance(record, Record)]
     chosen = records[:: max(1, len(records) // most)]
     names = [find_file(folder, record.image) for record in chosen]
@@ -79,7 +83,7 @@ def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 10
 
 
 def check_contents(images: Sequence[Path]) -> None:
-    """Raise ValueError if of some files all are Git LFS pointers, web pages, empty or not to be read."""
+    """Raise ValueError if each of these files is a Git LFS pointer, a web page, empty or unreadable."""
     faults = []
     for image in images:
         try:
@@ -93,7 +97,7 @@ def check_contents(images: Sequence[Path]) -> None:
 
 
 def file_below(folder: Path, name: str) -> Path:
-    """Return the path of the file that `name` means below `folder`. Raises SkipSample."""
+    """Return the path of the file `name` below `folder` (see `find_file`). Raises SkipSample if it cannot be used."""
     found = find_file(folder, name)
     if found is None:
         raise SkipSample("missing_file", f"no {name} in {folder}")
@@ -103,11 +107,11 @@ def file_below(folder: Path, name: str) -> Path:
 
 
 class ImageTextDataset(BaseDataset, Dataset):
-    """`dataset[i]` -> {"image", "text_input", "sample_id"} of record i, and "turns" where it has a conversation.
+    """`dataset[i]` -> {"image", "text_input", "sample_id"} of record i, and "turns" if it has a conversation.
 
-    `annotation` holds Records and Faults; the Faults are counted when they are met. The epoch of a SampleIndex only
-    seeds the augmentation. Where record i cannot be used it is counted, and the next usable one is returned, or None in
-    validation.
+    `annotation` contains Records and Faults; a Fault is counted when it is read. The epoch of a SampleIndex affects
+    only the augmentation seed. If record i cannot be used, it is counted, and the next usable one is returned, or
+    None in validation.
     """
 
     guide = "docs/custom_data.md"
@@ -142,15 +146,15 @@ class ImageTextDataset(BaseDataset, Dataset):
         epoch = getattr(index, "epoch", 0)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: index {index} of {len(self)} records")
-        for step in range(1 if self.is_val else len(self)):
+        if self.is_val:
+            return self.usable(self.annotation[index], epoch)
+        for step in range(len(self)):
             if sample := self.usable(self.annotation[(index + step) % len(self)], epoch):
                 return sample
-        if not self.is_val:
-            raise self.skips.nothing_usable()
-        return None
+        raise self.skips.nothing_usable()
 
     def one_pass(self) -> Iterator[dict]:
-        """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
+        """Yield each usable sample once, in the order of training's first epoch on one process; count the rest."""
         for index in islice(EndlessSampler(len(self), self.place), len(self)):
             if sample := self.usable(self.annotation[index], epoch=0):
                 yield sample
@@ -166,7 +170,7 @@ class ImageTextDataset(BaseDataset, Dataset):
         return record.where
 
     def image_of(self, record: Any) -> str:
-        """Return what names a record's image: all records of one image are in one split."""
+        """Return the identity of a record's image, by which it is split: all records of one image are in one split."""
         return record.where if isinstance(record, Fault) else record.image.replace("\\", "/")
 
     def sample(self, path: Path, text: Any, epoch: int, label: str) -> dict:

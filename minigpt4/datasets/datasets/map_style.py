@@ -1,4 +1,4 @@
-"""Datasets as torch knows them, and as they were written for the 2023 release, in the place of the package's own."""
+"""Adapts any map-style torch dataset, such as one written for the 2023 release, to this package's loaders."""
 
 import traceback
 from collections.abc import Mapping
@@ -15,53 +15,51 @@ from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from minigpt4.processors import ImageError
 
-_V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")
-TRIED = 10  # samples of which one must be usable, before a run begins
+_V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")  # text keys of MiniGPT-v2's samples
+TRIED = 10  # first samples, of which at least one must be usable before a run starts
 
 
 def adapted(dataset: Any, name: str, vis_processor: Any = None) -> BaseDataset:
-    """Return a dataset as the loader and `inspect` take it: itself, or a MapStyleDataset of it.
+    """Return a dataset that the loaders and `inspect` accept: the given one, or a MapStyleDataset around it.
 
-    Raises ValueError, which names the section, for what is neither map-style nor a stream of ours, for an empty
-    dataset, and where none of the first samples can be used.
+    Raises ValueError, naming the section, if the dataset is neither map-style nor a BaseDataset stream, if it is
+    empty, or if none of its first samples can be used.
     """
     is_ours = getattr(type(dataset), "__getitem__", None) is ImageTextDataset.__getitem__
     if is_ours or (isinstance(dataset, BaseDataset) and isinstance(dataset, IterableDataset)):
         return dataset
-    lacking = [
+    class_name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+    missing = [
         method for method in ("__len__", "__getitem__") if not hasattr(type(dataset), method)
     ]
-    if lacking or isinstance(dataset, IterableDataset):
-        found = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-        has = f"has no {' and no '.join(lacking)}" if lacking else "is a stream"
+    if missing or isinstance(dataset, IterableDataset):
+        problem = f"has no {' and no '.join(missing)}" if missing else "is a stream"
         raise ValueError(
-            f"datasets.{name}: {found} {has}; a dataset needs __len__ and __getitem__(index), a stream must be a "
+            f"datasets.{name}: {class_name} {problem}; a dataset needs __len__ and __getitem__(index), a stream must be a "
             "subclass of WebCaptionDataset: docs/custom_data.md"
         )
-    whole = MapStyleDataset(dataset, name, vis_processor)
-    if fault := whole.first_fault():
-        raise ValueError(
-            f"datasets.{name}: {type(dataset).__module__}.{type(dataset).__qualname__} {fault}"
-        )
-    return whole
+    wrapped = MapStyleDataset(dataset, name, vis_processor)
+    if fault := wrapped.first_fault():
+        raise ValueError(f"datasets.{name}: {class_name} {fault}")
+    return wrapped
 
 
 class MapStyleDataset(ImageTextDataset):
-    """Any dataset with `__len__` and `__getitem__(int)`, whose samples have "image", and "text_input" or "turns".
+    """Wraps any dataset with `__len__` and `__getitem__(int)` whose samples have "image", and "text_input" or "turns".
 
-    Or the keys of MiniGPT-v2: "answer" and "instruction_input", "conv_a" and "conv_q"; then also without an image.
-    What a processor draws from torch's generator is seeded by the run. A sample that ends in an error, as Pillow's for
-    a broken image, or that is of another form, is counted, and the next one stands in.
+    The keys of MiniGPT-v2 are accepted too: "answer" and "instruction_input", "conv_a" and "conv_q"; these may come
+    without an image. Torch's generator is seeded by the run for each sample. A sample that raises an error, such as
+    Pillow's for a broken image, or that lacks these keys is counted, and the next one replaces it.
     """
 
     def __init__(self, dataset: Any, name: str, vis_processor: Any = None):
-        self.dataset, self.shape = dataset, None
+        self.dataset = dataset
+        self.shape = None  # of the first image; all must have it, since a batch is one tensor
         super().__init__(
-            list(range(len(dataset))),
-            "",
-            getattr(dataset, "vis_processor", vis_processor),
-            None,
-            name,
+            annotation=list(range(len(dataset))),
+            vis_root="",
+            vis_processor=getattr(dataset, "vis_processor", vis_processor),
+            name=name,
         )
         self.sample_ratio = getattr(dataset, "sample_ratio", None)
         self.batch_size = getattr(dataset, "batch_size", None)
@@ -72,7 +70,7 @@ class MapStyleDataset(ImageTextDataset):
             self.dataset.bind(place, num_workers, max_bad_fraction)
 
     def first_fault(self) -> str | None:
-        """Return what is wrong with the dataset if it is empty, or if its first TRIED samples are all unusable."""
+        """Return what is wrong with a dataset that is empty or whose first TRIED samples are all unusable, else None."""
         faults = []
         for record in range(min(TRIED, len(self))):
             try:
@@ -93,13 +91,14 @@ class MapStyleDataset(ImageTextDataset):
         # a broken file makes decoders raise almost anything, a bad record KeyError
         except Exception as error:
             reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
-            calls = traceback.extract_tb(error.__traceback__)[1:2]  # behind this one
-            where = "".join(f" ({Path(call.filename).name} line {call.lineno})" for call in calls)
+            # the frame after this one: the line in the user's `__getitem__`
+            frames = traceback.extract_tb(error.__traceback__)[1:2]
+            where = "".join(f" ({Path(each.filename).name} line {each.lineno})" for each in frames)
             raise SkipSample(reason, f"{type(error).__name__}: {error}{where}") from error
         sample = {"sample_id": self.label_of(record)} | _checked(sample)
         if "image" in sample:
             shape = list(sample["image"].shape)
-            self.shape = self.shape or shape  # a batch is one tensor
+            self.shape = self.shape or shape
             if shape != self.shape:
                 raise SkipSample("bad_image", f"the image is {shape}, the first one {self.shape}")
         return sample
@@ -111,7 +110,7 @@ class MapStyleDataset(ImageTextDataset):
 
 
 def _checked(sample: Any) -> dict:
-    """Return a sample with whole texts, and with a "text_input" where it has turns alone. Raises SkipSample."""
+    """Return a checked sample: valid Unicode, and a "text_input" also if it has only turns. Raises SkipSample."""
     if not isinstance(sample, Mapping):
         found = type(sample).__name__
         raise SkipSample(
@@ -119,7 +118,7 @@ def _checked(sample: Any) -> dict:
         )
     sample = dict(sample)
     if not sample.keys() & {"image", "images"} and sample.keys() & set(_V2_TEXTS):
-        sample["images"] = []  # the newest release's text alone
+        sample["images"] = []  # a text-only sample of MiniGPT-v2
     if "images" not in sample and sample.get("image") is None:
         raise SkipSample(
             "no_image", f"'image' is missing (keys: {', '.join(map(str, sample)) or 'none'})"
@@ -133,24 +132,23 @@ def _checked(sample: Any) -> dict:
                 f"the image is {found}; expected a tensor [3, S, S], as vis_processor gives",
             )
     if turns := sample.get("turns"):
-        sample["turns"] = tuple((_whole(question), _whole(answer)) for question, answer in turns)
+        sample["turns"] = tuple((_valid(question), _valid(answer)) for question, answer in turns)
         sample.setdefault("text_input", sample["turns"][0][1])
     for key in sample.keys() & {"text_input", "instruction", *_V2_TEXTS}:
-        sample[key] = _whole(sample[key])
-    # what is learnt: of 2023 and of own datasets, or else of the newest release
-    learnt = next(
-        (key for key in ("text_input", "answer", "conv_a") if key in sample), "text_input"
-    )
-    text = sample.get(learnt)
+        sample[key] = _valid(sample[key])
+    # the key of the target text: "text_input", or one of MiniGPT-v2
+    targets = [key for key in ("text_input", "answer", "conv_a") if key in sample]
+    target = targets[0] if targets else "text_input"
+    text = sample.get(target)
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
-        found = found if learnt in sample else "missing"
+        found = found if targets else "missing"
         raise SkipSample(
-            "bad_caption", f"'{learnt}' is {found} (keys: {', '.join(map(str, sample))})"
+            "bad_caption", f"'{target}' is {found} (keys: {', '.join(map(str, sample))})"
         )
     return sample
 
 
-def _whole(text: Any) -> Any:
-    """Return a text without half surrogate pairs; else what it is: a question may be texts and images."""
+def _valid(text: Any) -> Any:
+    """Return a text without lone surrogates; anything else unchanged, since a question may mix texts and images."""
     return whole_text(text) if isinstance(text, str) else text

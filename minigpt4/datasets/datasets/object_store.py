@@ -1,6 +1,6 @@
-"""Files of object stores (`s3://`, `gs://`, `hf://`) as streams: block by block through fsspec and the store's package.
+"""Streams files from object stores (`s3://`, `gs://`, `hf://`), block by block, through fsspec and the store's package.
 
-Credentials and endpoints are found as these packages find them: `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ..
+These packages find credentials and endpoints in their usual places: `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ..
 """
 
 import io
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-# scheme -> what fsspec needs for it
+# scheme -> package that fsspec needs for it
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
-BLOCK = 8 << 20  # bytes of a request
-WAITS_S = (1, 3, 9)  # before a block is asked for again, beside what the package itself tries
-STALL_S = 10  # without a byte; s3fs then tries again, five times in all
+BLOCK = 8 << 20  # bytes per request
+WAITS_S = (1, 3, 9)  # seconds before each retry of a block, besides the package's own retries
+STALL_S = 10  # seconds without a byte after which s3fs retries; it makes five attempts
 _OPTIONS = {
     "s3": {
         "config_kwargs": {
@@ -25,7 +25,7 @@ _OPTIONS = {
         }
     }
 }
-# another try would find the same
+# errors that are not retried: these types, and messages of refused access
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError)
 _REFUSED = r"(?i)credentials|forbidden|unauthorized|anonymous caller"
 
@@ -36,9 +36,9 @@ def is_object(path: str) -> bool:
 
 
 def check_objects(addresses: Sequence[str]) -> None:
-    """Raise ValueError where a package is missing, or the store refuses the first of some addresses or lacks it.
+    """Check the first address of each scheme. Raises ValueError if its package, permission or file is missing.
 
-    A store that does not answer now is left to the run, which counts what does not come.
+    Other errors, such as a store that does not answer now, are left to the run, which counts failed shards.
     """
     for scheme in sorted({urlparse(address).scheme for address in addresses}):
         first = next(address for address in addresses if urlparse(address).scheme == scheme)
@@ -46,60 +46,56 @@ def check_objects(addresses: Sequence[str]) -> None:
             _store(first).info(first)
         except Exception as error:
             if _is_final(error):
-                words = (
-                    error
-                    if isinstance(error, ValueError)
-                    else f"'{first}': {type(error).__name__}: {error}"
-                )
-                raise ValueError(str(words)) from error
+                message = f"'{first}': {type(error).__name__}: {error}"
+                if isinstance(error, ValueError):
+                    message = str(error)
+                raise ValueError(message) from error
 
 
 @contextmanager
 def open_object(address: str) -> Iterator[BinaryIO]:
-    """Give a binary stream of an object.
+    """Open an object as a binary stream.
 
-    A block that does not come is asked for again, so that a connection that was cut loses nothing. Raises the error of
-    the last try, of whatever kind the package has; ValueError, in words, if there is no such package.
+    Each block is retried by itself, so a lost connection loses no data. Raises the error of the last attempt, of
+    whatever type the package has, or ValueError if the package is missing.
     """
     store = _store(address)
-    size = _tried(lambda: store.info(address))["size"]
-    with io.BufferedReader(_Blocks(store, address, size)) as stream:
+    size = _with_retries(lambda: store.info(address))["size"]
+    with io.BufferedReader(_BlockReader(store, address, size)) as stream:
         yield stream
 
 
-class _Blocks(io.RawIOBase):
-    """An object of `size` bytes, of which one block is held."""
+class _BlockReader(io.RawIOBase):
+    """Reads an object of `size` bytes in requests of BLOCK bytes."""
 
     def __init__(self, store: Any, address: str, size: int):
         self._store, self._address = store, address
         self._size = size
-        # where in the object the rest of the block begins
-        self._begin = 0
-        self._block = memoryview(b"")
+        self._position = 0  # in the object
+        self._block = memoryview(b"")  # bytes that were fetched but not read yet
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray) -> int:
-        if not self._block and self._begin < self._size:
-            end = min(self._begin + BLOCK, self._size)
-            self._block = memoryview(_tried(lambda: self._part(end)))
+        if not self._block and self._position < self._size:
+            end = min(self._position + BLOCK, self._size)
+            self._block = memoryview(_with_retries(lambda: self._fetch(end)))
         size = min(len(buffer), len(self._block))
         buffer[:size], self._block = self._block[:size], self._block[size:]
-        self._begin += size
+        self._position += size
         return size
 
-    def _part(self, end: int) -> bytes:
-        data = self._store.cat_file(self._address, start=self._begin, end=end)
-        if len(data) != end - self._begin:
-            raise OSError(
-                f"{len(data):,} bytes came from byte {self._begin:,} on, not {end - self._begin:,}"
-            )
+    def _fetch(self, end: int) -> bytes:
+        data = self._store.cat_file(self._address, start=self._position, end=end)
+        size = end - self._position
+        if len(data) != size:
+            raise OSError(f"{len(data):,} bytes came from byte {self._position:,} on, not {size:,}")
         return data
 
 
 def _store(address: str) -> Any:
-    """Return fsspec's file system of an address. Raises ValueError if its package is missing."""
+    """Return fsspec's file system for an address. Raises ValueError if its package is missing."""
     import fsspec
 
     scheme = urlparse(address).scheme
@@ -112,7 +108,7 @@ def _store(address: str) -> Any:
         ) from error
 
 
-def _tried(read: Callable[[], Any]) -> Any:
+def _with_retries(read: Callable[[], Any]) -> Any:
     for wait in WAITS_S:
         try:
             return read()

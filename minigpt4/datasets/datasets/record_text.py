@@ -1,8 +1,8 @@
-"""The one reader of a record's text, wherever it stands: in a tar, beside an image, in an annotation file.
+"""Reads the text of a record from any source: a tar, a file beside an image, or an annotation file.
 
-A record is a mapping. Its text is a conversation, or else a caption, with a question where it has one. What is null,
-NaN, blank or an empty list counts as absent. Every text is cleaned by `clean_text`, and the mark that stands for the
-image (`<image>`, `<ImageHere>`, `<Img>..</Img>`) is taken out: the image stands before the first question.
+A record is a mapping. Its text is a conversation, or else a caption, which may have a question. Values that are null,
+NaN, blank or an empty list count as absent. Every text is cleaned by `clean_text`, and the image placeholder
+(`<image>`, `<ImageHere>`, `<Img>..</Img>`) is removed: the image always precedes the first question.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 from minigpt4.common.utils import LFS_POINTER
 from minigpt4.datasets.datasets.skips import SkipSample
 
-# Keys by rank. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
+# Keys in order of precedence. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
 CONVERSATIONS = ("conversations", "messages")
 CAPTIONS = ("caption", "text", "response", "txt")
 QUESTIONS = ("instruction", "query")
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
-MAX_CHARS = 100_000  # of a record's texts, some 25,000 tokens: `max_txt_len` cuts before, but not before tokenizing
+MAX_CHARS = 100_000  # of a record's texts, about 25,000 tokens: bounds tokenization, after which `max_txt_len` cuts
 _IMAGE_MARK = re.compile(
     r"<img>[^\n]{0,300}?</img>|<\|?image(?:here|_?pad|_?placeholder)?[ _]?\d*\s*/?\|?>", re.I
 )
@@ -31,12 +31,13 @@ Turns = tuple[tuple[str, str], ...]  # (question, answer), ..
 def read_text(record: Any) -> str | Turns:
     """Return the caption of a record, or its turns. Raises SkipSample.
 
-    One question without words, as `<image>` alone, leaves a caption.
+    A single turn whose question has no words, such as `<image>` alone, is a caption.
     """
     if not isinstance(record, dict):
         raise SkipSample("bad_record", f"is {type(record).__name__}, not a mapping")
-    key, messages = _first(record, CONVERSATIONS)
-    turns = _bounded(_turns(messages, key) if key else [_question_and_caption(record)])
+    key, messages = _first_present(record, CONVERSATIONS)
+    turns = _turns(messages, key) if key else [_question_and_caption(record)]
+    turns = _truncated(turns)
     _check(record, list(chain.from_iterable(turns)))
     turns = tuple(
         (without_image_mark(question), without_image_mark(answer)) for question, answer in turns
@@ -51,12 +52,12 @@ def read_text(record: Any) -> str | Turns:
 
 
 def has_text(record: dict) -> bool:
-    """Return whether a record has a conversation or a caption of its own, good or bad."""
-    return _first(record, CONVERSATIONS + CAPTIONS)[0] is not None
+    """Return whether a record itself has a conversation or a caption, valid or not."""
+    return _first_present(record, CONVERSATIONS + CAPTIONS)[0] is not None
 
 
 def read_members(members: dict[str, bytes]) -> str | Turns:
-    """Return the text, as `read_text`, of the contents of a sample's "json" and "txt" files, of which one may lack."""
+    """Return the text, as `read_text`, of the "json" and "txt" members of a tar sample; one may be missing."""
     record = parse_json(members["json"]) if "json" in members else {}
     if "txt" in members and isinstance(record, dict):
         record = {**record, "txt": members["txt"]}
@@ -64,7 +65,7 @@ def read_members(members: dict[str, bytes]) -> str | Turns:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says. Raises SkipSample."""
+    """Return the content of a JSON text. Raises SkipSample."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -72,19 +73,18 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def whole_text(text: str) -> str:
-    """Return a text in which half of a surrogate pair, on which tokenizers fail, has become U+FFFD."""
+    """Return a text with each lone surrogate, on which tokenizers fail, replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_text(text: str) -> str:
-    """Return a whole text without byte order mark and blanks around it, with LF for line ends."""
-    return (
-        whole_text(text).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\ufeff").strip()
-    )
+    """Return a text without lone surrogates, surrounding whitespace and byte order marks, with LF line ends."""
+    text = whole_text(text).replace("\r\n", "\n").replace("\r", "\n")
+    return text.strip().strip("\ufeff").strip()
 
 
 def present(record: dict, key: str) -> Any:
-    """Return the value of a record's key, text cleaned, or None where it is absent, null, NaN or empty."""
+    """Return the value of a record's key, with text cleaned, or None if it is absent, null, NaN or empty."""
     value = record.get(key)
     if isinstance(value, bytes):
         try:
@@ -97,8 +97,8 @@ def present(record: dict, key: str) -> Any:
     return None if is_nan or value in (None, "", [], {}) else value
 
 
-def _first(record: dict, keys: Sequence[str]) -> tuple[str | None, Any]:
-    """Return the first of `keys` whose value is there, and the value."""
+def _first_present(record: dict, keys: Sequence[str]) -> tuple[str | None, Any]:
+    """Return the first of `keys` that is `present`, and its value; (None, None) if none is."""
     for key in keys:
         if (value := present(record, key)) is not None:
             return key, value
@@ -106,7 +106,7 @@ def _first(record: dict, keys: Sequence[str]) -> tuple[str | None, Any]:
 
 
 def _question_and_caption(record: dict) -> tuple[str, str]:
-    key, caption = _first(record, CAPTIONS)
+    key, caption = _first_present(record, CAPTIONS)
     if key is None:
         if empty := [name for name in CAPTIONS if name in record]:
             found = "null" if record[empty[0]] is None else "empty"
@@ -114,14 +114,15 @@ def _question_and_caption(record: dict) -> tuple[str, str]:
         raise SkipSample(
             "no_caption", f"'caption' is missing (keys: {', '.join(map(str, record)) or 'none'})"
         )
-    asked_by, question = _first(record, QUESTIONS)
-    for name, value in ((key, caption), (asked_by, question)):
+    question_key, question = _first_present(record, QUESTIONS)
+    for name, value in ((key, caption), (question_key, question)):
         if not isinstance(value, (str, type(None))):
             raise SkipSample("bad_caption", f"{name} is {type(value).__name__}, not text")
     return question or "", caption
 
 
 def _turns(messages: Any, key: str) -> list[tuple[str, str]]:
+    """Return the (question, answer) pairs of a list of messages, without an empty system message."""
     if isinstance(messages, list) and message_parts(messages[0])[0] == "system":
         if message_parts(messages[0])[1]:
             raise SkipSample(
@@ -135,28 +136,29 @@ def _turns(messages: Any, key: str) -> list[tuple[str, str]]:
         raise SkipSample(
             "bad_caption", f"'{key}' has {found}; expected questions and answers in turn"
         )
-    values = [_message(message, number) for number, message in enumerate(messages)]
-    return list(zip(values[::2], values[1::2], strict=True))
+    texts = [_message_text(message, number) for number, message in enumerate(messages)]
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _message(message: Any, number: int) -> str:
-    who, value = message_parts(message)
-    if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(value, str):
+def _message_text(message: Any, number: int) -> str:
+    role, text = message_parts(message)
+    # even numbers are questions, odd ones answers
+    if not isinstance(role, str) or ROLES.get(role) != number % 2 or not isinstance(text, str):
         expected = f'{{"from": "{("human", "gpt")[number % 2]}", "value": text}}'
         found = json.dumps(message, ensure_ascii=False)[:60]
         raise SkipSample("bad_caption", f"message {number} is {found}; expected {expected}")
-    return clean_text(value)
+    return clean_text(text)
 
 
 def message_parts(message: Any) -> tuple[Any, Any]:
-    """Return who says a message, and what; {"from", "value"} is LLaVA's, {"role", "content"} that of most others."""
+    """Return (role, text) of a message: of LLaVA's {"from", "value"}, or of the common {"role", "content"}."""
     if not isinstance(message, dict):
         return None, None
     return message.get("from", message.get("role")), message.get("value", message.get("content"))
 
 
-def _bounded(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the turns up to MAX_CHARS characters, the last answer cut there. Raises SkipSample."""
+def _truncated(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the turns, with the answer that reaches MAX_CHARS characters cut there. Raises SkipSample."""
     kept, room = [], MAX_CHARS
     for question, answer in turns:
         room -= len(question)
@@ -171,7 +173,7 @@ def _bounded(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _check(record: dict, texts: list[str]) -> None:
-    """Raise SkipSample where a record is about anything but one image, or has text that has no place in a sample."""
+    """Raise SkipSample if a record has more than one image, other media, or text that is not supported."""
     marks = list(chain.from_iterable(map(_IMAGE_MARK.findall, texts)))
     images = present(record, "images")
     if len(marks) > 1:
@@ -191,7 +193,9 @@ def _check(record: dict, texts: list[str]) -> None:
             raise SkipSample(
                 "bad_record", f"has {mark[0]} in a text; a sample has one image and no more"
             )
-    for key in ("system", "history") if texts[0] else ():
+    if not texts[0]:  # beside a caption without a question, the following keys are ignored
+        return
+    for key in ("system", "history"):
         if present(record, key) is not None:
             raise SkipSample(
                 "bad_record", f"has a '{key}', which is not read; write all turns as 'messages'"
@@ -199,6 +203,8 @@ def _check(record: dict, texts: list[str]) -> None:
 
 
 def without_image_mark(text: str) -> str:
-    """Return a text without the marks that stand for its image, and without the blanks around them."""
+    """Return a text without image placeholders and the whitespace around them."""
     pieces = _IMAGE_MARK.split(text)
-    return " ".join(filter(None, map(str.strip, pieces))) if len(pieces) > 1 else text
+    if len(pieces) == 1:
+        return text
+    return " ".join(filter(None, map(str.strip, pieces)))

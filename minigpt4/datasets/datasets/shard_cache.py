@@ -1,9 +1,9 @@
-"""Shards from elsewhere in a folder of bounded size, shared by all processes of a machine.
+"""A cache of remote shards: a folder of bounded size, shared by all processes of a machine.
 
-A shard is kept while it is read: each byte goes to the reader and into a file of the reader's own, which takes the
-shard's name once it is whole and on disk. Whatever is open here is locked, so the files that nobody uses are known
-wherever their processes ended; of these the least recently used ones are removed where room is needed. What cannot be
-kept (a full disk, a shard larger than the bound, another fault of the folder) is read all the same.
+A shard is cached while it is read: each byte goes to the reader and to a temporary file of that reader, which is renamed
+to the shard's name once it is complete and on disk. Every open file is locked, so unused files are known even if the
+process that opened them was killed; the least recently used of these are removed when space is needed. A shard that
+cannot be cached (full disk, a shard larger than the limit, another fault of the folder) is still read.
 """
 
 import fcntl
@@ -17,14 +17,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-STEP = 16 << 20  # bytes at most by which a file that is written is made larger at a time
+STEP = 16 << 20  # at most this many bytes are reserved at a time for a file that is being written
 USES = ("shards read from it", "kept in it", "not kept")  # what became of a shard
-_OWN_NAME = re.compile(r"[0-9a-f]{32}\.tar|shard-\w+\.partial")
-Note = Callable[[int, str], None]  # is told which of USES, and why
+_FILE_NAME = re.compile(r"[0-9a-f]{32}\.tar|shard-\w+\.partial")  # other files are not the cache's
+# called with an index into USES, and the reason if a shard is not kept
+OnUse = Callable[[int, str], None]
 
 
 class ShardCache:
-    """A folder of at most `max_bytes`, counted by the sizes of its files. Made where it is missing."""
+    """A folder whose cached files have at most `max_bytes` together. It is created if it does not exist."""
 
     def __init__(self, folder: str | Path, max_bytes: int):
         self.folder, self.max_bytes = Path(folder), max_bytes
@@ -32,16 +33,16 @@ class ShardCache:
 
     @contextmanager
     def opened(
-        self, address: str, fetch: Callable[[str], AbstractContextManager], note: Note
+        self, address: str, fetch: Callable[[str], AbstractContextManager], on_use: OnUse
     ) -> Iterator[BinaryIO]:
-        """Give a binary stream of a shard: the file that was kept, else `fetch(address)`, which is then kept.
+        """Open a shard as a binary stream: from the cached file, else from `fetch(address)`, caching it meanwhile.
 
-        A kept file at which its reader raises an error is removed: the next reader fetches the shard anew. A new one is
-        kept only if neither its reader nor `fetch` raises one.
+        If the reader of a cached file raises an error, the file is removed, so that the next reader fetches the shard
+        again. A fetched shard is kept only if neither its reader nor `fetch` raises an error.
         """
         path = self.folder / f"{hashlib.blake2b(address.encode(), digest_size=16).hexdigest()}.tar"
-        if file := self._kept(path, note):
-            note(0, "")
+        if file := self._open_cached(path, on_use):
+            on_use(0, "")
             with file:
                 try:
                     yield file
@@ -52,61 +53,61 @@ class ShardCache:
         copy = None
         try:
             with fetch(address) as stream:
-                copy = _Copy(stream, self, note)
+                copy = _CopyingReader(stream, self, on_use)
                 yield io.BufferedReader(copy)
-                copy.readall()  # behind the archive's end
+                copy.readall()  # what follows the archive's end
             copy.finish(path)
         finally:
             if copy:
-                copy.drop()
+                copy.discard()
 
-    def _kept(self, path: Path, note: Note) -> BinaryIO | None:
-        """Return the kept file, locked against its removal, None if there is none."""
+    def _open_cached(self, path: Path, on_use: OnUse) -> BinaryIO | None:
+        """Return the cached file, locked against removal, or None if there is none."""
         try:
             file = open(path, "rb")  # noqa: SIM115
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.utime(file.fileno())  # the order of removal
+            os.utime(file.fileno())  # `grow` removes the files with the oldest times first
             return file
-        except (FileNotFoundError, BlockingIOError):  # the latter: it is just being removed
+        except (FileNotFoundError, BlockingIOError):  # the latter: it is being removed
             return None
         except OSError as error:
-            note(2, str(error))
+            on_use(2, str(error))
             return None
 
     def grow(self, file: BinaryIO, size: int) -> None:
-        """Make a file of this folder `size` bytes large. Raises OSError if there is no room for it."""
-        more = size - os.fstat(file.fileno()).st_size
+        """Enlarge a file of this folder to `size` bytes. Raises OSError if there is no space for it."""
+        growth = size - os.fstat(file.fileno()).st_size
         with self.locked():
-            files = sorted(self._files(), key=lambda each: each[1].st_mtime_ns)
-            excess = sum(state.st_size for _, state in files) + more - self.max_bytes
-            for path, state in files:
+            files = sorted(self._files(), key=lambda path_and_stat: path_and_stat[1].st_mtime_ns)
+            excess = sum(stat.st_size for _, stat in files) + growth - self.max_bytes
+            for path, stat in files:
                 if excess > 0 and _remove_unused(path):
-                    excess -= state.st_size
+                    excess -= stat.st_size
             if excess > 0:
                 raise OSError(f"no room in {self.max_bytes:,} bytes: what is there is in use")
             file.truncate(size)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let no other process make a file larger or give it another name meanwhile: files are counted here."""
+        """Keep other processes from enlarging or renaming cached files, so that their sizes can be summed up."""
         with open(self.folder / ".lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         for entry in os.scandir(self.folder):
-            if _OWN_NAME.fullmatch(entry.name):  # whatever else lies there is not the cache's
+            if _FILE_NAME.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
                     yield entry.path, entry.stat()
 
 
-class _Copy(io.RawIOBase):
-    """The bytes of `stream`, which are also written to a file of `cache` until there is no more room."""
+class _CopyingReader(io.RawIOBase):
+    """Reads `stream`, and writes what was read to a file of `cache` until there is no more space."""
 
-    def __init__(self, stream: BinaryIO, cache: ShardCache, note: Note):
+    def __init__(self, stream: BinaryIO, cache: ShardCache, on_use: OnUse):
         self._stream, self._cache = stream, cache
-        self._note, self._file = note, None
-        self._size, self._room = 0, 0
+        self._on_use, self._file = on_use, None
+        self._size, self._reserved = 0, 0  # bytes
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
@@ -129,7 +130,7 @@ class _Copy(io.RawIOBase):
         return size
 
     def finish(self, path: Path) -> None:
-        """Give the file, which is whole, its name."""
+        """Rename the file, which is now complete, to `path`."""
         if not self._file:
             return
         try:
@@ -142,31 +143,31 @@ class _Copy(io.RawIOBase):
             return self._give_up(error)
         self._file.close()
         self._file = None
-        self._note(1, "")
+        self._on_use(1, "")
 
-    def drop(self) -> None:
-        """Remove the file, if it is not finished."""
+    def discard(self) -> None:
+        """Remove the file unless it is finished."""
         if file := self._file:
             self._file = None
-            with suppress(OSError):  # of a full disk: what is not written yet
-                os.unlink(file.name)
             with suppress(OSError):
+                os.unlink(file.name)
+            with suppress(OSError):  # on a full disk, when it writes its buffer
                 file.close()
 
     def _write(self, data: memoryview) -> None:
-        if self._size + len(data) > self._room:
-            self._room = self._size + max(len(data), self._cache.step)
-            self._cache.grow(self._file, self._room)
+        if self._size + len(data) > self._reserved:
+            self._reserved = self._size + max(len(data), self._cache.step)
+            self._cache.grow(self._file, self._reserved)
         self._file.write(data)
         self._size += len(data)
 
     def _give_up(self, error: OSError) -> None:
-        self.drop()
-        self._note(2, str(error))
+        self.discard()
+        self._on_use(2, str(error))
 
 
 def _remove_unused(path: str) -> bool:
-    """Remove a file unless a process has it open here; return whether it is gone."""
+    """Remove a file unless a process has it open and locked; return whether it is gone."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
-"""Which tar shards a `storage` names, and whether they can be some, as far as can be seen before anything is read."""
+"""The list of tar shards that a `storage` refers to, and checks of them before training."""
 
 import glob
+import math
 import os
 import re
 import stat
@@ -19,8 +20,8 @@ from minigpt4.datasets.datasets.tar_members import check_archive
 
 TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ACCEPTED = "local files, http(s) URLs, or addresses of an object store: s3://, gs://, hf://"
-MAX_SHARDS = 1_000_000  # of a pattern
-LOOKED_AT = 500  # shards whose beginning is read by `check_shards`
+MAX_SHARDS = 1_000_000  # per pattern
+LOOKED_AT = 500  # shards that `check_shards` opens at most
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -31,14 +32,15 @@ _KINDS = {
 
 
 def expand_shards(location: str | Iterable[str]) -> list[str]:
-    """Return the shards that `location` names: text or a list of texts, with `~` and `$VARIABLES`.
+    """Return the shards that `location` refers to: a path or pattern, or a list of these, with `~` and `$VARIABLES`.
 
-    A file is itself, a folder all tars below it; braces and globs are looked for only in what is not there as it
-    stands. Globs that match nothing are left out. Raises ValueError for anything but ACCEPTED.
+    A file stands for itself, a folder for all tars below it. Braces and globs are expanded only in paths that do not
+    exist literally; globs without a match give nothing. Raises ValueError for anything but ACCEPTED.
     """
     shards = []
-    is_one = isinstance(location, (str, Mapping)) or not hasattr(location, "__iter__")
-    for pattern in [location] if is_one else location:
+    is_single = isinstance(location, (str, Mapping)) or not hasattr(location, "__iter__")
+    patterns = [location] if is_single else location
+    for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.strip():
             raise ValueError(f"{pattern!r} is no path of a shard; expected text")
         shards += _addresses(pattern) if is_address(pattern) else _paths(pattern)
@@ -46,23 +48,23 @@ def expand_shards(location: str | Iterable[str]) -> list[str]:
 
 
 def is_address(shard: str) -> bool:
-    """Return whether a shard is none of this machine."""
+    """Return whether a shard is remote: a URL or an address of an object store."""
     return is_url(shard) or is_object(shard)
 
 
 def missing_shards(shards: Sequence[str]) -> list[str]:
-    """Return those of a list of shards that are local and no file."""
+    """Return the local shards that are not existing files."""
     return [shard for shard in shards if not is_address(shard) and not os.path.isfile(shard)]
 
 
 def check_shards(shards: Sequence[str], storage: object) -> None:
-    """Raise ValueError where local shards of `storage` are missing, or do not begin as tars; of many some are read.
+    """Raise ValueError if local shards are missing or do not begin as tars; of many, at most LOOKED_AT are opened.
 
-    Of an object store the first shard is asked for.
+    In each object store, the existence of the first shard is checked. `storage` is only for messages.
     """
     if missing := missing_shards(shards):
-        what = _what_is_at(missing[0])
-        first = f" (first missing: {missing[0]})" + (f"; there is {what}" if what else "")
+        found = _what_is_at(missing[0])
+        first = f" (first missing: {missing[0]})" + (f"; there is {found}" if found else "")
         if len(missing) < len(shards):
             raise ValueError(f"{len(missing)} of {len(shards)} shards are missing{first}")
         raise ValueError(f"no file matches '{storage}'{first}")
@@ -71,9 +73,9 @@ def check_shards(shards: Sequence[str], storage: object) -> None:
 
     check_objects([shard for shard in shards if is_object(shard)])
     local = [shard for shard in shards if not is_address(shard)]
-    looked_at = local[:: -(-len(local) // LOOKED_AT)] if local else []
+    opened = local[:: max(1, math.ceil(len(local) / LOOKED_AT))]  # evenly spaced
     faults = []
-    for shard in looked_at:
+    for shard in opened:
         try:
             with open_file(shard) as file:
                 check_archive(file)
@@ -81,27 +83,27 @@ def check_shards(shards: Sequence[str], storage: object) -> None:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             faults.append(f"'{shard}': {reason}")
     if faults:
-        number = f"{len(faults)} of {len(looked_at)} shards" if len(looked_at) > 1 else "the shard"
+        number = f"{len(faults)} of {len(opened)} shards" if len(opened) > 1 else "the shard"
         raise ValueError(f"{number} cannot be read: {faults[0]}")
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a local shard. Raises OSError, also for what is there and no file: a FIFO would be waited for."""
+    """Open a local shard. Raises OSError, also for anything but a regular file: opening a FIFO would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"it is {_what_is_at(path)}, no file")
     return open(path, "rb")
 
 
 def _addresses(pattern: str) -> Iterator[str]:
+    """Yield the shards of a pattern of addresses; webdataset separates several by `::`. Raises ValueError."""
     schemes = "|".join(("https?", *PACKAGES))
-    # webdataset's way to write a list
     for address in re.split(rf"::(?=(?:{schemes})://)", pattern):
         if not urlparse(address).netloc:
-            what, example = (
-                ("bucket", "s3://bucket") if is_object(address) else ("host", "https://host")
-            )
-            raise ValueError(f"'{address}' names no {what}; write {example}/path.tar")
-        shards = _braces(address)
+            kind, example = "host", "https://host"
+            if is_object(address):
+                kind, example = "bucket", "s3://bucket"
+            raise ValueError(f"'{address}' names no {kind}; write {example}/path.tar")
+        shards = _expand_braces(address)
         if is_object(address) and not all(
             shard.endswith(TAR_NAMES) and "*" not in shard for shard in shards
         ):
@@ -113,6 +115,7 @@ def _addresses(pattern: str) -> Iterator[str]:
 
 
 def _paths(pattern: str) -> Iterator[str]:
+    """Yield the shards of a pattern of local paths, also several separated by `::`. Raises ValueError."""
     path = str(expand_path(pattern))
     if os.path.exists(path):
         yield from _files(path)
@@ -124,24 +127,20 @@ def _paths(pattern: str) -> Iterator[str]:
     if scheme := urlparse(pattern).scheme:
         raise ValueError(f"'{pattern}': '{scheme}:' is refused; shards are {ACCEPTED}")
     for part in path.split("::"):
-        folder = os.path.dirname(part)  # the folders that are there as they stand
+        folder = os.path.dirname(part)  # the leading folders that exist are taken literally
         while folder and not os.path.isdir(folder):
             folder = os.path.dirname(folder)
-        for name in _braces(part[len(folder) :].lstrip("/")):
-            path = os.path.join(folder, name)
-            is_pattern = glob.has_magic(name) and not os.path.exists(path)
-            found = (
-                glob.glob(os.path.join(glob.escape(folder), name), recursive=True)
-                if is_pattern
-                else [path]
-            )
-            for each in sorted(found):
-                yield from _files(each)
+        for name in _expand_braces(part[len(folder) :].lstrip("/")):
+            matches = [os.path.join(folder, name)]
+            if glob.has_magic(name) and not os.path.exists(matches[0]):
+                matches = glob.glob(os.path.join(glob.escape(folder), name), recursive=True)
+            for match in sorted(matches):
+                yield from _files(match)
 
 
-def _braces(pattern: str) -> list[str]:
-    """Return what `{00000..00099}` and `{a,b}` stand for. Raises ValueError."""
-    if "{" not in pattern:  # braceexpand takes backslashes away
+def _expand_braces(pattern: str) -> list[str]:
+    """Return all expansions of `{00000..00099}` and `{a,b}`. Raises ValueError if there are too many."""
+    if "{" not in pattern:  # braceexpand would remove backslashes
         return [pattern]
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     try:
@@ -155,16 +154,15 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _files(path: str) -> list[str]:
-    """Return the path of a file; of a folder, all tars below it, each once whatever links lead there."""
+    """Return all tars below a folder, each once even if links lead to it; else, or if there are none, the path."""
     if not os.path.isdir(path):
         return [path]
-    return [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)] or [
-        path
-    ]
+    tars = [os.path.join(path, name) for name in list_files(path, TAR_NAMES, follow_out=True)]
+    return tars or [path]
 
 
 def _what_is_at(path: str) -> str:
-    """Return what is at a path that is no file, "" for nothing."""
+    """Return, for messages, what is at a path that is not a regular file; "" if there is nothing."""
     try:
         kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "")
     except OSError:

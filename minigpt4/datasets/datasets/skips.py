@@ -1,7 +1,7 @@
-"""Samples that cannot be used: skipped, counted by reason, and an error once there are too many of them.
+"""Unusable samples: skipped and counted by reason, until there are too many of them.
 
-A sample that cannot be used is skipped and counted by reason, without waiting and without ending
-the run, until the budget is spent: then the run stops with a DataError that says what is wrong.
+Skipping neither retries nor ends the run. Once more than `max_bad_fraction` of a worker's samples are
+unusable, the run stops with a DataError that says what is wrong.
 """
 
 import logging
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from minigpt4.common.utils import printable
-from minigpt4.datasets.datasets.whereabouts import worker_place
+from minigpt4.datasets.datasets.worker_status import worker_info
 
-PROBATION = 1000  # samples of one worker before its bad fraction is judged
+PROBATION = 1000  # samples that a worker reads before its share of unusable ones is checked
 REASONS = (
     "bad_shard",
     "bad_record",
@@ -25,11 +25,11 @@ REASONS = (
 
 
 class DataError(ValueError):
-    """The data as a whole is unusable; the message says why and what to change."""
+    """The data as a whole cannot be used; the message says why and what to change."""
 
 
 class SkipSample(Exception):
-    """One sample is unusable: `reason` is one of REASONS, `detail` says what was found."""
+    """One sample cannot be used: `reason` is one of REASONS, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
         detail = printable(detail)
@@ -38,60 +38,61 @@ class SkipSample(Exception):
 
 
 class SkipCounter:
-    """Usable, skipped and held-out samples of one dataset on one rank, and the budget.
+    """Counts the usable, skipped and held-out samples of one dataset on one rank, and checks their share.
 
-    The counts lie in shared memory, one row a worker: no lock, and the main process sees all.
+    The counts are in shared memory, one row per worker: this needs no lock, and the main process sees them all.
+    `guide` is the document that error messages refer to.
     """
 
     def __init__(self, name: str, num_workers: int, max_bad_fraction: float, guide: str):
         self.name, self.guide = name, guide
         self.max_bad_fraction = max_bad_fraction
-        # columns: usable, one a reason, held out
+        # columns: usable, one per reason, held out
         shape = (max(1, num_workers), 2 + len(REASONS))
         self.counts = torch.zeros(shape, dtype=torch.int64).share_memory_()
-        self.first = self.last = None
-        self.is_counting = True  # not while what is read was counted before
+        self.first = self.last = None  # detail of the first skip, label and detail of the last one
+        self.is_counting = True  # False while a resumed stream reads samples counted before
 
     def row(self) -> list[int]:
-        """Return this worker's counts: usable, one number a reason, held out."""
-        return self.counts[worker_place()[0]].tolist()
+        """Return this worker's counts: usable, one number per reason, held out."""
+        return self.counts[worker_info()[0]].tolist()
 
     def restore(self, worker: int, row: Sequence[int]) -> None:
-        """Set the counts of a worker to what `row()` gave; rows of older checkpoints end before "held out"."""
+        """Set a worker's counts to what `row()` returned; rows of older checkpoints lack the last one, held out."""
         self.counts[worker, : len(row)] = torch.tensor(row)
 
     def usable(self) -> None:
         """Count one usable sample."""
-        self.counts[worker_place()[0], 0] += 1
+        self.counts[worker_info()[0], 0] += 1
 
     def held_out(self) -> None:
-        """Count one sample that belongs to the validation split; it is neither usable here nor bad."""
-        self.counts[worker_place()[0], -1] += self.is_counting
+        """Count one sample that belongs to the validation split: neither usable nor skipped."""
+        self.counts[worker_info()[0], -1] += self.is_counting
 
     def skip(self, reason: str, where: str, detail: str) -> None:
-        """Count one unusable sample. Raises DataError once this worker's budget is spent."""
+        """Count one unusable sample. Raises DataError if too many of this worker's samples are unusable."""
         if not self.is_counting:
             return
-        row = self.counts[worker_place()[0]]
-        row[1 + REASONS.index(reason)] += 1
-        # the first of each reason is logged, the last is kept for the error
+        row, column = self.counts[worker_info()[0]], 1 + REASONS.index(reason)
+        row[column] += 1
         where, detail = printable(where), printable(detail)
         self.first, self.last = self.first or detail, f"{where} {detail}"
-        if row[1 + REASONS.index(reason)] == 1:
+        if row[column] == 1:  # only the first sample of each reason is logged
             message = "%s: skipped %s: %s (%s); more of these are only counted"
             logging.warning(message, self.name, where, reason, detail)
-        # the budget
         seen, usable = int(row[:-1].sum()), int(row[0])
-        if seen >= PROBATION and not usable:
+        if seen < PROBATION:
+            return
+        if not usable:
             raise self.nothing_usable(row)
-        if seen >= PROBATION and seen - usable > self.max_bad_fraction * seen:
+        if seen - usable > self.max_bad_fraction * seen:
             raise DataError(
                 f"{self.name}: {1 - usable / seen:.1%} of {seen} samples were unusable (limit "
                 f"{self.max_bad_fraction:.0%}, run.max_bad_fraction): {_breakdown(row)}; last: {self.last}"
             )
 
     def nothing_usable(self, row: torch.Tensor | None = None) -> DataError:
-        """Return the DataError that says why no sample could be used; by default of all workers' samples."""
+        """Return the DataError that says why no sample could be used; `row`: counts, by default of all workers."""
         row = self.counts.sum(0) if row is None else row
         seen, counts = int(row[:-1].sum()), _by_reason(row)
         if not seen:
@@ -105,10 +106,10 @@ class SkipCounter:
         )
 
     def report(self, rows: Sequence[Sequence[int]] | None = None) -> dict[str, int]:
-        """Return {"seen": samples met, reason: how many were skipped for it, ..}, summed over workers.
+        """Return {"seen": samples read, reason: how many were skipped for it, ..}, summed over workers.
 
-        "held_out" is there where some were left to the validation split; "seen" does not contain
-        them. `rows`: the workers' counts at some earlier time, as `row()` gave them.
+        If samples were held out for the validation split, "held_out" counts them; "seen" does not include
+        them. `rows`: counts of the workers at an earlier time, as `row()` returned them.
         """
         total = torch.zeros_like(self.counts[0])
         for row in self.counts.tolist() if rows is None else rows:

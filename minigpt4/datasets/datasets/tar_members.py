@@ -1,7 +1,7 @@
-"""The members of a tar archive in one pass, in bounded memory; damage is an error wherever it is.
+"""Reads the members of a tar archive in one pass and in bounded memory; any damage is an error.
 
-Python's tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the
-archive, and says nothing of what is lost. Here an archive ends with two blocks of zeros or with a ReadError.
+Python's tarfile silently treats a damaged header, or a file truncated between two members, as the end of the
+archive. Here an archive ends with two blocks of zeros, or with a ReadError.
 """
 
 import tarfile
@@ -11,17 +11,17 @@ from typing import BinaryIO, NamedTuple
 
 from minigpt4.datasets.datasets.tar_archive import BLOCK, Archive, parsed
 
-# bytes of a member that is read; an image of the most pixels that are taken has less
+# bytes of a member that is read; an image of the maximum number of pixels has fewer
 MAX_MEMBER = 64 << 20
 MAX_HEADER = 64 << 10  # bytes of a long name, or of a member's pax records
-MAX_NAME = 4096  # characters, folders included; more no file system takes
-_HEADERS_OF_NEXT = (
+MAX_NAME = 4096  # characters, folders included; no file system allows more
+_EXTENSION_HEADERS = (  # these describe the member after them
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_NAMES_ONLY = {  # what has no bytes of its own here, whatever its size says
+_TYPES_WITHOUT_DATA = {  # no content follows these, whatever size their header has
     tarfile.LNKTYPE: "a link",
     tarfile.SYMTYPE: "a link",
     tarfile.CHRTYPE: "a device",
@@ -32,7 +32,7 @@ _NAMES_ONLY = {  # what has no bytes of its own here, whatever its size says
 
 
 class Member(NamedTuple):
-    """`data` is None where the member is not read; `fault` says why, if it was wanted."""
+    """A file in an archive. `data` is None if it was not read; `fault` says why, if it was to be read."""
 
     name: str
     data: bytes | None
@@ -40,59 +40,58 @@ class Member(NamedTuple):
 
 
 def tar_members(file: BinaryIO, endings: Collection[str]) -> Iterator[Member]:
-    """Yield what is no folder in a tar, plain or packed by gzip, bzip2 or xz; `endings` says what is read.
+    """Yield the members of a tar except folders; only those whose names have one of the `endings` are read.
 
-    A name that is not UTF-8 has `\\xNN` for those bytes. Archives written one behind the other are read as one.
-    Raises ReadError for what is damaged, no tar, or lies about its size.
+    The tar is plain, or compressed by gzip, bzip2 or xz; concatenated archives are read as one. Bytes of a name that
+    are not UTF-8 become `\\xNN`. Raises ReadError if the file is damaged, not a tar, or has an impossible size.
     """
     archive = Archive(file)
-    of_next = {}  # what headers say of the member behind them
+    extended = {}  # pax records, and a long name as "path", of the member that follows
     while block := archive.header():
         start = archive.position - BLOCK
         info = parsed(block, start)
-        if info.type in (*_HEADERS_OF_NEXT, tarfile.XGLTYPE):
+        if info.type in (*_EXTENSION_HEADERS, tarfile.XGLTYPE):
             if info.size > MAX_HEADER:
                 raise ReadError(
                     f"a header of {info.size:,} bytes at byte {start:,}; at most {MAX_HEADER:,}"
                 )
             content = archive.padded(info.size)
             if info.type == tarfile.GNUTYPE_LONGNAME:
-                of_next["path"] = content.partition(b"\0")[0]
+                extended["path"] = content.partition(b"\0")[0]
             elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                of_next |= _pax_records(content, start)
+                extended |= _pax_records(content, start)
             continue
-        yield from _member(archive, block, info, of_next, tuple(endings))
-        of_next = {}
-    if of_next:
+        yield from _member(archive, block, info, extended, tuple(endings))
+        extended = {}
+    if extended:
         raise ReadError(f"the member is missing behind its header that ends at byte {start:,}")
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Raise ReadError, in words, if a file does not begin as a tar that is read here."""
+    """Raise ReadError if a file does not begin as a tar that can be read here."""
     if block := Archive(file).header():
         parsed(block, 0)
 
 
 def _member(
-    archive: Archive, block: bytes, info: TarInfo, of_next: dict, endings: tuple
+    archive: Archive, block: bytes, info: TarInfo, extended: dict, endings: tuple
 ) -> Iterator[Member]:
-    """Yield the member of a header, unless it is a folder, and pass over its bytes."""
+    """Yield the member of a header block, unless it is a folder, and move the archive past its content."""
     is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(
-        key.startswith("GNU.sparse") for key in of_next
+        key.startswith("GNU.sparse") for key in extended
     )
-    name = of_next.get("GNU.sparse.name", of_next.get("path"))
+    name = extended.get("GNU.sparse.name", extended.get("path"))
     name = info.name if name is None else name.decode("utf-8", "backslashreplace")
     if len(name) > MAX_NAME:
         raise ReadError(
             f"a name of {len(name):,} characters before byte {archive.position:,}; at most {MAX_NAME:,}"
         )
-    size = _number(of_next["size"], archive.position) if "size" in of_next else info.size
-    # a sparse file may have blocks of a list of its holes behind its header
-    is_extended = info.type == tarfile.GNUTYPE_SPARSE and block[482]
-    while is_extended:
-        is_extended = archive.read(BLOCK)[504]
-    # its bytes, where they are wanted and can be had
-    if kind := _NAMES_ONLY.get(info.type):
+    size = _number(extended["size"], archive.position) if "size" in extended else info.size
+    # a sparse file: these bytes of the header, and of each block with a list of its holes, say that another one follows
+    has_more_holes = info.type == tarfile.GNUTYPE_SPARSE and block[482]
+    while has_more_holes:
+        has_more_holes = archive.read(BLOCK)[504]
+    if kind := _TYPES_WITHOUT_DATA.get(info.type):
         size = 0
         if kind == "a folder" or name.endswith("/"):
             return
@@ -110,7 +109,7 @@ def _member(
 
 
 def _pax_records(content: bytes, start: int) -> dict[str, bytes]:
-    """Return {keyword: value} of a pax header, whose records are `<their length> <keyword>=<value>\\n`."""
+    """Return {keyword: value} of a pax header; each record is `<its length> <keyword>=<value>\\n`. Raises ReadError."""
     records, begin = {}, 0
     while begin < len(content):
         digits = content[begin : begin + 8].partition(b" ")[0]

@@ -1,25 +1,25 @@
-"""Image-caption pairs from tar shards: the one pipeline behind `laion` and `cc_sbu`.
+"""Image-caption pairs from tar shards: the one pipeline behind `laion`, `cc_sbu` and `webdataset`.
 
-One pass ("epoch") of one consumer, where a consumer is a worker of a rank:
+A consumer is one worker of one rank. In each epoch (a pass over the shards) it goes through these steps:
 
-1. the shard list: files, folders, brace expansion, globs, lists of these; local paths, http(s) or object stores;
-2. the order of shards: a permutation drawn from (seed, epoch), equal for all consumers;
-3. the deal: of C consumers, number c takes the shards c, c + C, ... of that order. With fewer shards than consumers
-   each one walks all shards and takes every C-th sample, so that none is without data. Either way the consumers
-   together meet each sample exactly once an epoch;
-4. members of a tar whose names are equal up to the last dot form one raw sample; nothing is decoded yet, and only
-   images, `json` and `txt` are read, so nobody looks at a pickle in a shard;
-5. a shuffle buffer drawn from (seed, epoch, consumer);
-6. decoding: image to RGB, caption from `json` (else `txt`); what is unusable is skipped and counted;
-7. the processors, augmentation seeded by (seed, epoch, shard, key).
+1. list the shards: files, folders, brace expansion, globs, lists of these; local paths, http(s) or object stores;
+2. shuffle them: a permutation drawn from (seed, epoch), the same for all consumers;
+3. take its share: of C consumers, number c reads the shards c, c + C, ... of that order. With fewer shards than
+   consumers, each consumer reads all shards and keeps every C-th sample, so that none is without data. Either way
+   the consumers together see each sample exactly once per epoch;
+4. group the members of a tar: names that are equal up to the last dot form one raw sample. Nothing is decoded yet,
+   and only images, `json` and `txt` are read, so a pickle in a shard is never opened;
+5. shuffle raw samples in a buffer, seeded by (seed, epoch, consumer);
+6. decode: image to RGB, caption from `json` (else `txt`); unusable samples are skipped and counted;
+7. apply the processors, with augmentation seeded by (seed, epoch, shard, key).
 
-Then the next epoch begins: the stream has no end unless `epochs` is given. A validation split is
-one pass in the order of the shards, without 2 and 5; with `val_fraction` step 4 takes the samples
-whose key is of this split.
+The stream is endless unless `epochs` is given. A validation split is one pass in the order of the
+shards, without steps 2 and 5. With `val_fraction`, step 4 keeps only the samples whose key belongs
+to this split.
 
-A stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries
-it under "stream". Set `start[worker]` to such a position and the stream resumes right behind it:
-the epoch's shards are read again up to there, and nothing of that is decoded or counted.
+Resume: a stream's position is (epoch, raw samples drawn from the shuffle buffer), and every sample carries
+its own under "stream". With `start[worker]` set to a position, the stream continues right after it: the
+epoch's shards are read again up to that point, without decoding or counting anything.
 """
 
 import logging
@@ -50,15 +50,16 @@ from minigpt4.datasets.datasets.tar_samples import (
     TarSample,
     tar_samples,
 )
-from minigpt4.datasets.datasets.whereabouts import worker_place
+from minigpt4.datasets.datasets.worker_status import worker_info
 from minigpt4.processors import ImageError
 
-SHUFFLE_BUFFER = 1000  # raw samples; handed out from the 100th on. Source: MiniGPT-4 2023
-SHUFFLE_BYTES = 1 << 30  # of a worker: with images of many megabytes the buffer holds fewer
+SHUFFLE_BUFFER = 1000  # raw samples. Source: MiniGPT-4 2023
+_SHUFFLE_INITIAL = 100  # samples in the buffer before one is drawn. Source: MiniGPT-4 2023
+SHUFFLE_BYTES = 1 << 30  # per worker: of very large images the buffer holds fewer
 
 
 class RawSample(NamedTuple):
-    """The members of one key of a tar, undecoded: `members` extension -> bytes; `extensions` all that were there."""
+    """The undecoded members of one key of a tar. `members`: extension -> bytes; `extensions`: all that exist."""
 
     shard: str
     key: str
@@ -73,7 +74,7 @@ class RawSample(NamedTuple):
 def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
     """Return the caption of a raw sample, or the (question, answer) pairs of its conversation.
 
-    `json` goes before `txt` where it has either. Raises SkipSample if there is no text.
+    Text in `json` takes precedence over `txt`. Raises SkipSample if there is no text.
     """
     if not raw.members.keys() & set(CAPTION_EXTENSIONS):
         raise SkipSample("no_caption", ", ".join(raw.extensions))
@@ -81,23 +82,21 @@ def read_caption(raw: RawSample) -> str | tuple[tuple[str, str], ...]:
 
 
 def read_image(raw: RawSample, load: Callable[[bytes], Image.Image]) -> Image.Image:
-    """Return the image of a raw sample as RGB, made by `load`. Raises SkipSample if none can be decoded."""
-    extension = next(
-        (extension for extension in IMAGE_EXTENSIONS if extension in raw.members), None
-    )
-    if extension is None:
+    """Return the image of a raw sample, decoded by `load`. Raises SkipSample if it has none or a broken one."""
+    extensions = [extension for extension in IMAGE_EXTENSIONS if extension in raw.members]
+    if not extensions:
         raise SkipSample("no_image", ", ".join(raw.extensions))
     try:
-        return load(raw.members[extension])
+        return load(raw.members[extensions[0]])
     except ImageError as error:
         raise SkipSample("bad_image", str(error)) from error
 
 
 class WebCaptionDataset(BaseDataset, IterableDataset):
-    """Yields {"image", "text_input", "sample_id", "stream"} without end, or for `epochs` passes.
+    """Yields {"image", "text_input", "sample_id", "stream"} endlessly, or for `epochs` passes.
 
-    Samples with a conversation have "turns" too. `shard_cache` keeps shards that are not local; what became of them is
-    counted in `cache_use`, one row of USES a worker.
+    Samples with a conversation also have "turns". `shard_cache` keeps remote shards on disk; `cache_use` counts what
+    became of them, one row per worker with the columns of USES.
     """
 
     shard_cache: ShardCache | None = None
@@ -114,15 +113,13 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         if not self.shards:
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
         self.epochs = epochs
-        self.start = {}  # worker -> (epoch, raw samples drawn) after which its stream resumes
+        self.start = {}  # worker -> (epoch, raw samples drawn): the position after which its stream resumes
         super().__init__(vis_processor, text_processor, name=name)
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
-        self.cache_use = torch.zeros(
-            max(1, num_workers), len(USES), dtype=torch.int64
-        ).share_memory_()
         workers = max(1, num_workers)
+        self.cache_use = torch.zeros(workers, len(USES), dtype=torch.int64).share_memory_()
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
                 f"{self.name}: {len(self.shards)} shard(s) for {place.world_size} rank(s) x {workers} worker(s): each "
@@ -137,98 +134,102 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         return [_file_name(shard) for shard in self.shards]
 
     def __iter__(self) -> Iterator[dict]:
-        worker, num_workers = worker_place()
-        consumer = (self.place.rank * num_workers + worker, self.place.world_size * num_workers)
+        worker, num_workers = worker_info()
+        consumer = self.place.rank * num_workers + worker
+        consumers = self.place.world_size * num_workers
         first_epoch, already_drawn = self.start.get(worker, (0, 0))
-        for epoch in count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs):
-            fruitful = already_drawn > 0
-            raw_samples = enumerate(self._raw_samples(epoch, *consumer), start=1)
+        epochs = count(first_epoch) if self.epochs is None else range(first_epoch, self.epochs)
+        for epoch in epochs:
+            raw_samples = enumerate(self._raw_samples(epoch, consumer, consumers), start=1)
+            # after a resume: read up to the position without counting what was counted before
             self.skips.is_counting = False
             deque(islice(raw_samples, already_drawn), maxlen=0)
             self.skips.is_counting = True
+
+            has_yielded = already_drawn > 0
             for drawn, raw in raw_samples:
                 if sample := self.usable(raw, epoch):
-                    fruitful = True
+                    has_yielded = True
                     yield sample | {"stream": (epoch, drawn)}
             already_drawn = 0
-            if not fruitful:
-                self._find_a_usable_sample()
+            # else an endless stream without a usable sample would loop forever
+            if not has_yielded:
+                self._check_any_usable()
 
     def one_pass(self) -> Iterator[dict]:
-        """Yield each usable sample once, in the order of training's first epoch on one process; count the others."""
+        """Yield each usable sample once, in the order of training's first epoch on one process; count the rest."""
         for raw in self._raw_samples(0, 0, 1):
             if sample := self.usable(raw, epoch=0):
                 yield sample
 
     def _raw_samples(self, epoch: int, consumer: int, consumers: int) -> Iterator[RawSample]:
+        """Return this consumer's raw samples of an epoch, in their final order."""
         if self.is_val:
-            return self._deal(self.shards, epoch, consumer, consumers)
+            return self._share(self.shards, epoch, consumer, consumers)
         order = np.random.default_rng([self.place.seed, epoch]).permutation(len(self.shards))
-        dealt = self._deal([self.shards[shard] for shard in order], epoch, consumer, consumers)
+        share = self._share([self.shards[shard] for shard in order], epoch, consumer, consumers)
         rng = random.Random(f"{self.place.seed}/{epoch}/{consumer}")
-        return shuffled(dealt, rng)
+        return shuffled(share, rng)
 
-    def _deal(
+    def _share(
         self, shards: list[str], epoch: int, consumer: int, consumers: int
     ) -> Iterator[RawSample]:
+        """Yield this consumer's raw samples: whole shards, or every `consumers`-th sample of all shards."""
         if len(shards) >= consumers:
             for shard in shards[consumer::consumers]:
-                yield from self._read(shard)
+                yield from self._read_shard(shard)
             return
-        # the epoch rotates who gets what of a set smaller than its consumers
+        # Numbers start from the epoch, so that with very few samples each consumer gets different ones every epoch.
         for position, shard in enumerate(shards):
-            is_mine = position % consumers == consumer  # a shard's own faults are counted once
-            for number, raw in enumerate(self._read(shard, is_mine), start=position + epoch):
+            is_mine = position % consumers == consumer  # one consumer counts a shard's own faults
+            for number, raw in enumerate(self._read_shard(shard, is_mine), start=position + epoch):
                 if number % consumers == consumer:
                     yield raw
 
-    def _read(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
-        """Yield this split's raw samples of a tar; one that is missing, empty or damaged is counted and ends."""
-        found = 0
-        worker, _ = worker_place()
-        self.whereabouts.reads(worker, self.shards.index(shard))
+    def _read_shard(self, shard: str, counted: bool = True) -> Iterator[RawSample]:
+        """Yield this split's raw samples of a tar; a missing, empty or damaged tar is counted and ends early."""
+        num_read = 0
+        worker, _ = worker_info()
+        self.worker_status.set_shard(worker, self.shards.index(shard))
         try:
             with self._opened(shard) as file:
                 for sample in tar_samples(tar_members(file, IMAGE_EXTENSIONS + CAPTION_EXTENSIONS)):
-                    found += 1
+                    num_read += 1
                     if not self.skips.is_counting:
-                        self.whereabouts.pass_by(worker)
+                        self.worker_status.count_fast_forwarded(worker)
                     if self.holds(sample.key):
                         yield _raw_sample(shard, sample)
                     elif counted and not self.is_val:
                         self.skips.held_out()
-            if not found:
+            if not num_read:
                 raise ValueError("the shard is empty")
         except Exception as error:  # curl, fsspec and the file system raise almost anything
             if counted:
                 name = without_secrets(shard)
-                read = f"; samples read of it: {found:,}, none behind that" if found else ""
-                self.skips.skip(
-                    "bad_shard", name, f"{type(error).__name__}: {error}{read}".replace(shard, name)
-                )
+                read = f"; samples read of it: {num_read:,}, none behind that" if num_read else ""
+                detail = f"{type(error).__name__}: {error}{read}".replace(shard, name)
+                self.skips.skip("bad_shard", name, detail)
 
     def _opened(self, shard: str) -> AbstractContextManager:
         if not is_address(shard):
             return open_file(shard)
         fetch = open_object if is_object(shard) else open_url
-        return (
-            self.shard_cache.opened(shard, fetch, self._note_cache_use)
-            if self.shard_cache
-            else fetch(shard)
-        )
+        if self.shard_cache:
+            return self.shard_cache.opened(shard, fetch, self._count_cache_use)
+        return fetch(shard)
 
     def cache_counts(self) -> dict[str, int]:
-        """Return how many shards were read from the cache, kept in it, or not; all workers together."""
+        """Return how often a shard was read from the cache, added to it, or not kept; over all workers."""
         return dict(zip(USES, self.cache_use.sum(0).tolist(), strict=True))
 
-    def _note_cache_use(self, use: int, why: str) -> None:
-        row = self.cache_use[worker_place()[0]]
+    def _count_cache_use(self, use: int, reason: str) -> None:
+        row = self.cache_use[worker_info()[0]]
         row[use] += 1
-        if why and row[use] == 1:
+        if reason and row[use] == 1:
             message = (
                 "%s: a shard could not be kept in run.shard_cache (%s), and is read as it comes; %s"
             )
-            logging.warning(message, self.name, why, "more of these are only counted")
+            logging.warning(message, self.name, reason, "more of these are only counted")
 
     def load(self, raw: RawSample, epoch: int) -> dict:
         image, caption = read_image(raw, self.load_image), read_caption(raw)
@@ -238,10 +239,10 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
     def label_of(self, raw: RawSample) -> str:
         return f"{raw.shard} {raw.key}"
 
-    def _find_a_usable_sample(self) -> None:
-        """Raise DataError if no shard holds one: else this consumer was unlucky, and its next epoch is dealt anew."""
+    def _check_any_usable(self) -> None:
+        """Raise DataError unless some shard has a usable sample, which may be in this consumer's next share."""
         for shard in self.shards:
-            for raw in self._read(shard, counted=False):
+            for raw in self._read_shard(shard, counted=False):
                 try:
                     self.load(raw, epoch=0)
                     return
@@ -252,28 +253,30 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
 
 def shuffled(samples: Iterator[RawSample], rng: random.Random) -> Iterator[RawSample]:
     """Yield samples in an order drawn by `rng` from a buffer, as webdataset's `shuffle(1000, initial=100)` does."""
-    buffer, size = [], 0
+    buffer, num_bytes = [], 0
     for sample in samples:
-        # until it is full the buffer grows by one each time
-        new = [sample, *islice(samples, int(len(buffer) + 1 < SHUFFLE_BUFFER))]
+        new = [sample]
+        if len(buffer) + 1 < SHUFFLE_BUFFER:  # two in, one out: the buffer grows until it is full
+            new += islice(samples, 1)
         buffer += new
-        size += sum(each.size() for each in new)
-        is_due = len(buffer) >= 100
-        while is_due or size > SHUFFLE_BYTES:
-            taken = _pick(buffer, rng)
-            size -= taken.size()
-            yield taken
+        num_bytes += sum(raw.size() for raw in new)
+        # one sample leaves once the buffer is initialised; more if it takes too much memory
+        is_due = len(buffer) >= _SHUFFLE_INITIAL
+        while is_due or num_bytes > SHUFFLE_BYTES:
+            drawn = _pop_random(buffer, rng)
+            num_bytes -= drawn.size()
+            yield drawn
             is_due = False
     while buffer:
-        yield _pick(buffer, rng)
+        yield _pop_random(buffer, rng)
 
 
-def _pick(buffer: list[RawSample], rng: random.Random) -> RawSample:
-    """Return a sample drawn from the buffer; the last one takes its place."""
-    place = rng.randint(0, len(buffer) - 1)
-    buffer[place], taken = buffer[-1], buffer[place]
+def _pop_random(buffer: list[RawSample], rng: random.Random) -> RawSample:
+    """Remove a random sample from the buffer and return it; the last sample moves into its position."""
+    index = rng.randint(0, len(buffer) - 1)
+    buffer[index], drawn = buffer[-1], buffer[index]
     buffer.pop()
-    return taken
+    return drawn
 
 
 def _file_name(shard: str) -> str:

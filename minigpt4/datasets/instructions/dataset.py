@@ -1,4 +1,4 @@
-"""A record of an official file -> the sample that the model reads: one class for all sets, a Task says what differs."""
+"""From a record of an official file to a sample for the model: one class for all datasets, which differ by their Task."""
 
 import hashlib
 import random
@@ -22,24 +22,24 @@ IMAGE = "<Img><ImageHere></Img>"
 
 
 class Task(NamedTuple):
-    """What stands around the words of a record, and which of them the text processor cleans."""
+    """How a record becomes an instruction and an answer."""
 
     tag: str = ""  # task identifier, such as [vqa]
-    pool: str | None = None  # of sentences; None: the words alone
-    takes_words: bool = True  # each sentence has a place for the record's own words
-    cleans_question: bool = False
-    cleans_answer: bool = False
-    is_inverse: bool = False  # asks by what others answer
-    is_dialogue: bool = False  # all questions and answers are its turns
+    pool: str | None = None  # of templates; None: the instruction is the record's question
+    takes_words: bool = True  # each template has a place for the record's question
+    cleans_question: bool = False  # the text processor is applied to questions
+    cleans_answer: bool = False  # and to answers
+    is_inverse: bool = False  # questions and answers are swapped
+    is_dialogue: bool = False  # a record's questions and answers are the turns of one sample
 
 
 class InstructionDataset(ImageTextDataset):
     """`dataset[i]` -> "instruction_input" and "answer" of record i, or the turns "conv_q", "conv_a", "connect_sym".
 
-    Beside them "image", or "images": [] for text alone, "sample_id", and "image_id", "question_id" where the format has
-    them. Of several sentences, answers and lines of the `pool` one is drawn, by seed, epoch and record: the same in
-    every run, on whichever rank and worker. Boxes are cut to the image; with `exact_boxes` they are as the release
-    writes them, also beyond 0..100. Source: MiniGPT-v2.
+    A sample also has "image", or "images": [] for text alone, "sample_id", and "image_id" and "question_id" if the format
+    has them. A question, an answer and a template of the `pool` are drawn, seeded by the run's seed, epoch and record,
+    so they depend neither on rank nor on worker. Boxes are clipped to the image; with `exact_boxes` they are as the
+    release writes them, also outside of 0..100. Source: MiniGPT-v2.
     """
 
     guide = GUIDE
@@ -67,17 +67,18 @@ class InstructionDataset(ImageTextDataset):
             raise SkipSample(record.reason, record.detail)
         label = self.label_of(record)
         sample, size = self._image(record, epoch)
-        draw = random.Random(f"{self.place.seed}/{epoch}/{label}")
-        sample |= (
-            self._dialogue(record) if self.task.is_dialogue else self._exchange(record, draw, size)
-        )
+        if self.task.is_dialogue:
+            sample |= self._dialogue(record)
+        else:
+            rng = random.Random(f"{self.place.seed}/{epoch}/{label}")
+            sample |= self._single_turn(record, rng, size)
         ids = {"image_id": record.image_id, "question_id": record.question_id}
         sample |= {key: value for key, value in ids.items() if value is not None}
         return sample | {"sample_id": printable(label, 1000)}
 
     @cached_property
     def fingerprint(self) -> str:
-        """As in BaseDataset, record by record: the text of millions of them at once would take gigabytes."""
+        """As in BaseDataset, but hashed record by record: the repr of millions of them would take gigabytes."""
         digest = hashlib.blake2b(digest_size=8)
         for record in self.annotation:
             digest.update(repr(record).encode("utf-8", "surrogatepass"))
@@ -87,11 +88,11 @@ class InstructionDataset(ImageTextDataset):
         return str(record.where)
 
     def image_of(self, record: Example | Fault) -> str:
-        is_about_one = isinstance(record, Example) and record.image is not None
-        return record.image if is_about_one else self.label_of(record)
+        has_image = isinstance(record, Example) and record.image is not None
+        return record.image if has_image else self.label_of(record)
 
     def _image(self, record: Example, epoch: int) -> tuple[dict, tuple[int, int]]:
-        """Return (what the sample has of the image, its width and height in pixels). Raises SkipSample."""
+        """Return (the image keys of the sample, (width, height) of the file's image in pixels). Raises SkipSample."""
         if record.image is None:
             return {"images": []}, (0, 0)
         try:
@@ -100,21 +101,22 @@ class InstructionDataset(ImageTextDataset):
             raise SkipSample("bad_image", str(error)) from error
         return self.processed(image, epoch, self.label_of(record)), image.size
 
-    def _exchange(self, record: Example, draw: random.Random, size: tuple[int, int]) -> dict:
-        """Return one instruction and its answer."""
+    def _single_turn(self, record: Example, rng: random.Random, size: tuple[int, int]) -> dict:
+        """Return one instruction and its answer; the image precedes the instruction."""
         task = self.task
-        asked, said = record.questions, record.answers
+        questions, answers = record.questions, record.answers
         if task.is_inverse:
-            asked, said = said, asked
-        words = self._words(draw.choice(asked), size, task.cleans_question)
-        sentence = draw.choice(self.pool).replace(SLOT, without_image_mark(words))
-        answer = self._words(draw.choice(said), size, task.cleans_answer)
+            questions, answers = answers, questions
+        # the order of the draws is part of the samples' reproducibility
+        question = self._text(rng.choice(questions), size, task.cleans_question)
+        instruction = rng.choice(self.pool).replace(SLOT, without_image_mark(question))
+        answer = self._text(rng.choice(answers), size, task.cleans_answer)
         if record.image is not None:
-            sentence = f"{' '.join(filter(None, (IMAGE, task.tag, sentence)))} "
-        return {"instruction_input": sentence, "answer": answer}
+            instruction = f"{' '.join(filter(None, (IMAGE, task.tag, instruction)))} "
+        return {"instruction_input": instruction, "answer": answer}
 
     def _dialogue(self, record: Example) -> dict:
-        """Return the turns, joined; the image stands before the first."""
+        """Return the turns, joined; the image precedes the first question."""
         first, *others = record.questions
         questions = [f"{IMAGE} {first} ", *(f"{question} " for question in others)]
         return {
@@ -123,34 +125,34 @@ class InstructionDataset(ImageTextDataset):
             "connect_sym": CONNECT,
         }
 
-    def _words(self, said: str | Box, size: tuple[int, int], is_cleaned: bool) -> str:
-        if isinstance(said, Box):
-            return box_text(said, size, self.exact_boxes)
-        text = self.text_processor(said) if is_cleaned and self.text_processor else said
-        if said and not text.strip():
-            raise SkipSample("bad_caption", f"the text processor leaves nothing of {said!r:.60}")
+    def _text(self, words: str | Box, size: tuple[int, int], is_cleaned: bool) -> str:
+        if isinstance(words, Box):
+            return box_text(words, size, self.exact_boxes)
+        text = self.text_processor(words) if is_cleaned and self.text_processor else words
+        if words and not text.strip():
+            raise SkipSample("bad_caption", f"the text processor leaves nothing of {words!r:.60}")
         return text
 
 
 def find_image(folders: Sequence[Path], name: str) -> Path:
-    """Return the image of that name in the first folder that has it. Raises SkipSample without one."""
+    """Return the path of the image `name` in the first folder that has it. Raises SkipSample if none has."""
     home = next((folder for folder in folders[:-1] if find_file(folder, name)), folders[-1])
     return file_below(home, name)
 
 
 def box_text(box: Box, size: tuple[int, int], is_exact: bool = False) -> str:
-    """Return a box as {<x0><y0><x1><y1>} in 0..100, truncated; `size`: width and height of the image as it was opened.
+    """Return a box as {<x0><y0><x1><y1>}, in integers (truncated) of 0..100; `size`: (width, height) of the image file.
 
-    What lies outside of the image is cut off, or written as it is with `is_exact`. Raises SkipSample for a box of an
-    image of another size, and for one that lies wholly outside. Source: MiniGPT-v2.
+    A box is clipped to the image, except with `is_exact`. Raises SkipSample if its annotation is for an image of another
+    size, or if it lies completely outside of the image. Source: MiniGPT-v2.
     """
     if box.size not in (None, size):
-        widths = (
+        sizes = (
             f"the image has {size[0]}x{size[1]} pixels, its annotation {box.size[0]}x{box.size[1]}"
         )
-        raise SkipSample("bad_image", f"{widths}: its box would be wrong; use the original images")
+        raise SkipSample("bad_image", f"{sizes}: its box would be wrong; use the original images")
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-    # first divided, then multiplied, as the release does: the order decides what whole hundredths are truncated to
+    # divided before multiplied, as the release does: with exact hundredths, the rounding error decides the result
     hundredths = [int(corner / size[axis % 2] * 100) for axis, corner in enumerate(corners)]
     if corners[0] >= size[0] or corners[1] >= size[1] or corners[2] <= 0 or corners[3] <= 0:
         outside = f"the box {list(box[:4])} lies outside of the image of {size[0]}x{size[1]} pixels"

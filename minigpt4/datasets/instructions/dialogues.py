@@ -1,4 +1,4 @@
-"""LLaVA's conversations: the first question and answer alone, or all turns."""
+"""LLaVA's conversations: only the first question and answer, or all turns."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from minigpt4.datasets.datasets.record_text import (
 from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of
 
-CONNECT = "!@#"  # joins the turns of a sample; the model splits there. Source: MiniGPT-v2
+CONNECT = "!@#"  # separates the turns of a sample, which are one text for the model to split. Source: MiniGPT-v2
 _EXPECTED = '{"id": "000000000009", "conversations": [{"from": "human", "value": text}, {"from": "gpt", ..}, ..]}'
 
 
@@ -38,9 +38,9 @@ def _example(row: dict, spot: Spot, questions: list[str], answers: list[str]) ->
 
 
 def _turns(row: dict) -> tuple[list[str], list[str]]:
-    """Return (questions, answers) as they stand, but without the mark of the image; equally many.
+    """Return (questions, answers), equally many; image placeholders are removed from the questions. Raises SkipSample.
 
-    A last question without an answer has nothing to be learnt, and is left out. Raises SkipSample.
+    A last question without an answer is left out: there is nothing to learn from it.
     """
     messages = row.get("conversations")
     if not isinstance(messages, list) or len(messages) < 2:
@@ -50,25 +50,23 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
         raise SkipSample(
             "bad_record", f"'conversations' has {found}; expected a question and an answer in turn"
         )
-    spoken: tuple[list[str], list[str]] = ([], [])
+    questions, answers = [], []
     for number, message in enumerate(messages[: len(messages) // 2 * 2]):
-        who, text = message_parts(message)
-        if ROLES.get(who if isinstance(who, str) else None) != number % 2 or not isinstance(
-            text, str
-        ):
-            role = ("human", "gpt")[number % 2]
-            expected = f'{{"from": "{role}", "value": text}}'
+        role, text = message_parts(message)
+        is_answer = bool(number % 2)
+        if not isinstance(role, str) or ROLES.get(role) != is_answer or not isinstance(text, str):
+            expected = f'{{"from": "{"gpt" if is_answer else "human"}", "value": text}}'
             raise SkipSample(
                 "bad_record", f"message {number} is {message!r:.60}; expected {expected}"
             )
-        text = whole_text(text) if number % 2 else without_image_mark(whole_text(text))
+        text = whole_text(text) if is_answer else without_image_mark(whole_text(text))
         if number == 0:
-            # as the release does: the line end beside the mark
+            # as the release does, because of the line break beside the placeholder
             text = text.replace("\n", "").strip()
         if not text.strip():
             raise SkipSample("bad_caption", f"message {number} is empty")
-        spoken[number % 2].append(text)
-    return spoken
+        (answers if is_answer else questions).append(text)
+    return questions, answers
 
 
 FIRST_TURN = Format(_first_turn, _EXPECTED)

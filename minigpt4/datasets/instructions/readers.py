@@ -1,6 +1,6 @@
-"""One function a format: captions, questions with answers, grounded phrases, instructions without an image.
+"""One function per format: captions, questions with answers, grounded phrases, instructions without an image.
 
-Each takes a row of the official file and gives the Examples in it; the formats are named at the end.
+Each takes a row of the official file and yields its Examples; the formats are defined at the end.
 """
 
 import re
@@ -10,13 +10,13 @@ from pathlib import PurePosixPath
 from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of, text_of, texts_of
 
-NO_WORDS = ("",)  # the instruction is a sentence of the pool alone
-_BOX = re.compile(r"\{[^{}]*\}")
-_NUMBERS = re.compile(r"\{<(\d+)><(\d+)><(\d+)><(\d+)>\}")
+NO_WORDS = ("",)  # no question: the instruction is a template of the pool alone
+_BOX = re.compile(r"\{[^{}]*\}")  # anything in braces, well-formed or not
+_CORNERS = re.compile(r"\{<(\d+)><(\d+)><(\d+)><(\d+)>\}")
 
 
 def _coco_caption(row: dict, spot: Spot) -> Iterator[Example]:
-    """Karpathy's training file also lists images of COCO's val2014, which the release leaves out."""
+    """Skips images of COCO's val2014: Karpathy's training file lists them too, and the release leaves them out."""
     image = text_of(row, "image")
     if "train" in image:
         yield Example(spot, PurePosixPath(image).name, NO_WORDS, (text_of(row, "caption"),))
@@ -44,7 +44,7 @@ def _gqa(row: dict, spot: Spot) -> Iterator[Example]:
 
 
 def _ocr_vqa(row: dict, spot: Spot) -> Iterator[Example]:
-    """A row is a book cover with several questions; split 1 is training, 2 validation, 3 test."""
+    """A row is a book cover with several questions; of the splits 1 (train), 2 (validation), 3 (test), only 1 is used."""
     if id_of(row, "split") != 1:
         return
     image = f"{spot.row}{PurePosixPath(text_of(row, 'imageURL')).suffix}"
@@ -70,17 +70,17 @@ def _phrase_to_boxes(row: dict, spot: Spot) -> Iterator[Example]:
 
 
 def _with_boxes(row: dict, spot: Spot, question: str, answer: str) -> Example:
-    """Return the Example of an answer that has boxes in it. Raises SkipSample unless each is one of 0..100."""
+    """Return the Example of an answer that contains boxes. Raises SkipSample if a box is malformed or not in 0..100."""
     boxes = _BOX.findall(answer)
     if not boxes:
         raise SkipSample("bad_record", f"no box in {answer!r:.60}; expected {{<x0><y0><x1><y1>}}")
     for box in boxes:
-        numbers = _NUMBERS.fullmatch(box)
-        if not numbers:
+        match = _CORNERS.fullmatch(box)
+        if not match:
             raise SkipSample(
                 "bad_record", f"the box {box:.40} is none; expected {{<x0><y0><x1><y1>}}"
             )
-        corners = tuple(map(int, numbers.groups()))
+        corners = tuple(map(int, match.groups()))  # x0, y0, x1, y1
         if max(corners) > 100 or corners[0] > corners[2] or corners[1] > corners[3]:
             raise SkipSample(
                 "bad_record",
@@ -91,7 +91,7 @@ def _with_boxes(row: dict, spot: Spot, question: str, answer: str) -> Example:
 
 
 def _text_alone(row: dict, spot: Spot) -> Iterator[Example]:
-    """Of a row's instances the first is taken, as the release does."""
+    """Uses only the first of a row's instances, as the release does."""
     instances = row.get("instances")
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
         raise SkipSample(

@@ -1,4 +1,8 @@
-"""What an official annotation says of one image, in one form for all formats, and the loop over the rows of a file."""
+"""The form of a record that all official formats are converted to, and the loop over the rows of a file.
+
+A dataset's fingerprint, which a resume compares, hashes the repr of its records: do not rename Spot, Box, Example, Fault
+or their fields.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +17,7 @@ GUIDE = "docs/instruction_data.md"
 
 
 class Spot(NamedTuple):
-    """Where a record stands: a file, and the number from 0, or the id, of the row in it."""
+    """The location of a record: a file, and the index (from 0) or ID of the row in it."""
 
     file: str
     row: int | str
@@ -23,7 +27,7 @@ class Spot(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A box in pixels of an image of `size` (width, height), None where the file does not say it."""
+    """A box in pixels. `size`: (width, height) of its image, None if the annotation file does not contain it."""
 
     left: float
     top: float
@@ -33,9 +37,10 @@ class Box(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One usable record: of `questions` and of `answers` one each is drawn, or all are the turns of a dialogue.
+    """One usable record: alternative `questions` and `answers`, of which one each is drawn; or the turns of a dialogue.
 
-    `image` is relative to an image folder, None for text alone; a question "" leaves the instruction to the pool.
+    `image` is relative to an image folder, None for text alone. With the question "" the instruction is a template of
+    the pool alone.
     """
 
     where: Spot
@@ -50,9 +55,9 @@ Records = list[Example | Fault]
 
 
 class Format(NamedTuple):
-    """A JSON file of rows: a list, or a list or {id: row} below `key`. `make` gives the Examples of a row.
+    """A format of JSON files: a list of rows, at the root or under `key`; with `key` "", also {id: row} at the root.
 
-    `expected`: a row, as messages show it. {id: row} at the root: `key` is "".
+    `make` returns the Examples of a row. `expected`: a row as messages show it.
     """
 
     make: Callable[[dict, Spot], Iterable[Example]]
@@ -61,13 +66,15 @@ class Format(NamedTuple):
 
 
 def read_rows(form: Format, paths: Sequence[Path]) -> Records:
-    """Return the records of annotation files of one format, in their order; a row that cannot be used is a Fault.
+    """Return the records of annotation files of one format, in order; a row that cannot be used is a Fault.
 
-    Raises OSError, or ValueError that names the file: not JSON, of another form, without a usable row, given twice.
+    Raises OSError, or ValueError that names a file that is not JSON, has another form or no usable row, or is given twice.
     """
-    if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
-        raise ValueError(f"{twice[0]}: the file is given twice; its records would count double")
-    records, asked = [], {}
+    if duplicates := [path for number, path in enumerate(paths) if path in paths[:number]]:
+        raise ValueError(
+            f"{duplicates[0]}: the file is given twice; its records would count double"
+        )
+    records, seen_questions = [], {}
     for path in paths:
         found: Records = []
         for row_id, row in _rows(json_of(path), form, path):
@@ -75,18 +82,18 @@ def read_rows(form: Format, paths: Sequence[Path]) -> Records:
             try:
                 if not isinstance(row, dict):
                     raise SkipSample("bad_record", f"is {type(row).__name__}, not a mapping")
-                found += [_once(example, asked) for example in form.make(row, spot)]
+                found += [_unique(example, seen_questions) for example in form.make(row, spot)]
             except SkipSample as skipped:
                 found.append(Fault(str(spot), skipped.reason, skipped.detail))
         records += usable(found, path, form.expected)
     return records
 
 
-def _once(example: Example, asked: dict[int | str, Spot]) -> Example:
-    """Return an example, noted in `asked` by its question's id. Raises SkipSample for an id that is there already."""
-    first = example.where
-    if example.question_id is not None:
-        first = asked.setdefault(example.question_id, example.where)
+def _unique(example: Example, seen: dict[int | str, Spot]) -> Example:
+    """Return an example and add its question ID to `seen`. Raises SkipSample if the ID is there already."""
+    if example.question_id is None:
+        return example
+    first = seen.setdefault(example.question_id, example.where)
     if first is not example.where:
         raise SkipSample(
             "bad_record", f"question_id {example.question_id} is there twice; first: {first}"
@@ -95,32 +102,29 @@ def _once(example: Example, asked: dict[int | str, Spot]) -> Example:
 
 
 def json_of(path: Path) -> Any:
-    """Return what a JSON file holds. Raises OSError, ValueError that names it."""
+    """Return the content of a JSON file. Raises OSError, or ValueError that names the file."""
     if found := placeholder(path, "annotations"):
         raise ValueError(f"{path}: {found}")
     return read_json(path)
 
 
 def _rows(content: Any, form: Format, path: Path) -> Iterator[tuple[int | str, Any]]:
-    """Yield (number or id, row) of a file's rows. Raises ValueError for a file of another form."""
+    """Yield (index or ID, row) for each row of a file. Raises ValueError if the file has another form."""
     rows = content.get(form.key) if isinstance(content, dict) and form.key else content
     if isinstance(rows, list):
         yield from enumerate(rows)
     elif isinstance(rows, dict) and not form.key:
         yield from rows.items()
     else:
-        keys = ", ".join(map(str, content)) if isinstance(content, dict) else ""
-        found = (
-            f"a mapping with {keys or 'nothing'}"
-            if isinstance(content, dict)
-            else type(content).__name__
-        )
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = f"a mapping with {', '.join(map(str, content)) or 'nothing'}"
         raise ValueError(f"{path}: found {found}; expected a list of {form.expected}")
 
 
 def text_of(row: dict, key: str) -> str:
-    """Return the text row[key] as it stands. Raises SkipSample where it is missing, no text, or blank."""
-    value = _there(row, key)
+    """Return the text row[key] unchanged, but for lone surrogates. Raises SkipSample if it is missing, not text, or blank."""
+    value = _required(row, key)
     if not isinstance(value, str):
         raise SkipSample("bad_record", f"'{key}' is {type(value).__name__}, not text")
     if not value.strip():
@@ -129,8 +133,8 @@ def text_of(row: dict, key: str) -> str:
 
 
 def texts_of(row: dict, key: str) -> tuple[str, ...]:
-    """Return the list of texts row[key], or the one text. Raises SkipSample as `text_of`, and for an empty list."""
-    value = _there(row, key)
+    """Return the texts of row[key], a list or a single text. Raises SkipSample as `text_of`, and for an empty list."""
+    value = _required(row, key)
     if isinstance(value, str):
         return (text_of(row, key),)
     if not isinstance(value, list) or not value:
@@ -140,14 +144,14 @@ def texts_of(row: dict, key: str) -> tuple[str, ...]:
 
 
 def id_of(row: dict, key: str) -> int | str:
-    """Return the id row[key], a number or text. Raises SkipSample."""
-    value = _there(row, key)
+    """Return the ID row[key], a number or text. Raises SkipSample."""
+    value = _required(row, key)
     if not isinstance(value, (int, str)) or isinstance(value, bool) or value == "":
         raise SkipSample("bad_record", f"'{key}' is {value!r:.60}; expected a number or text")
     return value
 
 
-def _there(row: dict, key: str) -> Any:
+def _required(row: dict, key: str) -> Any:
     if key not in row:
         raise SkipSample(
             "bad_record", f"'{key}' is missing (there are: {', '.join(map(str, row)) or 'none'})"

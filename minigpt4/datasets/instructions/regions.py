@@ -1,4 +1,4 @@
-"""Boxes with words: the REFER files of RefCOCO, RefCOCO+ and RefCOCOg, and the regions of Visual Genome."""
+"""Readers of boxes with descriptions: the REFER files of RefCOCO, RefCOCO+ and RefCOCOg, and Visual Genome's regions."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ from minigpt4.datasets.instructions.records import (
     usable,
 )
 
-MAX_AREA = 16384  # pixels; the release trains on smaller regions of Visual Genome alone
+MAX_AREA = 16384  # pixels; the release trains only on regions of Visual Genome that are smaller
 _REFS = '[{"ref_id", "ann_id", "image_id", "split", "sentences": [{"raw": text}]}]'
 _INSTANCES = (
     '{"images": [{"id", ..}], "annotations": [{"id", "image_id", "bbox": [x, y, width, height]}]}'
@@ -30,8 +30,10 @@ _IMAGES = '[{"image_id", "url", "width", "height"}]'
 
 
 def read_refs(paths: Sequence[Path]) -> Records:
-    """Return the records of `refs(<splitBy>).p` and `instances.json`: a ref of the split train is asked by a sentence
-    and answered by its box. Raises OSError, ValueError that names the file."""
+    """Return the records of `refs(<splitBy>).p` and `instances.json`, with the split "train" alone.
+
+    The questions are a ref's sentences, the answer is its box. Raises OSError, or ValueError that names the file.
+    """
     refs_path, instances_path = paths
     refs, instances = _unpickled(refs_path), json_of(instances_path)
     if not isinstance(refs, list):
@@ -78,21 +80,19 @@ def _ref(ref: Any, spot: Spot, boxes: dict, images: dict) -> Example:
         raise SkipSample(
             "bad_record", f"'sentences' is {sentences!r:.60}; expected a list of mappings"
         )
-    words = tuple(text_of(sentence, "raw") for sentence in sentences)
-    if not words:
+    texts = tuple(text_of(sentence, "raw") for sentence in sentences)
+    if not texts:
         raise SkipSample("no_caption", "'sentences' is empty")
-    image, box = images[image_id], boxes[ann_id].get("bbox")
-    file = (
-        f"COCO_train2014_{image_id:012d}.jpg"
-        if isinstance(image_id, int)
-        else f"COCO_train2014_{image_id}.jpg"
-    )
-    return Example(spot, file, words, (_box(box, image),), image_id)
+    box = _box(boxes[ann_id].get("bbox"), images[image_id])
+    number = f"{image_id:012d}" if isinstance(image_id, int) else image_id
+    return Example(spot, f"COCO_train2014_{number}.jpg", texts, (box,), image_id)
 
 
 def read_genome(paths: Sequence[Path]) -> Records:
-    """Return the records of Visual Genome's `region_descriptions.json` and `image_data.json`: the small regions,
-    asked by their phrase and answered by their box. Raises OSError, ValueError that names the file."""
+    """Return the records of Visual Genome's `region_descriptions.json` and `image_data.json`, of small regions alone.
+
+    The question is a region's phrase, the answer its box. Raises OSError, or ValueError that names the file.
+    """
     regions_path, images_path = paths
     images = _by_id(json_of(images_path), "image_id", images_path, _IMAGES)
     content = json_of(regions_path)
@@ -119,13 +119,13 @@ def _region(region: Any, image_id: Any, spot: Spot, images: dict) -> list[Exampl
     box = _box([region.get(key) for key in ("x", "y", "width", "height")], image)
     if box.width * box.height >= MAX_AREA:
         return []
-    # https://host/rak248/VG_100K_2/2.jpg lies in VG_100K_2/2.jpg
+    # the image https://host/rak248/VG_100K_2/2.jpg is the file VG_100K_2/2.jpg
     file = "/".join(urlparse(text_of(image, "url")).path.split("/")[-2:])
     return [Example(spot, file, (text_of(region, "phrase"),), (box,), image_id)]
 
 
 def _box(numbers: Any, image: dict) -> Box:
-    """Return the Box of [x, y, width, height]. Raises SkipSample for what is none."""
+    """Return the Box of [x, y, width, height] in the image of a row. Raises SkipSample if it is invalid or empty."""
     is_box = isinstance(numbers, (list, tuple)) and len(numbers) == 4
     if not is_box or not all(
         type(number) in (int, float) and math.isfinite(number) for number in numbers
@@ -143,27 +143,24 @@ def _box(numbers: Any, image: dict) -> Box:
 
 
 def _by_id(rows: Any, key: str, path: Path, expected: str) -> dict:
-    """Return {id: row}. Raises ValueError for what is no list of mappings with ids, and for an id twice."""
-    found = {}
-    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
-        name = row.get(key) if isinstance(row, dict) else None
-        if not isinstance(name, (int, str)):
-            what = (
-                f"record {number} is {row!r:.60}"
-                if isinstance(rows, list)
-                else f"found {type(rows).__name__}"
-            )
-            raise ValueError(f"{path}: {what}; expected {expected}")
-        if name in found and found[name] != row:
+    """Return {row[key]: row}. Raises ValueError unless `rows` is a list of mappings with IDs, without contradictions."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: found {type(rows).__name__}; expected {expected}")
+    by_id = {}
+    for number, row in enumerate(rows):
+        row_id = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(row_id, (int, str)):
+            raise ValueError(f"{path}: record {number} is {row!r:.60}; expected {expected}")
+        if row_id in by_id and by_id[row_id] != row:
             raise ValueError(
-                f"{path}: '{key}' {name} is there twice, with different content; keep one of them"
+                f"{path}: '{key}' {row_id} is there twice, with different content; keep one of them"
             )
-        found[name] = row
-    return found
+        by_id[row_id] = row
+    return by_id
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, mappings, texts and numbers; a pickle that names a class or function could run any code."""
+    """Loads only lists, mappings, texts and numbers: a pickle that refers to a class or function could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(
