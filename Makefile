@@ -1,28 +1,28 @@
-# `make quickstart` and `make test` each do all the set-up they need, from a fresh clone.
+# `make quickstart` and `make test` work in a fresh clone: each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 REQUIREMENTS := requirements.txt
 TRAINED := output/quickstart/checkpoint.pth
-# what make quickstart has trained here, else what is shipped
+# the model of make demo: the checkpoint of make quickstart if there is one, else the shipped projection
 SHIPPED := minigpt4/quickstart/checkpoint
 MODEL    = $(if $(wildcard $(TRAINED)),--cfg-path eval_configs/embedded_eval.yaml --checkpoint $(TRAINED),--checkpoint $(SHIPPED))
 
 .PHONY: help quickstart quickstart-v2 demo test test-fast latest oldest object-stores survival lmms-eval vlmevalkit check clean
 
 help:
-	@echo "make quickstart   environment, data, weights, both training stages, evaluation, an answer about an image"
-	@echo "make quickstart-v2   a small MiniGPT-v2 and its figures beside controls (names what it sees, finds few boxes yet: docs/embedded.md)"
-	@echo "make demo         chat about drawn images in the browser (fetches the LLM once, 93 MB)"
-	@echo "make test         the test suite (CPU; fetches the LLM and img2dataset once, about 1 GB)"
-	@echo "make test-fast    without the tests that take minutes"
-	@echo "make latest       the tests of make test-fast with the newest release of every package, bounds left out"
-	@echo "make oldest       the whole test suite with the oldest releases that requirements.txt allows"
-	@echo "make object-stores  adds s3fs and an S3 server to the environment; then the tests of shards in object stores"
-	@echo "make survival     every fault and many kills with the real LLM (an hour); writes the table of docs/reliability.md"
-	@echo "make lmms-eval    lmms-eval with the model minigpt4, in build/lmms-eval; then its tests"
-	@echo "make vlmevalkit   VLMEvalKit, in build/vlmevalkit, whose MiniGPT-4 is this one; then its tests"
+	@echo "make quickstart   environment, data, weights, both training stages, evaluation, a sample answer"
+	@echo "make quickstart-v2   train and evaluate a small MiniGPT-v2 (it names what it sees, but finds few boxes yet: docs/embedded.md)"
+	@echo "make demo         chat about drawn images in the browser (downloads the LLM once, 93 MB)"
+	@echo "make test         the test suite (CPU; downloads the LLM and img2dataset once, about 1 GB)"
+	@echo "make test-fast    the test suite without the slow tests (minutes each)"
+	@echo "make latest       make test-fast with the newest release of every package, ignoring upper bounds"
+	@echo "make oldest       the full test suite with the oldest releases that requirements.txt allows"
+	@echo "make object-stores  add s3fs and an S3 server to the environment, then test shards in object stores"
+	@echo "make survival     fault and kill tests with the real LLM (an hour); writes the table of docs/reliability.md"
+	@echo "make lmms-eval    install lmms-eval with the model minigpt4 in build/lmms-eval, then test it"
+	@echo "make vlmevalkit   install VLMEvalKit with this MiniGPT-4 in build/vlmevalkit, then test it"
 	@echo "make check        lint and formatting"
 	@echo "make clean        remove the environment and outputs"
 
@@ -41,7 +41,7 @@ quickstart-v2: $(READY)
 demo: $(READY)
 	$(BIN)/python demo.py $(MODEL)
 
-# the harnesses have environments of their own, which take minutes: see lmms-eval, vlmevalkit
+# the harnesses need their own environments, which take minutes to install: see lmms-eval, vlmevalkit
 SUITE = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/evaluation/harnesses
 
 test: $(READY)
