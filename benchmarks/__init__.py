@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: `python -m benchmarks --help`. Figures stand beside the 2023 baseline's of the same run."""
+"""Measurements of speed and memory: `python -m benchmarks --help`. Each is made beside the 2023 baseline, in one run."""

@@ -25,10 +25,8 @@ LOG = {1: (16, 22193), 2: (12, 36093)}
 LOG_TOLERANCE = 0.07
 # Tokens before and after the image in the longest prompt of 2023 (the logs hold a running maximum). Counted by hand.
 LONGEST_PROMPT = (8, 23)
-GATES = {
-    1: 24.5,
-    2: 21.5,
-}  # {stage: GiB} at 7B, in half precision, without activation checkpointing
+# {stage: GiB at most} at 7B, in half precision, without activation checkpointing
+GATES = {1: 24.5, 2: 21.5}
 FLOPS_LIMIT = 1.02  # executed / useful
 # Kept for backward by 7B per token and layer: input, q, k, v, attention output, residual; gate and up of the MLP.
 FLOOR_KB = (6 * 4096 + 2 * 11008) * 2 / 1000  # half precision
