@@ -69,7 +69,7 @@ def run(args: Namespace) -> dict:
     )
     rows = []
     for kind, (key, unit, what) in product(KINDS[1:], FIGURES):
-        # medians, as ours is built more often than 2023's; not zero, which memory may be
+        # medians: ours is built more often than 2023's; at least 1e-3: private memory may be zero
         ours, old = (max(median(map(itemgetter(key), builds[way])), 1e-3) for way in (kind, "2023"))
         gate = GATES[key] if kind == "ours" and args.size == "vit" else None
         rows.append(

@@ -20,7 +20,7 @@ from minigpt4.models.vision.eva_vit import compile_blocks
 
 HELP = "loss and gradient errors of every way to run the LLM, beside what 2023 computes"
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
-AS_2023 = 1.05  # largest error, as a multiple of the baseline's own in the same precision
+AS_2023 = 1.05  # largest error permitted, as a multiple of the baseline's in the same precision
 OTHERS = ("2023", "transformers")
 OURS = ("padded", "packed", "lean")
 COMPILED = ("compiled", "recorded")  # only on request

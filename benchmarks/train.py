@@ -85,7 +85,7 @@ def measure(
     if args.compiled:
         parity.compile_vision(model)
     batch_size = args.batch or BATCH[stage]
-    # Parity first. Sizes too large for a float32 copy go without: `slice` has the same layers as 7B.
+    # Parity first. For 7B and 13B, whose float32 copies do not fit, `slice` stands in: its layers are those of 7B.
     if args.size in WITH_FLOAT32:
         checked = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
         wide = workload.in_float32(model)
