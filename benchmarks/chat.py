@@ -30,8 +30,8 @@ QUESTION = 12
 ANSWER = 150
 FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of the answer whose speed is measured
 OPTIONS = {
-    "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
-    "--rounds": ROUNDS | {"default": None, "help": "of each way, in turns (default: 7)"},
+    "--quick": QUICK | {"help": "a tiny LLM and two rounds, to see that it runs; no gates"},
+    "--rounds": ROUNDS | {"default": None, "help": "runs of each way (default: 7)"},
     "--turns": {
         "type": int,
         "choices": list(HISTORY),

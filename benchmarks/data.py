@@ -44,7 +44,7 @@ JUDGED = "256x256"
 IMAGE_SIZE, SHARDS = 224, 4  # pixels; files
 OPTIONS = {
     "--rounds": ROUNDS | {"default": 6},
-    "--images --pictures": {"type": int, "default": 640, "help": "in a pass"},
+    "--images --pictures": {"type": int, "default": 640, "help": "images in a pass"},
     "--size": {"choices": SIZES, "help": "of the images (default: each; 256x256 is judged)"},
     "--batch-size": {"type": int, "default": 16},
     "--quick": QUICK | {"help": "two rounds of 96 images: shows that it works, no gate"},

@@ -30,7 +30,7 @@ HELP = (
 PARTS = {"train": "training_on_gpu", "answers": "answers_on_gpu", "products": "products_on_gpu"}
 OPTIONS = {
     "--part": {"choices": list(PARTS), "default": "train", "help": "(default: %(default)s)"},
-    "--seconds": {"type": int, "default": 290, "help": "in which it ends (default: %(default)s)"},
+    "--seconds": {"type": int, "default": 290, "help": "time limit (default: %(default)s)"},
     "--price": {
         "type": float,
         "default": 3.0,
@@ -38,7 +38,7 @@ OPTIONS = {
     },
     "--rehearsal": {
         "action": "store_true",
-        "help": "small sizes, and no value is judged: does it run?",
+        "help": "small sizes, to see that it runs; no gates",
     },
 }
 

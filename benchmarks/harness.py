@@ -26,8 +26,8 @@ LIBRARIES = ("torch", "torchvision", "transformers", "timm", "pillow", "webdatas
 # arguments of options that several commands have
 DEVICE = {"default": "auto"}
 DTYPE = {"choices": ("fp32", "fp16", "bf16"), "help": "(default: fp16 on a GPU, else bf16)"}
-ROUNDS = {"type": int, "default": 5, "help": "of each way, in turns (default: %(default)s)"}
-QUICK = {"action": "store_true", "help": "small sizes: shows that it runs, judges nothing"}
+ROUNDS = {"type": int, "default": 5, "help": "runs of each way (default: %(default)s)"}
+QUICK = {"action": "store_true", "help": "small sizes, to see that it runs; no gates"}
 Clock = Callable[[], float]
 # keys of a row whose value is a list, with a value for each round, or None
 VALUES = ("ours", "2023", "stock")

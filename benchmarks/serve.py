@@ -22,7 +22,7 @@ HELP = "tokens a second of requests that wait together, in batches and one by on
 QUESTION = 40  # characters; each is a token here
 FULL, SHORT = (8, 48), (4, 8)  # number of requests, tokens of each answer
 OPTIONS = {
-    "--quick": QUICK | {"help": "a tiny LLM and four requests: does it run? (no gates)"},
+    "--quick": QUICK | {"help": "a tiny LLM and four requests, to see that it runs; no gates"},
     "--rounds": ROUNDS,
 }
 

@@ -36,9 +36,8 @@ CORNERS = ("left", "top", "right", "bottom")
 # {what a vector learns to tell: number of classes}. Coordinates are in hundredths of the image, told by digit.
 LABELS = {"object": 2, "background": len(world.BACKGROUNDS), "count": world.MAX_OBJECTS}
 LABELS |= {kind: len(VOCABULARY[kind]) for kind in OBJECT_KINDS}
-LABELS |= {f"{corner} tens": 11 for corner in CORNERS} | {
-    f"{corner} units": 10 for corner in CORNERS
-}
+LABELS |= {f"{corner} tens": 11 for corner in CORNERS}
+LABELS |= {f"{corner} units": 10 for corner in CORNERS}
 MIN_COVER = 0.05  # share of a strip that its object has to cover
 CHECK_EVERY = 100  # steps
 

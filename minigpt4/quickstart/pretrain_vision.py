@@ -61,7 +61,7 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[list, list]:
-        """Return the logits of each query, [B', 1 + answers], and of each token label, [B, N, classes].
+        """Return the logits of the queries, a list of [B', 1 + answers], and of the token labels, a list of [B, N, classes].
 
         The queries run on the first B' = `num_queried` images only (None: on all).
         """
@@ -101,7 +101,7 @@ def normalise(image: torch.Tensor, device: str) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[str, float]:
-    """Return {kind of question: accuracy} where it applies to an object that exists, on images of a split in batches of 64.
+    """Return the accuracy per kind of question, over objects that exist, on `count` images (a multiple of 64) of a split.
 
     "exact": the share of images with all answers right.
     """
