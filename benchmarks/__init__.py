@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks --help`. Every figure stands beside that of the 2023 way, from the same run."""
+"""Measurements of speed and memory: `python -m benchmarks --help`. Each is made beside the 2023 baseline, in one run."""

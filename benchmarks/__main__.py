@@ -1,4 +1,4 @@
-"""python -m benchmarks COMMAND: one sub-command a measurement; each prints a table and can write it as JSON."""
+"""python -m benchmarks COMMAND: each command is a measurement that prints a table and can write it as JSON."""
 
 import argparse
 import importlib
@@ -10,11 +10,12 @@ from typing import Any
 from minigpt4.quickstart.quickstart import require_environment
 
 if __name__ == "__main__" and sys.argv[1:2] == ["train"]:
-    require_environment()  # threads and memory as in the trainings of `make quickstart`, for all that is compared
+    # thread and memory settings as in the trainings of `make quickstart`, for all ways that are compared
+    require_environment()
 
 from benchmarks import harness
 
-# where each is: a module, or a name in one, that has HELP, OPTIONS and run(args) -> {"rows": [..], ..}
+# {command: module of this package, or an object in one, with HELP, OPTIONS and run(args) -> {"rows": [..], ..}}
 COMMANDS = {
     "all": "suites.ALL",
     "chat": "chat",
@@ -49,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in MOVED:
         parser.error(f"{words[0]} has moved: {MOVED[words[0]]}")
-    # a command that is named is imported alone: it may do without what others need
-    for name in [words[0]] if words and words[0] in COMMANDS else COMMANDS:
+    # only the command that is asked for is imported: the others may need packages that are not installed
+    names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
+    for name in names:
         command = found(name)
         sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
         sub.add_argument(
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             help="also write the figures to this file (-: as the last line)",
         )
         for flag, arguments in command.OPTIONS.items():
-            sub.add_argument(*flag.split(), **arguments)  # a flag, and its older names
+            sub.add_argument(*flag.split(), **arguments)  # current and former names of the flag
         sub.set_defaults(run=command.run)
     args = parser.parse_args(words)
     result = measured(args)
@@ -71,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def found(name: str) -> Any:
-    """Return a command."""
+    """Import and return the command `name`."""
     module, _, attribute = COMMANDS[name].partition(".")
     command = importlib.import_module(f"benchmarks.{module}")
     return getattr(command, attribute) if attribute else command
 
 
 def measured(args: argparse.Namespace) -> dict:
-    """Return what the command of `args` found, its table printed, with "passed" and what it was measured on."""
+    """Run the command of `args` and print its table; return its result, "passed", and the machine and versions."""
     try:
         result = {"rows": [], "passed": True} | args.run(args)
     except harness.NotEqual as error:

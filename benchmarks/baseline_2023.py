@@ -1,7 +1,8 @@
-"""What the 2023 release computes in a training step, stated plainly, over the modules of our own model.
+"""The 2023 baseline: what the 2023 release computes in a training step, written plainly over the modules of our own model.
 
-Texts are padded to the longest of the batch and fed to their last token; attention is matrix products with a mask and a
-float32 softmax; logits are taken at all positions. tests/test_baseline.py proves loss and gradient by the golden set.
+Texts are padded to the longest of the batch, and the LLM reads them to their last token, which predicts nothing; attention
+is matrix products with a mask and a float32 softmax; logits are computed at all positions. tests/test_baseline.py checks
+loss and gradient against the golden set.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
     with plain_vision(model):
         inputs = llm_inputs(model, samples)
     with model.maybe_autocast():
-        # keys and values, which no one reads, live until the loss is there
+        # as in 2023, keys and values take memory until the loss is computed, though nothing reads them
         logits, _keys_and_values = llm_logits(
             model.llama_model, inputs["inputs_embeds"], inputs["attention_mask"]
         )
@@ -31,7 +32,7 @@ def loss(model: nn.Module, samples: dict) -> Tensor:
 
 @contextmanager
 def plain_vision(model: nn.Module) -> Iterator[None]:
-    """Let ViT and Q-Former attend by plain matrix products inside the block."""
+    """Let ViT and Q-Former compute attention by plain matrix products inside the block."""
     bert, attentions = (model.Qformer.bert, [block.attn for block in model.visual_encoder.blocks])
     usual = bert.config._attn_implementation
     fused = [attention.fused_attn for attention in attentions]
@@ -49,13 +50,14 @@ def plain_vision(model: nn.Module) -> Iterator[None]:
 def llm_logits(
     llm: nn.Module, x: Tensor, mask: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Return logits [B, L, V] and keys and values of a LLaMA for embeddings [B, L, D] and a mask [B, L], 0: padded."""
+    """Return logits [B, L, V], and each layer's keys and values, of a LLaMA for embeddings x [B, L, D].
+
+    `mask` [B, L]: 0 where padded.
+    """
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
-    unseen = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) | (
-        mask[:, None, None] == 0
-    )
-    # [B, 1, L, L]
-    bias = torch.zeros(unseen.shape, dtype=x.dtype, device=x.device).masked_fill(unseen, lowest)
+    is_later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+    hidden = is_later | (mask[:, None, None] == 0)  # [B, 1, L, L]
+    bias = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, lowest)
     positions = torch.arange(length, device=x.device)[None]
     cos, sin = llm.model.rotary_emb(x, positions)  # [1, L, d]
     keys_and_values = []
@@ -76,14 +78,17 @@ def _norm(norm, x):
 
 
 def _attention(attention, x, cos, sin, bias, lowest):
-    heads = lambda linear: linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # noqa: E731
-    q, k = (heads(linear) for linear in (attention.q_proj, attention.k_proj))
-    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    """Return the attention block's output [B, L, D], keys and values [B, heads, L, d]; `bias` is added to the scores."""
+
+    def heads(linear):
+        return linear(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    q, k = apply_rotary_pos_emb(heads(attention.q_proj), heads(attention.k_proj), cos, sin)
     v = heads(attention.v_proj)
     keys, values = (
         each.repeat_interleave(attention.num_key_value_groups, dim=1) for each in (k, v)
     )
     scores = q @ keys.transpose(2, 3) / attention.head_dim**0.5 + bias
     scores = scores.clamp(min=lowest)
-    shares = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return attention.o_proj((shares @ values).transpose(1, 2).flatten(2)), k, v
+    probabilities = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return attention.o_proj((probabilities @ values).transpose(1, 2).flatten(2)), k, v

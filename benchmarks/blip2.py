@@ -1,4 +1,4 @@
-"""What one would train today instead: transformers' Blip2ForConditionalGeneration around the same LLM."""
+"""The stock alternative of today: transformers' Blip2ForConditionalGeneration with the same weights and LLM."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from minigpt4.text.rows import IGNORED, IMAGE_ID
 
-NAMES = {  # of parts of the ViT: ours -> those of Blip2VisionModel
+NAMES = {  # {part of a parameter's name in our ViT: the same in Blip2VisionModel}
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
     "patch_embed.proj": "embeddings.patch_embedding",
@@ -21,7 +21,7 @@ NAMES = {  # of parts of the ViT: ours -> those of Blip2VisionModel
 
 
 def blip2(model: nn.Module) -> nn.Module:
-    """Return transformers' BLIP-2 that shares all weights of `model` but the ViT's, which it has a copy of."""
+    """Return transformers' BLIP-2, which shares all weights with `model` except for a copy of the fused QKV biases."""
     vit, bert = model.visual_encoder, model.Qformer.bert
     text = model.llama_model.config
     attention, mlp = vit.blocks[0].attn, vit.blocks[0].mlp
@@ -39,7 +39,7 @@ def blip2(model: nn.Module) -> nn.Module:
         qformer_config=bert.config.to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=model.query_tokens.shape[1],
-        image_token_index=text.vocab_size - 1,  # no text of a workload has it
+        image_token_index=text.vocab_size - 1,  # occurs in no text of a workload
     )
     with torch.device("meta"):
         stock = Blip2ForConditionalGeneration(config)
@@ -52,7 +52,7 @@ def blip2(model: nn.Module) -> nn.Module:
 
 
 def vision_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of ViT and `ln_vision` under the names that they have in Blip2VisionModel."""
+    """Return the tensors of ViT and `ln_vision` under their names in Blip2VisionModel."""
     tensors = {
         f"post_layernorm.{name}": tensor for name, tensor in model.ln_vision.named_parameters()
     }
@@ -69,7 +69,7 @@ def vision_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def loss(stock: nn.Module, model: nn.Module, samples: dict) -> Tensor:
-    """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient goes to model.llama_proj."""
+    """Return the loss of `stock` (from `blip2`) for a batch of `model`; its gradient reaches model.llama_proj."""
     inputs = batch_of(stock, model, samples)
     with stock_attention(model.llama_model), model.maybe_autocast():
         return stock(pixel_values=samples["image"], **inputs, use_cache=False).loss
@@ -77,7 +77,7 @@ def loss(stock: nn.Module, model: nn.Module, samples: dict) -> Tensor:
 
 @contextmanager
 def stock_attention(llm: nn.Module) -> Iterator[None]:
-    """Let an LLM attend as transformers does by default inside the block."""
+    """Let an LLM use transformers' default attention inside the block."""
     usual, llm.config._attn_implementation = llm.config._attn_implementation, "sdpa"
     try:
         yield
@@ -86,7 +86,7 @@ def stock_attention(llm: nn.Module) -> Iterator[None]:
 
 
 def batch_of(stock: nn.Module, model: nn.Module, samples: dict) -> dict[str, Tensor]:
-    """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right, as a collator would."""
+    """Return {"input_ids", "attention_mask", "labels"} [B, L], padded on the right as a collator would do."""
     image = stock.config.image_token_index
     columns = {"input_ids": [], "attention_mask": [], "labels": []}
     for row in model.rows(samples):

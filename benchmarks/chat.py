@@ -1,8 +1,8 @@
 """Time to the first token of later turns, and tokens a second, of the chat engine on an LLM of random weights.
 
-The same weights, dialogues and process for all ways, which take turns: the engine with its prefix cache, the engine
-without (every turn reads its whole prompt again, as in 2023), and `generate` of transformers. No speed is printed
-unless all give the same greedy answers. On a GPU: `benchmarks gpu --part answers`.
+All ways alternate in one process, with the same weights and dialogues: the engine with its prefix cache, the engine
+without (every turn prefills its whole prompt again, as in 2023), and transformers' `generate`. No speed is printed unless
+all give the same greedy answers. On a GPU: `benchmarks gpu --part answers`.
 """
 
 import copy
@@ -22,15 +22,16 @@ from minigpt4.conversation.conversation import CHATML, Conversation
 from minigpt4.models import MiniGPT4
 
 HELP = "first token of the second and fifth turn, tokens a second; beside full prefill and generate"
-GATES = {2: 4.0, 5: 8.0}  # turn -> at least this many times faster
-HISTORY = {2: 257, 5: 773}  # positions before the question of the turn
-# tokens; with a first question of 61 they make the histories as long as that
+GATES = {2: 4.0, 5: 8.0}  # {turn: how many times faster the first token has to come}
+HISTORY = {2: 257, 5: 773}  # {turn: positions before its question}
+# Lengths in tokens. With a first question of FIRST_QUESTION tokens they give the histories above.
+FIRST_QUESTION = 61
 QUESTION = 12
 ANSWER = 150
-FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of an answer whose speed is measured
+FULL, SHORT = (7, 48), (2, 8)  # rounds, tokens of the answer whose speed is measured
 OPTIONS = {
-    "--quick": QUICK | {"help": "a tiny LLM and two rounds: does it run? (no gates)"},
-    "--rounds": ROUNDS | {"default": None, "help": "of each way, in turns (default: 7)"},
+    "--quick": QUICK | {"help": "a tiny LLM and two rounds, to see that it runs; no gates"},
+    "--rounds": ROUNDS | {"default": None, "help": "runs of each way (default: 7)"},
     "--turns": {
         "type": int,
         "choices": list(HISTORY),
@@ -56,7 +57,7 @@ def run(args: Namespace) -> dict:
 
 
 def chat_model(size: str, dtype: torch.dtype, device: str = "cpu") -> MiniGPT4:
-    """Return a model of random weights whose tokenizer reads back what it writes."""
+    """Return a model of random weights, with a tokenizer that encodes decoded text to the same ids."""
     model = workload.random_model(size, dtype, device).eval()
     model.llama_tokenizer = tokenizer = character_tokenizer(model.llama_model.config.vocab_size)
     for config in (model.llama_model.config, model.llama_model.generation_config):
@@ -65,7 +66,7 @@ def chat_model(size: str, dtype: torch.dtype, device: str = "cpu") -> MiniGPT4:
 
 
 def character_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a token for each of many characters and each word of the template."""
+    """Return a tokenizer of `vocabulary` tokens: many single characters, and the words of the template."""
     words = ["<|im_start|>", "<|im_end|>", "user", "assistant", "<Img>", "</Img>"]
     characters = [
         *map(chr, range(32, 127)),
@@ -88,7 +89,7 @@ def character_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 class Turn(NamedTuple):
-    """A dialogue before a turn's answer: the engine, the conversation with the question, images, the cache so far."""
+    """A dialogue before a turn's answer: engine, conversation up to the question, images, prefix cache so far."""
 
     chat: Chat
     conv: Conversation
@@ -96,14 +97,14 @@ class Turn(NamedTuple):
     cache: PrefixCache
 
     def answer(self, cache: PrefixCache | None = None, **options) -> list[int]:
-        """Return the token ids of the greedy answer."""
-        return self.chat.answer(
-            self.conv.copy(), self.images, cache=cache, temperature=0, **options
-        )[1].tolist()
+        """Return the token ids of the greedy answer; the conversation stays as it is."""
+        conv = self.conv.copy()
+        _, ids = self.chat.answer(conv, self.images, cache=cache, temperature=0, **options)
+        return ids.tolist()
 
 
 def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
-    """Return {turn: Turn} of a dialogue up to a turn. Raises NotEqual if a prefix cache changes its answers."""
+    """Return {turn: Turn} of a dialogue of `last` turns. Raises NotEqual if the prefix cache changes an answer."""
     dialogue, turns = start(model), {}
     chat, conv = dialogue.chat, dialogue.conv
     for number in range(1, last + 1):
@@ -112,7 +113,7 @@ def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
             raise RuntimeError(
                 f"turn {number} begins after {held} positions, not {HISTORY[number]}"
             )
-        length = 61 if number == 1 else QUESTION
+        length = FIRST_QUESTION if number == 1 else QUESTION
         chat.ask(f"{number}: what is this? ".ljust(length, "x")[:length], conv)
         turns[number] = turn = dialogue._replace(
             conv=conv.copy(), cache=keep(dialogue.cache, dialogue.images)
@@ -120,16 +121,14 @@ def play(model: MiniGPT4, last: int) -> dict[int, Turn]:
         if number < last:
             options = {"temperature": 0, "max_new_tokens": ANSWER, "min_length": ANSWER + 2}
             ids = chat.answer(conv, dialogue.images, cache=dialogue.cache, **options)[1].tolist()
-            if (
-                turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2) != ids
-                or len(ids) != ANSWER
-            ):
+            uncached = turn.answer(max_new_tokens=ANSWER, min_length=ANSWER + 2)
+            if uncached != ids or len(ids) != ANSWER:
                 raise NotEqual(f"the prefix cache changes the answer of turn {number}")
     return turns
 
 
 def start(model: MiniGPT4) -> Turn:
-    """Return a conversation that begins with an image, without a question."""
+    """Return a new dialogue with one image and no question yet."""
     conv = Conversation(CHATML)
     image = torch.zeros(1, 3, model.image_size, model.image_size, device=model.device)
     conv.append_image()
@@ -138,15 +137,15 @@ def start(model: MiniGPT4) -> Turn:
 
 
 def keep(cache: PrefixCache, images: list) -> PrefixCache:
-    """Return a copy of a cache for the same images."""
+    """Return a copy of a cache that shares `images` with it: the cache recognises them by identity."""
     return copy.deepcopy(cache, {id(image): image for image in images})
 
 
 def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
-    """Return seconds to the first token with the prefix cache, and without. Raises NotEqual where the tokens differ."""
+    """Return seconds to the first token with and without prefix cache, by round. Raises NotEqual where the tokens differ."""
     tokens = set()
 
-    def first(is_cached):
+    def seconds_to_first(is_cached):
         cache = keep(turn.cache, turn.images) if is_cached else None
         start = time.perf_counter()
         ids = turn.answer(cache, max_new_tokens=1, min_length=3)
@@ -154,10 +153,8 @@ def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
         tokens.add(tuple(ids))
         return seconds
 
-    # the first round warms allocators up
-    results = take_turns(
-        {"cache": partial(first, True), "full": partial(first, False)}, rounds, warm_up=1
-    )
+    ways = {"cache": partial(seconds_to_first, True), "full": partial(seconds_to_first, False)}
+    results = take_turns(ways, rounds, warm_up=1)
     if len(tokens) != 1:
         raise NotEqual("the first tokens differ")
     return results["cache"], results["full"]
@@ -166,15 +163,12 @@ def first_token(turn: Turn, rounds: int) -> tuple[list[float], list[float]]:
 def tokens_a_second(
     turn: Turn, rounds: int, length: int, has_values: bool = True
 ) -> tuple[list[float], list[float] | None]:
-    """Return tokens a second after the first one, of the engine and of generate, whose answers are the same.
+    """Return tokens a second, the first token aside, of the engine and of `generate`. Raises NotEqual if answers differ.
 
-    Without values, as where nothing is computed, generate would not know when to end: None.
+    `has_values`: False where nothing is really computed, as in a rehearsal; `generate` would not end there and gives None.
     """
-    llm, opened, answers = (
-        turn.chat.model.llama_model,
-        turn.conv.copy(),
-        {1: set(), length: set()},
-    )
+    llm, opened = turn.chat.model.llama_model, turn.conv.copy()
+    answers = {1: set(), length: set()}  # {number of tokens: the different answers}
     opened.append_message(opened.roles[1], None)
     embeds = turn.chat.get_context_emb(opened, turn.images)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -192,17 +186,18 @@ def tokens_a_second(
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, **options)[0].tolist()
 
     def speed(write):
-        times = [time.perf_counter()]
+        seconds = {}
         for count in (1, length):
+            start = time.perf_counter()
             answers[count].add(tuple(write(count)[-count:]))
-            times.append(time.perf_counter())
-        return (length - 1) / (times[2] - times[1] - (times[1] - times[0]))
+            seconds[count] = time.perf_counter() - start
+        return (length - 1) / (seconds[length] - seconds[1])
 
     ways = {"engine": partial(speed, engine)}
     if has_values:
         ways["generate"] = partial(speed, generate)
     results = take_turns(ways, rounds, warm_up=1)
-    # half precision may decide a tie otherwise
+    # in half precision, rounding may decide differently between nearly equal logits
     if llm.dtype == torch.float32 and max(map(len, answers.values())) > 1:
         raise NotEqual("the engine and generate write different answers")
     return results["engine"], results.get("generate")

@@ -1,7 +1,7 @@
-"""Memory and FLOPs of a training step at real size, counted with tensors that have shapes and no values.
+"""Memory and FLOPs of a training step at real size, counted on tensors without values; and the limits of this machine.
 
-No weights, no clock, no GPU. The 2023 step is counted beside ours, and beside the published logs of the 2023 release.
-Beside it what this machine can do at best, measured: matrix products and copying within memory, the best of the rounds.
+Counting needs no weights, no clock and no GPU. The 2023 step is counted beside ours, and compared with the published logs
+of the 2023 release. The limits are measured: matrix products, and copying within memory, the best of the rounds.
 """
 
 import time
@@ -20,24 +20,25 @@ from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.memory import OUTSIDE, Cost, count_step
 
-# stage -> (batch, "max mem" in MiB). Source: the logs of the 2023 release
+# {stage: (batch size, "max mem" in MiB)}. Source: the logs of the 2023 release
 LOG = {1: (16, 22193), 2: (12, 36093)}
 LOG_TOLERANCE = 0.07
-# Tokens before and behind the image of the longest prompt of 2023, a running maximum's. Counted by hand.
+# Tokens before and after the image in the longest prompt of 2023 (the logs hold a running maximum). Counted by hand.
 LONGEST_PROMPT = (8, 23)
-GATES = {1: 24.5, 2: 21.5}  # GiB at 7B, in half precision and without activation checkpointing
+# {stage: GiB at most} at 7B, in half precision, without activation checkpointing
+GATES = {1: 24.5, 2: 21.5}
 FLOPS_LIMIT = 1.02  # executed / useful
-# Of 7B, a token and layer in half precision: input, q, k, v, attention's output, residual; gate and up of the MLP.
-FLOOR_KB = (6 * 4096 + 2 * 11008) * 2 / 1000
-SIDE = {"cpu": 1024, "cuda": 8192, "mps": 4096}  # of a matrix; quick: 256
-COPIED = {"cpu": 2**28, "cuda": 2**32, "mps": 2**30}  # bytes; quick: 2**24
+# Kept for backward by 7B per token and layer: input, q, k, v, attention output, residual; gate and up of the MLP.
+FLOOR_KB = (6 * 4096 + 2 * 11008) * 2 / 1000  # half precision
+SIDE = {"cpu": 1024, "cuda": 8192, "mps": 4096}  # of the square matrices
+COPIED = {"cpu": 2**28, "cuda": 2**32, "mps": 2**30}  # bytes
 CARDS = (12, 16, 24, 48, 80)  # GB
 KINDS = ("none", "int8", "nf4")
 Loss = Callable[[dict], torch.Tensor]
 
 
 def count_memory(args: Namespace) -> dict:
-    """Return rows of all sizes and kinds of weights, and the largest batch of each card."""
+    """Return rows of all sizes and kinds of quantization, and the largest batch that fits on each card."""
     sizes, kinds = (["7b"], ["none"]) if args.quick else (["7b", "13b"], KINDS)
     rows = [log_row(stage) for stage in LOG]
     for size, stage in product(sizes, OFFICIAL_BATCH):
@@ -48,13 +49,13 @@ def count_memory(args: Namespace) -> dict:
 
 
 def count_step_flops(args: Namespace) -> dict:
-    """Return rows of FLOPs. Nothing can be read without values: a step that waited for a GPU would end in an error."""
+    """Return rows of FLOPs. Tensors have no values here, so a step that reads one back from the device raises an error."""
     sizes = ["7b"] if args.quick else ["7b", "13b"]
     return {"rows": [flops_row(size, stage) for size, stage in product(sizes, OFFICIAL_BATCH)]}
 
 
 def log_row(stage: int) -> dict:
-    """Return the row of what is counted for the 2023 step against its log: the relative distance."""
+    """Return the row that compares what is counted for the 2023 step with its log: the relative error."""
     (batch_size, logged), counted = LOG[stage], baseline(stage)
     print(
         f"stage {stage} as 2023, batch {batch_size}: counted {counted:.0f} MiB, in the log {logged} MiB"
@@ -64,21 +65,21 @@ def log_row(stage: int) -> dict:
 
 
 def baseline(stage: int) -> float:
-    """Return the MiB of the 2023 step with the longest text and prompt that a run meets."""
+    """Return the peak in MiB of the 2023 step with the longest text and prompt that a run meets."""
     model, batch = meta_model("7b", stage, LOG[stage][0], prompt=LONGEST_PROMPT)
     batch["text_input"][0] = "a" * workload.STAGES[stage][3]
     return peak_of_2023(model, batch) / 2**20
 
 
 def peak_of_2023(model: nn.Module, batch: dict) -> int:
-    """Return the bytes of a step as 2023 computes it."""
-    # float32 cosines and sines, in each layer
+    """Return the peak in bytes of a step as 2023 computes it."""
+    # 2023 keeps rotary cosines and sines in float32 in each layer
     tables = model.llama_model.config.num_hidden_layers * 2 * 2048 * 128 * 4
     return cost(model, batch, partial(baseline_2023.loss, model)).peak + tables
 
 
 def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
-    """Return the rows of a size and stage at the official batch: kinds of weights x activation checkpointing."""
+    """Return the rows of a size and stage at the official batch: kinds of quantization x activation checkpointing."""
     batch_size, rows = OFFICIAL_BATCH[stage], []
     for kind, checkpointing in product(kinds, (False, True)):
         model, batch = meta_model(size, stage, batch_size, kind, checkpointing)
@@ -88,16 +89,8 @@ def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
         name += f", {kind}" * (kind != "none") + ", checkpointing" * checkpointing
         old = [peak_of_2023(*meta_model(size, stage, batch_size)) / 2**30] if is_plain else None
         gate = GATES[stage] if is_plain and size == "7b" else None
-        rows.append(
-            row(
-                name,
-                "GiB",
-                [counted.peak / 2**30],
-                old,
-                limit=counted.weights / 2**30,
-                at_most=gate,
-            )
-        )
+        peak, weights = counted.peak / 2**30, counted.weights / 2**30
+        rows.append(row(name, "GiB", [peak], old, limit=weights, at_most=gate))
         if gate:
             kept = kb_per_token_and_layer(model, batch, counted)
             rows.append(row(f"stage {stage}: kept a token and layer", "kB", [kept], limit=FLOOR_KB))
@@ -105,32 +98,29 @@ def memory_rows(size: str, stage: int, kinds: list[str]) -> list[dict]:
 
 
 def v2_rows(kind: str) -> list[dict]:
-    """Return the rows of MiniGPT-v2's finetuning with LoRA: its peak, and what a token keeps for backward."""
+    """Return the rows of MiniGPT-v2's finetuning with LoRA: its peak, and the kB kept per token for backward."""
     rows = []
+    one_text, whole_batch = full_texts(V2_TOKENS, 1), full_texts(V2_TOKENS, V2_BATCH)
     for checkpointing in (False, True):
         model = workload.meta_model_v2(kind, checkpointing)
-        one, all_of_them = (
-            cost(model, full_texts(V2_TOKENS, size), loss_of(model)) for size in (1, V2_BATCH)
-        )
-        added = num_tokens(model, full_texts(V2_TOKENS, V2_BATCH)) - num_tokens(
-            model, full_texts(V2_TOKENS, 1)
-        )
+        one, whole = (cost(model, batch, loss_of(model)) for batch in (one_text, whole_batch))
+        # the difference of two batch sizes leaves out what is kept once, whatever the batch
+        added = num_tokens(model, whole_batch) - num_tokens(model, one_text)
+        kept = (whole.held - one.held) / added / 1000
         name = f"MiniGPT-v2: 7b{', checkpointing' * checkpointing}{f', {kind}' * (kind != 'none')}"
-        peak = [all_of_them.peak / 2**30]
+        peak = [whole.peak / 2**30]
         rows.append(row(f"{name}: peak, batch {V2_BATCH}", "GiB", peak, limit=one.weights / 2**30))
-        rows.append(
-            row(f"{name}: kept a token", "kB", [(all_of_them.held - one.held) / added / 1000])
-        )
+        rows.append(row(f"{name}: kept a token", "kB", [kept]))
     return rows
 
 
 def full_texts(num_tokens: int, batch_size: int) -> dict:
-    """Return a batch of texts of that length."""
+    """Return a batch of texts of `num_tokens` tokens each."""
     return {"text_input": ["a" * num_tokens] * batch_size}
 
 
 def flops_row(size: str, stage: int) -> dict:
-    """Return the row of what a step executes: TFLOP of matrix products."""
+    """Return the row of the matrix products that a step executes, in TFLOP."""
     tflop = {}
     for way in ("2023", "ours"):
         with workload.without_weights(size, stage) as (model, batch):
@@ -144,7 +134,7 @@ def flops_row(size: str, stage: int) -> dict:
 
 
 def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
-    """Print and return the largest batch, up to the official one, that each card takes with texts of full length."""
+    """Print and return {case: {GB of a card: largest batch, up to the official one}}, with texts of full length."""
     table = {}
     print("\nlargest batch (of the official one) on a card of .. GB, texts of full length")
     print(f"{'':<32}" + "".join(f"{card:>8}" for card in CARDS))
@@ -159,49 +149,45 @@ def cards(sizes: list[str]) -> dict[str, dict[int, int]]:
         for batch_size in (1, official):
             model = make(kind, checkpointing)
             peaks.append(cost(model, full_texts(length, batch_size), loss_of(model)).peak + OUTSIDE)
-        # memory grows by as much with each sample
-        slope = (peaks[1] - peaks[0]) / (official - 1)
-        largest = {
-            card: int(min(official, 1 + (card * 2**30 - peaks[0]) // slope)) for card in CARDS
-        }
+        # the peak is linear in the batch size
+        per_sample = (peaks[1] - peaks[0]) / (official - 1)
         name = f"{case} {kind}{' checkpointing' * checkpointing}"
-        table[name] = {card: max(0, batch) for card, batch in largest.items()}
+        table[name] = {}
+        for card in CARDS:
+            largest = int(1 + (card * 2**30 - peaks[0]) // per_sample)
+            table[name][card] = max(0, min(official, largest))
         print(f"{name:<32}" + "".join(f"{batch or '-':>8}" for batch in table[name].values()))
     return table
 
 
 def stage_model(size: str, stage: int, kind: str, checkpointing: bool) -> nn.Module:
-    """Return the model of a stage, see workload.meta_model."""
+    """Return the model that workload.meta_model makes for a stage."""
     return meta_model(size, stage, 1, kind, checkpointing)[0]
 
 
 def loss_of(model: nn.Module) -> Loss:
-    """Return the function that gives our loss of a batch."""
+    """Return the function that computes our loss of a batch."""
     return lambda samples: model(samples)["loss"]
 
 
 def cost(model: nn.Module, batch: dict, loss: Loss) -> Cost:
-    """Return the Cost of a step on a GPU."""
+    """Return the Cost of a step with this loss on a GPU."""
     return count_step(model, batch, torch.device("cuda"), loss)
 
 
 def kb_per_token_and_layer(model: nn.Module, batch: dict, counted: Cost) -> float:
-    """Return the kB that a step of Cost `counted` keeps for backward, beside what is there once."""
-    return (
-        (counted.held - counted.weights)
-        / num_tokens(model, batch)
-        / model.llama_model.config.num_hidden_layers
-        / 1000
-    )
+    """Return the kB that a step of Cost `counted` keeps for backward per token and layer, weights aside."""
+    num_layers = model.llama_model.config.num_hidden_layers
+    return (counted.held - counted.weights) / num_tokens(model, batch) / num_layers / 1000
 
 
 def num_tokens(model: nn.Module, batch: dict) -> int:
-    """Return how many tokens a batch has without padding: BOS, prompt, image, text but for its last."""
+    """Return the number of tokens of a batch without padding: BOS, prompt, image, and the text but for its last token."""
     return sum(workload.lengths(model, batch))
 
 
 def measure_limits(args: Namespace) -> dict:
-    """Measure; return rows of the rates, and {"errors"} of the products."""
+    """Measure; return rows of rates and of what they allow a model at most, and the errors of the products."""
     device = resolve_device(args.device)
     side, size = (256, 2**24) if args.quick else (SIDE[device.type], COPIED[device.type])
     rates, errors = {}, {}
@@ -220,7 +206,7 @@ def measure_limits(args: Namespace) -> dict:
 def seconds(
     device: torch.device, call: Callable, rounds: int, clock: Clock | None = time.perf_counter
 ) -> list[float]:
-    """Return the seconds of `rounds` calls; one call before them warms up."""
+    """Return the seconds of each of `rounds` calls, after one to warm up."""
     return take_turns({"": timed(call, device, clock)}, rounds, warm_up=1)[""]
 
 
@@ -233,12 +219,13 @@ def matmul(
         torch.randn(side, side, generator=generator).to(DTYPES[dtype]).to(device) for _ in range(2)
     )
     rates = [2 * side**3 / each for each in seconds(device, lambda: a @ b, rounds, clock)]
-    exact = a[:64].cpu().double() @ b.cpu().double()
-    return rates, ((a @ b)[:64].cpu().double() - exact).norm().div(exact.norm()).item()
+    # 64 rows of the product suffice for its error
+    exact, found = a[:64].cpu().double() @ b.cpu().double(), (a @ b)[:64].cpu().double()
+    return rates, ((found - exact).norm() / exact.norm()).item()
 
 
 def copies(device: torch.device, size: int, rounds: int) -> list[float]:
-    """Return bytes a second of each round of copying within memory, which reads and writes."""
+    """Return the bytes read and written per second, in each round, by copying within the device's memory."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return [2 * size / each for each in seconds(device, lambda: target.copy_(source), rounds)]
@@ -248,6 +235,7 @@ def of_model(size: str, flops: float, copied: float) -> list[dict]:
     """Return rows of what these rates (FLOP/s, bytes/s) allow a model of `size` at most."""
     model, _ = meta_model(size, 1, 1)
     llm = model.llama_model
+    # each token of an answer reads all weights but the embedding table
     read = sum(p.nbytes for p in llm.parameters()) - llm.get_input_embeddings().weight.nbytes
     limits = {}
     for stage, batch_size in OFFICIAL_BATCH.items():

@@ -1,11 +1,11 @@
 """Images a second from tar shards to batches in the trainer: ours beside the 2023 way, on the same files.
 
-2023: webdataset decodes with PIL, torchvision makes float32, batches of float32 cross from the worker to the trainer.
-Ours: the pixels cross as they are, uint8, and are normalised where the batch is moved to the device. No speed is shown
-unless both give the same float32 tensors for the same random crops.
+2023: webdataset decodes with PIL, torchvision converts to float32, and the worker sends float32 batches to the trainer.
+Ours: the worker sends uint8 pixels, which are normalised where the batch is moved to the device. No speed is shown unless
+both give the same float32 tensors for the same random crops.
 
-Seconds are those of the processor, worker and trainer together, once the worker is running: another program on the
-same machine disturbs them little. One core's share of a loader is thus measured, whatever the number of workers.
+Seconds are CPU time, of worker and trainer together, once the worker is running: other programs on the machine disturb it
+little. So the result is a rate per core, whatever the number of workers.
 """
 
 import io
@@ -38,13 +38,13 @@ from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD, RandomCropR
 
 HELP = "load and augment images from shards: images a second and core, beside the 2023 way"
 GATES = {"speed": 1.4, "bytes": 4}  # at least this many times better
-# As img2dataset leaves LAION and CC + SBU with the 2023 scripts, and as images of COCO are
+# sizes of LAION and CC + SBU images after img2dataset with the 2023 scripts, and of COCO images
 SIZES = {"256x256": "LAION, CC and SBU in 2023's shards", "500x375": "larger images"}
 JUDGED = "256x256"
 IMAGE_SIZE, SHARDS = 224, 4  # pixels; files
 OPTIONS = {
     "--rounds": ROUNDS | {"default": 6},
-    "--images --pictures": {"type": int, "default": 640, "help": "in a pass"},
+    "--images --pictures": {"type": int, "default": 640, "help": "images in a pass"},
     "--size": {"choices": SIZES, "help": "of the images (default: each; 256x256 is judged)"},
     "--batch-size": {"type": int, "default": 16},
     "--quick": QUICK | {"help": "two rounds of 96 images: shows that it works, no gate"},
@@ -79,7 +79,7 @@ def run(args: Namespace) -> dict:
 
 
 def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
-    """Return the rows of a size of images: speed of loading, bytes sent."""
+    """Return the rows of a size of images: loading speed, and bytes sent per image. Raises NotEqual."""
     batch_size = args.batch_size
     require_equal(shards, batch_size, args.images)
     ways = {
@@ -94,7 +94,7 @@ def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
         pixels.append(pixels_alone(shards[0]))
     sent = {way: bytes_per_image(next(iter(make()))) for way, make in ways.items()}
     name, is_judged = (f"data: images of {size}, a core", size == JUDGED and not args.quick)
-    # at best: what it takes to decode, crop and resize, and nothing else
+    # at best a loader decodes, crops and resizes, and nothing else
     options = {
         "more_is_better": True,
         "limit": 1 / min(pixels),
@@ -109,7 +109,7 @@ def measure(size: str, shards: list[str], args: Namespace) -> list[dict]:
 
 
 def write_shards(folder: Path, size: str, images: int) -> list[str]:
-    """Return the paths of new shards of `images` JPEGs with captions."""
+    """Write SHARDS tar shards with `images` JPEGs and their captions; return their paths."""
     folder.mkdir()
     paths = [folder / f"{number:05d}.tar" for number in range(SHARDS)]
     for number, path in enumerate(paths):
@@ -126,7 +126,7 @@ def write_shards(folder: Path, size: str, images: int) -> list[str]:
 
 
 def jpeg(seed: int, size: str) -> bytes:
-    """Return a JPEG of blobs and a little noise; as in photographs, most of it is coarse: 1.1 to 2.7 bits a pixel."""
+    """Return a random JPEG, mostly coarse structure and a little noise as in photographs: 1.1 to 2.7 bits a pixel."""
     width, height = map(int, size.split("x"))
     rng = np.random.default_rng(seed)
     pixels = 128 + rng.normal(0, 3, (height, width, 3))
@@ -143,11 +143,11 @@ def jpeg(seed: int, size: str) -> bytes:
 
 
 def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> DataLoader:
-    """Return a DataLoader of one worker and one pass, as the 2023 training read its shards.
+    """Return a DataLoader with one worker for one pass over the shards, which reads them as the 2023 training did.
 
-    Its random crops come from the global generator; with `seeded`, for comparison, they are those of our chain.
+    Random crops come from the global generator; with `seeded` they are the same as in our loader, for comparison.
     """
-    # torchvision's, with 2023's pixels on any Pillow
+    # torchvision's RandomResizedCrop, with the pixels of 2023 whatever the version of Pillow
     crop = RandomCropResize(IMAGE_SIZE, scale=(0.5, 1.0))
     augment = transforms.Compose(
         [crop, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
@@ -173,7 +173,7 @@ def loader_2023(shards: list[str], batch_size: int, seeded: bool = False) -> Dat
 
 
 def loader_ours(shards: list[str], batch_size: int) -> DataLoader:
-    """Return the loader of a training run with one worker."""
+    """Return a training run's loader, with one worker, for one pass over the shards."""
     dataset = WebCaptionDataset(
         shards, Blip2ImageTrainProcessor(IMAGE_SIZE), BlipCaptionProcessor(), "laion", epochs=1
     )
@@ -188,11 +188,8 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
         by_name = {}
         for batch in batches:
             moved = to_device(batch, torch.device("cpu"))
-            by_name |= zip(
-                (name.removeprefix("laion/") for name in moved["sample_id"]),
-                moved["image"],
-                strict=True,
-            )
+            names = [name.removeprefix("laion/") for name in moved["sample_id"]]
+            by_name |= zip(names, moved["image"], strict=True)
         return by_name
 
     ours = tensors(loader_ours(shards, batch_size))
@@ -206,8 +203,7 @@ def require_equal(shards: list[str], batch_size: int, images: int) -> None:
 
 
 def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
-    """Return {way: seconds of processor time an image}, all ways at once, batch by batch."""
-    # a worker is as many batches ahead before the first batch that counts as after the last one
+    """Return {way: CPU seconds per image}; the loaders run at the same time and take turns batch by batch."""
     workers, streams = {}, {}
     trainer = psutil.Process()
     for way, loader in loaders.items():
@@ -215,6 +211,8 @@ def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
         streams[way] = iter(loader)
         next(streams[way])
         (workers[way],) = set(trainer.children()) - before
+    # Workers read ahead. Idle, they are as many batches ahead here as at the end, so their CPU time in between is that of
+    # as many batches as the trainer takes.
     seconds = {way: -seconds_when_idle(worker) for way, worker in workers.items()}
     count = dict.fromkeys(loaders, 0)
     for _ in range(batches - 3):
@@ -230,7 +228,7 @@ def race(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
 
 
 def pixels_alone(shard: str) -> float:
-    """Return seconds an image of what no exact way can spare: to decode it, to crop it and to resize it."""
+    """Return the CPU seconds per image of what no exact way can do without: decoding, cropping, resizing."""
     crop, *_ = Blip2ImageTrainProcessor(IMAGE_SIZE).transform.transforms
     with tarfile.open(shard) as tar:
         jpegs = [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
@@ -241,7 +239,7 @@ def pixels_alone(shard: str) -> float:
 
 
 def seconds_when_idle(worker: psutil.Process) -> float:
-    """Return the processor time of a worker once it waits for the trainer to take a batch."""
+    """Return the total CPU time of a worker once it is idle, waiting for the trainer to take a batch."""
     before, times = None, worker.cpu_times()
     while before != times or worker.status() == "running":
         time.sleep(0.2)
@@ -250,7 +248,7 @@ def seconds_when_idle(worker: psutil.Process) -> float:
 
 
 def bytes_per_image(batch: dict) -> dict[str, float]:
-    """Return {"tensors", "all"}: bytes of shared memory of a batch, and with what is pickled beside it, an image."""
+    """Return bytes per image of a batch: {"tensors": in shared memory, "all": these and what is pickled beside them}."""
     tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
     memory = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
     others = len(pickle.dumps({key: value for key, value in batch.items() if key not in tensors}))

@@ -1,4 +1,4 @@
-"""Energy of this GPU, read from the driver's own library: no package is needed."""
+"""The energy that this GPU has used, read from the driver's own library (NVML), without any package."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import torch
 
 
 def joules() -> Callable[[], float] | None:
-    """Return a function that gives the joules this GPU has used so far, None where the driver does not tell."""
+    """Return a function that gives the joules this GPU has used so far; None where the driver does not report them."""
     with suppress(OSError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         device, used = ctypes.c_void_p(), ctypes.c_ulonglong()
-        # which of the machine's it is
+        # NVML sees all GPUs of the machine, whatever CUDA_VISIBLE_DEVICES says
         identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}".encode()
         if (
             nvml.nvmlInit_v2() == 0

@@ -1,4 +1,4 @@
-"""train.py for one step, in a process of its own that imports nothing before it; prints the seconds of its phases."""
+"""Run train.py for one step and print the seconds of its phases; nothing is imported before it, so imports count too."""
 
 import contextlib
 import json

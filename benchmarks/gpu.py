@@ -1,11 +1,11 @@
 """Training and answers at 7B on this GPU, in calls of at most five minutes, the most valuable figures first.
 
-`--part train`: parity; a step of both stages as a user gets it, beside 2023, with energy and cost; then the ways
-between, where the time goes, the ViT's attention kernels, a small batch. `--part answers`: tokens a second, beside what the
-memory allows; prompts of new lengths; weights of few bits. `--part products`: the products that an answer's token
-consists of, candidates beside what the chat runs today. One process, weights drawn on the GPU. A step that fails
-stops no other one, each has a limit, and what is known is written after every one. Needs torch, transformers, timm and
-omegaconf alone.
+`--part train`: parity; a training step of both stages as a user gets it, beside 2023, with energy and cost; then the ways
+between, the time of each kernel, the ViT's attention kernels, a small batch. `--part answers`: tokens a second, beside
+what the memory bandwidth allows; prompts of new lengths; quantised weights. `--part products`: the matrix products of a
+token of an answer, candidate kernels beside what the chat runs today. All in one process, with weights drawn on the GPU.
+Each step of the measurement has a time limit, a step that fails does not stop the others, and the figures so far are
+written after every step. Needs only torch, transformers, timm and omegaconf.
 """
 
 import importlib
@@ -26,11 +26,11 @@ HELP = (
     "training and answers at 7B on this GPU, in calls of at most five minutes: --part train, --part answers; "
     "--part products: kernels for the products of a token, candidates beside today's"
 )
-# the module of each, imported when it is asked for: triton, which one needs, comes with torch for a GPU alone
+# {part: its module}, imported on demand: one needs triton, which only the GPU builds of torch bring along
 PARTS = {"train": "training_on_gpu", "answers": "answers_on_gpu", "products": "products_on_gpu"}
 OPTIONS = {
     "--part": {"choices": list(PARTS), "default": "train", "help": "(default: %(default)s)"},
-    "--seconds": {"type": int, "default": 290, "help": "in which it ends (default: %(default)s)"},
+    "--seconds": {"type": int, "default": 290, "help": "time limit (default: %(default)s)"},
     "--price": {
         "type": float,
         "default": 3.0,
@@ -38,13 +38,13 @@ OPTIONS = {
     },
     "--rehearsal": {
         "action": "store_true",
-        "help": "small sizes, and no value is judged: does it run?",
+        "help": "small sizes, to see that it runs; no gates",
     },
 }
 
 
 class Steps:
-    """Runs steps one after the other, each for as long as it may; `found` is written after every one."""
+    """Runs the steps of a measurement, each with a time limit, and writes `found`, all figures so far, after each."""
 
     def __init__(self, seconds: float, path: Path | None):
         self.start = time.perf_counter()
@@ -57,16 +57,17 @@ class Steps:
         raise TimeoutError("the step took too long")
 
     def run(self, name: str, step: Callable[[], dict], limit: int) -> None:
-        """Keep what `step()` returns: {"rows": [..]} and other figures; or its error, after `limit` seconds at most."""
+        """Run `step()` for at most `limit` seconds; keep the rows and other figures that it returns, or its error."""
         began = time.perf_counter()
-        if (left := self.end - began) < 5:
+        left = self.end - began
+        if left < 5:
             self.found["steps"][name] = {"left out": "no time"}
             return
         signal.alarm(int(min(limit, left)))
         try:
             figures = step()
             self.found["rows"] += figures.pop("rows", [])
-        except Exception as error:  # whatever it is, the steps behind it can still measure
+        except Exception as error:  # whatever it is, the following steps can still be measured
             figures = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
             self.found["passed"] = False
             print(f"{name}: {figures['error']}", file=sys.stderr)
@@ -91,7 +92,7 @@ def run(args: Namespace) -> dict:
     steps = Steps(args.seconds, path)
     part = importlib.import_module(f"benchmarks.{PARTS[args.part]}")
     for name, step, limit in part.steps(args):
-        # a machine without a GPU compiles slowly
+        # a rehearsal may run without a real GPU, where compiling takes long
         steps.run(name, step, limit * 20 if args.rehearsal else limit)
     if args.rehearsal:
         for row in steps.found["rows"]:

@@ -1,7 +1,8 @@
-"""What all measurements share: rows and their table, ways that take turns, processes of their own, comparing results.
+"""What all measurements share: rows and their table, alternating rounds, subprocesses, comparison of result files.
 
-A command returns {"rows": [row, ..], ..}. A row is one figure: ours beside what 2023 computes and what stock
-transformers gives, measured side by side, with what is possible at best (`limit`) and what has to be reached (`gate`).
+A *way* is one of the implementations that a measurement compares; the ways alternate, so that a disturbance hits them all.
+A command returns {"rows": [row, ..], ..}. A row is one figure: ours beside what 2023 computes and what stock transformers
+gives, with the best value possible (`limit`) and the value to be reached (`gate`).
 """
 
 import importlib.metadata
@@ -22,18 +23,19 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "timm", "pillow", "webdataset")
-# options that several commands have
+# arguments of options that several commands have
 DEVICE = {"default": "auto"}
 DTYPE = {"choices": ("fp32", "fp16", "bf16"), "help": "(default: fp16 on a GPU, else bf16)"}
-ROUNDS = {"type": int, "default": 5, "help": "of each way, in turns (default: %(default)s)"}
-QUICK = {"action": "store_true", "help": "small sizes: shows that it runs, judges nothing"}
+ROUNDS = {"type": int, "default": 5, "help": "runs of each way (default: %(default)s)"}
+QUICK = {"action": "store_true", "help": "small sizes, to see that it runs; no gates"}
 Clock = Callable[[], float]
-VALUES = ("ours", "2023", "stock")  # of a row: a list with a value for each round, or None
+# keys of a row whose value is a list, with a value for each round, or None
+VALUES = ("ours", "2023", "stock")
 APART = 3  # standard errors from which `compare` marks a difference
 
 
 class Command(NamedTuple):
-    """A sub-command; a module that is one has these names itself."""
+    """A command of `python -m benchmarks`; a module that is a command defines these names itself."""
 
     HELP: str
     OPTIONS: dict[str, dict]  # {flag: arguments of add_argument}
@@ -58,16 +60,14 @@ def row(
 ) -> dict:
     """Return a row; `old` (2023) and `stock` (transformers) hold a value for each round of `ours`.
 
-    `limit`: the best value that is possible. The gate is one of `at_least`, which the ratio to 2023 has to reach, and
-    `at_most`, which no value of ours may exceed.
+    `limit`: the best value possible. The gate is either `at_least`, which the ratio to 2023 has to reach, or `at_most`,
+    which no value of ours may exceed. "error": the standard error of the ratio; "share": how much of the limit is reached.
     """
-    gate = (
-        {"at least": at_least}
-        if at_least is not None
-        else {"at most": at_most}
-        if at_most is not None
-        else None
-    )
+    gate = None
+    if at_least is not None:
+        gate = {"at least": at_least}
+    elif at_most is not None:
+        gate = {"at most": at_most}
     result = {
         "name": name,
         "unit": unit,
@@ -84,12 +84,12 @@ def row(
         result["error"] = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None
     if limit:
         result["share"] = median(ours) / limit if more_is_better else limit / median(ours)
-    is_enough = at_least is None or result["ratio"] >= at_least
-    return result | {"passed": is_enough and (at_most is None or max(ours) <= at_most)}
+    reaches_ratio = at_least is None or result["ratio"] >= at_least
+    return result | {"passed": reaches_ratio and (at_most is None or max(ours) <= at_most)}
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print rows: medians, the spread of ours, the ratio to 2023 with its standard error, share of the limit, gate."""
+    """Print rows: medians, range of ours, ratio to 2023 with its standard error, share of the limit, gate."""
     heads = {
         "ours": 12,
         "[min .. max]": 22,
@@ -97,8 +97,8 @@ def print_table(rows: list[dict]) -> None:
         "transformers": 14,
         "better than 2023": 18,
         "of limit": 10,
+        "needed": 12,
     }
-    heads |= {"needed": 12}
     width = max(len(each["name"]) for each in rows) + 2
     print(
         f"\n{'median of the rounds':<{width}}"
@@ -116,12 +116,11 @@ def print_table(rows: list[dict]) -> None:
         error = f" +- {each['error']:.2g}" if each["error"] is not None else ""
         ratio = f"{each['ratio']:.3g}{error}" if each["ratio"] else "-"
         share = f"{each['share']:.1%}" if each["share"] else "-"
-        kind, value = next(iter((each["gate"] or {"": 0}).items()))
-        needed = (
-            f"{'>=' if kind == 'at least' else '<='} {value:.3g}{' FAIL' * (not each['passed'])}"
-            if kind
-            else "-"
-        )
+        needed = "-"
+        if each["gate"]:
+            ((kind, value),) = each["gate"].items()
+            sign = ">=" if kind == "at least" else "<="
+            needed = f"{sign} {value:.3g}{'' if each['passed'] else ' FAIL'}"
         cells = zip((ours, spread, old, stock, ratio, share, needed), heads.values(), strict=True)
         print(f"{each['name']:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in cells))
 
@@ -129,9 +128,9 @@ def print_table(rows: list[dict]) -> None:
 def take_turns(
     ways: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0
 ) -> dict[str, list]:
-    """Return {way: [what it returned in each round]}; each way leads every other round.
+    """Call each way once per round, in an order that is reversed every round; return {way: [its result in each round]}.
 
-    `warm_up`: rounds before these, whose results are dropped.
+    `warm_up`: additional rounds at the start, whose results are dropped.
     """
     results = {way: [] for way in ways}
     for number in range(warm_up + rounds):
@@ -143,9 +142,9 @@ def take_turns(
 def timed(
     function: Callable[[], object], device: torch.device, clock: Clock | None = None
 ) -> Callable[[], float]:
-    """Return a function that calls `function` and returns its seconds by a clock.
+    """Return a function that calls `function`, waits for the device, and returns the seconds that passed.
 
-    The clock's default: on a CPU the seconds of the process, else the wall's once the device's work is done.
+    `clock`: by default the CPU time of the process where the device is a CPU, else wall time.
     """
     clock = clock or (time.process_time if device.type == "cpu" else time.perf_counter)
     wait = getattr(torch, device.type).synchronize
@@ -161,9 +160,9 @@ def timed(
 
 
 def in_own_process(module: str, *words: object) -> dict:
-    """Return the JSON object that `python -m module words..` prints as its last line.
+    """Run `python -m module words..` and return the JSON object that it prints as its last line.
 
-    Raises RuntimeError with the end of the output if there is none.
+    Raises RuntimeError with the end of the output if there is no such line.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -177,7 +176,7 @@ def in_own_process(module: str, *words: object) -> dict:
 
 
 def description() -> dict:
-    """Return {"machine": .., "versions": ..}: what a result was measured on."""
+    """Return {"machine": .., "versions": ..}: the hardware and software of a measurement."""
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     machine |= {
         "threads": torch.get_num_threads(),
@@ -193,7 +192,7 @@ def description() -> dict:
 
 
 def compare(args: Namespace) -> dict:
-    """Print the values that both files hold, their ratio and its standard error; return these."""
+    """Print the values that both result files have, with their ratio and its standard error; return these."""
     first, second = (
         json.loads(path.read_text(encoding="utf-8")) for path in (args.first, args.second)
     )
@@ -218,17 +217,17 @@ def compare(args: Namespace) -> dict:
 
 
 def compared(first: list[dict], second: list[dict]) -> Iterator[dict]:
-    """Yield a line for every value of a row that both results have, unless it is one number and the same."""
+    """Yield {"name", "first", "second", "ratio", "error", "apart"} for each value of a row that both results have.
+
+    Values of a single round that are equal, as counts are, and zeros are left out.
+    """
     others = {each["name"]: each for each in second}
     for each in first:
         for way in VALUES:
             values, other = each.get(way), others.get(each["name"], {}).get(way)
-            if (
-                not values
-                or not other
-                or not median(values)
-                or (len(values) == 1 and values == other)
-            ):
+            if not values or not other or not median(values):
+                continue
+            if len(values) == 1 and values == other:
                 continue
             ratio = median(other) / median(values)
             error = abs(ratio) * (_relative_error(values) ** 2 + _relative_error(other) ** 2) ** 0.5
@@ -241,7 +240,7 @@ def compared(first: list[dict], second: list[dict]) -> Iterator[dict]:
 
 
 def _relative_error(values):
-    """Return the standard error of the rounds, relative to their median."""
+    """Return the standard error over the rounds, relative to their median."""
     if len(values) < 2 or not median(values):
         return 0.0
     return stdev(values) / len(values) ** 0.5 / median(values)

@@ -1,8 +1,8 @@
 """Seconds and private memory of building the ViT from its file: ours beside the 2023 way, each in its own process.
 
-2023: initialise every value at random in float32, read the file into memory, copy, halve. Ours: meta device, the file
-mapped into memory, tensors assigned. Private memory is what only the process holds (RssAnon: no file pages, which all
-processes of a machine share and the system may drop). No speed is printed unless both ways give the same tensors.
+2023: initialise all weights at random in float32, read the file into memory, copy, convert to half precision. Ours: build
+on the meta device, map the file into memory, assign its tensors. Private memory is RssAnon: without file pages, which
+processes share and the system may drop. No speed is printed unless all builds give the same tensors.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from minigpt4.models import MiniGPT4
 
 HELP = "build the ViT from a file on disk: seconds and private memory, beside the 2023 way"
 GATES = {"seconds": 40, "private_mib": 100}  # at least this many times better
-SIZES = {"vit": "7b", "vit-slice": "7b-thin"}  # whose ViT it is
+SIZES = {"vit": "7b", "vit-slice": "7b-thin"}  # {--size: size of workload.SIZES with that ViT}
 KINDS = ("2023", "ours", "ours, every byte read")
-FIGURES = (("seconds", "s", "build"), ("private_mib", "MiB", "private memory"))
+FIGURES = (("seconds", "s", "build"), ("private_mib", "MiB", "private memory"))  # key, unit, name
 OPTIONS = {
     "--size": {
         "choices": SIZES,
@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def run(args: Namespace) -> dict:
-    """Measure; return the rows and the builds of all ways. Raises NotEqual where their tensors differ."""
+    """Measure; return the rows, and the figures of all builds. Raises NotEqual where their tensors differ."""
     if platform.system() != "Linux":
         sys.exit("python -m benchmarks load: private memory is read from /proc; run it on Linux")
     folder = args.folder / args.size
@@ -58,7 +58,7 @@ def run(args: Namespace) -> dict:
         kind: partial(in_own_process, "benchmarks.load", kind, args.size, folder) for kind in KINDS
     }
     builds = take_turns(ways, args.rounds)
-    # at least three of ours: a single one takes so little that anything else at work shows in it
+    # at least three of ours: one takes so little time that any other activity disturbs it
     builds["ours"] += [ways["ours"]() for _ in range(3 - args.rounds)]
     hashes = {each.pop("sha256") for each in chain.from_iterable(builds.values())}
     if len(hashes) != 1:
@@ -69,7 +69,7 @@ def run(args: Namespace) -> dict:
     )
     rows = []
     for kind, (key, unit, what) in product(KINDS[1:], FIGURES):
-        # medians: ours is built more often than 2023's; memory may be none at all
+        # medians: ours is built more often than 2023's; at least 1e-3: private memory may be zero
         ours, old = (max(median(map(itemgetter(key), builds[way])), 1e-3) for way in (kind, "2023"))
         gate = GATES[key] if kind == "ours" and args.size == "vit" else None
         rows.append(
@@ -79,12 +79,13 @@ def run(args: Namespace) -> dict:
 
 
 def build(kind: str, cfg: DictConfig) -> nn.Module:
-    """Return the ViT of a `model` section, loaded as in 2023 or as MiniGPT4 does."""
-    from benchmarks.loading_2023 import LoadedAs2023  # here: it registers a model
+    """Return the ViT of a `model` section, loaded in one of KINDS."""
+    from benchmarks.loading_2023 import LoadedAs2023  # here, because it registers a model
 
     model = (LoadedAs2023 if kind == "2023" else MiniGPT4)(cfg, torch.float16)
     model.load_vit(cfg)
     if kind.endswith("read"):
+        # reads the pages that are only mapped so far
         for tensor in model.visual_encoder.state_dict().values():
             tensor.flatten().view(torch.uint8).max()
     return model.visual_encoder
@@ -93,7 +94,7 @@ def build(kind: str, cfg: DictConfig) -> nn.Module:
 def _measure(kind, size, folder):
     """Print seconds, the peak of private memory above that of the imports (MiB), and a hash of all tensors."""
     cfg = workload.model_config(SIZES[size], folder)
-    # imports, and first calls inside the libraries, are no part of either way
+    # imports and first calls inside the libraries are not to be measured
     MiniGPT4(cfg, torch.float16)
     before, is_done = private_mib(), threading.Event()
     peak = [before]
@@ -118,7 +119,7 @@ def _measure(kind, size, folder):
 
 
 def private_mib() -> float:
-    """Return the memory, in MiB, that only this process holds and that is no copy of a file's pages."""
+    """Return the memory in MiB that this process alone holds, file pages excluded (RssAnon)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 

@@ -1,4 +1,4 @@
-"""MiniGPT4 with its frozen parts loaded as in 2023: every value drawn at random first, then read, copied and halved."""
+"""MiniGPT4 with its frozen parts loaded as in 2023: initialised at random, then read, copied, converted to half precision."""
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -55,12 +55,12 @@ class LoadedAs2023(MiniGPT4):
 
 
 def in_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of tensors that may be mapped to their file, as torch.load made them."""
+    """Return tensors copied into memory, as torch.load gave them in 2023; they may be mapped from a file."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, without that."""
+    """Return the tensors whose names begin with `prefix`, under their names without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -69,7 +69,7 @@ def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def take(planned: nn.Module, built: nn.Module) -> None:
-    """Give the module `planned`, on the meta device, the values of `built` in the types of the plan."""
-    types = {name: tensor.dtype for name, tensor in planned.state_dict().items()}
-    values = {name: tensor.to(types[name]) for name, tensor in built.state_dict().items()}
+    """Give the module `planned`, which is on the meta device, the values of `built`, converted to the dtypes of `planned`."""
+    dtypes = {name: tensor.dtype for name, tensor in planned.state_dict().items()}
+    values = {name: tensor.to(dtypes[name]) for name, tensor in built.state_dict().items()}
     planned.load_state_dict(values, assign=True)

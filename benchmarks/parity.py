@@ -1,8 +1,8 @@
-"""Loss and gradient of every way to train, beside the plain statement of 2023: no speed counts unless they agree.
+"""Errors of loss and gradient of every way to train, relative to the 2023 baseline: no speed counts unless they agree.
 
-Errors are relative to that statement in float64: where its float32 is itself further off than the limit, as on a GPU
-whose matrix products sum in another order, ours may be as far. An LLM of fewer bits is another model: its distance is
-shown, and judges nothing.
+The reference is the baseline in float64. Where the baseline in float32 is itself further off than the limit, as on a GPU
+whose matrix products sum in another order, ours may be as far off. A quantised LLM is another model: its distance is
+shown, but not judged.
 """
 
 from argparse import Namespace
@@ -20,10 +20,10 @@ from minigpt4.models.vision.eva_vit import compile_blocks
 
 HELP = "loss and gradient errors of every way to run the LLM, beside what 2023 computes"
 FLOAT32_LIMIT = 5e-6  # relative, of loss and of gradient
-AS_2023 = 1.05  # error against float64, as a multiple of the baseline's own in the same precision
+AS_2023 = 1.05  # largest error permitted, as a multiple of the baseline's in the same precision
 OTHERS = ("2023", "transformers")
 OURS = ("padded", "packed", "lean")
-COMPILED = ("compiled", "recorded")  # where they are asked for
+COMPILED = ("compiled", "recorded")  # only on request
 REPEATS = 3  # of a recorded step: the second one records, the third is a replay
 WAYS = (*OTHERS, *OURS)
 OPTIONS = {
@@ -45,7 +45,7 @@ Steps = list[tuple[float, Tensor]]  # loss, and gradient of the projection's wei
 
 
 def run(args: Namespace) -> dict:
-    """Measure both stages, print the errors of every way; return rows of the worst of ours."""
+    """Measure both stages, print the errors of every way; return rows with the largest errors of ours."""
     device = resolve_device(args.device)
     dtype = args.dtype or ("fp16" if device.type == "cuda" else "bf16")
     stages, quantised = {}, {}
@@ -68,7 +68,7 @@ def run(args: Namespace) -> dict:
 
 
 def rows_of(stage: int, errors: dict, dtype: str) -> list[dict]:
-    """Return the rows of a stage: the worst of our ways, with transformers' errors beside it."""
+    """Return the rows of a stage: the largest error of our ways, with transformers' beside it."""
     rows, names = ([], {"loss": "loss error, float32", "gradient": "gradient error, float32"})
     for kind, name in (names | {"half gradient": f"gradient error, {dtype}"}).items():
         old, stock = ([errors[way][kind]] for way in OTHERS)
@@ -85,7 +85,7 @@ def rows_of(stage: int, errors: dict, dtype: str) -> list[dict]:
 def measure(args: Namespace, stage: int, device: torch.device, dtype: str) -> tuple[dict, dict]:
     """Return ({way: {"loss", "gradient", "half gradient"}}, {kind of quantised LLM: {"loss", "half gradient"}}).
 
-    These are relative errors, the half ones that of `dtype`.
+    These are relative errors: "loss" and "gradient" in float32 (of a quantised LLM in `dtype`), "half gradient" in `dtype`.
     """
     half = workload.random_model(args.size, DTYPES[dtype], device, stage)
     batches = workload.batches(half, stage, args.batch, args.batches)
@@ -98,13 +98,13 @@ def measure(args: Namespace, stage: int, device: torch.device, dtype: str) -> tu
 
 
 def exact_steps(model: nn.Module, batches: list[dict]) -> Steps:
-    """Return `steps` of the model as 2023 in float64."""
+    """Return `steps` of the 2023 baseline in float64."""
     in_float64 = [batch | {"image": batch["image"].double()} for batch in batches]
     return steps(workload.in_float64(model), "2023", in_float64)
 
 
 def compile_vision(*models: nn.Module) -> None:
-    """Compile the ViTs' blocks; what is not the compiled way runs them as they are (`loss_of`)."""
+    """Compile the ViTs' blocks; ways not in COMPILED still run them uncompiled (see `loss_of`)."""
     for model in models:
         compile_blocks(model.visual_encoder, model.device)
 
@@ -112,9 +112,9 @@ def compile_vision(*models: nn.Module) -> None:
 def of_models(
     exact: Steps, wide: nn.Module, half: nn.Module, batches: list[dict], is_compiled: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Return the errors of each way, of a model in float32 and one of the same weights in half precision.
+    """Return the errors of each way, for a model in float32 and one with the same weights in half precision.
 
-    `exact`: `exact_steps`. `is_compiled`: also of COMPILED.
+    `exact`: what `exact_steps` returns. `is_compiled`: include COMPILED.
     """
     wide_stock, half_stock = blip2.blip2(wide), blip2.blip2(half)
     errors = {}
@@ -132,9 +132,9 @@ def of_models(
 def of_kinds(
     exact: Steps, half: nn.Module, batches: list[dict], device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of few bits that trains here.
+    """Return {kind: {"loss", "half gradient"}} of `half` with its LLM in each kind of quantization that can train here.
 
-    The LLM of `half` is given up.
+    This replaces the LLM of `half`.
     """
     kinds = [
         kind for kind in quantization.KINDS[1:] if not quantization.refusal_to_train(kind, device)
@@ -145,22 +145,22 @@ def of_kinds(
         for kind in kinds:
             half.llama_model = language_model.load_llm(folder, half.compute_dtype, device, kind)
             half.freeze("llama_model")
-            few_bits = steps(half, workload.chosen_path(half), batches)
+            quantised = steps(half, workload.chosen_path(half), batches)
             errors[kind] = {
-                "loss": loss_error(few_bits, exact),
-                "half gradient": distance(few_bits, exact),
+                "loss": loss_error(quantised, exact),
+                "half gradient": distance(quantised, exact),
             }
     return errors
 
 
 def steps(model: nn.Module, way: str, batches: list[dict], stock: nn.Module | None = None) -> Steps:
-    """Return [(loss, gradient of the projection's weight)] of batches."""
+    """Return (loss, gradient of the projection's weight) of each batch."""
     results = []
     for batch in batches:
         for _ in range(REPEATS if way == "recorded" else 1):
             model.zero_grad()
             loss = loss_of(model, stock, way, batch)
-            (1024 * loss).backward()  # as a GradScaler: small gradients must not vanish in float16
+            (1024 * loss).backward()  # loss scaling: small gradients must not vanish in float16
         results.append((loss.item(), model.llama_proj.weight.grad.double() / 1024))
     return results
 
@@ -182,18 +182,18 @@ def loss_error(found: Steps, expected: Steps) -> float:
 
 
 def distance(found: Steps, expected: Steps) -> float:
-    """Return the relative distance of gradients, all batches together."""
+    """Return the relative distance of the gradients, over all batches together."""
     off = sum((a - b).square().sum().item() for (_, a), (_, b) in zip(found, expected, strict=True))
     return (off / sum(b.square().sum().item() for _, b in expected)) ** 0.5
 
 
 def verdict(errors: dict) -> bool:
-    """Whether all our ways are as exact as they have to be."""
+    """Whether all our ways are within the limits."""
     return all(each["passed"] for each in rows_of(0, errors, ""))
 
 
 def print_table(stages: dict, dtype: str, quantised: dict | None = None) -> None:
-    """Print the errors of every way of {stage: errors}, and of LLMs of few bits."""
+    """Print the errors of every way from {stage: errors}, and those of quantised LLMs."""
     print(
         f"{'':<24}{'loss, fp32':>14}{'gradient, fp32':>16}{f'gradient, {dtype}':>16}{'times 2023':>12}"
     )

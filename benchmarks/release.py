@@ -1,4 +1,4 @@
-"""Files of random weights and images, laid out as the 2023 release, so that train.py itself can be measured."""
+"""Files of random weights and images in the layout of the 2023 release, so that train.py itself can be measured."""
 
 import tempfile
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from minigpt4.models.vision.qformer import to_release_name
 CONFIG = "train_configs/minigpt4_stage1_pretrain.yaml"
 FOLDER = Path(tempfile.gettempdir()) / "minigpt4-benchmarks"
 NUM_IMAGES = 128
-FILES = {
+FILES = {  # {stem of the file: prefixes of the parameters in it}
     "vit": ("visual_encoder.",),
     "q": ("Qformer.", "ln_vision.", "query_tokens"),
     "model": ("llama_model.",),
@@ -23,7 +23,7 @@ FILES = {
 
 
 def options(size: str) -> list[str]:
-    """Return the `--options` with which CONFIG trains a model of `size`; its files are written at the first call."""
+    """Return the `--options` with which CONFIG trains a model of `size`; the first call writes its files."""
     folder = FOLDER / size
     folder.mkdir(parents=True, exist_ok=True)
     cfg = workload.model_config(size, folder)
@@ -46,7 +46,7 @@ def options(size: str) -> list[str]:
 
 def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -> None:
     """Write ViT, Q-Former and LLM of a `model` section as .safetensors in half precision, and a tokenizer."""
-    # which draws them in seconds, not minutes
+    # a GPU draws the weights in seconds, not minutes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(workload.SEED)
     state = MiniGPT4.skeleton(cfg, torch.float16).state_dict()
@@ -55,13 +55,14 @@ def write_weights(cfg: DictConfig, folder: Path, stems: Iterable[str] = FILES) -
         tensors = {}
         print(f"writing {path}", flush=True)
         for name, tensor in state.items():
-            if name.startswith(prefixes):
-                is_norm = tensor.ndim == 1 and name.endswith("weight")
-                if is_norm:
-                    values = torch.ones(tensor.shape)
-                else:
-                    values = 0.02 * torch.randn(tensor.shape, generator=generator, device=device)
-                own = to_release_name(name) if stem == "q" else name.removeprefix(prefixes[0])
-                tensors[own] = values.half().cpu()
+            if not name.startswith(prefixes):
+                continue
+            is_norm = tensor.ndim == 1 and name.endswith("weight")
+            if is_norm:
+                values = torch.ones(tensor.shape)
+            else:
+                values = 0.02 * torch.randn(tensor.shape, generator=generator, device=device)
+            key = to_release_name(name) if stem == "q" else name.removeprefix(prefixes[0])
+            tensors[key] = values.half().cpu()
         save_file(tensors, path, metadata={"format": "pt"})
     memory.tokenizer_of_characters().save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Tokens a second of the server's requests that wait together: answered in batches, and one by one.
+"""Tokens a second of requests that wait in the server at the same time: answered in batches, and one by one.
 
-The same weights, images, questions and process for both ways, which take turns, through the server's own queue, without
-HTTP. Each request is a conversation of its own, so that one by one no prefix is found again. No speed is printed unless
-both give the same greedy answers.
+Both ways alternate in one process, with the same weights, images and questions, through the server's own queue, without
+HTTP. Each request is a conversation of its own, so that the prefix cache does not help. No speed is printed unless both
+give the same greedy answers.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from minigpt4.models import MiniGPT4
 from minigpt4.serving.openai_batches import Batches, Job, Pixels
 
 HELP = "tokens a second of requests that wait together, in batches and one by one"
-QUESTION = 40  # characters, which are tokens here
-FULL, SHORT = (8, 48), (4, 8)  # requests, tokens of each answer
+QUESTION = 40  # characters; each is a token here
+FULL, SHORT = (8, 48), (4, 8)  # number of requests, tokens of each answer
 OPTIONS = {
-    "--quick": QUICK | {"help": "a tiny LLM and four requests: does it run? (no gates)"},
+    "--quick": QUICK | {"help": "a tiny LLM and four requests, to see that it runs; no gates"},
     "--rounds": ROUNDS,
 }
 
@@ -56,7 +56,7 @@ def run(args: Namespace) -> dict:
 
 
 async def answered(batches: Batches, engine: Chat, num_requests: int, length: int) -> tuple:
-    """Return the token ids of the greedy answers to requests that all wait at once."""
+    """Return the token ids of the greedy answers to requests that are queued at the same time."""
     jobs = [request(engine, number, length) for number in range(num_requests)]
     batches.add(*jobs)
     for job in jobs:
@@ -66,7 +66,7 @@ async def answered(batches: Batches, engine: Chat, num_requests: int, length: in
 
 
 def request(engine: Chat, number: int, length: int) -> Job:
-    """Return a request that is answered with `length` tokens, about an image that is its own."""
+    """Return a request about an image of its own, which is answered with `length` tokens."""
     conv, model = Conversation(CHATML), engine.model
     conv.append_image()
     engine.ask(f"{number}: what is this? ".ljust(QUESTION, "x"), conv)
@@ -75,7 +75,7 @@ def request(engine: Chat, number: int, length: int) -> Job:
 
 
 def pixels(model: MiniGPT4, seed: int) -> torch.Tensor:
-    """Return a random image, [3, S, S]."""
+    """Return a random image [3, S, S]."""
     return torch.rand(
         3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(seed)
     )

@@ -1,4 +1,4 @@
-"""Several measurements in one table, each in a process of its own. Parity comes first: without it, no speed."""
+"""Several measurements in one table, each in its own process. Parity comes first: if it fails, no speed is measured."""
 
 import time
 from argparse import Namespace
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from benchmarks import data
 from benchmarks.harness import QUICK, Command, in_own_process
 
-PARTS = {  # command -> (options of --quick, options otherwise)
+PARTS = {  # {command: (its options with --quick, its options otherwise)}
     "parity": (["--batches", "1", "--device", "cpu"], ["--device", "cpu"]),
     "train": (["--rounds", "3", "--device", "cpu"], ["--device", "cpu"]),
     "load": (["--rounds", "1"], []),
@@ -18,15 +18,17 @@ PARTS = {  # command -> (options of --quick, options otherwise)
     "memory": (["--quick"], ["--quick"]),
     "startup": (["--size", "toy", "--rounds", "1", "--quick"], ["--size", "toy"]),
 }
-COUNTED = ("flops", "memory")  # these measure no time, and run side by side
+COUNTED = ("flops", "memory")  # these measure no time, so they run in parallel
 
 
 def run_all(args: Namespace) -> dict:
-    """Return the rows of all parts, and {"parts": what each found}."""
+    """Run all parts; return their rows together, and {"parts": the result of each}."""
     lines = {name: [name, *options[not args.quick]] for name, options in PARTS.items()}
     parts, start = {}, time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        for name in [name for name in PARTS if name not in COUNTED]:
+        for name in PARTS:
+            if name in COUNTED:
+                continue
             parts[name] = part(lines[name])
             if name == "parity" and not parts[name]["passed"]:
                 print("FAIL: the errors are too large, no speed is shown")
@@ -36,7 +38,7 @@ def run_all(args: Namespace) -> dict:
 
 
 def part(words: list[str]) -> dict:
-    """Return what a command found, run in a process of its own; print how long it took."""
+    """Run a command in its own process and print how long it took; return its result."""
     start = time.perf_counter()
     result = in_own_process("benchmarks", *words, "--json", "-")
     print(f"{' '.join(words)}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -44,7 +46,7 @@ def part(words: list[str]) -> dict:
 
 
 def merged(parts: dict[str, dict], start: float) -> dict:
-    """Return the rows of all parts together; passed if each part has."""
+    """Return the rows of all parts together; "passed" if every part has passed."""
     rows = []
     for result in parts.values():
         rows += result["rows"]

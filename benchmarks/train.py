@@ -1,9 +1,10 @@
-"""Seconds of a training step, ours beside what 2023 computes and beside transformers' BLIP-2 trained the stock way.
+"""Seconds of a training step: ours beside what 2023 computes and beside transformers' BLIP-2 trained the stock way.
 
-All ways take turns on the same weights and batches; no speed is printed unless the errors pass `parity`'s limits.
-`vit`, `qformer`, `llm`: one part of the step alone. --ladder adds the ways between: padded (logits at texts, fused
-attention in the vision parts), packed (packed texts, their common beginning once, cross entropy in pieces), lean (lean
-layers, the last one only where something is predicted), compiled (what lies between matrix products compiled).
+All ways alternate on the same weights and batches; no speed is printed unless the errors pass `parity`'s limits. `vit`,
+`qformer`, `llm`: one part of the step alone. --ladder adds the ways between 2023 and ours, each with the improvements of
+those before it: padded (logits at targets only, fused attention in ViT and Q-Former), packed (packed texts, their common
+prefix once, chunked cross entropy), lean (lean layers, the last one only where something is predicted), and, with
+--compiled, compiled (everything between the matrix products compiled).
 """
 
 from argparse import Namespace
@@ -20,7 +21,7 @@ from minigpt4.common.device import resolve_device
 from minigpt4.models.base_model import DTYPES
 
 HELP = "a training step beside that of 2023 and of transformers' BLIP-2; --ladder: one lever after the other"
-# (size, stage) -> times faster than 2023; of 7B what has to be reached, which no GPU has measured yet
+# {(size, stage): how many times faster than 2023 a step has to be}
 GATES = {
     ("toy", 1): 1.05,
     ("toy", 2): 1.4,
@@ -30,7 +31,7 @@ GATES = {
     ("7b", 2): 1.8,
 }
 BATCH = {1: 16, 2: 12}
-# float32 copies have to fit
+# sizes of which a float32 copy fits into memory as well
 WITH_FLOAT32 = [size for size in workload.SIZES if size not in ("7b", "13b")]
 Ways = dict[str, Callable[[], Tensor]]
 
@@ -50,8 +51,8 @@ OPTIONS = {
 def run(args: Namespace) -> dict:
     """Measure the stages; return their rows and the errors of `parity`."""
     device = resolve_device(args.device)
-    on_cpu = "fp32" if args.size in ("tiny", "toy") else "bf16"
-    dtype = args.dtype or ("fp16" if device.type == "cuda" else on_cpu)
+    default_on_cpu = "fp32" if args.size in ("tiny", "toy") else "bf16"
+    dtype = args.dtype or ("fp16" if device.type == "cuda" else default_on_cpu)
     torch.set_float32_matmul_precision("highest")
     ceiling = matmul_flops(device, dtype)
     print(
@@ -77,35 +78,37 @@ def measure(
 
     `ceiling`: FLOPs a second at best. Raises NotEqual where an error is too large.
     """
-    half = dtype if dtype != "fp32" else "bf16" if device.type == "cpu" else "fp16"
+    half = dtype
+    if dtype == "fp32":
+        half = "bf16" if device.type == "cpu" else "fp16"
     model, errors = workload.random_model(args.size, DTYPES[half], device, stage), None
     if args.compiled:
         parity.compile_vision(model)
     batch_size = args.batch or BATCH[stage]
-    # `slice` has the same layers as 7B
+    # Parity first. For 7B and 13B, whose float32 copies do not fit, `slice` stands in: its layers are those of 7B.
     if args.size in WITH_FLOAT32:
-        few = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
+        checked = workload.batches(model, stage, min(batch_size, 4), 3, seed=workload.SEED + 1)
         wide = workload.in_float32(model)
         if args.compiled:
             parity.compile_vision(wide)
-        errors = parity.of_models(parity.exact_steps(model, few), wide, model, few, args.compiled)
+        exact = parity.exact_steps(model, checked)
+        errors = parity.of_models(exact, wide, model, checked, args.compiled)
         parity.print_table({stage: errors}, "half")
         if not parity.verdict(errors):
             raise NotEqual("the errors are too large")
         model = wide if dtype == "fp32" else model
         del wide
-    # the same batches for all ways, which take turns
     batches = workload.batches(model, stage, batch_size, 2)
     ours = ["padded", "packed", "lean"] if args.ladder else ["lean"]
-    seconds = seconds_of(
-        model, batches, ["2023", "transformers", *ours, *["compiled"] * args.compiled], args.rounds
-    )
+    if args.compiled:
+        ours.append("compiled")
+    seconds = seconds_of(model, batches, ["2023", "transformers", *ours], args.rounds)
     useful = sum(workload.useful_flops(model, batch) for batch in batches) / len(batches)
     old, stock = seconds.pop("2023"), seconds.pop("transformers")
     rows = []
-    judged = list(seconds)[-1]  # what is asked for
+    judged = ours[-1]  # the fastest way; the others have no gate
     for way, values in seconds.items():
-        name = f"stage {stage}: step, {args.size} {dtype}{f', {way}' if way != 'lean' else ''}"
+        name = f"stage {stage}: step, {args.size} {dtype}{'' if way == 'lean' else f', {way}'}"
         gate = GATES.get((args.size, stage)) if way == judged else None
         rows.append(row(name, "s", values, old, stock, limit=useful / ceiling, at_least=gate))
     return rows, errors
@@ -114,7 +117,7 @@ def measure(
 def seconds_of(
     model: torch.nn.Module, batches: list[dict], ways: list[str], rounds: int
 ) -> dict[str, list[float]]:
-    """Return {way: [seconds of a step in each round]}, of the process's CPU on a CPU."""
+    """Return {way: [seconds of a step in each round]}; on a CPU, seconds of CPU time."""
     stock = blip2.blip2(model)
 
     def steps(way):
@@ -132,14 +135,14 @@ def seconds_of(
 
 
 def matmul_flops(device: torch.device, dtype: str) -> float:
-    """Return the FLOPs a second of a large product of square matrices, the best of five, by the clock of the steps."""
+    """Return the FLOPs a second of a large product of square matrices, the best of five, timed by the same clock as steps."""
     return max(counted.matmul(device, dtype, counted.SIDE[device.type], 5, None)[0])
 
 
 class Part:
-    """A command; `ways` takes (model, batch) and returns {way: function that returns a tensor}.
+    """A command that measures one part of the step; `ways` takes (model, batch) and returns {way: function giving a tensor}.
 
-    `flops`: those that are needed at least, where they are not those that ours executes.
+    `flops`: takes (model, batch) and returns the FLOPs needed at least; by default those that ours executes.
     """
 
     OPTIONS = {
@@ -171,13 +174,12 @@ class Part:
         device = resolve_device(args.device)
         half_name = "fp16" if device.type == "cuda" else "bf16"
         dtype = args.dtype or half_name
-        half = workload.random_model(
-            args.size, DTYPES[half_name if dtype == "fp32" else dtype], device, args.stage
-        )
+        half_dtype = DTYPES[half_name if dtype == "fp32" else dtype]
+        half = workload.random_model(args.size, half_dtype, device, args.stage)
         wide = workload.in_float32(half)
         batch = workload.batches(half, args.stage, args.batch, 1)[0]
         wide_ways, half_ways = self.ways(wide, batch), self.ways(half, batch)
-        # errors against 2023 in float64, before any speed
+        # errors relative to 2023 in float64; no speed is shown if they are too large
         in_float64 = batch | {"image": batch["image"].double()}
         exact, errors = self.ways(workload.in_float64(half), in_float64)["2023"](), {}
         distance = lambda way: ((way().double() - exact).norm() / exact.norm()).item()  # noqa: E731
@@ -195,34 +197,34 @@ class Part:
             {way: timed(each, device) for way, each in ways.items()}, args.rounds, warm_up=1
         )
         flops = self.flops(model, batch) if self.flops else workload.count_flops(ways["ours"])
-        best = flops / matmul_flops(device, dtype)
+        limit = flops / matmul_flops(device, dtype)
         name = f"{self.title}, {args.size} {dtype}, batch {args.batch}, stage {args.stage}"
-        rows = [
-            row(
-                name, "s", seconds["ours"], seconds["2023"], seconds.get("transformers"), limit=best
-            )
-        ]
+        ours, old, stock = (seconds.get(way) for way in ("ours", "2023", "transformers"))
+        rows = [row(name, "s", ours, old, stock, limit=limit)]
         return {"rows": rows, "errors": errors, "seed": workload.SEED}
 
 
 def vit_ways(model: nn.Module, batch: dict) -> Ways:
-    """Return ways to what the Q-Former is given for the images."""
+    """Return ways to compute the image features that the Q-Former reads."""
     stock = blip2.blip2(model).vision_model
-    see = lambda: model.ln_vision(model.visual_encoder(batch["image"]))  # noqa: E731
-    ways = {
-        "2023": partial(_forward, model, see, as_2023=True),
-        "ours": partial(_forward, model, see),
+
+    def features():
+        return model.ln_vision(model.visual_encoder(batch["image"]))
+
+    def stock_features():
+        return stock(pixel_values=batch["image"]).last_hidden_state
+
+    return {
+        "2023": partial(_forward, model, features, as_2023=True),
+        "ours": partial(_forward, model, features),
+        "transformers": partial(_forward, model, stock_features),
     }
-    ways["transformers"] = partial(
-        _forward, model, lambda: stock(pixel_values=batch["image"]).last_hidden_state
-    )
-    return ways
 
 
 def qformer_ways(model: nn.Module, batch: dict) -> Ways:
-    """Return two ways: the Q-Former is made of transformers' layers, so theirs is ours."""
-    seen = vit_ways(model, batch)["ours"]()
-    query = partial(model.Qformer, model.query_tokens, seen)
+    """Return ways to compute the Q-Former's outputs; transformers' is ours, which consists of its layers."""
+    features = vit_ways(model, batch)["ours"]()
+    query = partial(model.Qformer, model.query_tokens, features)
     return {
         "2023": partial(_forward, model, query, as_2023=True),
         "ours": partial(_forward, model, query),
@@ -236,14 +238,14 @@ def _forward(model, function, as_2023=False):
 
 
 def llm_ways(model: nn.Module, batch: dict) -> Ways:
-    """Return ways to the gradient of the loss with respect to what the LLM is given for the images."""
+    """Return ways to compute the gradient of the loss with respect to the image vectors that the LLM reads."""
     with torch.no_grad():
         embeds = workload.image_embeds(model, batch["image"]).requires_grad_()
 
     def gradient(loss):
         embeds.grad = None
         with workload.given_images(model, embeds):
-            (1024 * loss()).backward()  # as a GradScaler, see parity
+            (1024 * loss()).backward()  # loss scaling, see parity.steps
         return embeds.grad / 1024
 
     def stock():
@@ -257,7 +259,7 @@ def llm_ways(model: nn.Module, batch: dict) -> Ways:
 
 
 def llm_flops(model: nn.Module, batch: dict) -> float:
-    """Return the FLOPs that the LLM cannot do without, forward and back to the images."""
+    """Return the FLOPs that the LLM cannot do without: forward, and backward to the image vectors."""
     with torch.no_grad():
         vision = workload.count_flops(lambda: workload.image_embeds(model, batch["image"]))
     projection = (

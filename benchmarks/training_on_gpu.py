@@ -14,11 +14,10 @@ from benchmarks import blip2, energy, parity, train, workload
 from benchmarks.harness import NotEqual, row
 from minigpt4.common.cuda_graphs import Recorder
 
-# batches of a stage's official training: 4 epochs of 5,000 on 4 GPUs, 5 of 200 on one. Source: the 2023 release
+# GPU steps of a stage's official training: 4 epochs of 5,000 on 4 GPUs, 5 of 200 on one. Source: the 2023 release
 OFFICIAL_STEPS = {1: 4 * 4 * 5000, 2: 5 * 200}
-ENERGY_SECONDS = (
-    8  # so long a way is repeated for its energy: the driver's figure is renewed ten times a second
-)
+# how long steps are repeated to measure their energy: the driver updates its figure only ten times a second
+ENERGY_SECONDS = 8
 ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -28,39 +27,31 @@ Step = tuple[str, Callable[[], dict], int]
 
 
 def steps(args: Namespace) -> Iterator[Step]:
-    """Yield (name, step, its limit in seconds), the most valuable figure first."""
-    visit = Training(args)
+    """Yield (name, step, its limit in seconds), the most valuable figures first."""
+    training = Training(args)
     batch = {
         stage: 8 if args.rehearsal else size for stage, size in workload.OFFICIAL_BATCH.items()
     }
-    yield "parity at the width of 7B", partial(visit.parity, False), 45
-    yield "parity, compiled", partial(visit.parity, True), 60
-    yield "model", visit.build, 60
+    yield "parity at the width of 7B", partial(training.parity, False), 45
+    yield "parity, compiled", partial(training.parity, True), 60
+    yield "model", training.build, 60
     for stage in (1, 2):
-        yield (
-            f"stage {stage}",
-            partial(visit.stage, stage, batch[stage], ("2023", "default"), True),
-            60,
-        )
-    yield (
-        "stage 1, batch 16",
-        partial(visit.stage, 1, 16, ("2023", "lean", "compiled", "default")),
-        25,
-    )
+        step = partial(training.stage, stage, batch[stage], ("2023", "default"), True)
+        yield f"stage {stage}", step, 60
+    ways = ("2023", "lean", "compiled", "default")
+    yield "stage 1, batch 16", partial(training.stage, 1, 16, ways), 25
     for stage in (1, 2):
-        yield f"kernels of a step, stage {stage}", partial(visit.kernels, stage, batch[stage]), 20
+        step = partial(training.kernels, stage, batch[stage])
+        yield f"kernels of a step, stage {stage}", step, 20
+    ways = ("2023", "transformers", "padded", "packed", "lean", "compiled", "default")
     for stage in (1, 2):
-        ways = ("2023", "transformers", "padded", "packed", "lean", "compiled", "default")
-        yield (
-            f"stage {stage}, the ways between",
-            partial(visit.stage, stage, batch[stage], ways),
-            45,
-        )
-    yield "attention of the ViT", partial(visit.vision, batch.values()), 25
+        step = partial(training.stage, stage, batch[stage], ways)
+        yield f"stage {stage}, the ways between", step, 45
+    yield "attention of the ViT", partial(training.vision, batch.values()), 25
 
 
 class Training:
-    """One model for all steps."""
+    """What the steps share: one model for all of them, and whether parity holds."""
 
     def __init__(self, args: Namespace):
         self.args, self.device = args, torch.device("cuda")
@@ -68,9 +59,9 @@ class Training:
         self.is_exact = self.may_compile = False
 
     def parity(self, compiled: bool) -> dict:
-        """Return rows of the errors of both stages, at two layers. Raises NotEqual where they are too large.
+        """Return rows of both stages' errors, on two layers of 7B. Raises NotEqual where they are too large.
 
-        `compiled`: of the compiled way too, which is the default unless this fails.
+        `compiled`: include the compiled ways; if they pass, training compiles by default in the later steps.
         """
         if self.args.rehearsal:
             return self._every_way(compiled)
@@ -86,7 +77,7 @@ class Training:
         return {"rows": rows, "errors": errors}
 
     def _every_way(self, compiled: bool) -> dict:
-        """Run what `parity` compares; the values mean nothing."""
+        """Run the ways that `parity` compares, for a rehearsal, in which values mean nothing."""
         model = workload.random_model("slice", torch.float16, self.device)
         model.kept_recorder = Recorder(is_checked=False)
         if compiled:
@@ -98,7 +89,7 @@ class Training:
         return {}
 
     def build(self) -> dict:
-        """Draw the model's weights on the GPU; measure its matrix products."""
+        """Make the model with random weights on the GPU; measure the GPU's matrix products."""
         if not self.is_exact:
             raise NotEqual("the ways do not agree: no speed is measured")
         self.ceiling = train.matmul_flops(self.device, "fp16")
@@ -107,7 +98,7 @@ class Training:
         self.stock, self.joules = blip2.blip2(self.model), energy.joules()
         if self.may_compile:
             parity.compile_vision(self.model)
-        if self.args.rehearsal:  # there the logits mean nothing
+        if self.args.rehearsal:  # the choice compares logits, which mean nothing there
             path = "compiled" if self.may_compile else "lean"
         else:
             path = workload.chosen_path(self.model, self.may_compile)
@@ -121,34 +112,31 @@ class Training:
     def stage(
         self, stage: int, batch_size: int, ways: tuple[str, ...], is_judged: bool = False
     ) -> dict:
-        """Return rows of a step of each way beside the first one, which take turns; "default": what a user gets.
+        """Return rows of a training step of each way beside the first one; "default" is what a user gets.
 
         `is_judged`: the default has to reach its gate, and its energy and cost are measured too.
         """
         workload.use_stage(self.model, stage)
         batches = workload.batches(self.model, stage, batch_size, 2)
-        names = {way: self.default if way == "default" else way for way in ways}
-        found = self._turns(names, batches)
+        paths = {way: self.default if way == "default" else way for way in ways}
+        found = self._turns(paths, batches)
         with torch.compiler.set_stance("force_eager"):
             useful = sum(workload.useful_flops(self.model, each) for each in batches) / len(batches)
         rows, old = [], found[ways[0]]["seconds"]
         for way in ways[1:]:
-            said = f"default ({self.default})" if way == "default" else way
-            name = f"stage {stage}: step, {self.size}, batch {batch_size}, {said}"
+            label = f"default ({self.default})" if way == "default" else way
+            name = f"stage {stage}: step, {self.size}, batch {batch_size}, {label}"
             gate = train.GATES.get((self.size, stage)) if is_judged else None
             seconds = found[way]["seconds"]
             rows.append(row(name, "s", seconds, old, limit=useful / self.ceiling, at_least=gate))
         if is_judged:
-            rows += self._official(
-                stage, batch_size, partial(self._step, self.default, batches[0]), median(seconds)
-            )
+            step = partial(self._step, self.default, batches[0])
+            rows += self._official(stage, batch_size, step, median(seconds))
+        held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return {
             "rows": rows,
             "samples/s": {way: batch_size / median(each["seconds"]) for way, each in found.items()},
-            "GiB that recordings and caches hold": (
-                torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-            )
-            / 2**30,
+            "GiB that recordings and caches hold": held / 2**30,
             **found,
         }
 
@@ -158,25 +146,26 @@ class Training:
 
     def _pass(self, model: torch.nn.Module, stock: torch.nn.Module, way: str, batch: dict) -> None:
         loss = parity.loss_of(model, stock, way, batch)
-        # that of transformers has shapes by values that it reads from the device, and a rehearsal has none
+        # transformers' backward reads shapes from values on the device, and a rehearsal has no values
         if not (self.args.rehearsal and way == "transformers"):
             loss.backward()
 
     def _turns(
-        self, names: dict[str, str], batches: list[dict], rounds: int = 5
+        self, paths: dict[str, str], batches: list[dict], rounds: int = 5
     ) -> dict[str, dict]:
-        """Return {way: seconds of a step, seconds in which it is started, GiB at most}; two rounds before warm up.
+        """Return {way: {"seconds" and "host": [of a step in each round], "GiB": peak memory}}; the ways alternate.
 
-        The second of them records what is recorded. GiB do not count what recordings hold.
+        `paths`: {way: its path}. "host": until all of the step's kernels are launched. Two rounds come first to warm up;
+        the second one records CUDA graphs. GiB do not count what recordings hold.
         """
-        found = {way: {"seconds": [], "host": [], "GiB": 0.0} for way in names}
+        found = {way: {"seconds": [], "host": [], "GiB": 0.0} for way in paths}
         for number in range(-2, rounds):
-            for way in list(names)[:: 1 if number % 2 else -1]:
+            for way in list(paths)[:: 1 if number % 2 else -1]:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 for batch in batches:
-                    self._step(names[way], batch)
+                    self._step(paths[way], batch)
                 host = time.perf_counter() - start
                 torch.cuda.synchronize()
                 if number >= 0:
@@ -189,7 +178,10 @@ class Training:
     def _official(
         self, stage: int, batch_size: int, step: Callable[[], None], seconds: float
     ) -> list[dict]:
-        """Return rows of energy a sample, and of GPU hours, energy and cost of the stage's official training."""
+        """Return rows of energy per sample, and of GPU hours, energy and cost of the stage's official training.
+
+        `step` takes `seconds`; without an energy counter there are no rows of energy.
+        """
         hours = OFFICIAL_STEPS[stage] * seconds / 3600
         name = f"stage {stage} as published"
         rows = [
@@ -204,16 +196,16 @@ class Training:
             step()
             torch.cuda.synchronize()
             count += 1
-        each = (self.joules() - before) / count
-        kwh = each * OFFICIAL_STEPS[stage] / 3.6e6
+        per_step = (self.joules() - before) / count
+        kwh = per_step * OFFICIAL_STEPS[stage] / 3.6e6
         return [
-            row(f"stage {stage}: energy a sample", "J", [each / batch_size]),
+            row(f"stage {stage}: energy a sample", "J", [per_step / batch_size]),
             *rows,
             row(f"{name}: energy", "kWh", [kwh]),
         ]
 
     def kernels(self, stage: int, batch_size: int) -> dict:
-        """Return the kernels of a step of the default path, by time."""
+        """Return the kernels of a training step by the default path, by time."""
         workload.use_stage(self.model, stage)
         batch = workload.batches(self.model, stage, batch_size, 1)[0]
         self._step(self.default, batch)
@@ -223,7 +215,7 @@ class Training:
     def vision(self, sizes: list[int]) -> dict:
         """Return milliseconds of the vision part by attention kernel and batch: the first call, and those after it."""
         found = {}
-        # it needs a true driver
+        # cuDNN needs a real driver, which a rehearsal may lack
         names = [name for name in ATTENTION if not (self.args.rehearsal and name == "cudnn")]
         for name, size in itertools.product(names, sizes):
             image = torch.randn(
@@ -242,14 +234,14 @@ class Training:
 
 
 def kernels_by_time(step: Callable[[], object]) -> dict:
-    """Return {"ms": of all kernels that `step()` starts, "top": [(name, count, ms)] of those that take longest}."""
+    """Return {"ms": time of all kernels that `step()` launches, "top": [(name, count, ms)] of the 30 that take longest}."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         step()
         torch.cuda.synchronize()
-    # those of operations and of profiled regions hold the time of kernels once more
-    kernels = torch.autograd.DeviceType.CUDA
-    averages = [each for each in profile.key_averages() if each.device_type == kernels]
+    # events of operators and profiled regions on the CPU would count the kernels' time once more
+    on_gpu = torch.autograd.DeviceType.CUDA
+    averages = [each for each in profile.key_averages() if each.device_type == on_gpu]
     averages.sort(key=lambda each: -each.self_device_time_total)
     top = [(each.key[:90], each.count, each.self_device_time_total / 1e3) for each in averages[:30]]
     return {"ms": sum(each.self_device_time_total for each in averages) / 1e3, "top": top}

@@ -1,6 +1,6 @@
-"""What training is measured on: models of random weights in several sizes, and batches of the stages' lengths.
+"""What the measurements run on: models of random weights in several sizes, and batches with text lengths as in each stage.
 
-What the measurements need of the model beyond its public methods is gathered in the last section.
+The last section gathers all access to the model beyond its public methods.
 """
 
 import copy
@@ -25,13 +25,13 @@ from minigpt4.text.rows import IGNORED as IGNORED
 from minigpt4.text.segments import IMAGE_SLOT
 
 SEED = 0
-# name -> (LLM width, MLP, layers, heads, key heads, vocabulary; ViT width, depth, heads, MLP; Q-Former width, layers,
-# heads, MLP; image, queries)
+# {name: (LLM width, MLP width, layers, heads, key-value heads, vocabulary; ViT width, depth, heads, MLP width;
+# Q-Former width, layers, heads, MLP width; image size, queries)}
 SIZES = {
     "chat-quick": ((128, 256, 2, 4, 4, 32000), (32, 1, 2, 64), (64, 1, 2, 64), 56, 32),
     "chat": ((1024, 2816, 8, 16, 16, 32000), (32, 1, 2, 64), (64, 1, 2, 64), 56, 32),
     "tiny": ((64, 96, 2, 4, 2, 120), (32, 1, 2, 64), (64, 1, 2, 64), 56, 8),
-    # the head's share is that of 7B
+    # the output layer has the same share of the FLOPs as in 7B
     "toy": ((512, 1376, 8, 8, 8, 1000), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 32),
     "embedded": ((576, 1536, 30, 9, 3, 49152), (192, 6, 6, 768), (256, 4, 8, 1024), 112, 16),
     # two layers of 7B
@@ -41,11 +41,11 @@ SIZES = {
     "7b": ((4096, 11008, 32, 32, 32, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
     "13b": ((5120, 13824, 40, 40, 40, 32000), (1408, 39, 16, 6144), (768, 12, 12, 3072), 224, 32),
 }
-# tokens of a text: mean, deviation, least, most
+# tokens of a stage's texts: mean, standard deviation, least, most
 STAGES = {1: (16, 5, 4, 32), 2: (105, 25, 60, 160)}
-PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and behind the image
-OFFICIAL_BATCH = {1: 64, 2: 12}  # of the configurations of the stages
-# of MiniGPT-v2's finetuning: the largest batch of a dataset, max_txt_len
+PROMPT_TOKENS = {1: None, 2: (7, 18)}  # before and after the image
+OFFICIAL_BATCH = {1: 64, 2: 12}  # batch size in the stage's shipped YAML
+# MiniGPT-v2's finetuning: the largest batch size of a dataset, max_txt_len
 V2_BATCH = 6
 V2_TOKENS = 1024
 LLM_NAMES = (
@@ -60,7 +60,7 @@ QFORMER_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "int
 
 
 def model_config(size: str, folder: str | Path) -> DictConfig:
-    """Return the `model` section of a size; its LLM's config.json and the sidecars are written to `folder`."""
+    """Return the `model` section of a size; write the dimensions of its LLM, ViT and Q-Former to `folder`."""
     llm, vit, qformer, image_size, num_queries = SIZES[size]
     shape = dict(zip((*LLM_NAMES, "vocab_size"), llm, strict=True))
     LlamaConfig(
@@ -70,8 +70,8 @@ def model_config(size: str, folder: str | Path) -> DictConfig:
         "cross_attention_frequency": 2,
         "encoder_width": vit[0],
     }
-    sidecars = {"vit": dict(zip(VIT_NAMES, vit, strict=True)) | {"patch_size": 14}, "q": bert}
-    for stem, values in sidecars.items():
+    dimensions = {"vit": dict(zip(VIT_NAMES, vit, strict=True)) | {"patch_size": 14}, "q": bert}
+    for stem, values in dimensions.items():
         (Path(folder) / f"{stem}.json").write_text(json.dumps(values))
     section = {
         "vit_ckpt": str(Path(folder) / "vit.safetensors"),
@@ -87,7 +87,7 @@ def model_config(size: str, folder: str | Path) -> DictConfig:
 def random_model(
     size: str, dtype: torch.dtype, device: str | torch.device = "cpu", stage: int = 1
 ) -> MiniGPT4:
-    """Return a MiniGPT4 of random weights in training mode, with a tokenizer of one token a character."""
+    """Return a MiniGPT4 of random weights in training mode, with the prompt of `stage`; each character is a token."""
     torch.manual_seed(SEED)
     with TemporaryDirectory() as folder:
         cfg = model_config(size, folder)
@@ -118,7 +118,7 @@ def meta_model(
 ) -> tuple[MiniGPT4, dict]:
     """Return a float16 model on the meta device with the prompt of a stage, and a batch of texts without images.
 
-    `kind`: of the LLM's weights. `prompt`: token counts (before, behind) the image in place of the stage's.
+    `kind`: quantization of the LLM. `prompt`: numbers of tokens (before, after) the image, in place of the stage's.
     """
     with TemporaryDirectory() as folder:
         cfg = model_config(size, folder)
@@ -131,7 +131,7 @@ def meta_model(
 
 
 def meta_model_v2(kind: str = "none", checkpointing: bool = False) -> MiniGPTv2:
-    """Return MiniGPT-v2 on the 7B with LoRA, in float16 on the meta device, as its YAML file has it; see meta_model."""
+    """Return MiniGPT-v2 with LoRA on the 7B LLM as in its YAML, in float16 on the meta device; see `meta_model`."""
     with TemporaryDirectory() as folder:
         files = {key: model_config("7b", folder)[key] for key in ("vit_ckpt", "llama_model")}
         cfg = OmegaConf.merge(OmegaConf.structured(MiniGPTv2.Config), files)
@@ -147,14 +147,12 @@ def meta_model_v2(kind: str = "none", checkpointing: bool = False) -> MiniGPTv2:
 
 @contextmanager
 def without_weights(size: str, stage: int) -> Iterator[tuple[MiniGPT4, dict]]:
-    """Give a model and its stage's official batch, of tensors without values (see without_values), inside the block."""
+    """Give a model and a batch of the stage's official size inside the block, of tensors without values."""
     batch_size = OFFICIAL_BATCH[stage]
     model, batch = meta_model(size, stage, batch_size)
     with without_values(model):
-        yield (
-            model,
-            batch | {"image": torch.empty(batch_size, 3, model.image_size, model.image_size)},
-        )
+        image = torch.empty(batch_size, 3, model.image_size, model.image_size)
+        yield model, batch | {"image": image}
 
 
 def in_float32(model: MiniGPT4) -> MiniGPT4:
@@ -167,7 +165,7 @@ def in_float32(model: MiniGPT4) -> MiniGPT4:
 
 
 def in_float64(model: MiniGPT4) -> MiniGPT4:
-    """Return a copy that computes in float64 with the same weights, but for norms that are float32 in any model."""
+    """Return a copy that computes in float64 with the same weights; `ln_vision` stays in float32, as in any model."""
     exact = in_float32(model).double()
     exact.ln_vision.float()
     exact.compute_dtype = torch.float64
@@ -177,7 +175,7 @@ def in_float64(model: MiniGPT4) -> MiniGPT4:
 def batches(
     model: MiniGPT4, stage: int, batch_size: int, number: int, seed: int = SEED
 ) -> list[dict]:
-    """Return `number` batches of random images and of texts whose lengths are drawn as those of a stage."""
+    """Return `number` batches of random images and random texts, with lengths as in a stage, on the model's device."""
     draw, generator = _draw(stage, seed), torch.Generator().manual_seed(seed)
     drawn = []
     for step in range(number):
@@ -193,7 +191,7 @@ def batches(
 
 
 def texts(stage: int, batch_size: int, draw: np.random.Generator | None = None) -> list[str]:
-    """Return a batch's texts: random letters, of lengths drawn as those of a stage, less one for the end symbol."""
+    """Return a batch's texts: random letters, with lengths as in a stage, less one token for the end symbol."""
     mean, deviation, least, most = STAGES[stage]
     draw = draw or _draw(stage, SEED)
     lengths = draw.normal(mean, deviation, batch_size).round().clip(least, most).astype(int)
@@ -205,10 +203,10 @@ def _draw(stage, seed):
 
 
 def useful_flops(model: MiniGPT4, samples: dict) -> int:
-    """Return the FLOPs that a training step cannot do without: texts without padding, logits where a target is.
+    """Return the FLOPs that a training step cannot do without: no padding, and logits at targets only.
 
-    The LLM's layers forward and backward to their inputs, attention of what is seen alone, the head where something is
-    predicted, ViT and Q-Former forward. What all texts begin with is counted for each of them.
+    Counted: the LLM's layers forward and backward to their inputs, causal attention, the output layer at targets, ViT and
+    Q-Former forward. A prefix that all texts share is counted for each of them.
     """
     llm, rows = model.llama_model.config, model.rows(samples)
     num_queries = model.query_tokens.shape[1]
@@ -222,6 +220,7 @@ def useful_flops(model: MiniGPT4, samples: dict) -> int:
     head = 4 * num_targets * llm.hidden_size * llm.vocab_size
     # the projection trains: forward and its own gradient
     projection = 4 * len(rows) * num_queries * model.llama_proj.weight.numel()
+    # image_embeds runs the projection's forward pass, which is counted above already
     with torch.no_grad():
         vision = count_flops(lambda: image_embeds(model, samples["image"])) - projection // 2
     return 4 * layers * sum(num_tokens) + attention + head + projection + vision
@@ -229,19 +228,22 @@ def useful_flops(model: MiniGPT4, samples: dict) -> int:
 
 def count_flops(run: Callable[[], object]) -> int:
     """Return the FLOPs of the matrix products that `run()` executes."""
-    in_place = lambda out, a, b, *args, **options: 2 * a[0] * a[1] * b[1]  # noqa: E731 (not known to the counter)
+
+    def flops_of_addmm_(out, a, b, *args, **options):  # shapes; torch's counter lacks this one
+        return 2 * a[0] * a[1] * b[1]
+
     with FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addmm_: in_place}
+        display=False, custom_mapping={torch.ops.aten.addmm_: flops_of_addmm_}
     ) as counter:
         run()
     return counter.get_total_flops()
 
 
-# ---------------------------------------- what only the model's own code knows
+# ---------------------------------------- access to the model beyond its public methods
 
 
 def lengths(model: MiniGPT4, samples: dict) -> list[int]:
-    """Return how many positions of each sample predict something: all but the last."""
+    """Return the number of positions of each sample that the LLM has to read: all but the last, which predicts nothing."""
     return [len(row.ids) - 1 for row in model.rows(samples)]
 
 
@@ -257,7 +259,7 @@ def image_embeds(model: MiniGPT4, image: Tensor) -> Tensor:
 
 @contextmanager
 def given_images(model: MiniGPT4, embeds: Tensor) -> Iterator[None]:
-    """Let the model take `embeds` [B, Q, D] for its images inside the block."""
+    """Let the model use `embeds` [B, Q, D] as its image features inside the block."""
     model.encode_images = lambda image: embeds
     try:
         yield
@@ -266,15 +268,15 @@ def given_images(model: MiniGPT4, embeds: Tensor) -> Iterator[None]:
 
 
 def use_stage(model: MiniGPT4, stage: int, prompt: tuple[int, int] | None = None) -> None:
-    """Give the model the prompt of a stage; with `prompt`, one of as many tokens before and behind the image."""
+    """Give the model a prompt as long as the stage's, or, where it has one, `prompt`: tokens before and after the image."""
     counts = PROMPT_TOKENS[stage] and (prompt or PROMPT_TOKENS[stage])
     model.prompt_list = [f"{'a' * counts[0]}{IMAGE_SLOT}{'b' * counts[1]}"] if counts else []
 
 
 def use_path(model: MiniGPT4, path: str) -> None:
-    """Let the model run its LLM as `path` ("padded", "packed", "lean", "compiled" or "recorded") says.
+    """Let the model run its LLM by `path`: "padded", "packed", "lean", "compiled" or "recorded".
 
-    recorded: compiled, its steps as CUDA graphs, which `model.kept_recorder` keeps.
+    recorded: compiled, with steps recorded as CUDA graphs in `model.kept_recorder`.
     """
     is_recorded = path == "recorded"
     model.llm_backend = "compiled" if is_recorded else path

@@ -1,4 +1,4 @@
-"""The benchmarks' statement of what 2023 computes gives its numbers (golden set c)."""
+"""The benchmarks' 2023 baseline gives the numbers of the 2023 release (golden set c)."""
 
 import numpy as np
 import pytest

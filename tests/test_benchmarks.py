@@ -1,4 +1,4 @@
-"""The measurements run, print their table, and hold what does not depend on a clock."""
+"""The measurements run, print their tables, and give what does not depend on timing."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_load(tmp_path):
 
 @pytest.mark.slow
 def test_chat(tmp_path):
-    """At toy size: the answers of all ways are equal (it exits otherwise) and the table has every row."""
+    """At toy size: all ways give equal answers (it exits otherwise), and the table has every row."""
     command = [
         sys.executable,
         "-m",
@@ -58,7 +58,7 @@ def test_chat(tmp_path):
 
 
 def test_serve(tmp_path):
-    """At toy size: batches give the answers of one by one (it exits otherwise); no time is judged."""
+    """At toy size: batches give the same answers as one by one (it exits otherwise); no time is judged."""
     assert main(["serve", "--quick", "--rounds", "1", "--json", str(tmp_path / "serve.json")]) == 0
     (row,) = rows_of(tmp_path / "serve.json").values()
     assert row["ours"] and row["2023"] and row["ratio"] > 0
@@ -153,7 +153,7 @@ def test_parity(capsys):
 
 
 def test_data(tmp_path):
-    """At small size: the tensors of both ways are equal (it exits otherwise) and a quarter of their bytes is sent."""
+    """At small size: both ways give equal tensors (it exits otherwise), and ours sends a quarter of the bytes."""
     command = [
         sys.executable,
         "-m",
@@ -178,7 +178,7 @@ def test_data(tmp_path):
 
 
 def test_limits(tmp_path):
-    """Of this machine: every product has the error of its type, and what follows for training is there."""
+    """Each product has the error of its dtype, and the limits that follow for training are there."""
     path = tmp_path / "limits.json"
     assert main(["limits", "--quick", "--device", "cpu", "--rounds", "1", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
@@ -191,7 +191,7 @@ def test_limits(tmp_path):
 
 
 def test_compare(tmp_path, capsys):
-    """Medians of the rounds, their ratio and its standard error, by hand; what is equal or in one file is left out."""
+    """Ratio of medians and its standard error, against values by hand; equal counts and rows of one file are left out."""
     first = [
         harness.row("step", "s", [1.0, 2.0, 3.0]),
         harness.row("count", "", [7]),
@@ -233,7 +233,7 @@ def test_a_row():
 
 
 def test_all(tmp_path, monkeypatch, capsys):
-    """The parts' rows and gates are put together; each part has a test of its own above."""
+    """Rows and gates of all parts are put together; each part has a test of its own above."""
     small = ["--size", "tiny", "--device", "cpu"]
     startup = ["--size", "tiny", "--rounds", "1"]
     monkeypatch.setattr(suites, "PARTS", {"parity": (small, []), "startup": (startup, [])})

@@ -1,1 +1,1 @@
-"""The quickstart: a drawn world, small vision weights, and the whole recipe on them in minutes."""
+"""The quickstart: a synthetic world of drawn images, small vision weights, and the whole recipe on them in minutes."""

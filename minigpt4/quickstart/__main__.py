@@ -1,4 +1,4 @@
-"""`python -m minigpt4.quickstart`, what `make quickstart` runs."""
+"""Run the quickstart: `python -m minigpt4.quickstart`, as `make quickstart` does."""
 
 import sys
 

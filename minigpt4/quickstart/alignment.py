@@ -1,8 +1,8 @@
-"""A start for the small MiniGPT-v2's `llama_proj`: vectors of the ViT onto the LLM's own embeddings of what they show.
+"""Initialise the small MiniGPT-v2's `llama_proj`: it maps ViT vectors to the LLM's own embeddings of what they show.
 
-A least-squares map, found in seconds without running the LLM: the vector of a strip that shows a red circle becomes
-nearly the embedding of `red` plus that of `circle`, and of its box each digit becomes a direction of its own. The real
-MiniGPT-v2 does not start from nothing, either: its projection comes from an LLM and a ViT that were trained together.
+The map is a least-squares solution, found in seconds without running the LLM: the vector of a strip that shows a red
+circle becomes nearly the embedding of `red` plus that of `circle`, and each digit of its box a direction of its own. The
+real MiniGPT-v2 does not start from nothing, either: its projection comes from an LLM and a ViT trained together.
 """
 
 import json
@@ -22,16 +22,16 @@ from minigpt4.quickstart.pretrain_vision import normalise
 from minigpt4.quickstart.vision import VOCABULARY
 
 NUM_IMAGES = 800  # half of them crowded
-PART = 50  # images at a time
-RIDGE = 10.0
-# How much of a vector each kind of label is. Names count most: questions ask by them.
+PART = 50  # images in a batch of the ViT
+RIDGE = 10.0  # weight of the regularisation
+# The weight of each kind of label in the target of a vector. Shapes and colours weigh most: questions name objects by them.
 WEIGHTS = {"shape": 1.0, "colour": 1.0, "size": 0.3, "cell": 0.3, "background": 0.3, "count": 0.0}
-DIGITS = {"tens": 0.5, "units": 0.35}
-OBJECT = 0.5  # whether there is an object at all
+DIGITS = {"tens": 0.5, "units": 0.35}  # of a box corner
+OBJECT = 0.5  # of whether there is an object at all
 
 
 def write_start(vit_path: Path, llm: Path, path: Path) -> Path:
-    """Return `path`, a checkpoint with `llama_proj` alone, written if absent."""
+    """Write a checkpoint that holds `llama_proj` alone to `path`, if absent; return `path`."""
     if path.is_file():
         return path
     vectors, labels = look(vit_path, 0, NUM_IMAGES)
@@ -45,7 +45,7 @@ def write_start(vit_path: Path, llm: Path, path: Path) -> Path:
 
 @torch.no_grad()
 def look(vit_path: Path, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (vectors [N, H] of the strips of `count` images, their labels [N, len(LABELS)])."""
+    """Return the vectors [N, H] of all strips of `count` images, and their labels [N, len(LABELS)]."""
     config = EvaVit(**json.loads(vit_path.with_suffix(".json").read_text()))
     vit = config.build(world.IMAGE_SIZE, device="cpu")
     config.load(vit, vit_path, "model.vit_ckpt")
@@ -60,26 +60,27 @@ def look(vit_path: Path, first: int, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 def targets(labels: torch.Tensor, llm: Path) -> torch.Tensor:
-    """Return what vectors with these labels [N, len(LABELS)] should become, [N, D]: sums of the LLM's embeddings."""
-    named = {name: codes_of(name, llm) for name, weight in WEIGHTS.items() if weight}
-    width, draw = named["shape"].shape[1], torch.Generator().manual_seed(0)
-    scale = named["shape"].square().mean().sqrt()
+    """Return what vectors with these labels [N, len(LABELS)] should become: weighted sums [N, D] of a code per label."""
+    word_codes = {name: codes_of(name, llm) for name, weight in WEIGHTS.items() if weight}
+    width, generator = word_codes["shape"].shape[1], torch.Generator().manual_seed(0)
+    scale = word_codes["shape"].square().mean().sqrt()
     result = torch.zeros(len(labels), width)
     for column, (name, size) in enumerate(LABELS.items()):
         weight = WEIGHTS.get(name, DIGITS.get(name.rpartition(" ")[2], OBJECT))
         if not weight:
             continue
-        # no word says which side of a box a digit belongs to
-        codes = named[name] if name in named else scale * torch.randn(size, width, generator=draw)
-        if weight < WEIGHTS["shape"] and name in named:
-            codes = codes - codes.mean(0)  # of what every vector says, only the differences
-        has_one = labels[:, column] != NOTHING
-        result[has_one] += weight * codes[labels[has_one, column]]
+        codes = word_codes.get(name)
+        if codes is None:  # no word says which side of a box a digit belongs to
+            codes = scale * torch.randn(size, width, generator=generator)
+        elif weight < WEIGHTS["shape"]:
+            codes = codes - codes.mean(0)  # the mean would be in every vector
+        has_label = labels[:, column] != NOTHING
+        result[has_label] += weight * codes[labels[has_label, column]]
     return result
 
 
 def codes_of(name: str, llm: Path) -> torch.Tensor:
-    """Return the mean embeddings [answers, D] of the words for a label's answers, as they stand within a sentence."""
+    """Return the LLM's embeddings [answers, D] of the words for a label's answers, averaged over a word's tokens."""
     embedding, tokenizer = _embedding(llm)
     words = VOCABULARY[name]
     ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
@@ -95,7 +96,7 @@ def solve(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(1)
 def _embedding(llm: Path) -> tuple[torch.Tensor, Any]:
-    """Return (the input embeddings [V, D] of an LLM's folder in float32, its tokenizer)."""
+    """Return the input embeddings [V, D] of the LLM in a folder, in float32, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)

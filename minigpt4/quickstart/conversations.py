@@ -1,7 +1,7 @@
-"""Several questions about one image in one row: the dialogues of the small MiniGPT-v2, in LLaVA's format.
+"""Dialogues of several questions about one image, for the training of the small MiniGPT-v2, in LLaVA's format.
 
-An image and the text around it are read once for all its questions, so that a training of minutes sees several times
-as many answers as with a question a row. Each object is asked about once: no answer can be copied from an earlier turn.
+The model reads an image once for all questions about it, so that a training of minutes sees several times as many answers
+as with one question per sample. Each object is asked about once: no answer can be copied from an earlier turn.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ from minigpt4.quickstart import world
 from minigpt4.quickstart.questions import Question, about, questions
 
 Boxes = Sequence[tuple[int, int, int, int]]
-TASKS = ("refer", "refer", "identify", "vqa")  # half of the questions ask for a box
+# drawn from evenly, so half of the questions ask for a box
+TASKS = ("refer", "refer", "identify", "vqa")
 SIZE = (world.IMAGE_SIZE, world.IMAGE_SIZE)
 
 
 def pools() -> dict[str, list[str]]:
-    """Return the sentences of each task, as the datasets of one question a row have them."""
+    """Return {task: instruction templates}, those of the datasets with one question per sample."""
     return {task: read_pool(find_path(pool_path(task)), True) for task in sorted(set(TASKS))}
 
 
@@ -33,15 +34,17 @@ def dialogue(
     sentences: dict[str, list[str]],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return LLaVA's row for image COCO_train2014_<name>: one question about each object, in random order."""
+    """Return a LLaVA record for image COCO_train2014_<name>: one question about each object, in random order.
+
+    `sentences`: what `pools` returns.
+    """
     turns = []
     for k in rng.permutation(len(scene.objects)):
         task = TASKS[rng.integers(len(TASKS))]
         words, answer = _exchange(task, scene, boxes, k, rng)
         sentence = sentences[task][rng.integers(len(sentences[task]))].replace(SLOT, words)
-        # the place of the image stands before the first question
-        mark = "" if turns else "<image>\n"
-        turns.append({"from": "human", "value": f"{mark}[{task}] {sentence}"})
+        image_slot = "" if turns else "<image>\n"  # before the first question only
+        turns.append({"from": "human", "value": f"{image_slot}[{task}] {sentence}"})
         turns.append({"from": "gpt", "value": answer})
     return {"id": name, "conversations": turns}
 
@@ -49,7 +52,7 @@ def dialogue(
 def _exchange(
     task: str, scene: world.Scene, boxes: Boxes, k: int, rng: np.random.Generator
 ) -> tuple[str, str]:
-    """Return (the words asked by, the answer) for object k."""
+    """Return what to put into the template of `task` to ask about object k, and the answer."""
     item = scene.objects[k]
     phrase, box = f"{item.colour} {item.shape}", box_text(Box(*boxes[k]), SIZE)
     if task == "refer":
@@ -61,9 +64,9 @@ def _exchange(
 
 
 def _question(scene: world.Scene, item: world.Object, rng: np.random.Generator) -> Question:
-    """Return a question, its kind drawn first: about anything in a scene of few objects, about `item` in a crowd."""
-    is_crowd = len(scene.objects) > world.MAX_OBJECTS  # words for their number end at three
-    possible = list(about(item, scene)) if is_crowd else questions(scene)
+    """Return a random question: about `item` in a crowded scene, about anything in the others. Its kind is drawn first."""
+    is_crowded = len(scene.objects) > world.MAX_OBJECTS  # there are no words for so many objects
+    possible = list(about(item, scene)) if is_crowded else questions(scene)
     kinds = sorted({question.kind for question in possible})
     kind = kinds[rng.integers(len(kinds))]
     of_kind = [question for question in possible if question.kind == kind]

@@ -1,6 +1,6 @@
-"""The drawn world as benchmarks: descriptions of images that no training shows, and questions about them.
+"""The benchmarks drawn_world and drawn_questions: descriptions of held-out drawn images, and questions about them.
 
-eval_configs/embedded_eval.yaml imports this file, so that `evaluate.py --tasks drawn_world drawn_questions` knows them.
+eval_configs/embedded_eval.yaml imports this file, making them known to `evaluate.py --tasks drawn_world drawn_questions`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from minigpt4.quickstart.questions import Question, draw_question
 class DrawnConfig(BenchmarkConfig):
     eval_file_path: str = ""  # nothing is read: the images are drawn
     img_path: str = ""
-    split: str = "held_out"  # or left_out: with pairs of colour and shape that no training shows
+    split: str = "held_out"  # or left_out, with colour-shape pairs that training never shows
     num_images: int = 200
     prompt: str = "describe"
     max_new_tokens: int = 64
@@ -30,12 +30,12 @@ class DrawnConfig(BenchmarkConfig):
 
 
 class Drawn(Benchmark):
-    """The first `num_images` images of an evaluation split; nothing is read."""
+    """A benchmark on the first `num_images` images of an evaluation split, drawn rather than read."""
 
     Config = DrawnConfig
 
     def scenes(self) -> Iterator[tuple[str, world.Scene, Image.Image]]:
-        """Yield (id, scene, image). Raises ValueError for an unknown split and for no image."""
+        """Yield (id, scene, image). Raises ValueError for an unknown split or fewer than one image."""
         split, count = self.cfg.split, self.cfg.num_images
         if split not in world.EVAL_SPLITS or count < 1:
             expected = f"split: one of {', '.join(world.EVAL_SPLITS)}; num_images: at least 1"
@@ -47,7 +47,7 @@ class Drawn(Benchmark):
 
 @registry.register_benchmark("drawn_world")
 class DrawnWorld(Drawn):
-    """Descriptions. The reference is a right one: it is parsed as an answer is."""
+    """Descriptions, parsed into attributes. The reference is a right description, parsed in the same way."""
 
     RULES = (
         "shares of attributes that are right; an object that is not named is wrong in everything"
@@ -66,24 +66,21 @@ class DrawnWorld(Drawn):
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         from minigpt4.quickstart.evaluate import marks
 
-        # by attribute and item, how many of the objects are right, and how many there are
-        rows: dict[str, dict[str, list[int]]] = {}
-        right = {}
+        # {attribute: {item id: [number of objects that are right, number of objects]}}
+        counts: dict[str, dict[str, list[int]]] = {}
+        per_item = {}
         for item in items:
             marked = marks(parse(item.reference), answers[item.id])
             for attribute, values in marked.items():
-                rows.setdefault(attribute, {})[item.id] = [sum(values), len(values)]
-            right[item.id] = float(np.mean([np.mean(values) for values in marked.values()]))
-        return Scores(
-            {name: Metric(counts, _share) for name, counts in rows.items()},
-            right,
-            num_empty(answers),
-        )
+                counts.setdefault(attribute, {})[item.id] = [sum(values), len(values)]
+            per_item[item.id] = float(np.mean([np.mean(values) for values in marked.values()]))
+        metrics = {name: Metric(of_items, _share) for name, of_items in counts.items()}
+        return Scores(metrics, per_item, num_empty(answers))
 
 
 @registry.register_benchmark("drawn_questions")
 class DrawnQuestions(Drawn):
-    """One question about each image; the kinds take turns and have figures of their own."""
+    """One question about each image. The kinds of questions alternate, and each has an accuracy of its own."""
 
     @dataclass
     class Config(DrawnConfig):
@@ -111,6 +108,6 @@ class DrawnQuestions(Drawn):
 
 
 def _share(rows: np.ndarray) -> float:
-    """Return the share of right ones of rows [N, 2] of right and of all."""
+    """Return the accuracy over rows [N, 2] of (right, all)."""
     right, count = rows.sum(axis=0)
     return right / count

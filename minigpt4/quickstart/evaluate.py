@@ -1,4 +1,4 @@
-"""What a trained model says about images that it has never seen, and how much of it is right."""
+"""Ask a trained model about held-out drawn images, and score its descriptions and answers."""
 
 import re
 from collections import Counter
@@ -20,9 +20,9 @@ from minigpt4.quickstart.questions import Question, draw_question
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, answers
 
 DESCRIBE = "Describe this image in detail."
-# their fields
+# attribute: the field of world.Object and parser.Mention that holds it
 OBJECT_ATTRIBUTES = {"shape": "shape", "colour": "colour", "size": "size", "position": "cell"}
-MIN_SAID = 20  # a share of fewer has a standard error above 0.1
+MIN_SAID = 20  # the accuracy over fewer has a standard error above 0.1
 ATTRIBUTES = (*OBJECT_ATTRIBUTES, "background", "count")
 
 
@@ -36,14 +36,14 @@ class Test:
 
 
 def draw_scenes(split: str, count: int) -> Iterator[tuple[world.Scene, Image.Image]]:
-    """The first `count` scenes of a split and their images."""
+    """Yield the first `count` scenes of a split with their images."""
     for index in range(count):
         scene, image = world.draw(split, index)[:2]
         yield scene, Image.fromarray(image)
 
 
 def draw_tests(split: str, count: int) -> list[Test]:
-    """The first `count` images of an evaluation split; the kinds of questions take turns."""
+    """Return the first `count` images of an evaluation split, each with a question; the kinds of questions alternate."""
     drawn = enumerate(draw_scenes(split, count))
     return [Test(scene, image, draw_question(scene, index)) for index, (scene, image) in drawn]
 
@@ -55,7 +55,7 @@ def ask(
     questions: list[str],
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers of the chat engine, one for each image and the question about it."""
+    """Return the chat engine's greedy answers, one for each image and the question about it."""
     pairs = enumerate(zip(images, questions, strict=True))
     items = [answering.Item(str(number), (image,), question) for number, (image, question) in pairs]
     settings = {"batch_size": 100, "temperature": 0, "max_new_tokens": max_new_tokens}
@@ -63,22 +63,26 @@ def ask(
 
 
 def marks(scene: world.Scene, text: str) -> dict[str, list[bool]]:
-    """What a description gets right, per attribute, objects in order; one not mentioned is wrong."""
+    """Return {attribute: [whether a description is right about it]}, for object attributes one value per object.
+
+    The k-th object mentioned is compared with the k-th of the scene; what is not mentioned is wrong. "exact": everything
+    is right and no further object is mentioned.
+    """
     said = parse(text)
     result = {"background": [said.background == scene.background]}
     result["count"] = [said.count == len(scene.objects)]
     mentions = [*said.objects, *[None] * len(scene.objects)]
-    for attribute, name in OBJECT_ATTRIBUTES.items():
+    for attribute, field in OBJECT_ATTRIBUTES.items():
         pairs = zip(scene.objects, mentions, strict=False)
         result[attribute] = [
-            m is not None and getattr(m, name) == getattr(o, name) for o, m in pairs
+            m is not None and getattr(m, field) == getattr(o, field) for o, m in pairs
         ]
-    whole = all(map(all, result.values())) and len(said.objects) == len(scene.objects)
-    return {**result, "exact": [whole]}
+    is_exact = all(map(all, result.values())) and len(said.objects) == len(scene.objects)
+    return {**result, "exact": [is_exact]}
 
 
 def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy per attribute, of descriptions; an object not named is wrong in everything."""
+    """Return the accuracy of descriptions per attribute; an object not mentioned is wrong in all of its attributes."""
     right: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "exact")}
     for test, text in zip(tests, texts, strict=True):
         for name, values in marks(test.scene, text).items():
@@ -87,15 +91,15 @@ def score(tests: list[Test], texts: list[str]) -> dict[str, float]:
 
 
 def share(values: list[bool]) -> float:
-    """The share of true ones, to four digits."""
+    """Return the share of true values, rounded to four digits."""
     return round(float(np.mean(values)), 4)
 
 
 def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Accuracy minus that of the best constant answer, per attribute, over what a control says.
+    """Return by how much the accuracy of a control's descriptions exceeds the best constant answer's, per attribute.
 
-    A control that names fewer objects than there are would otherwise seem to be worse than chance.
-    An attribute of which it speaks fewer than MIN_SAID times is left out.
+    Only what the control mentions counts: one that mentions too few objects would otherwise seem to be worse than
+    chance. Attributes that it mentions fewer than MIN_SAID times are left out.
     """
     constant, right = best_constant(tests), {}
     for test, text in zip(tests, texts, strict=True):
@@ -112,7 +116,7 @@ def above_chance(tests: list[Test], texts: list[str]) -> dict[str, float]:
 
 
 def score_left_out(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Shape and colour accuracy over the objects whose colour-shape pair no training shows."""
+    """Return shape and colour accuracy over the objects whose colour-shape pair training never shows."""
     right = {"shape": [], "colour": []}
     for test, text in zip(tests, texts, strict=True):
         marked = marks(test.scene, text)
@@ -124,7 +128,7 @@ def score_left_out(tests: list[Test], texts: list[str]) -> dict[str, float]:
 
 
 def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
-    """Share of right answers, for each kind of question and over all."""
+    """Return the accuracy of answers for each kind of question, and over all questions as "all"."""
     by_kind: dict[str, list[bool]] = {"all": []}
     for test, text in zip(tests, texts, strict=True):
         is_right = test.question.is_answered_by(text)
@@ -134,10 +138,10 @@ def score_questions(tests: list[Test], texts: list[str]) -> dict[str, float]:
 
 
 def best_constant(tests: list[Test]) -> dict[str, float]:
-    """Accuracy per attribute of the best answer that does not depend on the image."""
+    """Return the accuracy per attribute of the best constant answer, which does not depend on the image."""
     scenes = [test.scene for test in tests]
     objects = list(chain.from_iterable(scene.objects for scene in scenes))
-    truth = {kind: map(attrgetter(name), objects) for kind, name in OBJECT_ATTRIBUTES.items()}
+    truth = {name: map(attrgetter(field), objects) for name, field in OBJECT_ATTRIBUTES.items()}
     truth |= {
         "background": map(attrgetter("background"), scenes),
         "count": (len(scene.objects) for scene in scenes),
@@ -150,23 +154,23 @@ def _most_common_share(values: list) -> float:
 
 
 def style(texts: list[str]) -> dict[str, float]:
-    """Mean words of an answer, share of answers that are whole sentences, share of repeated trigrams."""
+    """Return mean words per text, the share of texts made of whole sentences, and the mean share of repeated trigrams."""
     repeated = []
     for text in texts:
         words = text.lower().split()
         trigrams = list(zip(words, words[1:], words[2:], strict=False))
         repeated.append(1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0)
-    whole = [bool(re.fullmatch(r"(?:[A-Z][^.!?]*[.!?]\s*)+", text.strip())) for text in texts]
+    complete = [bool(re.fullmatch(r"(?:[A-Z][^.!?]*[.!?]\s*)+", text.strip())) for text in texts]
     return {
         "words": round(float(np.mean([len(text.split()) for text in texts])), 1),
-        "complete_sentences": round(float(np.mean(whole)), 4),
+        "complete_sentences": round(float(np.mean(complete)), 4),
         "repetition": round(float(np.mean(repeated)), 4),
     }
 
 
 @torch.no_grad()
 def query_outputs(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The frozen Q-Former's outputs [B, Q, H], what `llama_proj` reads, for pixels [B, 3, S, S]."""
+    """Return the frozen Q-Former's outputs [B, Q, H], the input of `llama_proj`, for pixels [B, 3, S, S]."""
     with model.maybe_autocast():
         image_embeds = model.ln_vision(model.visual_encoder(pixels.to(model.device)))
         return model.Qformer(model.query_tokens, image_embeds).float().cpu()
@@ -175,7 +179,7 @@ def query_outputs(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 def probe_data(
     chat: Chat, scenes_and_images: Iterable[tuple[world.Scene, Image.Image]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query outputs [B, Q, H] of images, and the right answers [B, Q] to what the queries are asked."""
+    """Return the query outputs [B, Q, H] of images, and the right answers [B, Q] to what each query is trained to tell."""
     pixels, targets = [], []
     for scene, image in scenes_and_images:
         pixels.append(chat.vis_processor(image))
@@ -187,15 +191,15 @@ def probe_data(
 def linear_probe(
     chat: Chat, tests: dict[str, list[Test]], num_training: int = 1500
 ) -> dict[str, dict]:
-    """What vision knows: for each set of tests {attribute: accuracy} of linear classifiers.
+    """Return {set of tests: {attribute: accuracy}} of linear classifiers on the query outputs: what the vision part knows.
 
-    They read the query outputs and are fitted on stage-1 images.
+    Each query has a classifier of its own, fitted on images of stage 1.
     """
     x, y = probe_data(chat, draw_scenes("stage1", num_training))
-    unseen = {}
+    test_data = {}
     for name, group in tests.items():
-        unseen[name] = probe_data(chat, [(test.scene, test.image) for test in group])
-    right: dict[str, dict] = {name: {} for name in tests}
+        test_data[name] = probe_data(chat, [(test.scene, test.image) for test in group])
+    hits_of: dict[str, dict] = {name: {} for name in tests}
     for i, (kind, _) in enumerate(QUERIES):
         probe = torch.nn.Linear(x.shape[-1], 1 + len(VOCABULARY[kind]))
         optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
@@ -203,13 +207,13 @@ def linear_probe(
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(probe(x[:, i]), y[:, i]).backward()
             optimizer.step()
-        # of the images that have the object of which the query tells
-        for name, (x_test, y_test) in unseen.items():
+        attribute = "position" if kind == "cell" else kind
+        for name, (x_test, y_test) in test_data.items():
             hits = probe(x_test[:, i]).argmax(-1) == y_test[:, i]
-            right[name].setdefault({"cell": "position"}.get(kind, kind), []).append(
-                hits[y_test[:, i] > 0]
-            )
-    for kinds in right.values():
-        for kind, hits in kinds.items():
-            kinds[kind] = round(torch.cat(hits).float().mean().item(), 4)
-    return right
+            has_object = y_test[:, i] > 0  # else the query has nothing to tell
+            hits_of[name].setdefault(attribute, []).append(hits[has_object])
+    accuracies: dict[str, dict] = {name: {} for name in tests}
+    for name, of_attributes in hits_of.items():
+        for attribute, hits in of_attributes.items():
+            accuracies[name][attribute] = round(torch.cat(hits).float().mean().item(), 4)
+    return accuracies

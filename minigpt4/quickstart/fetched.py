@@ -1,4 +1,4 @@
-"""Named by `imports` of the shipped checkpoint: whoever opens it has its LLM, which is fetched once (93 MB)."""
+"""Fetch the quickstart's LLM on import (93 MB, once). The shipped checkpoint names this file under `imports`."""
 
 import sys
 

@@ -1,16 +1,16 @@
-"""The drawn world in the official files that MiniGPT-v2 trains and is evaluated on; nothing is there twice.
+"""Write the drawn world in the official file formats on which MiniGPT-v2 is trained and evaluated.
 
 Below `<env.cache_root>/embedded/instructions-v<VERSION>/`:
 
-    images/COCO_train2014_<12 digits>.jpg          drawn images, those for evaluation last
-    refcoco/refs(unc).p, refcoco/instances.json    phrases and boxes as REFER has them; split "val" is for evaluation
+    images/COCO_train2014_<12 digits>.jpg          drawn images, the held-out ones last
+    refcoco/refs(unc).p, refcoco/instances.json    phrases and boxes in REFER's format; split "val" is held out
     gqa/train_balanced_questions.json              questions in the words of stage 2, with answers of a word or two
     coco_caption/coco_karpathy_train.json          terse captions of images with few objects
-    flickr/groundedcaption.json                    phrases with their boxes, of each object of an image
-    multitask/multi_task_conversation.json         of each image of training, a question about each object in one row
+    flickr/groundedcaption.json                    for each training image the phrases of all objects with their boxes
+    multitask/multi_task_conversation.json         for each training image a dialogue: one question about each object
     evaluation/refcoco_val.json                    phrases and boxes as eval_ref.py reads them
-    evaluation/identify.jsonl                      the same boxes, asked what they hold
-    evaluation/testdev_balanced_questions.json     questions in words that no training shows, as GQA has them
+    evaluation/identify.jsonl                      the same boxes, to ask what they hold
+    evaluation/testdev_balanced_questions.json     questions in words that training never shows, in GQA's format
 """
 
 import json
@@ -28,16 +28,16 @@ from minigpt4.quickstart.language import list_caption
 from minigpt4.quickstart.prepare import encode, written
 from minigpt4.quickstart.questions import draw_question
 
-VERSION = 2  # raise it when images or texts change: what is prepared is used again
+VERSION = 2  # raise it when images or texts change: existing files are reused
 NUM_IMAGES = {"train": 3000, "crowded": 3000, "val": 200}
 SPLITS = {"train": "stage1", "crowded": "stage1", "val": "held_out"}  # of the drawn world
-CROWD = (4, 6)  # objects of a crowded image, least and most: more answers in a row
-QUESTIONS = 2  # about each image of training
+CROWD = (4, 6)  # least and most objects of a crowded image: it gives more answers per sample
+QUESTIONS = 2  # about each training image
 SIZE = (world.IMAGE_SIZE, world.IMAGE_SIZE)
 
 
 class Drawn(NamedTuple):
-    """An image of RefCOCO's split `split`, its number over all splits, and the boxes of its objects in pixels."""
+    """A drawn image: its key in NUM_IMAGES, its number there (from 0) and over all (from 1), and its boxes in pixels."""
 
     split: str
     index: int
@@ -50,19 +50,19 @@ class Drawn(NamedTuple):
         return f"COCO_train2014_{self.number:012}"
 
     def phrase(self, k: int) -> str:
-        """Return the words for object k: no two objects of an image share colour and shape."""
+        """Return the words for object k, which are unambiguous: no two objects of an image share colour and shape."""
         return f"{self.scene.objects[k].colour} {self.scene.objects[k].shape}"
 
 
 def write_instructions(folder: Path) -> Path:
-    """Return `folder` with the files above, written if absent."""
+    """Write the files above to `folder`, if absent; return `folder`."""
 
     def write(scratch: Path, progress: tqdm) -> None:
         drawn = list(draw_images(scratch / "images", progress))
         training = [image for image in drawn if image.split != "val"]
         held_out = [image for image in drawn if image.split == "val"]
         _write_refer(scratch / "refcoco", drawn)
-        _write_json(scratch / "gqa/train_balanced_questions.json", list(_asked(training)))
+        _write_json(scratch / "gqa/train_balanced_questions.json", list(_questions(training)))
         _write_json(scratch / "multitask/multi_task_conversation.json", _dialogues(training))
         _write_json(scratch / "coco_caption/coco_karpathy_train.json", list(_captions(training)))
         _write_json(scratch / "flickr/groundedcaption.json", list(_grounded_captions(training)))
@@ -78,26 +78,26 @@ def write_instructions(folder: Path) -> Path:
 
 
 def draw_images(folder: Path, progress: tqdm) -> Iterator[Drawn]:
-    """Draw the images of all splits into `folder`, and yield what is in them."""
+    """Draw the images of all splits into `folder`, and yield their contents."""
     folder.mkdir(parents=True)
     number = 0
     for split, count in NUM_IMAGES.items():
         for index in range(count):
-            # one stream of random numbers an image, of whichever kind it is
-            drawing = (
-                world.draw(SPLITS[split], number, CROWD)
-                if split == "crowded"
-                else world.draw(SPLITS[split], index)
-            )
+            # both kinds of training images are of split stage1: no index may occur twice
+            if split == "crowded":
+                scene, *maps = world.draw(SPLITS[split], number, CROWD)
+            else:
+                scene, *maps = world.draw(SPLITS[split], index)
+            image, object_map = maps
             number += 1
-            drawn = Drawn(split, index, number, drawing[0], world.boxes(drawing[0], drawing[2]))
-            (folder / f"{drawn.name}.jpg").write_bytes(encode(drawing[1]))
+            drawn = Drawn(split, index, number, scene, world.boxes(scene, object_map))
+            (folder / f"{drawn.name}.jpg").write_bytes(encode(image))
             progress.update()
             yield drawn
 
 
 def _write_refer(folder: Path, drawn: list[Drawn]) -> None:
-    """Write REFER's two files: a ref and an annotation for each object, with the same number."""
+    """Write REFER's two files: for each object a ref and an annotation, with the same id."""
     images = []
     annotations, refs = [], []
     for image in drawn:
@@ -113,10 +113,10 @@ def _write_refer(folder: Path, drawn: list[Drawn]) -> None:
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
-def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
-    """Yield the questions about images of training, in the words of stage 2; the kinds take turns.
+def _questions(training: list[Drawn]) -> Iterator[dict[str, str]]:
+    """Yield questions about training images, in the words of stage 2; the kinds of questions alternate.
 
-    Crowded images are left out: there are no words for their number of objects.
+    Crowded images are left out: there are no words for so many objects.
     """
     for image in training:
         if image.split == "crowded":
@@ -132,7 +132,7 @@ def _asked(training: list[Drawn]) -> Iterator[dict[str, str]]:
 
 
 def _captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
-    """Yield a terse caption of each image of few objects, as the first quickstart's stage 1 has them."""
+    """Yield a terse caption of each training image that is not crowded, as in stage 1 of quickstart.py."""
     for image in training:
         if image.split == "crowded":
             continue
@@ -141,7 +141,7 @@ def _captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
 
 
 def _grounded_captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
-    """Yield the phrases of an image's objects in reading order, each with its box."""
+    """Yield for each image the phrases of its objects in reading order, each with its box."""
     for image in training:
         parts = [
             f"<p>{image.phrase(k)}</p> {box_text(Box(*box), SIZE)}"
@@ -151,7 +151,7 @@ def _grounded_captions(training: list[Drawn]) -> Iterator[dict[str, str]]:
 
 
 def _dialogues(training: list[Drawn]) -> list[dict[str, Any]]:
-    """Return the rows of several questions, those of an image drawn by its own random numbers."""
+    """Return a dialogue about each training image, drawn from the image's own random numbers."""
     rows, sentences = [], conversations.pools()
     for image in training:
         rng = world.generator(SPLITS[image.split], image.number).spawn(2)[1]
@@ -161,7 +161,7 @@ def _dialogues(training: list[Drawn]) -> list[dict[str, Any]]:
 
 
 def _asked_object(image: Drawn) -> int:
-    """Return which object of an image for evaluation is asked about: they take turns."""
+    """Return the index of the object about which the evaluation asks; over successive images the positions alternate."""
     return image.index % len(image.boxes)
 
 

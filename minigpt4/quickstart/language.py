@@ -1,4 +1,4 @@
-"""What is said about scenes: noisy short captions (stage 1) and long descriptions (stage 2)."""
+"""Put scenes into words: short noisy captions for stage 1, long descriptions for stage 2."""
 
 import numpy as np
 
@@ -26,24 +26,25 @@ INVERSE = {"above": "below", "to the left of": "to the right of"}
 
 
 def count_phrase(scene: Scene) -> str:
+    """Return 'one object', 'two objects' or 'three objects'."""
     number = len(scene.objects)
     return f"{NUMBERS[number - 1]} object{'s' if number > 1 else ''}"
 
 
 def name_of(item: Object, scene: Scene) -> str:
-    """'circle', or 'red circle' where there is another one."""
-    alone = all(o is item or o.shape != item.shape for o in scene.objects)
-    return item.shape if alone else f"{item.colour} {item.shape}"
+    """Return an object's shape ('circle'), with its colour ('red circle') if another object has the same shape."""
+    is_only_one = all(o is item or o.shape != item.shape for o in scene.objects)
+    return item.shape if is_only_one else f"{item.colour} {item.shape}"
 
 
 def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
-    """(object, 'above' or 'to the left of', next object in reading order)."""
+    """Return (object, 'above' or 'to the left of', the next object in reading order) for each object but the last."""
     pairs = zip(scene.objects, scene.objects[1:], strict=False)
     return [(a, "to the left of" if a.row == b.row else "above", b) for a, b in pairs]
 
 
 def facts(scene: Scene) -> list[str]:
-    """Single statements about the scene: of the whole, of each object, of each two neighbours."""
+    """Return single statements: about the whole scene, about each object, about neighbours in reading order."""
     article = "a " if scene.background in ("night sky", "brick wall") else ""
     verb = "are" if len(scene.objects) > 1 else "is"
     result = [
@@ -67,7 +68,7 @@ def facts(scene: Scene) -> list[str]:
 
 
 def list_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A terse line, some words left out: 'two objects, striped, small red circle top left, star right'."""
+    """Return a terse caption, some words left out: 'two objects, striped, small red circle top left, star right'."""
     parts = [count_phrase(scene)] + [scene.background] * (rng.random() < 0.9)
     for item in scene.objects:
         words = [word for word in (item.size, item.colour) if rng.random() < 0.95]
@@ -76,17 +77,18 @@ def list_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def fact_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Some facts in random order, run together as people do on the web."""
+    """Return a few facts in random order, separated by commas as captions on the web often are."""
     return ", ".join(rng.permutation(facts(scene))[:FACTS_PER_CAPTION])
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Sentences about everything in the scene; `parse` gives the scene back."""
+    """Return sentences about everything in the scene, from which `parse` recovers it."""
     opening = ("The image shows", "This picture shows", "The picture contains")[rng.integers(3)]
     sentences = [f"{opening} {count_phrase(scene)} {BACKGROUND_PHRASES[scene.background]}."]
     sentences += [
         f"A {o.size} {o.colour} {o.shape} is {CELL_PHRASES[o.cell]}." for o in scene.objects
     ]
-    for first, relation, second in relations(scene) if len(scene.objects) == 2 else ():
+    if len(scene.objects) == 2:
+        ((first, relation, second),) = relations(scene)
         sentences.append(f"The {name_of(first, scene)} is {relation} the {name_of(second, scene)}.")
     return " ".join(sentences)

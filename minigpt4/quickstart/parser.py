@@ -1,14 +1,15 @@
-"""A parser of captions and descriptions: free text back into attributes."""
+"""Parse captions and descriptions: free text back into attributes."""
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from minigpt4.quickstart.language import NUMBERS
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES
 
 
-def _any(words) -> str:
-    """A pattern for any of `words`, the longer ones first ('top left' before 'top')."""
+def _any(words: Iterable[str]) -> str:
+    """Return a regular expression for any of `words`, the longer ones first ('top left' before 'top')."""
     return "|".join(sorted(words, key=len, reverse=True))
 
 
@@ -20,7 +21,7 @@ _BACKGROUND = re.compile(rf"\b({_any(BACKGROUNDS)})\b")
 
 @dataclass(frozen=True)
 class Mention:
-    """An object as a text describes it; None: not said."""
+    """An object as a text describes it; None: not mentioned."""
 
     size: str | None
     colour: str | None
@@ -30,7 +31,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a text says of a scene; None: not said."""
+    """What a text says about a scene; None: not mentioned."""
 
     count: int | None
     background: str | None
@@ -38,26 +39,16 @@ class Parsed:
 
 
 def parse(text: str) -> Parsed:
-    """What a caption or description says, objects in the order of their first mention.
+    """Return what a caption or description says, objects in the order of their first mention.
 
-    In a scene no two objects share shape and colour, so a mention that fits an object named before
-    means that object. The number of objects is the number said, else that of objects mentioned.
+    No two objects of a scene share shape and colour, so a mention that fits an object mentioned before is taken for
+    that object. The count is the number that the text states, else the number of objects mentioned.
     """
     text = re.sub(r"\s+", " ", text.lower())
     objects: list[Mention] = []
     for clause in re.split(r"[.;,:]| and ", text):
-        mentions = list(_MENTION.finditer(clause))
-        for mention, following in zip(
-            mentions, [*mentions[1:], None][: len(mentions)], strict=True
-        ):
-            cell = _CELL.search(
-                clause, mention.end(), following.start() if following else len(clause)
-            )
-            cell = cell or (
-                _CELL.search(clause, 0, mention.start()) if mention is mentions[0] else None
-            )
-            new = Mention(*mention.groups(), cell and cell[1])
-            known = next((i for i, o in enumerate(objects) if _same(new, o)), None)
+        for new in _mentions(clause):
+            known = next((i for i, o in enumerate(objects) if _may_be_same(new, o)), None)
             if known is None:
                 objects.append(new)
             else:
@@ -65,13 +56,22 @@ def parse(text: str) -> Parsed:
                 objects[known] = Mention(
                     o.size or new.size, o.colour or new.colour, o.shape, o.cell or new.cell
                 )
-    count, background = _COUNT.search(text), _BACKGROUND.search(text)
-    return Parsed(
-        NUMBERS.index(count[1]) + 1 if count else len(objects) or None,
-        background and background[1],
-        tuple(objects),
-    )
+    stated, background = _COUNT.search(text), _BACKGROUND.search(text)
+    count = NUMBERS.index(stated[1]) + 1 if stated else len(objects)
+    return Parsed(count or None, background and background[1], tuple(objects))
 
 
-def _same(a: Mention, b: Mention) -> bool:
+def _mentions(clause: str) -> Iterator[Mention]:
+    """Yield the objects that a clause mentions, each with the cell named after it; for the first one also before it."""
+    matches = list(_MENTION.finditer(clause))
+    ends = [following.start() for following in matches[1:]] + [len(clause)]
+    for number, match in enumerate(matches):
+        cell = _CELL.search(clause, match.end(), ends[number])
+        if cell is None and number == 0:
+            cell = _CELL.search(clause, 0, match.start())
+        yield Mention(*match.groups(), cell and cell[1])
+
+
+def _may_be_same(a: Mention, b: Mention) -> bool:
+    """Whether two mentions have the same shape, and no different colours."""
     return a.shape == b.shape and (a.colour == b.colour or None in (a.colour, b.colour))

@@ -1,13 +1,12 @@
-"""Draws the quickstart's data and fetches its LLM: `python -m minigpt4.quickstart.prepare`.
+"""Draw the quickstart's data and fetch its LLM: `python -m minigpt4.quickstart.prepare`.
 
-Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/` with three data sets:
+Below `<env.cache_root>/embedded`: `llm/`, and `data-v<DATA_VERSION>/` with three datasets:
 
-    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json),
-                       NNNNN_stats.json; terse captions that name nearly everything, and a few facts
-                       in random order
+    laion/, cc_sbu/    shards as img2dataset writes them: NNNNN.tar (key.jpg, key.txt, key.json), NNNNN_stats.json;
+                       captions: in laion/ terse ones that name nearly everything, in cc_sbu/ a few facts in random order
     cc_sbu_align/      filter_cap.json and image/<id>.jpg; long descriptions, and answers to questions
 
-and `validation-v<DATA_VERSION>/` with a few images that no training shows, as `laion/` and as `cc_sbu_align/`.
+and `validation-v<DATA_VERSION>/` with a few held-out images for validation, in the formats of `laion/` and `cc_sbu_align/`.
 """
 
 import argparse
@@ -26,10 +25,11 @@ from tqdm import tqdm
 from minigpt4.common.config import load_environment
 from minigpt4.common.utils import expand_path
 from minigpt4.quickstart import language, world
+from minigpt4.quickstart.arguments import add_cache_root
 from minigpt4.quickstart.llm import prepare_llm
 from minigpt4.quickstart.questions import draw_question
 
-DATA_VERSION = 3  # raise it when images or captions change: what is prepared is used again
+DATA_VERSION = 3  # raise it when images or captions change: existing data is reused
 SHARD_SIZE = 500
 NUM_SAMPLES = {"laion": 4000, "cc_sbu": 4000, "cc_sbu_align": 1000}
 NUM_VALIDATION = 12
@@ -37,29 +37,28 @@ Caption = Callable[[world.Scene, np.random.Generator], str]
 
 
 def cache_folder(cache_root: str | Path | None = None) -> Path:
-    """The quickstart's folder below `cache_root`, by default that of minigpt4/configs/default.yaml."""
+    """Return the quickstart's folder below `cache_root`, by default the one in minigpt4/configs/default.yaml."""
     return expand_path(cache_root or load_environment().cache_root) / "embedded"
 
 
 def data_folder(cache: Path) -> Path:
-    """The drawn data's folder below `cache`."""
+    """Return the folder of the training data below `cache`."""
     return cache / f"data-v{DATA_VERSION}"
 
 
 def validation_folder(cache: Path) -> Path:
-    """The folder of what is held out from both stages below `cache`."""
+    """Return the folder of the validation data of both stages below `cache`."""
     return cache / f"validation-v{DATA_VERSION}"
 
 
 def encode(image: np.ndarray) -> bytes:
-    """An image (RGB) as JPEG bytes of img2dataset's quality."""
-    return cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95]
-    )[1].tobytes()
+    """Return an RGB image as JPEG, in img2dataset's quality."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def write_data(folder: Path) -> Path:
-    """`folder` with the three data sets, written if absent."""
+    """Write the three training datasets to `folder`, if absent; return `folder`."""
 
     def write(scratch: Path, progress: tqdm) -> None:
         first, second = NUM_SAMPLES["laion"], NUM_SAMPLES["cc_sbu"]
@@ -71,7 +70,7 @@ def write_data(folder: Path) -> Path:
 
 
 def write_validation(folder: Path) -> Path:
-    """`folder` with a few images of unseen compositions, captioned as in either stage, written if absent."""
+    """Write a few images of held-out compositions, captioned as in each stage, to `folder`, if absent; return `folder`."""
 
     def write(scratch: Path, progress: tqdm) -> None:
         write_shards(
@@ -83,7 +82,7 @@ def write_validation(folder: Path) -> Path:
 
 
 def written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) -> Path:
-    """`folder`, filled by `write` if absent; it appears in one rename, complete."""
+    """Fill `folder` by `write(scratch folder, progress bar)`, if absent; return it. It appears complete, by a rename."""
     if folder.is_dir():
         return folder
     scratch = folder.with_name(folder.name + ".part")
@@ -97,16 +96,15 @@ def written(folder: Path, write: Callable[[Path, tqdm], None], num_images: int) 
 def write_shards(
     folder: Path, first: int, count: int, caption: Caption, progress: tqdm, split: str = "stage1"
 ) -> None:
-    """Images `first` .. `first + count - 1` of a split as tars with 9-digit keys."""
+    """Write images `first` .. `first + count - 1` of a split as tar shards with 9-digit keys."""
     folder.mkdir(parents=True)
     size = min(SHARD_SIZE, count)
     for shard in range(count // size):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
             for number in range(size):
                 key = f"{shard:05}{number:04}"
-                for extension, data in pair(
-                    key, first + shard * size + number, caption, split
-                ).items():
+                files = pair(key, first + shard * size + number, caption, split)
+                for extension, data in files.items():
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -116,7 +114,7 @@ def write_shards(
 
 
 def pair(key: str, index: int, caption: Caption, split: str) -> dict[str, bytes]:
-    """The three members of image `index` of a split in a shard, by extension."""
+    """Return {extension: content} of the three files that a shard holds of image `index` of a split."""
     scene, image = world.draw(split, index)[:2]
     text = caption(scene, world.generator(split, index).spawn(1)[0])
     record = {"url": f"drawn:{split}/{index}", "caption": text, "key": key}
@@ -128,7 +126,7 @@ def pair(key: str, index: int, caption: Caption, split: str) -> dict[str, bytes]
 
 
 def write_alignment_set(folder: Path, count: int, progress: tqdm, split: str = "stage2") -> None:
-    """Images `0` .. `count - 1` of a split: each has a description, two in three a question as well."""
+    """Write images 0 .. `count - 1` of a split, each with a description, two in three with a question as well."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for index in range(count):
@@ -145,7 +143,7 @@ def write_alignment_set(folder: Path, count: int, progress: tqdm, split: str = "
 
 
 def prepare(cache_root: str | Path | None = None) -> Path:
-    """The cache folder with language model and data in place."""
+    """Fetch the LLM and draw all data, where absent; return the cache folder."""
     cache = cache_folder(cache_root)
     prepare_llm(cache / "llm")
     write_data(data_folder(cache))
@@ -157,9 +155,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml"
-    )
+    add_cache_root(parser)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(f"the embedded default's data and language model are in {prepare(arguments.cache_root)}")

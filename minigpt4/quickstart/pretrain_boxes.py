@@ -1,12 +1,12 @@
-"""Teaches the quickstart's small EVA ViT where objects are: the encoder of the small MiniGPT-v2.
+"""Teach the quickstart's small EVA ViT where objects are: it becomes the vision encoder of the small MiniGPT-v2.
 
     python -m minigpt4.quickstart.pretrain_boxes [--steps N] [--output FOLDER]
 
-It starts from the committed ViT and reads it as MiniGPT-v2 does: without a Q-Former, four neighbouring patches merged
-to a vector. Each vector learns of the object that covers most of its strip of the image what it is and its box, digit
-by digit, and of the whole image the background and the number of objects; linear heads, which are dropped at the end,
-see to it that a linear `llama_proj` can read it. No text and no LLM is involved. Written: `eva_vit_boxes.safetensors`,
-its dimensions beside it, and manifest_boxes.json with what the vectors know of images that no training shows.
+Training starts from the committed ViT, used as in MiniGPT-v2: without a Q-Former, four neighbouring patches merged into
+one vector. Each vector learns to tell what the object is that covers most of its strip of the image, the object's box,
+digit by digit, and the background and number of objects of the whole image. The heads are linear, so that a linear
+`llama_proj` can read all this, and are dropped at the end. No text and no LLM is involved. Writes
+`eva_vit_boxes.safetensors`, its dimensions beside it, and manifest_boxes.json with the accuracies on held-out images.
 """
 
 import argparse
@@ -33,28 +33,28 @@ from minigpt4.quickstart.vision import VOCABULARY, Vision
 WEIGHTS = Path(__file__).parent / "weights"
 OBJECT_KINDS = ("shape", "colour", "size", "cell")
 CORNERS = ("left", "top", "right", "bottom")
-# What a vector learns to say, and how many answers there are. A corner is said as it is written: tens, then units.
+# {what a vector learns to tell: number of classes}. Coordinates are in hundredths of the image, told by digit.
 LABELS = {"object": 2, "background": len(world.BACKGROUNDS), "count": world.MAX_OBJECTS}
 LABELS |= {kind: len(VOCABULARY[kind]) for kind in OBJECT_KINDS}
-LABELS |= {f"{corner} tens": 11 for corner in CORNERS} | {
-    f"{corner} units": 10 for corner in CORNERS
-}
-MIN_COVER = 0.05  # of a strip, by its object
+LABELS |= {f"{corner} tens": 11 for corner in CORNERS}
+LABELS |= {f"{corner} units": 10 for corner in CORNERS}
+MIN_COVER = 0.05  # share of a strip that its object has to cover
 CHECK_EVERY = 100  # steps
 
 
 def strip_labels(scene: world.Scene, object_map: np.ndarray, patch_size: int) -> np.ndarray:
-    """Return the labels [V, len(LABELS)] of an image's V vectors, NOTHING where there is none."""
+    """Return the labels [V, len(LABELS)] of an image's V vectors, NOTHING where one does not apply."""
     size, width = object_map.shape[0], NUM_MERGED * patch_size
     strips = object_map.reshape(size // patch_size, patch_size, size // width, width).swapaxes(1, 2)
     strips = strips.reshape(-1, patch_size * width)
     count = len(scene.objects)
     cover = np.stack([(strips == number).mean(1) for number in range(1, count + 1)], 1)
-    number = np.where(cover.max(1) > MIN_COVER, cover.argmax(1) + 1, 0)
+    object_of_strip = np.where(cover.max(1) > MIN_COVER, cover.argmax(1) + 1, 0)
     whole = [
         world.BACKGROUNDS.index(scene.background),
         count - 1 if count <= world.MAX_OBJECTS else NOTHING,
     ]
+    # row 0: the labels of a strip without object; row k: those of a strip of object k
     rows = [[0, *whole] + [NOTHING] * (len(LABELS) - 3)]
     for item, (left, top, box_width, box_height) in zip(
         scene.objects, world.boxes(scene, object_map), strict=True
@@ -64,18 +64,19 @@ def strip_labels(scene: world.Scene, object_map: np.ndarray, patch_size: int) ->
         ]
         kinds = [VOCABULARY[kind].index(getattr(item, kind)) for kind in OBJECT_KINDS]
         rows.append([1, *whole, *kinds, *(c // 10 for c in corners), *(c % 10 for c in corners)])
-    return np.array(rows)[number]
+    return np.array(rows)[object_of_strip]
 
 
 def batch(split: str, first: int, count: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images uint8 [B, S, S, 3] and labels [B, V, len(LABELS)]; of a training split every second is crowded."""
+    """Return images uint8 [B, S, S, 3] and labels [B, V, len(LABELS)]; in split pretrain every second image is crowded."""
     images, labels = [], []
     for index in range(first, first + count):
         is_crowded = split == "pretrain" and index % 2
         numbers = (world.MAX_OBJECTS + 1, 7) if is_crowded else (1, world.MAX_OBJECTS)
-        drawing = world.draw(split, index, numbers)  # scene, image, object map
-        images.append(drawing[1])
-        labels.append(strip_labels(drawing[0], drawing[2], patch_size))
+        scene, *maps = world.draw(split, index, numbers)
+        image, object_map = maps
+        images.append(image)
+        labels.append(strip_labels(scene, object_map, patch_size))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
@@ -104,7 +105,7 @@ class Strips(nn.Module):
 
 @torch.no_grad()
 def accuracy(model: Strips, split: str, count: int, patch_size: int) -> dict[str, float]:
-    """Return the share of right answers by label, over the vectors that have one."""
+    """Return {label: accuracy} over the vectors to which the label applies, of the first `count` images of a split."""
     image, labels = batch(split, 0, count, patch_size)
     parts = [model(normalise(part, "cpu")) for part in image.split(64)]
     found = {}
@@ -116,8 +117,7 @@ def accuracy(model: Strips, split: str, count: int, patch_size: int) -> dict[str
 
 
 def train(model: Strips, args: argparse.Namespace, patch_size: int) -> Iterator[int]:
-    """Train with a warm-up and half a cosine; yield the number of steps made."""
-    # the heads begin with nothing, the ViT with weights that know most of it
+    """Train with linear warm-up and cosine decay; yield the number of steps made."""
     groups = [{"params": list(part.parameters())} for part in (model.vit, model.heads)]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, args.steps // 20)
@@ -125,8 +125,9 @@ def train(model: Strips, args: argparse.Namespace, patch_size: int) -> Iterator[
     for step in progress:
         done = max(0, step - warmup) / max(1, args.steps - warmup)
         rate = args.lr * min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        for group, times in zip(optimizer.param_groups, (1, 4), strict=True):
-            group["lr"] = rate * times
+        # the heads start from random weights, the ViT from pretrained ones
+        for group, factor in zip(optimizer.param_groups, (1, 4), strict=True):
+            group["lr"] = rate * factor
         image, labels = batch(
             "pretrain", args.first + step * args.batch_size, args.batch_size, patch_size
         )
@@ -147,15 +148,17 @@ def export(model: Strips, args: argparse.Namespace, steps: int, patch_size: int)
         {name: tensor.half().contiguous() for name, tensor in model.vit.state_dict().items()}, path
     )
     shutil.copyfile(WEIGHTS / "eva_vit.json", path.with_suffix(".json"))
-    known = {split: accuracy(model, split, args.images, patch_size) for split in world.EVAL_SPLITS}
+    accuracies = {
+        split: accuracy(model, split, args.images, patch_size) for split in world.EVAL_SPLITS
+    }
     recipe = {"steps": steps, "batch_size": args.batch_size, "lr": args.lr, "world": world.VERSION}
-    manifest = {"sha256": {path.name: file_sha256(path)}, "recipe": recipe, "accuracy": known}
+    manifest = {"sha256": {path.name: file_sha256(path)}, "recipe": recipe, "accuracy": accuracies}
     (args.output / "manifest_boxes.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
 def main() -> None:
-    """Train, export, print the manifest."""
+    """Train; export and print the manifest every CHECK_EVERY steps and at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,14 @@
-"""Pretrains the quickstart's small EVA ViT and Q-Former on drawn images, without any LLM.
+"""Pretrain the quickstart's small EVA ViT and Q-Former on drawn images, without any LLM.
 
     python -m minigpt4.quickstart.pretrain_vision [--quick] [--device cpu|cuda] [--resume] [--output FOLDER]
 
-Every query of the Q-Former is asked one thing (vision.QUERIES): how many objects, which background,
-the size, colour, shape and cell of the k-th object in reading order, how it lies to the next one. Its
-output is drawn, by cosine, to a code of the right answer. A colour has the same code for every object,
-and colours share nothing with shapes: pairs that never occurred can be told like any other. The ViT's
-tokens learn beside it which object they look at, also in crowded images (four to nine objects), which
-hold more to learn from. Codes and token heads are dropped at the end; what stays is what BLIP-2 ships:
-ViT, ln_vision, queries, Q-Former. Written: their weights, and manifest.json with the results.
+Each query of the Q-Former learns to answer one question (vision.QUERIES): how many objects there are, which background,
+the size, colour, shape and cell of the k-th object in reading order, its position relative to the next one. Training
+pulls the query's output, in cosine similarity, towards a fixed code of the right answer. A colour has the same code for
+every object, and colours share nothing with shapes, so that unseen colour-shape pairs can be told like any other. At the
+same time each token of the ViT learns which object it looks at, also in crowded images (four to nine objects), which hold
+more to learn from. Codes and token heads are dropped at the end; what remains is what BLIP-2 ships: ViT, ln_vision,
+queries, Q-Former. Writes their weights, and manifest.json with the results.
 """
 
 import argparse
@@ -31,24 +31,24 @@ from minigpt4.quickstart.drawn_images import TOKEN_LABELS, DrawnImages
 from minigpt4.quickstart.vision import QUERIES, VOCABULARY, Vision
 
 CHECK_EVERY = 500  # steps
-SHARPNESS = 16  # of the softmax over cosines
+SHARPNESS = 16  # factor on the cosines before softmax: an inverse temperature
 
 
 def answer_codes(width: int) -> dict[str, torch.Tensor]:
-    """Unit vectors [1 + answers, width] for each kind of question: every answer has channels of its own.
+    """Return {kind of question: unit vectors [1 + answers, width]}; every answer has channels of its own.
 
-    `llama_proj` learns somewhat faster so than from codes in general position (docs/embedded.md): AdamW
-    scales each weight by its own gradients; one that serves a single answer is not disturbed by others.
+    `llama_proj` learns somewhat faster from these than from codes in general position (docs/embedded.md): AdamW scales
+    each weight by its own gradients, and a weight that serves a single answer is not disturbed by others.
     """
     sizes = {kind: 1 + len(values) for kind, values in VOCABULARY.items()}
-    number = sum(sizes.values())
-    codes = F.normalize(torch.eye(number).repeat_interleave(width // number, 1), dim=1)
+    num_codes = sum(sizes.values())
+    codes = F.normalize(torch.eye(num_codes).repeat_interleave(width // num_codes, 1), dim=1)
     codes = F.pad(codes, (0, width - codes.shape[1]))
     return dict(zip(sizes, codes.split(list(sizes.values())), strict=True))
 
 
 class Pretraining(nn.Module):
-    """Vision with what it takes to train it: a code per answer, one linear head per token label."""
+    """The vision part with what its training needs: a code per answer, and a linear head per token label."""
 
     def __init__(self, vision: Vision):
         super().__init__()
@@ -61,7 +61,10 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, image: torch.Tensor, num_queried: int | None = None) -> tuple[list, list]:
-        """Logits of each query, a list of [B', answers], and of each token label, of [B, N, classes]."""
+        """Return the logits of the queries, a list of [B', 1 + answers], and of the token labels, a list of [B, N, classes].
+
+        The queries run on the first B' = `num_queried` images only (None: on all).
+        """
         tokens, queries = self.vision(image, num_queried)
         queries = F.normalize(queries.float(), dim=-1)
         logits = []
@@ -76,12 +79,12 @@ class Pretraining(nn.Module):
         token_targets: torch.Tensor,
         num_queried: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Loss to train on, 1 - mean cosine of query outputs and right codes)."""
+        """Return the training loss, and one of its terms: 1 - mean cosine between query outputs and right codes."""
         logits, token_logits = self(image, num_queried)
         targets = targets[:num_queried].unbind(1)
         query_loss = torch.stack(list(map(F.cross_entropy, logits, targets))).mean()
-        # Outputs close to their code, whatever else is in the image: each query becomes a word of its
-        # own, which is what one linear layer can teach an LLM to read in a few hundred steps.
+        # Outputs close to their code whatever else is in the image act like words with a fixed meaning, which one linear
+        # layer can learn to translate for an LLM in a few hundred steps.
         right = [x.gather(1, t[:, None]) for x, t in zip(logits, targets, strict=True)]
         spread = 1 - (torch.cat(right) / SHARPNESS).mean()
         token_logits = [x.flatten(0, 1) for x in token_logits]
@@ -91,14 +94,17 @@ class Pretraining(nn.Module):
 
 
 def normalise(image: torch.Tensor, device: str) -> torch.Tensor:
-    """uint8 [B, S, S, 3] to float [B, 3, S, S] with CLIP's mean and deviation, as in training."""
+    """Return RGB images uint8 [B, S, S, 3] as float [B, 3, S, S], normalised by CLIP's mean and standard deviation."""
     mean, std = torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
     return ((image.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
 def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[str, float]:
-    """Accuracy per kind of question, over objects that are there; `exact`: share of images right in all."""
+    """Return the accuracy per kind of question, over objects that exist, on `count` images (a multiple of 64) of a split.
+
+    "exact": the share of images with all answers right.
+    """
     model.eval()
     guesses, truth = [], []
     patch_size = model.vision.vit_config.patch_size
@@ -118,15 +124,16 @@ def accuracy(model: Pretraining, split: str, count: int, device: str) -> dict[st
 
 
 class Run:
-    """Everything of one pretraining that a checkpoint holds."""
+    """The state of one pretraining: model, moving average of its weights, optimizer, step. All of it is checkpointed."""
 
     def __init__(self, args: argparse.Namespace):
         torch.manual_seed(0)
         self.args, self.step = args, 0
         self.model = Pretraining(Vision.tiny() if args.quick else Vision.small()).to(args.device)
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-        # what is saved in the end
+        # the averaged weights are the ones exported
         self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)
+        # no weight decay on biases and norms
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -142,7 +149,7 @@ class Run:
                 getattr(self, name).load_state_dict(part)
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a fiftieth."""
+        """Return this step's learning rate: linear warm-up, then cosine decay to a fiftieth."""
         warmup = min(400, self.args.steps // 5 + 1)
         if self.step < warmup:
             return self.args.lr * (self.step + 1) / warmup
@@ -150,7 +157,7 @@ class Run:
         return self.args.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def train(self) -> None:
-        """Train to the last step, with a check and a checkpoint every CHECK_EVERY steps."""
+        """Train to the last step; print the held-out accuracy and save every CHECK_EVERY steps."""
         args = self.args
         num_crowded = args.batch_size // 4
         patch_size = self.model.vision.vit_config.patch_size
@@ -173,7 +180,7 @@ class Run:
     def train_step(
         self, image: torch.Tensor, targets: list[torch.Tensor], num_queried: int
     ) -> tuple[float, float]:
-        """One update on a batch of DrawnImages; returns the loss and the outputs' distance to their codes."""
+        """Make one optimizer step on a batch of DrawnImages; return both values of `Pretraining.loss`."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(torch.device(self.args.device).type, torch.bfloat16):
@@ -189,7 +196,7 @@ class Run:
         return loss.item(), spread.item()
 
     def save(self) -> None:
-        """Write the checkpoint, in one rename."""
+        """Write the checkpoint; a rename puts it in place complete."""
         parts = {
             name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")
         }
@@ -200,7 +207,7 @@ class Run:
         """Write the averaged weights and manifest.json; return the manifest."""
         self.average.module.cpu()
         files = self.average.module.vision.save(self.args.output)
-        count = 64 if self.args.quick else 1024
+        num_images = 64 if self.args.quick else 1024
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
@@ -215,7 +222,7 @@ class Run:
             "commit": commit or None,
             "seconds_of_last_call": round(seconds),
             "accuracy": {
-                split: accuracy(self.average.module, split, count, "cpu")
+                split: accuracy(self.average.module, split, num_images, "cpu")
                 for split in world.EVAL_SPLITS
             },
         }
@@ -224,7 +231,7 @@ class Run:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Questions about scenes, as stage 2 and as the evaluation asks them, and the right answers."""
+"""Questions about scenes with their right answers, in the words of stage 2 and in those of the evaluation."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from minigpt4.quickstart.language import (
 )
 from minigpt4.quickstart.world import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Object, Scene
 
-# The evaluation's words, which no training shows, and those of stage 2; {} is the subject.
+# The evaluation's words, which training never shows, and those of stage 2; {} is the subject.
 _ASKED = {
     "count": "How many objects are there?",
     "background": "What is the background?",
@@ -68,7 +68,7 @@ _POSSIBLE_ANSWERS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with one right answer, that word, and a sentence that says it."""
+    """A question with one right answer: `answer` as a word or two, `sentence` as a whole sentence."""
 
     kind: str
     subject: str
@@ -77,40 +77,39 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question as the evaluation asks it."""
+        """The question in the evaluation's words."""
         return _ASKED[self.kind].format(self.subject)
 
     def taught(self, rng: np.random.Generator) -> str:
-        """The question as stage 2 asks it."""
+        """Return the question in one of the wordings of stage 2."""
         return _TAUGHT[self.kind][rng.integers(3)].format(self.subject)
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether the first word of `text` that could be an answer, and was not asked, is the right one."""
+        """Whether the first possible answer that `text` mentions is the right one.
+
+        Words of the question itself do not count: an answer may repeat them.
+        """
         text = text.lower()
         for digit, word in zip("123", NUMBERS, strict=True):
             text = re.sub(rf"\b{digit}\b", word, text)
-        asked = set(re.findall(r"\w+", self.text.lower()))
-        words = [
-            w for w in _POSSIBLE_ANSWERS[self.kind] if self.kind == "position" or w not in asked
-        ]
-        match = re.search(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", text)
+        possible = _POSSIBLE_ANSWERS[self.kind]
+        if self.kind != "position":
+            asked = set(re.findall(r"\w+", self.text.lower()))
+            possible = [word for word in possible if word not in asked]
+        # longer ones first: 'top left' before 'top'
+        match = re.search(rf"\b({'|'.join(sorted(possible, key=len, reverse=True))})\b", text)
         return bool(match) and match[1] == self.answer
 
 
 def questions(scene: Scene) -> list[Question]:
-    """All questions about the scene with one right answer."""
+    """Return all questions about a scene of up to three objects that have one right answer."""
     number = len(scene.objects)
+    verb = "is" if number == 1 else "are"
     article = "a " if scene.background in ("night sky", "brick wall") else ""
+    background = f"The background is {article}{scene.background}."
     result = [
-        Question(
-            "count",
-            "",
-            NUMBERS[number - 1],
-            f"There {'is' if number == 1 else 'are'} {count_phrase(scene)}.",
-        ),
-        Question(
-            "background", "", scene.background, f"The background is {article}{scene.background}."
-        ),
+        Question("count", "", NUMBERS[number - 1], f"There {verb} {count_phrase(scene)}."),
+        Question("background", "", scene.background, background),
     ]
     for item in scene.objects:
         result += about(item, scene)
@@ -123,7 +122,7 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def about(item: Object, scene: Scene) -> Iterator[Question]:
-    """Yield the questions about one object with one right answer, in a scene of any number of objects."""
+    """Yield the questions about one object that have one right answer, in a scene of any number of objects."""
     name = name_of(item, scene)
     if name == item.shape:
         yield Question("colour", name, item.colour, f"The {name} is {item.colour}.")
@@ -136,7 +135,7 @@ def about(item: Object, scene: Scene) -> Iterator[Question]:
 
 
 def draw_question(scene: Scene, index: int) -> Question:
-    """One of the scene's questions; over successive `index` the kinds take turns."""
+    """Return one of the scene's questions; over successive `index` the kinds alternate."""
     by_kind: dict[str, list[Question]] = {}
     for question in questions(scene):
         by_kind.setdefault(question.kind, []).append(question)

@@ -1,4 +1,4 @@
-"""The measurements of `make quickstart`: after both stages, beside controls."""
+"""The evaluation of `make quickstart`: accuracies after both stages, beside controls."""
 
 import base64
 import io
@@ -25,11 +25,11 @@ DESCRIPTION_TOKENS, QUESTION_TOKENS = 64, 16
 def measure(
     chat: Chat, conv: Conversation, checkpoints: dict[str, Path], count: int, output: Path
 ) -> tuple[dict, list[dict]]:
-    """(report, answers) of `count` held-out images and half as many with left-out pairs.
+    """Return the report on `count` held-out images and half as many with left-out pairs, and the lines of answers.jsonl.
 
-    The benchmarks of the held-out images write their results, with intervals and pages, to `output`.
-    Stage 1 alone and the untrained projection talk until they are cut off, so they see a quarter of the
-    images. Ends with stage 2 loaded.
+    The benchmarks on the held-out images write their results, with intervals and pages, to `output`. Stage 1 alone and
+    the untrained projection generate up to the token limit, so they get a quarter of the images. `chat` has the weights
+    of stage 2 before and after.
     """
     # after stage 2, and the controls that need no other weights
     held_out = evaluate.draw_tests("held_out", count)
@@ -40,10 +40,10 @@ def measure(
     left_texts = describe(chat, conv, left_out)
     blank = Image.new("RGB", (world.IMAGE_SIZE, world.IMAGE_SIZE), (128, 128, 128))
     blank_texts = evaluate.ask(chat, conv, [blank], [evaluate.DESCRIBE], DESCRIPTION_TOKENS) * count
-    wrong_texts = texts[1:] + texts[:1]
+    wrong_texts = texts[1:] + texts[:1]  # the description of another image
     probe = evaluate.linear_probe(chat, {"held_out": held_out, "left_out": left_out})
 
-    # after stage 1, and with a projection that has learnt nothing
+    # after stage 1, and with an untrained projection
     load_projection(chat.model, checkpoints["stage1"])
     first_texts, first_answers = describe(chat, conv, few), ask_questions(chat, conv, few)
     torch.manual_seed(0)
@@ -72,10 +72,10 @@ def measure(
         "after_stage1": evaluate.score(few, first_texts),
         "questions_after_stage1": evaluate.score_questions(few, first_answers),
         "best_constant": evaluate.best_constant(held_out),
-        **{name: evaluate.score(held_out[: len(said)], said) for name, said in controls.items()},
+        **{name: evaluate.score(held_out[: len(each)], each) for name, each in controls.items()},
         "above_chance": {
-            name: evaluate.above_chance(held_out[: len(said)], said)
-            for name, said in controls.items()
+            name: evaluate.above_chance(held_out[: len(each)], each)
+            for name, each in controls.items()
         },
         "style": {"stage1": evaluate.style(first_texts), "stage2": evaluate.style(texts)},
         "stages_side_by_side": [{"stage1": first, "stage2": second} for first, second in pairs],
@@ -85,15 +85,13 @@ def measure(
             "description": texts[0],
         },
     }
-    return report, [
-        record(test, *said) for test, *said in zip(held_out, texts, answers, strict=True)
-    ]
+    return report, list(map(record, held_out, texts, answers))
 
 
 def run_drawn_benchmarks(
     chat: Chat, conv: Conversation, checkpoint: Path, count: int, output: Path
 ) -> tuple[Path, Path]:
-    """The results.json of drawn_world and drawn_questions, `count` images each, by the loaded model."""
+    """Run drawn_world and drawn_questions on `count` images each with the loaded model; return their results.json."""
     benchmarks = {}
     for name in ("drawn_world", "drawn_questions"):
         benchmark = make_benchmark(name, {"num_images": count})
@@ -115,37 +113,38 @@ def run_drawn_benchmarks(
 
 
 def read_benchmark(path: Path) -> tuple[dict[str, float], list[str]]:
-    """({metric: value} to four digits, answers) of a results.json; questions by kind, over all as "all"."""
+    """Return {metric: value} rounded to four digits, and the answers, of a results.json.
+
+    The accuracies of questions are named by kind, the one over all questions "all".
+    """
     content = read_results(path)
-    names = {name: name.removesuffix("/accuracy") for name in content["metrics"]} | {
-        "accuracy": "all"
-    }
-    figures = {
-        names[name]: round(metric["value"], 4) for name, metric in content["metrics"].items()
-    }
+    figures = {}
+    for name, metric in content["metrics"].items():
+        short = "all" if name == "accuracy" else name.removesuffix("/accuracy")
+        figures[short] = round(metric["value"], 4)
     return figures, [record["answer"] for record in content["items"]]
 
 
 def describe(chat: Chat, conv: Conversation, tests: list[Test]) -> list[str]:
-    """What is said to "Describe this image in detail.", an answer a test."""
+    """Return the answers to "Describe this image in detail.", one for each test."""
     images = [test.image for test in tests]
     return evaluate.ask(chat, conv, images, [evaluate.DESCRIBE] * len(tests), DESCRIPTION_TOKENS)
 
 
 def ask_questions(chat: Chat, conv: Conversation, tests: list[Test]) -> list[str]:
-    """The answer to each test's question."""
+    """Return the answer to each test's question."""
     images, questions = [test.image for test in tests], [test.question.text for test in tests]
     return evaluate.ask(chat, conv, images, questions, QUESTION_TOKENS)
 
 
 def load_projection(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Put the trained weights of `checkpoint` into `model`."""
+    """Load the trained weights of `checkpoint` into `model`."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
     model.load_trainable(state, "quickstart", path=checkpoint)
 
 
 def record(test: Test, description: str, answer: str) -> dict:
-    """One line of answers.jsonl, with the image as base64 JPEG."""
+    """Return one line of answers.jsonl, with the image as base64 JPEG."""
     buffer = io.BytesIO()
     test.image.save(buffer, "JPEG", quality=95)
     marks = evaluate.marks(test.scene, description)

@@ -1,9 +1,9 @@
-"""What the embedded default learns, over several seeds: quickstart for each, then minimum, median and maximum.
+"""Run the quickstart with several seeds; print minimum, median and maximum of its figures.
 
     python -m minigpt4.quickstart.seeds --seeds 41 42 43
 
-A seed sets both stages' initial projection, order of data and prompts; images, weights and evaluation are the same.
-It takes 12 minutes a seed on two cores. Runs that are there already are not made again.
+The seed determines the initial projection, the order of the data and the prompts of both stages; images, frozen weights
+and evaluation are the same for all. A seed takes 12 minutes on two cores. Existing runs are reused.
 """
 
 import argparse
@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-# a figure's path in the report, or a section of figures -> what the worst seed has to reach
+from minigpt4.quickstart.arguments import add_cache_root
+
+# {path of a figure in the report, or section of it: what the worst seed has to reach}; the path takes precedence
 BARS = {"held_out": 0.9, "held_out.exact": 0.6, "left_out_pairs": 0.5, "left_out_pairs.exact": 0.6}
 BARS |= {"questions.all": 0.7}
 SECTIONS = (
@@ -29,7 +31,7 @@ SECTIONS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run quickstart with each seed and print the figures; return 1 if the worst seed misses a bar."""
+    """Run the quickstart with each seed and print the figures; return 1 if the worst seed misses a bar, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("output"), help="folder of the runs (default: output)"
     )
-    parser.add_argument("--cache-root", help="as for quickstart")
+    add_cache_root(parser)
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="also write the figures to this file"
     )
@@ -61,16 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quickstart(output: Path, seed: int, cache_root: str | None = None) -> dict:
-    """Return the report of quickstart with a seed."""
-    command = [
-        sys.executable,
-        "-m",
-        "minigpt4.quickstart",
-        "--seed",
-        str(seed),
-        "--output",
-        str(output),
-    ]
+    """Run the quickstart with a seed; return its report."""
+    command = [sys.executable, "-m", "minigpt4.quickstart"]
+    command += ["--seed", str(seed), "--output", str(output)]
     command += ["--cache-root", cache_root] if cache_root else []
     subprocess.run(command, check=True)
     return json.loads((output / "report.json").read_text())
@@ -82,16 +77,20 @@ def figures(report: dict) -> dict[str, float]:
 
 
 def _flat(node: dict, path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (path, number) of all numbers in a nested dict, keys joined by dots."""
     for key, value in node.items():
         name = f"{path}.{key}" if path else key
-        yield from _flat(value, name) if isinstance(value, dict) else [(name, value)]
+        if isinstance(value, dict):
+            yield from _flat(value, name)
+        else:
+            yield name, value
 
 
 def spread(reports: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return {figure: {"min", "median", "max"}} of what all reports hold."""
+    """Return {figure: {"min", "median", "max"}} of the figures that all reports hold."""
     rows = {}
     for name in reports[0]:
-        # what a control never names is in no report of that seed
+        # an attribute that a control hardly mentions is missing from the report of that seed
         values = [report[name] for report in reports if name in report]
         if len(values) == len(reports):
             rows[name] = {"min": min(values), "median": median(values), "max": max(values)}
@@ -99,7 +98,7 @@ def spread(reports: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def missed(rows: dict[str, dict[str, float]]) -> list[str]:
-    """Return what the worst seed does not reach."""
+    """Return a message for each bar that the worst seed misses."""
     problems = []
     for name, row in rows.items():
         bar = BARS.get(name, BARS.get(name.partition(".")[0]))

@@ -1,9 +1,9 @@
-"""A small MiniGPT-v2 on the drawn world: `make quickstart-v2`, or `python -m minigpt4.quickstart.v2`.
+"""Train a small MiniGPT-v2 on the drawn world: `make quickstart-v2`, or `python -m minigpt4.quickstart.v2`.
 
-Draws images and writes them as official annotation files (instructions.py), trains `minigpt_v2` on them by train.py,
-first on captions alone, then on all tasks, and asks it by evaluate.py about images that no training shows: [refer],
-[identify] and [vqa], also with blank images.
-Written to --output: checkpoint.pth, report.json, and results with and without images. What is there is used again.
+Draws images and writes them with annotation files in the official formats (instructions.py), trains `minigpt_v2` on them
+with train.py, first on captions alone, then on all tasks, and evaluates [refer], [identify] and [vqa] on held-out
+images with evaluate.py, and once more with blank images as a control.
+Writes to --output: checkpoint.pth, report.json, and the results of both evaluations. Results that already exist are reused.
 """
 
 import argparse
@@ -18,17 +18,19 @@ from pathlib import Path
 from statistics import mean
 
 from minigpt4.common.cli import run_program
+from minigpt4.quickstart.arguments import add_config_options, cache_root_option
 from minigpt4.quickstart.quickstart import require_environment, train_once
 
 FIRST_STAGE = "train_configs/embedded_v2_stage1.yaml"
 TRAINING, EVALUATION = "train_configs/embedded_v2.yaml", "eval_configs/embedded_v2_eval.yaml"
 WEIGHTS = Path(__file__).parent / "weights/manifest_boxes.json"
+# benchmark of evaluate.py: the task that it measures
 TASKS = {"refcoco": "[refer]", "identify": "[identify]", "gqa": "[vqa]"}
 CONTROL = "blank"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,21 +38,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--prepare", action="store_true", help="draw the images and fetch the LLM, no more"
     )
-    parser.add_argument(
-        "--cache-root", help="default: env.cache_root of minigpt4/configs/default.yaml"
-    )
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="more options for training and evaluation",
-    )
+    add_config_options(parser, "training and evaluation")
     return parser.parse_args(argv)
 
 
 def prepare(cache_root: str | None) -> Path:
-    """Return the folder of annotation files and images, with the LLM and a start beside it; made if absent."""
+    """Return the folder of annotation files, images and the initial `llama_proj`; it and the LLM are made if absent."""
     from minigpt4.quickstart.alignment import write_start
     from minigpt4.quickstart.instructions import VERSION, write_instructions
     from minigpt4.quickstart.llm import prepare_llm
@@ -64,27 +57,31 @@ def prepare(cache_root: str | None) -> Path:
 
 
 def train(args: argparse.Namespace, options: list[str]) -> Path:
-    """Return a copy of the trained checkpoint in the output folder; trained unless it is there."""
-    made_of = WEIGHTS.read_bytes()
-    first, folder = args.output / "stage1", args.output / "training"
-    seen = train_once(FIRST_STAGE, first, [*options, f"run.output_dir={first}"], made_of)
-    # what stage 1 depended on, stage 2 does too: its file's name tells neither
-    made_of += (first / "finished.json").read_bytes()
-    options = [*options, f"model.ckpt={seen}", f"run.output_dir={folder}"]
-    trained = train_once(TRAINING, folder, options, made_of)
-    kept = args.output / "checkpoint.pth"
-    if not kept.is_file() or not filecmp.cmp(trained, kept, shallow=False):
-        shutil.rmtree(args.output / "evaluation", ignore_errors=True)  # of another checkpoint
-        shutil.copyfile(trained, kept)
-    return kept
+    """Train both stages, unless that is done; return the copy of the last checkpoint in the output folder."""
+    depends_on = WEIGHTS.read_bytes()
+    first, second = args.output / "stage1", args.output / "training"
+    after_stage1 = train_once(FIRST_STAGE, first, [*options, f"run.output_dir={first}"], depends_on)
+    # Stage 2 depends on everything that stage 1 does, which the file name of its checkpoint does not tell.
+    depends_on += (first / "finished.json").read_bytes()
+    options = [*options, f"model.ckpt={after_stage1}", f"run.output_dir={second}"]
+    trained = train_once(TRAINING, second, options, depends_on)
+    checkpoint = args.output / "checkpoint.pth"
+    if not checkpoint.is_file() or not filecmp.cmp(trained, checkpoint, shallow=False):
+        # its results are those of another checkpoint
+        shutil.rmtree(args.output / "evaluation", ignore_errors=True)
+        shutil.copyfile(trained, checkpoint)
+    return checkpoint
 
 
 def evaluate(output: Path, options: list[str]) -> dict[str, dict[str, dict]]:
-    """Return {"": {task: results}, "blank": {task: results}} of evaluate.py's benchmarks. Raises SystemExit."""
+    """Run evaluate.py with true and with blank images; return {"": {benchmark: results}, "blank": {benchmark: results}}.
+
+    Raises SystemExit if it fails.
+    """
     from minigpt4.evaluate import main as evaluate_main
     from minigpt4.evaluation.results import read_results
 
-    found: dict[str, dict[str, dict]] = {}
+    results: dict[str, dict[str, dict]] = {}
     for control in ("", CONTROL):
         arguments = [
             "--cfg-path",
@@ -99,16 +96,15 @@ def evaluate(output: Path, options: list[str]) -> dict[str, dict[str, dict]]:
         print(" ".join(["python evaluate.py", *arguments]), flush=True)
         if evaluate_main(arguments) != 0:
             raise SystemExit("quickstart: the evaluation failed, see above")
-        names = {name: f"{name}-{control}" if control else name for name in TASKS}
-        found[control] = {
-            name: read_results(output / "evaluation" / of / "results.json")
-            for name, of in names.items()
-        }
-    return found
+        results[control] = {}
+        for name in TASKS:
+            folder = f"{name}-{control}" if control else name
+            results[control][name] = read_results(output / "evaluation" / folder / "results.json")
+    return results
 
 
 def best_constant_box(boxes: list[tuple], held_out: list[dict]) -> tuple[str, float]:
-    """Return the one box, of those of training, that most held-out questions would take, as text, and their share."""
+    """Return the training box, as text, that is right for most held-out questions, and the share of these."""
     from minigpt4.datasets.instructions.dataset import box_text
     from minigpt4.datasets.instructions.records import Box
     from minigpt4.evaluation.metrics import box_accuracy
@@ -122,7 +118,7 @@ def best_constant_box(boxes: list[tuple], held_out: list[dict]) -> tuple[str, fl
 
 
 def random_box(boxes: list[tuple], held_out: list[dict]) -> float:
-    """Return the share of held-out questions that a box of training, drawn at random for each, would answer."""
+    """Return the accuracy of answering each held-out question with a training box drawn at random, over 20 draws."""
     import random
 
     from minigpt4.evaluation.metrics import box_iou
@@ -130,8 +126,8 @@ def random_box(boxes: list[tuple], held_out: list[dict]) -> float:
     draw = random.Random(0)
     hits = []
     for item in held_out * 20:
-        pair = _corners(item["reference"]["box"]), _corners(draw.choice(boxes))
-        hits.append(box_iou(*pair, plus_one=True) > 0.5)
+        truth, guess = _corners(item["reference"]["box"]), _corners(draw.choice(boxes))
+        hits.append(box_iou(truth, guess, plus_one=True) > 0.5)
     return mean(hits)
 
 
@@ -141,45 +137,52 @@ def _corners(box: Sequence[float]) -> tuple[float, ...]:
 
 
 def best_constant_answers(held_out: list[dict]) -> float:
-    """Return the share of items right if each group's most common answer were given to all of it."""
+    """Return the accuracy of giving to every item the most common answer of its group."""
     groups: dict[str, Counter] = {}
     for item in held_out:
-        said = item["reference"]
-        groups.setdefault(item["group"], Counter())[said if isinstance(said, str) else said[0]] += 1
+        answer = item["reference"]
+        if not isinstance(answer, str):
+            answer = answer[0]  # one of several right ones
+        groups.setdefault(item["group"], Counter())[answer] += 1
     return sum(counter.most_common(1)[0][1] for counter in groups.values()) / len(held_out)
 
 
-def report(data: Path, found: dict[str, dict[str, dict]]) -> dict:
-    """Return the figures of the three tasks beside their controls, and an answer of each."""
-    instances = json.loads((data / "refcoco/instances.json").read_text())
-    last = max(len(instances["images"]) - len(found[""]["refcoco"]["items"]), 1)  # of training
-    boxes = [tuple(row["bbox"]) for row in instances["annotations"] if row["image_id"] <= last]
+def report(data: Path, results: dict[str, dict[str, dict]]) -> dict:
+    """Return the figures of the three tasks beside their controls, and an example of each.
+
+    `data`: the folder that `prepare` returned; `results`: as `evaluate` returns them.
+    """
+    boxes = _training_boxes(data, num_held_out=len(results[""]["refcoco"]["items"]))
     rows, examples = {}, {}
     for name, task in TASKS.items():
-        results = found[""][name]
-        items, key = results["items"], results["headline"]
-        rows[task] = {"questions": len(items), "accuracy": results["metrics"][key]}
-        rows[task]["blank"] = found[CONTROL][name]["metrics"][key]["value"]
+        items, metrics = results[""][name]["items"], results[""][name]["metrics"]
+        headline = results[""][name]["headline"]
+        row = {"questions": len(items), "accuracy": metrics[headline]}
+        row["blank"] = results[CONTROL][name]["metrics"][headline]["value"]
         if name == "refcoco":
-            text, rows[task]["best_constant"] = best_constant_box(boxes, items)
-            rows[task] |= {"constant": text, "random": random_box(boxes, items)}
-            rows[task]["mean_iou"] = results["metrics"]["mean_iou"]["value"]
+            text, row["best_constant"] = best_constant_box(boxes, items)
+            row |= {"constant": text, "random": random_box(boxes, items)}
+            row["mean_iou"] = metrics["mean_iou"]["value"]
         else:
-            rows[task]["best_constant"] = best_constant_answers(items)
-        kinds = {
-            group: metric["value"]
-            for group, metric in results["metrics"].items()
-            if group.endswith(f"/{key}")
-        }
-        rows[task]["groups"] = kinds
+            row["best_constant"] = best_constant_answers(items)
+        of_groups = [group for group in metrics if group.endswith(f"/{headline}")]
+        row["groups"] = {group: metrics[group]["value"] for group in of_groups}
+        rows[task] = row
         examples[task] = {
             field: items[0][field] for field in ("images", "question", "answer", "reference")
         }
     return {"tasks": rows, "examples": examples}
 
 
+def _training_boxes(data: Path, num_held_out: int) -> list[tuple]:
+    """Return the boxes of all training images. Images are numbered from 1, the held-out ones last."""
+    instances = json.loads((data / "refcoco/instances.json").read_text())
+    last = max(len(instances["images"]) - num_held_out, 1)
+    return [tuple(row["bbox"]) for row in instances["annotations"] if row["image_id"] <= last]
+
+
 def table(figures: dict) -> str:
-    """Return the figures as lines of text."""
+    """Return the figures of `report` as text: a line for each task, then the examples."""
     lines = [
         f"{'held-out images':18}{'questions':>10}{'right':>8}{'95 % interval':>18}{'blank':>8}{'constant':>10}"
     ]
@@ -201,25 +204,25 @@ def table(figures: dict) -> str:
 
 
 def quickstart(args: argparse.Namespace) -> None:
-    """Prepare, train, evaluate; print one table and an answer of each task."""
+    """Prepare, train, evaluate; print a table and an example of each task."""
     seconds, start = {}, time.perf_counter()
 
-    def phase(name: str) -> None:
-        seconds[name] = round(time.perf_counter() - start - sum(seconds.values()), 1)
+    def end_of(phase: str) -> None:
+        seconds[phase] = round(time.perf_counter() - start - sum(seconds.values()), 1)
 
     data = prepare(args.cache_root)
-    phase("preparation")
+    end_of("preparation")
     if args.prepare:
         print(f"annotation files and images are in {data}")
         return
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
-    options = [*args.options, *([f"env.cache_root={args.cache_root}"] if args.cache_root else [])]
+    options = [*args.options, *cache_root_option(args)]
     checkpoint = train(args, options)
-    phase("training")
+    end_of("training")
     options.append(f"model.ckpt={checkpoint}")
     figures = report(data, evaluate(args.output, options))
-    phase("evaluation")
+    end_of("evaluation")
     (args.output / "report.json").write_text(
         json.dumps({**figures, "seconds": seconds}, indent=2) + "\n"
     )
@@ -230,7 +233,7 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code of the program with this command line."""
+    """Run the program with a command line; return its exit code."""
     return run_program(quickstart, parse_args(argv))
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's vision parts (the real classes, small) and what each query is asked."""
+"""The quickstart's vision part, the real classes at small size, and the question that each query answers."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from minigpt4.models.vision.qformer import (
 from minigpt4.quickstart import world
 
 RELATIONS = ("left of", "above left of", "above", "above right of")
-# Answers of each kind; the 0th, not listed here, is 'there is no such object'.
+# {kind of question: answers}; class 0, not listed here, is 'there is no such object', so answer i is class 1 + i.
 VOCABULARY = {
     "count": tuple(range(1, world.MAX_OBJECTS + 1)),
     "background": world.BACKGROUNDS,
@@ -28,7 +28,7 @@ VOCABULARY = {
     "relation": RELATIONS,
 }
 _OBJECT = ("size", "colour", "shape", "cell")
-# What query i is asked: (kind, object number in reading order); a relation is to the next object.
+# The question that query i answers: (kind, object number in reading order); a relation is to the next object.
 QUERIES = (
     ("count", 0),
     ("background", 0),
@@ -41,7 +41,7 @@ QUERIES = (
 
 
 def relation(first: world.Object, second: world.Object) -> str:
-    """How `first` lies to `second`, which comes later in reading order."""
+    """Return the position of `first` relative to `second`, which comes later in reading order."""
     if first.row == second.row:
         return "left of"
     side = (first.column > second.column) - (first.column < second.column)
@@ -49,7 +49,7 @@ def relation(first: world.Object, second: world.Object) -> str:
 
 
 def answers(scene: world.Scene) -> list[int]:
-    """The right answer to each of QUERIES: 1 + its place in VOCABULARY, 0 for no such object."""
+    """Return the class of the right answer to each of QUERIES, see VOCABULARY."""
 
     def answer(kind: str, k: int) -> object:
         if kind == "count":
@@ -76,70 +76,70 @@ class Vision(nn.Module):
         self.query_tokens = nn.Parameter(torch.randn(1, len(QUERIES), qformer.hidden_size) * 0.02)
         for part in self.Qformer.modules():
             if isinstance(part, nn.Dropout):
-                part.p = 0.0  # the images never repeat, there is nothing to overfit
-        # on short sequences and a CPU plain attention trains 1.7 times faster than the fused kernel
+                part.p = 0.0  # images never repeat, so there is nothing to overfit
+        # on a CPU and short sequences, plain attention trains 1.7 times faster than the fused kernel
         self.Qformer.bert.set_attn_implementation("eager")
         for block in self.visual_encoder.blocks:
             block.attn.fused_attn = False
 
     @classmethod
     def small(cls) -> "Vision":
-        """The network whose weights are committed: 6.4 M parameters."""
+        """Return the network whose weights are committed: 6.4 M parameters."""
         return cls(
             EvaVit(192, 6, 6, 768, 14, world.IMAGE_SIZE), QFormerConfig(256, 4, 8, 1024, 2, 192)
         )
 
     @classmethod
     def tiny(cls) -> "Vision":
-        """One that trains a step in milliseconds."""
+        """Return a network for tests, which trains a step in milliseconds."""
         return cls(EvaVit(32, 1, 2, 64, 14, world.IMAGE_SIZE), QFormerConfig(64, 1, 2, 64, 1, 32))
 
     def forward(
         self, image: torch.Tensor, num_queried: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, 1 + N, Dv] of images [B, 3, S, S], queries [B', Q, Dq] of the first `num_queried`."""
+        """Return the tokens [B, 1 + N, Dv] of images [B, 3, S, S], and the query outputs [B', Q, Dq].
+
+        The Q-Former runs on the first B' = `num_queried` images only (None: on all).
+        """
         tokens = self.ln_vision(self.visual_encoder(image))
         return tokens, self.Qformer(self.query_tokens, tokens[:num_queried])
 
     def save(self, folder: Path) -> list[Path]:
-        """Write fp16 weights for `vit_ckpt` and `q_former_model`; returns the files written."""
+        """Write fp16 weights for `vit_ckpt` and `q_former_model`, dimensions beside them; return the paths written."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
-        is_vit = "visual_encoder."
-        vit = {
-            name.removeprefix(is_vit): t for name, t in tensors.items() if name.startswith(is_vit)
-        }
-        rest = {
-            to_release_name(name): t for name, t in tensors.items() if not name.startswith(is_vit)
-        }
+        vit, rest = {}, {}
+        for name, tensor in self.state_dict().items():
+            half = tensor.half().contiguous()
+            if name.startswith("visual_encoder."):
+                vit[name.removeprefix("visual_encoder.")] = half
+            else:
+                rest[to_release_name(name)] = half
         written = []
-        for stem, part, config in (
+        for stem, tensors, config in (
             ("eva_vit", vit, self.vit_config),
             ("blip2", rest, self.qformer_config),
         ):
-            written += [folder / f"{stem}.safetensors", folder / f"{stem}.json"]
-            save_file(part, written[-2])
-            written[-1].write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+            weights, dimensions = folder / f"{stem}.safetensors", folder / f"{stem}.json"
+            save_file(tensors, weights)
+            dimensions.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+            written += [weights, dimensions]
         return written
 
     @classmethod
     def load(cls, folder: Path) -> "Vision":
-        """The network that `save` wrote, in float32."""
+        """Return the network that `save` wrote to `folder`, in float32 and evaluation mode."""
         from safetensors.torch import load_file
 
-        configs = [
+        vit, qformer = (
             json.loads((folder / f"{stem}.json").read_text()) for stem in ("eva_vit", "blip2")
-        ]
-        vision = cls(EvaVit(**configs[0]), QFormerConfig(**configs[1]))
-        state = {
-            f"visual_encoder.{name}": tensor
-            for name, tensor in load_file(folder / "eva_vit.safetensors").items()
-        }
-        state |= {
-            from_release_name(name): tensor
-            for name, tensor in load_file(folder / "blip2.safetensors").items()
-        }
-        vision.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        )
+        vision = cls(EvaVit(**vit), QFormerConfig(**qformer))
+        state = {}
+        for name, tensor in load_file(folder / "eva_vit.safetensors").items():
+            state[f"visual_encoder.{name}"] = tensor.float()
+        for name, tensor in load_file(folder / "blip2.safetensors").items():
+            state[from_release_name(name)] = tensor.float()
+        vision.load_state_dict(state)
         return vision.eval()

@@ -1,12 +1,14 @@
-"""The drawn world: scenes sampled by seed, drawn by opencv, with labels that are exact by construction.
+"""The drawn world: synthetic scenes sampled by seed and drawn by OpenCV, with labels that are exact by construction.
 
-A scene is a background and one to three objects, each with a size, a colour, a shape and a cell of a
-3 x 3 grid; no two objects share colour and shape, so 'the red circle' is one thing. Everything follows
-from (VERSION, split, index). What is kept from training, and how:
+A scene is a background and one to three objects (more in crowded images), each with a size, a colour, a shape and a cell
+of a 3 x 3 grid; no two objects share colour and shape, so 'the red circle' is unambiguous. Everything is determined by
+(VERSION, split, index) and the permitted number of objects. Two things are held out from training:
 
-* left-out pairs: the eight colour-shape pairs of LEFT_OUT_PAIRS stand in the split `left_out` only;
-* unseen compositions: a stable hash of the scene's content (not of its pixels) sends one composition
-  in ten to the evaluation splits, so no evaluation image has the composition of a training image.
+* left-out pairs: the eight colour-shape pairs of LEFT_OUT_PAIRS occur in the split `left_out` only;
+* unseen compositions: a stable hash of the scene's content (not of its pixels) reserves one composition
+  in ten for the evaluation splits, so no evaluation image has the composition of a training image.
+
+The shipped weights depend on the images: whatever changes the order of random draws changes the world.
 """
 
 import hashlib
@@ -44,7 +46,7 @@ BACKGROUNDS = (
 )
 MAX_OBJECTS = 3
 
-# Each colour and each shape misses one partner only, so both are seen in seven other pairs.
+# Each colour and each shape lacks one partner only, so training shows each of them in seven other pairs.
 LEFT_OUT_PAIRS = frozenset(
     zip(
         COLOURS,
@@ -55,7 +57,7 @@ LEFT_OUT_PAIRS = frozenset(
 
 TRAIN_SPLITS = ("pretrain", "stage1", "stage2")
 EVAL_SPLITS = ("held_out", "left_out")
-VALIDATION = "validation"  # scenes as of held_out, looked at while training
+VALIDATION = "validation"  # scenes like those of held_out, for validation during training
 _EVAL_SHARE = 10  # one composition in ten is for evaluation
 
 _RGB = {
@@ -88,6 +90,7 @@ class Scene:
     objects: tuple[Object, ...]
 
     def is_for_evaluation(self) -> bool:
+        """Whether the scene's composition is reserved for the evaluation splits, by its hash."""
         digest = hashlib.sha256(repr((VERSION, self)).encode()).digest()
         return digest[0] * 256 + digest[1] < 65536 // _EVAL_SHARE
 
@@ -96,26 +99,27 @@ class Scene:
 
 
 def generator(split: str, index: int) -> np.random.Generator:
-    """Random numbers of image `index` of `split`: the same on every machine."""
-    return np.random.default_rng(
-        [VERSION, (*TRAIN_SPLITS, *EVAL_SPLITS, VALIDATION).index(split), index]
-    )
+    """Return the random generator of image `index` of `split`: the same on every machine."""
+    splits = (*TRAIN_SPLITS, *EVAL_SPLITS, VALIDATION)
+    return np.random.default_rng([VERSION, splits.index(split), index])
 
 
 def sample_scene(
     split: str, rng: np.random.Generator, numbers: tuple[int, int] = (1, MAX_OBJECTS)
 ) -> Scene:
-    """A scene that `split` may hold, with `numbers` (least, most) objects, drawn by rejection."""
+    """Return a random scene that `split` may contain, with `numbers` (least, most) objects, by rejection sampling."""
+
+    def pick(names: tuple[str, ...]) -> str:
+        return names[rng.integers(len(names))]
+
+    wanted = (split not in TRAIN_SPLITS, split == "left_out")
     while True:
-        cells = np.sort(
-            rng.choice(len(CELLS), size=rng.integers(numbers[0], numbers[1] + 1), replace=False)
-        )
-        pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
+        count = rng.integers(numbers[0], numbers[1] + 1)
+        cells = np.sort(rng.choice(len(CELLS), size=count, replace=False))
         objects = tuple(Object(pick(SIZES), pick(COLOURS), pick(SHAPES), CELLS[c]) for c in cells)
         if len({(o.colour, o.shape) for o in objects}) < len(objects):
             continue
         scene = Scene(pick(BACKGROUNDS), objects)
-        wanted = (split not in TRAIN_SPLITS, split == "left_out")
         if (scene.is_for_evaluation(), scene.has_left_out_pair()) == wanted:
             return scene
 
@@ -123,7 +127,7 @@ def sample_scene(
 def draw(
     split: str, index: int, numbers: tuple[int, int] = (1, MAX_OBJECTS), size: int = IMAGE_SIZE
 ) -> tuple[Scene, np.ndarray, np.ndarray]:
-    """Scene, RGB image uint8 [size, size, 3], object map uint8 [size, size] (0: background, k: object k)."""
+    """Return scene, RGB image uint8 [size, size, 3], object map uint8 [size, size] (0: background, k: object k, from 1)."""
     rng = generator(split, index)
     scene = sample_scene(split, rng, numbers)
     image = _draw_background(scene.background, rng, size)
@@ -134,7 +138,7 @@ def draw(
 
 
 def boxes(scene: Scene, object_map: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return (left, top, width, height) in pixels of each object of a scene that was drawn with that object map."""
+    """Return the box (left, top, width, height) in pixels of each object of a scene, from its object map."""
     found = []
     for number in range(1, len(scene.objects) + 1):
         ys, xs = np.nonzero(object_map == number)
@@ -144,10 +148,9 @@ def boxes(scene: Scene, object_map: np.ndarray) -> list[tuple[int, int, int, int
 
 
 def _shade(rgb, rng, spread: int = 12) -> tuple[int, int, int]:
-    """`rgb` with each channel moved by up to `spread`."""
-    return tuple(
-        int(v) for v in np.clip(np.array(rgb) + rng.integers(-spread, spread + 1, 3), 0, 255)
-    )
+    """Return `rgb` with each channel shifted at random by up to `spread`."""
+    shifted = np.array(rgb) + rng.integers(-spread, spread + 1, 3)
+    return tuple(int(v) for v in np.clip(shifted, 0, 255))
 
 
 def _polygon(points) -> np.ndarray:
@@ -194,17 +197,22 @@ _CONTOURS = {
 
 
 def _draw_object(image, object_map, number: int, item: Object, rng, dark: bool) -> None:
-    """Paints one object into its cell, with a thin edge that shows on every background."""
+    """Draw one object into its cell of image and object map, with a thin edge that shows on every background.
+
+    `dark`: whether the background is dark.
+    """
     size = image.shape[0]
+    # size, position within the cell and tilt vary a little
     radius = size * (rng.uniform(0.075, 0.09) if item.size == "small" else rng.uniform(0.135, 0.15))
     slack = max(0.0, size / 6 - radius * 1.1) * 0.8
-    centre = np.array([item.column + 0.5, item.row + 0.5]) * size / 3 + rng.uniform(
-        -slack, slack, 2
-    )
+    cell_centre = np.array([item.column + 0.5, item.row + 0.5]) * size / 3
+    centre = cell_centre + rng.uniform(-slack, slack, 2)
     tilt = rng.uniform(-0.15, 0.15)
-    turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    rotation = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    # in sixteenths of a pixel (shift=4)
     contours = [
-        np.round((c @ turn * radius + centre) * 16).astype(np.int32) for c in _CONTOURS[item.shape]
+        np.round((c @ rotation * radius + centre) * 16).astype(np.int32)
+        for c in _CONTOURS[item.shape]
     ]
     edge = _shade((215, 215, 225) if dark else (55, 55, 60), rng)
     cv2.fillPoly(object_map, contours[:1], number, shift=4)
@@ -213,7 +221,7 @@ def _draw_object(image, object_map, number: int, item: Object, rng, dark: bool) 
 
 
 def _draw_background(kind: str, rng, size: int) -> np.ndarray:
-    """A canvas uint8 [size, size, 3] of the named kind with light noise."""
+    """Return a canvas uint8 [size, size, 3] of the named kind, with light noise."""
     image = np.empty((size, size, 3), np.uint8)
     ys, xs = np.mgrid[:size, :size]
     if kind == "striped":
@@ -251,11 +259,7 @@ def _draw_background(kind: str, rng, size: int) -> np.ndarray:
                     -1,
                 )
     else:
-        image[:] = _shade(
-            {"gray": (150, 150, 152), "beige": (228, 212, 178), "light blue": (165, 210, 240)}[
-                kind
-            ],
-            rng,
-        )
+        plain = {"gray": (150, 150, 152), "beige": (228, 212, 178), "light blue": (165, 210, 240)}
+        image[:] = _shade(plain[kind], rng)
     noise = rng.integers(-5, 6, (size, size, 1))
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)

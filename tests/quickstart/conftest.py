@@ -1,4 +1,4 @@
-"""The embedded default's data and language model at toy size."""
+"""The quickstart's data and language model at toy size."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from minigpt4.quickstart import prepare
 
 @pytest.fixture(scope="session")
 def cache(release, tmp_path_factory):
-    """A cache root with a few drawn images and, for the LLM, the toy one."""
+    """A cache root with a few drawn images and the toy LLM."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "SHARD_SIZE", 4)

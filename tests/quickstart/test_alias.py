@@ -1,4 +1,4 @@
-"""The quickstart's former package name, as commands of older docs and scripts spell it."""
+"""The quickstart's former package name, minigpt4.embedded, which older docs and scripts use."""
 
 import subprocess
 import sys

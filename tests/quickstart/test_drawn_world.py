@@ -1,4 +1,4 @@
-"""The drawn world's benchmarks: the figures of the quickstart's own evaluation, with intervals."""
+"""The drawn world's benchmarks: they give the figures of the quickstart's own evaluation."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Both embedded stages through train.py with the committed vision weights, on a toy LLM: a matter of seconds."""
+"""Both stages of the quickstart by train.py, with the committed vision weights and a toy LLM, in seconds."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_both_stages_train_the_projection_only(cache, tmp_path):
 
 
 def settings_of_the_demo(cache, checkpoint, path):
-    """With which settings demo.py begins; greedy is the default where the vision weights are those of the package."""
+    """Return the settings with which demo.py starts; greedy is the default with the vision weights of the package."""
     options = [f"model.ckpt={checkpoint}", f"env.cache_root={cache}", "run.device=cpu"]
     command = [sys.executable, "demo.py", "--cfg-path", "eval_configs/embedded_eval.yaml", "--cli"]
     command += ["--options", *options]
@@ -79,7 +79,7 @@ def settings_of_the_demo(cache, checkpoint, path):
 
 
 def test_own_images_take_the_place_of_the_drawn_ones(cache, tmp_path, monkeypatch):
-    """The program in docs/embedded.md, as it stands there, makes a folder that trains."""
+    """The program in docs/embedded.md, run verbatim, makes a folder that can be trained on."""
     (tmp_path / "my_set/image").mkdir(parents=True)
     captions = {
         "sunset": ("orange", "An orange evening sky."),

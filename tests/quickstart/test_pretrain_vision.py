@@ -1,4 +1,4 @@
-"""The small vision weights: what is committed, and the script that makes such weights."""
+"""The small vision weights: the committed files, and the script that makes them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The quickstart's trained projection, as it is shipped: it belongs to what the quickstart prepares, and answers."""
+"""The shipped checkpoint of the quickstart: it fits the vision weights of the package, and describes images."""
 
 import json
 

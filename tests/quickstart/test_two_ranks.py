@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node 2 train.py` on the embedded default's first stage, on the CPU."""
+"""`torchrun --nproc-per-node 2 train.py` on stage 1 of the quickstart, on the CPU."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from minigpt4.quickstart.llm import prepare_llm
 from minigpt4.quickstart.prepare import cache_folder
 from tests.training import ROOT, torchrun
 
-# train.py as it is; what each rank was given and ended with is written down beside it.
+# Runs train.py unchanged; writes down the samples of each rank and a digest of its final weights.
 PROBE = """
 import hashlib, json, sys
 sys.path.insert(0, {root!r})
@@ -36,7 +36,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 def test_two_ranks_train_the_embedded_default(cache, tmp_path):
-    """With the real LLM, and few images: to draw all 9,000 would take nearly as long again."""
+    """With the real LLM, but few images: drawing all 9,000 would nearly double the time."""
     root = tmp_path / "cache"
     shutil.copytree(cache, root, symlinks=True)
     (root / "embedded/llm").unlink()

@@ -1,4 +1,4 @@
-"""The small MiniGPT-v2: its files, its vision's labels, chance, and the whole program on a toy LLM."""
+"""The small MiniGPT-v2: annotation files, pretraining labels, chance levels, and the whole program on a toy LLM."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ SHORT = ["run.iters_per_epoch=3", "run.device=cpu"]
 
 @pytest.fixture(scope="module")
 def cache(release, tmp_path_factory):
-    """A cache root with a few images in official files and, for the LLM, the toy one."""
+    """A cache root with a few images in the official formats, and the toy LLM."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(instructions, "NUM_IMAGES", {"train": 10, "crowded": 10, "val": 5})
@@ -79,7 +79,7 @@ def test_each_object_is_asked_about_once_in_a_row(data):
 
 
 def test_the_start_of_the_projection_names_what_a_vector_shows(cache, data):
-    """Vectors of images that the map was not made from lie nearest to the embeddings of their own colour's word."""
+    """Vectors of images that the map was not fitted on are nearest to the embedding of their own colour's word."""
     state = torch.load(data / "llama_proj.pth", weights_only=True)["model"]
     vit = v2.WEIGHTS.with_name("eva_vit_boxes.safetensors")
     vectors, labels = alignment.look(vit, first=5000, count=50)
@@ -158,7 +158,7 @@ def test_chance():
 
 
 def test_the_whole_program(cache, tmp_path, capfd):
-    """Without its figures: three steps on a toy LLM, in this process but for the training."""
+    """Three steps on a toy LLM, without judging the figures; only training runs in a process of its own."""
     arguments = ["--cache-root", str(cache), "--output", str(tmp_path), "--options", *SHORT]
     assert v2.main(arguments) == 0
     report, said = json.loads((tmp_path / "report.json").read_text()), capfd.readouterr().out
@@ -170,6 +170,6 @@ def test_the_whole_program(cache, tmp_path, capfd):
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in weights if ".lora_" in name}
     assert adapted == {"q_proj", "v_proj"} and "llama_proj.weight" in weights
     assert weights["llama_proj.weight"].shape[1] == 4 * 192
-    # what is there is used again
+    # existing results are reused
     assert v2.main(arguments) == 0
     assert "is there; remove" in capfd.readouterr().out

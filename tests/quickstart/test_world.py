@@ -1,4 +1,4 @@
-"""The drawn world: the same everywhere, and honest about what is held out."""
+"""The drawn world: reproducible, and what is held out never occurs in training."""
 
 import hashlib
 
