@@ -185,7 +185,7 @@ def _recorded(calls: list[Callable[[], Tensor]]) -> torch.cuda.CUDAGraph:
         for call in calls:
             call()
 
-    return record(products, warm_ups=1)[0]
+    return record(torch.device("cuda"), products, warm_ups=1)[0]
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> None:

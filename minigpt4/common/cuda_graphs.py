@@ -21,35 +21,36 @@ _one_at_a_time = threading.Lock()  # threads that record share the stream below
 
 
 def record(
-    *functions: Callable[[], Any], warm_ups: int, pool: Any = None
+    device: torch.device, *functions: Callable[[], Any], warm_ups: int, pool: Any = None
 ) -> list[torch.cuda.CUDAGraph]:
-    """Return the CUDA graph of each function; the graphs are replayed in this order.
+    """Return the CUDA graph of each function on `device`; the graphs are to be replayed in this order.
 
     A function keeps what it computes (say, in an attribute): replays write there. All of them run `warm_ups` times
     first, because kernels are compiled and chosen, and workspaces allocated, at first calls, which cannot be captured.
-    `pool`: a graph_pool_handle for graphs that share memory. On an error the current stream is again the caller's.
+    `pool`: a graph_pool_handle, for graphs that share memory. After an error the current stream is the caller's again.
     """
-    caller, stream = torch.cuda.current_stream(), _capture_stream(torch.cuda.current_device())
     graphs = [torch.cuda.CUDAGraph() for _ in functions]
-    # after a failed capture torch.cuda.graph leaves its stream the current one: the outer context brings back the caller's
-    with _one_at_a_time, torch.cuda.stream(stream):
-        stream.wait_stream(caller)
-        for _ in range(warm_ups):
-            for function in functions:
-                function()
-        caller.wait_stream(stream)
-        # thread_local: other threads (a data loader, other chats) may go on using the GPU, but not torch's own generator
-        options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
-        with shared_generators:
-            for graph, function in zip(graphs, functions, strict=True):
-                with torch.cuda.graph(graph, **options):
+    with torch.cuda.device(device), _one_at_a_time:
+        caller, stream = torch.cuda.current_stream(), _capture_stream(torch.cuda.current_device())
+        # when a capture fails, torch.cuda.graph does not bring back the caller's stream; this context does
+        with torch.cuda.stream(stream):
+            stream.wait_stream(caller)
+            for _ in range(warm_ups):
+                for function in functions:
                     function()
+            caller.wait_stream(stream)
+            # other threads (a data loader, other chats) may use the GPU meanwhile, but not torch's own generator
+            options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+            with shared_generators:
+                for graph, function in zip(graphs, functions, strict=True):
+                    with torch.cuda.graph(graph, **options):
+                        function()
     return graphs
 
 
 @functools.cache
 def _capture_stream(device: int) -> torch.cuda.Stream:
-    """Return the device's one stream for warm-ups and captures: cuBLAS keeps a workspace for each stream it has seen."""
+    """Return the one stream for warm-ups and captures of a device: for each that it sees, cuBLAS keeps a workspace."""
     return torch.cuda.Stream(device)
 
 
@@ -95,13 +96,13 @@ class Recorder:
         recorded_inputs = [inputs[0], *self._first_inputs.pop(key)]
         reason = None
         try:
-            self._check_room()
+            self._check_room(inputs[0].device)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             recording = Recording(function, recorded_inputs, has_gradient, self._pool)
             if self.is_checked:
                 recording.check(function, inputs)
             self._recordings[key] = recording
-            self._check_room()
+            self._check_room(inputs[0].device)
         except Exception as error:  # of many kinds; if it is the function's own, it is raised again without a recording
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if reason is None:
@@ -118,11 +119,11 @@ class Recorder:
         torch.cuda.empty_cache()
         logging.warning("model.cuda_graphs: steps are not recorded: %s", reason)
 
-    def _check_room(self):
+    def _check_room(self, device):
         """Raise MemoryError unless the GPU has room for a step of a new shape, and at first for recordings too."""
         torch.cuda.empty_cache()
-        step = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-        free = torch.cuda.mem_get_info()[0]
+        step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0]
         if not self._recordings and free < 2 * step:
             raise MemoryError(
                 f"a step takes {step / GIB:.1f} GiB beside the weights, which a GPU must have twice; "
@@ -152,15 +153,14 @@ class Recording:
         # Whatever a graph reads or leaves lies here or in the model, so that later graphs of the pool cannot take its
         # memory: inputs, output, gradients. `function` may hold tensors that it has made at its first call.
         self.function, self.has_gradient = function, has_gradient
-        self.inputs = [each.detach().clone() for each in inputs]
+        self.inputs, device = [each.detach().clone() for each in inputs], inputs[0].device
         self.inputs[0].requires_grad_(has_gradient)
         self.output = self.grad = self.grad_input = self.backward = None
         if has_gradient:
-            self.forward, self.backward = record(
-                self._run_forward, self._run_backward, warm_ups=2, pool=pool
-            )
+            both = self._run_forward, self._run_backward
+            self.forward, self.backward = record(device, *both, warm_ups=2, pool=pool)
         else:
-            (self.forward,) = record(self._run_forward, warm_ups=2, pool=pool)
+            (self.forward,) = record(device, self._run_forward, warm_ups=2, pool=pool)
         self.output = self.output.detach()
 
     def _run_forward(self) -> None:

@@ -40,7 +40,7 @@ class Graph(TorchDispatchMode):
                     mine.copy_(theirs)
 
 
-def record(*functions, warm_ups, pool=None):
+def record(device, *functions, warm_ups, pool=None):
     graphs = [Graph() for _ in functions]
     for _ in range(warm_ups):
         for function in functions:
@@ -57,6 +57,6 @@ def emulated(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graphs, "record", record)
         patch.setattr(cuda_graphs, "_can_record", lambda tensor: True)
-        patch.setattr(cuda_graphs.Recorder, "_check_room", lambda self: None)
+        patch.setattr(cuda_graphs.Recorder, "_check_room", lambda self, device: None)
         patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
         yield

@@ -145,7 +145,7 @@ class StaticSteps:
         self.token = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         if device.type == "cuda":
-            (self.graph,) = record(self._next, warm_ups=3)
+            (self.graph,) = record(device, self._next, warm_ups=3)
 
     def _next(self) -> None:
         self.logits = self.one.logits(self.token, self.position)
