@@ -67,7 +67,7 @@ class Recorder:
         """`is_checked`: a recording is used only if it gives the function's own values."""
         self.is_checked, self.is_off = is_checked, False
         self.calls = 0  # of recordings
-        self._first_inputs: dict[Hashable, list[Tensor]] = {}  # of shapes seen once; see _record
+        self._first_inputs: dict[Hashable, list[Tensor]] = {}  # of shapes seen once; see _new
         self._recordings: dict[Hashable, Recording] = {}
         self._pool = None
 
@@ -91,33 +91,38 @@ class Recorder:
         return Replay.apply(self, self._recordings[key], *inputs)
 
     def _record(self, key, function, inputs, has_gradient):
-        # Recorded with the integers of the first call and compared on those of this one: a value that the graph has
-        # kept, instead of computing it from its inputs, shows.
-        recorded_inputs = [inputs[0], *self._first_inputs.pop(key)]
-        reason = None
+        """Add a recording. If anything fails, give up recording altogether."""
         try:
+            self._recordings[key] = self._new(key, function, inputs, has_gradient)
             self._check_room(inputs[0].device)
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            recording = Recording(function, recorded_inputs, has_gradient, self._pool)
-            if self.is_checked:
-                recording.check(function, inputs)
-            self._recordings[key] = recording
-            self._check_room(inputs[0].device)
-        except Exception as error:  # of many kinds; if it is the function's own, it is raised again without a recording
+        except (
+            Exception
+        ) as error:  # the function's own error comes again when it runs without a recording
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if reason is None:
+        else:
             if len(self._recordings) == 1:
                 logging.info("model.cuda_graphs: steps are recorded")
             return
+        # here, where no traceback holds the memory of what has failed
         self.is_off = True
-        self.calls += (
-            1  # replays have overwritten what an earlier forward pass has left for its backward()
-        )
+        self.calls += 1  # backward() of an earlier forward pass is refused: a check has replayed over what it needs
         self._recordings.clear()
         self._first_inputs.clear()
-        recording = None
         torch.cuda.empty_cache()
         logging.warning("model.cuda_graphs: steps are not recorded: %s", reason)
+
+    def _new(self, key, function, inputs, has_gradient):
+        """Return a Recording made with the first call's inputs (all but the first one) and checked on these.
+
+        So the check finds a value that was computed outside the graph and should follow the inputs.
+        """
+        self._check_room(inputs[0].device)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        earlier = [inputs[0], *self._first_inputs.pop(key)]
+        recording = Recording(function, earlier, has_gradient, self._pool)
+        if self.is_checked:
+            recording.check(function, inputs)
+        return recording
 
     def _check_room(self, device):
         """Raise MemoryError unless the GPU has room for a step of a new shape, and at first for recordings too."""
