@@ -39,24 +39,22 @@ def packed(
     device, lists = embedding.weight.device, batch.sent()
     segments = Segments(batch.lengths, device, batch.num_shared, lists, rounding)
 
-    def losses(vectors: torch.Tensor) -> torch.Tensor:
+    def losses(vectors: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        # at every call: a graph has to compute the limits of attention from `flat`, where replays put other integers
+        if recorder is not None:
+            segments.take(flat)
         sent = Sent(*segments.sent)
         chosen = vectors.flatten(0, 1).index_select(0, sent.vectors)
         embeds = put(embedding(sent.words), sent.places, chosen)
         logits = label_logits(llm, embeds, sent.positions, segments, sent.predicting, recompute)
         return TokenLosses.apply(logits, sent.targets)
 
-    def losses_of(vectors: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-        # at every call: a graph has to compute from `flat` all that a replay, with other integers there, reads
-        segments.take(flat)
-        return losses(vectors)
-
     if recorder is None:
-        return losses(images)
+        return losses(images, segments.flat)
     # all that the pass depends on beside its tensors; their shapes do not tell how the integers are divided
     limits = segments.num_shared, segments.most_queries, segments.most_keys
     name = ("LLM", label_logits, *segments.sizes, *limits)
-    return recorder(name, losses_of, images, segments.flat)[:num_targets]
+    return recorder(name, losses, images, segments.flat)[:num_targets]
 
 
 def padded(
