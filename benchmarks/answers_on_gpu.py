@@ -15,32 +15,32 @@ from minigpt4.models.llm import quantization
 from minigpt4.models.llm.decoding import Decoder
 
 PROMPT, TOKENS = 200, 128  # tokens
-TOLERANCE = 5e-2  # of logits recorded, relative to those of plain steps; as that of a backend in half precision
-LENGTHS = (22, 101, 257, 773)  # of prompts
+TOLERANCE = 5e-2  # relative difference between logits of recorded and plain steps; that of backends in half precision
+LENGTHS = (22, 101, 257, 773)  # tokens of the prompts
 KINDS = {"none": "fp16", "int8": "int8", "int4": "int4"}
 Step = tuple[str, Callable[[], dict], int]
 
 
 def steps(args: Namespace) -> Iterator[Step]:
-    """Yield (name, step, its limit in seconds), the most valuable figure first."""
-    visit = Answers(args)
-    yield "fp16", partial(visit.speed, "none"), 75
-    yield "prompts of new lengths", visit.prompts, 30
-    yield "two threads", visit.threads, 25
+    """Yield (name, step, time limit in seconds), the most valuable figures first."""
+    answers = Answers(args)
+    yield "fp16", partial(answers.speed, "none"), 75
+    yield "prompts of new lengths", answers.prompts, 30
+    yield "two threads", answers.threads, 25
     for kind in ("int8", "int4"):
-        yield kind, partial(visit.speed, kind), 60
+        yield kind, partial(answers.speed, kind), 60
 
 
 class Answers:
-    """One model of each kind of weights at a time."""
+    """The steps, and the one model that is on the GPU."""
 
     def __init__(self, args: Namespace):
         self.args, self.device = args, torch.device("cuda")
         self.size = "chat-quick" if args.rehearsal else "7b"
-        self.copied, self.model = None, None
+        self.copy_rate, self.model = None, None  # bytes a second; see `speed`
 
     def draw(self, kind: str) -> None:
-        """Let `model` be one of 7B whose weights are of `kind`."""
+        """Replace `model` by one with random weights of `kind`."""
         self.model = None
         torch.cuda.empty_cache()
         self.model = chat.chat_model(self.size, torch.float16, self.device)
@@ -49,9 +49,12 @@ class Answers:
 
     @torch.no_grad()
     def speed(self, kind: str) -> dict:
-        """Return the row of tokens a second of an answer, beside `generate` and what the memory allows."""
+        """Return a row: tokens a second of an answer, compared with `generate` and the limit of memory bandwidth.
+
+        Raises NotEqual if recorded steps give other logits than plain ones.
+        """
         self.draw(kind)
-        self.copied = self.copied or max(counted.copies(self.device, 2**30, 10))
+        self.copy_rate = self.copy_rate or max(counted.copies(self.device, 2**30, 10))
         error = self._recorded_error()
         if not (self.args.rehearsal or error <= TOLERANCE):
             raise NotEqual(
@@ -63,21 +66,20 @@ class Answers:
         turn.answer(max_new_tokens=2, min_length=4)
         first = time.perf_counter() - start
         engine, generate = chat.tokens_a_second(turn, 3, TOKENS, not self.args.rehearsal)
-        # every token reads all weights but the embedding table, and the keys and values so far
+        # a token reads all weights except the embedding table, and the KV cache, here as it is halfway through the answer
         llm, config = self.model.llama_model, self.model.llama_model.config
         tensors = [
             *llm.parameters(),
             *(buffer for name, buffer in llm.named_buffers() if name.endswith("scale")),
         ]
-        read = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
-        read += 2 * config.num_hidden_layers * config.hidden_size * 2 * (PROMPT + TOKENS // 2)
-        limit = self.copied / read
+        nbytes = sum(tensor.nbytes for tensor in tensors) - llm.get_input_embeddings().weight.nbytes
+        nbytes += 2 * config.num_hidden_layers * config.hidden_size * 2 * (PROMPT + TOKENS // 2)
         found = row(
             f"{self.size} {KINDS[kind]}: tokens a second",
             "1/s",
             engine,
             stock=generate,
-            limit=limit,
+            limit=self.copy_rate / nbytes,
             more_is_better=True,
         )
         figures = {
@@ -87,13 +89,13 @@ class Answers:
         }
         return {
             "rows": [found],
-            "TB/s": self.copied / 1e12,
+            "TB/s": self.copy_rate / 1e12,
             "GiB": torch.cuda.memory_allocated() / 2**30,
             **figures,
         }
 
     def _recorded_error(self) -> float:
-        """Return the relative distance of a recorded step's logits from those of a plain one."""
+        """Return the relative difference between the logits of a recorded and of a plain step."""
         llm, logits = self.model.llama_model, []
         embeds = llm.get_input_embeddings()(torch.arange(16, device=self.device)[None])
         positions = torch.arange(16, device=self.device)[None]
@@ -110,7 +112,7 @@ class Answers:
 
     @torch.no_grad()
     def prompts(self) -> dict:
-        """Return milliseconds to the first token's logits for new lengths, and again; without cuDNN and with it."""
+        """Return the milliseconds of a prefill the first time that its length occurs, and later; without and with cuDNN."""
         decoder, found = Decoder(self.model.llama_model, static=False), {}
         embedding = self.model.llama_model.get_input_embeddings()
         for cudnn in (False,) if self.args.rehearsal else (False, True):
@@ -140,7 +142,7 @@ class Answers:
         return {"rows": rows, "ms": found}
 
     def threads(self) -> dict:
-        """Answer in a thread without a seed while another records its steps; raise RuntimeError if it ends."""
+        """Sample answers in one thread while another records steps; raise RuntimeError if the first one fails."""
         turn, ended, errors = chat.start(self.model), threading.Event(), []
         turn.chat.ask("What is this?", turn.conv)
 

@@ -1,7 +1,7 @@
-"""Candidates for the product of a weight [N, K] with one row of activations, which is what an answer's token consists of.
+"""Candidate Triton kernels for a weight [N, K] times one row of activations, most of the work of an answer's token.
 
-Triton kernels. A program computes `rows` outputs and reads their weights once; sums are in float32. What limits such a
-product is how many bytes are under way, and, with few bits, how many instructions a weight takes.
+A program computes `rows` outputs and reads their weights once; sums are in float32. The speed of such a product is limited
+by how many bytes are in flight and, with few bits, by how many instructions a weight takes.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class Config(NamedTuple):
-    """How a kernel divides the weight: outputs and columns that a program takes at once, and its warps."""
+    """How a kernel divides the weight: the outputs and columns of a program's block, and its warps."""
 
     rows: int
     columns: int
     warps: int
-    adds: bool = False  # of int8: see _number
+    adds: bool = False  # int8 only: see _number
 
 
-# None of them needs more registers than there are; a thread loads 16 bytes (int8: 8) at a time.
+# None of them spills registers; a thread loads 16 bytes (int8: 8) at a time.
 CONFIGS = {
     "fp16": (Config(4, 1024, 4), Config(2, 2048, 4), Config(2, 1024, 4)),
     "int8": (Config(4, 1024, 4), Config(4, 1024, 4, True), Config(2, 2048, 4, True)),
@@ -31,15 +31,15 @@ CONFIGS = {
 
 @triton.jit
 def _load(pointers, mask):
-    # a weight is read once; x, which every program reads, shall stay in the cache
+    # a weight is read only once: it should not evict x, which every program reads, from the cache
     return tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
 def _number(w, ADDS: tl.constexpr):
-    """Return w in float32. ADDS: of integers, without the conversion, for which a GPU has few units."""
+    """Return w in float32. ADDS: convert integers by an addition, since a GPU has few units for conversions."""
     if ADDS:
-        # the bits 0x4B400000 are 1.5 * 2^23, where neighbours are one apart
+        # the bits 0x4B400000 are 1.5 * 2^23, where adjacent floats are 1 apart
         return (w.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
     else:
         return w.to(tl.float32)
@@ -58,10 +58,10 @@ def wide_kernel(
     BLOCK_K: tl.constexpr,
     ADDS: tl.constexpr,
 ):
-    """y [N] = w [N, K] x [K], of 16 bits, or of 8 with scale [N]. A block of w is loaded while the one before is added."""
+    """y [N] = w [N, K] x [K], w in 16 bits, or in 8 with scale [N]. The next block of w loads while one is added up."""
     rows = tl.minimum(tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
     columns = tl.arange(0, BLOCK_K)[None, :]
-    # 8 weights to a load, as of x: otherwise one of the two would go through shared memory
+    # as many weights to a load as values of x (8): otherwise one of the two would go through shared memory
     vector: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
     pointers = tl.multiple_of(w_ptr + rows.to(tl.int64)[:, None] * K + columns, (1, vector))
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -80,10 +80,10 @@ def wide_kernel(
 
 @triton.jit
 def _times_level(w, x, p: tl.constexpr):
-    """Return x times the level at the bits 4 p.. of each word of w, times 2^-39.
+    """Return x times the level at bits 4 p to 4 p + 3 of each word of w, times 2^-39.
 
-    An integer below 2^24 is, read as float32, itself times 2^-149, a denormal number. So a level costs an AND and a
-    multiply-add alone. x [1, ..] is raised by what the range of float16 leaves.
+    An integer n below 2^24, its bits read as float32, is n * 2^-149. So a level costs only an AND and a multiply-add.
+    x [1, ..] is first multiplied by a large power of two, for which the range of float32 has room.
     """
     if p >= 6:
         w = w >> 8
@@ -103,10 +103,10 @@ def int4_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """y [N] of w [N, 4, K / 32] and scale [N, K / 32], see `pack_int4`; |x| < 2^17.
+    """y [N] = weight times x [K]; w [N, 4, K / 32] and scale [N, K / 32] are those of `pack_int4`; |x| < 2^17.
 
-    A thread takes neighbouring groups, whose words, scales and x lie side by side. All tensors are divided among the
-    threads alike only if a warp has a program of its own.
+    A thread takes adjacent groups, whose words, scales and x are adjacent in memory. Programs have one warp: only then
+    are all tensors divided among the threads in the same way.
     """
     G: tl.constexpr = K // 32
     rows = tl.minimum(tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
@@ -125,7 +125,7 @@ def int4_kernel(
                 x = tl.load(x_ptr + (8 * i + p) * G + start + groups, mask=mask, other=0)
                 x_sum += x.to(tl.float32)
                 part += _times_level(w, x.to(tl.float32), p)
-        # both halves of a word are bfloat16
+        # the lower and upper half of a scale are bfloat16: the step between levels, and the value of level 8
         step = (scale << 16).to(tl.float32, bitcast=True)
         middle = (scale & -65536).to(tl.float32, bitcast=True)
         total += step * (part * 2.0**39 - 8 * x_sum) + middle * x_sum
@@ -133,10 +133,11 @@ def int4_kernel(
 
 
 def pack_int4(levels: Tensor, step: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return words [N, 4, K / 32] and scale [N, K / 32] in int32 of levels [N, K], 0 to 15, and bfloat16 [N, K / 32].
+    """Return int32 words [N, 4, K / 32] and scale [N, K / 32] for levels [N, K], 0 to 15, and step, middle in bfloat16.
 
-    Column c K / 32 + g is number c of group g, so that neighbouring groups read neighbouring x. The bits 4 p.. of word i
-    of a group are its number 8 i + p; the step is the lower half of its scale.
+    A weight is (level - 8) * step + middle; step and middle [N, K / 32] are its group's. Column c K / 32 + g is element c
+    of group g, so that adjacent groups read adjacent x. Bits 4 p to 4 p + 3 of word i are element 8 i + p; the lower half
+    of a scale is the step.
     """
     nibbles = levels.int().view(len(levels), 4, 8, -1)  # row, i, p, group
     words = nibbles[:, :, 0].clone()
@@ -146,7 +147,7 @@ def pack_int4(levels: Tensor, step: Tensor, middle: Tensor) -> tuple[Tensor, Ten
 
 
 def wide(w: Tensor, scale: Tensor | None, x: Tensor, config: Config) -> Tensor:
-    """Return [1, N] for x [1, K] of w [N, K] in 16 bits, or in 8 with scale [N]."""
+    """Return the product [1, N] of x [1, K] and w [N, K] in 16 bits, or in 8 bits with scale [N]."""
     y = x.new_empty(1, len(w))
     grid = (triton.cdiv(len(w), config.rows),)
     sizes = (*w.shape, scale is not None, config.rows, config.columns, config.adds)
@@ -155,7 +156,7 @@ def wide(w: Tensor, scale: Tensor | None, x: Tensor, config: Config) -> Tensor:
 
 
 def int4(w: Tensor, scale: Tensor, x: Tensor, config: Config) -> Tensor:
-    """Return [1, N] for x [1, K] of what `pack_int4` gives."""
+    """Return the product [1, N] of x [1, K] and a weight packed by `pack_int4`."""
     y = x.new_empty(1, len(w))
     grid = (triton.cdiv(len(w), config.rows),)
     sizes = (len(w), x.shape[1], config.rows, config.columns // 32)

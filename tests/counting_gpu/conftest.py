@@ -34,10 +34,11 @@ def on_counting_gpu(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
     }
 
-    def run(*words, timeout=600):
+    def run(*words, timeout=600, gpus=1):
         command = [sys.executable, "-m", *map(str, words)]
+        env = environment | {"FAKE_GPUS": str(gpus)}
         result = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
         )
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"[-4000:]
         return json.loads(result.stdout.splitlines()[-1])

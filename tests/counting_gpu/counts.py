@@ -14,6 +14,7 @@ class Counts(NamedTuple):
     copies: int  # to the device
     flops: int  # of matrix products
     nodes: list[int]  # of each graph that was recorded
+    beside: int  # launches on other streams while a graph was recorded
 
 
 def reset() -> None:
@@ -35,7 +36,8 @@ def counts() -> Counts:
     copies = number("memcpy pageable -> device", "memcpy pinned -> device")
     flops = sum(size for _, size, name in found if name.startswith("gemm"))
     nodes = [int(name.split()[3]) for _, _, name in found if name.startswith("capture ends with")]
-    return Counts(number("kernel", "gemm"), waits, copies, flops, nodes)
+    beside = number("launch beside a capture")
+    return Counts(number("kernel", "gemm"), waits, copies, flops, nodes, beside)
 
 
 def _library() -> ctypes.CDLL:

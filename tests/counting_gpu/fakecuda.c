@@ -6,7 +6,7 @@
 #include <dlfcn.h>
 #undef cuDevicePrimaryCtxRetain
 #define E __attribute__((visibility("default")))
-static int (*attr)(int); static void (*cnt)(const char *);
+static int (*attr)(int); static void (*cnt)(const char *, CUstream);
 static void init(void) { if (!attr) { attr = dlsym(RTLD_DEFAULT, "fc_attribute"); cnt = dlsym(RTLD_DEFAULT, "fc_launched"); } }
 typedef struct { char name[256]; } Fn;
 E CUresult cuInit(unsigned f) { return 0; }
@@ -29,8 +29,8 @@ E CUresult cuModuleGetFunction(CUfunction *f, CUmodule m, const char *n) { Fn *x
 E CUresult cuFuncGetAttribute(int *v, CUfunction_attribute a, CUfunction f) { *v = a == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : a == CU_FUNC_ATTRIBUTE_NUM_REGS ? 40 : 0; return 0; }
 E CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, int v) { return 0; }
 E CUresult cuFuncSetCacheConfig(CUfunction f, CUfunc_cache c) { return 0; }
-E CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **p, void **e) { init(); if (cnt) cnt(((Fn *)f)->name); return 0; }
-E CUresult cuLaunchKernel(CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned s, CUstream st, void **p, void **x) { init(); if (cnt) cnt(((Fn *)f)->name); return 0; }
+E CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **p, void **e) { init(); if (cnt) cnt(((Fn *)f)->name, c->hStream); return 0; }
+E CUresult cuLaunchKernel(CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned s, CUstream st, void **p, void **x) { init(); if (cnt) cnt(((Fn *)f)->name, st); return 0; }
 E CUresult cuOccupancyMaxActiveClusters(int *n, CUfunction f, const CUlaunchConfig *c) { *n = 132; return 0; }
 
 E CUresult cuGetErrorString(CUresult e, const char **s) { *s = "fake"; return 0; }

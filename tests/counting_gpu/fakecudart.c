@@ -61,11 +61,12 @@ static void add_block(void *p, size_t n, int kind) {
 static int kind_of(const void *p) { pthread_mutex_lock(&lock); Block *b = find(p); int k = b ? b->kind : 0; pthread_mutex_unlock(&lock); return k; }
 
 // ---- capture state
-static cudaStream_t capturing = NULL; static int is_capturing = 0; static pthread_t recorder; static uint64_t capture_nodes = 0, capture_id = 0;
+static cudaStream_t capturing = NULL; static int is_capturing = 0, is_invalid = 0; static pthread_t recorder; static uint64_t capture_nodes = 0, capture_id = 0;
 // as with cudaStreamCaptureModeThreadLocal: what other threads do meanwhile is theirs
 static int records_here(void) { return is_capturing && pthread_equal(pthread_self(), recorder); }
 static cudaError_t illegal(const char *what) {
   char b[200]; snprintf(b, 200, "ILLEGAL in capture: %s", what); count(b, 0);
+  is_invalid = 1;
   fprintf(stderr, "[fake] illegal while capturing: %s\n", what);
   return err(cudaErrorStreamCaptureUnsupported);
 }
@@ -97,8 +98,12 @@ EXPORT cudaError_t cudaHostRegister(void *p, size_t n, unsigned f) { pthread_mut
 EXPORT cudaError_t cudaHostUnregister(void *p) { pthread_mutex_lock(&lock); Block *b = find(p); if (b) b->p = NULL; pthread_mutex_unlock(&lock); return cudaSuccess; }
 EXPORT cudaError_t cudaMemGetInfo(size_t *f, size_t *t) { *t = total_mem(); *f = *t - used; return cudaSuccess; }
 
-static void note_capture(void) { if (records_here()) capture_nodes++; }
-static cudaError_t copy(void *d, const void *s, size_t n, enum cudaMemcpyKind kind, int is_async) {
+// a launch is part of the graph by its stream, whichever thread makes it (autograd's backward has one of its own)
+static void note_capture(cudaStream_t st) {
+  if (!is_capturing) return;
+  if (st == capturing) __sync_fetch_and_add(&capture_nodes, 1); else count("launch beside a capture", 0);
+}
+static cudaError_t copy(void *d, const void *s, size_t n, enum cudaMemcpyKind kind, int is_async, cudaStream_t st) {
   if (!n) return cudaSuccess;
   int kd = kind_of(d), ks = kind_of(s);
   const char *from = ks == 2 ? "device" : ks == 1 ? "pinned" : "pageable", *to = kd == 2 ? "device" : kd == 1 ? "pinned" : "pageable";
@@ -107,19 +112,19 @@ static cudaError_t copy(void *d, const void *s, size_t n, enum cudaMemcpyKind ki
   snprintf(b, 200, "memcpy %s -> %s%s%s", from, to, is_async ? " async" : " sync", (ks == 0 || kd == 0) ? size : "");
   count(b, n);
   if (records_here() && !(kd == 2 && ks == 2)) fprintf(stderr, "[fake] in capture: %s of %zu bytes\n", b, n);
-  note_capture();
+  note_capture(st);
   if (kd == 2 && ks == 2) { if (n <= 4096) memcpy(d, s, n); return cudaSuccess; }
   if (kd == 2) { if (n <= (1 << 16)) memcpy(d, s, n); return cudaSuccess; }
   memcpy(d, s, n);
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { if (records_here()) return illegal("cudaMemcpy"); return copy(d, s, n, k, 0); }
-EXPORT cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t st) { return copy(d, s, n, k, 1); }
-EXPORT cudaError_t cudaMemcpyPeerAsync(void *d, int dd, const void *s, int sd, size_t n, cudaStream_t st) { return copy(d, s, n, 3, 1); }
+EXPORT cudaError_t cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { if (records_here()) return illegal("cudaMemcpy"); return copy(d, s, n, k, 0, 0); }
+EXPORT cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t st) { return copy(d, s, n, k, 1, st); }
+EXPORT cudaError_t cudaMemcpyPeerAsync(void *d, int dd, const void *s, int sd, size_t n, cudaStream_t st) { return copy(d, s, n, 3, 1, st); }
 EXPORT cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, size_t h, enum cudaMemcpyKind k, cudaStream_t st) { count("cudaMemcpy2DAsync", w * h); return cudaSuccess; }
 EXPORT cudaError_t cudaMemcpyToSymbol(const void *sym, const void *src, size_t n, size_t o, enum cudaMemcpyKind k) { return cudaSuccess; }
 EXPORT cudaError_t cudaMemset(void *d, int v, size_t n) { if (n <= 65536) memset(d, v, n); count("cudaMemset", n); return cudaSuccess; }
-EXPORT cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t s) { note_capture(); if (n <= 65536) memset(d, v, n); count("cudaMemsetAsync", n); return cudaSuccess; }
+EXPORT cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t s) { note_capture(s); if (n <= 65536) memset(d, v, n); count("cudaMemsetAsync", n); return cudaSuccess; }
 EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
   memset(a, 0, sizeof *a); int k = kind_of(p);
   a->type = k == 2 ? cudaMemoryTypeDevice : k == 1 ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
@@ -128,9 +133,12 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, con
 EXPORT cudaError_t cudaGetSymbolAddress(void **p, const void *s) { static char dummy[1 << 20]; *p = dummy; return cudaSuccess; }
 
 // ---- devices
-EXPORT cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
-EXPORT cudaError_t cudaGetDevice(int *d) { *d = 0; return cudaSuccess; }
-EXPORT cudaError_t cudaSetDevice(int d) { return d ? err(cudaErrorInvalidDevice) : cudaSuccess; }
+// FAKE_GPUS: how many; their memory is one
+static int num_devices(void) { const char *e = getenv("FAKE_GPUS"); return e ? atoi(e) : 1; }
+static __thread int device = 0;
+EXPORT cudaError_t cudaGetDeviceCount(int *n) { *n = num_devices(); return cudaSuccess; }
+EXPORT cudaError_t cudaGetDevice(int *d) { *d = device; return cudaSuccess; }
+EXPORT cudaError_t cudaSetDevice(int d) { if (d < 0 || d >= num_devices()) return err(cudaErrorInvalidDevice); device = d; return cudaSuccess; }
 EXPORT cudaError_t cudaDeviceSynchronize(void) { if (records_here()) return illegal("cudaDeviceSynchronize"); count("SYNC cudaDeviceSynchronize", 0); return cudaSuccess; }
 EXPORT cudaError_t cudaDeviceCanAccessPeer(int *c, int a, int b) { *c = 0; return cudaSuccess; }
 EXPORT cudaError_t cudaDeviceEnablePeerAccess(int a, unsigned f) { return cudaSuccess; }
@@ -193,14 +201,15 @@ EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) { if (records_here()) ret
 EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1.0f; return cudaSuccess; }
 
 // ---- graphs
-EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *st) { *st = (is_capturing && s == capturing) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone; return cudaSuccess; }
+EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *st) { *st = !(is_capturing && s == capturing) ? cudaStreamCaptureStatusNone : is_invalid ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive; return cudaSuccess; }
 EXPORT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *st, unsigned long long *id, cudaGraph_t *g, const cudaGraphNode_t **dep, const cudaGraphEdgeData **e, size_t *n) {
   int c = is_capturing && s == capturing;
-  *st = c ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone; if (id) *id = capture_id; if (g) *g = (cudaGraph_t)0x99; if (n) *n = 0; return cudaSuccess;
+  *st = !c ? cudaStreamCaptureStatusNone : is_invalid ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive; if (id) *id = capture_id; if (g) *g = (cudaGraph_t)0x99; if (n) *n = 0; return cudaSuccess;
 }
-EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode m) { capturing = s; recorder = pthread_self(); is_capturing = 1; capture_nodes = 0; capture_id++; count("capture begins", 0); return cudaSuccess; }
+EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode m) { capturing = s; recorder = pthread_self(); is_capturing = 1; is_invalid = 0; capture_nodes = 0; capture_id++; count("capture begins", 0); return cudaSuccess; }
 EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
-  is_capturing = 0; *g = (cudaGraph_t)(handles += 16); char b[100]; snprintf(b, 100, "capture ends with %llu nodes", (unsigned long long)capture_nodes); count(b, 0); return cudaSuccess; }
+  is_capturing = 0; if (is_invalid) { *g = NULL; return err(cudaErrorStreamCaptureInvalidated); }
+  *g = (cudaGraph_t)(handles += 16); char b[100]; snprintf(b, 100, "capture ends with %llu nodes", (unsigned long long)capture_nodes); count(b, 0); return cudaSuccess; }
 EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *m) { return cudaSuccess; }
 EXPORT cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long f) { *e = (cudaGraphExec_t)(handles += 16); return cudaSuccess; }
 EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) { count("cudaGraphLaunch", 0); return cudaSuccess; }
@@ -230,8 +239,8 @@ static const char *name_of(const void *f) {
   Kernel key = {f, NULL}, *k = bsearch(&key, kernels, num_kernels, sizeof(Kernel), compare);
   return k ? k->name : "unknown kernel";
 }
-static void launched(const char *name) { char b[400]; snprintf(b, 400, "kernel %s", name); count(b, 0); note_capture(); }
-EXPORT void fc_launched(const char *name) { count(name, 0); note_capture(); }  // by the driver: Triton
+static void launched(const char *name, cudaStream_t st) { char b[400]; snprintf(b, 400, "kernel %s", name); count(b, 0); note_capture(st); }
+EXPORT void fc_launched(const char *name, cudaStream_t st) { count(name, 0); note_capture(st); }  // by the driver: Triton
 static __thread struct { dim3 g, b; size_t s; void *st; } config;
 EXPORT unsigned __cudaPushCallConfiguration(dim3 g, dim3 b, size_t s, struct CUstream_st *st) { config.g = g; config.b = b; config.s = s; config.st = st; return 0; }
 EXPORT cudaError_t __cudaPopCallConfiguration(dim3 *g, dim3 *b, size_t *s, void *st) { *g = config.g; *b = config.b; *s = config.s; *(void **)st = config.st; return cudaSuccess; }
@@ -239,11 +248,11 @@ static cudaError_t check(dim3 g, dim3 b, size_t s) {
   if (!g.x || !g.y || !g.z || g.y > 65535 || g.z > 65535 || b.x * b.y * b.z > 1024 || !b.x || s > 232448) { fprintf(stderr, "[fake] bad launch configuration %u %u %u / %u %u %u / %zu\n", g.x, g.y, g.z, b.x, b.y, b.z, s); return err(cudaErrorInvalidConfiguration); }
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of(f)); return check(g, b, s); }
+EXPORT cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of(f), st); return check(g, b, s); }
 EXPORT cudaError_t __cudaGetKernel(cudaKernel_t *k, const void *f) { *k = (cudaKernel_t)f; return cudaSuccess; }
-EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of((void *)k)); return check(g, b, s); }
-EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) { launched(name_of(f)); return check(c->gridDim, c->blockDim, c->dynamicSmemBytes); }
-EXPORT cudaError_t cudaLaunchCooperativeKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of(f)); return check(g, b, s); }
+EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of((void *)k), st); return check(g, b, s); }
+EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) { launched(name_of(f), c->stream); return check(c->gridDim, c->blockDim, c->dynamicSmemBytes); }
+EXPORT cudaError_t cudaLaunchCooperativeKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t st) { launched(name_of(f), st); return check(g, b, s); }
 EXPORT cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *f) {
   memset(a, 0, sizeof *a); a->maxThreadsPerBlock = 1024; a->numRegs = 64; a->ptxVersion = 90; a->binaryVersion = 90; a->maxDynamicSharedSizeBytes = 232448; return cudaSuccess; }
 EXPORT cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute a, int v) { return cudaSuccess; }
@@ -267,14 +276,16 @@ EXPORT cudaError_t cudaGetDriverEntryPoint(const char *s, void **f, unsigned lon
 static int dummy_handle[1024];
 EXPORT cublasStatus_t cublasCreate_v2(cublasHandle_t *h) { *h = (cublasHandle_t)dummy_handle; return 0; }
 EXPORT cublasStatus_t cublasDestroy_v2(cublasHandle_t h) { return 0; }
-EXPORT cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s) { return 0; }
+static __thread cudaStream_t blas_stream;  // torch sets it before each product
+EXPORT cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s) { blas_stream = s; return 0; }
 EXPORT cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *w, size_t n) { return 0; }
 EXPORT cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t m) { return 0; }
 EXPORT cublasStatus_t cublasGetMathMode(cublasHandle_t h, cublasMath_t *m) { *m = 0; return 0; }
 EXPORT cublasStatus_t cublasSetPointerMode_v2(cublasHandle_t h, cublasPointerMode_t m) { return 0; }
 EXPORT cublasStatus_t cublasGetPointerMode_v2(cublasHandle_t h, cublasPointerMode_t *m) { *m = 0; return 0; }
-static void gemm(const char *kind, long long m, long long n, long long k, long long batch, int type, int out) {
-  char b[200]; snprintf(b, 200, "gemm %s m=%lld n=%lld k=%lld batch=%lld type=%d out=%d", kind, m, n, k, batch, type, out); count(b, (uint64_t)(2 * m * n * k * batch)); note_capture(); }
+static void gemm_on(cudaStream_t st, const char *kind, long long m, long long n, long long k, long long batch, int type, int out) {
+  char b[200]; snprintf(b, 200, "gemm %s m=%lld n=%lld k=%lld batch=%lld type=%d out=%d", kind, m, n, k, batch, type, out); count(b, (uint64_t)(2 * m * n * k * batch)); note_capture(st); }
+#define gemm(...) gemm_on(blas_stream, __VA_ARGS__)
 EXPORT cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *al, const void *A, cudaDataType At, int lda, const void *B, cudaDataType Bt, int ldb, const void *be, void *C, cudaDataType Ct, int ldc, cublasComputeType_t ct, cublasGemmAlgo_t algo) { gemm(ta ? (tb ? "TT" : "TN") : (tb ? "NT" : "NN"), m, n, k, 1, At, Ct); return 0; }
 EXPORT cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *al, const void *A, cudaDataType At, int lda, long long sa, const void *B, cudaDataType Bt, int ldb, long long sb, const void *be, void *C, cudaDataType Ct, int ldc, long long sc, int batch, cublasComputeType_t ct, cublasGemmAlgo_t algo) { gemm(ta ? (tb ? "TT" : "TN") : (tb ? "NT" : "NN"), m, n, k, batch, At, Ct); return 0; }
 EXPORT cublasStatus_t cublasSgemm_v2(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float *al, const float *A, int lda, const float *B, int ldb, const float *be, float *C, int ldc) { gemm(ta ? (tb ? "TT" : "TN") : (tb ? "NT" : "NN"), m, n, k, 1, 0, 0); return 0; }
@@ -300,4 +311,4 @@ EXPORT cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d,
   int ta = x->attr[CUBLASLT_MATMUL_DESC_TRANSA];
   long long k = ta ? a->rows : a->cols; char kind[120];
   snprintf(kind, 120, "Lt ta=%d tb=%d ascale=%d bscale=%d epi=%d lda=%lld ldb=%lld alignA=%d", ta, x->attr[CUBLASLT_MATMUL_DESC_TRANSB], x->attr[CUBLASLT_MATMUL_DESC_A_SCALE_MODE], x->attr[CUBLASLT_MATMUL_DESC_B_SCALE_MODE], x->attr[CUBLASLT_MATMUL_DESC_EPILOGUE], (long long)a->ld, (long long)b->ld, (int)((uintptr_t)A % 16));
-  gemm(kind, o->rows, o->cols, k, o->batch, a->type, o->type); return 0; }
+  gemm_on(st, kind, o->rows, o->cols, k, o->batch, a->type, o->type); return 0; }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from minigpt4.common.device import shared_generators
+from minigpt4.common.cuda_graphs import record
 from minigpt4.models.llm import lean_token
 
 CHUNK = 128  # positions by which the room for keys and values grows
@@ -145,24 +145,10 @@ class StaticSteps:
         self.token = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         if device.type == "cuda":
-            self._record()
+            (self.graph,) = record(device, self._next, warm_ups=3)
 
-    def _record(self) -> None:
-        # kernels are compiled, chosen, and workspaces made at first calls, which cannot be recorded
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._next()
-        torch.cuda.current_stream().wait_stream(side)
-        # other sessions' threads may use the GPU meanwhile, but for torch's own generator
-        graph = torch.cuda.CUDAGraph()
-        with shared_generators, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.logits = self._next()
-        self.graph = graph
-
-    def _next(self) -> Tensor:
-        return self.one.logits(self.token, self.position)
+    def _next(self) -> None:
+        self.logits = self.one.logits(self.token, self.position)
 
     def load(self, past: DynamicCache) -> None:
         """Begin after `past`."""
@@ -178,7 +164,7 @@ class StaticSteps:
         self.token.copy_(tokens)
         self.position.fill_(self.end)
         if self.graph is None:
-            self.logits = self._next()
+            self._next()
         else:
             self.graph.replay()
         self.end += 1

@@ -40,7 +40,8 @@ def packed(
     segments = Segments(batch.lengths, device, batch.num_shared, lists, rounding)
 
     def losses(vectors: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-        if flat is not segments.flat:
+        # at every call: a graph has to compute the limits of attention from `flat`, where replays put other integers
+        if recorder is not None:
             segments.take(flat)
         sent = Sent(*segments.sent)
         chosen = vectors.flatten(0, 1).index_select(0, sent.vectors)
