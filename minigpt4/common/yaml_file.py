@@ -16,7 +16,7 @@ MAX_BYTES, MAX_VALUES = 2**20, 50_000
 MAX_DEPTH, MAX_DIGITS = 40, 40
 _ADVICE = {  # a part of the parser's message: what to do
     "'\\t'": "a tab stands there, indent with spaces",
-    "escape": "a backslash in double quotes begins a sign; write '/', or use single quotes",
+    "escape": "a backslash in double quotes begins an escape sequence; write '/', or use single quotes",
     "another document": "one document is read, remove '---'",
     "constructor for the tag": "tags such as !name are not read",
 }

@@ -65,8 +65,8 @@ WRONG = {
     ),
     "a path of Windows in double quotes": (
         'run:\n  output_dir: "C:\\data"',
-        "--cfg-path: '{}' is not valid YAML in line 2; a backslash in double quotes begins a sign; write '/', or use "
-        "single quotes",
+        "--cfg-path: '{}' is not valid YAML in line 2; a backslash in double quotes begins an escape sequence; write "
+        "'/', or use single quotes",
     ),
     "two documents": (
         "run: {}\n---\nmodel: {}\n",
