@@ -163,11 +163,9 @@ class Config:
         """Return the typed `model` section of the class `arch`; as the user wrote it if there is no such class."""
         arch = self._user.filled_in(user.get("arch"), "model.arch")
         model_type = self._user.filled_in(user.get("model_type"), "model.model_type")
+        if not arch and self.report.is_clean("model.arch"):
+            self.report.add("model.arch", f"missing; known: {', '.join(registry.list_models())}")
         if not arch:
-            if self.report.is_clean("model.arch"):
-                self.report.add(
-                    "model.arch", f"missing; known: {', '.join(registry.list_models())}"
-                )
             return OmegaConf.create(user)
         cls = self._class("model", arch, "model.arch")
         files = cls and cls.PRETRAINED_MODEL_CONFIG_DICT
