@@ -45,7 +45,7 @@ class PartRates:
 
 @dataclass
 class RunConfig:
-    """The `run` section. A key of None has no default: see `_FOR_TRAINING`, or the key's comment, for where it is needed."""
+    """The `run` section. Of the keys that are None here, training needs those of `_FOR_TRAINING`; see also the comments."""
 
     task: str = "image_text_pretrain"
     runner: str = "runner_base"
@@ -104,7 +104,7 @@ class RunConfig:
     tensorboard: bool = False  # the same as tensorboard in report_to
     # machine
     device: str = "auto"
-    # read weight files into the page cache while libraries load; False if they would fill it
+    # read weight files into the page cache while libraries load; turn it off if they fill the RAM
     read_ahead: bool = True
     # each rank holds a shard of the frozen LLM, for an LLM larger than one GPU
     shard_llm: bool = False

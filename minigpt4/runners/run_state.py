@@ -45,7 +45,7 @@ class Position(NamedTuple):
 
     @classmethod
     def after_epoch(cls, epoch: int) -> "Position":
-        """Return the position after a finished epoch; -1 gives the beginning. Raises ValueError for no such number."""
+        """Return the position after a finished epoch, for -1 the beginning. Raises ValueError for any other number."""
         if int(epoch) != epoch or epoch < -1:
             raise ValueError(f"epoch {epoch}")
         return cls(int(epoch) + 1, 0)
@@ -92,7 +92,7 @@ class Progress:
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
-        """Return the progress that a checkpoint holds, None for one of another program, which holds none.
+        """Return the progress that a checkpoint holds; None if it has none, as those of other programs.
 
         Raises an error of any kind if it is malformed.
         """

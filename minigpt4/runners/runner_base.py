@@ -79,7 +79,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
 
         `loader`: an endless iterator of batches, which needs `run.iters_per_epoch`; by default one over the datasets.
-        Raises ValueError or OSError for a bad checkpoint or data, a full disk, another run in its folder, lasting nan.
+        Raises ValueError or OSError: a bad checkpoint or data, a full disk, another run in its folder, a loss that stays nan.
         """
         with self._hold:
             if self.run_cfg.resume_ckpt_path:
@@ -200,7 +200,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _end_epoch(
         self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True
     ) -> None:
-        """Validate and write the epoch's line of `log.txt`, unless the line is there already."""
+        """Validate; with `in_log` write the epoch's line of `log.txt`, unless the line is there already."""
         losses = self._validate(position, metrics, stats)
         if in_log and not from_main(lambda: self.log.has_epoch(stats)):
             self.log.epoch(stats | losses)
