@@ -83,7 +83,7 @@ class MetricLogger:
         self.losses, self.lr_sum = [], 0.0  # of the epoch so far, on this rank
         self.index = self._first_index = 0  # the current step; the first step of this process
         self._num_unknown = 0  # steps of the epoch whose losses are not known, after a resume
-        self.skipped = self._in_a_row = 0  # updates
+        self.skipped = self._in_a_row = 0  # skipped updates of the epoch; the latest in a row
         self._unread, self._unread_updates = [], []  # still on the device
         self._unwritten, self._last = [], {}  # records of steps; the last one that was written
         self._window = deque(maxlen=_TIMER_WINDOW)  # the last records, for times and rates

@@ -61,7 +61,7 @@ class UserSettings:
         return value if isinstance(value, dict) else {}
 
     def filled_in(self, value: Any, where: str) -> Any:
-        """Return the user's value of the key `where`, with interpolations resolved among the user's own settings."""
+        """Return `value`, the user's setting of the key `where`, its interpolation resolved within the user's settings."""
         if not (isinstance(value, str) and "${" in value):
             return value
         try:

@@ -56,7 +56,7 @@ class Progress:
     """The state of a run before a step: what a checkpoint has under `progress`, and its `config`."""
 
     position: Position
-    setup: dict[str, Any]  # what, beside the configuration, must be the same for an exact resume
+    setup: dict[str, Any]  # what, besides the configuration, must be the same for an exact resume
     ranks: list[dict[str, Any]]  # per rank: "rng", "data", "metrics", accumulated "gradients"
     identity: dict[str, Any]  # the model that the weights fit: `BaseModel.identity()`
     stats: dict[str, float] | None  # at the end of an epoch: its means, for log.txt
@@ -111,7 +111,7 @@ class Progress:
             numbers += [metrics[name] for name in ("lr_sum", "samples_seen", "skipped", "in_a_row")]
             numbers += [*metrics["losses"], data.get("seed", 0)]
         if not all(isinstance(number, int | float) for number in numbers) or not saved["ranks"]:
-            raise TypeError("a number is none")
+            raise TypeError("a value that must be a number is not one")
         return cls(**saved | {"position": position}, config=state["config"])
 
     def to_plain(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _setup(run: Any) -> dict[str, Any]:
-    """Return what, beside the configuration, must be the same for an exact resume."""
+    """Return what, besides the configuration, must be the same for an exact resume."""
     train = [splits["train"] for splits in run.datasets.values() if "train" in splits]
     return {
         "world size": get_world_size(),

@@ -21,8 +21,8 @@ IMAGE = "image"
 TARGET = "target"
 GIVEN = "given"
 CUT = "cut"
-_TEXT_KEYS = ("prompt_template", "end_sym", "mask_eos_labels", "chat_template", "max_context_len")
 KINDS = (BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT)
+_TEXT_KEYS = ("prompt_template", "end_sym", "mask_eos_labels", "chat_template", "max_context_len")
 
 
 class Token(NamedTuple):

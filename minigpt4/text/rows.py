@@ -1,4 +1,4 @@
-"""Rows: the token ids and labels of each sample, as the LLM reads it. Only this module makes labels and cuts sequences.
+"""Rows: the token ids and labels of each sample, as the LLM reads it. Only this module makes labels and cuts rows.
 
     BOS <prompt, with image slots> <answer + end symbol> [<next question> <answer + end symbol> ..]
 

@@ -329,7 +329,7 @@ def test_other_frozen_weights_are_another_setting_their_names_are_not(cut_run):
     cut_run.model.identity = lambda: {
         "vision": {"vit_ckpt": {"name": "moved.pth", "fingerprint": "1a"}}
     }
-    # the checkpoint is from before they were saved
+    # the checkpoint is from before fingerprints were saved
     assert Progress.of_checkpoint(saved).differences(cut_run) == []
     for theirs in ("1a", "2b"):
         saved["progress"]["identity"] = {
