@@ -35,7 +35,8 @@ def _watch(timeout_s: float, interruption: Interruption, is_over: threading.Even
     last_state = signal_time = None
     last_progress = time.monotonic()
     while not is_over.wait(min(1, timeout_s / 4)):
-        now, wait, signal = time.monotonic(), current_wait(), interruption.signal
+        now, wait = time.monotonic(), current_wait()
+        signal = interruption.signal
         if signal and signal_time is None:
             signal_time = now
         state = wait and (wait, wait.progress())

@@ -76,7 +76,7 @@ def _validation(validations: Sequence[Mapping[str, Any]]) -> str:
     present = set().union(*validations)
     keys = [key for key in shown if key in present]
     names = {"validation": "split", "blank_loss": "blank image", "wrong_loss": "wrong image"}
-    rows = [[record.get(key) for key in keys] for record in validations]
+    rows = [list(map(record.get, keys)) for record in validations]
     return f"## Validation\n\n{table([names.get(key, key) for key in keys], rows)}"
 
 

@@ -186,9 +186,8 @@ def read_chat_template(tokenizer: Any) -> tuple[str, str]:
         answered = tokenizer.apply_chat_template(turns[:2], tokenize=False)
     except Exception as error:  # of any kind: a template may raise anything
         dialogue, answered = f"{type(error).__name__}: {error!s:.200}", None
-    _, _, rest = dialogue.partition(answer)
-    before, _, after = rest.partition(question)
-    _, _, closing = (answered or "").partition(answer)
+    before, after = [*dialogue.partition(answer)[2].split(question, 1), ""][:2]
+    closing = (answered or "").partition(answer)[2]
     if answered is None or not after.strip() or not before.startswith(closing):
         raise ValueError(
             f"model.prompt_template: the tokenizer's own chat template cannot be used ({dialogue!r:.300}); set "
