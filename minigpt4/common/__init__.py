@@ -1,1 +1,1 @@
-"""Foundations; imports no sibling package."""
+"""Configuration, checkpoints, logging, ranks and other basics; imports no sibling package."""

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: written whole or not at all, read without running any code that is in them.
+"""Checkpoints of a run: written atomically, and read without running code from them.
 
 A checkpoint is a dict of five keys (Source: 2023 release): `model`, the trainable tensors by name; `optimizer`,
 AdamW's state dict; `config`, the unresolved configuration; `scaler`, the GradScaler's state dict or None; `epoch`,
-the last finished one, counted from 0 (-1 within the first). A sixth, `progress`, is what an exact resume needs:
-runners/run_state.py.
+the last finished epoch, counted from 0 (-1 within the first). A sixth, `progress`, holds what else an exact resume
+needs: runners/run_state.py.
 """
 
 import itertools
@@ -24,7 +24,7 @@ import torch
 from minigpt4.common.utils import not_weights, resolve_file
 
 KEYS = ("model", "optimizer", "config", "scaler", "epoch")
-PARTIAL = ".partial"  # ends the name of a file that is being written
+PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 class CheckpointError(ValueError):
@@ -33,12 +33,12 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def understood(key: str, where: str, path: Path | str) -> Iterator[None]:
-    """Within the block, what a checkpoint holds below `key` is taken over; if that fails, CheckpointError says so."""
+    """Within the block, which uses what a checkpoint holds under `key`, turn any error into a CheckpointError."""
     try:
         yield
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:  # of any kind: it may hold whatever another program has written
+    except Exception as error:  # of any kind: another program may have written anything there
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise CheckpointError(
             f"{where}: what '{path}' holds below '{key}' cannot be used ({reason}); it was written by another program, "
@@ -47,9 +47,9 @@ def understood(key: str, where: str, path: Path | str) -> Iterator[None]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
-    """Return whether `state` was written to `path`; if not, a warning says why, an older file stays.
+    """Write `state` to `path`; return whether it worked. If not, a warning says why, and an older file stays.
 
-    It is written beside `path`, forced to disk, and only then given its name: `path` is always whole.
+    It is written beside `path`, synced to disk, and only then renamed: the file at `path` is always complete.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -64,10 +64,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
         finally:
             os.close(folder)
         return True
-    except (OSError, RuntimeError) as error:  # torch raises the latter on top of the former
-        reason = str(
-            error.__context__ if isinstance(error.__context__, OSError) else error
-        ).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        # while torch handles an OSError, it may raise a RuntimeError that says less
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = str(cause).splitlines()[0]
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, reason)
         return False
     finally:
@@ -75,18 +75,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
 
 
 def check_weights(path: str | Path, where: str) -> None:
-    """Raise CheckpointError that names the key `where` if the first bytes of a file say that it is no weights."""
+    """Raise CheckpointError, which names the key `where`, if a file cannot be weights by its first bytes."""
     if found := not_weights(path):
         raise CheckpointError(f"{where}: '{path}' {found}")
 
 
 def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> Any:
-    """Return what a .pth file holds, tensors on the CPU; with `mmap` they are mapped, not yet read.
+    """Return the content of a .pth file, tensors on the CPU; with `mmap` they are memory-mapped, not read yet.
 
-    Raises CheckpointError, ending in `hint`, if it is damaged, no weights at all, or would run code.
+    Raises CheckpointError, ending in `hint`, if it is damaged, not weights at all, or would run code.
     """
     check_weights(path, where)
-    mmap = mmap and zipfile.is_zipfile(path)  # what torch writes since 1.6; others cannot be mapped
+    mmap = mmap and zipfile.is_zipfile(path)  # older formats, before torch 1.6, cannot be mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -95,16 +95,16 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
         found = f"holds more than tensors and plain values{culprit}, and was not opened, for such a file can run code"
     except MemoryError:
         raise
-    except Exception as error:  # of many kinds, for what is damaged can look like anything
+    except Exception as error:  # of any kind: a damaged file can look like anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         found = f"is damaged or no file of torch ({reason})"
     raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 
 
 def check_sums(path: str | Path, where: str, hint: str) -> None:
-    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not have its checksum.
+    """Raise CheckpointError, ending in `hint`, if a part of a .pth file does not match its checksum.
 
-    torch does not look at them; files from before torch 1.6 have none.
+    torch does not check them; files from before torch 1.6 have none.
     """
     if zipfile.is_zipfile(path):
         try:
@@ -127,18 +127,18 @@ def check_sums(path: str | Path, where: str, hint: str) -> None:
 def load_checkpoint(
     path_or_url: str | Path, where: str, whole: bool = False
 ) -> tuple[dict[str, Any], Path]:
-    """Return (state, path) of the training checkpoint that the key `where` names, on the CPU.
+    """Return (state, local path) of a training checkpoint, tensors on the CPU; messages name the key `where`.
 
-    `state` has the five keys; with `whole` all that the file holds. Raises FileNotFoundError if there is
-    none, CheckpointError if it is not one, is damaged, or would run code.
+    `state` has the five keys; with `whole` everything in the file. Raises FileNotFoundError if there is no
+    file, CheckpointError if it is not a checkpoint, is damaged, or would run code.
     """
     path = resolve_file(path_or_url, where)
     hint = f"Use another checkpoint; it has the keys {', '.join(KEYS)}"
     state = load_pickle(path, where, hint)
     check_sums(path, where, hint)
-    keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
-    if missing := [key for key in KEYS if not isinstance(state, dict) or key not in state]:
-        found = ", ".join(keys[:8])
+    is_dict = isinstance(state, dict)
+    if missing := [key for key in KEYS if not is_dict or key not in state]:
+        found = ", ".join(sorted(map(str, state))[:8]) if is_dict else type(state).__name__
         raise CheckpointError(
             f"{where}: '{path}' has no {', '.join(missing)} (found: {found or 'nothing'}); a training run is resumed "
             f"from a checkpoint with {', '.join(KEYS)}. To start a new run from its weights, set model.ckpt instead"
@@ -147,11 +147,11 @@ def load_checkpoint(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], where: str) -> None:
-    """Restore AdamW's moments; learning rate, decay, betas stay those of the configuration.
+    """Restore AdamW's moments; learning rate, weight decay and betas stay those of the configuration.
 
-    Raises CheckpointError if `saved` is of other parameters, any error if it is no state of AdamW.
+    Raises CheckpointError if `saved` is of other parameters, an error of any kind if it is not a state of AdamW.
     """
-    # By count and shape: AdamW's state has no names.
+    # Compare the parameters by count and shape: AdamW's state has no names.
     own, groups = optimizer.state_dict()["param_groups"], saved.get("param_groups", [])
     own_sizes = [len(group["params"]) for group in own]
     sizes = [len(group["params"]) for group in groups]
@@ -167,13 +167,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
             f"{list(own_shapes.values())}. Freeze the same parts as the run that wrote it, or start a new run from its "
             "weights with model.ckpt"
         )
-    # A flipped bit in the moments would be a wrong step, not an error.
+    # Damaged moments would not raise an error, but make a wrong step.
     for state in saved["state"].values():
         first, second = state["exp_avg"], state["exp_avg_sq"]
         is_usable = (first.isfinite() & (second >= 0)).all() and math.isfinite(float(state["step"]))
         if first.shape != second.shape or not is_usable:
             raise ValueError("moments that do not belong together, or are not finite")
-    # Only the moments come from the checkpoint; the schedule and the decay are the configuration's.
+    # Everything but the moments comes from the configuration.
     for old, new in zip(groups, own, strict=True):
         if old.get("weight_decay") != new["weight_decay"]:
             change = new["weight_decay"], old["weight_decay"]
@@ -182,7 +182,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], wher
 
 
 def remove(path: Path) -> None:
-    """Delete a file that may be there; what cannot be deleted is a warning."""
+    """Delete a file if it exists; a failure is only a warning."""
     try:
         if path.exists():
             path.unlink(missing_ok=True)

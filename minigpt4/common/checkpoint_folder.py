@@ -1,8 +1,8 @@
-"""A checkpoint folder: trained weights with all that says what they are, opened by one path.
+"""A checkpoint folder: trained weights and the description of their model, opened by one path.
 
-    model.safetensors    what trains, under the names of a run's checkpoints
+    model.safetensors    the trained tensors, named as in a run's checkpoints
     manifest.json        the LLM and the vision files it was trained with, template, licence, hash of the weights
-    config.yaml          the section `model` of the run: with it the folder is a --cfg-path
+    config.yaml          the section `model` of the run, so that the folder can be used as --cfg-path
     run_card.json, ..    the run card of the run that made it, if there was one
 
 `models/checkpoint_folder.py` writes it and compares it with a model.
@@ -20,13 +20,13 @@ CHECKPOINT_HELP = "short for --options model.ckpt=PATH; of a checkpoint folder i
 
 
 def is_checkpoint_folder(path: str | Path) -> bool:
-    """Whether that is a folder with trained weights and their manifest."""
+    """Return whether a path is a folder with trained weights and their manifest."""
     folder = expand_path(path)
     return all((folder / name).is_file() for name in (FOLDER_MANIFEST, FOLDER_WEIGHTS))
 
 
 def opened(args: Namespace) -> tuple[Path, Sequence[str]]:
-    """Return (YAML file, --options) of a command line; a checkpoint folder given as --cfg-path is model.ckpt, too."""
+    """Return (YAML file, --options) of a command line; a checkpoint folder given as --cfg-path also sets model.ckpt."""
     path, options = Path(find_path(str(args.cfg_path))), getattr(args, "options", None) or ()
     if not is_checkpoint_folder(path):
         return path, options
@@ -36,14 +36,14 @@ def opened(args: Namespace) -> tuple[Path, Sequence[str]]:
 def with_option(
     options: Sequence[str] | None, key: str, value: str, first: bool = False
 ) -> list[str]:
-    """Return --options with one more, in their spelling: items KEY=VALUE or pairs; the `first` one yields to others."""
+    """Return --options with one more, in their spelling (items KEY=VALUE, or pairs); with `first` the others override it."""
     options = list(options or ())
     added = [key, value] if options and "=" not in options[0] else [f"{key}={value}"]
     return [*added, *options] if first else [*options, *added]
 
 
 def with_checkpoint(args: Namespace, parser: ArgumentParser) -> Namespace:
-    """Return parsed arguments whose --checkpoint has become one of the --options, a folder also the --cfg-path."""
+    """Turn --checkpoint of parsed arguments into one of the --options, and a folder also into a missing --cfg-path."""
     if args.checkpoint:
         args.checkpoint = find_path(args.checkpoint)
         args.options = with_option(args.options, "model.ckpt", args.checkpoint)

@@ -1,4 +1,4 @@
-"""What the programs share: a user's mistake ends in a message, a bug in a traceback."""
+"""Running a program: a user's mistake ends in a message, a bug in a traceback."""
 
 import gc
 import sys
@@ -12,51 +12,50 @@ from minigpt4.common.config_report import ConfigError
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the program in good order; the message says what was saved."""
+    """A signal ended the program in an orderly way; the message says what was saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-_OWN_CODE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def run_program(program: Callable[..., int | None], *args: Any) -> int:
-    """Return the exit code of `program(*args)`: 0; 2: configuration refused; 1: another mistake.
+    """Run `program(*args)` and return the exit code: 0; 2 for a refused configuration; 1 for another mistake of the user.
 
-    A signal gives 128 and its number (130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that was closed).
+    A signal gives 128 plus its number (130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that was closed).
 
-    Errors that this package or the program's own file raises are messages for the user, printed as
-    such. An error that comes out of a library is unexpected, and keeps its traceback.
+    Errors that this package or the program's own file raises are messages for the user, and are printed
+    without traceback. An error raised by a library is unexpected, and keeps its traceback.
     """
-    # Imports make objects by the million, which stay: to look for garbage after every 700 new ones, as Python does, took
-    # a fifth of their time.
+    # Imports create millions of objects that stay: to collect garbage after every 700 new ones, Python's default, took a
+    # fifth of their time.
     gc.set_threshold(20_000, 20, 20)
-    with suppress(AttributeError):  # a stream of somebody else's
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
+    with suppress(AttributeError):  # stdout may be another kind of stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be unprintable
     try:
         return program(*args) or 0
     except ConfigError as error:
-        _say(error)
+        _print_error(error)
         return 2
     except (ValueError, KeyError, OSError, MemoryError) as error:
-        if not _raised_by_us(error, program):
+        if not _is_own_error(error, program):
             raise
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         return 1
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted")
+        _print_error(str(error) or "interrupted")
         return getattr(error, "exit_code", 130)
 
 
-def _say(message: object) -> None:
+def _print_error(message: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         print(message, file=sys.stderr, flush=True)
 
 
-def _raised_by_us(error: Exception, program: Callable) -> bool:
+def _is_own_error(error: Exception, program: Callable) -> bool:
+    """Return whether an error was raised in this package or in the program's file, not in a library."""
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return (
-        origin.is_relative_to(_OWN_CODE) or origin == Path(program.__code__.co_filename).resolve()
-    )
+    return origin.is_relative_to(_PACKAGE) or origin == Path(program.__code__.co_filename).resolve()

@@ -1,9 +1,9 @@
-"""YAML files and `--options` -> one typed, checked `Config`; nothing else merges or checks them.
+"""YAML files and `--options` become one typed, checked `Config`. Only this module merges and checks them.
 
 Precedence, weakest first: the defaults of the registered class (its dataclass `Config`), the YAML
 shipped for its type, the user's YAML, `--options`. The problems of all sections are reported at
-once. What is printed and saved is unresolved, so that no log or checkpoint holds the value of
-`${oc.env:TOKEN}`.
+once. Interpolations are printed and saved unresolved, so that no log or checkpoint contains the
+value of `${oc.env:TOKEN}`.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ from minigpt4.common.yaml_file import read_yaml
 
 
 def add_config_arguments(parser: ArgumentParser, required: bool = True) -> None:
-    """Give an argparse parser the two options that every program shares."""
+    """Add the two options that every program has, `--cfg-path` and `--options`, to an argparse parser."""
     parser.add_argument("--cfg-path", required=required, metavar="YAML", help="configuration file")
     example = "run.max_epoch=2 model.ckpt=out/checkpoint_3.pth (or pairs: run.max_epoch 2)"
-    told = f"override settings of the file, e.g. {example}"
-    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help=told)
+    help_text = f"override settings of the file, e.g. {example}"
+    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help=help_text)
 
 
 class Config:
     """A checked configuration; `model_cfg`, `datasets_cfg`, `run_cfg`, `env_cfg` are its typed sections.
 
     `args` has `cfg_path` and `options` (see `add_config_arguments`). With `for_training` all sections
-    must be there, and their files, folders, shards and devices too. Nothing heavy is loaded. Raises
-    ConfigError with every problem found. What is wrong with what the keys of the patterns `unopened`
-    name goes to `report.unopened` instead: the program does not open it.
+    are required, and the files, folders, shards and devices that they name must exist. Nothing heavy
+    is loaded. Raises ConfigError with every problem found. Problems with files that the program does
+    not open, those of keys that match the patterns `unopened`, go to `report.unopened` instead.
 
     `image_settings`: the `image_size`, `mean` and `std` that the model's vision tower takes, {} without
-    one. The image processors of `datasets` get from it what their sections leave out.
+    one; they are the defaults of the image processors of `datasets`.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Config:
         self.report = Report(unopened)
         self._user = UserSettings(args, self.report)
         sections = self._user.roots(for_training)
-        # own code registers names, so it comes before any of them is looked up
+        # the user's modules register names, so import them before any name is looked up
         self._folders = [self._user.path.resolve().parent]
         modules = self._user.plain.get("imports", [])
         imports = import_modules(modules, [*self._folders, Path.cwd()], self.report)
-        # the sections; the model's comes before those of datasets, whose images follow it
+        # the sections; the model before the datasets, whose image processors follow it
         env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config = OmegaConf.create({"imports": imports} if imports else {})
         self.config.env = self._typed(env, EnvConfig, "env")
@@ -74,7 +74,7 @@ class Config:
             self.config.datasets[name] = self._dataset(name, section)
         self.config.run = self._run(sections["run"])
         self._benchmarks = sections[BENCHMARKS]
-        # what the values name; an answer needs no data, so its paths may be unset
+        # unset and placeholder values; only training needs the paths of datasets
         for root in SECTIONS if for_training else ("env", "model"):
             is_section = all(problem.key != root for problem in self.report.problems)
             if is_section:
@@ -91,22 +91,22 @@ class Config:
     env_cfg = property(lambda self: self.config.env)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the merged configuration as plain containers to be shown and saved.
+        """Return the merged configuration in plain containers, safe to show and save.
 
-        Interpolations are unresolved; other addresses are without user, password and query.
+        Interpolations are unresolved, and URLs are without user, password and query.
         """
         return hide_secrets(OmegaConf.to_container(self.config, resolve=False))
 
     @property
     def image_processor(self) -> dict[str, Any]:
-        """The image processor of a chat: what the first dataset section names, `eval` before `train`, or a resize."""
+        """The image processor of a chat: the first that a dataset section has, `eval` before `train`, else a resize."""
         for section in self.datasets_cfg.values():
             if named := section.vis_processor.eval or section.vis_processor.train:
                 return OmegaConf.to_container(named, resolve=True)
         return {"name": "blip2_image_eval", **self.image_settings}
 
     def pretty_print(self, log: Callable[..., None] = logging.info) -> None:
-        """Log the sections, unresolved, in 2023's layout; warn of keys that do nothing any more."""
+        """Log the sections, unresolved, in the layout of 2023; warn of keys that have no effect."""
         for warning in self.report.warnings:
             logging.warning(warning)
         plain = self.to_dict()
@@ -120,9 +120,9 @@ class Config:
         log("\n======  Model Attributes  ======\n%s", as_text(plain["model"]))
 
     def benchmark_cfg(self, name: str) -> DictConfig | None:
-        """Return the typed section `evaluation_datasets.<name>` and its registered name as `benchmark`.
+        """Return the typed section `evaluation_datasets.<name>`, with its registered name as `benchmark`.
 
-        What is wrong with it is added to `report`; None: the name is not registered.
+        Problems are added to `report`; None if the name is not registered or the section malformed.
         """
         where = f"{BENCHMARKS}.{name}"
         user = self._user.section(self._benchmarks, name, where)
@@ -130,7 +130,7 @@ class Config:
         cls = self._class("benchmark", registered, where)
         if cls is None or not self.report.is_clean(where):
             return None
-        # what `setdefault` returns at first is no part of the configuration
+        # look it up below: the first `setdefault` returns the given {}, no part of the configuration
         self.config.setdefault(BENCHMARKS, {})
         section = user | {"benchmark": registered}
         self.config[BENCHMARKS][name] = self._typed(section, cls.Config, where)
@@ -138,7 +138,7 @@ class Config:
         return self.config[BENCHMARKS][name]
 
     def _preflight(self, for_training: bool) -> None:
-        """Let the classes of sections without problems look for files, shards and devices."""
+        """Let the classes of the sections without problems check files, shards and devices."""
         sections = [("model", "model", "arch")]
         if for_training:
             sections += [("builder", f"datasets.{name}", "builder") for name in self.datasets_cfg]
@@ -149,17 +149,18 @@ class Config:
                 name = section.get(key) or where.removeprefix("datasets.")
                 try:
                     found = registry.get(kind, name).preflight(section, where)
-                except (ValueError, OSError) as error:  # a path that another section has wrong
+                except (ValueError, OSError) as error:  # of a path that is wrong in another section
                     found = [str(error)]
                 self.report.add_found(found, where)
 
     def _typed(self, section: dict[str, Any], schema: type, where: str) -> DictConfig:
-        """Return a typed section, its paths looked up."""
+        """Return a typed section, with its paths looked up."""
         config = typed(section, schema, where, self.report)
         settle_paths(config, where, self._folders, self.report)
         return config
 
     def _model(self, user: dict[str, Any]) -> DictConfig:
+        """Return the typed `model` section of the class `arch`; as the user wrote it if there is no such class."""
         arch = self._user.filled_in(user.get("arch"), "model.arch")
         model_type = self._user.filled_in(user.get("model_type"), "model.model_type")
         if not arch and self.report.is_clean("model.arch"):
@@ -176,14 +177,14 @@ class Config:
         return self._typed(overlaid(shipped.get("model") or {}, user), cls.Config, "model")
 
     def _image_settings(self) -> dict[str, Any]:
-        """Return the images that the model takes; let its class fill in what the section leaves to its files."""
+        """Return `image_settings`; let the model's class fill in settings that its weight files determine."""
         if not (self.report.is_clean("env") and self.report.is_clean("model")):
             return {}
         try:
             model = registry.get("model", self.model_cfg.arch)
             image_format = model.image_format(self.model_cfg)
             model.settle(self.model_cfg)
-        except OmegaConfBaseException:  # check_values says which value leads nowhere
+        except OmegaConfBaseException:  # check_values reports the interpolation
             return {}
         except (ValueError, OSError) as error:
             self.report.add_found([str(error)], "model")
@@ -194,7 +195,7 @@ class Config:
         return {"image_size": image_format.size, "mean": mean, "std": std}
 
     def _dataset(self, section: str, user: dict[str, Any]) -> DictConfig:
-        """Return the typed section of the builder that its key `builder`, or else its name, names."""
+        """Return the typed section of the builder named by its key `builder`, or else by its own name."""
         where = f"datasets.{section}"
         name = self._user.filled_in(user.get("builder"), f"{where}.builder") or section
         kind = self._user.filled_in(user.get("type", "default"), f"{where}.type")
@@ -209,7 +210,7 @@ class Config:
             return OmegaConf.create(user)
         shipped = (shipped.get("datasets") or {}).get(name) or {}
         config = self._typed(overlaid(shipped, user), cls.Config, where)
-        # its processors; those of images follow the model's
+        # its processors; those of images follow the model
         plain = OmegaConf.to_container(config)
         for role, defaults in (("vis_processor", self.image_settings), ("text_processor", {})):
             splits = plain.get(role)
@@ -222,7 +223,7 @@ class Config:
     def _processor(
         self, given: dict[str, Any], where: str, defaults: Mapping[str, Any]
     ) -> DictConfig:
-        """Return a processor's typed section, with those `defaults` that its class knows filled in."""
+        """Return a processor's typed section; those of `defaults` that its class has as keys fill what is unset."""
         name = self._user.filled_in(given.get("name"), f"{where}.name")
         if not name:
             self.report.add(
@@ -239,8 +240,9 @@ class Config:
         return OmegaConf.create({"name": name} | OmegaConf.to_container(config))
 
     def _run(self, user: dict[str, Any]) -> DictConfig:
+        """Return the typed `run` section of the class `runner`; as the user wrote it if there is no such class."""
         sizes = [section.get("batch_size") for section in self.config.datasets.values()]
-        # each dataset has its own: as in the newest release run.batch_size_train may lack
+        # as in the newest release: not needed where each dataset has a batch size of its own
         if sizes and all(sizes):
             user = {"batch_size_train": max(sizes)} | user
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
@@ -251,6 +253,7 @@ class Config:
         return OmegaConf.create(user) if cls is None else self._typed(user, cls.Config, "run")
 
     def _class(self, kind: str, name: str, where: str, hint: str = "") -> type | None:
+        """Return a registered class; None, and a problem of the key `where`, for an unknown name."""
         try:
             return registry.get(kind, name)
         except RegistryError as error:
@@ -260,9 +263,14 @@ class Config:
     def _shipped(
         self, files: Mapping[str, str] | None, kind: Any, where: str, what: str
     ) -> dict[str, Any] | None:
-        """Return the plain YAML that a class ships for `kind`, empty without any; None: unknown."""
+        """Return the plain YAML that a class ships for the type `kind`, from its table `files` {type: path}.
+
+        {} if it ships none; None if there is no class, or, with a problem of the key `where`, no such type.
+        """
+        if files is None:
+            return None
         if not files:
-            return None if files is None else {}
+            return {}
         if isinstance(kind, str) and kind in files:
             return OmegaConf.to_container(read_yaml(PACKAGE_DIR / files[kind])[0])
         self.report.unknown(where, what, files, guess=str(kind))

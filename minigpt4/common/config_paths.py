@@ -1,8 +1,8 @@
-"""Where the files lie that a configuration names.
+"""Look-up of the paths that a configuration names.
 
-A relative path is taken from the working directory; if nothing is there, from the folder of the YAML file; and what
-the project ships is found from anywhere. Dataclasses of sections say which of their keys are paths: `READ_PATHS` of
-what is there before, `WRITTEN_PATHS` of what is made.
+A relative path starts from the working directory; if nothing is there, from the folder of the YAML file. Files that the
+project ships are found from anywhere. The dataclass of a section says which of its keys are paths: `READ_PATHS` for
+existing files and folders, `WRITTEN_PATHS` for those that a program makes.
 """
 
 import os
@@ -17,58 +17,54 @@ from minigpt4.common.config_report import Report
 from minigpt4.common.utils import expand_path, is_url
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
-# What the project ships, beside the package in a checkout and inside it once it is installed.
+# Folders that the project ships, beside the package in a checkout and inside it once it is installed.
 _SHIPPED = ("minigpt4", "train_configs", "eval_configs", "prompts")
 
 
 def find_path(path: str, folders: Sequence[Path] = ()) -> str:
-    """Return `path`; where the working directory lacks it, that below the first of `folders`, or of ours, that has it.
+    """Return `path`, below the first of `folders`, or of the project's, that has it, if the working directory lacks it.
 
-    Of a pattern such as shards/{0..9}.tar its fixed beginning is looked for.
+    For a pattern such as shards/{0..9}.tar, the part before the first wildcard is looked up.
     """
     fixed = re.split(r"[{*?\[]", path)[0]
-    if (
-        not fixed
-        or fixed.startswith(("~", "$", "/"))
-        or "${" in path
-        or is_url(path)
-        or os.path.exists(fixed)
-    ):
+    is_relative = fixed and not fixed.startswith(("~", "$", "/"))
+    if not is_relative or "${" in path or is_url(path) or os.path.exists(fixed):
         return path
-    is_shipped = Path(fixed).parts[0] in _SHIPPED
-    for folder in [*folders, *([PACKAGE_DIR.parent, PACKAGE_DIR] if is_shipped else ())]:
+    folders = list(folders)
+    if Path(fixed).parts[0] in _SHIPPED:
+        folders += [PACKAGE_DIR.parent, PACKAGE_DIR]
+    for folder in folders:
         if os.path.exists(folder / fixed):
             return str(folder / path)
     return path
 
 
 def settle_paths(section: DictConfig, where: str, folders: Sequence[Path], report: Report) -> None:
-    """Look up the paths of a typed section and of those within it; report what leads nowhere or is empty."""
+    """Look up the paths of a typed section and its nested sections; report those that are empty or cannot be expanded."""
     plain, schema = OmegaConf.to_container(section), OmegaConf.get_type(section)
     read, written = getattr(schema, "READ_PATHS", ()), getattr(schema, "WRITTEN_PATHS", ())
     for key, value in plain.items():
-        if (
-            key in (*read, *written)
-            and value == ""
-            and getattr(schema, key, None) not in (None, "")
-        ):
-            report.add(f"{where}.{key}", "empty; give a path")
-        if key in read:
-            section[key] = _found(value, folders)
         if key in (*read, *written):
+            has_default = getattr(schema, key, None) not in (None, "")
+            if value == "" and has_default:
+                report.add(f"{where}.{key}", "empty; give a path")
+            if key in read:
+                section[key] = _found(value, folders)
             for path in value if isinstance(value, list) else [value]:
-                _check_home(path, f"{where}.{key}", report)
+                _check_expansion(path, f"{where}.{key}", report)
         if isinstance(value, dict):
             settle_paths(section[key], f"{where}.{key}", folders, report)
 
 
 def _found(value: Any, folders: Sequence[Path]) -> Any:
+    """Return a path, or a list of paths, looked up by `find_path`."""
     if isinstance(value, list):
         return [_found(item, folders) for item in value]
     return find_path(value, folders) if isinstance(value, str) else value
 
 
-def _check_home(path: Any, key: str, report: Report) -> None:
+def _check_expansion(path: Any, key: str, report: Report) -> None:
+    """Report a `~` or a variable in a path that cannot be expanded."""
     try:
         if isinstance(path, str) and (path.startswith("~") or "$" in path):
             expand_path(path)

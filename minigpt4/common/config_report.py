@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 class Problem:
     """Something wrong with one key of a configuration, such as `datasets.laion.build_info.storage`.
 
-    `place`, which Config fills in, is where the key was set: "--options" or "config.yaml line 3".
+    `place`, filled in by Report, is where the user set the key: "--options" or "config.yaml line 3".
     """
 
     key: str
@@ -22,18 +22,18 @@ class Problem:
 
     @classmethod
     def parse(cls, text: object, section: str) -> "Problem":
-        """Return the Problem of a text `key: message`; `section` is the key where none is named."""
+        """Return the Problem of a text `key: message`; its key is `section` if the text names none within it."""
         key, *message = str(text).split(": ", 1)
         return cls(key, *message) if message and is_in(key, section) else cls(section, str(text))
 
 
 def is_in(key: str, section: str) -> bool:
-    """Return whether a full key is `section` or below: run.seed is in run, running.seed is not."""
+    """Return whether a full key is `section` or below it: run.seed is in run, running.seed is not."""
     return f"{key}.".startswith(f"{section}.")
 
 
 class ConfigError(ValueError):
-    """All that is wrong with a configuration, as `problems`, a list of Problem."""
+    """Everything that is wrong with a configuration: `problems`, a list of Problem."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -42,10 +42,10 @@ class ConfigError(ValueError):
 
 
 class Report:
-    """Collects `problems` (a list of Problem) and `warnings` (of text).
+    """Collects `problems` (Problem) and `warnings` (text).
 
-    Where one of the patterns `unopened` fits the key, problems with what its value names (a missing
-    file) go to `unopened` {key: first Problem} instead.
+    Problems with what a value names (e.g. a missing file) go to `unopened` {key: first Problem} instead
+    if the key matches one of the patterns `unopened`.
     """
 
     def __init__(self, unopened: Sequence[str] = ()) -> None:
@@ -56,7 +56,7 @@ class Report:
         self._patterns = unopened
 
     def add(self, key: str, message: str, is_content: bool = False) -> None:
-        """Add a problem; `is_content`: one with what the value names, not with the value."""
+        """Add a problem; `is_content`: it is with what the value names (e.g. a file), not with the value itself."""
         problem = Problem(key, message, self.places.get(key, ""))
         if is_content and any(fnmatch(key, pattern) for pattern in self._patterns):
             self.unopened.setdefault(key, problem)
@@ -64,7 +64,7 @@ class Report:
             self.problems.append(problem)
 
     def add_found(self, problems: Iterable[Problem | str], section: str) -> None:
-        """Add what a class found in its section: Problems, or texts `key: message`."""
+        """Add the problems that a class found in its section: Problems, or texts `key: message`."""
         for found in problems:
             problem = found if isinstance(found, Problem) else Problem.parse(found, section)
             self.add(problem.key, problem.message, is_content=True)
@@ -72,12 +72,12 @@ class Report:
     def unknown(
         self, key: str, what: str, known: Iterable[object], guess: str | None = None
     ) -> None:
-        """Add the problem that `what`, by default the last part of `key`, is not one of `known`."""
+        """Add the problem that `what` is not one of `known`; suggest the one closest to `guess` (default: the key's name)."""
         names = sorted(map(str, known))
         close = get_close_matches(guess or key.rsplit(".", 1)[-1], names, n=1)
         hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}"
         self.add(key, f"unknown {what}. {hint}")
 
     def is_clean(self, section: str) -> bool:
-        """Return whether no problem lies in `section`."""
+        """Return whether `section` has no problem so far."""
         return not any(is_in(problem.key, section) for problem in self.problems)

@@ -1,4 +1,4 @@
-"""The section `env`, and what makes a whole section of any mapping."""
+"""The section `env`, and `as_section`, which makes a complete section of any mapping."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from minigpt4.common.config_report import ConfigError, Problem, Report
 from minigpt4.common.config_values import check_values, typed
 from minigpt4.common.yaml_file import read_yaml
 
-REQUIRED = "???"  # default of a key that has none (OmegaConf's marker)
+REQUIRED = "???"  # in place of a default, for a key that must be set (OmegaConf's marker)
 
 
 @dataclasses.dataclass
 class EnvConfig:
-    """Settings of the machine."""
+    """The section `env`: settings of the machine."""
 
-    cache_root: str = REQUIRED  # everything downloaded or prepared goes below this folder
+    cache_root: str = REQUIRED  # folder for everything that is downloaded or prepared
 
     WRITTEN_PATHS = ("cache_root",)
 
@@ -29,7 +29,7 @@ def load_environment() -> DictConfig:
 
 
 def _plain(cfg: Mapping, where: str) -> dict:
-    """Return a mapping as a dict. Raises ConfigError for anything else."""
+    """Return a mapping as a dict, resolved as far as possible. Raises ConfigError for anything else."""
     if not isinstance(cfg, Mapping):
         found = f"{type(cfg).__name__} {cfg!r:.80}"
         raise ConfigError(
@@ -37,17 +37,17 @@ def _plain(cfg: Mapping, where: str) -> dict:
         )
     if not OmegaConf.is_config(cfg):
         return dict(cfg)
-    try:  # what its own file says, of which this is a part
+    try:  # interpolations into the configuration that it is a part of
         return OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException:  # or the shipped `env`, see as_section
+    except OmegaConfBaseException:  # else left to the shipped `env`, see as_section
         return OmegaConf.to_container(cfg)
 
 
 def as_section(cfg: Mapping | None, schema: type, where: str) -> DictConfig:
-    """Return a section with every key of the dataclass `schema`: a checked one as it is, of any mapping with defaults.
+    """Return a section with every key of the dataclass `schema`: any mapping, or None, checked and with the defaults.
 
-    So `from_config` takes what a YAML file says, as in 2023 (None: nothing); `where` is the section's key in messages.
-    Raises ConfigError.
+    A section that has been checked before is returned unchanged. So `from_config` accepts the plain content of a YAML
+    file, as in 2023. `where` is the key of the section in messages. Raises ConfigError.
     """
     if OmegaConf.is_config(cfg) and OmegaConf.get_type(cfg) is schema:
         return cfg

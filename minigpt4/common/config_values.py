@@ -1,4 +1,4 @@
-"""From YAML files and `--options` to values of the types that a dataclass declares."""
+"""Plain values of YAML files and `--options`, converted to the types that a dataclass declares."""
 
 import dataclasses
 import types
@@ -18,9 +18,9 @@ PLACEHOLDER = "/path/to/"
 
 
 def apply_options(user: DictConfig, options: Sequence[str] | None, report: Report) -> None:
-    """Overlay `--options`, items `key=value` or pairs `key value`, on the user's configuration."""
+    """Set `--options`, items `key=value` or pairs `key value`, in the user's configuration."""
     options = list(options or ())
-    # the first item says which of the two spellings it is
+    # the first item decides which of the two spellings all of them have
     if options and "=" in options[0]:
         for item in options:
             if "=" not in item:
@@ -49,26 +49,26 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
 
 
 def _option_value(text: str) -> Any:
-    """Return the value of an option as YAML reads it, but an unquoted `#` begins no comment."""
+    """Return the value of an option, parsed as YAML except that an unquoted `#` does not begin a comment."""
     if "#" in text and not text.startswith(("'", '"', "[", "{")):
         return text
     checked_tree(text)
-    return (
-        OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""
-    )
+    if not text:
+        return ""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain settings with those of `above` over them; mappings are merged key by key."""
+    """Return the plain settings `below` overridden by those of `above`; mappings are merged key by key."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = overlaid(merged[key], value) if both else value
+        are_mappings = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlaid(merged[key], value) if are_mappings else value
     return merged
 
 
 def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) -> DictConfig:
-    """Return plain settings as a structured config of a dataclass; keys that do not fit are reported."""
+    """Return plain settings as a structured config of the dataclass `schema`; report keys and values that do not fit."""
     config = OmegaConf.structured(schema)
     hints = typing.get_type_hints(schema)
     dead = getattr(schema, "DEAD_KEYS", {})
@@ -80,17 +80,17 @@ def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) 
         if key not in hints:
             report.unknown(path, "key", hints)
             continue
-        # Sections within the section are checked by their own dataclass.
+        # nested sections are checked by their own dataclass
         kind = _not_optional(hints[key])
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             value = typed(value, kind, path, report)
-        if kind is float and type(value) is int:  # OmegaConf takes no 1 for 1.0
+        if kind is float and type(value) is int:  # OmegaConf rejects 1 for 1.0
             value = float(value)
-        if type(value) in (int, float) and not -(2**63) < value < 2**63:  # nan, too
+        if type(value) in (int, float) and not -(2**63) < value < 2**63:  # or nan
             report.add(path, f"{value} is out of range")
             continue
         try:
-            # converts, as "3" for text, where an assignment warns
+            # converts to the type, e.g. 3 to "3", where an assignment would warn
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException:
             found = "null" if value is None else f"{value!r} ({type(value).__name__})"
@@ -99,11 +99,11 @@ def typed(section: Mapping[str, Any], schema: type, where: str, report: Report) 
 
 
 def check_values(node: DictConfig | ListConfig, where: str, report: Report) -> None:
-    """Report unset keys, placeholder paths, and interpolations that lead nowhere, in a section or a list."""
+    """Report unset keys, placeholder paths and broken interpolations in a section or a list."""
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         path = f"{where}.{key}"
         if OmegaConf.is_missing(node, key):
-            if report.is_clean(path):  # else what stands there is none
+            if report.is_clean(path):  # else it is set, to a value that is reported already
                 report.add(path, "missing; it has no default")
             continue
         try:
@@ -126,6 +126,7 @@ def _not_optional(hint: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
+    """Return the values that a type hint allows, in words: "an integer or null"."""
     kind = _not_optional(hint)
     if dataclasses.is_dataclass(kind):
         return f"a mapping with {', '.join(field.name for field in dataclasses.fields(kind))}"
@@ -135,10 +136,10 @@ def _describe(hint: Any) -> str:
 
 
 def hide_secrets(node: Any) -> Any:
-    """Return containers whose addresses lack user, password and query; `${..}` stays as it is."""
+    """Return containers with user, password and query removed from all URLs; text with `${..}` is left unchanged."""
     if isinstance(node, dict):
         return {key: hide_secrets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [hide_secrets(value) for value in node]
-    is_address = isinstance(node, str) and node.startswith("http") and "${" not in node
-    return without_secrets(node) if is_address else node
+    is_plain_url = isinstance(node, str) and node.startswith("http") and "${" not in node
+    return without_secrets(node) if is_plain_url else node

@@ -1,4 +1,4 @@
-"""What `run.device`, `run.amp` and `run.amp_dtype` mean on this machine."""
+"""The device and precision of a run (`run.device`, `run.amp`, `run.amp_dtype`), transfers to the device, memory."""
 
 import copy
 import itertools
@@ -19,12 +19,12 @@ from minigpt4.common.config import Problem
 # run.amp_dtype -> model.llm_precision
 AMP_DTYPES = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16"}
 
-# Held by who draws from torch's own generators, and by who records a CUDA graph: a draw meanwhile ends in an error.
+# Hold it to draw from torch's default generators, and to record a CUDA graph: a draw during a recording raises an error.
 shared_generators = threading.Lock()
 
 
 class DeviceError(ValueError):
-    """A device that is not there; `problem` names the key that asks for it."""
+    """A device that is not available; `problem` names the key that asks for it."""
 
     def __init__(self, key: str, message: str) -> None:
         self.problem = Problem(key, message)
@@ -36,23 +36,18 @@ def resolve_device(
 ) -> torch.device:
     """Return the torch.device for `auto | cpu | cuda | cuda:N | mps`, the value of the key `where`.
 
-    `local_rank`: index of this process on its machine, None if it is alone; "cuda" is that GPU.
-    Raises DeviceError if the device is not there.
+    `local_rank`: index of this process on its machine, None if it is alone; "cuda" is the GPU of that index.
+    Raises DeviceError if the device is not available.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if has_mps and local_rank is None
-            else "cpu"
-        )
+        name = "mps" if has_mps and local_rank is None else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(
             where, f"'{name}' is no device; give auto, cpu, cuda, cuda:<index> or mps"
         )
@@ -62,6 +57,7 @@ def resolve_device(
 
 
 def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> torch.device:
+    """Return the GPU, with its index, of this process. Raises DeviceError if it is not available."""
     if not torch.cuda.is_available():
         raise DeviceError(where, f"'{device}' but torch sees no GPU; use --options {where}=cpu")
     if device.index is not None and local_rank is not None:
@@ -77,13 +73,14 @@ def _cuda_device(device: torch.device, local_rank: int | None, where: str) -> to
 
 
 def run_precision(precision: str, amp: bool, amp_dtype: str) -> str:
-    """Return `model.llm_precision` of a run: "auto" is what `run.amp` and `run.amp_dtype` say."""
-    of_run = AMP_DTYPES[amp_dtype] if amp else "fp32"
-    return of_run if precision == "auto" else precision
+    """Return `model.llm_precision` of a run: for "auto" that of `run.amp` and `run.amp_dtype`."""
+    if precision != "auto":
+        return precision
+    return AMP_DTYPES[amp_dtype] if amp else "fp32"
 
 
 def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
-    """Return a copy of the `model` section whose `llm_precision`, if any, is the run's."""
+    """Return a copy of the `model` section whose `llm_precision`, if it has that key, is resolved by `run_precision`."""
     model_cfg = copy.deepcopy(model_cfg)
     if "llm_precision" in model_cfg:
         model_cfg.llm_precision = run_precision(
@@ -93,7 +90,7 @@ def in_run_precision(model_cfg: DictConfig, run_cfg: DictConfig) -> DictConfig:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return `batch` with its tensors on `device`, and "normalise" applied to images left in uint8."""
+    """Return `batch` with its tensors on `device`; its function "normalise", if any, is applied to its uint8 images."""
     moved = {}
     for key, value in batch.items():
         moved[key] = value.to(device, non_blocking=True) if torch.is_tensor(value) else value
@@ -103,21 +100,17 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def send(*lists: Sequence[int], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return lists of integers as int64 tensors on `device`: one copy of all of them, which nothing waits for."""
+    """Return lists of integers as int64 tensors on `device`, sent in one asynchronous copy."""
     flat = torch.tensor(list(itertools.chain(*lists)), dtype=torch.long)
-    if (
-        flat.is_cpu
-        and device.type == "cuda"
-        and torch.cuda.is_available()
-        and type(flat) is torch.Tensor
-    ):
-        flat = flat.pin_memory()  # from other memory the driver may wait
+    is_plain = flat.is_cpu and type(flat) is torch.Tensor
+    if is_plain and device.type == "cuda" and torch.cuda.is_available():
+        flat = flat.pin_memory()  # a copy from pageable memory may wait for the device
     return flat.to(device, non_blocking=True).split(list(map(len, lists)))
 
 
 @contextmanager
 def explained_out_of_memory(run_cfg: DictConfig) -> Iterator[None]:
-    """Within the block, running out of memory is a MemoryError that says which settings help."""
+    """Within the block, turn running out of memory into a MemoryError that says which settings help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -137,16 +130,15 @@ def explained_out_of_memory(run_cfg: DictConfig) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory held so far, in MiB: by CUDA's allocator, elsewhere by the process."""
+    """Return the peak memory so far in MiB: of CUDA's allocator, on other devices of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
+    units_per_mib = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mib
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Return the size of the device's memory; on the CPU that of the machine."""
+    """Return the size of the device's memory; for the CPU that of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

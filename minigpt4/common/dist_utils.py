@@ -1,8 +1,8 @@
-"""Several processes as one run: who am I, what do all know, one mean of all gradients. Works alone, too.
+"""The processes (ranks) of a run: the process group, collectives, seeds. All of it also works in a single process.
 
 Gradients are averaged by one all-reduce an optimizer step, not by DistributedDataParallel: the gradient of
-the projection is the last result of a backward pass, so there is nothing to overlap, and nothing frozen and
-no buffer is ever looked at or sent.
+the projection is the last result of a backward pass, so there is no communication to overlap with it; and
+frozen parameters and buffers are never inspected or sent.
 """
 
 import importlib
@@ -38,17 +38,17 @@ def is_main_process() -> bool:
 
 
 def main_print(*args: Any) -> None:
-    """Print to stdout, from rank 0 only. Where that is gone or full, or has no such characters, a line is lost."""
+    """Print to stdout, from rank 0 only. A line that cannot be written, or not in stdout's encoding, is lost."""
     if is_main_process():
         with suppress(OSError, UnicodeEncodeError):
             print(*args, flush=True)
 
 
 def init_distributed_mode(run_cfg: DictConfig) -> Launch:
-    """Join the process group, nccl on CUDA, else gloo, if this process is one of several.
+    """Join the process group (nccl on CUDA, else gloo), if this process is one of several.
 
     A rank that waits for another longer than `dist_timeout_s` ends with an error. Raises ValueError if the
-    device is not there or the start does not fit the `run` section, OSError if other ranks do not come.
+    device is not available or the launch does not fit the `run` section, OSError if other ranks are missing.
     """
     if problems := launch_problems(run_cfg, "run"):
         raise ValueError("\n".join(map(str, problems)))
@@ -61,13 +61,13 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
     rank, world_size = launch[:2]
     print(f"| distributed init (rank {rank}, world {world_size}): {run_cfg.dist_url}", flush=True)
     timeout = timedelta(seconds=run_cfg.dist_timeout_s)
-    # Imported later (torch's optimizers do), it would keep the group of then as a default of its functions;
-    # gloo's threads then outlive `leave_process_group`, and the process can abort on its way out.
+    # Import it before there is a group. Imported later, as by torch's optimizers, its functions would keep the group
+    # as a default argument; gloo's threads then outlive `leave_process_group`, and the process may abort at its exit.
     importlib.import_module("torch.distributed.nn.functional")
     try:
         store, *_ = next(dist.rendezvous(run_cfg.dist_url, rank, world_size, timeout=timeout))
-        # torchrun may keep its own store over restarts: without a prefix, a rank would look for those of before. Where
-        # the store is new each time the prefix is one: an agent that was replaced counts its restarts from 0
+        # torchrun's agent may keep its store over restarts: without a prefix, a rank would connect to those of the last
+        # attempt. A new store gets a fixed prefix, since an agent that was replaced counts its restarts from 0 again.
         is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_kept else "in a new store"
         dist.init_process_group(
@@ -87,27 +87,27 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
 
 
 def leave_process_group(after_error: bool = False) -> None:
-    """Leave the process group, if any; without it a process can abort on its way out.
+    """Destroy the process group, if any: a process that exits with it may abort.
 
-    After an error NCCL's is left standing: to leave it, it would wait for ranks that wait for us.
+    After an error an NCCL group is kept: destroying it would wait for ranks that wait for this one.
     """
     if is_distributed() and not (after_error and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have called this."""
     if is_distributed():
         dist.barrier()
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a seed that depends on each of `numbers` (0 or more), not on their sum."""
+    """Return a seed derived from all `numbers` (0 or more) and their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's generators by (seed, rank, epoch): no two share one."""
+    """Seed the generators of Python, NumPy and torch from (seed, rank, epoch), each with a seed of its own."""
     streams = np.random.SeedSequence([seed, rank, epoch]).generate_state(3)
     random.seed(int(streams[0]))
     np.random.seed(int(streams[1]))
@@ -115,25 +115,26 @@ def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """Return on every rank what ``make()`` returns on rank 0, the only rank that calls it.
+    """Call ``make()`` on rank 0 only, and return its result on every rank. Called by all ranks.
 
-    A ValueError or OSError that it raises there is raised on every rank.
+    A ValueError or OSError that it raises on rank 0 is raised on every rank.
     """
-    box = [None, None]
+    outcome = [None, None]  # result, error
     if is_main_process():
         try:
-            box[0] = make()
+            outcome[0] = make()
         except (ValueError, OSError) as error:
-            box[1] = error
+            outcome[1] = error
     if is_distributed():
-        dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
+        dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
 
 
 def gather_from_ranks(value: Any) -> list[Any]:
-    """Return the list of every rank's `value`, in the order of ranks."""
+    """Return the `value` of every rank, in the order of ranks."""
     values = [value] * get_world_size()
     if is_distributed():
         dist.all_gather_object(values, value)
@@ -141,14 +142,14 @@ def gather_from_ranks(value: Any) -> list[Any]:
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite `tensors` on every rank by those of rank 0."""
+    """Overwrite `tensors` on every rank with those of rank 0."""
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the sums over all ranks of a list of numbers."""
+    """Return the sum over all ranks of each of `values`."""
     if not is_distributed():
         return list(values)
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -168,10 +169,10 @@ def max_over_ranks(value: int, device: torch.device) -> int:
 def average_gradients(
     parameters: Sequence[torch.nn.Parameter], sums: torch.Tensor | None = None, weight: float = 1
 ) -> None:
-    """Replace the gradients of `parameters` by their means over all ranks, each of its `weight`; a missing one is zero.
+    """Replace the gradients of `parameters` by their means over ranks, each rank weighted by its `weight`.
 
-    One that all ranks lack stays missing: the optimizer leaves that parameter alone. `sums`, a tensor, is replaced by
-    its sum over all ranks. Raises RuntimeError if a rank is gone.
+    A missing gradient counts as zero; one missing on all ranks stays None, so that the optimizer skips the parameter. The
+    tensor `sums` is replaced by its sum over ranks. Raises RuntimeError if a rank is gone.
     """
     if get_world_size() == 1:
         return
@@ -179,20 +180,19 @@ def average_gradients(
     for number in missing:
         parameters[number].grad = torch.zeros_like(parameters[number])
     gradients = [parameter.grad for parameter in parameters]
-    # one message a step: the gradients, which of them are there, and the weight
-    there = gradients[0].new_ones(len(gradients))
-    there[missing] = 0
-    together = torch.cat(
-        [*(gradient.flatten() for gradient in gradients), there, there.new_ones(1)]
-    )
-    together.mul_(weight)
-    messages = [together] if sums is None else [together, sums]
+    # one all-reduce for all gradients, for which of them are present, and for the weight
+    present = gradients[0].new_ones(len(gradients))
+    present[missing] = 0
+    flat = torch.cat([*map(torch.flatten, gradients), present, present.new_ones(1)])
+    flat.mul_(weight)
+    messages = [flat] if sums is None else [flat, sums]
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in messages]:
         work.wait()
     sizes = [*map(torch.numel, gradients), len(gradients)]
-    *means, there = together[:-1].div_(together[-1]).split(sizes)
+    *means, present = flat[:-1].div_(flat[-1]).split(sizes)
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
-    for number, is_there in zip(missing, there[missing].tolist() if missing else (), strict=True):
-        if not is_there:
-            parameters[number].grad = None
+    if missing:
+        for number, is_present in zip(missing, present[missing].tolist(), strict=True):
+            if not is_present:
+                parameters[number].grad = None

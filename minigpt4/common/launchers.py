@@ -1,4 +1,4 @@
-"""How this process was started: by torchrun, SLURM's srun, an MPI, or alone; what that asks of the section `run`."""
+"""How this process was launched: by torchrun, SLURM's srun, an MPI, or alone; and checks of `run` against that."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from minigpt4.common.device import resolve_device
 
 
 class Launch(NamedTuple):
-    """How this process was started. `local_rank`: its index on this machine; None: it is alone."""
+    """The place of this process among all. `local_rank`: its index on this machine, None if it is alone."""
 
     rank: int = 0
     world_size: int = 1
@@ -20,12 +20,12 @@ class Launch(NamedTuple):
 
 
 TORCHRUN, SLURM = "torchrun", "SLURM's srun"
-# launcher: its variables for rank, number of processes, and rank on this machine
+# launcher: its environment variables for rank, world size and local rank; the first that is found counts
 _LAUNCHERS = {
     TORCHRUN: ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    # before SLURM: its mpirun starts a daemon on each machine by srun, and their processes have both
+    # before SLURM: mpirun may start its daemons by srun, so that its processes have both sets of variables
     "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    # the script of a SLURM job has SLURM_PROCID and SLURM_NTASKS, too; only srun's tasks have their step's size
+    # not SLURM_NTASKS, which a job script has, too: only srun's tasks have SLURM_STEP_NUM_TASKS
     SLURM: ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     "mpirun_rsh": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
@@ -41,13 +41,14 @@ def _launcher(environ: Mapping[str, str]) -> str | None:
 
 
 def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.environ) -> Launch:
-    """Return how torchrun, SLURM's srun or an MPI started this process; one process of one is alone.
+    """Return how torchrun, SLURM's srun or an MPI started this process; a single process is alone.
 
-    Under srun the local rank is the rank modulo the GPUs; a `run.world_size` above 1 goes before SLURM's. Raises
-    ValueError that names a variable which is no number, or out of range.
+    Under srun the local rank is the rank modulo the number of GPUs, and `run.world_size` above 1 replaces SLURM's. Raises
+    ValueError that names a variable that is not a number, out of range, or missing.
     """
     launcher = _launcher(environ)
     if launcher is None:
+        # one of torchrun's two variables alone is a mistake, but for WORLD_SIZE=1
         there, missing = sorted(_LAUNCHERS[TORCHRUN][:2], key=lambda name: not environ.get(name))
         if environ.get(there) and (there, environ[there]) != ("WORLD_SIZE", "1"):
             raise ValueError(
@@ -62,13 +63,13 @@ def launched_processes(run_cfg: DictConfig, environ: Mapping[str, str] = os.envi
     if not launch.rank < launch.world_size:
         found = f"rank {launch.rank} of {launch.world_size} processes by {_named(launcher)}; ranks begin with 0"
         raise ValueError(f"{found}. {_UNSET}")
-    # torchrun's one process joins a group, too
+    # a single process of torchrun still joins a process group
     is_alone = launch.world_size == 1 and not (launcher == TORCHRUN and environ.get("MASTER_ADDR"))
     return Launch() if is_alone else launch
 
 
 def _named(launcher: str) -> str:
-    """Return a launcher with the variables that speak for it."""
+    """Return a launcher's name with the variables by which it was recognised, for messages."""
     return f"{launcher} ({', '.join(_LAUNCHERS[launcher][:2])})"
 
 
@@ -83,21 +84,21 @@ def _number(environ: Mapping[str, str], variable: str) -> int:
 
 
 def run_device(run_cfg: DictConfig) -> torch.device:
-    """Return this process's device of `run.device`. Raises DeviceError if it is not there."""
+    """Return this process's device by `run.device`. Raises DeviceError if it is not available."""
     return resolve_device(run_cfg.device, launched_processes(run_cfg).local_rank)
 
 
 def launch_problems(
     run_cfg: DictConfig, where: str, environ: Mapping[str, str] = os.environ
 ) -> list[Problem]:
-    """Return what is wrong between the `run` section and the way this process was started."""
-    problems = []
+    """Return the contradictions between the `run` section and the way this process was launched."""
     try:
         launch = launched_processes(run_cfg, environ)
     except ValueError as error:
         return [Problem(f"{where}.distributed", str(error))]
     if launch.local_rank is None:
-        return problems
+        return []
+    problems = []
     count, by = launch.world_size, f"started by {_named(_launcher(environ))}"
     if launch.world_size > 1 and not run_cfg.distributed:
         advice = f"start one (python train.py ...) or use --options {where}.distributed=True"

@@ -1,4 +1,4 @@
-"""`run.shard_llm`: into how many shares a run divides its LLM, and what cannot be divided."""
+"""`run.shard_llm`: the number of shares (shards) of a run's LLM, and a check that it can be divided."""
 
 from minigpt4.common.config import Config, Problem
 from minigpt4.common.config_report import ConfigError
@@ -7,9 +7,9 @@ from minigpt4.common.registry import registry
 
 
 def num_shares(cfg: Config, num_ranks: int) -> int:
-    """Return how many shares the LLM of a run of `num_ranks` processes has, 1: each holds it whole.
+    """Return into how many shares a run of `num_ranks` processes divides its LLM; 1: each process holds all of it.
 
-    Raises ConfigError for an LLM that cannot be divided, or that a training cannot spread by `model.device_map`.
+    Raises ConfigError if the LLM cannot be divided, and for `model.device_map`, which training does not support.
     """
     problems = []
     if cfg.model_cfg.get("device_map", "none") != "none":

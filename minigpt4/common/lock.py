@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that the system itself releases when the process ends, however it ends."""
+"""A lock for one writer at a time, which the system releases when the process ends, however it ends."""
 
 import fcntl
 import logging
@@ -13,15 +13,15 @@ _held: set[int] = set()  # descriptors of this process's lock files
 
 
 class InUseError(OSError):
-    """Another process writes there; the message names it."""
+    """Another process holds the lock; the message names it."""
 
 
 @contextmanager
 def locked(target: str | Path) -> Iterator[None]:
-    """Be the only process that writes the file or folder `target` within the block. Raises InUseError, OSError.
+    """Within the block, be the only process that writes the file or folder `target`. Raises InUseError, OSError.
 
-    The lock is a file, `.<name>.lock` beside a file or `.lock` in a folder, that says who holds it. One that is left
-    over locks nothing. On a file system without locks there is a warning instead.
+    The lock file, `.<name>.lock` beside a file or `.lock` in a folder, names the process that holds it. A file left over
+    from a dead process does not lock. A file system without locks gives only a warning.
     """
     target = Path(target)
     path = target / ".lock" if target.is_dir() else target.with_name(f".{target.name}.lock")
@@ -30,16 +30,16 @@ def locked(target: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _held:  # not in a fork
+        if descriptor in _held:  # not in a forked process
             with suppress(OSError):
-                if _is_still_at(path, descriptor):
-                    path.unlink()  # before the lock is released: who opened it meanwhile sees that it is gone
+                if _is_file_at(path, descriptor):
+                    path.unlink()  # before unlocking: a process that has just opened it sees that it is gone
             _held.remove(descriptor)
             os.close(descriptor)
 
 
 def _take(path: Path, target: Path) -> int:
-    """Return the descriptor of the lock file, locked."""
+    """Create and lock the lock file at `path`; return its descriptor. Raises InUseError if it is locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -57,26 +57,28 @@ def _take(path: Path, target: Path) -> int:
                 target,
                 error,
             )
-        if _is_still_at(path, descriptor):
+        # else the last owner has removed the file since it was opened: try again with a new one
+        if _is_file_at(path, descriptor):
             owner = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
-            with suppress(OSError):  # a full disk: it is locked without a name
+            with suppress(OSError):  # with a full disk, lock without naming the owner
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, owner.encode())
             return descriptor
         os.close(descriptor)
 
 
-def _is_still_at(path: Path, descriptor: int) -> bool:
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _leave_to_parent() -> None:
-    """A lock lasts as long as any copy of its descriptor: workers that outlive a killed process must have none."""
+def _close_in_child() -> None:
+    """Close a forked process's copies of lock files: with them, workers would hold the locks of a killed parent."""
     while _held:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,8 +1,8 @@
-"""The learning rate of every step, by the two registered schedules, and the AdamW groups.
+"""Learning-rate schedules and AdamW's parameter groups.
 
-`epoch` and `step` count from 0, `step` inside its epoch. All lengths (`iters_per_epoch`, `warmup_steps`, `log_freq`,
-`save_every_iters`) count steps, and every batch is one, also with accumulation, which updates at every
-`accum_grad_iters`-th (Source: 2023 release).
+`epoch` and `step` count from 0, `step` within its epoch. All lengths (`iters_per_epoch`, `warmup_steps`, `log_freq`,
+`save_every_iters`) count steps. Every batch is one step, also with gradient accumulation, where only every
+`accum_grad_iters`-th step updates the weights (Source: 2023 release).
 """
 
 import math
@@ -21,8 +21,8 @@ _NO_DECAY = ("bias", "ln", "bn")  # anywhere in a parameter's name
 class LRSchedule:
     """A schedule over `iters_per_epoch` steps an epoch, from the `run` section.
 
-    `warmup_lr` below 0 means that warm-up starts at `init_lr`. `warmup_clock` says what warm-up counts: "epoch", the
-    steps of the epoch (Source: 2023 release; a longer warm-up starts anew in each), or "global", those of training.
+    `warmup_lr` below 0 means that warm-up starts at `init_lr`. `warmup_clock` says which steps warm-up counts: "epoch",
+    those of the epoch (Source: 2023 release; a longer warm-up starts anew in each epoch), or "global", those of training.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class LRSchedule:
         self.is_global, self.decay_rate = run_cfg.warmup_clock == "global", run_cfg.lr_decay_rate
 
     def lr(self, epoch: int, step: int) -> float:
-        """Return the lr of one step."""
+        """Return the learning rate of one step."""
         raise NotImplementedError
 
     def step(self, cur_epoch: int, cur_step: int) -> float:
-        """Set the lr of all parameter groups to that of the step to be made, and return it.
+        """Set the learning rate of all parameter groups for the step that comes next, and return it.
 
-        Groups of a part with its own rate in `run.lr` have a multiple, "lr_scale", of it.
+        Groups of a part with its own rate in `run.lr` get a multiple of it, "lr_scale".
         """
         lr = self.lr(cur_epoch, cur_step)
         for group in self.optimizer.param_groups:
@@ -49,7 +49,7 @@ class LRSchedule:
         return lr
 
     def _warmup(self, epoch: int, step: int) -> float:
-        """Return the lr of a warm-up step: a line from `warmup_lr`, capped at `init_lr`."""
+        """Return the learning rate of a warm-up step: linear from `warmup_lr`, capped at `init_lr`."""
         index = epoch * self.iters_per_epoch + step if self.is_global else step
         rise = (self.init_lr - self.warmup_start_lr) * index / max(self.warmup_steps, 1)
         return min(self.init_lr, self.warmup_start_lr + rise)
@@ -59,8 +59,8 @@ class LRSchedule:
 class LinearWarmupCosineLRScheduler(LRSchedule):
     """Warm-up for the first `warmup_steps` steps of training, then a cosine down to `min_lr`.
 
-    With the "epoch" clock the cosine counts from the very first step, so the lr drops where warm-up ends (Source: the
-    published logs); with the "global" clock it starts at `init_lr` there.
+    With the "epoch" clock the cosine counts from the very first step, so the learning rate drops at the end of warm-up
+    (Source: the published logs); with the "global" clock the cosine starts there, at `init_lr`.
     """
 
     def lr(self, epoch: int, step: int) -> float:
@@ -76,12 +76,13 @@ class LinearWarmupCosineLRScheduler(LRSchedule):
 class LinearWarmupStepLRScheduler(LRSchedule):
     """Warm-up, then ``init_lr * lr_decay_rate ** epoch``, never below `min_lr`.
 
-    With the "epoch" clock all of epoch 0 is warm-up, and no other.
+    With the "epoch" clock, warm-up is exactly epoch 0.
     """
 
     def lr(self, epoch: int, step: int) -> float:
         done = epoch * self.iters_per_epoch + step
-        if done < self.warmup_steps if self.is_global else epoch == 0:
+        is_warmup = done < self.warmup_steps if self.is_global else epoch == 0
+        if is_warmup:
             return self._warmup(epoch, step)
         return max(self.min_lr, self.init_lr * self.decay_rate**epoch)
 
@@ -89,10 +90,10 @@ class LinearWarmupStepLRScheduler(LRSchedule):
 def weight_decay_groups(
     model: torch.nn.Module, weight_decay: float, names: Iterable[str] | None = None
 ) -> list[dict]:
-    """Return AdamW's two groups of trainable parameters, of those `names` alone if given: decayed, then not decayed.
+    """Return AdamW's two groups of trainable parameters (only those in `names`, if given): with and without weight decay.
 
-    Not decayed: vectors and scalars, and names with `bias`, `ln` or `bn` anywhere in them. Both groups
-    are there even if empty, so that all checkpoints have one form. Source: 2023 release.
+    Without: vectors, scalars, and parameters with `bias`, `ln` or `bn` anywhere in their names. Both
+    groups are returned even if empty, so that all checkpoints have one form. Source: 2023 release.
     """
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
@@ -106,7 +107,7 @@ def weight_decay_groups(
 
 
 def rates(run_cfg: Any) -> dict[str, float]:
-    """Return {part: its peak learning rate}: `run.lr`, and `init_lr` for parts that it leaves out."""
+    """Return {part: its peak learning rate} of all parts in `run.lr`; a rate of None there is `init_lr`."""
     own = run_cfg.get("lr") or {}
     return {part: run_cfg.init_lr if rate is None else rate for part, rate in own.items()}
 
@@ -114,21 +115,21 @@ def rates(run_cfg: Any) -> dict[str, float]:
 def part_groups(model: torch.nn.Module, run_cfg: DictConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups: the two of `weight_decay_groups` for each learning rate, those of `init_lr` first.
 
-    A model with a `part_of(name)` says which part of `run.lr` a parameter belongs to.
+    If `run.lr` is used, the model's `part_of(name)` says which part a parameter belongs to.
     """
-    own, names = rates(run_cfg), {run_cfg.init_lr: set()}
+    rate_of_part = rates(run_cfg)
+    names_of_rate = {run_cfg.init_lr: set()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = model.part_of(name) if own else None
-            names.setdefault(own.get(part, run_cfg.init_lr), set()).add(name)
+            part = model.part_of(name) if rate_of_part else None
+            rate = rate_of_part.get(part, run_cfg.init_lr)
+            names_of_rate.setdefault(rate, set()).add(name)
     groups = []
-    for rate, chosen in names.items():
-        pair = weight_decay_groups(model, run_cfg.weight_decay, chosen)
-        groups += (
-            pair
-            if rate == run_cfg.init_lr
-            else [group | {"lr_scale": rate / run_cfg.init_lr} for group in pair]
-        )
+    for rate, names in names_of_rate.items():
+        pair = weight_decay_groups(model, run_cfg.weight_decay, names)
+        if rate != run_cfg.init_lr:
+            pair = [group | {"lr_scale": rate / run_cfg.init_lr} for group in pair]
+        groups += pair
     return groups
 
 

@@ -10,19 +10,21 @@ from typing import Any
 
 from minigpt4.common.config_report import Report
 
-# no user's files
+# beginnings of the file names of traceback frames that are not the user's code
 _NOT_OWN = ("<frozen", str(Path(importlib.__file__).parent), str(Path(__file__).parent))
 
 
 def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[str]:
-    """Import the modules of the list `names` (or of one name) and return it; report what fails.
+    """Import the modules `names` (a list, one name, or None) and return them as a list; report what fails.
 
-    `folders` are searched, in their order, after all that Python finds anyway: no file in one of them
-    hides an installed package. They stay on sys.path, for what the modules import later.
+    `folders` are appended to sys.path, in their order, so that no file in them hides an installed
+    package. They stay there, for later imports of the modules.
     """
-    names = [] if names is None else names if isinstance(names, list) else [names]
+    if not isinstance(names, list):
+        names = [] if names is None else [names]
     places = [str(folder) for folder in folders]
-    sys.path += [place for place in places if names and place not in sys.path]
+    if names:
+        sys.path += [place for place in places if place not in sys.path]
     for number, name in enumerate(names):
         if name in names[:number]:  # listed twice
             continue
@@ -34,17 +36,17 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
             continue
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # of any kind: the user's code may raise anything
             report.add("imports", _reason(name, error, places))
     return names
 
 
 def shipped_imports(names: Any, path: str | Path) -> list[str]:
-    """Return those modules, of the list `names` that a checkpoint at `path` gives, that are of this project.
+    """Return this project's modules among the `names` that a checkpoint at `path` wants to be imported.
 
-    A checkpoint may be a stranger's: the others are left out, with a warning.
+    The others are left out, with a warning: a checkpoint may come from an untrusted source.
     """
-    names = [] if names is None else [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(names or ())
     shipped = [name for name in names if str(name).startswith("minigpt4.")]
     if others := [name for name in names if name not in shipped]:
         logging.warning(
@@ -57,11 +59,11 @@ def shipped_imports(names: Any, path: str | Path) -> list[str]:
 def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:
     """Return why a module could not be imported, and what to do."""
     what = f"'{name}' cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
-    # the lines of the user's code on the way to the error; a module that is not there has none
+    # where the user's code failed; a module that does not exist has no frames of its own
     frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in frames if not frame.filename.startswith(_NOT_OWN)]
     if isinstance(error, ModuleNotFoundError) and not frames:
-        looked = " and ".join(f"'{place}'" for place in places)
-        return f"{what}; install it, or put it into the folder of the YAML file or the current one ({looked})"
+        searched = " and ".join(f"'{place}'" for place in places)
+        return f"{what}; install it, or put it into the folder of the YAML file or the current one ({searched})"
     at = f", at {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
     return f"{what}{at}; correct it, or take it out of the list"

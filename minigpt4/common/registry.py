@@ -1,7 +1,7 @@
-"""Names in YAML files -> classes. Nothing else is stored here.
+"""The registry of classes by their names in YAML files.
 
-`@registry.register_model("mini_gpt4")` beside a class files it, `registry.get_model_class("mini_gpt4")`
-finds it: the first look-up of a kind imports its home (`_HOMES`), whose `__init__` names every class.
+`@registry.register_model("mini_gpt4")` registers the class below it, `registry.get_model_class("mini_gpt4")`
+returns it: a look-up imports the package of its kind (`_HOMES`), whose `__init__` imports every class.
 """
 
 import importlib
@@ -13,13 +13,13 @@ from minigpt4.common.startup import startup
 
 
 class RegistryError(KeyError):
-    """An unknown or doubly registered name; the message says what is known and where to add one."""
+    """An unknown name, or one that is registered twice; the message lists the known ones, or names the other class."""
 
     def __str__(self) -> str:
         return self.args[0]
 
 
-# kind -> (package imported at the first look-up, what a message calls it)
+# kind: (package that registers its classes, name of the kind in messages)
 _HOMES = {
     "model": ("minigpt4.models", "model architecture"),
     "builder": ("minigpt4.datasets.builders", "dataset builder"),
@@ -32,33 +32,30 @@ _HOMES = {
 
 
 class Registry:
-    """One table a kind; ``register_<kind>(name)`` decorates, ``get_<kind>_class(name)`` finds."""
+    """A table of classes for each kind: ``register_<kind>(name)`` is the decorator, ``get_<kind>_class(name)`` looks up."""
 
     def __init__(self) -> None:
         self._classes: dict[str, dict[str, type]] = {kind: {} for kind in _HOMES}
 
     def register(self, kind: str, name: str) -> Callable[[type], type]:
-        """Return a decorator that files a class under `name`; a taken name is refused."""
+        """Return a decorator that registers a class as `name`. It raises RegistryError if another class has that name."""
 
         def decorate(cls: type) -> type:
-            holder = self._classes[kind].setdefault(name, cls)
-            is_again = (holder.__module__, holder.__qualname__) == (
-                cls.__module__,
-                cls.__qualname__,
-            )
-            if is_again:  # its module was imported once more, after an error in it or by a notebook
-                self._classes[kind][name] = cls
-            else:
+            other = self._classes[kind].get(name, cls)
+            # a module may be imported again, after an error in it or in a notebook: its new class counts
+            is_same = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+            if not is_same:
                 raise RegistryError(
                     f"{_HOMES[kind][1]} '{name}' is already registered: it is "
-                    f"{holder.__module__}.{holder.__qualname__}; give {cls.__qualname__} another name"
+                    f"{other.__module__}.{other.__qualname__}; give {cls.__qualname__} another name"
                 )
+            self._classes[kind][name] = cls
             return cls
 
         return decorate
 
     def get(self, kind: str, name: str) -> type:
-        """Return the class filed under `name`. Raises RegistryError that lists every known name."""
+        """Return the class registered as `name`. Raises RegistryError that lists every known name."""
         home, label = _HOMES[kind]
         with startup.phase("imports"):
             importlib.import_module(home)
@@ -75,11 +72,11 @@ class Registry:
         return known[name]
 
     def names(self, kind: str) -> list[str]:
-        """Return the sorted names registered under `kind`."""
+        """Return the sorted names of all classes of `kind`."""
         importlib.import_module(_HOMES[kind][0])
         return sorted(self._classes[kind])
 
-    # The names that users' code calls (2023 release).
+    # The methods that users' code calls (Source: 2023 release).
     register_model = partialmethod(register, "model")
     register_builder = partialmethod(register, "builder")
     register_processor = partialmethod(register, "processor")

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `log.txt`, `metrics.jsonl`; trackers get the latter, too."""
+"""The log files of a run, `log.txt` and `metrics.jsonl`; trackers also get the records of the latter."""
 
 import json
 import logging
@@ -12,9 +12,9 @@ from minigpt4.common.dist_utils import is_main_process
 
 
 class RunLog:
-    """The text files of a run, written by rank 0; `trackers`, if any, get the lines of `metrics.jsonl`.
+    """The log files of a run, written by rank 0; `trackers`, if any, get the records of `metrics.jsonl`.
 
-    A full disk or a lost folder costs lines and one warning, never the training.
+    With a full disk or a lost folder lines are lost, with one warning, and training goes on.
     """
 
     def __init__(self, folder: Path, trackers: Any = None) -> None:
@@ -26,44 +26,47 @@ class RunLog:
         self._append("log.txt", json.dumps(plain, indent=4))
 
     def epoch(self, stats: dict[str, float]) -> None:
-        """Append the numbers of an epoch to `log.txt`, as one JSON line."""
+        """Append the metrics of an epoch to `log.txt`, as one JSON line."""
         self._append("log.txt", json.dumps(stats))
 
     def has_epoch(self, stats: dict[str, float]) -> bool:
-        """Return whether `log.txt` has a line that begins with these numbers of an epoch."""
+        """Return whether `log.txt` has a line that begins with these metrics of an epoch."""
         path = self.folder / "log.txt"
-        return path.is_file() and f"\n{json.dumps(stats)[:-1]}" in path.read_text(
-            encoding="utf-8", errors="replace"
-        )
+        if not path.is_file():
+            return False
+        beginning = json.dumps(stats).removesuffix("}")
+        return f"\n{beginning}" in path.read_text(encoding="utf-8", errors="replace")
 
     def steps(self, records: list[dict[str, Any]]) -> None:
-        """Append one JSON line a step to `metrics.jsonl`."""
+        """Append the records of steps to `metrics.jsonl`, one JSON line each, and send them to the trackers."""
         if records:
             self._append("metrics.jsonl", "\n".join(json.dumps(record) for record in records))
-        for record in records if self._trackers else ():
-            self._trackers.log(record)
+        if self._trackers:
+            for record in records:
+                self._trackers.log(record)
 
     def validation(self, record: dict[str, Any]) -> None:
-        """Append the line of one validation to `metrics.jsonl`; it has the key "validation", the split's name."""
+        """Append the record of one validation to `metrics.jsonl`; its key "validation" is the name of the split."""
         self.steps([record])
 
     def close(self) -> None:
-        """Close the trackers; the files are opened for each line."""
+        """Close the trackers. The files need no closing: each append opens them."""
         if self._trackers:
             self._trackers.close()
 
     def _append(self, name: str, text: str) -> None:
         if not is_main_process():
             return
-        with self._losing_lines(self.folder / name), open(self.folder / name, "ab+") as file:
-            if file.seek(0, os.SEEK_END):  # a run that was killed may have left half a line
+        with self._errors_logged(self.folder / name), open(self.folder / name, "ab+") as file:
+            # a run that was killed may have left an incomplete line: start a new one
+            if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 text = text if file.read(1) == b"\n" else f"\n{text}"
             file.write(f"{text}\n".encode())
 
     @contextmanager
-    def _losing_lines(self, path: Path) -> Iterator[None]:
-        """Within the block, what cannot be written is lost; that is said once."""
+    def _errors_logged(self, path: Path) -> Iterator[None]:
+        """Within the block, an OSError is only a warning, logged once."""
         try:
             yield
         except OSError as error:

@@ -1,6 +1,6 @@
-"""Where the time goes until the first training step is done; weight files read ahead.
+"""Timing of the phases until the end of the first training step, and reading ahead of weight files.
 
-Loads no torch: it is imported first, so that what follows is counted.
+Does not import torch: it is imported first, so that the time of later imports counts.
 """
 
 import contextlib
@@ -14,36 +14,36 @@ from minigpt4.common.utils import expand_path
 
 
 class Startup:
-    """Seconds of each phase, in the order in which they began: `seconds[name]`, and `cpu_seconds`.
+    """Wall-clock time, `seconds`, and processor time, `cpu_seconds`, of each phase {name: seconds}, in their order.
 
-    A phase inside another counts for itself alone, so that all of them together are the whole.
+    The time of a nested phase does not count for the outer one, so that all phases add up to the total.
     """
 
     def __init__(self) -> None:
         self.seconds, self.cpu_seconds = {}, {}
-        self._open, self._is_over = ["imports"], False
-        self._last = 0.0, 0.0  # when something was charged: by the wall clock, by the processor's
-        # No clock says when an interpreter started. Until here it has computed and hardly waited.
+        self._phases, self._is_over = ["imports"], False  # the current phases, the innermost last
+        self._last = 0.0, 0.0  # (wall-clock, processor) time when a phase was last charged
+        # No clock tells when the interpreter started. Until now it has hardly waited, so take its processor time.
         self._wall_at_start = time.perf_counter() - time.process_time()
 
     def begin(self, name: str) -> None:
         """End the current phase and begin another."""
         self._charge()
-        self._open[-1] = name
+        self._phases[-1] = name
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as a phase of its own."""
         self._charge()
-        self._open.append(name)
+        self._phases.append(name)
         try:
             yield
         finally:
             self._charge()
-            self._open.pop()
+            self._phases.pop()
 
     def finish(self) -> None:
-        """End the last phase and log how long each one took; later calls do nothing."""
+        """End the last phase and log how long each phase took; later calls do nothing."""
         if not self._is_over:
             self._charge()
             self._is_over = True
@@ -55,11 +55,13 @@ class Startup:
             )
 
     def _charge(self) -> None:
+        """Add the time since the last call to the current phase."""
         if self._is_over:
             return
         now = time.perf_counter() - self._wall_at_start, time.process_time()
+        phase = self._phases[-1]
         for table, new, old in zip((self.seconds, self.cpu_seconds), now, self._last, strict=True):
-            table[self._open[-1]] = table.get(self._open[-1], 0.0) + new - old
+            table[phase] = table.get(phase, 0.0) + new - old
         self._last = now
 
 
@@ -67,7 +69,7 @@ startup = Startup()  # of this process
 
 
 def read_ahead(paths: Iterable[Path]) -> threading.Thread:
-    """Return a thread that reads `files_of(paths)` into the page cache, Python left to others."""
+    """Start and return a thread that reads `files_of(paths)` into the page cache; reading releases the GIL."""
     thread = threading.Thread(
         target=_read_files, args=(list(paths),), name="read-ahead", daemon=True
     )
@@ -76,7 +78,7 @@ def read_ahead(paths: Iterable[Path]) -> threading.Thread:
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of `paths`; for a folder those of weights in it."""
+    """Return the files of `paths`, for a folder the weight files in it."""
     files = []
     for path in map(expand_path, paths):
         in_folder = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
@@ -87,7 +89,7 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 def _read_files(paths: list[Path]) -> None:
     block = bytearray(2**24)
     for path in files_of(paths):
-        # its user complains
+        # an error is left to the code that uses the file
         with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
             while file.readinto(block):
                 pass

@@ -1,4 +1,4 @@
-"""What a user set: the YAML file with `--options` over it, section by section, interpolations filled in on demand."""
+"""The settings of the user: the YAML file overridden by `--options`, read section by section."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from minigpt4.common.own_code import shipped_imports
 from minigpt4.common.yaml_file import read_yaml
 
 SECTIONS = ("env", "model", "datasets", "run")
-BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its benchmark is asked for
+BENCHMARKS = "evaluation_datasets"  # each section in it is checked when its benchmark is opened
 _DEAD_SECTIONS = ("preprocess",)
 
 
 class UserSettings:
-    """The settings of one user: `config`, as OmegaConf holds them, and `plain`, the same as plain containers.
+    """The user's settings as an OmegaConf `config`, and the same as `plain` containers.
 
-    `args` has `cfg_path` and `options`, `path` is the file. What is wrong is added to `report`, which learns where each
-    key was set.
+    `args` has `cfg_path` and `options`; `path` is the YAML file. Problems are added to `report`, and so is the place
+    where each key was set.
     """
 
     def __init__(self, args: Namespace, report: Report) -> None:
@@ -36,11 +36,12 @@ class UserSettings:
         self.plain = OmegaConf.to_container(self.config)
 
     def roots(self, for_training: bool) -> dict[str, dict[str, Any]]:
-        """Return {name: plain section} of all sections, {} for one that is not there."""
+        """Return {name: plain section} of all sections, {} for a section that is not there."""
+        known = (*SECTIONS, "imports", BENCHMARKS)
         for root in self.plain:
             if root in _DEAD_SECTIONS:
                 self.report.warnings.append(f"{root}: this section does nothing")
-            elif root not in (known := (*SECTIONS, "imports", BENCHMARKS)):
+            elif root not in known:
                 self.report.unknown(str(root), "section", known)
         needed = ("model", "datasets", "run") if for_training else ("model",)
         for root in needed[1:]:  # without `model` the report asks for model.arch
@@ -51,7 +52,7 @@ class UserSettings:
         return {root: self.section(self.plain, root, root) for root in (*SECTIONS, BENCHMARKS)}
 
     def section(self, parent: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-        """Return the plain mapping at a key, {} for none; anything else is a problem of the key `where`."""
+        """Return the plain mapping at a key of `parent`, {} for none; report any other value under the key `where`."""
         value = self.filled_in(parent.get(key), where)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if value and not isinstance(value, dict):
@@ -60,7 +61,7 @@ class UserSettings:
         return value if isinstance(value, dict) else {}
 
     def filled_in(self, value: Any, where: str) -> Any:
-        """Return a value of the user's, an interpolation within the user's own settings filled in."""
+        """Return `value`, the user's setting of the key `where`, its interpolation resolved within the user's settings."""
         if not (isinstance(value, str) and "${" in value):
             return value
         try:

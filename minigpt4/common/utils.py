@@ -1,4 +1,4 @@
-"""Paths and files that a configuration names."""
+"""Paths and files that a configuration names: expansion, downloads, checks by their first bytes, hashes."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from minigpt4.common.config_report import Problem
 
 
 def expand_path(path: str | Path) -> Path:
-    """Return `path` with `~` and `$VARIABLES` filled in; a relative one stays relative to the CWD.
+    """Return `path` with `~` and `$VARIABLES` expanded; a relative path stays relative to the working directory.
 
-    Raises ValueError for a `~` or a variable that leads nowhere: nothing is ever written to a folder of that name.
+    Raises ValueError if one cannot be expanded, so that no folder named `~` or `$VARIABLE` is ever made.
     """
     given = os.path.expandvars(str(path))
     if (unset := re.search(r"\$([A-Za-z_]\w*)", given)) and not os.path.exists(given):
@@ -23,57 +23,57 @@ def expand_path(path: str | Path) -> Path:
         )
     expanded = os.path.expanduser(given)
     user = given.split("/")[0].removeprefix("~")
-    if expanded.startswith("~") and user:
+    is_unknown = expanded.startswith("~")
+    if is_unknown and user:
         raise ValueError(
             f"'{path}': there is no user '{user}'; a path below your own home folder begins with ~/"
         )
-    if expanded.startswith("~") or (
-        given.startswith("~") and not user and not os.environ.get("HOME", "~")
-    ):
+    is_home_empty = given.startswith("~") and not user and not os.environ.get("HOME", "~")
+    if is_unknown or is_home_empty:
         nowhere = f"'~' leads nowhere: HOME is not set, and user {os.getuid()} has no entry in /etc/passwd"
         raise ValueError(f"'{path}': {nowhere}; set HOME, or give an absolute path")
     return Path(expanded)
 
 
 def is_url(path: str | Path) -> bool:
-    """Return whether `path` is an http(s) address."""
+    """Return whether `path` is an http(s) URL."""
     return urlparse(str(path)).scheme in ("http", "https")
 
 
 def without_secrets(path_or_url: str | Path) -> str:
-    """Return a path, or an address without user, password and query, to be shown."""
-    address = urlparse(str(path_or_url))
-    if not is_url(path_or_url) or not (address.query or "@" in address.netloc):
+    """Return a path, or a URL without user, password and query, as text that is safe to show."""
+    url = urlparse(str(path_or_url))
+    if not is_url(path_or_url) or not (url.query or "@" in url.netloc):
         return str(path_or_url)
-    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def printable(text: object, limit: int = 300) -> str:
-    """Return a text from outside as one line of a log: control characters escaped, at most `limit` characters."""
+    """Return a text from an untrusted source for one line of a log: at most `limit` characters, unprintable ones escaped."""
     text = str(text)
     text = text if len(text) <= limit else f"{text[:limit]}.."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-# of a checkpoint folder, see common/checkpoint_folder.py
+# files of a checkpoint folder, see common/checkpoint_folder.py
 FOLDER_WEIGHTS, FOLDER_MANIFEST = "model.safetensors", "manifest.json"
 
 
 def user_cache(name: str) -> Path:
-    """Return `name` in the user's folder of what can be made or fetched again. Raises ValueError if `~` leads nowhere."""
+    """Return the path of `name` in the user's cache folder. Raises ValueError if `~` cannot be expanded."""
     return expand_path(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/{name}")
 
 
 def cached_path(path_or_url: str | Path) -> Path:
-    """Return where a file is, or would be once downloaded, without touching the network.
+    """Return the local path of a file, for a URL where its download is or would be, without using the network.
 
-    Of a checkpoint folder it is the weights.
+    For a checkpoint folder it is the path of its weights.
     """
     if not is_url(path_or_url):
         path = expand_path(path_or_url)
         return path / FOLDER_WEIGHTS if (path / FOLDER_MANIFEST).is_file() else path
     try:
-        # where torch.hub, and so the 2023 release, keeps what it downloads
+        # the download folder of torch.hub, and so of the 2023 release
         home = os.environ.get("TORCH_HOME")
         cache = expand_path(home) if home else user_cache("torch")
         return cache / "hub/checkpoints" / Path(urlparse(path_or_url).path).name
@@ -82,9 +82,9 @@ def cached_path(path_or_url: str | Path) -> Path:
 
 
 def weights_problem(path_or_url: str | Path, where: str) -> Problem | None:
-    """Return the Problem of key `where` if a path is no file of weights, by its first bytes, else None.
+    """Return a Problem of the key `where` if a path is not a file of weights, by its first bytes, else None.
 
-    Of a URL only a copy that was downloaded before is looked at.
+    For a URL, only a copy that was downloaded before is checked.
     """
     path = cached_path(path_or_url)
     if path.is_file():
@@ -103,11 +103,11 @@ def weights_problem(path_or_url: str | Path, where: str) -> Problem | None:
 
 
 def resolve_file(path_or_url: str | Path, where: str) -> Path:
-    """Return the local path of a file named by path or URL, downloaded once per machine.
+    """Return the local path of a file named by path or URL; a URL is downloaded once per machine.
 
     A URL may end in `#sha256=<hex>`: the download is then kept only if it has that hash. `where` is
-    the configuration key that messages name. Raises FileNotFoundError if a path leads nowhere,
-    ValueError if a download is no weights or has another hash, OSError if the download failed.
+    the configuration key that messages name. Raises FileNotFoundError if there is no file at a path,
+    ValueError if a download is not weights or has another hash, OSError if the download failed.
     """
     path = cached_path(path_or_url)
     if not path.is_file() and (problem := weights_problem(path_or_url, where)):
@@ -120,13 +120,13 @@ def resolve_file(path_or_url: str | Path, where: str) -> Path:
 _AGAIN = "the download went wrong. Delete it and download it again"
 
 
-LFS_POINTER = "version https://git-lfs"  # begins what git leaves of large files without git-lfs
+LFS_POINTER = "version https://git-lfs"  # begins what git without git-lfs leaves of a large file
 
 
 def placeholder(path: str | Path, meant: str = "weights") -> str | None:
-    """Return what stands in a file's place, and what to do; else None. `meant`: what was to be there.
+    """Return a message if a file is only a placeholder of what was `meant` to be there, else None.
 
-    It is a Git LFS pointer, a web page, or nothing.
+    Placeholders are a Git LFS pointer, a web page, and an empty file.
     """
     with open(path, "rb") as file:
         head = file.read(512)
@@ -139,50 +139,52 @@ def placeholder(path: str | Path, meant: str = "weights") -> str | None:
 
 
 def not_weights(path: str | Path) -> str | None:
-    """Return what a file is instead of weights, and what to do; None where its first bytes may be weights."""
+    """Return what a file is instead of weights, and what to do; None if it may be weights by its first bytes."""
     if found := placeholder(path):
         return found
     with open(path, "rb") as file:
         head = file.read(512)
-    # weights are binary; an error page of XML or JSON has no control characters
+    # weights are binary; text, such as an error page in XML or JSON, has no control characters
     if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
         return f"is text, not weights (it begins with {head[:40].decode(errors='replace')!r}): {_AGAIN}"
-    # a zip archive or a pickle, by torch; of safetensors the length of a JSON text, and that text
+    # torch writes a zip archive or a pickle; safetensors begins with the length (8 bytes) of a JSON text
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return f"is no file of torch or safetensors (it begins with {head[:8]!r}): {_AGAIN}"
     return None
 
 
 def _download(url: str, path: Path, where: str) -> None:
+    """Download weights to `path`, checked by first bytes and hash, unless another process has done so."""
     from iopath.common.download import download
     from iopath.common.file_io import file_lock
 
     address, fragment = urldefrag(url)
-    with file_lock(str(path)):  # of all ranks of a machine one downloads
+    with file_lock(str(path)):  # one of the ranks of a machine downloads, the others wait
         if path.is_file():
             return
-        fresh = Path(f"{path}.partial")
+        partial = Path(f"{path}.partial")
         try:
-            download(address, str(path.parent), filename=fresh.name)
-            if found := not_weights(fresh):
+            download(address, str(path.parent), filename=partial.name)
+            if found := not_weights(partial):
                 raise ValueError(f"{where}: what lies at {without_secrets(address)} {found}")
-            expected = fragment.removeprefix("sha256=")
-            if expected != fragment and (found := file_sha256(fresh)) != expected.lower():
-                raise ValueError(
-                    f"{where}: the downloaded file has sha256 {found}, expected {expected}; it was not kept"
-                )
-            os.replace(fresh, path)
+            if fragment.startswith("sha256="):
+                expected, found = fragment.removeprefix("sha256="), file_sha256(partial)
+                if found != expected.lower():
+                    raise ValueError(
+                        f"{where}: the downloaded file has sha256 {found}, expected {expected}; it was not kept"
+                    )
+            os.replace(partial, path)
         except OSError as error:
             raise OSError(
                 f"{where}: could not download {without_secrets(address)} ({error}). Download it by hand to '{path}', "
                 f"or set {where} to the path of a copy"
             ) from error
         finally:
-            fresh.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path) -> Any:
-    """Return what a JSON file in UTF-8 holds. Raises OSError, ValueError that names the file."""
+    """Return the content of a JSON file in UTF-8. Raises OSError, or ValueError that names the file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -199,13 +201,15 @@ def file_sha256(path: str | Path) -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """Return a hash of a file of weights, or of those in a folder: of their sizes and a sample of their bytes.
+    """Return a hash of a weight file, or of those in a folder: of their sizes and a sample of their bytes.
 
-    Equal weights that were saved in another way have another one.
+    The same weights in another file format have another hash.
     """
     digest, path = hashlib.sha256(), expand_path(path)
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    for file in [file for file in files if file == path or file.suffix in (".safetensors", ".bin")]:
+    files = [path]
+    if not path.is_file():
+        files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin")]
+    for file in files:
         size = file.stat().st_size
         digest.update(str(size).encode())
         with open(file, "rb") as opened:

@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: versions, the state of a clone, the machine."""
+"""What results depend on besides their settings: versions of libraries, the git commit, the machine."""
 
 import importlib.metadata
 import os
@@ -21,21 +21,13 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def git_commit() -> str | None:
-    """Return the commit of the clone that this package lies in, "-dirty" behind it with changes; None elsewhere."""
+    """Return the commit of this package's git clone, followed by "-dirty" if it has changes; None without a clone."""
     root = Path(__file__).resolve().parents[2]
-    # also not where an installed package lies below somebody's clone
+    # git itself would also find the clone of another project above an installed package
     if not (root / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +36,7 @@ def git_commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what this machine computes with, as plain values."""
+    """Return the system, processor, memory and GPUs of this machine, as plain values."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -64,5 +56,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

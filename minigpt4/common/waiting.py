@@ -1,4 +1,4 @@
-"""What this process waits for. Who may wait long says so, so that a watch in another thread can tell and end it."""
+"""What this process waits for: code that may wait long registers it here, for a watch in another thread."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Wait:
-    """`what` says it in words; `progress` changes as long as there is some, though nothing has come yet."""
+    """A wait: `what()` describes it, `progress()` returns a value that changes while there is progress."""
 
     what: Callable[[], str]
     progress: Callable[[], object]
@@ -20,7 +20,7 @@ _current: Wait | None = None
 
 @contextmanager
 def waiting_for(what: Callable[[], str], progress: Callable[[], object] = str) -> Iterator[None]:
-    """Within the block this process waits for `what()`."""
+    """Register that this process waits for `what()` within the block."""
     global _current
     _current = Wait(what, progress)
     try:
@@ -30,5 +30,5 @@ def waiting_for(what: Callable[[], str], progress: Callable[[], object] = str) -
 
 
 def current_wait() -> Wait | None:
-    """Return what this process waits for, if it waits."""
+    """Return what this process waits for, None if it does not wait."""
     return _current

@@ -1,4 +1,4 @@
-"""A YAML file as a configuration: its text is read once, and what is wrong with it is said by key and line."""
+"""YAML files of configurations: read once, within limits of size, with errors that name the key or the line."""
 
 import math
 from collections.abc import Iterator
@@ -11,49 +11,49 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.config_report import ConfigError, Problem
 
-# A configuration is small; a text that is not, once its aliases are filled in, is a mistake or an attack.
+# A configuration is small. A text that is larger, once its aliases are expanded, is a mistake or an attack.
 MAX_BYTES, MAX_VALUES = 2**20, 50_000
 MAX_DEPTH, MAX_DIGITS = 40, 40
-_ADVICE = {  # what the parser says contains -> what to do
+_ADVICE = {  # a part of the parser's message: what to do
     "'\\t'": "a tab stands there, indent with spaces",
-    "escape": "a backslash in double quotes begins a sign; write '/', or use single quotes",
+    "escape": "a backslash in double quotes begins an escape sequence; write '/', or use single quotes",
     "another document": "one document is read, remove '---'",
     "constructor for the tag": "tags such as !name are not read",
 }
 
 
 def read_yaml(path: str | Path) -> tuple[DictConfig, dict[str, int]]:
-    """Return (what a YAML file says, {full key: its line}). Raises ConfigError, of every key that stands twice."""
+    """Return (content, {full key: its line}) of a YAML file. Raises ConfigError, also for keys that are there twice."""
     try:
         text = _read_text(path)
         tree = checked_tree(text)
-        lines, twice = {}, []
+        lines, duplicates = {}, []
         for key, line in _keys(tree):
             if key in lines:
-                where = f"stands twice, in lines {lines[key]} and {line}; keep one of them"
-                twice.append(Problem(".".join(key), where, Path(path).name))
+                message = f"stands twice, in lines {lines[key]} and {line}; keep one of them"
+                duplicates.append(Problem(".".join(key), message, Path(path).name))
             lines[key] = line
-        if twice:
-            raise ConfigError(twice)
+        if duplicates:
+            raise ConfigError(duplicates)
         if tree is not None and not isinstance(tree, yaml.MappingNode):
             raise ValueError("holds no sections; expected env, model, datasets, run")
-        # OmegaConf's own loader reads 1e-4 as a number
-        return OmegaConf.create(text) if tree else OmegaConf.create(), {
-            ".".join(key): lines[key] for key in lines
-        }
+        # parsed again by OmegaConf's own loader, which reads 1e-4 as a number
+        content = OmegaConf.create(text) if tree else OmegaConf.create()
+        return content, {".".join(key): line for key, line in lines.items()}
     except ConfigError:
         raise
     except yaml.YAMLError as error:
         reason = _syntax_error(error)
-    except OmegaConfBaseException as error:  # of an interpolation, or a value that is none
-        message = str(error).splitlines()[0]
-        reason = f"cannot be used: {f'{error.full_key}: ' if getattr(error, 'full_key', None) else ''}{message}"
+    except OmegaConfBaseException as error:  # of a malformed interpolation or value
+        key = getattr(error, "full_key", None)
+        reason = f"cannot be used: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}"
     except (ValueError, OverflowError, RecursionError) as error:
         reason = str(error)
     raise ConfigError([Problem("--cfg-path", f"'{path}' {reason}")])
 
 
 def _read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file. Raises ConfigError or ValueError that says why it cannot be one."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -75,7 +75,7 @@ def _read_text(path: str | Path) -> str:
 
 
 def checked_tree(text: str) -> yaml.Node | None:
-    """Return the tree of a YAML text, None of an empty one. Raises YAMLError, or ValueError for one without bounds."""
+    """Return the tree of a YAML text, None for an empty one. Raises YAMLError, or ValueError for one above the limits."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
@@ -95,24 +95,27 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[float, int]]) -> tuple[float, int]:
-    """Return (values below a node, aliases filled in; levels). Raises ValueError for a number of very many digits."""
+    """Return (number of values, levels) of a node, with aliases expanded; `known` has those of nodes seen before.
+
+    Raises ValueError for a number of too many digits.
+    """
     if id(node) not in known:
         if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             line = node.start_mark.line + 1
             raise ValueError(
                 f"has a number of {len(node.value):,} digits in line {line}; write a smaller one"
             )
-        known[id(node)] = math.inf, 1  # an alias to what holds it has no end
-        extents = [_extent(child, known) for child in _children(node)]
-        known[id(node)] = (
-            1 + sum(size for size, _ in extents),
-            1 + max((depth for _, depth in extents), default=0),
-        )
+        known[id(node)] = math.inf, 1  # found by an alias within the node itself, which has no end
+        size = depth = 0
+        for child in _children(node):
+            child_size, child_depth = _extent(child, known)
+            size, depth = size + child_size, max(depth, child_depth)
+        known[id(node)] = 1 + size, 1 + depth
     return known[id(node)]
 
 
 def _keys(tree: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield (path of a key, its line) of all mappings, as they stand in the text; items of a list have numbers."""
+    """Yield (path, line) of every key of all mappings; in a path, items of a list are numbers."""
     nodes = [((), tree)]
     while nodes:
         where, node = nodes.pop()
@@ -125,11 +128,10 @@ def _keys(tree: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
 
 
 def _syntax_error(error: yaml.YAMLError) -> str:
+    """Return what is wrong with the syntax, where, and what to do."""
     mark = getattr(error, "problem_mark", None)
     place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
     problem = str(getattr(error, "problem", ""))
-    advice = next(
-        (text for sign, text in _ADVICE.items() if sign in problem),
-        "look at brackets, quotes, indentation",
-    )
-    return f"is not valid YAML{place}; {advice}"
+    advice = [text for part, text in _ADVICE.items() if part in problem]
+    advice.append("look at brackets, quotes, indentation")
+    return f"is not valid YAML{place}; {advice[0]}"

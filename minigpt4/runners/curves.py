@@ -8,26 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_MOST_POINTS = 2000  # of a curve that is drawn
-_SHARE = 30  # the smoothed curve is a mean over one step in so many
-VALIDATION_LINES = {  # key of a validation's line: (words, line style, marker)
+_MOST_POINTS = 2000  # drawn per curve
+_WINDOW_SHARE = 30  # the smoothing window is a 30th of the steps
+_LONGEST_WINDOW = 100
+VALIDATION_LINES = {  # key of a validation record: (suffix of its label, line style, marker)
     "loss": ("", "-", "o"),
     "blank_loss": (", blank image", ":", "s"),
     "wrong_loss": (", wrong image", "--", "^"),
 }
-_COLOURS = ("#cf222e", "#8250df", "#1a7f37", "#bf8700")  # of the splits
+_SPLIT_COLOURS = ("#cf222e", "#8250df", "#1a7f37", "#bf8700")
 _TRAIN_COLOUR, _LR_COLOUR = "#0969da", "#8c959f"
 
 
 class Metrics(NamedTuple):
-    """The lines of `metrics.jsonl`, in the order of steps; of what was made twice, as before a resume, the last."""
+    """The records of `metrics.jsonl` in the order of steps; of a step done twice, as after a resume, the last."""
 
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """Return the lines of a run; those that are half-written or of another kind are passed over. Raises OSError."""
+    """Return the records of a run; skips lines that are half-written or of another kind. Raises OSError."""
     steps, validations = {}, {}
     with open(folder / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -46,7 +47,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each value and those before it, `window` in all."""
+    """Return the trailing mean over `window` values at each value."""
     means, total = [], 0.0
     for index, value in enumerate(values):
         total += value - (values[index - window] if index >= window else 0)
@@ -55,7 +56,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def draw_runs(runs: Mapping[str, Metrics]) -> bytes:
-    """Return a PNG with the curves of runs side by side, {title: its metrics}: loss, validation, learning rate.
+    """Return a PNG with the loss, validation and learning-rate curves of `runs` {title: metrics}, side by side.
 
     Raises ImportError without matplotlib.
     """
@@ -75,10 +76,11 @@ def draw_runs(runs: Mapping[str, Metrics]) -> bytes:
 def _draw(axis: Any, title: str, metrics: Metrics) -> None:
     steps = [record for record in metrics.steps if record["loss"] is not None]
     numbers, losses = [record["step"] for record in steps], [record["loss"] for record in steps]
-    window = max(1, min(100, len(steps) // _SHARE))
+    window = max(1, min(_LONGEST_WINDOW, len(steps) // _WINDOW_SHARE))
+    smooth_losses = smoothed(losses, window)
     every = -(-len(steps) // _MOST_POINTS)
 
-    # the learning rate lies below all, on its own axis
+    # the learning rate, on an axis of its own, below the other curves
     rates = axis.twinx()
     rates.plot(
         numbers[::every], [record["lr"] for record in steps][::every], color=_LR_COLOUR, linewidth=1
@@ -91,43 +93,39 @@ def _draw(axis: Any, title: str, metrics: Metrics) -> None:
 
     label = f"training, mean of {window} steps" if window > 1 else "training"
     axis.plot(numbers[::every], losses[::every], color=_TRAIN_COLOUR, alpha=0.3, linewidth=0.8)
-    axis.plot(
-        numbers[::every],
-        smoothed(losses, window)[::every],
-        color=_TRAIN_COLOUR,
-        linewidth=1.8,
-        label=label,
-    )
-    shown = [*smoothed(losses, window), *_draw_validations(axis, metrics.validations)]
-    axis.plot([], [], color=_LR_COLOUR, linewidth=1, label="learning rate")
+    smooth_style = {"color": _TRAIN_COLOUR, "linewidth": 1.8, "label": label}
+    axis.plot(numbers[::every], smooth_losses[::every], **smooth_style)
+    validation_losses = _draw_validations(axis, metrics.validations)
+    axis.plot([], [], color=_LR_COLOUR, linewidth=1, label="learning rate")  # for the legend
 
     axis.set(title=title, xlabel="step", ylabel="loss")
-    axis.set_ylim(0, 1.05 * max(shown, default=1) or 1)  # raw values may reach beyond
+    highest = max([*smooth_losses, *validation_losses], default=1)
+    axis.set_ylim(0, 1.05 * highest or 1)  # single steps may go beyond
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9, framealpha=0.9)
 
 
 def _draw_validations(axis: Any, validations: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Draw the losses of each split; return all that was drawn."""
-    of_split = defaultdict(list)
+    """Draw the losses of each split; return all losses that were drawn."""
+    by_split = defaultdict(list)
     for record in validations:
-        of_split[record["validation"]].append(record)
+        by_split[record["validation"]].append(record)
     drawn = []
-    for number, (split, records) in enumerate(of_split.items()):
-        for key, (words, style, marker) in VALIDATION_LINES.items():
-            points = [
-                (record["step"], record[key]) for record in records if record.get(key) is not None
-            ]
-            if points:
-                colour = _COLOURS[number % len(_COLOURS)]
+    for number, (split, records) in enumerate(by_split.items()):
+        colour = _SPLIT_COLOURS[number % len(_SPLIT_COLOURS)]
+        for key, (suffix, style, marker) in VALIDATION_LINES.items():
+            known = [record for record in records if record.get(key) is not None]
+            if known:
+                steps = [record["step"] for record in known]
+                losses = [record[key] for record in known]
                 look = {"linestyle": style, "marker": marker, "markersize": 5, "color": colour}
-                axis.plot(*zip(*points, strict=True), label=f"{split}{words}", **look)
-                drawn += [loss for _, loss in points]
+                axis.plot(steps, losses, label=f"{split}{suffix}", **look)
+                drawn += losses
     return drawn
 
 
 def loss_picture(title: str, metrics: Metrics) -> bytes | None:
-    """Return the PNG of a run; None, which is said, without matplotlib or with fewer than two points."""
+    """Return the PNG of a run; None with fewer than two points, or, with a warning, without matplotlib."""
     if sum(record["loss"] is not None for record in metrics.steps) < 2:
         return None
     try:

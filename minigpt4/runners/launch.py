@@ -1,4 +1,4 @@
-"""How a process begins and ends its part of a run."""
+"""How a process joins and leaves a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from minigpt4.common.startup import read_ahead
 
 @contextmanager
 def launched(cfg: Config) -> Iterator[str | None]:
-    """Start and end this process's part of the run: group, log, seeds, files read ahead.
+    """Join the process group, set up log and seeds, and start reading weight files ahead; leave the group at the end.
 
-    Gives None, or the runner's `job_id`. Until training all ranks draw the same, e.g. new weights.
+    Yields the runner's `job_id`, here None. Until training, all ranks draw the same random numbers (e.g. new weights).
     """
     launch = dist_utils.init_distributed_mode(cfg.run_cfg)
     try:

@@ -1,4 +1,4 @@
-"""What `train.py --dry-run` says: configuration, parts, memory of a step, and what would save some."""
+"""The plan that `train.py --dry-run` prints: configuration, model parts, memory of a step, and how to save memory."""
 
 import functools
 import operator
@@ -26,17 +26,18 @@ def print_plan(
 ) -> int:
     """Print the checked configuration and what it would train: parts, precision, memory, length.
 
-    The model has no weights, but its files are read so far as to see that they fit; the datasets are built, and no
-    sample of them read. `gpu_memory_gib`: plan for a GPU of that size, here or not; `num_gpus`: for so many, a process
-    each. Return 0, or 1 if a training step does not fit. Raises ValueError or OSError as a training does at its start.
+    Loads no weights, but reads enough of the weight files to see whether they fit; builds the datasets, but reads no
+    sample. `gpu_memory_gib`: plan for a GPU of that size, whether this machine has one or not; `num_gpus`: plan for so
+    many processes, one a GPU. Return 0, or 1 if a training step does not fit into memory. Raises ValueError or OSError
+    for what would end a training at its start.
     """
     run, model_cfg = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)
     cfg.pretty_print(lambda text, *args: print(text % args))
-    # What a training reads at its start is read here, so that it fails here.
+    # Open what training opens at its start, so that errors come up here.
     _build_data(cfg)
     if run.resume_ckpt_path not in (None, "", AUTO) and cached_path(run.resume_ckpt_path).is_file():
         load_checkpoint(run.resume_ckpt_path, "run.resume_ckpt_path")
-    # The model, without its weights: its parts, their precision and bytes.
+    # The parts of the model, with their precision and size, without loading weights.
     device = run_device(run) if gpu_memory_gib is None else torch.device("cuda", 0)
     available = total_memory_bytes(device) if gpu_memory_gib is None else gpu_memory_gib * 2**30
     num_ranks = num_gpus or launched_processes(run).world_size
@@ -45,7 +46,7 @@ def print_plan(
     print(f"\n{parts_table([part._replace(device=str(device)) for part in parts])}")
     if run.evaluate:
         return 0
-    # What would be trained, at which rates, for how long, and where it goes.
+    # What would be trained, with which learning rates, for how long, and where the output goes.
     if "train" in model_cfg:
         print(f"\n{mode_table(modes(model_cfg), parts, rates(run))}\n")
     steps = f"{run.iters_per_epoch} steps" if run.iters_per_epoch else "one pass over the data"
@@ -65,12 +66,12 @@ def print_plan(
 
 
 def _sharded(num_shares: int) -> dict[str, int]:
-    """Return the argument that only a model that divides its LLM is given."""
+    """Return `num_shares` as a keyword argument, only if above 1: not every model class takes it."""
     return {"num_shares": num_shares} if num_shares > 1 else {}
 
 
 def _build_data(cfg: Config) -> None:
-    """Build datasets and loaders as training does; no worker starts."""
+    """Build datasets and loaders as training does; starts no worker."""
     task, run = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg), cfg.run_cfg
     datasets = task.build_datasets(cfg)
     task.build_eval_loaders(datasets, run, [*run.valid_splits, *run.test_splits])
@@ -81,33 +82,30 @@ def _build_data(cfg: Config) -> None:
 def _print_memory(
     cfg: Config, device: torch.device, available: float, weights: int, num_ranks: int
 ) -> int:
-    """Print what a step holds and the device has; return 0 if it fits, else print what helps and return 1."""
-    outside = OUTSIDE if device.type == "cuda" else 0
-    limit, needed = available - outside, _needed(cfg, device, num_ranks)
-    beside = f"; {size_text(outside)} for CUDA itself, assumed" if outside else ""
-    shared = (
-        f", the LLM divided among {num_ranks} processes"
-        if cfg.run_cfg.shard_llm and num_ranks > 1
-        else ""
-    )
+    """Print the memory that a step needs and the device has; return 0 if it fits, else print what helps and return 1."""
+    cuda_context = OUTSIDE if device.type == "cuda" else 0
+    limit, needed = available - cuda_context, _needed(cfg, device, num_ranks)
+    reserve = f"; {size_text(cuda_context)} for CUDA itself, assumed" if cuda_context else ""
+    is_sharded = cfg.run_cfg.shard_llm and num_ranks > 1
+    sharing = f", the LLM divided among {num_ranks} processes" if is_sharded else ""
     print(
-        f"memory: {size_text(weights)} of weights{shared}, at most {size_text(needed)} in a step of texts of "
-        f"model.max_txt_len={cfg.model_cfg.max_txt_len} tokens, counted{beside}; "
+        f"memory: {size_text(weights)} of weights{sharing}, at most {size_text(needed)} in a step of texts of "
+        f"model.max_txt_len={cfg.model_cfg.max_txt_len} tokens, counted{reserve}; "
         f"{device} has {size_text(available)}"
     )
     if needed <= limit:
         return 0
     print("That does not fit. What a step would hold with other settings:")
-    for options in _remedies(cfg, device, limit, num_ranks):
-        needed = _needed(cfg, device, num_ranks, **options)
+    for settings in _memory_savers(cfg, device, limit, num_ranks):
+        needed = _needed(cfg, device, num_ranks, **settings)
         verdict = "fits" if needed <= limit else "does not fit"
-        options = " ".join(f"{key}={value}" for key, value in options.items())
+        options = " ".join(f"{key}={value}" for key, value in settings.items())
         print(f"  {size_text(needed):>9}  {verdict:<12}  --options {options}")
     return 1
 
 
 def _needed(cfg: Config, device: torch.device, num_ranks: int = 1, **options: Any) -> int:
-    """Return the most bytes that a step of one of `num_ranks` processes holds, with the settings `options` changed."""
+    """Return the peak memory in bytes of a step in one of `num_ranks` processes, with `options` over the settings."""
     run, model = cfg.run_cfg, in_run_precision(cfg.model_cfg, cfg.run_cfg)  # a copy
     for key, value in options.items():
         if key.startswith("model."):
@@ -118,23 +116,25 @@ def _needed(cfg: Config, device: torch.device, num_ranks: int = 1, **options: An
     return count(model, device, batch_size, run.max_tokens_per_batch, **_sharded(shares))
 
 
-def _remedies(
+def _memory_savers(
     cfg: Config, device: torch.device, limit: float, num_ranks: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield settings that save memory: each alone, the largest batch that fits, at last all together."""
+    """Yield settings that save memory: each alone, then the largest batch that fits, then all together."""
     run, model_cfg = cfg.run_cfg, cfg.model_cfg
-    sizes = _batch_sizes(cfg)
-    kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
-    is_quantised = model_cfg.llm_quantization != "none" or model_cfg.low_resource
-    settings = [{"model.llm_checkpointing": True}] * (not model_cfg.llm_checkpointing)
-    settings += [{"model.llm_quantization": kind} for kind in kinds] * (not is_quantised)
-    can_share = registry.get_model_class(model_cfg.arch).refusal_to_shard(model_cfg) is None
-    if num_ranks > 1 and not run.shard_llm and can_share:
+    settings = []
+    if not model_cfg.llm_checkpointing:
+        settings.append({"model.llm_checkpointing": True})
+    if model_cfg.llm_quantization == "none" and not model_cfg.low_resource:
+        kinds = ("int8", "nf4") if device.type == "cuda" else ("int8",)
+        settings += [{"model.llm_quantization": kind} for kind in kinds]
+    can_shard = registry.get_model_class(model_cfg.arch).refusal_to_shard(model_cfg) is None
+    if num_ranks > 1 and not run.shard_llm and can_shard:
         yield {"run.shard_llm": True}
     yield from settings
+    sizes = _batch_sizes(cfg)
     batch_size = max(sizes.values())
     while batch_size > 1:
-        batch_size = -(-batch_size // 2)
+        batch_size = -(-batch_size // 2)  # half, rounded up
         options = _smaller(sizes, batch_size, run.accum_grad_iters)
         if batch_size == 1 or _needed(cfg, device, num_ranks, **options) <= limit:
             yield options
@@ -146,20 +146,20 @@ def _remedies(
 
 
 def _batch_sizes(cfg: Config) -> dict[str, int]:
-    """Return {setting: samples in a batch of the datasets that it holds for}."""
+    """Return {setting of a batch size: its value} of all settings that the datasets use."""
     common = {"run.batch_size_train": cfg.run_cfg.batch_size_train}
     sizes = {}
     for name, section in cfg.datasets_cfg.items():
         own = section.get("batch_size")
         sizes |= {f"datasets.{name}.batch_size": own} if own else common
-    return sizes or common  # a program may bring its batches
+    return sizes or common  # no datasets: the calling program has a loader of its own
 
 
 def _smaller(sizes: dict[str, int], batch_size: int, accum: int) -> dict[str, int]:
-    """Return the settings of batches of at most `batch_size`, with no fewer samples an optimizer step than before."""
+    """Return settings for batches of at most `batch_size`, and so much accumulation that an update sees no fewer samples."""
     smaller = {key: batch_size for key, size in sizes.items() if size > batch_size}
-    times = -(-max(sizes.values()) // batch_size)
-    return smaller | {"run.accum_grad_iters": accum * times}
+    factor = -(-max(sizes.values()) // batch_size)
+    return smaller | {"run.accum_grad_iters": accum * factor}
 
 
 def parts_table(parts: list[Any]) -> str:
@@ -175,7 +175,7 @@ def parts_table(parts: list[Any]) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """Return a size in GiB, or in MiB below one."""
-    return (
-        f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
-    )
+    """Return a size as text: in GiB, below 1 GiB in MiB."""
+    if size_bytes < 2**30:
+        return f"{size_bytes / 2**20:.1f} MiB"
+    return f"{size_bytes / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""The messages of a run at its start and at its end."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,7 @@ from minigpt4.runners.plan import parts_table
 
 
 def introduce(run: Any) -> None:
-    """Say what `run`, a runner, trains on what: the lines of the 2023 release, and a table."""
+    """Log which datasets the runner `run` trains on and what it trains: the lines of the 2023 release, and a table."""
     train = [splits["train"] for splits in run.datasets.values() if "train" in splits]
     if len(train) > 1:
         mix = ", ".join(f"{dataset.name} {dataset.sample_ratio or 1:g}" for dataset in train)
@@ -39,7 +39,7 @@ def introduce(run: Any) -> None:
 
 
 def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
-    """Say how training went and what to do next."""
+    """Print how training went and how to use its checkpoint."""
     main_print(f"Training time {whole_seconds(seconds)}")
     main_print(f"Samples seen: {samples_seen}; log and metrics: {run.output_dir}")
     run.card.counts = print_skipped(run)
@@ -50,14 +50,14 @@ def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
 
 
 class SampleCounts(NamedTuple):
-    """{dataset: {"samples": trained on, "met", "skipped": {reason: number}, "held_out"}} of so many ranks."""
+    """Per dataset {"samples": trained on, "met": read, "held_out", "skipped": {reason: number}}, sums over `num_ranks`."""
 
     of_dataset: dict[str, dict[str, Any]]
     num_ranks: int
 
 
 def count_samples(run: Any, of_all_ranks: bool = True) -> SampleCounts:
-    """Return what became of the samples of each dataset; nothing of a loader that does not say. Called by all ranks."""
+    """Return what became of each dataset's samples, if the loader counts them; with `of_all_ranks` all ranks call it."""
     loader, mine = run.train_loader, {}
     for name, counts in getattr(loader, "skip_report", dict)().items():
         mine[name] = counts | {
@@ -73,13 +73,13 @@ def count_samples(run: Any, of_all_ranks: bool = True) -> SampleCounts:
 
 
 def _num_samples(loader: Any, name: str, batch_size: int) -> int:
-    """Return how many samples of a dataset this rank was handed."""
+    """Return how many samples of a dataset this rank has trained on."""
     (dataset,) = (dataset for dataset in loader.datasets if dataset.name == name)
     return loader.state()["progress"][name]["batches"] * (dataset.batch_size or batch_size)
 
 
 def print_skipped(run: Any) -> SampleCounts:
-    """Print how many samples of each dataset were skipped, by reason, on all ranks; return the counts."""
+    """Print how many samples of each dataset all ranks have skipped, by reason; return the counts. Called by all ranks."""
     counts = count_samples(run)
     for name, found in counts.of_dataset.items():
         skipped = found["skipped"]
@@ -91,7 +91,7 @@ def print_skipped(run: Any) -> SampleCounts:
 
 
 def print_cache_use(run: Any) -> None:
-    """Print what became of the shards that a dataset has a cache for, on all ranks since this start."""
+    """Print how datasets with a shard cache have used it, on all ranks since this start. Called by all ranks."""
     for dataset in getattr(run.train_loader, "datasets", ()):
         counts = gather_from_ranks(getattr(dataset, "cache_counts", dict)())
         if total := sum(map(Counter, counts), Counter()):

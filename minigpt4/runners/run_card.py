@@ -1,6 +1,6 @@
-"""The run card: what a training run was, in its folder as `run_card.json` and, to be read, `run_card.md`.
+"""The run card: a record of a training run in its folder, `run_card.json`, for reading as `run_card.md`, with `loss.png`.
 
-`loss.png` comes with them. They are written when the run ends, also by a signal or an error, and never cost it a thing.
+It is written when the run ends, also by a signal or an error. What fails in writing it is only a warning.
 """
 
 import json
@@ -28,21 +28,21 @@ from minigpt4.runners.report import SampleCounts, count_samples
 from minigpt4.runners.run_card_text import card_text
 
 NAME, PICTURE = "run_card", "loss.png"
-INTERRUPTED = "interrupted"  # how the outcome of a run that was told to end begins
-_POINTS = 50  # of the curve
-_FINAL_STEPS = 50  # that the final loss is the mean of
+INTERRUPTED = "interrupted"  # begins the outcome of a run that a signal ended
+_NUM_POINTS = 50  # of the curve, about
+_FINAL_STEPS = 50  # whose mean is the final loss
 
 
 class RunCard:
-    """Within a `with` block the runner `run`, its folder open, trains; the card is written behind it, by rank 0.
+    """Context manager around the training of the runner `run`, whose folder is open; rank 0 writes the card at its end.
 
-    The hashes of what is frozen are taken on entering and on leaving: the same, or something trained that should not.
+    Frozen tensors are hashed at the beginning and at the end: a difference means that frozen weights have changed.
     """
 
     def __init__(self, run: Any) -> None:
         self.run = run
-        self.counts: SampleCounts | None = None  # of all ranks, once they have been exchanged
-        self._frozen: dict[str, str] = {}  # {name of a tensor: its hash} at the beginning
+        self.counts: SampleCounts | None = None  # of all ranks, once gathered
+        self._frozen: dict[str, str] = {}  # {name of a frozen tensor: its hash at the beginning}
         self._start, self._started = time.time(), _now()
 
     def __enter__(self) -> "RunCard":
@@ -60,31 +60,31 @@ class RunCard:
         if is_main_process():
             try:
                 self._write(_outcome(error))
-            # of any kind: the training is over, and what it gives is saved
+            # of any kind: the training is over, and its results are saved
             except Exception as problem:
                 logging.warning(
                     "%s not written (%s: %.300s)", NAME, type(problem).__name__, problem
                 )
 
     def _write(self, outcome: str) -> None:
+        """Write the card's files."""
         folder, seconds = self.run.output_dir, time.time() - self._start
         try:
             metrics = read_metrics(folder)
-        except OSError:  # no step was made, or the folder is lost
+        except OSError:  # no step was trained, or the folder is lost
             metrics = Metrics([], [])
         if picture := loss_picture(f"{folder.parent.name} / {folder.name}", metrics):
             write_whole(folder / PICTURE, picture)
         card = plain(self._content(outcome, metrics, seconds, earlier_card(folder)))
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(folder / f"{NAME}.json", f"{text}\n".encode(errors="backslashreplace"))
-        picture_name = PICTURE if picture else None
-        write_whole(
-            folder / f"{NAME}.md", card_text(card, picture_name).encode(errors="backslashreplace")
-        )
+        markdown = card_text(card, PICTURE if picture else None)
+        write_whole(folder / f"{NAME}.md", markdown.encode(errors="backslashreplace"))
 
     def _content(
         self, outcome: str, metrics: Metrics, seconds: float, earlier: dict[str, Any]
     ) -> dict[str, Any]:
+        """Return the content of `run_card.json`; `earlier` is the card of the run's earlier processes."""
         run = self.run
         config = run.config.to_dict()
         process = self._process(outcome, metrics, seconds)
@@ -110,12 +110,11 @@ class RunCard:
         }
 
     def _process(self, outcome: str, metrics: Metrics, seconds: float) -> dict[str, Any]:
-        """Return what this process adds to the run; a resumed run has had several."""
+        """Return the entry of this process; a resumed run has several."""
         first = self.run.start.epoch * self.run.iters_per_epoch + self.run.start.step
         own = [record for record in metrics.steps if record["step"] >= first]
-        validation = sum(
-            record.get("seconds") or 0 for record in metrics.validations if record["step"] >= first
-        )
+        validations = [record for record in metrics.validations if record["step"] >= first]
+        validation_seconds = sum(record.get("seconds") or 0 for record in validations)
         return {
             "started": self._started,
             "ended": _now(),
@@ -124,7 +123,7 @@ class RunCard:
             "seconds": {
                 "start_up": round(sum(startup.seconds.values()), 1),
                 "training": round(seconds, 1),
-                "of_it_validation": round(validation, 1),
+                "of_it_validation": round(validation_seconds, 1),
             },
             "ranks": get_world_size(),
             "device": str(self.run.device),
@@ -136,32 +135,19 @@ class RunCard:
     def _model(
         self, config: dict[str, Any], earlier: dict[str, Any], is_over: bool
     ) -> dict[str, Any]:
-        """Return sizes and hashes of the parts; what is frozen and changed is said aloud.
+        """Return sizes and hashes of the model's parts.
 
-        A run that is told to end has seconds left: the one that resumes it compares, with the very beginning.
+        An interrupted run has only seconds left: the hashes at the end are left to the process that resumes it, which
+        compares them with those of the run's very beginning.
         """
-        model, changed = self.run.model, []
-        begun = part_hashes(self._frozen) | _hashes_before(earlier)
-        frozen = {
-            part: {"before": before, "after": None, "unchanged": None}
-            for part, before in begun.items()
-        }
+        model = self.run.model
+        before = part_hashes(self._frozen) | _hashes_before(earlier)
         if is_over:
-            tensors = frozen_tensors(model)
-            after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
-            changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
-            frozen = {}
-            for part, now in part_hashes(after).items():
-                frozen[part] = {
-                    "before": begun.get(part),
-                    "after": now,
-                    "unchanged": begun.get(part) == now,
-                }
-            if changed or not all(part["unchanged"] for part in frozen.values()):
-                names = ", ".join(
-                    changed[:5] or [name for name, part in frozen.items() if not part["unchanged"]]
-                )
-                logging.warning("frozen weights are not what they were before training: %s", names)
+            frozen, changed = self._compare_frozen(before)
+        else:
+            unknown = {"after": None, "unchanged": None}
+            frozen = {part: {"before": digest, **unknown} for part, digest in before.items()}
+            changed = []
         return {
             "arch": config.get("model", {}).get("arch", type(model).__name__),
             "parts": [part._asdict() for part in model.parts()],
@@ -172,22 +158,38 @@ class RunCard:
             },
         }
 
+    def _compare_frozen(self, before: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+        """Return ({frozen part: its hashes}, changed tensors of this process); a change is also a warning."""
+        tensors = frozen_tensors(self.run.model)
+        after = tensor_hashes({name: tensors[name] for name in self._frozen if name in tensors})
+        changed = [name for name in self._frozen if after.get(name) != self._frozen[name]]
+        frozen, changed_parts = {}, []
+        for part, now in part_hashes(after).items():
+            is_same = before.get(part) == now
+            frozen[part] = {"before": before.get(part), "after": now, "unchanged": is_same}
+            if not is_same:
+                changed_parts.append(part)
+        if changed or changed_parts:
+            names = ", ".join(changed[:5] or changed_parts)
+            logging.warning("frozen weights are not what they were before training: %s", names)
+        return frozen, changed
+
     def _data(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return what each dataset is, and what became of its samples."""
+        """Return the source and size of each dataset, and what became of its samples."""
         counts = self.counts or count_samples(self.run, of_all_ranks=False)
         data = {}
         for name, splits in self.run.datasets.items():
             if "train" not in splits:
                 continue
             dataset, section = splits["train"], config.get("datasets", {}).get(name, {})
+            # counted in records if it knows their number, else in files
+            records = len(dataset) if hasattr(dataset, "__len__") else None
             listing = dataset.listing() if hasattr(dataset, "listing") else None
             data[name] = {
                 "source": section.get("build_info"),
                 "sha": getattr(dataset, "fingerprint", None),
-                "records": len(dataset) if hasattr(dataset, "__len__") else None,
-                "files": len(listing)
-                if listing is not None and not hasattr(dataset, "__len__")
-                else None,
+                "records": records,
+                "files": len(listing) if listing is not None and records is None else None,
                 "sample_ratio": getattr(dataset, "sample_ratio", None),
                 **counts.of_dataset.get(name, {}),
                 "counted_on_ranks": counts.num_ranks,
@@ -197,26 +199,27 @@ class RunCard:
 
 
 def _hashes_before(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return {frozen part: its hash at the beginning of the run} that a card holds."""
     frozen = card.get("model", {}).get("frozen_sha256", {})
     return {part: found["before"] for part, found in frozen.items()}
 
 
 def earlier_card(folder: Path) -> dict[str, Any]:
-    """Return the card that an earlier process of the run left; {} without one that can be read."""
+    """Return the card of the run's earlier processes; {} if there is none, or none that can be used."""
     try:
         card = read_json(folder / f"{NAME}.json")
-        _hashes_before(card), list(card["processes"])
+        _hashes_before(card), list(card["processes"])  # raises an error if malformed
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return card
 
 
 def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the first, last and lowest loss, and about 50 points, each the mean loss up to it since the last one."""
+    """Return the first, last and lowest loss, and about 50 points, each the mean loss since the point before it."""
     known = [(record["step"], record["loss"]) for record in steps if record["loss"] is not None]
     if not known:
         return {"steps": len(steps), "first": None, "last": None, "lowest": None, "points": []}
-    every = math.ceil(len(known) / _POINTS)
+    every = math.ceil(len(known) / _NUM_POINTS)
     points = []
     for start in range(0, len(known), every):
         part = known[start : start + every]
@@ -232,13 +235,13 @@ def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return {"mean", "steps"}: the mean loss of so many last steps."""
+    """Return the mean loss of the last steps as {"mean", "steps": their number}, None without any."""
     losses = [record["loss"] for record in steps if record["loss"] is not None][-_FINAL_STEPS:]
     return {"mean": math.fsum(losses) / len(losses), "steps": len(losses)} if losses else None
 
 
 def command_line() -> str:
-    """Return the command that started this process; addresses in it are without user, password and query."""
+    """Return the command that started this process, its URLs without user, password and query."""
     return shlex.join(
         re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word)
         for word in sys.argv
@@ -246,7 +249,7 @@ def command_line() -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return containers of what strict JSON knows: numbers that are not finite become null, other kinds text."""
+    """Return `value` in the types of strict JSON: numbers that are not finite become null, other types text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -257,7 +260,7 @@ def plain(value: Any) -> Any:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, which is a warning."""
+    """Write a file completely or, with a warning, not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.write_bytes(content)
@@ -272,9 +275,8 @@ def _outcome(error: BaseException | None) -> str:
         return "finished"
     if isinstance(error, Interrupted):
         return f"{INTERRUPTED}: {error}"
-    return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-        :500
-    ]
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    return f"failed: {type(error).__name__}: {first_line}"[:500]
 
 
 def _now() -> str:

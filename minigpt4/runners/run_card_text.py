@@ -1,4 +1,4 @@
-"""`run_card.md`: what `run_card.json` says, to be read, or to go into a model card."""
+"""`run_card.md`: the content of `run_card.json` as Markdown, for reading or for a model card."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,14 +6,16 @@ from typing import Any
 
 
 def card_text(card: Mapping[str, Any], picture: str | None) -> str:
-    """Return the Markdown of a run card; `picture`: the file beside it that shows the curves."""
+    """Return the Markdown of a run card; `picture`: the name of the file with the curves, beside it."""
     sections = [
         _head(card),
         _result(card, picture),
         _validation(card["validation"]),
         _data(card["data"]),
+        _model(card["model"]),
+        _processes(card["processes"]),
+        _recipe(card["recipe"]),
     ]
-    sections += [_model(card["model"]), _processes(card["processes"]), _recipe(card["recipe"])]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -24,7 +26,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as it stands in a table."""
+    """Return a value as the text of a table cell."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "**no**", None: "–"}[value]
     if isinstance(value, int):
@@ -34,7 +36,7 @@ def cell(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Return a loss as it is shown: four digits behind the point, small ones as powers of ten."""
+    """Return a loss as text: with four decimals, very small ones in scientific notation."""
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
@@ -70,9 +72,9 @@ def _point(point: Sequence[float]) -> str:
 def _validation(validations: Sequence[Mapping[str, Any]]) -> str:
     if not validations:
         return ""
-    known = ("validation", "step", "epoch", "loss", "blank_loss", "wrong_loss", "items", "samples")
-    there = set().union(*validations)
-    keys = [key for key in known if key in there]
+    shown = ("validation", "step", "epoch", "loss", "blank_loss", "wrong_loss", "items", "samples")
+    present = set().union(*validations)
+    keys = [key for key in shown if key in present]
     names = {"validation": "split", "blank_loss": "blank image", "wrong_loss": "wrong image"}
     rows = [list(map(record.get, keys)) for record in validations]
     return f"## Validation\n\n{table([names.get(key, key) for key in keys], rows)}"
@@ -83,61 +85,37 @@ def _data(data: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     rows = []
     for name, found in data.items():
-        size = (
-            f"{found['records']:,} records"
-            if found["records"] is not None
-            else f"{found['files']} files"
-        )
-        skipped = ", ".join(
-            f"{count:,} {reason}" for reason, count in found.get("skipped", {}).items()
-        )
-        rows.append(
-            [
-                name,
-                _source(found["source"]),
-                size,
-                found["sha"],
-                found.get("samples"),
-                skipped or "none",
-            ]
-        )
+        size = f"{found['files']} files"
+        if found["records"] is not None:
+            size = f"{found['records']:,} records"
+        skips = [f"{count:,} {reason}" for reason, count in found.get("skipped", {}).items()]
+        skipped = ", ".join(skips) or "none"
+        source = _source(found["source"])
+        rows.append([name, source, size, found["sha"], found.get("samples"), skipped])
     columns = ("dataset", "source", "size", "hash of the listing", "samples trained on", "skipped")
     text = f"## Data\n\n{table(columns, rows)}"
-    counted = next(iter(data.values()))["counted_on_ranks"]
-    ranks = next(iter(data.values()))["ranks"]
-    return (
-        text if counted == ranks else f"{text}\n\nSamples are those of {counted} of {ranks} ranks."
-    )
+    # the same for all datasets
+    first = next(iter(data.values()))
+    counted, ranks = first["counted_on_ranks"], first["ranks"]
+    if counted != ranks:
+        text += f"\n\nSamples are those of {counted} of {ranks} ranks."
+    return text
 
 
 def _source(source: Any) -> str:
-    value = source.get("storage") if isinstance(source, Mapping) else None
-    return (
-        f"`{value if isinstance(value, str) else json.dumps(value or source, ensure_ascii=False)}`"
-    )
+    """Return where a dataset comes from: `storage` of its `build_info` if it has one, else all of `build_info`."""
+    storage = source.get("storage") if isinstance(source, Mapping) else None
+    if isinstance(storage, str):
+        return f"`{storage}`"
+    return f"`{json.dumps(storage or source, ensure_ascii=False)}`"
 
 
 def _model(model: Mapping[str, Any]) -> str:
     rows = []
     for part in model["parts"]:
-        frozen = model["frozen_sha256"].get(part["name"], {})
-        same = f"`{frozen['after'][:16]}`, unchanged" if frozen.get("unchanged") else ""
-        if frozen and frozen["after"] is None:
-            same = (
-                f"`{str(frozen['before'])[:16]}` before; compared when the run is resumed and ends"
-            )
-        elif frozen and not same:
-            same = f"**changed** from `{str(frozen['before'])[:16]}` to `{frozen['after'][:16]}`"
         if part["parameters"]:
-            rows.append(
-                [
-                    part["name"],
-                    part["parameters"],
-                    part["trainable"],
-                    part["dtype"],
-                    same or "trained",
-                ]
-            )
+            state = _frozen_state(model["frozen_sha256"].get(part["name"]))
+            rows.append([part["name"], part["parameters"], part["trainable"], part["dtype"], state])
     columns = (
         "part",
         "parameters",
@@ -151,6 +129,19 @@ def _model(model: Mapping[str, Any]) -> str:
     return text
 
 
+def _frozen_state(frozen: Mapping[str, Any] | None) -> str:
+    """Return whether the frozen weights of a part, given their hashes, have changed."""
+    if not frozen:
+        return "trained"
+    before = str(frozen["before"])[:16]
+    if frozen["after"] is None:
+        return f"`{before}` before; compared when the run is resumed and ends"
+    after = frozen["after"][:16]
+    if frozen["unchanged"]:
+        return f"`{after}`, unchanged"
+    return f"**changed** from `{before}` to `{after}`"
+
+
 def _processes(processes: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for process in processes:
@@ -159,28 +150,15 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> str:
         device = process["hardware"]["gpus"][:1] or [process["hardware"]["cpu"]]
         machine = f"{process['ranks']} x {device[0]}"
         times = f"{seconds['start_up']} + {seconds['training']}, of it validation {seconds['of_it_validation']}"
-        rows.append(
-            [
-                process["started"],
-                reached,
-                machine,
-                process["peak_memory_mib"],
-                times,
-                process["outcome"],
-            ]
-        )
-    columns = (
-        "started",
-        "steps",
-        "ranks and machine",
-        "peak memory, MiB",
-        "seconds: start-up + training",
-        "outcome",
-    )
+        memory, outcome = process["peak_memory_mib"], process["outcome"]
+        rows.append([process["started"], reached, machine, memory, times, outcome])
+    columns = ("started", "steps", "ranks and machine", "peak memory, MiB")
+    columns += ("seconds: start-up + training", "outcome")
     last = processes[-1]
     versions = ", ".join(f"{name} {value}" for name, value in last["versions"].items() if value)
-    machine = last["hardware"]
-    where = f"{machine['cores']} cores, {machine['memory_gib']} GiB, {len(machine['gpus'])} GPUs, {machine['system']}"
+    hardware = last["hardware"]
+    size = f"{hardware['cores']} cores, {hardware['memory_gib']} GiB, {len(hardware['gpus'])} GPUs"
+    where = f"{size}, {hardware['system']}"
     return f"## Machine\n\n{table(columns, rows)}\n\nVersions: {versions}. Machine: {where}."
 
 

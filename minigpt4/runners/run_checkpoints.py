@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the one from which it resumes, and those that it writes."""
+"""The checkpoints of a run: the one that it resumes from, and those that it writes."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -17,20 +17,19 @@ class RunCheckpoints:
     """The part of RunnerBase that reads and writes checkpoints."""
 
     def _load(self) -> None:
-        """Load what is needed of `run.resume_ckpt_path`; to evaluate, only the weights."""
+        """Load `run.resume_ckpt_path`: to evaluate only the weights, to train also optimizer, scaler and position."""
         where, path = "run.resume_ckpt_path", self.run_cfg.resume_ckpt_path
-        # which file; no other run begins here before this one has made its folder
         if is_auto := path == AUTO:
             root = expand_path(self.run_cfg.output_dir)
             if not self.run_cfg.evaluate:
-                self._hold.lock(root)
+                self._hold.lock(root)  # no other run starts here until this one has its folder
             path = from_main(lambda: newest_checkpoint(root))
             if path is None:
                 logging.info("No checkpoint below %s: starting from the beginning", root)
                 return
         state, self.resumed_from = load_checkpoint(path, where, whole=True)
         logging.info("Resume checkpoint from %s", self.resumed_from)
-        # what every program's checkpoint has
+        # the five keys of 2023, which every checkpoint has
         check_identity(state, self.resumed_from, where, self.model.identity())
         with self._understood("model"):
             self.model.load_trainable(state["model"], where, path=self.resumed_from)
@@ -39,10 +38,10 @@ class RunCheckpoints:
         with self._understood("optimizer"):
             load_optimizer(self.optimizer, state["optimizer"], where)
         with self._understood("scaler"):
-            # None or {}: written by a run without one
+            # None or {}: the run that wrote it had no scaler
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        # what an exact resume needs; 2023's checkpoints are of the end of an epoch
+        # what an exact resume needs; a checkpoint without it is of the end of an epoch
         with self._understood("progress"):
             progress = Progress.of_checkpoint(state)
         with self._understood("epoch"):
@@ -54,6 +53,7 @@ class RunCheckpoints:
                 self.output_dir = self.resumed_from.parent
 
     def _understood(self, key: str) -> AbstractContextManager:
+        """Within the block, an error is a CheckpointError that names `key` of the resumed checkpoint."""
         return understood(key, "run.resume_ckpt_path", self.resumed_from)
 
     def _save(
@@ -63,13 +63,14 @@ class RunCheckpoints:
         stats: dict | None = None,
         best: bool = False,
     ) -> bool:
-        """Write a checkpoint before step `position` from rank 0, in its place or as the best; return if it is there."""
+        """Write a checkpoint before step `position` from rank 0, with `best` as the best one; return whether it worked."""
         epoch, step = position
         self._saved_step = self._saved_step if best else step
-        # all ranks say how far they are, rank 0 writes it
+        # gather the state of all ranks; rank 0 writes it
         progress = Progress.of_run(self, position, metrics.state(), stats)
         if not dist_utils.is_main_process():
             return True
+        # an epoch's end is named by the epoch that is over
         done = (epoch, step) if step else (epoch - 1,)
         path = self.output_dir / (BEST if best else checkpoint_name(*done))
         logging.info("Saving checkpoint at epoch %s to %s.", ", step ".join(map(str, done)), path)
@@ -81,7 +82,8 @@ class RunCheckpoints:
             "epoch": epoch - 1,
             "progress": progress.to_plain(),
         }
-        if (is_saved := save_checkpoint(path, state)) and not best:
+        is_saved = save_checkpoint(path, state)
+        if is_saved and not best:
             self.last_checkpoint = path
             prune(self.output_dir, self.run_cfg.keep_last_k)
         return is_saved

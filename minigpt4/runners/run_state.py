@@ -1,4 +1,4 @@
-"""What a run is at a step: saved, compared and restored, so that a resumed run is bit-exact."""
+"""The state of a run at a step: saved, compared and restored, so that a resumed run is bit-exact."""
 
 import random
 import re
@@ -14,38 +14,38 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.device import run_precision
 from minigpt4.common.dist_utils import gather_from_ranks, get_rank, get_world_size
 
-# Settings that change no number of the training, or that `setup` compares by content.
-_FREE_KEYS = (
+# Patterns of settings that a resume may change: they change no number of the training, or `setup` compares their content.
+_CHANGEABLE_KEYS = (
     r"run\.(output_dir|resume_ckpt_path|resume_mode|save_every_iters|keep_last_k|log_freq|report_to|tensorboard)",
-    r"run\.(max_epoch|iters_per_epoch)",  # more epochs are wanted; the steps of one are in `setup`
+    r"run\.(max_epoch|iters_per_epoch)",  # epochs may be added; `setup` has the steps of an epoch
     r"run\.(evaluate|valid_splits|test_splits|batch_size_eval|max_bad_fraction|max_skipped_updates)",
     r"run\.(eval_every_iters|eval_controls|eval_samples|best_metric)",
     r"run\.(device|distributed|dist_url|dist_timeout_s|step_timeout_s|world_size|read_ahead)",
     r"run\.(shard_cache|shard_cache_gb)",
-    r"run\.shard_llm",  # where the weights lie
-    r"run\.(dist_backend|rank|gpu)",  # in checkpoints of programs that wrote them
+    r"run\.shard_llm",  # only where the weights are
+    r"run\.(dist_backend|rank|gpu)",  # written into checkpoints by other programs
     r"imports|env\..+|datasets\.[^.]+\.(build_info|val)\..+",
     r"model\.(llm|vision\.\w+)\.name|model\.(llama_model|vision_model|vit_ckpt|q_former_model|ckpt|prompt_path)",
     r"model\.(device_8bit|device_map|check_llm|reads_boxes)",
 )
-# What older checkpoints lack: settings that are now taken from the vision tower, as it always was; its files; parts
-# that had no choice.
-_FILLED_KEYS = (
+# Pattern of settings that older checkpoints may lack: those now taken from the vision tower, whose values have not
+# changed; the tower's files; parts of which there was only one kind.
+_NEWER_KEYS = (
     r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
 )
-_FILLED_KEYS += r"|model\.(bridge|projector|vision_model)"
-_MOST_LINES = 40  # that a message lists
+_NEWER_KEYS += r"|model\.(bridge|projector|vision_model)"
+_MOST_LINES = 40  # of differences in one message
 
 
 class Position(NamedTuple):
-    """The next step to be made, counted from 0."""
+    """The next step to train, counted from 0."""
 
     epoch: int
     step: int
 
     @classmethod
     def after_epoch(cls, epoch: int) -> "Position":
-        """Return that behind a finished epoch; -1: the beginning."""
+        """Return the position after a finished epoch, for -1 the beginning. Raises ValueError for any other number."""
         if int(epoch) != epoch or epoch < -1:
             raise ValueError(f"epoch {epoch}")
         return cls(int(epoch) + 1, 0)
@@ -53,48 +53,48 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; what is under `progress` in a checkpoint, and the `config` beside it."""
+    """The state of a run before a step: what a checkpoint has under `progress`, and its `config`."""
 
     position: Position
-    setup: dict[str, Any]  # what must be the same for an exact resume, beside the configuration
-    ranks: list[dict[str, Any]]  # each one's "rng", "data", "metrics", and "gradients" not yet used
-    identity: dict[str, Any]  # what the weights are for: `BaseModel.identity()`
-    stats: dict[str, float] | None  # means of an epoch at its end, for log.txt
+    setup: dict[str, Any]  # what, besides the configuration, must be the same for an exact resume
+    ranks: list[dict[str, Any]]  # per rank: "rng", "data", "metrics", accumulated "gradients"
+    identity: dict[str, Any]  # the model that the weights fit: `BaseModel.identity()`
+    stats: dict[str, float] | None  # at the end of an epoch: its means, for log.txt
     config: dict[str, Any]
     best: dict[str, Any] | None = None  # the best validation so far: "metric", "value", "step"
 
-    mine = property(lambda self: self.ranks[get_rank()])
-    samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # by all ranks
-    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))  # of the loader
+    mine = property(lambda self: self.ranks[get_rank()])  # the state of this rank
+    samples_seen = property(lambda self: self.ranks[0]["metrics"]["samples_seen"])  # on all ranks
+    data_seed = property(lambda self: (self.ranks[0]["data"] or {}).get("seed"))
 
     @classmethod
     def of_run(cls, run: Any, position: Position, metrics: dict, stats: dict | None) -> "Progress":
         """Return the progress of the runner `run` before a step. Called by all ranks."""
         gradients = [parameter.grad for parameter in run.trainable]
+        has_gradients = any(gradient is not None for gradient in gradients)
+        loader = run.train_loader
         mine = {
-            "rng": _rng_state(run.device)
-            if position.step
-            else None,  # an epoch begins with own seeds
-            "data": run.train_loader.state() if hasattr(run.train_loader, "state") else None,
+            # an epoch begins with seeds of its own
+            "rng": _rng_state(run.device) if position.step else None,
+            "data": loader.state() if hasattr(loader, "state") else None,
             "metrics": metrics,
-            "gradients": None if all(gradient is None for gradient in gradients) else gradients,
+            "gradients": gradients if has_gradients else None,
         }
-        identity, config = run.model.identity(), run.config.to_dict()
         return cls(
-            position,
-            _setup(run),
-            gather_from_ranks(mine),
-            identity,
-            stats,
-            config,
-            run.validation.best,
+            position=position,
+            setup=_setup(run),
+            ranks=gather_from_ranks(mine),
+            identity=run.model.identity(),
+            stats=stats,
+            config=run.config.to_dict(),
+            best=run.validation.best,
         )
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> "Progress | None":
-        """Return what a checkpoint says, None if it is of another program.
+        """Return the progress that a checkpoint holds; None if it has none, as those of other programs.
 
-        Raises an error of any kind if what it says is malformed.
+        Raises an error of any kind if it is malformed.
         """
         if "progress" not in state:
             return None
@@ -102,43 +102,44 @@ class Progress:
         position, stats = Position(**saved["position"]), saved["stats"] or {}
         if not all(type(number) is int and number >= 0 for number in position):
             raise ValueError(f"position {position}")
-        best = saved.get("best")  # absent in older checkpoints
-        numbers = [*stats.values(), *([best["value"], best["step"]] if best else ())]
+        # everything that is used as a number must be one
+        numbers = [*stats.values()]
+        if best := saved.get("best"):  # absent in older checkpoints
+            numbers += [best["value"], best["step"]]
         for rank in saved["ranks"]:
             metrics, data = rank["metrics"], rank["data"] or {}
             numbers += [metrics[name] for name in ("lr_sum", "samples_seen", "skipped", "in_a_row")]
             numbers += [*metrics["losses"], data.get("seed", 0)]
         if not all(isinstance(number, int | float) for number in numbers) or not saved["ranks"]:
-            raise TypeError("a number is none")
+            raise TypeError("a value that must be a number is not one")
         return cls(**saved | {"position": position}, config=state["config"])
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what a checkpoint has under `progress`, plain containers."""
+        """Return the content of `progress` in a checkpoint, in plain containers."""
         plain = {**vars(self), "position": self.position._asdict()}
         del plain["config"]
         return plain
 
     def differences(self, run: Any) -> list[str]:
-        """Return what keeps `run` from resuming here exactly, as lines that begin with the key."""
-        theirs = _compared(self.config, self.setup, self.identity)
-        ours = _compared(run.config.to_dict(), _setup(run), run.model.identity())
+        """Return the differences that keep `run` from an exact resume here, as lines that begin with the key."""
+        theirs = _comparable(self.config, self.setup, self.identity)
+        ours = _comparable(run.config.to_dict(), _setup(run), run.model.identity())
         lines = []
         for key in theirs | ours:
-            is_new = key not in theirs and key.startswith("run.")  # unknown to the program then
-            is_new |= theirs.get(key) is None and re.fullmatch(_FILLED_KEYS, key) is not None
-            is_free = is_new or any(re.fullmatch(free, key) for free in _FREE_KEYS)
-            if theirs.get(key) != ours.get(key) and not is_free:
-                lines.append(
-                    f"{key:.200}: {ours.get(key)!r:.80}, the checkpoint has {theirs.get(key)!r:.80}"
-                )
-        return (
-            lines
-            if len(lines) <= _MOST_LINES
-            else [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
-        )
+            own, saved = ours.get(key), theirs.get(key)
+            if own == saved or any(re.fullmatch(pattern, key) for pattern in _CHANGEABLE_KEYS):
+                continue
+            # a setting that the program that wrote the checkpoint did not have
+            is_newer = key.startswith("run.") and key not in theirs
+            is_newer |= saved is None and re.fullmatch(_NEWER_KEYS, key) is not None
+            if not is_newer:
+                lines.append(f"{key:.200}: {own!r:.80}, the checkpoint has {saved!r:.80}")
+        if len(lines) > _MOST_LINES:
+            return [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
+        return lines
 
     def check_settings(self, run: Any) -> None:
-        """Raise CheckpointError, with what differs, if `run` cannot be resumed here exactly."""
+        """Raise CheckpointError that lists the differences if `run` cannot be resumed here exactly."""
         if lines := self.differences(run):
             raise CheckpointError(
                 f"run.resume_ckpt_path: '{run.resumed_from}' is of a run with other settings and cannot be resumed "
@@ -149,7 +150,7 @@ class Progress:
             )
 
     def restore(self, run: Any) -> dict[str, Any]:
-        """Put this rank's random generators and gradients back; return the state of its metrics."""
+        """Restore this rank's random generators and accumulated gradients; return the state of its metrics."""
         gradients = self.mine["gradients"] or [None] * len(run.trainable)
         for parameter, gradient in zip(run.trainable, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
@@ -160,7 +161,7 @@ class Progress:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Keep random numbers drawn and seeds set within the block from having an effect behind it."""
+    """Restore the state of all random generators after the block, whatever it draws or seeds."""
     state = _rng_state(device)
     try:
         yield
@@ -169,6 +170,7 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _setup(run: Any) -> dict[str, Any]:
+    """Return what, besides the configuration, must be the same for an exact resume."""
     train = [splits["train"] for splits in run.datasets.values() if "train" in splits]
     return {
         "world size": get_world_size(),
@@ -196,12 +198,13 @@ def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _compared(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
-    """Return {full key: value} of all that is compared, precision as the run resolves it."""
+def _comparable(config: dict, setup: dict, identity: dict) -> dict[str, Any]:
+    """Return {full key: value} of all that is compared; different spellings of one setting become the same."""
     flat = _flat(config) | _flat(setup) | _flat({"model": identity})
     if (flat.get("run.accum_grad_iters"), flat.get("world size")) == (1, 1):
-        flat.pop("run.accum_reduction", None)  # of one batch, all are the same
-    for name in ("model.compile", "model.cuda_graphs"):  # None: on a CPU; before, there was none
+        flat.pop("run.accum_reduction", None)  # for one batch, all reductions are the same
+    # None on a CPU, absent in older checkpoints: both mean False
+    for name in ("model.compile", "model.cuda_graphs"):
         flat[name] = bool(flat.get(name))
     if precision := flat.get("model.llm_precision"):  # saved as "auto" or resolved
         flat["model.llm_precision"] = run_precision(

@@ -1,4 +1,4 @@
-"""A run from start to end: processes, data, epochs, checkpoints, resume, evaluation."""
+"""The runner: a run from start to end, with its processes, data, epochs, checkpoints, resume and evaluation."""
 
 import logging
 import time
@@ -34,8 +34,8 @@ Batches = Iterator[dict[str, Any]]
 class RunnerBase(RunCheckpoints, TrainingLoop):
     """Trains or evaluates `model` on `datasets` ({name: {split: dataset}}) by `task`.
 
-    `job_id` names the folder below `run.output_dir`, by default the time of the start; one that is taken
-    gets a number. For another loop register a subclass with its own `train_epoch` as `run.runner`.
+    `job_id` names the run's folder below `run.output_dir`, by default the start time; a taken name gets a
+    number appended. For another training loop, register a subclass with its own `train_epoch` as `run.runner`.
     """
 
     Config = RunConfig
@@ -46,10 +46,10 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         super().__init__(cfg, task, model)
         self.config, self.datasets = cfg, datasets
         self.job_id, self.validation = job_id, Validation(self)
-        # where training begins, the checkpoint that says so, and its Progress for an exact resume
+        # where training begins; when resuming, the checkpoint's path and, if exact, its Progress
         self.max_epoch, self.start = self.run_cfg.max_epoch, Position(0, 0)
         self.resumed_from = self.resumed = None
-        # what it writes, once it trains or evaluates
+        # output, opened when training or evaluation begins
         self.output_dir = self.log = self.card = self.last_checkpoint = None
         self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
@@ -63,9 +63,9 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
 
     @classmethod
     def run(cls, cfg: WholeConfig) -> None:
-        """Build everything that `cfg` names and train it. Raises ValueError or OSError for what is wrong then."""
+        """Build everything that `cfg` names and train it. Raises ValueError or OSError for what cannot be used."""
         task = registry.get_task_class(cfg.run_cfg.task).setup_task(cfg=cfg)
-        # each `begin` ends a phase of the start-up times in the log
+        # each `begin` starts the next phase of the start-up times in the log
         startup.begin("processes")
         with cls.launched(cfg) as job_id:
             startup.begin("datasets")
@@ -78,9 +78,8 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def train(self, loader: Batches | None = None) -> dict[str, float] | None:
         """Train from the first or the resumed step to the last, or with `run.evaluate` return the losses.
 
-        `loader`: an endless iterator of batches, with `run.iters_per_epoch` set; by default the datasets'.
-        Raises ValueError or OSError for what is found wrong now: checkpoint, data, disk, another run in
-        its folder, a loss of nan.
+        `loader`: an endless iterator of batches, which needs `run.iters_per_epoch`; by default one over the datasets.
+        Raises ValueError or OSError: a bad checkpoint or data, a full disk, another run in its folder, a loss that stays nan.
         """
         with self._hold:
             if self.run_cfg.resume_ckpt_path:
@@ -95,16 +94,16 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
 
     @contextmanager
     def _opened(self, loader: Batches | None) -> Iterator[None]:
-        """Open data, learning rate and output for the block, which signals, slow steps and missing data can end."""
+        """Open data, schedule and output for the block. Signals, late ranks and missing batches end the block."""
         self._open_data(loader)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
         report.introduce(self)
         try:
-            patience = data_watched(self.run_cfg.step_timeout_s, self.interruption)
-            listening, watching = self.interruption.listening(), self.step_timeout.watching()
-            with run_card.RunCard(self) as self.card, listening, watching, patience:
+            watching_data = data_watched(self.run_cfg.step_timeout_s, self.interruption)
+            listening, watching_ranks = self.interruption.listening(), self.step_timeout.watching()
+            with run_card.RunCard(self) as self.card, listening, watching_ranks, watching_data:
                 yield
         finally:
             self.log.close()
@@ -112,9 +111,11 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
                 self.train_loader.close()
 
     def _train_epochs(self) -> None:
+        """Train and validate the epochs that are left. Raises OSError if the last checkpoint cannot be written."""
         begin, is_saved = time.time(), False
         samples_seen = self.resumed.samples_seen if self.resumed else 0
         for epoch in range(self.start.epoch, self.max_epoch):
+            # seeds first: the metrics of a resumed epoch restore its random state
             dist_utils.setup_seeds(self.run_cfg.seed, dist_utils.get_rank(), epoch)
             metrics = self._metrics(epoch, samples_seen)
             if epoch == self.start.epoch:
@@ -125,11 +126,13 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             )
             means = self.train_epoch(epoch, metrics)
             samples_seen = metrics.samples_seen
+            # save before validation, so that a killed run loses neither
             stats = {f"train_{name}": value for name, value in means.items()}
-            is_saved = self._save(Position(epoch + 1, 0), metrics, stats)
-            if epoch + 1 < self.max_epoch:
-                self._end_if_told(Position(epoch + 1, 0), is_saved)
-            self._end_epoch(Position(epoch + 1, 0), metrics, stats)
+            next_epoch = Position(epoch + 1, 0)
+            is_saved = self._save(next_epoch, metrics, stats)
+            if next_epoch.epoch < self.max_epoch:
+                self._end_if_told(next_epoch, is_saved)
+            self._end_epoch(next_epoch, metrics, stats)
             dist_utils.barrier()
         report.sum_up(self, time.time() - begin, samples_seen)
         if not is_saved:
@@ -138,7 +141,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             )
 
     def _metrics(self, epoch: int, samples_seen: int) -> MetricLogger:
-        """Return the metrics of an epoch, of the first one as they were where the run resumes."""
+        """Return the metrics of an epoch; for the first one, resume them and the run's state where it starts."""
         cfg, own = self.run_cfg, (self.device, self.log, samples_seen)
         metrics = MetricLogger(
             epoch, self.iters_per_epoch, cfg.log_freq, *own, cfg.max_skipped_updates
@@ -150,28 +153,31 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         return metrics
 
     def _catch_up(self, metrics: MetricLogger) -> None:
-        """Do what the run that is resumed exactly may not have come to behind its last checkpoint."""
-        if stats := self.resumed.stats if self.resumed else None:
+        """Do what an exactly resumed run may have missed after its last checkpoint: validation, the epoch's log line."""
+        if not self.resumed:
+            return
+        if self.resumed.stats:  # the checkpoint is of the end of an epoch
             is_same_folder = self.run_cfg.resume_ckpt_path == AUTO
-            self._end_epoch(self.start, metrics, stats, in_log=is_same_folder)
-        elif self.resumed and self.validation.is_due(self.start.step):
+            self._end_epoch(self.start, metrics, self.resumed.stats, in_log=is_same_folder)
+        elif self.validation.is_due(self.start.step):
             self._validate(self.start, metrics)
 
     def after_step(
         self, epoch: int, metrics: MetricLogger, ranks_interrupted: torch.Tensor
     ) -> None:
-        """Save and validate if it is time to, within an epoch; end the run if a rank was told to."""
+        """Save and validate if due within an epoch; end the run if a rank was told to."""
         self._is_ending = self.interruption.agreed(ranks_interrupted)
-        is_due = metrics.index - self._saved_step >= (self.run_cfg.save_every_iters or float("inf"))
+        save_every = self.run_cfg.save_every_iters or float("inf")
+        is_save_due = metrics.index - self._saved_step >= save_every
         self.output_dir = self.log.folder = self._hold.followed(self.output_dir)
-        if (is_due or self._is_ending) and metrics.index < self.iters_per_epoch:
+        if (is_save_due or self._is_ending) and metrics.index < self.iters_per_epoch:
             position = Position(epoch, metrics.index)
             self._end_if_told(position, self._save(position, metrics))
         if self.validation.is_due(metrics.index):
             self._validate(Position(epoch, metrics.index), metrics)
 
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
-        """End the run if a rank was told to; what rank 0 saved is what all ranks say."""
+        """Raise Interrupted if a rank was told to end; all ranks report the checkpoint that rank 0 wrote."""
         if self._is_ending:
             path = self.last_checkpoint or self.resumed_from
             is_saved, path = from_main(lambda: (is_saved, path))
@@ -180,7 +186,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _validate(
         self, position: Position, metrics: MetricLogger, stats: dict | None = None
     ) -> dict[str, float]:
-        """Return the held-out losses before step `position`; the best so far is saved. Ends the run if told to."""
+        """Return the held-out losses before step `position`; save the best so far. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
         losses = self.validation.at(position)
@@ -194,13 +200,14 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _end_epoch(
         self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True
     ) -> None:
-        """Validate, and write the epoch's line of `log.txt` unless it is there."""
+        """Validate; with `in_log` write the epoch's line of `log.txt`, unless the line is there already."""
         losses = self._validate(position, metrics, stats)
         if in_log and not from_main(lambda: self.log.has_epoch(stats)):
             self.log.epoch(stats | losses)
 
     def _nothing_left(self, loader: Batches | None) -> None:
-        if self.output_dir:  # it may have ended before its last words
+        """Say that the resumed run is complete, after what it may have missed when it ended."""
+        if self.output_dir:
             self._hold.lock(self.output_dir)
             self._open_data(loader)
             self.log = RunLog(self.output_dir)
@@ -212,7 +219,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Return losses of `valid_splits` and `test_splits`, as `log.txt` gets them, "<split>_loss" first."""
+        """Return the losses of `valid_splits` and `test_splits` as in `log.txt`: every "<split>_loss", then the controls."""
         begin = time.time()
         splits = [*self.run_cfg.valid_splits, *self.run_cfg.test_splits]
         loaders = self.task.build_eval_loaders(self.datasets, self.run_cfg, splits)
@@ -224,17 +231,18 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         return losses
 
     def _open_data(self, loader: Batches | None) -> None:
-        """Set the train loader, resumed where the run was, and the length of an epoch."""
+        """Set the train loader, at the position of a resume, and the length of an epoch."""
         seed = self.resumed.data_seed if self.resumed else None
-        if seed is None:  # a resume that is not exact draws other data than came before
+        if seed is None:
             seed = self.run_cfg.seed
-            seed = seed if self.start == (0, 0) else derived_seed(seed, *filter(None, self.start))
+            if self.start != (0, 0):  # a resume that is not exact draws other data than before
+                seed = derived_seed(seed, *filter(None, self.start))
         self.train_loader = loader or self.task.build_train_loader(
             self.datasets, self.run_cfg, seed
         )
         self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         if not self.resumed:
-            if self.start.step >= self.iters_per_epoch:
+            if self.start.step >= self.iters_per_epoch:  # an epoch may be shorter than before
                 self.start = Position(self.start.epoch + 1, 0)
             return
         with self._understood("config' or 'progress"):
@@ -243,7 +251,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
                 self.train_loader.resume(data)
 
     def _open_output(self) -> None:
-        """Open the run's folder: a new one, or that of the checkpoint which `auto` found."""
+        """Open the run's folder, a new one or that of the checkpoint that `auto` found, and its log."""
         if not self.output_dir:
             root, name = expand_path(self.run_cfg.output_dir), self.job_id or time_name()
             self.output_dir = from_main(lambda: new_folder(root, name))

@@ -1,4 +1,4 @@
-"""Ranks that wait for each other know for whom: a late or lost one is named and ends the run."""
+"""A watch over ranks that wait for each other: a late or lost rank is named, and ends the run."""
 
 import itertools
 import logging
@@ -22,29 +22,29 @@ class LostRankError(OSError):
 
 
 class LostWorkerError(OSError):
-    """A process that reads data for this one is gone."""
+    """A DataLoader worker of this process is gone."""
 
 
 class StepTimeout:
     """Ends the run if a rank keeps the others waiting for more than `timeout_s` seconds.
 
-    Each rank notes in the process group's store at which step it arrived, and a thread of it counts there as long
-    as the process runs: one that is stopped within an exchange has arrived, but counts no more. The thread also
-    looks who is missing. Contract: within `watching`, `arrived` before every collective of the training step.
+    Each rank writes the number of its step to the process group's store, and a thread of it writes a heartbeat there: a
+    process that is stopped within a collective has arrived at the step, but its heartbeat stands still. The thread also
+    looks for late ranks. Contract: within `watching`, call `arrived` before every collective of a training step.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s, self._count = timeout_s, 0
         self._since, self._store = time.monotonic(), None
-        self._beats = {}  # {rank: (its count, since when it is that)}
+        self._beats = {}  # {rank: (its last heartbeat, when that was first seen)}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block late ranks end the run, and torch's errors say which process is lost.
+        """Within the block, late ranks end the run, and torch's errors name the process that is lost.
 
-        Those of a collective become LostRankError, those of a DataLoader without its worker LostWorkerError.
+        An error of a collective becomes LostRankError, one of a DataLoader whose worker is gone LostWorkerError.
         """
-        # Ranks tell each other their step by the store, which works while a collective hangs.
+        # The store works even while a collective hangs.
         is_over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         self._count, self._since = 0, time.monotonic()
@@ -55,7 +55,7 @@ class StepTimeout:
             self._store.set(f"step {get_rank()}", "0")
             watch.start()
         try:
-            with _worker_errors_are_torchs():
+            with _worker_errors_unified():
                 yield
         except RuntimeError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -73,19 +73,19 @@ class StepTimeout:
             ) from error
         finally:
             is_over.set()
-            if watch.is_alive():  # a process that ends while it asks the store would abort
+            if watch.is_alive():  # a process that exits during a request to the store may abort
                 watch.join(10)
 
     def arrived(self) -> None:
         """Note that this rank is about to wait for the others."""
         self._count, self._since = self._count + 1, time.monotonic()
         if self._store is not None:
-            # torchrun, which holds the store, is gone: the ranks save and end without it
+            # without torchrun, which hosts the store, the ranks still save and end
             with suppress(RuntimeError):
                 self._store.set(f"step {get_rank()}", str(self._count))
 
     def late_ranks(self) -> str:
-        """Return a list of the ranks that are behind this one or stand still; "" if the store does not answer."""
+        """Return the late ranks as text, "1, 3": behind this rank's step, or without heartbeat. "": none, or no store."""
         try:
             return ", ".join(str(rank) for rank in range(get_world_size()) if self._is_late(rank))
         except RuntimeError:
@@ -96,17 +96,15 @@ class StepTimeout:
         if not store.check([f"beat {rank}", f"step {rank}"]):
             return True
         beat = store.get(f"beat {rank}")
-        if self._beats.get(rank, [None])[0] != beat:
+        if rank not in self._beats or self._beats[rank][0] != beat:
             self._beats[rank] = beat, now
-        return (
-            int(store.get(f"step {rank}")) < self._count
-            or now - self._beats[rank][1] > self.timeout_s
-        )
+        _, last_beat = self._beats[rank]
+        return int(store.get(f"step {rank}")) < self._count or now - last_beat > self.timeout_s
 
     def _watch(self, is_over: threading.Event) -> None:
         pause, beats = min(5, self.timeout_s / 4), itertools.count(1)
         while not is_over.wait(pause):
-            with suppress(RuntimeError):  # the store is gone: the exchange that waits will say so
+            with suppress(RuntimeError):  # the store is gone: the collective that waits will fail
                 self._store.set(f"beat {get_rank()}", str(next(beats)))
             waited = time.monotonic() - self._since
             late = self.late_ranks() if waited > pause else ""
@@ -120,13 +118,13 @@ class StepTimeout:
 
 
 @contextmanager
-def _worker_errors_are_torchs() -> Iterator[None]:
-    """Within the block, a worker that is gone while a tensor is fetched from it is torch's RuntimeError, too."""
+def _worker_errors_unified() -> Iterator[None]:
+    """Within the block, losing a worker while a tensor is fetched from it is a RuntimeError, as torch's own error is."""
     try:
         yield
     except (OSError, EOFError) as error:
         last_frame = traceback.extract_tb(error.__traceback__)[-1]
         if "multiprocessing" not in Path(last_frame.filename).parts:
             raise
-        time.sleep(2)  # torch's own error, which says more, comes within
+        time.sleep(2)  # time for torch's signal handler to raise its own error, which says more
         raise RuntimeError(f"DataLoader worker is gone ({error})") from error

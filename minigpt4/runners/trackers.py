@@ -1,7 +1,7 @@
 """Experiment trackers by `run.report_to`: W&B, TensorBoard, trackio and MLflow, through accelerate's tracker classes.
 
-A tracker gets what `metrics.jsonl` gets, and the configuration. It must never cost the training anything: each one has
-a thread of its own, in which all its calls are made, and what fails or hangs there is a warning.
+A tracker gets the configuration and the records of `metrics.jsonl`. It must never disturb the training: each one is
+called in a thread of its own only, and an error or a hang there is only a warning.
 """
 
 import importlib
@@ -21,34 +21,31 @@ from typing import Any
 from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import is_main_process
 
-START_S = 30  # how long a run waits for a tracker to start
-CLOSE_S = 30  # and at its end, for what is still to be sent: so long without progress,
-_MOST_WAITS = 4  # and so many times that in all
-_WANDB_START_S = 20  # without an answer of the server by then, W&B works offline
-_MOST_WAITING = 10_000  # records that wait for a tracker that is slower than the training
+START_S = 30  # the longest wait for a tracker to start
+CLOSE_S = 30  # the longest wait at the end for the next record to be sent,
+_MOST_WAITS = 4  # and how many such waits at most
+_WANDB_START_S = 20  # if the server has not answered by then, W&B works offline
+_MOST_WAITING = 10_000  # records in the queue of a tracker that is slower than the training
 _IDS = "trackers.json"  # in the run's folder: {tracker: the id of its run}, for a resume
 
 
 def tracker_names(run_cfg: Any) -> list[str]:
-    """Return the trackers of a `run` section; `run.tensorboard` is one, too."""
+    """Return the trackers of a `run` section, from `run.report_to` and `run.tensorboard`, each once."""
     named = run_cfg.report_to or []
-    names = (
-        list(map(str, named))
-        if isinstance(named, Sequence) and not isinstance(named, str)
-        else [str(named)]
-    )
-    return list(dict.fromkeys([*names, *["tensorboard"] * bool(run_cfg.tensorboard)]))
+    if isinstance(named, str) or not isinstance(named, Sequence):
+        named = [named]
+    names = list(map(str, named))
+    if run_cfg.tensorboard:
+        names.append("tensorboard")
+    return list(dict.fromkeys(names))
 
 
 def find_tracker_problems(run_cfg: Any, where: str) -> list[Problem]:
     """Return what is wrong with the trackers of the section `where`."""
     problems = []
     for name in tracker_names(run_cfg):
-        key = (
-            f"{where}.tensorboard"
-            if name == "tensorboard" and run_cfg.tensorboard
-            else f"{where}.report_to"
-        )
+        is_by_flag = name == "tensorboard" and run_cfg.tensorboard
+        key = f"{where}.tensorboard" if is_by_flag else f"{where}.report_to"
         if name not in OPENERS:
             problems.append(
                 Problem(key, f"{name!r} is no tracker; give some of {', '.join(OPENERS)}, or null")
@@ -59,24 +56,22 @@ def find_tracker_problems(run_cfg: Any, where: str) -> list[Problem]:
 
 
 def open_trackers(run: Any) -> "Trackers | None":
-    """Return the trackers of a runner, which has its folder; None without any, and on ranks other than 0."""
+    """Return the trackers of a runner whose folder is open; None if it has none, and on ranks other than 0."""
     names = tracker_names(run.run_cfg)
-    return (
-        Trackers(names, run.output_dir, run.config.to_dict())
-        if names and is_main_process()
-        else None
-    )
+    if not names or not is_main_process():
+        return None
+    return Trackers(names, run.output_dir, run.config.to_dict())
 
 
 class Trackers:
-    """All trackers of a run. Calls return at once, but the first and the last, which wait for a limited time."""
+    """All trackers of a run. Creating and closing it waits for a limited time; `log` returns at once."""
 
     def __init__(self, names: list[str], folder: Path, config: Mapping[str, Any]) -> None:
         from accelerate.state import PartialState
         from accelerate.utils import clear_environment
 
-        # accelerate's trackers log through its state. Of the launch it must see nothing: as one of several ranks it
-        # would open groups and set numbers of threads.
+        # accelerate's trackers need its state. Hide the launcher's variables from it: as one of several ranks it would
+        # open process groups and set the number of threads.
         with clear_environment():
             PartialState(cpu=True)
         self._ids = _RunIds(Path(folder).absolute() / _IDS)
@@ -92,12 +87,12 @@ class Trackers:
                 )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Send a line of `metrics.jsonl`, of a training step or of a validation."""
+        """Send a record of `metrics.jsonl`, of a training step or a validation."""
         for thread in self._threads:
             thread.send(record)
 
     def close(self) -> None:
-        """Wait until all is sent, no longer than CLOSE_S without progress, and end the trackers' runs."""
+        """Wait until all records are sent, at most CLOSE_S without progress, and end the trackers' runs."""
         for thread in self._threads:
             thread.end()
         for thread in self._threads:
@@ -113,7 +108,7 @@ class Trackers:
 
 
 class _RunIds:
-    """The file that keeps the id of each tracker's run, so that a resumed run continues it."""
+    """The file with the id of each tracker's run, so that a resumed run continues it; shared by the trackers' threads."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -130,18 +125,16 @@ class _RunIds:
 
 
 class _TrackerThread(threading.Thread):
-    """One tracker: started, fed and ended in this thread alone, as MLflow and trackio need it."""
+    """One tracker, started, fed and ended in this thread only, as MLflow and trackio require."""
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], ids: _RunIds) -> None:
         super().__init__(name=name, daemon=True)
         self._folder, self._config = folder, config
         self._ids, self._records = ids, queue.Queue(_MOST_WAITING)
         self.num_sent, self._has_lost = 0, False
-        self.is_open = threading.Event()  # or has failed
-        # here, not in the thread: a worker that is forked within an import would wait for it for ever
-        self._is_usable = self._saved_from_errors(
-            "cannot be imported", importlib.import_module, name
-        )
+        self.is_open = threading.Event()  # also set if it failed to open
+        # not imported in the thread: a worker forked during an import would wait for the import lock forever
+        self._is_usable = self._try("cannot be imported", importlib.import_module, name)
 
     def send(self, record: Mapping[str, Any]) -> None:
         try:
@@ -155,7 +148,7 @@ class _TrackerThread(threading.Thread):
             self._has_lost = True
 
     def end(self) -> None:
-        """Let the thread end behind what was sent; what does not fit any more is lost."""
+        """Let the thread end after the records in its queue; a full queue loses one for the end mark, None."""
         try:
             self._records.put_nowait(None)
         except queue.Full:
@@ -163,17 +156,18 @@ class _TrackerThread(threading.Thread):
             self._records.put_nowait(None)
 
     def run(self) -> None:
-        if self._is_usable and self._saved_from_errors("cannot start", self._open):
+        if self._is_usable and self._try("cannot start", self._open):
             self.is_open.set()
-            self._saved_from_errors("failed", self._work)
+            self._try("failed", self._work)
         self.is_open.set()
 
     def _open(self) -> None:
         run_id = self._ids.known.get(self.name)
         self._tracker, new_id = OPENERS[self.name](self._folder, run_id)
-        if run_id is None:  # else it has the configuration
+        if run_id is None:  # a continued run has the configuration already
             values = flat(self._config)
-            if self.name == "tensorboard":  # its own way opens a folder for each start
+            # the TensorBoard tracker's own method makes a new folder at each start
+            if self.name == "tensorboard":
                 text = "\n".join(f"    {key}: {value}" for key, value in values.items())
                 self._tracker.tracker.add_text("config", text)
             else:
@@ -186,29 +180,29 @@ class _TrackerThread(threading.Thread):
             self.num_sent += 1
         self._tracker.finish()
 
-    def _saved_from_errors(self, what: str, call: Callable, *args: Any) -> bool:
+    def _try(self, what: str, call: Callable, *args: Any) -> bool:
+        """Return whether a call succeeded; an error is a warning that begins with the tracker's name and `what`."""
         try:
             call(*args)
             return True
-        except Exception as error:  # of any kind: it is another program's
+        except Exception as error:  # of any kind: the tracker's library may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logging.warning("%s %s (%.300s); the run goes on without it", self.name, what, reason)
             return False
 
 
 def tracked(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of `metrics.jsonl` under names like "train/loss" and "val/blank_loss"."""
+    """Return the finite numbers of a record of `metrics.jsonl`, named like "train/loss" and "val/blank_loss"."""
     group = record.get("validation", "train")
-    numbers = {
-        key: value
-        for key, value in record.items()
-        if isinstance(value, int | float) and key != "step"
-    }
-    return {f"{group}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
+    numbers = {}
+    for key, value in record.items():
+        if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+            numbers[f"{group}/{key}"] = value
+    return numbers
 
 
 def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Return {full key: value} of nested settings, lists as text."""
+    """Return nested settings as {full key: value}, lists as text."""
     found = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -227,7 +221,7 @@ def _open_tensorboard(folder: Path, run_id: str | None) -> tuple[Any, str]:
 
 
 def _open_wandb(folder: Path, run_id: str | None) -> tuple[Any, str]:
-    """Open a W&B run: online, or in the run's folder where there is no login or no answer."""
+    """Open a W&B run: online, or, without a login or an answer of the server, offline in the run's folder."""
     import wandb
     from accelerate.tracking import WandBTracker
 
@@ -242,14 +236,14 @@ def _open_wandb(folder: Path, run_id: str | None) -> tuple[Any, str]:
     }
     tracker = WandBTracker(os.environ.get("WANDB_PROJECT", folder.parent.name), **options)
     try:
-        # new; without a login it would ask, and wait
-        asks = "prompt" in inspect.signature(wandb.login).parameters
-        if not os.environ.get("WANDB_MODE") and not (
-            wandb.login(prompt=False) if asks else wandb.api.api_key
-        ):
-            raise ValueError("no login, see `wandb login`")
+        if not os.environ.get("WANDB_MODE"):
+            # without prompt=False, which older versions lack, `login` may wait for input
+            has_prompt = "prompt" in inspect.signature(wandb.login).parameters
+            is_logged_in = wandb.login(prompt=False) if has_prompt else wandb.api.api_key
+            if not is_logged_in:
+                raise ValueError("no login, see `wandb login`")
         tracker.start()
-    except Exception as error:  # of any kind: it is another program's
+    except Exception as error:  # of any kind: the library may raise anything
         reason = str(error).splitlines()[0]
         logging.warning(
             "wandb works offline (%s); later: wandb sync %s/wandb/offline-run-*", reason, folder
@@ -270,7 +264,7 @@ def _open_trackio(folder: Path, run_id: str | None) -> tuple[Any, str]:
 def _open_mlflow(folder: Path, run_id: str | None) -> tuple[Any, str]:
     from accelerate.tracking import MLflowTracker
 
-    # a server that is not there is asked for a minute, not for many
+    # give up on a missing server after about a minute, not after many
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     tracker = MLflowTracker(folder.parent.name, run_id=run_id, run_name=folder.name)

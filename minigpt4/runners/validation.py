@@ -1,9 +1,9 @@
-"""Validation while a run trains: when it is due, what it writes and says, which step was the best.
+"""Validation during training: when it is due, its losses and sample answers, and the best step so far.
 
-Its losses go to `metrics.jsonl`, a JSON line a split, answers to fixed samples to `samples.html`. Contract with the
-runner: a step is saved, if that is due, before it is validated, and a run that resumes validates first where it
-stands, if that is due there and `metrics.jsonl` does not say how it went. So a run may be killed at any time, and no
-validation is lost or done twice.
+Its losses go to `metrics.jsonl`, one JSON line a split; answers to fixed samples go to `samples.html`. Contract with
+the runner: a step is saved, if due, before it is validated, and a resumed run first validates the step from which it
+resumes, if that is due and not yet in `metrics.jsonl`. So a run may be killed at any time, and no validation is lost or
+done twice.
 """
 
 import json
@@ -21,7 +21,7 @@ from minigpt4.runners.run_state import Position, random_state_kept
 if TYPE_CHECKING:
     from minigpt4.runners.runner_base import RunnerBase
 
-Record = dict[str, Any]  # what metrics.jsonl says of a split at a step
+Record = dict[str, Any]  # the line of metrics.jsonl for one split at one step
 
 
 class Validation:
@@ -32,21 +32,22 @@ class Validation:
         self.best = self._page = None
 
     def open(self) -> None:
-        """Build the loaders of `run.valid_splits`. Raises ValueError for one that no dataset has."""
+        """Build the loaders of `run.valid_splits`. Raises ValueError for a split that no dataset has."""
         cfg = self.run.run_cfg
         self.loaders = self.run.task.build_eval_loaders(self.run.datasets, cfg, cfg.valid_splits)
 
     def is_due(self, step: int) -> bool:
-        """Return whether it is due after `step` steps of an epoch, where an update ends, which is not its end."""
+        """Return whether validation is due after `step` steps of an epoch, an update's last; never at the epoch's end."""
         every, accum = self.run.run_cfg.eval_every_iters, self.run.run_cfg.accum_grad_iters
         if every is None or not 0 < step < self.run.iters_per_epoch:
             return False
+        # whether a multiple of `every` lies within the steps of this update
         return step // every > max(step - accum, 0) // every
 
     def at(self, position: Position) -> dict[str, float] | None:
-        """Validate before step `position`, unless it is recorded; return what `log.txt` says of it.
+        """Validate before step `position`, unless already recorded; return the losses for `log.txt`.
 
-        Called by all ranks. None: a rank was told to end, and nothing was written.
+        Called by all ranks. Return None, and write nothing, if a rank was told to end.
         """
         step = position.epoch * self.run.iters_per_epoch + position.step
         path = self.run.log.folder / "metrics.jsonl"
@@ -61,33 +62,38 @@ class Validation:
                     self.run.log.validation(record)
             records = measured
         losses = log_line({split: records[split] for split in self.loaders})
-        self._judge(step, losses)
+        self._update_best(step, losses)
         return losses
 
     def measure(self, loaders: dict[str, list], step: int = 0) -> dict[str, Record] | None:
-        """Return {split: record}; None if a rank was told to end. Training's random state and mode stay."""
+        """Return {split: record}; None if a rank was told to end. Restores the random state and the model's mode."""
         run, records = self.run, {}
         is_training = run.model.training
         with random_state_kept(run.device):
-            for split, of_split in loaders.items():
-                setup_seeds(run.run_cfg.seed)  # always the same, on all ranks
+            for split, split_loaders in loaders.items():
+                setup_seeds(run.run_cfg.seed)  # the same at every validation and on all ranks
                 begin = time.perf_counter()
-                found = run.task.held_out(
-                    run.model, of_split, run.device, lambda: run.interruption.signal is not None
+                held_out = run.task.held_out(
+                    run.model,
+                    split_loaders,
+                    run.device,
+                    lambda: run.interruption.signal is not None,
                 )
-                if found is None:
+                if held_out is None:
                     break
-                say(split, found)
-                records[split] = as_record(split, step, found, time.perf_counter() - begin)
+                say(split, held_out)
+                records[split] = as_record(split, step, held_out, time.perf_counter() - begin)
+                # the epoch of the last step that was trained
                 records[split]["epoch"] = max(step - 1, 0) // (run.iters_per_epoch or 1)
         run.model.train(is_training)
         return records if records.keys() == loaders.keys() else None
 
     def _add_samples(self, step: int, records: dict[str, Record]) -> None:
-        """Let rank 0 answer the fixed samples of the first split; the others wait in no training step meanwhile."""
+        """Let rank 0 answer the fixed samples of the first split; the others wait here, not in a timed training step."""
         from_main(lambda: self._write_samples(step, records))
 
     def _write_samples(self, step: int, records: dict[str, Record]) -> None:
+        """Add the answers at `step` to `samples.html`, if the model can answer; an error is only a warning."""
         from minigpt4.conversation.sample_answers import can_answer
         from minigpt4.evaluation.samples import SamplesPage
 
@@ -112,7 +118,7 @@ class Validation:
                     "loss": records[split]["loss"],
                 }
                 self._page.add(run.model, run.log.folder, **where)
-        except Exception as error:  # of a dataset or model of any kind: no reason to end the run
+        except Exception as error:  # any dataset's or model's own error must not end the run
             named = f"{type(error).__name__}: {error}"
             logging.warning(
                 "samples.html: not written at step %d (%s); training goes on", step, named
@@ -120,52 +126,47 @@ class Validation:
         finally:
             run.model.train(is_training)
 
-    def _judge(self, step: int, losses: dict[str, float]) -> None:
-        """Note the step as the best, if it is."""
-        metric = self.run.run_cfg.best_metric or next(iter(best_metrics(self.run.run_cfg)))
+    def _update_best(self, step: int, losses: dict[str, float]) -> None:
+        """Make this step the best, unless another step is at least as good by the same metric."""
+        metric = self.run.run_cfg.best_metric or best_metrics(self.run.run_cfg)[0]
         value = value_of(metric, losses)
         if value is None:
             return
-        before = self.best if self.best and self.best["metric"] == metric else None
-        is_better = before is None or (
-            value > before["value"] if metric.endswith("_gap") else value < before["value"]
-        )
-        if is_better or before["step"] == step:
-            self.best = {"metric": metric, "value": value, "step": step}
+        best = self.best
+        if best and best["metric"] == metric and best["step"] != step:
+            is_gap = metric.endswith("_gap")  # a gap is better when larger, a loss when smaller
+            is_better = value > best["value"] if is_gap else value < best["value"]
+            if not is_better:
+                return
+        self.best = {"metric": metric, "value": value, "step": step}
 
     def is_best(self, position: Position) -> bool:
-        """Return whether the best validation so far is that before step `position`."""
+        """Return whether the validation before step `position` is the best so far."""
         step = position.epoch * self.run.iters_per_epoch + position.step
         return self.best is not None and self.best["step"] == step
 
 
 def value_of(metric: str, losses: dict[str, float]) -> float | None:
-    """Return one of `run_config.best_metrics` of what `log_line` gives; None where it is not known or no number."""
+    """Return a metric of `run_config.best_metrics` from the losses of `log_line`; None if unknown or not finite."""
     value = losses.get(metric)
     if metric.endswith("_wrong_gap"):
-        wrong, right = (
-            losses.get(metric.replace("_gap", "_loss")),
-            losses.get(metric.replace("_wrong_gap", "_loss")),
-        )
+        right = losses.get(metric.replace("_wrong_gap", "_loss"))
+        wrong = losses.get(metric.replace("_gap", "_loss"))
         value = None if wrong is None or right is None else wrong - right
     return value if value is not None and math.isfinite(value) else None
 
 
 def as_record(split: str, step: int, found: Any, seconds: float) -> Record:
-    """Return a HeldOut as it is written; JSON knows no nan."""
+    """Return a HeldOut as its line of `metrics.jsonl`; numbers that are not finite, which JSON lacks, become None."""
     record = {
         "validation": split,
         "step": step,
         "epoch": None,
         "loss": found.loss,
         "blank_loss": found.blank_loss,
-    }
-    record |= {
         "wrong_loss": found.wrong_loss,
         "items": found.num_items,
         "samples": found.num_samples,
-    }
-    record |= {
         "gain": found.gain,
         "gain_error": found.error,
         "uses_image": found.uses_image,
@@ -178,7 +179,7 @@ def as_record(split: str, step: int, found: Any, seconds: float) -> Record:
 
 
 def recorded(path: Path, step: int) -> dict[str, Record]:
-    """Return {split: record} of the validation at `step` that a metrics.jsonl has."""
+    """Return {split: record} of the validation at `step` that is in a metrics.jsonl."""
     found = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
@@ -186,7 +187,7 @@ def recorded(path: Path, step: int) -> dict[str, Record]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:  # of a run that was killed within the line
+        except ValueError:  # the run was killed while it wrote the line
             continue
         if record.get("step") == step:
             found[record["validation"]] = record
@@ -194,7 +195,7 @@ def recorded(path: Path, step: int) -> dict[str, Record]:
 
 
 def log_line(records: dict[str, Record]) -> dict[str, float]:
-    """Return what log.txt says of a validation: losses, then those of the controls that there are."""
+    """Return the numbers of a validation for log.txt: the loss of every split, then the measured controls."""
     losses = {}
     for split, record in records.items():
         losses[f"{split}_loss"] = math.nan if record["loss"] is None else record["loss"]
@@ -206,7 +207,7 @@ def log_line(records: dict[str, Record]) -> dict[str, float]:
 
 
 def say(split: str, found: Any) -> None:
-    """Log the losses of a split, and a warning if the images do not help."""
+    """Log the losses of a split, and a warning if the model does not use the images."""
     losses = f"loss {found.loss:.4f}"
     if found.wrong_loss is not None:
         losses += (

@@ -1,4 +1,4 @@
-"""What is said, once each, of texts that are longer than the limits of the section `model`."""
+"""Warnings, each logged once, of texts that are longer than the limits of the section `model`."""
 
 import logging
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 @lru_cache
 def warn_of_cut(max_txt_len: int) -> None:
-    """Say once that conversations are longer than the limit."""
+    """Warn once that conversations are longer than `model.max_txt_len`."""
     logging.warning(
         f"a conversation is longer than model.max_txt_len={max_txt_len} tokens: its last turns are cut off. Said once; "
         "python -m minigpt4.datasets.inspect counts them all"
@@ -15,7 +15,7 @@ def warn_of_cut(max_txt_len: int) -> None:
 
 @lru_cache
 def warn_of_cut_prompt(max_context_len: int) -> None:
-    """Say once that prompts are longer than the limit."""
+    """Warn once that prompts are longer than `model.max_context_len`."""
     logging.warning(
         f"a prompt is longer than model.max_context_len={max_context_len} tokens: its end is cut off, with what the "
         "template puts behind the question. Said once"

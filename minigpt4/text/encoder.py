@@ -1,4 +1,4 @@
-"""Segments -> token ids, with the tokenizer of the LLM."""
+"""Segments to token ids, with the tokenizer of the LLM."""
 
 import re
 import threading
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
-# `split_special_tokens` is a switch on the tokenizer, which all threads share
-_switching = threading.Lock()
+# A call with `split_special_tokens` changes the state of the tokenizer, which all threads share.
+_tokenizer_lock = threading.Lock()
 
 
 class Piece(NamedTuple):
-    """What is encoded in one go: a stretch of text, the id of a special token, or IMAGE."""
+    """A unit of encoding: a stretch of text, the id of a special token, or IMAGE."""
 
     content: str | int | ImageSlot
     is_target: bool
@@ -28,22 +28,22 @@ class PromptEncoder:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        """Token text -> id of every special token."""
+        """{text: id} of every special token."""
         return {token.content: index for index, token in self._special_tokens.items()}
 
     @cached_property
     def longest_token(self) -> int:
-        """The most characters that one token stands for."""
+        """The length in characters of the longest token of the vocabulary."""
         return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     @property
     def bos(self) -> list[int]:
-        """What every sequence begins with: the id of BOS; nothing for a tokenizer without one."""
+        """The beginning of every sequence: [the id of BOS], or [] for a tokenizer without BOS."""
         bos = self.tokenizer.bos_token_id
         return [] if bos is None else [bos]
 
     def encode(self, segments: Sequence[Segment]) -> list[list[int] | ImageSlot]:
-        """Return lists of token ids with IMAGE between them; the first list begins with BOS, if there is one."""
+        """Return lists of token ids with IMAGE between them; the first list begins with `bos`."""
         result = [self.bos]
         for content, _ in self.encode_batch([segments])[0]:
             if content is IMAGE:
@@ -55,13 +55,13 @@ class PromptEncoder:
     def encode_batch(
         self, batch: Sequence[Sequence[Segment]]
     ) -> list[list[tuple[list[int] | ImageSlot, bool]]]:
-        """Return, for each list of segments, its parts (token ids or IMAGE, whether they are a target), without BOS.
+        """Return, for each list of segments, its parts as (token ids or IMAGE, whether they are a target), without BOS.
 
-        Text between two images, special tokens or borders of a target is tokenised in one go: words may merge across
+        Text between two images, special tokens or borders of a target is tokenised as one string, so tokens may span
         segments.
         """
         rows = [list(self._pieces(segments)) for segments in batch]
-        # each text once, all in one call: prompts come again and again
+        # one call for all, with each text once: prompts are often the same
         ids_of = self._tokenize({piece.content for piece in chain.from_iterable(rows)})
         result = []
         for row in rows:
@@ -69,23 +69,23 @@ class PromptEncoder:
         return result
 
     def _tokenize(self, contents: set[str | int | ImageSlot]) -> dict[str | int, list[int]]:
-        """Return the token ids of texts and of special tokens."""
+        """Return {content: its token ids} of texts and special tokens; IMAGE has no entry."""
         ids_of = {content: [content] for content in contents if isinstance(content, int)}
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
-            # half of a surrogate pair, on which tokenizers fail, becomes U+FFFD
-            sound = [
+            # an unpaired surrogate, which tokenizers refuse, becomes U+FFFD
+            valid = [
                 text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts
             ]
-            with _switching:
+            with _tokenizer_lock:
                 encoded = self.tokenizer(
-                    sound, add_special_tokens=False, split_special_tokens=True, verbose=False
+                    valid, add_special_tokens=False, split_special_tokens=True, verbose=False
                 )
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of
 
     def _pieces(self, segments: Sequence[Segment]) -> Iterator[Piece]:
-        """Yield the segments' pieces; neighbouring stretches of text with and without target stay apart."""
+        """Yield the pieces of segments: adjacent texts are joined if both or neither are a target."""
 
         def kind(atom: Piece) -> tuple[bool, bool]:
             return isinstance(atom.content, str), atom.is_target
@@ -97,7 +97,7 @@ class PromptEncoder:
                 yield Piece(text, is_target)
 
     def _atoms(self, segments: Sequence[Segment]) -> Iterator[Piece]:
-        """Yield IMAGE, plain strings, and the ids of the special tokens that structure names."""
+        """Yield IMAGE, texts, and the ids of special tokens, which are recognised in structure only."""
         for segment in segments:
             if segment is IMAGE:
                 yield Piece(IMAGE, False)
@@ -108,9 +108,9 @@ class PromptEncoder:
                 yield Piece(segment.text, segment.is_target)
 
     def _split_at_special_tokens(self, text: str) -> list[str | int]:
-        """Return `text` cut at special tokens; those that swallow the spaces beside them (LLaMA's) do so here, too."""
+        """Return `text` split into texts and special tokens; tokens that strip the spaces beside them (LLaMA's) do so."""
         parts: list[str | int] = self._special_pattern.split(text)
-        # a split by a group gives text, special token, text, ..
+        # the split alternates: text, special token, text, ..
         for index in range(1, len(parts), 2):
             parts[index] = self.special_ids[parts[index]]
             token = self._special_tokens[parts[index]]
@@ -122,6 +122,7 @@ class PromptEncoder:
 
     @cached_property
     def _special_tokens(self) -> dict:
+        """{id: AddedToken} of every special token."""
         return {
             index: token
             for index, token in self.tokenizer.added_tokens_decoder.items()
@@ -130,6 +131,7 @@ class PromptEncoder:
 
     @cached_property
     def _special_pattern(self) -> re.Pattern:
-        # longest first, so that a token that begins like another one is found; no special tokens: match nothing
+        """A pattern that matches every special token, as a group; without any it matches nothing."""
+        # longest first: a token may begin with the text of another one
         names = sorted(self.special_ids, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else "((?!))")

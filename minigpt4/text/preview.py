@@ -1,4 +1,4 @@
-"""What the LLM reads and learns of a sample, token by token. It takes the tokenizer, no weights."""
+"""Preview of a sample as the LLM reads it, token by token, with what is learnt. Needs the tokenizer, but no weights."""
 
 import logging
 import random
@@ -14,22 +14,22 @@ from minigpt4.text.release_samples import TEXTS, from_release
 from minigpt4.text.rows import IGNORED, IMAGE_ID, Row, batch_rows, end_problem
 from minigpt4.text.sample_segments import TextSettings
 
-# kinds of tokens; given: read behind the prompt but not learnt; cut: neither, for lack of room
+# kinds of tokens; given: after the prompt, but not a target; cut: cut off, so neither read nor learnt
 BEGIN = "begin"
 PROMPT = "prompt"
 IMAGE = "image"
 TARGET = "target"
 GIVEN = "given"
 CUT = "cut"
-_TEXT_KEYS = ("prompt_template", "end_sym", "mask_eos_labels", "chat_template", "max_context_len")
 KINDS = (BEGIN, PROMPT, IMAGE, TARGET, GIVEN, CUT)
+_TEXT_KEYS = ("prompt_template", "end_sym", "mask_eos_labels", "chat_template", "max_context_len")
 
 
 class Token(NamedTuple):
-    """`kind`: one of the kinds above.
+    """A token as shown: an image, or one or more ids that together spell whole characters.
 
-    `size`: how many positions these are: those of an image, or ids that only together make a character.
-    `is_special`: the tokenizer knows the text as one special token, such as <s> or <|im_end|>.
+    `kind`: one of KINDS. `size`: its number of positions. `is_special`: it is one special token of the tokenizer, such as
+    <s> or <|im_end|>.
     """
 
     text: str
@@ -39,9 +39,9 @@ class Token(NamedTuple):
 
 
 class TextPreview:
-    """What a model of the section `model` makes of the texts of samples, by the function that training calls.
+    """Tokens of samples as a model of the section `model` reads them, made by the function that training calls.
 
-    Raises ValueError or OSError where prompts cannot be read. Warns of an end symbol that would not be learnt.
+    Raises ValueError or OSError if prompts cannot be read. Warns of an end symbol that would not be learnt.
     """
 
     def __init__(self, cfg: TextSettings, tokenizer, num_image_tokens: int):
@@ -56,34 +56,36 @@ class TextPreview:
         self._uncut = SimpleNamespace(**texts, max_txt_len=sys.maxsize)
 
     def lengths(self, samples: Sequence[dict]) -> list[tuple[int, int]]:
-        """Return (tokens behind the prompt, how many of them are cut off) of each sample."""
+        """Return (number of tokens after the prompt, how many of them are cut off) of each sample."""
         rows = self._rows(samples, "", self.settings)
         return [(len(row.ids) - row.num_prompt + row.num_cut, row.num_cut) for row in rows]
 
     def tokens(self, sample: dict, seed: int | str) -> list[Token]:
-        """Return the tokens of one sample; its prompt, where the model draws one, is drawn by `seed`."""
+        """Return the tokens of one sample; `seed` draws its prompt if the model has several."""
         prompt = random.Random(seed).choice(self.prompts) if self.prompts else ""
         (row,) = self._rows([sample], prompt, self.settings)
         (uncut,) = self._rows([sample], prompt, self._uncut)
-        behind = [GIVEN if label == IGNORED else TARGET for label in row.labels[row.num_prompt :]]
-        kinds = [PROMPT] * row.num_prompt + behind + [CUT] * row.num_cut
+        after = [GIVEN if label == IGNORED else TARGET for label in row.labels[row.num_prompt :]]
+        kinds = [PROMPT] * row.num_prompt + after + [CUT] * row.num_cut
         if self.tokenizer.bos_token_id is not None:
             kinds[0] = BEGIN
 
-        # stretches of one origin are spelt by themselves, as they were tokenised
-        def origin(index: int) -> tuple[bool, bool, bool]:
+        # BOS, images, prompt and the rest are decoded separately, as they were tokenised
+        def section(index: int) -> tuple[bool, bool, bool]:
             return uncut.ids[index] == IMAGE_ID, kinds[index] == BEGIN, index < row.num_prompt
 
         tokens, size = [], self.num_image_tokens
-        for (is_image, _, _), group in groupby(range(len(uncut.ids)), key=origin):
-            places = list(group)
+        for (is_image, _, _), group in groupby(range(len(uncut.ids)), key=section):
+            positions = list(group)
             if is_image:
-                tokens += [Token(f"image: {size} tokens", IMAGE, size)] * (len(places) // size)
+                tokens += [Token(f"image: {size} tokens", IMAGE, size)] * (len(positions) // size)
             else:
-                tokens += self._spell([uncut.ids[i] for i in places], [kinds[i] for i in places])
+                ids = [uncut.ids[position] for position in positions]
+                tokens += self._spell(ids, [kinds[position] for position in positions])
         return tokens
 
     def _rows(self, samples: Sequence[dict], prompt: str, settings: TextSettings) -> list[Row]:
+        """Return the rows of samples of any form, ours or the newest release's."""
         batch = {}
         for key in ("text_input", "turns", "instruction", *TEXTS):
             if any(key in sample for sample in samples):
@@ -92,18 +94,19 @@ class TextPreview:
         return batch_rows(batch, prompt, settings, self._encoder, self.num_image_tokens)
 
     def _spell(self, ids: list[int], kinds: list[str]) -> list[Token]:
-        """Return the Tokens of ids; those that are parts of a character are held together, if of one kind."""
+        """Return the Tokens of ids; ids of one kind that only together make a character become one Token."""
+        # decode ever longer prefixes from `first`: what a prefix adds is the text of the ids from `start` to `end`
         tokens, before = [], ""
         first = start = 0
         for end in range(1, len(ids) + 1):
             text = self.tokenizer.decode(ids[first:end], clean_up_tokenization_spaces=False)
-            is_broken = text.endswith("\N{REPLACEMENT CHARACTER}")
-            if is_broken and end < len(ids) and kinds[end] == kinds[start]:
+            is_incomplete = text.endswith("\N{REPLACEMENT CHARACTER}")
+            if is_incomplete and end < len(ids) and kinds[end] == kinds[start]:
                 continue
             is_special = ids[end - 1] in self._special
             tokens.append(Token(text[len(before) :], kinds[start], end - start, is_special))
             start, before = end, text
-            if is_broken:  # the limit runs through a character: what is behind it is spelt anew
+            if is_incomplete:  # the kind changes within a character: decode the rest by itself
                 first, before = end, ""
         return tokens
 
@@ -111,5 +114,5 @@ class TextPreview:
 def _num_images(sample: dict) -> int:
     if "images" in sample:
         return len(sample["images"])
-    # the release's samples of text alone have no image
+    # a sample of text alone, which only the newest release has, has neither key
     return int("image" in sample or "text_input" in sample)

@@ -1,4 +1,4 @@
-"""The prompt file of `model.prompt_path`: lines with one `<ImageHere>` each, set into `model.prompt_template`."""
+"""The prompt file of `model.prompt_path`: lines with one `<ImageHere>` each, put into `model.prompt_template`."""
 
 from minigpt4.common.config import Problem
 from minigpt4.common.utils import expand_path
@@ -6,9 +6,9 @@ from minigpt4.text.segments import IMAGE_SLOT
 
 
 def read_prompts(path: str, template: str, where: str = "model") -> list[str]:
-    """Return the prompts of a file, set into `template`; lines without an image slot are dropped.
+    """Return the prompts of a file, put into `template`; lines without an image slot are dropped.
 
-    Raises ValueError or FileNotFoundError if any of them could not be used.
+    Raises ValueError or FileNotFoundError if any of them cannot be used.
     """
     if problems := prompt_problems(path, template, where):
         error = ValueError if expand_path(path).is_file() else FileNotFoundError
@@ -17,15 +17,11 @@ def read_prompts(path: str, template: str, where: str = "model") -> list[str]:
 
 
 def prompt_problems(path: str, template: str, where: str = "model") -> list[Problem]:
-    """Return what is wrong with the prompt file, if there is one, and with the template."""
+    """Return what is wrong with the prompt file, if `path` is not empty, and with the template."""
     key = f"{where}.prompt_path"
     if path and not expand_path(path).is_file():
-        return [
-            Problem(
-                key,
-                f"no file at '{expand_path(path)}'; paths start from the current folder, or that of the YAML file",
-            )
-        ]
+        hint = "paths start from the current folder, or that of the YAML file"
+        return [Problem(key, f"no file at '{expand_path(path)}'; {hint}")]
     if (path or template) and (count := template.count("{}")) != 1:
         expected = "expected exactly one, where the prompt goes"
         return [Problem(f"{where}.prompt_template", f"{template!r} has {count} {{}}; {expected}")]
@@ -39,14 +35,15 @@ def prompt_problems(path: str, template: str, where: str = "model") -> list[Prob
         return [
             Problem(key, f"no line of '{path}' has {IMAGE_SLOT}; every prompt needs exactly one")
         ]
-    found = [(number, _problem(template.replace("{}", line))) for number, line in lines]
-    return [
-        Problem(key, f"'{path}' line {number} {problem}") for number, problem in found if problem
-    ]
+    problems = []
+    for number, line in lines:
+        if problem := _problem(template.replace("{}", line)):
+            problems.append(Problem(key, f"'{path}' line {number} {problem}"))
+    return problems
 
 
 def _problem(prompt: str) -> str | None:
-    """Return what is wrong with one prompt, or nothing."""
+    """Return what is wrong with one prompt, None if it can be used."""
     pieces = prompt.split(IMAGE_SLOT)
     if len(pieces) != 2:
         return f"has {len(pieces) - 1} {IMAGE_SLOT}; every prompt needs exactly one"

@@ -1,35 +1,32 @@
-"""Batches as the newest release's datasets give them, in the form that `rows.batch_rows` describes."""
+"""Batches in the form of the newest release's datasets, converted to the form that `rows.batch_rows` describes."""
 
 from typing import Any
 
 from minigpt4.text.segments import Marked
 
-# the release's keys, a text a sample
+# the release's keys, with one text a sample
 TEXTS = ("answer", "instruction_input", "conv_q", "conv_a", "connect_sym")
 _OURS = ("text_input", "instruction", "turns")
 
 
 def from_release(samples: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch in our form; one that is in it already comes back as it is.
+    """Return a batch in our form; a batch that is in our form already is returned unchanged.
 
-    The release's form: "image" [B, 3, S, S], or [B, N, 3, S, S] with "length", how many of the N are the sample's; none
+    The release's form: "image" [B, 3, S, S], or [B, N, 3, S, S] with "length", the number of each sample's images; absent
     for text alone. Per sample "answer" and, if it has one, "instruction_input"; or "conv_q" and "conv_a", turns joined
-    by "connect_sym". An absent entry of one sample is empty. Raises ValueError that names the sample.
+    by "connect_sym". An empty entry means that the sample lacks it. Raises ValueError that names the sample.
     """
-    if not any(key in samples for key in TEXTS):
+    text_keys = [key for key in TEXTS if key in samples]
+    if not text_keys:
         return samples
-    others = {
-        key: value
-        for key, value in samples.items()
-        if key not in (*TEXTS, "image", "length", "num_images")
-    }
-    size = len(next(samples[key] for key in TEXTS if key in samples))
+    converted = (*TEXTS, "image", "length", "num_images")
+    others = {key: value for key, value in samples.items() if key not in converted}
+    size = len(samples[text_keys[0]])
+    names = samples.get("sample_id") or range(size)
     ours = {key: [] for key in _OURS}
     for number in range(size):
-        sample = {
-            key: samples[key][number] for key in TEXTS if key in samples and samples[key][number]
-        }
-        turns = _turns(sample, (samples.get("sample_id") or range(size))[number])
+        sample = {key: samples[key][number] for key in text_keys if samples[key][number]}
+        turns = _turns(sample, names[number])
         ours["turns"].append(turns)
         ours["text_input"].append(turns[0][1] if turns else sample.get("answer", ""))
         ours["instruction"].append(Marked(sample.get("instruction_input", "")))
@@ -44,22 +41,20 @@ def _turns(sample: dict[str, str], name: Any) -> tuple[tuple[Marked, str], ...]:
         raise ValueError(
             f"sample {name}: conv_q without connect_sym; expected what joins its turns, such as '!@#'"
         )
-    questions, answers = (
-        sample.get(key, "").split(sample["connect_sym"]) for key in ("conv_q", "conv_a")
-    )
+    separator = sample["connect_sym"]
+    questions = sample["conv_q"].split(separator)
+    answers = sample.get("conv_a", "").split(separator)
     if len(questions) != len(answers):
         raise ValueError(
             f"sample {name}: {len(questions)} questions in conv_q, {len(answers)} answers in conv_a; expected as many, "
-            f"joined by {sample['connect_sym']!r}"
+            f"joined by {separator!r}"
         )
-    return tuple(
-        (Marked(question), answer) for question, answer in zip(questions, answers, strict=True)
-    )
+    return tuple(zip(map(Marked, questions), answers, strict=True))
 
 
 def _images(samples: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return "image" [I, 3, S, S] of all samples in order, and "num_images"."""
-    import torch  # a preview, and --help, have no images
+    """Return "image" [I, 3, S, S], the images of all samples in order, and "num_images", their number of each sample."""
+    import torch  # not at the top: --help and a preview do without it
 
     image = samples.get("image")
     if image is None:

@@ -1,4 +1,4 @@
-"""The segments of one training sample: prompt, image slots, questions and answers in the template's fixed text."""
+"""The segments of one training sample: prompt, image slots, questions and answers within the template's fixed text."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,7 +20,7 @@ from minigpt4.text.templates import Template, template_for
 
 
 class TextSettings(Protocol):
-    """The settings that decide how text becomes rows; the section `model` and the model itself have them."""
+    """The settings that determine how text becomes rows; both the section `model` and the model have them."""
 
     prompt_template: str
     end_sym: str
@@ -36,7 +36,7 @@ def sample_segments(
     """Return the segments of one training sample; see `batch_rows`."""
     turns, caption = sample.get("turns"), sample["text_input"]
     instruction = sample.get("instruction")
-    # a caption, or the answer to a marked instruction, stands behind a prompt that is whole
+    # one answer after a prompt that is complete: the drawn one, or a Marked instruction
     is_whole_prompt = isinstance(instruction, Marked) and not settings.chat_template
     if not turns and (not instruction or is_whole_prompt):
         answer = Text(caption + settings.end_sym, is_structure=True, is_target=True)
@@ -44,7 +44,7 @@ def sample_segments(
             return [*_prompt_with_images(prompt, num_images), answer]
         _check_slots("instruction", instruction.num_images, num_images)
         return [*prompt_segments(instruction), answer]
-    # questions, in the fixed text of the model's own template
+    # else questions and answers, within the fixed text of the LLM's template
     template = _training_template(settings.prompt_template, settings.end_sym)
     turns = turns or [(instruction, Text(caption, is_structure=True))]
     questions = _with_images([question for question, _ in turns], num_images)
@@ -52,15 +52,16 @@ def sample_segments(
     for question, (_, answer) in zip(questions, turns, strict=True):
         segments_of = marked_segments if isinstance(question, Marked) else message_segments
         messages.append((True, segments_of(question, template.neutralise)))
-        is_caption = isinstance(answer, Text)
-        said = [answer] if is_caption else message_segments([answer], template.neutralise)
-        messages.append((False, said))
+        if isinstance(answer, Text):  # the caption from above
+            messages.append((False, [answer]))
+        else:
+            messages.append((False, message_segments([answer], template.neutralise)))
     return dialogue_segments(template, messages)
 
 
-@lru_cache  # asked for each sample of each batch
+@lru_cache  # called for each sample of each batch
 def _training_template(prompt_template: str, end_sym: str) -> Template:
-    """Return the Template whose dialogue is `prompt_template` around each question and `end_sym` behind each answer."""
+    """Return the Template with `prompt_template` around each question and `end_sym` after each answer."""
     if not prompt_template:
         raise ValueError(
             "model.prompt_template: '' cannot tell the questions of a conversation from its answers; set the LLM's "
@@ -70,7 +71,7 @@ def _training_template(prompt_template: str, end_sym: str) -> Template:
 
 
 def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
-    """Return a drawn prompt whose one slot holds all images of the sample; without an image there is no prompt."""
+    """Return the segments of a drawn prompt, with all images in its one slot; without images there is no prompt."""
     if not num_images or not prompt:
         return [IMAGE] * num_images
     segments = prompt_segments(prompt)
@@ -85,15 +86,17 @@ def _prompt_with_images(prompt: str, num_images: int) -> list[Segment]:
 def _with_images(
     questions: Sequence[str | Sequence[Part]], num_images: int
 ) -> list[Marked | Sequence[Part]]:
-    """Return each question, Marked or as parts; images that no question places stand before the first one."""
-    parts = [(question,) if type(question) is str else question for question in questions]
-    num_slots = sum(
-        part.num_images if isinstance(part, Marked) else tuple(part).count(IMAGE) for part in parts
-    )
-    if not num_slots and not isinstance(parts[0], Marked):
-        return [(*[IMAGE] * num_images, *parts[0]), *parts[1:]]
+    """Return each question as Marked or as parts; if no question has a slot, all images go before the first one."""
+    questions = [(question,) if type(question) is str else question for question in questions]
+    num_slots = 0
+    for question in questions:
+        is_marked = isinstance(question, Marked)
+        num_slots += question.num_images if is_marked else tuple(question).count(IMAGE)
+    first, *others = questions
+    if not num_slots and not isinstance(first, Marked):
+        return [(*[IMAGE] * num_images, *first), *others]
     _check_slots("turns", num_slots, num_images)
-    return parts
+    return questions
 
 
 def _check_slots(where: str, num_slots: int, num_images: int) -> None:

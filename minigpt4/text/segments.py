@@ -1,8 +1,8 @@
-"""A prompt as segments: text that the template wrote, text that somebody typed, and slots for images.
+"""A prompt as segments: text written by the template, text typed by a user, and image slots.
 
-Nothing is ever found again by searching in a finished string, so typed text can neither open an image slot nor end a
-turn: `<ImageHere>` and the names of special tokens in a message are tokenised as plain letters. Training and chat
-build their segments here, with one walk over the turns of a dialogue.
+No prompt is ever parsed from a finished string, so typed text can neither open an image slot nor end a turn:
+`<ImageHere>` and the names of special tokens in a message are tokenised as plain text. Training and chat build the
+segments of a dialogue by the same functions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from minigpt4.text.templates import Template
 
-IMAGE_SLOT = "<ImageHere>"  # how prompt files and printed prompts write an image slot
+IMAGE_SLOT = "<ImageHere>"  # an image slot in prompt files and printed prompts
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ImageSlot:
         return IMAGE_SLOT
 
     def __reduce__(self) -> str:
-        return "IMAGE"  # `is IMAGE` also holds behind a process boundary
+        return "IMAGE"  # unpickles as the same object, so that `is IMAGE` holds in other processes
 
 
 IMAGE = ImageSlot()
@@ -32,8 +32,8 @@ IMAGE = ImageSlot()
 class Text:
     """A stretch of prompt text.
 
-    Special tokens are recognised in structure only, never in messages. A target is an answer with its end symbol: it
-    is what training learns, and it is tokenised by itself, so that no label covers a token that is partly prompt.
+    Special tokens are recognised only in structure (the template's text), never in messages. A target is an answer with
+    its end symbol, which training learns; it is tokenised by itself, so that no target token is partly prompt.
     """
 
     text: str
@@ -45,13 +45,11 @@ class Text:
 
 
 class Marked(str):
-    """A question that marks the places of its images itself: each `<ImageHere>` in it is one, all else is text.
-
-    So are the questions of the newest release's samples.
-    """
+    """A question whose text has `<ImageHere>` as its image slots, as in the samples of the newest release."""
 
     @property
     def num_images(self) -> int:
+        """The number of its image slots."""
         return self.count(IMAGE_SLOT)
 
 
@@ -60,20 +58,20 @@ Part = str | ImageSlot  # of a message: typed text or an image
 
 
 def message_segments(parts: Sequence[Part], clean: Callable[[str], str] = str) -> list[Segment]:
-    """Return the segments of one message, images written as `<Img>` slot `</Img>`; `clean` is applied to typed text."""
+    """Return the segments of one message, each image as `<Img>` slot `</Img>`; `clean` is applied to typed text."""
     segments: list[Segment] = []
     for index, part in enumerate(parts):
-        segments += [Text(" ", True)] if index else []
-        segments += (
-            [Text("<Img>", True), IMAGE, Text("</Img>", True)]
-            if part is IMAGE
-            else [Text(clean(part))]
-        )
+        if index:
+            segments.append(Text(" ", True))
+        if part is IMAGE:
+            segments += [Text("<Img>", True), IMAGE, Text("</Img>", True)]
+        else:
+            segments.append(Text(clean(part)))
     return segments
 
 
 def marked_segments(question: Marked, clean: Callable[[str], str] = str) -> list[Segment]:
-    """Return the segments of a question that marks its images; `clean` is applied to its text."""
+    """Return the segments of a Marked question; `clean` is applied to its text."""
     first, *others = question.split(IMAGE_SLOT)
     segments: list[Segment] = [Text(clean(first))]
     for piece in others:
@@ -84,9 +82,9 @@ def marked_segments(question: Marked, clean: Callable[[str], str] = str) -> list
 def dialogue_segments(
     template: Template, turns: Iterable[tuple[bool, list[Segment] | None]]
 ) -> list[Segment]:
-    """Return the segments of a dialogue: the fixed text of `template` around (is_user, segments) of each turn.
+    """Return the segments of a dialogue: of each turn, (is_user, segments), within the fixed text of `template`.
 
-    Segments None open an answer that is yet to be written.
+    A turn whose segments are None opens the answer that is to be generated.
     """
     result: list[Segment] = [Text(template.system, True)]
     for number, (is_user, segments) in enumerate(turns):
@@ -96,7 +94,7 @@ def dialogue_segments(
         if segments is None:
             result.append(Text(template.answer, True))
             continue
-        if segments == [Text("")]:  # an empty answer is still a closed turn
+        if segments == [Text("")]:  # an empty answer: the turn is closed, without a space inside
             before = before.rstrip(" ")
         turn = [Text(before, True), *segments, Text(after, True)]
         if template.learns_answers and not is_user:
@@ -107,7 +105,7 @@ def dialogue_segments(
 
 @lru_cache(maxsize=4096)
 def prompt_segments(prompt: str) -> tuple[Segment, ...]:
-    """Return the segments of a prompt that is all structure, such as a line of a prompt file set into its template."""
+    """Return the segments of a prompt that is all structure, such as a line of a prompt file within its template."""
     first, *others = prompt.split(IMAGE_SLOT)
     segments: list[Segment] = [Text(first, True)]
     for piece in others:

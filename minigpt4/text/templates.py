@@ -1,7 +1,7 @@
-"""Dialogue formats as data: what stands around a question and an answer, in training and in a chat.
+"""Dialogue formats as data: the fixed text around questions and answers, in training and in a chat.
 
-One `Template` knows both forms of a format: the string of the training configuration (`prompt_template`) and the pieces
-of a dialogue. `template_for` finds it from a model's configuration.
+A `Template` holds both forms of a format: `prompt_template` of the training configuration, as one string, and the pieces
+of a chat. `template_for` finds the template of a model's configuration.
 """
 
 import re
@@ -18,29 +18,28 @@ VISION_SYSTEM = (
 
 @dataclass(frozen=True)
 class Template:
-    """The fixed text of a dialogue format. Special tokens are written by name; the model's tokenizer resolves them."""
+    """The fixed text of a dialogue format. Special tokens are written as text; the model's tokenizer recognises them."""
 
     roles: tuple[str, str]  # names for the 2023 calls (`conv.append_message(conv.roles[0], ..)`)
-    user: tuple[str, str]  # before and after a message of the user
-    assistant: tuple[str, str]  # before and after an answer
-    answer: str  # what stands before the answer to be written
+    user: tuple[str, str]  # text before and after a message of the user
+    assistant: tuple[str, str]  # text before and after an answer
+    answer: str  # text before the answer to be generated
     stop: tuple[str, ...]  # strings that end an answer
-    training: str | None = (
-        None  # `prompt_template` of the training configuration, {} for the instruction
-    )
-    system: str = ""  # opens the dialogue
-    around_system: tuple[str, str] = ("", "")  # what stands before and after it, part of `system`
-    markers: tuple[str, ...] = ()  # plain text that only the template may write
+    # `prompt_template` of the training configuration, with {} for the instruction
+    training: str | None = None
+    system: str = ""  # opens the dialogue; includes `around_system`
+    around_system: tuple[str, str] = ("", "")  # text before and after the system message
+    markers: tuple[str, ...] = ()  # text that only the template may contain, never a message
     separator: str = ""  # before every question but the first
-    learns_answers: bool = False  # answers and what closes them are targets
+    learns_answers: bool = False  # answers, with the text that closes them, are targets
 
     def for_training(self, prompt_template: str, end_sym: str) -> "Template":
-        """Return the template whose dialogue is `prompt_template` around each question, `end_sym` behind each answer.
+        """Return the template with `prompt_template` around each question and `end_sym` after each answer.
 
-        What a chat writes between an answer and the next question stands there in training, too.
+        The text between an answer and the next question is that of a chat.
         """
         before, after = prompt_template.split("{}", 1)
-        # begins with the end symbol, and the next prompt may begin with it again
+        # `closing` begins with the end symbol; where the prompt begins with `closing`, it is not written twice
         closing = self.assistant[1]
         return replace(
             self,
@@ -53,18 +52,18 @@ class Template:
 
     @property
     def system_text(self) -> str:
-        """`system` without what stands around it."""
+        """The system message: `system` without the text around it."""
         before, after = self.around_system
         return self.system.removeprefix(before).removesuffix(after)
 
     def with_system(self, text: str) -> "Template":
-        """Return the template with another opening text, given with or without what stands around it."""
+        """Return the template with another system message, given with or without the text around it."""
         before, after = self.around_system
         text = text.removeprefix(before).removesuffix(after)
         return replace(self, system=f"{before}{text}{after}" if text or not before else "")
 
     def is_like(self, other: "Template") -> bool:
-        """Whether questions and answers stand between the same words, spaces and LLaMA's <s> and </s> aside."""
+        """Return whether the text around questions and answers is the same, but for spaces and LLaMA's <s> and </s>."""
 
         def words(template: Template) -> list[str]:
             return [re.sub(r"\s|</?s>", "", text) for text in (*template.user, *template.assistant)]
@@ -72,15 +71,15 @@ class Template:
         return words(self) == words(other)
 
     def neutralise(self, text: str) -> str:
-        """Return `text` with every marker broken by a space (`###` -> `## #`): a message cannot forge a turn."""
+        """Return `text` with a space inside every marker (`###` -> `## #`), so that a message cannot forge a turn."""
         for marker in self.markers:
-            if marker not in text:  # as good as always: an LLM may have hundreds of special tokens
+            if marker not in text:  # the usual case; an LLM may have hundreds of special tokens
                 continue
             text = re.sub(f"(?<={re.escape(marker[:-1])})(?={re.escape(marker[-1])})", " ", text)
         return text
 
 
-# Source: MiniGPT-4 2023. A chat opens the answer by "Assistant:", training by " ###Assistant: ".
+# Source: MiniGPT-4 2023. A chat opens the answer with "Assistant:", training with " ###Assistant: ".
 VICUNA_V0 = Template(
     roles=("Human", "Assistant"),
     user=("Human: ", "###"),
@@ -118,7 +117,7 @@ LLAMA2 = Template(
     system=VISION_SYSTEM,
     markers=("[INST]", "[/INST]", "<<SYS>>"),
 )
-# Source: MiniGPT-v2, which opens an answer without a space.
+# Source: MiniGPT-v2, which opens an answer without a space after it.
 MINIGPT_V2 = replace(
     LLAMA2,
     assistant=(" [/INST]", "</s><s>"),
@@ -126,7 +125,7 @@ MINIGPT_V2 = replace(
     training="[INST] {} [/INST]",
     system="",
 )
-# The chat prompt is the training prompt, token for token. Source: the format of SmolLM2, Qwen and others.
+# The prompts of chat and training are the same, token for token. Source: the format of SmolLM2, Qwen and others.
 CHATML = Template(
     roles=("user", "assistant"),
     user=("<|im_start|>user\n", "<|im_end|>\n"),
@@ -142,58 +141,59 @@ TEMPLATES = (VICUNA_V0, VICUNA_V1, LLAMA2, MINIGPT_V2, CHATML)
 def template_for(prompt_template: str | None = "", end_sym: str = "###") -> Template:
     """Return the Template of a model configuration (its `prompt_template` and `end_sym`); 2023's format if it has none.
 
-    An unknown format is taken as it stands: its text before {} opens a message, the text behind {} opens the answer.
+    An unknown format becomes a new Template: the text before {} opens a message, the text after {} opens the answer.
+    Raises ValueError for one without {}.
     """
     if not prompt_template:
         return VICUNA_V0
-    for same in (str, str.strip):  # else spaces around it aside
-        known = {same(template.training): template for template in reversed(TEMPLATES)}
-        if same(prompt_template) in known:
-            return known[same(prompt_template)]
+    # an exact match, or else one that differs only in spaces at the ends; the first of TEMPLATES counts
+    for normalised in (str, str.strip):
+        for template in TEMPLATES:
+            if normalised(template.training) == normalised(prompt_template):
+                return template
     if "{}" not in prompt_template:
         raise ValueError(
             f"model.prompt_template: {prompt_template!r} has no {{}} for the instruction; add one"
         )
     before, after = prompt_template.split("{}", 1)
-    stop = (end_sym.rstrip() or "\n",)
-    markers = tuple(
-        marker for marker in (before.strip(), after.strip(), end_sym.strip()) if len(marker) > 1
-    )
-    sides = {"user": (before, ""), "assistant": (after, end_sym), "around_system": ("", end_sym)}
+    texts = (before.strip(), after.strip(), end_sym.strip())
     return Template(
-        ("user", "assistant"),
-        **sides,
+        roles=("user", "assistant"),
+        user=(before, ""),
+        assistant=(after, end_sym),
         answer=after,
-        stop=stop,
+        stop=(end_sym.rstrip() or "\n",),
         training=prompt_template,
-        markers=markers,
+        around_system=("", end_sym),
+        markers=tuple(text for text in texts if len(text) > 1),
     )
 
 
 def read_chat_template(tokenizer: Any) -> tuple[str, str]:
     """Return (`prompt_template`, `end_sym`) of a tokenizer of transformers, from its chat template.
 
-    They are what stands around the second question, so without a system message that the template may begin with, and
-    without BOS. Raises ValueError for a template that fails, or does not write a dialogue turn by turn.
+    They are the text around the second question of a dialogue: without BOS, and without a system message that the
+    template may begin with. Raises ValueError for a template that fails, or does not write a dialogue turn by turn.
     """
-    texts = "First question", "First answer", "Second question"
+    answer, question = "First answer", "Second question"
     turns = [
-        {"role": role, "content": text}
-        for role, text in zip(("user", "assistant", "user"), texts, strict=True)
+        {"role": "user", "content": "First question"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": question},
     ]
     try:
         dialogue = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         answered = tokenizer.apply_chat_template(turns[:2], tokenize=False)
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # of any kind: a template may raise anything
         dialogue, answered = f"{type(error).__name__}: {error!s:.200}", None
-    before, after = [*dialogue.partition(texts[1])[2].split(texts[2], 1), ""][:2]
-    closing = (answered or "").partition(texts[1])[2]
+    before, after = [*dialogue.partition(answer)[2].split(question, 1), ""][:2]
+    closing = (answered or "").partition(answer)[2]
     if answered is None or not after.strip() or not before.startswith(closing):
         raise ValueError(
             f"model.prompt_template: the tokenizer's own chat template cannot be used ({dialogue!r:.300}); set "
             "prompt_template and end_sym, or prompt_template to '' for none"
         )
-    # BOS stands before a whole row already; in ChatML it also opens turns
+    # every row begins with BOS already; ChatML's BOS token also opens each turn, and stays
     opening, bos = before.removeprefix(closing), tokenizer.bos_token
     if bos and bos not in after:
         opening = opening.replace(bos, "")
@@ -205,23 +205,25 @@ def read_chat_template(tokenizer: Any) -> tuple[str, str]:
 
 
 def separated_template(system: str, roles: Sequence[str], sep: str, sep2: str) -> Template:
-    """Return the Template of 2023's way to describe a dialogue; `sep` closes a question, `sep2` an answer.
+    """Return the Template of a dialogue described as in the 2023 release; `sep` closes a question, `sep2` an answer.
 
-    A role that is a name gets ": "; one that ends in a space or a bracket, as in the newest release, stands as it is.
-    Raises ValueError for what cannot tell questions from answers.
+    A role that ends in a letter or digit gets ": " appended; others, as the newest release's, which end in a space or a
+    bracket, are used as they are. Raises ValueError unless all are texts, with two different roles.
     """
     texts = (system, sep, sep2, *roles)
     if len(texts) != 5 or not all(isinstance(text, str) for text in texts) or roles[0] == roles[1]:
         found = f"system={system!r:.80}, roles={roles!r:.80}, sep={sep!r}, sep2={sep2!r}"
         raise ValueError(f"conversation: {found}; expected texts, and two different roles")
     user, assistant = (f"{role}: " if role[-1:].isalnum() else role for role in roles)
+    separators = tuple(dict.fromkeys((sep, sep2)))
+    stripped = dict.fromkeys(text.strip() for text in separators)
     return Template(
         roles=tuple(roles),
         user=(user, sep),
         assistant=(assistant, sep2),
         answer=assistant.rstrip(" ") if assistant != roles[1] else assistant,
-        stop=tuple({text: 0 for text in (sep, sep2) if text.strip()}),
+        stop=tuple(text for text in separators if text.strip()),
         system=system + sep,
-        markers=tuple({text.strip(): 0 for text in (sep, sep2) if len(text.strip()) > 1}),
+        markers=tuple(text for text in stripped if len(text) > 1),
         around_system=("", sep),
     )

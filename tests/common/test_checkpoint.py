@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, hold the five keys of 2023, and run no code."""
+"""Checkpoints are complete or absent, have the five keys of 2023, and run no code when they are read."""
 
 import multiprocessing
 import os
@@ -53,7 +53,7 @@ def test_five_keys_in_plain_form(tmp_path):
 
 
 class Interrupts:
-    """Something whose writing is cut short."""
+    """An object whose pickling is interrupted."""
 
     def __reduce__(self):
         raise KeyboardInterrupt
@@ -72,7 +72,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_the_old_file(tmp_path, caplog):
     path = tmp_path / "checkpoint_0.pth"
     assert save_checkpoint(path, state())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a disk with this much left
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as on a disk with 100 kB left
     try:
         assert not save_checkpoint(path, state(2.0, size=1_000_000))
     finally:
@@ -111,7 +111,7 @@ def test_killed_at_any_time_the_file_is_whole(tmp_path):
 
 
 class RunsCode:
-    """What a hostile file holds: unpickling it makes a folder."""
+    """The content of a hostile file: unpickling it makes a folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -172,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_optimizer_state_of_2023_is_taken(tmp_path):
-    """Its groups lack today's options, `step` is a tensor, and the moments stand on the CPU."""
+    """Its groups lack newer options, `step` is a tensor, and the moments are on the CPU."""
     run = runner(settings(tmp_path))
     shapes = [parameter.shape for parameter in run.trainable]
     options = {

@@ -1,4 +1,4 @@
-"""Config: problems by key, sections that do not hide each other, image sizes that follow the model."""
+"""Config: problems named by key, problems of all sections at once, image sizes that follow the model."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -19,7 +19,7 @@ TRAIN = "vis_processor: {train: {name: blip2_image_train}}"
 
 @pytest.fixture
 def read(tmp_path):
-    """Return a function that reads a YAML text, with a section `model` whose files are there."""
+    """Return a function that reads a YAML text, with a section `model` whose files exist."""
     (tmp_path / "config.json").write_text("{}")
     for name in ("pytorch_model.bin", "vit.pth", "blip2.pth"):
         (tmp_path / name).write_bytes(b"PK\3\4")
@@ -41,7 +41,7 @@ def problems_of(read, *arguments, **settings):
 
 
 def test_every_section_of_a_benchmark_may_refer_to_others(read):
-    """The first one, too, for which the section that holds them is made."""
+    """The first one, too, for which the section `evaluation_datasets` has to be made."""
     sections = "".join(
         f"  {name}: {{eval_file_path: '${{env.cache_root}}/{name}', img_path: a}}\n"
         for name in ("gqa", "pope")
@@ -92,7 +92,7 @@ def test_keys_are_compared_part_by_part():
 
 
 class SaysItInWords(LaionBuilder):
-    """A builder of a user, written for strings; it has no YAML file of its own name."""
+    """A user's builder whose `preflight` returns texts instead of Problems; no shipped YAML has a section of its name."""
 
     @classmethod
     def preflight(cls, cfg, where):
@@ -134,7 +134,7 @@ def test_no_shipped_file_names_the_old_folder():
     assert not [file for file in files if "minigpt4/embedded" in file.read_text()]
 
 
-# images as the model takes them
+# image processors that follow the model
 
 EXTRA = "  a: {builder: laion, vis_processor: {train: {name: blip2_image_train%s}, eval: {name: blip2_image_eval}}}\n"
 
@@ -187,7 +187,7 @@ def test_a_size_that_is_not_the_models_is_a_problem(read):
     assert problems_of(read, section.replace("112", "big")) == [
         "datasets.a.vis_processor.train.image_size: 'big' (str) is not an integer (c.yaml line 3)"
     ]
-    # with a model section that cannot be read nobody knows the model's size
+    # with a model section that cannot be read, the model's image size is unknown
     assert problems_of(read, section, "model.max_txt_len=x") == [
         "model.max_txt_len: 'x' (str) is not an integer (--options)"
     ]
@@ -241,7 +241,7 @@ def test_without_a_home_the_key_that_needs_one_is_named(read, homeless, monkeypa
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     read("", f"env.cache_root={tmp_path}", downloads)
-    monkeypatch.setenv("HOME", "")  # as good as unset
+    monkeypatch.setenv("HOME", "")  # counts as unset
     assert problems_of(read, "")[0].startswith(
         "env.cache_root: '~/.cache/minigpt4': '~' leads nowhere"
     )

@@ -1,4 +1,4 @@
-"""A configuration of anything at all: it is read, or refused by ConfigError with a key; nothing else, and soon."""
+"""Arbitrary content as a configuration: it is read, or quickly refused by a ConfigError that names a key; no other error."""
 
 from argparse import Namespace
 
@@ -112,7 +112,7 @@ BASE = {
 
 
 def read(path, options=()):
-    """Return the problems of a configuration for training, none of which may be without a key."""
+    """Return the problems of a configuration for training, each of which must have a key."""
     try:
         Config(Namespace(cfg_path=path, options=list(options)), for_training=True)
     except ConfigError as error:
@@ -138,7 +138,7 @@ def base(tmp_path_factory):
 @example({"run.seed": "x", "run": "null", "datasets.a": "7"})
 def test_options_of_anything(base, changes):
     options = [f"{key}={value}" for key, value in changes.items()]
-    assert read(base, options)  # the LLM's folder at least is not there
+    assert read(base, options)  # at least that the LLM's folder does not exist
     assert read(base, [text for pair in changes.items() for text in map(str, pair)])
 
 

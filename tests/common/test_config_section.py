@@ -1,4 +1,4 @@
-"""from_config of what a YAML file says, as scripts of 2023 do: every absent key takes its default."""
+"""from_config with the plain content of a YAML file, as in scripts of 2023: every absent key takes its default."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -73,7 +73,7 @@ def test_a_part_of_a_file_takes_what_the_rest_says():
 
 
 def test_the_shipped_environment_is_there(tmp_path, monkeypatch):
-    """`${env.cache_root}` of shipped files leads to what the project's default says."""
+    """`${env.cache_root}` of shipped files resolves to the project's default."""
     monkeypatch.setenv("HOME", str(tmp_path))
     section = {
         "llama_model": "${env.cache_root}/llm",

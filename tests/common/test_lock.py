@@ -1,4 +1,4 @@
-"""The second who would write is refused by name; what ends, however it does, leaves no lock."""
+"""A second writer is refused with the name of the first; a process that ends, however it does, leaves no lock."""
 
 import fcntl
 import multiprocessing
@@ -16,7 +16,7 @@ FORK = multiprocessing.get_context("fork")
 
 def hold(target, is_held, seconds=60):
     with locked(target):
-        # as a DataLoader's worker, which outlives it
+        # like a DataLoader's worker that outlives the process
         child = FORK.Process(target=time.sleep, args=(seconds,))
         child.start()
         is_held.put((os.getpid(), child.pid))
@@ -49,7 +49,7 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path, holde
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    # although the process that it forked still lives, and the file is still there
+    # although the process that it forked is still alive, and the file still exists
     with locked(target):
         pass
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Losses are read when a line is due, checked, averaged, and written as numbers."""
+"""Losses are read when a progress line is due, checked, averaged, and written as numbers."""
 
 import json
 import logging
@@ -16,14 +16,14 @@ from minigpt4.common.logger import (
     whole_seconds,
 )
 
-# reading a loss from there costs, so the logger waits until a line is due
+# reading a loss from that device is slow, so the logger waits until a progress line is due
 NOT_THE_CPU = torch.device("meta")
 
 
 def epoch_of(
     losses, run_log, device=NOT_THE_CPU, epoch=2, log_freq=4, samples_seen=100, max_skipped=1
 ):
-    """Yield the logger of an epoch after each step."""
+    """Yield the logger of an epoch after each of its steps."""
     metrics = MetricLogger(epoch, len(losses), log_freq, device, run_log, samples_seen, max_skipped)
     for loss in losses:
         with metrics.fetching():
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_within_a_line_costs_lines_and_one_warning(tmp_path,
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caplog.text.count("training goes on without it") == 1
     with open(tmp_path / "log.txt", "ab") as file:
-        file.write("ä".encode()[:1])  # another program's half character
+        file.write("ä".encode()[:1])  # half a character, written by another program
     assert not run_log.has_epoch(stats)
     run_log.epoch(stats)
     assert run_log.has_epoch(stats) and (tmp_path / "log.txt").read_bytes().endswith(
@@ -151,7 +151,7 @@ def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsy
     monkeypatch.setattr("minigpt4.common.logger.time.perf_counter", lambda: float(next(clock)))
     metrics = MetricLogger(0, 30, 10, torch.device("cpu"), RunLog(tmp_path))
     for step in range(30):
-        with metrics.fetching():  # from one reading of the clock to the next: a second
+        with metrics.fetching():  # each reading of the clock is one second later
             pass
         metrics.add(
             torch.tensor(1.0),
@@ -165,7 +165,7 @@ def test_throughput_over_the_window_is_of_all_samples_and_tokens(tmp_path, capsy
     assert [
         records[-1][key] for key in ("seconds", "data_seconds", "batch_samples", "batch_tokens")
     ] == [2, 1, 3, 3000]
-    # of the last 20 steps of 2 s each, what comes between them not counted: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
+    # over the last 20 steps of 2 s each, without the time between steps: 10 x 2 and 10 x 3 samples, 10 x 3000 tokens
     rates = [records[-1][key] for key in ("samples_per_s", "tokens_per_s", "data_wait")]
     assert rates == [1.25, 750.0, 0.5]
     line = capsys.readouterr().out.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""`imports:`: modules of one's own, found beside the YAML file, in the current folder, or installed; and they train."""
+"""`imports:`: the user's modules, beside the YAML file, in the current folder, or installed, and training with them."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def test_problems_of_imports_stand_in_the_one_report(tmp_path):
     assert task.key == "run.task" and "imports: [" in task.message and seed.key == "run.sede"
 
 
-# a builder, a model and a task of one's own train
+# training with the user's own builder, model and task
 
 OWN_CODE = """
 import minigpt4
@@ -190,7 +190,7 @@ run:
 
 
 def installed(folder):
-    """Build a wheel of the project's files, install it below `folder`, and return (what it holds, its folder)."""
+    """Build a wheel of the project's files, install it below `folder`, and return (its content, its folder)."""
     pytest.importorskip("setuptools", minversion="77")
     source, wheels, target = folder / "source", folder / "wheels", folder / "installed"
     shutil.copytree(
@@ -241,7 +241,7 @@ def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release,
         for folder in ("configs", "quickstart/weights"):
             shipped = [file for file in (ROOT / "minigpt4" / folder).rglob("*") if file.is_file()]
             assert shipped and {str(file.relative_to(ROOT)) for file in shipped} <= names
-        # a copy of train.py does not find the checkout's package beside it
+        # a copy of train.py, so that it does not find the checkout's package beside it
         program, home, env["PYTHONPATH"] = shutil.copy(program, tmp_path), elsewhere, str(target)
     (home / "own_project").mkdir()
     (home / "own_project/parts.py").write_text(OWN_CODE)
@@ -273,7 +273,7 @@ def test_a_builder_a_model_and_a_task_outside_the_repository_train(way, release,
 
 
 def test_a_module_that_is_imported_once_more_may_register_its_class_again(tmp_path, monkeypatch):
-    """As after an error in it, or in a notebook; a class of another name is still refused."""
+    """As after an error in the module, or in a notebook; another class of the same name is still refused."""
     (tmp_path / "own_again.py").write_text(
         "from minigpt4.common.registry import registry\nfrom minigpt4.tasks import BaseTask\n\n\n"
         "@registry.register_task('own_again')\nclass Again(BaseTask):\n    pass\n"

@@ -1,4 +1,4 @@
-"""The account of a program's start, and weight files read ahead."""
+"""The timing of a program's start, and reading ahead of weight files."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from minigpt4.common.startup import Startup, files_of, read_ahead
 
 
 def test_phases_are_all_of_the_time_and_an_inner_one_counts_for_itself(monkeypatch, caplog):
-    """A clock that goes one second further each time that it is read, and a processor at a tenth of that."""
+    """A wall clock that advances one second each time it is read, and a processor clock at a tenth of that."""
     ticks, work = count(100), count(0, 0.1)
     clock = SimpleNamespace(
         perf_counter=lambda: float(next(ticks)), process_time=lambda: next(work)
@@ -54,7 +54,7 @@ def test_a_folder_stands_for_its_weights(tmp_path):
 
 
 def is_cached(descriptor, offset):
-    """Return whether a byte of a file is in memory."""
+    """Return whether a byte of a file is in the page cache."""
     try:
         return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except OSError:  # it would have to wait for the disk
@@ -63,7 +63,7 @@ def is_cached(descriptor, offset):
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what is in memory")
 def test_read_ahead_fills_the_page_cache(tmp_path):
-    """Also behind a file that is not there; whoever needs that one says so."""
+    """Also those after a file that does not exist, which is left to the code that uses it."""
     path = tmp_path / "weights.bin"
     path.write_bytes(os.urandom(2**25 + 5))
     with open(path, "rb") as file:

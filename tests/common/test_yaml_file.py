@@ -1,4 +1,4 @@
-"""A YAML file is read once; what is wrong with its text is said with key and line, and nothing in it runs wild."""
+"""A YAML file is read once; errors in its text name key and line, and no text exhausts time or memory."""
 
 from argparse import Namespace
 
@@ -65,8 +65,8 @@ WRONG = {
     ),
     "a path of Windows in double quotes": (
         'run:\n  output_dir: "C:\\data"',
-        "--cfg-path: '{}' is not valid YAML in line 2; a backslash in double quotes begins a sign; write '/', or use "
-        "single quotes",
+        "--cfg-path: '{}' is not valid YAML in line 2; a backslash in double quotes begins an escape sequence; write "
+        "'/', or use single quotes",
     ),
     "two documents": (
         "run: {}\n---\nmodel: {}\n",
@@ -127,7 +127,7 @@ NO_SECTION = [
 
 @pytest.mark.parametrize("key, text, message", NO_SECTION + NO_MAPPING)
 def test_sections_that_are_none_are_lines_of_the_report(key, text, message, tmp_path):
-    """The same in the file and among the options."""
+    """The same holds in the file and in the options."""
     path = tmp_path / "c.yaml"
     for in_file in (True, False):
         body = f"{text}\n"

@@ -1,4 +1,4 @@
-"""Two ranks without a launcher: forks of the test's process, in a second instead of ten."""
+"""Two ranks without a launcher: forks of the test's process, which start in one second instead of ten."""
 
 import logging
 import multiprocessing
@@ -9,7 +9,7 @@ import torch
 
 
 def be_a_rank(rank, folder, work):
-    """Call `work(rank)` in a process group of two; what it says goes to a file of its own."""
+    """Call `work(rank)` in a process group of two; its output goes to a file of its own."""
     sys.stdout = sys.stderr = open(folder / f"{rank}.txt", "w", buffering=1)  # noqa: SIM115
     logging.basicConfig(stream=sys.stderr, force=True)
     store = torch.distributed.FileStore(str(folder / "store"), 2)
@@ -20,9 +20,9 @@ def be_a_rank(rank, folder, work):
 
 @pytest.fixture
 def two_ranks(tmp_path):
-    """Return a function that lets two ranks do `work(rank)` until rank 0 ends, and returns what each said by then.
+    """Return a function that runs `work(rank)` on two ranks until rank 0 ends.
 
-    Before them comes the exit code of rank 0.
+    It returns the exit code of rank 0 and the output of each rank until then.
     """
     started, folder = [], tmp_path / "ranks"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Several machines: the Slurm script with what Slurm gives it, and two agents of torchrun of which one is replaced."""
+"""Several machines: the Slurm script in Slurm's environment, and two torchrun agents of which one is replaced."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.runners.test_preemption import command, finish, said, steps, wait_for
 from tests.survival.processes import ROOT, kill_all, start
 
 SCRIPT = ROOT / "train_configs/slurm.sbatch"
-# what stands in for Slurm: its tools write down what they were asked
+# fakes of Slurm's tools that record their arguments
 TOOLS = {
     "scontrol": 'echo "scontrol $*" >> "$TOLD"; if [ "$1" = show ]; then echo node7; echo node8; fi',
     "srun": 'printf "%s\\n" "$@" > "$TOLD.srun"; trap "exit 143" USR1; [ -z "$LASTS" ] || { sleep 60 & wait; }',
@@ -25,7 +25,7 @@ TOOLS = {
 
 @pytest.fixture
 def sbatch(tmp_path):
-    """Return a function that starts the script as Slurm does, with arguments and more variables."""
+    """Return a function that starts the script as Slurm does, with given arguments and further variables."""
     for name, text in TOOLS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -63,7 +63,7 @@ def test_the_script_hands_slurms_variables_to_torchrun(sbatch, tmp_path, gpus, p
     )
     script = [args.training_script, *args.training_script_args]
     assert script == ["train.py", "--resume", "auto", "--cfg-path", "my.yaml"]
-    # nothing is queued again
+    # the job is not requeued
     assert (tmp_path / "told").read_text() == "scontrol show hostnames node[7-8]\n"
 
 
@@ -72,7 +72,7 @@ def test_the_script_passes_the_signal_on_and_queues_the_job_again(sbatch, tmp_pa
     while not (tmp_path / "told.srun").exists() or not (tmp_path / "told.srun").read_text():
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.3)  # both have set their traps
+    time.sleep(0.3)  # until both have set their traps
     process.send_signal(signal.SIGUSR1)
     assert process.wait(30) == 143
     assert (tmp_path / "told").read_text().splitlines()[1:] == ["scontrol requeue 123456"]
@@ -85,7 +85,7 @@ def test_without_slurm_the_script_says_what_to_do(sbatch):
 
 @pytest.mark.survival
 def test_a_machine_is_lost_and_replaced(command, tmp_path, monkeypatch):  # noqa: F811
-    """Each agent is a machine; the second one dies with its process, and starts again as a scheduler would start it."""
+    """Each agent stands for a machine; the second dies with its rank, and is started again as by a scheduler."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     finish(command("whole"), tmp_path, "whole")
 
@@ -119,7 +119,7 @@ def test_a_machine_is_lost_and_replaced(command, tmp_path, monkeypatch):  # noqa
         kill_all(second)
         third = agent(False)
         finish(first, tmp_path, "job")
-        third.wait(timeout=240)  # the store went with the first agent, so it may complain
+        third.wait(timeout=240)  # it may fail, since the store ended with the first agent
     finally:
         for each in agents:
             kill_all(each)

@@ -1,4 +1,4 @@
-"""A process that waits for its data: whom it waits for is said, and the run ends; nothing hangs, nothing is left."""
+"""A process that waits for data too long names what it waits for and ends the run; no process hangs or is left over."""
 
 import logging
 import multiprocessing
@@ -22,7 +22,7 @@ from tests.survival.web_server import web_server
 
 
 def stop_the_worker(batches):
-    """Read until the workers are there, then stop the one whose turn it is."""
+    """Read one batch, so that the worker is running, then stop the worker."""
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGSTOP)
@@ -42,13 +42,13 @@ def validation(folder):
 
 
 def web(folder):
-    """Read by this process itself from a server that sends half and then nothing."""
+    """Read, in this process, from a server that sends half a file and then nothing."""
     with web_server(folder) as address:
         yield from loader([stream(f"{address}/stalls/far.tar")], batch_size=1)
 
 
-class Told(Interruption):
-    """A run that got SIGTERM."""
+class Signalled(Interruption):
+    """The Interruption of a run that has received SIGTERM."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class Told(Interruption):
 
 
 def program(make, folder, timeout_s, interruption):
-    """Read batches as a run does, until it ends."""
+    """Read batches as a run does, to their end."""
     sys.stderr = open(folder / "said.txt", "w", buffering=1)  # noqa: SIM115
     logging.basicConfig(stream=sys.stderr, force=True)
     with data_watched(timeout_s, interruption):
@@ -65,7 +65,7 @@ def program(make, folder, timeout_s, interruption):
 
 @pytest.fixture
 def run(tmp_path):
-    """Return a function that runs `program` in a fork and returns (exit code, what it said)."""
+    """Return a function that runs `program` in a fork and returns (exit code, its output)."""
     started = []
 
     def run(*arguments):
@@ -85,7 +85,7 @@ def run(tmp_path):
 
 
 def is_gone(pid):
-    """Return whether a process has ended within some seconds, though perhaps nobody has asked for its exit code."""
+    """Return whether a process ends within some seconds; a zombie counts as ended."""
     stat = Path(f"/proc/{pid}/stat")
     for _ in range(50):
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -115,7 +115,7 @@ def test_a_stopped_worker_is_named_and_ends_the_run(run, make, whom):
 
 def test_a_signal_ends_a_run_that_waits(run, monkeypatch):
     monkeypatch.setattr(data_timeout, "GRACE_S", 1)
-    code, said = run(training, 300, Told())
+    code, said = run(training, 300, Signalled())
     assert code == 128 + signal.SIGTERM
     assert "SIGTERM came, and nothing could be saved" in said
 
@@ -123,7 +123,7 @@ def test_a_signal_ends_a_run_that_waits(run, monkeypatch):
 def test_data_that_comes_in_time_ends_nothing(run):
     def slow(folder):
         for batch in islice(loader([stream(shard(folder, "only", range(9)))]), 4):
-            time.sleep(0.6)  # the trainer's own time
+            time.sleep(0.6)  # the time of a training step
             yield batch
 
     assert run(slow, 0.5, Interruption()) == (0, "")

@@ -1,4 +1,4 @@
-"""A checkpoint that another program wrote, or changed: it is taken, or refused in a line that names key and file."""
+"""Checkpoints written or changed by another program are used, or refused in a message that names key and file."""
 
 import copy
 import math
@@ -40,22 +40,20 @@ JUNK += [{"a": 1}, {1: 2}, {None: None}, b"x", nested(300), list(range(10_000)),
 
 
 def places(tree, where=()):
-    """Yield the path of every node below a tree of dicts, lists and tuples, as far as its tensors and numbers."""
-    children = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list | tuple)
-        else ()
-    )
-    # the state of a random generator has hundreds of numbers
+    """Yield the path of every node of a tree of dicts, lists and tuples, down to its tensors and numbers."""
+    children = ()
+    if isinstance(tree, dict):
+        children = tree.items()
+    elif isinstance(tree, list | tuple):
+        children = enumerate(tree)
+    # not all of the hundreds of numbers in the state of a random generator
     for name, child in list(children)[:40]:
         yield (*where, name)
         yield from places(child, (*where, name))
 
 
 def changed(tree, where, junk):
-    """Return a copy of a tree with `junk` in a place, or, if that is `places`, with nothing there."""
+    """Return a copy of a tree with the node at `where` replaced by `junk`, or, if `junk` is `places`, removed."""
     if not where:
         return junk
     name, *rest = where
@@ -71,7 +69,7 @@ def changed(tree, where, junk):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Two checkpoints, one with gradients left over, one within an epoch; and the settings of their run."""
+    """Two checkpoints, one with accumulated gradients, one within an epoch, and the settings of their run."""
     folder = tmp_path_factory.mktemp("good")
     changes = {
         "accum_grad_iters": 2,

@@ -1,4 +1,4 @@
-"""Two hundred steps of the whole model at toy size: nothing grows, nothing frozen changes."""
+"""Two hundred steps of the whole model at toy size: memory does not grow, frozen weights do not change."""
 
 import gc
 import hashlib

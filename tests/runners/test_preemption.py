@@ -1,4 +1,4 @@
-"""Two ranks: told to end, losing one, waiting for one; and going on afterwards."""
+"""Two ranks: ended by a signal, with a rank or a worker lost, with a late rank; and resumed afterwards."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from minigpt4.runners.step_timeout import LostWorkerError, StepTimeout
 from tests.small_release import write_shard
 from tests.survival.processes import children, kill_all, start_training
 
-STEPS = 60  # so many that on a busy machine the run is not over before it is told to end
+STEPS = 60  # enough that even on a busy machine the run does not end before its signal
 
 
 @pytest.fixture
 def command(release, tmp_path, monkeypatch):
-    """Return a function that starts training below a folder; whatever it left is killed after the test."""
+    """Return a function that starts training below a folder; its processes are killed after the test."""
     monkeypatch.setenv("TORCH_HOME", str(release.root / "torch"))
     (tmp_path / "data").mkdir()
     for number in range(5):
@@ -65,7 +65,7 @@ def said(tmp_path, name):
 
 
 def steps(tmp_path, name):
-    """Return {step: loss} so far; a step that was made twice had the same one."""
+    """Return {step: loss} so far; check that a step that was trained twice had the same loss."""
     found = {}
     for path in (tmp_path / name).glob("*/metrics.jsonl"):
         for line in path.read_text().splitlines():
@@ -96,7 +96,7 @@ def weights(tmp_path, name):
 
 
 def test_a_killed_worker_is_explained():
-    """As the kernel does where memory is full; torch's own error comes up wherever the program is."""
+    """Killed as by the kernel when memory is full; torch raises its own error at any place of the program."""
     workers = iter(DataLoader(range(1000), num_workers=1, generator=torch.Generator()))
     next(workers)
     words = r"lost a process that reads data: .*lower run\.num_workers"
@@ -106,8 +106,8 @@ def test_a_killed_worker_is_explained():
 
 
 def exchanges(lose, rank):
-    """Make exchanges as training does; `lose(rank, when)` is called before and behind each arrival."""
-    timeout = StepTimeout(timeout_s=5)  # longer than a busy machine lets a rank wait for its turn
+    """Run collectives as training does; `lose(rank, when)` is called before and after each arrival."""
+    timeout = StepTimeout(timeout_s=5)  # longer than a busy machine may delay a rank
     with timeout.watching():
         for number in range(4):
             lose(rank, f"before {number}")
@@ -128,7 +128,7 @@ def stay_away(rank, when):
 
 
 def take_long(rank, when):
-    """All have arrived and one takes its time, as where it saves or validates."""
+    """All have arrived, and one takes its time, as when it saves or validates."""
     if (rank, when) == (1, "within 2"):
         time.sleep(9)
 
@@ -151,7 +151,7 @@ def test_a_rank_that_takes_its_time_is_waited_for(two_ranks):
 def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
     finish(command("whole"), tmp_path, "whole")
 
-    # torchrun gets SIGTERM, as from a scheduler, and passes it on to the process groups of the ranks
+    # torchrun gets SIGTERM, as from a scheduler, and forwards it to the process groups of the ranks
     process = command("told")
     wait_for(process, tmp_path, "told", 13)
     process.send_signal(signal.SIGTERM)
@@ -168,19 +168,19 @@ def test_told_to_end_and_losing_a_rank(command, tmp_path, capsys):
 
     # a rank is lost: torchrun starts both again, and they resume
     process = command("told", "--max-restarts=3")
-    wait_for(process, tmp_path, "told", int(found[1]) + 2)  # which it has made itself
+    wait_for(process, tmp_path, "told", int(found[1]) + 2)  # steps of the resumed process
     lost = [pid for pid in children(process.pid) if children(pid)]
     os.kill(lost[1], signal.SIGKILL)
     wait_for(process, tmp_path, "told", int(found[1]) + 12)
 
-    # torchrun hands SIGUSR1 on only if it is asked to: it dies of it, and its ranks save and end
+    # torchrun forwards SIGUSR1 only if told to: here it dies of it, and its ranks save and end
     ranks = [pid for pid in children(process.pid) if children(pid)]
     assert len(ranks) == 2 and not set(ranks) & set(lost)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == -signal.SIGUSR1
     while any(map(is_at_work, ranks)):
         time.sleep(0.1)
-    # the words are tested in test_signals
+    # the message is tested in test_signals
     assert len(list((tmp_path / "told").glob("*/*.pth"))) >= 2
     assert "Traceback" not in said(tmp_path, "told").removeprefix(text)
 

@@ -1,4 +1,4 @@
-"""A run that was cut anywhere goes on as if it had not been; what would make it another run is refused."""
+"""An interrupted run resumes as if it had not been interrupted; settings that would change its results are refused."""
 
 import json
 import random
@@ -37,7 +37,7 @@ SHORT = {
 
 @pytest.fixture
 def storages(tmp_path):
-    """A source with a broken shard, a second one, and a folder with a broken image."""
+    """A dataset with a broken shard, a second one, and a folder with a broken image."""
     for name, shards in (("laion", 3), ("cc_sbu", 2)):
         (tmp_path / name).mkdir()
         for number in range(shards):
@@ -53,7 +53,7 @@ def storages(tmp_path):
 
 
 def new_runner(output, storages, model=None, **changes):
-    """Return a runner on real datasets; by default around a model with dropout."""
+    """Return a runner on real datasets, by default of a model with dropout."""
     cfg = settings(output, **{**SHORT, **changes})
     cfg.datasets_cfg = dataset_sections(storages, "blip2_image_train")
     cfg.to_dict = lambda: {
@@ -66,11 +66,11 @@ def new_runner(output, storages, model=None, **changes):
 
 
 class Cut(Exception):
-    """The run ends here."""
+    """Interrupts a run."""
 
 
 def cut_at(run, step):
-    """Train until step `step` is about to be made, counted over all epochs of this process."""
+    """Train until just before step `step`, counted over all epochs of this process."""
     train_step, left = run.task.train_step, iter(range(step))
 
     def counted(model, samples):
@@ -84,7 +84,7 @@ def cut_at(run, step):
 
 
 def steps_of(run):
-    """Return {step: loss}; a step that was made twice had the same one."""
+    """Return {step: loss}; check that a step that was trained twice had the same loss."""
     lines = [
         json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()
     ]
@@ -131,12 +131,12 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path, storages, change
         line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line
     ] == skipped
     assert len(list((tmp_path / "cut").iterdir())) == 1
-    # some steps were made again
+    # some steps were trained twice
     assert (run.output_dir / "metrics.jsonl").read_text().count("\n") > 14
 
 
 class DrawsInEvaluation(TinyModel):
-    """Takes random numbers from every generator where it does not train."""
+    """Draws random numbers from every generator in evaluation mode."""
 
     def forward(self, samples):
         outputs = super().forward(samples)
@@ -146,7 +146,7 @@ class DrawsInEvaluation(TinyModel):
 
 
 def validated(output, storages, **changes):
-    """Return a runner whose model draws, also where it is validated on four samples."""
+    """Return a runner whose model draws random numbers, also in its validation on four samples."""
     torch.manual_seed(0)
     run = new_runner(output, storages, DrawsInEvaluation(dropout=0.5), **changes)
     run.datasets["held_out"] = {
@@ -164,7 +164,7 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
         torch.equal(mine, other) for mine, other in zip(tensors(plain), tensors(whole), strict=True)
     )
     before = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1].tolist())
-    # what the model draws there is drawn for nobody else
+    # the random numbers that the model draws there affect nothing else
     whole.validation.measure(whole.validation.loaders)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1]
@@ -182,7 +182,7 @@ def test_validation_touches_nothing_and_is_the_same_when_resumed(tmp_path, stora
 
 
 def test_a_checkpoint_with_settings_of_programs_before_resumes_exactly(cut_run):
-    """They saved what `auto` meant in a run, `auto` is what the file of the user says; and compiled nothing unasked."""
+    """They saved the resolved precision where the user's file has `auto`, and compiled nothing unless told to."""
     saved = torch.load(cut_run.output_dir / "checkpoint_0_iter_4.pth", weights_only=True)
     ours = cut_run.config.to_dict() | {"model": {"llm_precision": "auto", "compile": None}}
     cut_run.config.to_dict = lambda: ours
@@ -214,7 +214,8 @@ def test_the_last_two_checkpoints_within_epochs_are_kept_and_all_at_their_ends(t
         "checkpoint_1_iter_6.pth",
     ]
     within = torch.load(run.output_dir / "checkpoint_1_iter_4.pth", weights_only=True)
-    assert within["epoch"] == 0  # the last finished one: 2023's loader would begin epoch 1 anew
+    # the last finished epoch: the loader of 2023 would start with epoch 1
+    assert within["epoch"] == 0
     assert within["progress"]["position"] == {"epoch": 1, "step": 4}
 
 
@@ -328,7 +329,8 @@ def test_other_frozen_weights_are_another_setting_their_names_are_not(cut_run):
     cut_run.model.identity = lambda: {
         "vision": {"vit_ckpt": {"name": "moved.pth", "fingerprint": "1a"}}
     }
-    assert Progress.of_checkpoint(saved).differences(cut_run) == []  # one of before they were noted
+    # the checkpoint is from before fingerprints were saved
+    assert Progress.of_checkpoint(saved).differences(cut_run) == []
     for theirs in ("1a", "2b"):
         saved["progress"]["identity"] = {
             "vision": {"vit_ckpt": {"name": "eva.pth", "fingerprint": theirs}}
@@ -358,7 +360,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_says_its_last_words(
     run.train()
     said = [line for line in capsys.readouterr().out.splitlines() if "samples skipped" in line]
     lines = (run.output_dir / "log.txt").read_text().splitlines(keepends=True)
-    # killed within the line
+    # killed while it wrote the line
     (run.output_dir / "log.txt").write_text("".join(lines[:-1]) + lines[-1][:10])
     new_runner(tmp_path, storages).train()
     assert (run.output_dir / "log.txt").read_text().endswith("\n" + lines[-1])
@@ -401,7 +403,7 @@ def test_no_secret_is_written_anywhere(release, tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    # one of the three is named, without what is secret
+    # one of the three is named, without its secrets
     assert re.search(r"skipped http://127\.0\.0\.1:9/\d\.tar: bad_shard", result.stderr)
     assert '"http://127.0.0.1:9/2.tar"' in result.stderr
     assert "${oc.env:TOKEN}" in result.stderr

@@ -1,4 +1,4 @@
-"""run_card.json and run_card.md: true at every end of a run, and never at its cost."""
+"""run_card.json and run_card.md: correct however a run ends, and never a cause of its failure."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def text_of(run):
 
 
 def doing(action, at, fixed=None):
-    """Yield batches without end; before batch number `at`, do `action`."""
+    """Yield endless batches; call `action` before batch number `at`."""
     for number, batch in enumerate(endless(fixed or batches())):
         if number == at:
             action()
@@ -83,7 +83,7 @@ def test_a_frozen_weight_that_changes_in_training_is_found(tmp_path, caplog, nam
 
     def touch():
         last = tensor.data.view(-1)[-1:]
-        last.copy_(torch.nextafter(last, torch.tensor(9.0)))  # by the least that there is
+        last.copy_(torch.nextafter(last, torch.tensor(9.0)))  # the smallest possible change
 
     run = runner(settings(tmp_path), model)
     run.train(doing(touch, at=5))
@@ -110,7 +110,7 @@ def test_hashes_tell_types_shapes_and_places_apart():
     ]
     hashes = tensor_hashes(dict(enumerate([values, *others])))
     assert len(set(hashes.values())) == 8
-    # not how it lies in memory
+    # the memory layout does not count
     assert tensor_hashes({"a": values.reshape(2, 3).T.contiguous().T})["a"] == hashes[1]
 
 
@@ -130,7 +130,7 @@ def test_interrupted_and_resumed_it_is_one_run(tmp_path):
     assert rest.output_dir == run.output_dir and more["outcome"] == "finished"
     assert [process["steps"] for process in more["processes"]] == [[0, 4], [5, 11]]
     assert more["curve"]["steps"] == 12 and more["result"]["samples_seen"] == 48
-    # what was frozen at the very beginning is what the end is compared with
+    # the end is compared with the frozen weights of the very beginning
     before = card["model"]["frozen_sha256"]["visual_encoder"]["before"]
     assert more["model"]["frozen_sha256"]["visual_encoder"]["before"] == before
 
@@ -214,7 +214,7 @@ def test_validation_is_a_table(tmp_path):
 
 
 def test_samples_of_two_ranks(two_ranks, tmp_path):
-    """Ranks draw by themselves: what both were handed is in the card of the one that writes it."""
+    """Each rank draws samples of its own: the card of rank 0 counts those of both."""
     write_shard(tmp_path / "0.tar", range(12))
 
     def work(rank):
@@ -240,7 +240,7 @@ def test_the_command_line_has_no_secrets(monkeypatch):
 
 
 def test_the_end_is_said_without_a_word_of_the_card(tmp_path, caplog):
-    """The log of a run that went well is what it was."""
+    """Writing the card adds nothing to the log of a successful run."""
     with caplog.at_level(logging.WARNING):
         trained(tmp_path)
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Settings of a run and how its process was started: what is wrong with them, and what they lead to."""
+"""The settings of a run and the launch of its process: their problems and their effects."""
 
 import os
 import re

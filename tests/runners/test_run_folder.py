@@ -1,4 +1,4 @@
-"""The folder of a run is its own: one run at a time, followed where it goes, the latest one resumed."""
+"""The folder of a run: locked for one run at a time, followed when it is moved; the latest run is resumed."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ AUTO = {"resume_ckpt_path": "auto", "save_every_iters": 2, "max_epoch": 1}
 
 
 def train_and_do(run, step, do):
-    """Train `run`, with `do(run)` before a step."""
+    """Train `run`, calling `do(run)` before a step."""
     train_step, steps = run.task.train_step, itertools.count()
 
     def train(model, samples):
@@ -82,7 +82,7 @@ def test_a_renamed_folder_is_followed(tmp_path, caplog):
     moved = tmp_path / "renamed"
     assert run.last_checkpoint == moved / "checkpoint_0.pth" and run.last_checkpoint.is_file()
     assert f"is now '{moved}': the run goes on there" in caplog.text
-    # the line of the step in which it was moved is lost
+    # the line of the step during which it was moved is lost
     assert (moved / "metrics.jsonl").read_text().count("\n") == 5
     assert "train_loss" in (moved / "log.txt").read_text() and not list(
         (tmp_path / "out").iterdir()
@@ -107,13 +107,13 @@ def test_the_run_that_began_last_is_resumed_whatever_the_times_of_files_say(tmp_
     made = trained(tmp_path / "made", **AUTO).last_checkpoint
     names = ["202601010000", "202601010000-2", "202601010000-10", "202512312359"]
     now = time.time()
-    # the first lies in the future
+    # the time of the first file lies in the future
     for name, age in zip(names, (-(10**6), 0, 10, 10**6), strict=True):
         (tmp_path / "out" / name).mkdir(parents=True)
         shutil.copy(made, tmp_path / "out" / name)
         os.utime(tmp_path / "out" / name / made.name, (now - age, now - age))
     assert newest_checkpoint(tmp_path / "out").parent.name == "202601010000-10"
-    # names of a user's own have only the times, of which one that is still to come counts as now
+    # names given by a user say no time, so the files' times count, and one in the future counts as now
     shutil.copytree(tmp_path / "out" / "202601010000", tmp_path / "named" / "future")
     os.utime(tmp_path / "named" / "future" / made.name, (now + 10**6, now + 10**6))
     shutil.copytree(tmp_path / "out" / "202512312359", tmp_path / "named" / "old")

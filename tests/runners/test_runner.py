@@ -1,4 +1,4 @@
-"""The run around the step: resume, evaluation, data, what it says and writes; on a small real model."""
+"""A run beyond its training steps: resume, evaluation, data, messages and files; on a small real model."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ TIME = r"\d+:\d\d:\d\d"
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
-    """Weights, moments and dropout: the run of 3 epochs equals that of 3 epochs cut after the first."""
+    """Weights, moments and dropout: a run of 3 epochs equals one that is interrupted after the first and resumed."""
     dropped = {"dropout": 0.5}
     whole = trained(tmp_path / "whole", model=tiny_model(**dropped), max_epoch=3)
     checkpoint = whole.output_dir / "checkpoint_0.pth"
@@ -147,7 +147,7 @@ def test_without_iters_per_epoch_an_epoch_is_a_pass_over_the_folder(tmp_path, ca
     run = runner(cfg, datasets=with_datasets(cfg, cc_sbu_align=tmp_path / "align"))
     with caplog.at_level(logging.INFO):
         run.train()
-    # 10 samples in batches of 4, the last one goes on with the next pass
+    # 10 samples in batches of 4: the last batch continues with the next pass
     assert run.iters_per_epoch == 3
     assert "Loaded 10 records for train split from the dataset." in caplog.text
     assert re.search(

@@ -1,4 +1,4 @@
-"""Stage 1 from an S3 server: killed and resumed exactly, with a cache smaller than the data."""
+"""Stage 1 from an S3 server, killed and resumed exactly, with a shard cache smaller than the data."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_a_run_from_s3_is_killed_and_resumed_as_if_from_files(command, tmp_path)
     finish(command("whole"), tmp_path, "whole")
 
     sizes = [path.stat().st_size for path in sorted((tmp_path / "data").iterdir())]
-    # for five shards, read by two ranks and four workers each
+    # the cache holds three shards; each dataset has five, read by two ranks with four workers each
     bound = 3 * max(sizes)
     cache = tmp_path / "cache"
     more = {"run.shard_cache": cache, "run.shard_cache_gb": bound / 1e9}

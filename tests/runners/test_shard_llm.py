@@ -1,4 +1,4 @@
-"""`run.shard_llm` through train.py: two ranks train the embedded default, with a toy LLM, and hold it together."""
+"""`run.shard_llm` through train.py: two ranks train the quickstart's default with a toy LLM, sharded over both."""
 
 import json
 import multiprocessing
@@ -44,9 +44,9 @@ def command_line(root, output, **settings):
 
 
 def be_rank(rank, port, said, arguments, killed_at):
-    """train.py in a process of torchrun's, which at the beginning of step `killed_at` is killed.
+    """Run train.py as a process of torchrun, killed at the beginning of step `killed_at`.
 
-    A batch of rank 1 goes sample by sample, one of rank 0 as it is; how many passes each makes is said at the end.
+    Rank 1 splits a batch into single samples, rank 0 does not split it; each prints its number of passes at the end.
     """
     sys.stdout = sys.stderr = open(f"{said}_{rank}.txt", "w", buffering=1)  # noqa: SIM115
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -67,7 +67,7 @@ def be_rank(rank, port, said, arguments, killed_at):
 
 
 def two_ranks(said, arguments, killed_at=None):
-    """Return (exit codes, what each rank said) of two ranks."""
+    """Return (exit codes, outputs) of two ranks."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     fork = partial(multiprocessing.get_context("fork").Process, target=be_rank, daemon=True)
@@ -110,7 +110,7 @@ def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # n
         tmp_path / "resumed", command_line(cache, tmp_path / "shared", **shared)
     )
     assert codes == [0, 0], said
-    # rank 0 lends its shares in two of three
+    # rank 0 makes two of three passes only for its shares of the LLM
     assert all("passes [2, 2, 2, 3, 3, 3]" in text for text in said)
     assert "samples.html: not written" in said[0] and "frozen weights are not" not in said[0]
     (expected, losses, held_out) = result(tmp_path / "whole")

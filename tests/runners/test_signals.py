@@ -1,4 +1,4 @@
-"""A signal to end: the run saves after the step, says what is true, and ends; what is ignored stays ignored."""
+"""Signals: the run saves after the step, reports what it saved, and ends; ignored signals stay ignored."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ from tests.training import batches, endless, runner, settings
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Each test begins with the system's own ones, and its run leaves them as they were."""
+    """Each test begins with the default handlers, and its run must restore them."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -27,7 +27,7 @@ def handlers():
 
 
 def run_with(tmp_path, *numbers, rank=0, **changes):
-    """Return a runner that gets signals while it makes its fourth step, on one rank."""
+    """Return a runner that gets signals during its fourth step, on one rank."""
     run, steps = runner(settings(tmp_path / "out", **changes)), itertools.count(1)
 
     def train_step(model, samples):
@@ -69,7 +69,7 @@ def test_what_is_ignored_or_answered_stays_so(tmp_path, how):
 
 
 def test_under_torchrun_and_nohup_a_run_saves(tmp_path, monkeypatch):
-    """torchrun answers SIGHUP under nohup, too: it hands it on, and kills what has not ended 30 s later."""
+    """torchrun handles SIGHUP even under nohup: it forwards it, and kills the ranks that are left 30 s later."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.delattr("torch.multiprocessing._prctl_pr_set_pdeathsig")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -84,7 +84,7 @@ def test_what_could_not_be_saved_is_not_said_to_be(tmp_path):
 
     def full(model, samples, step=run.task.train_step, steps=itertools.count(1)):  # noqa: B008
         if next(steps) == 4:
-            (run.output_dir / "checkpoint_0_iter_4.pth").mkdir()  # where the file goes
+            (run.output_dir / "checkpoint_0_iter_4.pth").mkdir()  # in place of the file
         return step(model, samples)
 
     run.task.train_step = full
@@ -121,7 +121,7 @@ def test_all_ranks_say_what_rank_0_saved(two_ranks, tmp_path, hit):
 def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch, start):
     run = runner(settings(f"{tmp_path}/caf\udce9\u2028", max_epoch=1))
     with monkeypatch.context() as plain:
-        # pytest's keep what no other process could be sent
+        # pytest's handlers keep text that cannot be sent to another process
         plain.setattr(logging.root, "handlers", [])
         plain.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
         assert not start(lambda: run.train(endless(batches())))
@@ -131,7 +131,7 @@ def test_a_folder_whose_name_cannot_be_printed_is_a_folder(tmp_path, monkeypatch
 
 
 class Closed:
-    """What a program writes to once its terminal is closed."""
+    """The output stream of a program whose terminal is closed."""
 
     def write(self, text):
         raise OSError(5, "Input/output error")

@@ -1,4 +1,4 @@
-"""The training step on a small real model: accumulation, clipping, numbers that are not finite, full memory."""
+"""The training step on a small real model: accumulation, clipping, non-finite numbers, full memory."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def digest(module):
 
 def test_accumulation_equals_the_large_batch(tmp_path):
     data = torch.cat([batch["image"] for batch in batches(8, 6)])
-    # one lr, for the schedule counts micro-steps
+    # a constant learning rate, since the schedule counts batches
     flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1}
     found = []
     for accum in (1, 2, 4):
@@ -38,14 +38,14 @@ def test_accumulation_equals_the_large_batch(tmp_path):
 
 
 def parted(data, *sizes):
-    """Return batches of these sizes, again and again."""
+    """Return all of `data` in batches of these sizes, in turn."""
     sizes = list(sizes) * (len(data) // sum(sizes))
     return [{"image": images, "text_input": [""] * len(images)} for images in data.split(sizes)]
 
 
 @pytest.mark.parametrize("reduction", ["tokens", "mean"])
 def test_accumulated_batches_of_unequal_size_count_by_their_targets(tmp_path, reduction):
-    """A sample is a target here. By `mean` each batch counts alike, and the training is another one."""
+    """Each sample is one target here. With `mean` every batch has the same weight, which gives another training."""
     data = torch.cat([batch["image"] for batch in batches(8, 6)])
     flat = {"warmup_lr": 0.05, "min_lr": 0.05, "max_epoch": 1, "accum_reduction": reduction}
     whole = weights(trained(tmp_path, parted(data, 8), iters_per_epoch=6, **flat))
@@ -77,7 +77,7 @@ def test_ranks_count_by_their_targets(two_ranks, tmp_path, reduction):
 
 
 def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
-    """Of the real model, whose targets are the tokens of the captions."""
+    """With the real model, whose targets are the tokens of the captions."""
     images = torch.randn(
         3, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(4)
     )
@@ -104,7 +104,7 @@ def test_captions_of_unequal_length_accumulate_to_the_large_batch(tmp_path):
 
 @pytest.mark.parametrize("reduction", ["tokens", "mean", "sum"])
 def test_what_an_epoch_leaves_over(tmp_path, reduction):
-    """The rest of an epoch is stepped with its own mean; with sum it goes into the next epoch's first step."""
+    """The batches left at an epoch's end make an update of their own mean; with `sum` they go into the next epoch's first."""
     # small gradients, so that AdamW's epsilon makes sum and mean differ
     fixed = batches(scale=0.01)
     changes = {"warmup_lr": 0.05, "min_lr": 0.05, "iters_per_epoch": 3, "accum_grad_iters": 2}
@@ -138,7 +138,7 @@ def test_only_the_projection_changes(tmp_path):
 
 
 def with_nan(fixed, index=3):
-    """Return batches of which one has a loss of nan."""
+    """Return batches of which one has a nan loss."""
     bad = {
         "image": fixed[index]["image"] * float("nan"),
         "text_input": ["a"],

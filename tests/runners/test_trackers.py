@@ -1,4 +1,4 @@
-"""run.report_to: what trackers are told, and that none of them can harm a training."""
+"""run.report_to: what trackers receive, and that none of them can harm a training."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from tests.training import batches, endless, runner, settings, trained, weights
 
 
 class Recorder:
-    """A tracker program: notes what it is told; `fails` names the calls that raise, `hangs` those that wait."""
+    """A fake tracker that records its calls; `fails` names the calls that raise, `hangs` those that block."""
 
     def __init__(self, fails="", hangs=""):
         self.fails, self.hangs, self.released = fails, hangs, threading.Event()
@@ -48,7 +48,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """Return a function that makes a Recorder the tracker "recorder"."""
+    """Return a function that registers a Recorder as the tracker "recorder"."""
 
     def make(**kwargs):
         found = Recorder(**kwargs)
@@ -183,7 +183,7 @@ def test_problems_name_the_key_and_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", trackers.OPENERS)
 def test_the_real_one_without_network_and_login(name, tmp_path, monkeypatch, caplog):
-    """Where its package is installed: no package of the project needs them."""
+    """Only with the tracker's package installed, which the project does not require."""
     pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trackers, "START_S", 300)
@@ -214,7 +214,7 @@ def losses(run):
 
 
 def logged_losses(name, folder, run_id):
-    """Return {step: train/loss} as the tracker's own reader gives it."""
+    """Return {step: train/loss} from the tracker's own reader."""
     if name == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -232,10 +232,10 @@ def logged_losses(name, folder, run_id):
 
         rows = SQLiteStorage.get_logs(folder.parent.name, folder.name)
         return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    found = []  # in the files of both processes, as protobuf: the key, two bytes of tag, the length, JSON
+    found = []  # in the files of both processes, as protobuf: the key, two bytes of tag, one of length, JSON
     for path in sorted(
         folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
     ):
         found += re.findall(rb"train/loss\x82\x01.([\d.e-]+)", path.read_bytes(), flags=re.DOTALL)
-    # each stands in the history and in the summary
+    # each loss is there twice, in the history and in the summary
     return dict(enumerate(dict.fromkeys(map(float, found))))

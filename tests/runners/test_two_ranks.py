@@ -25,7 +25,7 @@ with RunnerBase.launched(cfg):
     found = {"drawn": torch.rand(1).item(), "proj": [], "frozen": [], "buffer": [], "output_dir": []}
     halves = [{"image": b["image"].chunk(2)[rank], "text_input": ["a"] * 2} for b in batches()]
     for frozen_value in (0.5 + rank, 0.5):
-        torch.manual_seed(rank)  # other weights on every rank
+        torch.manual_seed(rank)  # different weights on every rank
         model = TinyModel(frozen_value=frozen_value)
         run = runner(cfg, model)
         run.train(endless(halves))
@@ -44,7 +44,7 @@ print("left", dist_utils.is_distributed())
 
 def test_two_ranks_train_as_one(tmp_path):
     first, second, output = found_by_two_ranks(TWO_RANKS, tmp_path)
-    # what is initialised before training is the same everywhere
+    # weights that are initialised before training are the same on all ranks
     assert first["drawn"] == second["drawn"]
     assert first["proj"] == second["proj"]
     # nothing frozen was sent,

@@ -1,4 +1,4 @@
-"""Validation while a run trains: each item once, controls, the best checkpoint; no trace of it in what is trained."""
+"""Validation during training: each item once, controls, the best checkpoint, and no effect on the training."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ SHORT = {
 
 
 class Sees(TinyModel):
-    """Learns to tell the number that each text begins with, from the image; a text has as many targets as words."""
+    """Learns to predict, from the image, the number that each text begins with; a text has one target a word."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -39,7 +39,7 @@ class Sees(TinyModel):
         self.run = None
 
     def row_losses(self, samples):
-        """Say that `forward` gives the loss of each sample."""
+        """Declare that `forward` can return the loss of each sample."""
 
     def forward(self, samples, reduction="mean"):
         if not self.training and self.interrupt_at:
@@ -56,7 +56,7 @@ class Sees(TinyModel):
 
 
 class Numbers(Dataset):
-    """Images of which two in a row are equal, with a number that is in the image; or, `swapped`, in another one."""
+    """Images in equal pairs, each with the number that is in it or, if `swapped`, in another image."""
 
     def __init__(self, number=NUM_ITEMS, seed=0, swapped=False):
         images = torch.randn(
@@ -89,7 +89,7 @@ def loaders_of(dataset, batch_size, rank=0, world_size=1):
 
 
 def new_runner(folder, swapped=False, dropout=0.5, **changes):
-    """Return a runner that trains and validates on numbers; its loader resumes."""
+    """Return a runner that trains and validates on Numbers, with a loader that can resume."""
     torch.manual_seed(0)
     datasets = {"numbers": {"train": adapted(Numbers(40, swapped=swapped), "numbers")}}
     datasets["numbers"]["val"] = adapted(Numbers(seed=1), "numbers val")
@@ -115,10 +115,10 @@ def records_of(run):
 
 
 def by_hand(model, dataset):
-    """Return losses with right, blank and wrong images, and the samples' gains; all from their definitions."""
+    """Return the losses with right, blank and wrong images, and the samples' gains, computed by their definitions."""
     texts, counts = [dataset[index]["text_input"] for index in range(len(dataset))], []
     images, losses = dataset.images, {}
-    # the nearest one before with another image, of images in pairs: two or one before; before the first, the last
+    # the nearest earlier sample with another image, with images in pairs one or two before; the last for the first ones
     wrong = [(index - 1 - index % 2) % NUM_ITEMS for index in range(NUM_ITEMS)]
     grey = torch.full_like(images, 128 / 255 - 0.5)
     for name, shown in (("right", images), ("blank", grey), ("wrong", images[wrong])):
@@ -184,7 +184,7 @@ def test_what_clearly_better_is(gain, error, verdict):
 
 
 class Mixed(Dataset):
-    """Text alone, one image, two images: text has no image to be exchanged, and groups have none of their size."""
+    """Samples of no, one and two images: those without have nothing to exchange, that of two no other of its size."""
 
     sizes = (0, 1, 1, 0, 2, 1)
 
@@ -228,7 +228,7 @@ def test_models_and_tasks_without_losses_of_samples_have_no_control():
     whole = held_out_losses(BaseTask(), model, loaders, CPU)
     own = Own().held_out(model, loaders, CPU, lambda: False)
     assert whole.wrong_loss is not None and own.wrong_loss is own.gain is own.uses_image is None
-    assert own.num_items == NUM_ITEMS  # of each sample a mean over its words
+    assert own.num_items == NUM_ITEMS  # one mean a sample, over its words
     assert Evaluates().held_out(model, loaders, CPU, lambda: False) == HeldOut(0.25)
 
 
@@ -257,7 +257,7 @@ def test_validation_within_epochs_changes_nothing_and_is_the_same_when_cut(tmp_p
     assert list(last) == ["train_lr", "train_loss", "val_loss", "val_blank_loss", "val_wrong_loss"]
     assert last["val_loss"] == records[-1]["loss"]
 
-    # killed in the middle of a validation, at whatever forward pass of it: 12 a validation; then behind a checkpoint
+    # killed at different forward passes of a validation, which has 12; the last time after a checkpoint
     for number in (5, 20, 26):
         cut = new_runner(tmp_path / "cut", save_every_iters=2)
         cut.model.forward = killed_at(cut.model, number)
@@ -273,13 +273,13 @@ def test_validation_within_epochs_changes_nothing_and_is_the_same_when_cut(tmp_p
     ]
     assert torch.equal(best[0]["model"]["llama_proj.weight"], best[1]["model"]["llama_proj.weight"])
     assert best[0]["progress"]["best"] == best[1]["progress"]["best"]
-    # nothing is left to do, and nothing is done again
+    # nothing is left to do, and nothing is repeated
     again = new_runner(tmp_path / "cut", save_every_iters=2)
     assert again.train() is None and records_of(cut) == records
 
 
 def killed_at(model, number):
-    """Return `forward` of a model that fails as a kill does at its `number`-th pass that is no training."""
+    """Return a `forward` of the model that, like a kill, ends the run at its `number`-th evaluation pass."""
     forward, passes = model.forward, iter(range(1, 10_000))
 
     def counted(*args, **kwargs):
@@ -332,7 +332,7 @@ def test_two_ranks_validate_together_and_end_together(two_ranks, tmp_path):
 
 
 def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
-    """Swapped numbers in training: what is held out gets worse; the first validation stays the best."""
+    """With swapped numbers in training the held-out loss gets worse, so the first validation stays the best."""
     changes = {"swapped": True, "save_every_iters": 1, "init_lr": 0.4, "eval_every_iters": 1}
     whole = new_runner(tmp_path / "whole", **changes)
     whole.train()
@@ -345,7 +345,7 @@ def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
     assert saved["position"] == dict(zip(("epoch", "step"), divmod(step, 7), strict=True))
     assert not (whole.output_dir / f"checkpoint_0_iter_{step}.pth").exists()
     assert newest_checkpoint(tmp_path / "whole").name == "checkpoint_1.pth"
-    # a later checkpoint knows of it, and resumes into a folder without it
+    # a later checkpoint has it in its progress, and resumes into a folder without that file
     later = whole.output_dir / "checkpoint_1_iter_5.pth"
     rest = new_runner(tmp_path / "rest", **changes | {"resume_ckpt_path": str(later)})
     rest.train()
@@ -354,7 +354,7 @@ def test_the_best_step_is_kept_through_pruning_and_resume(tmp_path):
         and not (rest.output_dir / "checkpoint_best.pth").exists()
     )
     assert torch.equal(weights(rest), weights(whole))
-    # and the best one resumes as any other
+    # and the best checkpoint can be resumed like any other
     path = str(whole.output_dir / "checkpoint_best.pth")
     from_best = new_runner(tmp_path / "best", **changes | {"resume_ckpt_path": path})
     from_best.train()
@@ -383,7 +383,7 @@ def test_the_log_says_whether_the_model_uses_its_images(tmp_path, swapped, caplo
     figures = record["loss"], record["blank_loss"], record["wrong_loss"]
     shown = "Evaluation on val: loss %.4f, with blank images %.4f, with wrong images %.4f"
     assert shown % figures in caplog.messages
-    if not swapped:  # it was learnt: squared errors, of numbers whose variance is 6
+    if not swapped:  # learnt: the losses are squared errors of numbers whose variance is 6
         assert figures[0] < 0.1 and min(figures[1:]) > 1
 
 

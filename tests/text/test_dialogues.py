@@ -48,18 +48,18 @@ def row_of(tokenizer, template, turns, **changes):
 
 
 def behind(row):
-    """Return ids and labels behind the prompt."""
+    """Return the ids and labels after the prompt."""
     return row.ids[row.num_prompt :], row.labels[row.num_prompt :]
 
 
 def spans(tokenizer, row):
-    """Return [(whether the tokens are learnt, their text)] of the runs of a row, checked to be its own ids."""
+    """Return [(whether they are learnt, their text)] of each run of tokens of a row; check that labels are its own ids."""
     assert all(label in (IGNORED, index) for index, label in zip(row.ids, row.labels, strict=True))
     runs = groupby(zip(*behind(row), strict=True), key=lambda position: position[1] != IGNORED)
     return [(is_target, tokenizer.decode([index for index, _ in run])) for is_target, run in runs]
 
 
-# sentencepiece begins every stretch of text with a space, which decoding takes away at its start and shows behind <s>
+# sentencepiece begins every stretch of text with a space; decoding drops it at the start of a text and shows it after <s>
 BY_HAND = {
     "vicuna v0": (
         "###Human: <Img><ImageHere></Img> What is it? ###Assistant: ",
@@ -131,7 +131,7 @@ def test_an_end_token_is_masked_in_every_turn_as_in_captions(template, tokenizer
 
 
 def test_chatml_training_reads_what_the_chat_is_fed(chatml_tokenizer, tokenizer_of):
-    """Prompt and row, token for token, but for the text of the last answer, which a chat is yet to write."""
+    """Prompt and row are equal, token for token, but for the last answer, which a chat has yet to generate."""
     tokenizer = tokenizer_of(CHATML)
     conv = Conversation(CHATML)
     conv.append_image()
@@ -154,7 +154,7 @@ def test_whatever_is_cut_a_target_is_left(template, tokenizer_of):
         row = row_of(tokenizer, template, TURNS, max_txt_len=length)
         ids, labels = behind(row)
         assert row.ids[: row.num_prompt] == full.ids[: full.num_prompt]
-        # no question without an answer at the end
+        # no question without its answer at the end
         assert labels[0] != IGNORED and labels[-1] != IGNORED
         assert ids == full_ids[: len(ids)] and labels == full_labels[: len(ids)]
         assert len(ids) <= length and row.num_cut == len(full_ids) - len(ids)
@@ -193,7 +193,7 @@ def test_texts_cannot_forge_turns(template, text, tokenizer_of):
     assert structure(text) == structure("plain")
 
 
-# in the model
+# rows in the model
 
 
 def pictures(count):
@@ -230,7 +230,7 @@ def test_a_batch_may_mix_turns_instructions_and_captions(model):
     counts = [(model.build_inputs(sample)[0]["labels"] != IGNORED).sum().item() for sample in alone]
     losses = [model(sample)["loss"].item() for sample in alone]
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    # float32 noise of a padded batch beside single rows: 1e-6 in tests/models/test_mini_gpt4.py
+    # float32 noise of a padded batch against single rows: 1e-6 in tests/models/test_mini_gpt4.py
     assert model(samples)["loss"].item() == pytest.approx(expected, abs=5e-6)
 
 
@@ -240,7 +240,7 @@ def test_a_conversation_that_is_cut_is_said_once(tmp_path, caplog):
         tmp_path, prompt_template=VICUNA_V0.training, end_sym="###", max_txt_len=10
     )
     sample = {"image": pictures(2), "text_input": ["a long caption " * 9, "A dog."]}
-    model.build_inputs(sample)  # captions are cut without a word, as in 2023
+    model.build_inputs(sample)  # captions are cut without a warning, as in 2023
     assert "cut off" not in caplog.text
     for _ in range(2):
         inputs, num_text = model.build_inputs(sample | {"turns": [(), TURNS]})
@@ -260,7 +260,7 @@ def test_turns_need_a_prompt_template(tmp_path):
 
 
 def test_a_first_question_cut_before_the_image_of_a_later_one_is_refused(tokenizer_of):
-    """Its vectors would be taken for those of the first image."""
+    """Otherwise its feature vectors would be taken for those of the first image."""
     tokenizer = tokenizer_of(VICUNA_V0)
     turns = [((IMAGE, "What is it?"), "A dog."), ((IMAGE, "And this?"), "A cat.")]
     samples = {"text_input": [""], "turns": [turns], "num_images": [2]}

@@ -1,4 +1,4 @@
-"""The preview of texts is what the model builds of them, in counts, labels and text, on the small model of set c."""
+"""The preview equals what the model makes of texts, in counts, labels and text, on the small model of set c."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def text(tokens, *kinds):
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def both(request, tmp_path_factory):
-    """Return (model, preview) of one section."""
+    """Return (model, preview) of one `model` section."""
     folder, settings = tmp_path_factory.mktemp("model"), SETTINGS[request.param]
     if "prompt_template" in settings:
         (folder / "prompts.txt").write_text("<Img><ImageHere></Img> Describe it.\n")
@@ -145,7 +145,7 @@ def test_prompts_are_drawn_by_the_seed(tmp_path):
     ],
 )
 def test_an_end_that_would_not_be_learnt_is_said(end_sym, masks, warns, tmp_path, caplog):
-    """By the preview, so by inspect and --dry-run, and by the model, whose training says it at its start."""
+    """By the preview, so by inspect and --dry-run, and by the model, whose training warns at its start."""
     cfg = golden_config(tmp_path, end_sym=end_sym, mask_eos_labels=masks)
     MiniGPT4.text_preview(cfg)
     expected = f"model.end_sym {end_sym!r} is the end token, and would not be learnt: the model would never stop. "

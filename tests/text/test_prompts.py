@@ -1,4 +1,4 @@
-"""The prompt file as people save it: byte order marks, other encodings."""
+"""Prompt files as editors save them: with byte order marks, in other encodings."""
 
 from minigpt4.text.prompts import prompt_problems, read_prompts
 
