@@ -182,9 +182,10 @@ class OutputAndMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *gate_and_up = ctx.saved_tensors
         norm, mlp, kernels = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.kernels
-        # the MLP, from its output to its input
-        grad_product = linear_backward(mlp.down_proj, grad)
-        grad_gate, grad_up = kernels.swiglu_backward(grad_product, *gate_and_up)
+        # the MLP, from its output to its input; a name for the inner result would keep [T, I] in memory
+        grad_gate, grad_up = kernels.swiglu_backward(
+            linear_backward(mlp.down_proj, grad), *gate_and_up
+        )
         grad_normed = linear_backward(mlp.up_proj, grad_up)
         grad_normed = linear_backward(mlp.gate_proj, grad_gate, onto=grad_normed)
         # plus the gradient that bypasses the MLP in the residual stream
