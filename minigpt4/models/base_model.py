@@ -13,10 +13,8 @@ from minigpt4.common.image_format import ImageFormat
 
 # model.llm_precision
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WEIGHTS_IN = {
-    torch.uint8: 2,
-    torch.int32: 8,
-}  # 4-bit weights per element, by the type that packs them
+# weights per element of a tensor that packs 4-bit weights
+WEIGHTS_IN = {torch.uint8: 2, torch.int32: 8}
 
 
 class Part(NamedTuple):

@@ -25,10 +25,7 @@ FORMAT = {"format": "minigpt4-checkpoint", "version": 1}
 RUN_CARDS = ("run_card.json", "run_card.md", "loss.png")
 TEXT = ("prompt_template", "end_sym", "prompts")  # the text settings in an identity
 _PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model")
-_OF_TRAINING = {
-    "ckpt": "",
-    "prompt_path": "",
-}  # keys of the run, not of the model: they are emptied
+_OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys of the run, which are emptied
 
 
 @contextmanager

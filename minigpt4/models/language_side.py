@@ -32,15 +32,9 @@ class LanguageSide:
         """Load the tokenizer and the LLM, and create the projection into the LLM's embedding space."""
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
-        llm = language_model.load_llm(
-            cfg.llama_model,
-            self.llm_dtype,
-            device,
-            kind=quantization.kind_of(cfg.llm_quantization, cfg.low_resource),
-            gpu=cfg.device_8bit,
-            device_map=cfg.device_map,
-            shard=shard_llm,
-        )
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        options = {"gpu": cfg.device_8bit, "device_map": cfg.device_map, "shard": shard_llm}
+        llm = language_model.load_llm(cfg.llama_model, self.llm_dtype, device, kind, **options)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self.attach_language(llm, device)

@@ -52,19 +52,16 @@ class MiniGPT4Config:
 
     # language model
     llama_model: str = REQUIRED  # transformers folder
-    llm_precision: str = (
-        "auto"  # fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32
-    )
+    # auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32
+    llm_precision: str = "auto"
     llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 bits (nf4, int4)
     low_resource: bool = False  # key of 2023: llm_quantization int8
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
-    device_map: str = (
-        "none"  # auto or another of accelerate's: spread the LLM of a chat over all GPUs
-    )
+    # auto or another of accelerate's: spread the LLM of a chat over all GPUs
+    device_map: str = "none"
     check_llm: bool = True  # refuse an LLM that does not read English
-    llm_checkpointing: bool = (
-        False  # activation checkpointing: less memory, half as much work again
-    )
+    # activation checkpointing: less memory, half as much computation more
+    llm_checkpointing: bool = False
     use_grad_checkpoint_llm: bool = False  # the same, in the newest release
     lora_r: int = 0  # rank of LoRA in the LLM's query and value projections; 0: no LoRA
     lora_alpha: int = 16  # LoRA is scaled by alpha / r

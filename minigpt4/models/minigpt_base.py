@@ -192,7 +192,7 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
     def _target_losses(
         self, rows: list[Row], images: torch.Tensor
     ) -> tuple[torch.Tensor, Sequence[int]]:
-        """Return (cross entropy of each target [N], the order in which the rows' targets follow each other)."""
+        """Return (cross entropy of each target [N], row after row; the indices of these rows in their order)."""
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
         self.tokens_read += sum(len(row.ids) for row in rows)

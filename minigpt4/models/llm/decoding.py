@@ -19,10 +19,8 @@ from minigpt4.common.device import shared_generators
 from minigpt4.models.llm import lean_token
 
 CHUNK = 128  # positions by which the buffers of the KV cache grow
-CACHE_NAMES = (
-    "cache",
-    "past_key_values",
-)  # argument of `forward` since transformers 5.24, and before
+# the argument of `forward` that takes the KV cache, since transformers 5.24 and before
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 class InPlaceLayer(DynamicLayer):
@@ -138,10 +136,7 @@ class TransformersToken:
 
 
 class StaticSteps:
-    """Decoding steps of one row with static shapes and addresses, recorded as a CUDA graph on a GPU.
-
-    `size`: the number of positions in the buffers.
-    """
+    """Decoding steps of one row over buffers of `size` positions, recorded as a CUDA graph on a GPU."""
 
     def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device

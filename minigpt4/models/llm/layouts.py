@@ -17,7 +17,7 @@ from minigpt4.text.rows import IGNORED, IMAGE_ID, Row
 # `Packed.rounded` rounds T and N up to multiples of these: at MiniGPT-4's second stage that is 2 % more positions, and
 # more targets cost time in the output layer only
 POSITIONS, TARGETS = 64, 512
-# The attention kernel is told a longest row rounded up to a multiple of this, the positions that it processes at a time.
+# The attention kernel is given the longest row rounded up to a multiple of this, the positions that it takes at a time.
 LONGEST = 128
 
 
@@ -40,9 +40,7 @@ class Packed(NamedTuple):
     lengths: list[int]  # [rows] positions of each of these rows, without the shared ones
     ids: list[int]  # [T] token ids, IMAGE_ID where a vision vector goes
     positions: list[int]  # [T] position within the row, from 0
-    vectors: list[
-        int
-    ]  # [P] index, among all vectors of the batch's images, of the one at each IMAGE_ID
+    vectors: list[int]  # [P] index of each IMAGE_ID's vector, among all of the batch's images
     predicting: list[int]  # [N] positions whose next token is a target
     targets: list[int]  # [N] those tokens
 
@@ -51,9 +49,8 @@ class Packed(NamedTuple):
 
         T becomes a multiple of POSITIONS, N of TARGETS.
         """
-        filler = (
-            POSITIONS - len(self.ids) % POSITIONS
-        )  # at least one position, to predict the filler targets
+        # never 0, as the last position predicts the filler targets
+        filler = POSITIONS - len(self.ids) % POSITIONS
         num_targets = -len(self.targets) % TARGETS
         last = len(self.ids) + filler - 1
         return self._replace(

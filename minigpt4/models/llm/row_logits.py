@@ -14,14 +14,7 @@ from minigpt4.common.cuda_graphs import Recorder
 from minigpt4.common.device import send
 from minigpt4.models.llm import layouts
 from minigpt4.models.llm.attention import Segments
-from minigpt4.models.llm.layouts import (
-    DeviceInputs,
-    Packed,
-    embed,
-    insert_vectors,
-    pad,
-    select_vectors,
-)
+from minigpt4.models.llm.layouts import DeviceInputs, Packed, insert_vectors, select_vectors
 from minigpt4.models.llm.recompute import recompute_layers
 from minigpt4.text.rows import IGNORED, Row
 
@@ -57,7 +50,7 @@ def packed(
 
     if recorder is None:
         return losses(images, segments.integers)
-    # the key names all that the pass depends on beside its tensors, also how `integers` is split into lists
+    # the key holds all that the pass depends on apart from its tensors, such as how `integers` is split into lists
     limits = segments.num_shared, segments.most_queries, segments.most_keys
     key = ("LLM", label_logits, *segments.sizes, *limits)
     return recorder(key, losses, images, segments.integers)[:num_targets]
@@ -92,11 +85,12 @@ def padded_inputs(
     llm: nn.Module, rows: Sequence[Row], images: torch.Tensor, pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]} of rows padded to the longest."""
-    batch = pad(rows, images.shape[1], pad_id)
+    batch = layouts.pad(rows, images.shape[1], pad_id)
     ids = []
     for row_ids in batch.ids:
         ids += row_ids
-    embeds = embed(llm.get_input_embeddings(), ids, select_vectors(images, batch.vectors))
+    vectors = select_vectors(images, batch.vectors)
+    embeds = layouts.embed(llm.get_input_embeddings(), ids, vectors)
     return {
         "inputs_embeds": embeds.unflatten(0, (len(rows), -1)),
         "attention_mask": torch.tensor(batch.mask).to(embeds.device),

@@ -56,8 +56,10 @@ def shard(llm: nn.Module, kind: str, device: torch.device) -> None:
     untie(llm)
     mesh = init_device_mesh(device.type, (get_world_size(),))
     for part in parts(llm):
-        if kind != "none":
-            _quantise_within(part, llm, kind, device)
+        to_quantise = set(part.modules()) if kind != "none" else set()
+        for name, linear in quantization.linears(llm).items():
+            if linear in to_quantise:
+                llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
         # explicitly, as the default keeps the outermost module gathered after its forward
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     llm.get_input_embeddings().set_unshard_in_backward(False)  # nothing before it trains
@@ -65,13 +67,6 @@ def shard(llm: nn.Module, kind: str, device: torch.device) -> None:
     # without a root would stay gathered after its forward.
     with torch.no_grad():
         llm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-
-
-def _quantise_within(part: nn.Module, llm: nn.Module, kind: str, device: torch.device) -> None:
-    within = set(part.modules())
-    for name, linear in quantization.linears(llm).items():
-        if linear in within:
-            llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
 
 
 def untie(llm: nn.Module) -> None:

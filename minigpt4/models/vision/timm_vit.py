@@ -69,9 +69,8 @@ class TimmVit(VisionTower):
     def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
         """See VisionTower; the position embedding is resampled to the network's image size if necessary."""
         grid = network.patch_embed.grid_size[0]
-        num_prefix = (
-            network.pos_embed.shape[1] - grid**2
-        )  # prefix tokens that have a position embedding
+        # prefix tokens that have a position embedding
+        num_prefix = network.pos_embed.shape[1] - grid**2
         found = resize_pos_embed(weights.read_tensors(path, where), grid, num_prefix)
         excess = (
             *weights.last_block_excess(self.depth - 1),
