@@ -56,7 +56,7 @@ class LanguageSide:
             self.freeze("llama_model")
         if self.lora_r:
             adapters.add_lora(llm, self.lora_r, self.lora_alpha)
-            main_print(adapters.said(llm))
+            main_print(adapters.parameter_summary(llm))
         width = llm.get_input_embeddings().weight.shape[1]
         self.llama_proj = projector.build(self.projector, self.vision_width, width, device)
         if self.train_modes["projector"] == "frozen":

@@ -41,7 +41,7 @@ class PromptAnswers:
         ids or sequences of ids. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises
         ValueError unless there is one text per image, each with exactly one image slot.
         """
-        # The penalty is our own processor: that of `generate` ignores as many leading ids as the prompt has padding,
+        # The penalty is passed as a processor: that of `generate` ignores as many leading ids as the prompt has padding,
         # and without input ids those are the first ones of the answer.
         from transformers import RepetitionPenaltyLogitsProcessor
 

@@ -11,7 +11,7 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models import projector, trained_with, training_parts, weights
 from minigpt4.models.llm import adapters
 
-# How the release of each arch calls its checkpoint in its log line on loading.
+# What the release of each arch calls its checkpoint, in the log line when it loads one.
 RELEASE_NAMES = {"mini_gpt4": "BLIP2-LLM", "minigpt4": "MiniGPT-4", "minigpt_v2": "Minigpt-4-LLM"}
 
 
@@ -33,7 +33,7 @@ class TrainedWeights:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return {release name: tensor} of all that trains: with the shipped configurations, only llama_proj.
+        """Return {release name: tensor} of all that trains: with MiniGPT-4's shipped configurations, only llama_proj.
 
         Also of the frozen parameters in `carried`, as no other file holds their values.
         """

@@ -19,7 +19,7 @@ from minigpt4.models.llm.quantised_layers import OWN_LAYERS
 TARGETS = ("q_proj", "v_proj")
 DROPOUT = 0.05
 
-_TENSOR = re.compile(r"\.lora_[AB]\.weight$")
+_LORA_TENSOR = re.compile(r"\.lora_[AB]\.weight$")
 # (pattern in our names, its replacement in the names of the release)
 _RENAMES = (
     (r"^llama_model\.", "llama_model.base_model.model."),
@@ -113,7 +113,7 @@ def _layers(llm: nn.Module) -> Iterable[nn.Module]:
     return (part for part in llm.modules() if isinstance(part, LoraLayer))
 
 
-def said(llm: nn.Module) -> str:
+def parameter_summary(llm: nn.Module) -> str:
     """Return the line about trainable parameters that peft prints."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in llm.parameters()]
     trainable = sum(size for size, trains in sizes if trains)
@@ -149,7 +149,7 @@ def in_release_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def is_lora(name: str) -> bool:
     """Whether `name` is the release's name of a LoRA tensor."""
-    return _TENSOR.search(name) is not None
+    return _LORA_TENSOR.search(name) is not None
 
 
 def advice(state: dict[str, torch.Tensor], own: Iterable[str], rank: int) -> str:

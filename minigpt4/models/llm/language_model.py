@@ -1,4 +1,4 @@
-"""The frozen language model and its tokenizer, from a local transformers folder of any family."""
+"""The language model and its tokenizer, from a local transformers folder of any family."""
 
 import json
 import logging

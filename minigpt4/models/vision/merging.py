@@ -7,7 +7,7 @@ import torch
 
 from minigpt4.models.vision.tower import VisionTower
 
-NUM_MERGED = 4  # patches per vector: consecutive ones of a row, not a square
+NUM_MERGED = 4  # patches per vector: consecutive ones, so a strip, not a square
 GROUPS = {"merged": NUM_MERGED, "none": 1}  # {bridge: patches per vector}
 
 
