@@ -142,7 +142,8 @@ class FlashAttention(torch.autograd.Function):
         )
         out, *state = outputs[:4]  # state: logsumexp, and two tensors of a dropout of 0
         ctx.save_for_backward(q, k, v, out, *state)
-        ctx.limits, ctx.options, ctx.is_causal = limits, options, is_causal
+        ctx.limits, ctx.options = limits, options
+        ctx.is_causal = is_causal
         return out
 
     @staticmethod

@@ -151,7 +151,8 @@ class QueryKeyValue(torch.autograd.Function):
         grad_q = kernels.rotate(grad_q, cos, opposite)
         grad_k = kernels.rotate(grad_k, cos, opposite)
         if norm_inputs:
-            (q, k), q_norm, k_norm = norm_inputs, attention.q_norm, attention.k_norm
+            q, k = norm_inputs
+            q_norm, k_norm = attention.q_norm, attention.k_norm
             grad_q = kernels.rms_norm_backward(grad_q, q, q_norm.weight, q_norm.variance_epsilon)
             grad_k = kernels.rms_norm_backward(grad_k, k, k_norm.weight, k_norm.variance_epsilon)
         # all three linears read the same input: their gradients are added up
@@ -181,7 +182,8 @@ class OutputAndMLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *gate_and_up = ctx.saved_tensors
-        norm, mlp, kernels = ctx.layer.post_attention_layernorm, ctx.layer.mlp, ctx.kernels
+        norm, mlp = ctx.layer.post_attention_layernorm, ctx.layer.mlp
+        kernels = ctx.kernels
         # the MLP, from its output to its input; a name for the inner result would keep [T, I] in memory
         grad_gate, grad_up = kernels.swiglu_backward(
             linear_backward(mlp.down_proj, grad), *gate_and_up
@@ -264,8 +266,8 @@ def compiled_label_logits(*args: Any) -> Tensor:
 
 def _run_layer(layer, x, cos, sin, segments, wanted, kernels):
     """Return the layer's output at the positions `wanted`, None for all."""
-    q, k, v = QueryKeyValue.apply(x, cos, sin, layer, kernels)
-    attended = attend(q, k, v, segments, layer.self_attn.scaling)
+    q, *keys_values = QueryKeyValue.apply(x, cos, sin, layer, kernels)
+    attended = attend(q, *keys_values, segments, layer.self_attn.scaling)
     if wanted is not None:
         x, attended = x[wanted], attended[wanted]
     return OutputAndMLP.apply(x, attended, layer, kernels)
