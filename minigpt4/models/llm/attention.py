@@ -52,10 +52,7 @@ class Segments:
         self.set_integers(send(list(itertools.chain(*key_lists, *others)), device=device)[0])
 
     def set_integers(self, integers: Tensor) -> None:
-        """Use `integers` [sum of `sizes`], all lists of this batch in one tensor on the device.
-
-        A recorded CUDA graph reads them from one tensor, into which the integers of later batches are copied.
-        """
+        """Use `integers` [sum of `sizes`], all lists in one tensor; a CUDA graph has its own, refilled for each batch."""
         self.integers, tensors = integers, integers.split(self.sizes)
         if self.num_key_lists:
             self.keys, self.own = tensors[2:4]
