@@ -1,4 +1,4 @@
-"""Checkpoint folders (common/checkpoint_folder.py): writing one, comparing it with the model that takes its weights."""
+"""Checkpoint folders (see common/checkpoint_folder.py): writing one, and comparing one with the model that loads it."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from minigpt4.models.fingerprints import is_same, with_content
 
 FORMAT = {"format": "minigpt4-checkpoint", "version": 1}
 RUN_CARDS = ("run_card.json", "run_card.md", "loss.png")
-TEXT = ("prompt_template", "end_sym", "prompts")  # of an identity
+TEXT = ("prompt_template", "end_sym", "prompts")  # the text settings in an identity
 _PATHS = ("vision_model", "vit_ckpt", "q_former_model", "llama_model")
-_OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys that belong to the run, not to the model
+_OF_TRAINING = {"ckpt": "", "prompt_path": ""}  # keys of the run, which are emptied
 
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into; it becomes `folder` if the block succeeds. Raises FileExistsError for one there."""
+    """Yield a new folder to write into, which becomes `folder` if the block succeeds. Raises FileExistsError."""
     if folder.exists():
         raise FileExistsError(f"'{folder}' is there already; give a new folder, or remove it")
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
@@ -51,21 +51,20 @@ def write_folder(
     license: str | None = None,
     source: Path | None = None,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all.
+    """Write a checkpoint folder, completely or not at all.
 
-    `config`: that of the run, unresolved. `identity`: that of the model, whose files are at `paths`, {key of the
-    section `model`: path}. `source`: the checkpoint that the weights come from; run cards beside it are copied. Raises
-    FileExistsError if there is something at `folder`.
+    `config`: the unresolved configuration of the run. `identity`: the model's `identity()`, whose files are at `paths`,
+    {key of the section `model`: path}. `source`: the checkpoint that the weights come from; the run cards next to it
+    are copied. Raises FileExistsError if `folder` exists.
     """
     with written_whole(folder) as scratch:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            scratch / FOLDER_WEIGHTS,
-        )
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, scratch / FOLDER_WEIGHTS)
         (scratch / CONFIG).write_text(config_text(config), encoding="utf-8")
-        for card in RUN_CARDS if source else ():
-            if (beside := source.with_name(card)).is_file():
-                shutil.copyfile(beside, scratch / card)
+        cards = [source.with_name(name) for name in RUN_CARDS] if source else []
+        for card in cards:
+            if card.is_file():
+                shutil.copyfile(card, scratch / card.name)
         manifest = FORMAT | {
             "licence": license,
             "weights": {
@@ -83,29 +82,29 @@ def write_folder(
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """Return the YAML of a run's configuration as a chat needs it: own code, environment and model."""
+    """Return the part of a run's configuration that a chat needs, as YAML: own code, environment and model."""
+    sections = {}
+    if config.get("imports"):
+        sections["imports"] = config["imports"]
+    env = dict(config.get("env") or {})
+    if env != dict(load_environment()):
+        sections["env"] = env
     model = {**config["model"], **_OF_TRAINING}
     for key in _PATHS:
-        model[key] = _lasting(model.get(key))
-    kept = {key: config[key] for key in ("imports",) if config.get(key)}
-    if (env := dict(config.get("env") or {})) != dict(load_environment()):
-        kept["env"] = env
-    text = yaml.safe_dump(kept | {"model": model}, sort_keys=False, allow_unicode=True, width=120)
+        model[key] = _portable_path(model.get(key))
+    sections["model"] = model
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)
     return f"# The model of this checkpoint; model.ckpt is the folder itself.\n{text}"
 
 
-def _lasting(path: Any) -> Any:
-    """Return a path that leads to the same file from any working directory; of what is shipped, on any machine."""
-    if (
-        not isinstance(path, str)
-        or not path
-        or is_url(path)
-        or "${" in path
-        or path.startswith(("~", "$"))
-    ):
+def _portable_path(path: Any) -> Any:
+    """Return a path that names the same file from any working directory, and for shipped files on any machine."""
+    if not isinstance(path, str) or not path:
+        return path
+    if is_url(path) or "${" in path or path.startswith(("~", "$")):
         return path
     absolute = Path(os.path.abspath(path))
-    if not absolute.exists():  # a name, or a file that is not there any more
+    if not absolute.exists():  # the name of a model, or a file that no longer exists
         return path
     if absolute.is_relative_to(PACKAGE_DIR):
         return str(PACKAGE_DIR.name / absolute.relative_to(PACKAGE_DIR))
@@ -113,6 +112,7 @@ def _lasting(path: Any) -> Any:
 
 
 def _listing(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return {name: type and shape} of tensors."""
     return {
         name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         for name, tensor in tensors.items()
@@ -125,7 +125,7 @@ def _parts(identity: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, A
 
 
 def read_manifest(folder: Path, where: str) -> dict[str, Any]:
-    """Return a folder's manifest; the weights beside it have its hash. Raises CheckpointError."""
+    """Return a folder's manifest, after checking its format and the hash of the weights. Raises CheckpointError."""
     path = folder / FOLDER_MANIFEST
     try:
         manifest = read_json(path)
@@ -138,7 +138,8 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
             "newer version of this program"
         )
     expected = trained_with.mapping(manifest.get("weights")).get("sha256")
-    if (sha256 := file_sha256(folder / FOLDER_WEIGHTS)) != expected:
+    sha256 = file_sha256(folder / FOLDER_WEIGHTS)
+    if sha256 != expected:
         raise CheckpointError(
             f"{where}: '{folder / FOLDER_WEIGHTS}' has sha256 {sha256}, the manifest beside it says {expected}: one of "
             "the two was changed or damaged. Copy the folder again"
@@ -147,10 +148,10 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
 
 
 def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
-    """Return what a checkpoint says of itself, compared with a model of the identity `own`.
+    """Compare a checkpoint with a model of the identity `own`; return its content, in the form of a .pth file.
 
-    `saved` is what the file at `path` holds, `section` the model's. A folder of other weights is refused, with both
-    sides (CheckpointError); of a file there is a warning.
+    `saved` is the content of the file at `path`, `section` the model's configuration. If frozen weights differ, a
+    checkpoint folder is refused with CheckpointError, which names both sides; for a file there is only a warning.
     """
     if not (section["ckpt"] and is_checkpoint_folder(section["ckpt"])):
         trained_with.compare_identity(saved, path, "model.ckpt", own)
@@ -162,17 +163,13 @@ def compared(saved: Any, path: Path, section: Mapping[str, Any], own: Mapping[st
         **trained_with.mapping(manifest.get("template")),
         "composition": manifest.get("composition"),
     }
-    trained_with.check_composition(
-        {"progress": {"identity": identity}}, path.parent, "model.ckpt", own["composition"]
-    )
-    kinds = [("LLM", "llama_model", parts.get("llm"), own.get("llm"))]
-    for key, ours in trained_with.mapping(own.get("vision")).items():
-        kinds.append((f"{key} file", key, trained_with.mapping(parts.get("vision")).get(key), ours))
-    for kind, key, theirs, ours in kinds:
+    content = {"progress": {"identity": identity}}
+    trained_with.check_composition(content, path.parent, "model.ckpt", own["composition"])
+    for kind, key, theirs, ours in trained_with.identity_pairs(parts, own):
         if theirs and ours and not is_same(theirs, ours, section[key]):
             raise CheckpointError(
-                f"model.ckpt: '{path.parent}' was trained with another {kind} ({trained_with.said(theirs)}) than "
-                f"model.{key} '{section[key]}' ({trained_with.said(ours)}). Set model.{key} to what it was trained with; to "
-                f"use the weights knowingly with this one, set model.ckpt to '{path}'"
+                f"model.ckpt: '{path.parent}' was trained with another {kind} ({trained_with.as_text(theirs)}) than "
+                f"model.{key} '{section[key]}' ({trained_with.as_text(ours)}). Set model.{key} to what it was trained "
+                f"with; to use the weights knowingly with this one, set model.ckpt to '{path}'"
             )
-    return {"progress": {"identity": identity}}
+    return content

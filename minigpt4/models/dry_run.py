@@ -1,4 +1,4 @@
-"""What can be said of a model before its weights are loaded: what is wrong, parts, texts, memory."""
+"""Everything that is known of a model before its weights are loaded: problems, parts, text preview, memory."""
 
 import logging
 
@@ -20,11 +20,11 @@ from minigpt4.text.preview import TextPreview
 
 
 class DryRun:
-    """The part of MiniGPTBase that `--dry-run` and inspect ask."""
+    """The part of MiniGPTBase that `--dry-run` and `inspect` use."""
 
     @classmethod
     def preflight(cls, cfg: MiniGPT4Config, where: str = "model") -> list[Problem]:
-        """Return the problems of the section and of its files, by their first bytes; nothing is loaded."""
+        """Return the problems of the section and of its files, judged by their first bytes; loads nothing."""
         return find_problems(cfg, where)
 
     @classmethod
@@ -41,11 +41,13 @@ class DryRun:
 
     @classmethod
     def settle_training(cls, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool) -> None:
-        """See BaseModel: `compile` and `cuda_graphs`. A vision side that trains and a divided LLM are compiled on
-        demand alone, what trains or is computed again is not recorded.
+        """Set `compile` and `cuda_graphs` where they are None; see BaseModel.
+
+        With a vision side that trains or a sharded LLM both are only used on request; `cuda_graphs` needs `compile`, and
+        a section without `recording_problems`.
         """
-        is_usual = modes(cfg)["vision"] == "frozen" and not shard_llm
-        if cfg.compile is None and device.type == "cuda" and is_usual:
+        is_standard = modes(cfg)["vision"] == "frozen" and not shard_llm
+        if cfg.compile is None and device.type == "cuda" and is_standard:
             reason = compiling.obstacle(device)
             cfg.compile = reason is None
             if reason:
@@ -56,12 +58,12 @@ class DryRun:
                     reason,
                 )
         if cfg.cuda_graphs is None:
-            can = is_usual and not recording_problems(cfg, "model")
-            cfg.cuda_graphs = device.type == "cuda" and bool(cfg.compile) and can
+            can_record = is_standard and not recording_problems(cfg, "model")
+            cfg.cuda_graphs = device.type == "cuda" and bool(cfg.compile) and can_record
 
     @classmethod
     def skeleton(cls, cfg: MiniGPT4Config, compute_dtype: torch.dtype) -> "DryRun":
-        """Return the model on the meta device, as `from_config` would make it: shapes and types, no weights."""
+        """Return the model that `from_config` would build, on the meta device: shapes and types, no values."""
         cls.settle(cfg)
         model = cls(cfg, compute_dtype)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
@@ -74,32 +76,31 @@ class DryRun:
     def plan(
         cls, cfg: MiniGPT4Config, device: torch.device | str, num_shares: int = 1
     ) -> list[Part]:
-        """Return the parts that `from_config` would build on `device`, once its files fit; see `read_files`.
+        """Return the parts that `from_config` would build on `device`. Raises as `read_files` if files do not fit.
 
-        `num_shares`: into how many the LLM is divided; its `bytes` are those of one.
+        `num_shares`: the number of shards of the LLM, whose `bytes` are then those of one shard.
         """
         device = torch.device(device)
-        quantization.check_device(
-            quantization.kind_of(cfg.llm_quantization, cfg.low_resource), device
-        )
+        kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
+        quantization.check_device(kind, device)
         model = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device))
         model.read_files(cfg)
-        sizes = (
-            {}
-            if num_shares == 1
-            else {"llama_model": sharding.share_bytes(model.llama_model, num_shares)}
-        )
+        parts = [part._replace(device=str(device)) for part in model.parts()]
+        if num_shares == 1:
+            return parts
+        shard_bytes = sharding.share_bytes(model.llama_model, num_shares)
         return [
-            part._replace(device=str(device), bytes=sizes.get(part.name, part.bytes))
-            for part in model.parts()
+            part._replace(bytes=shard_bytes) if part.name == "llama_model" else part
+            for part in parts
         ]
 
     def read_files(self, cfg: MiniGPT4Config) -> None:
-        """Read into a skeleton what `from_config` will read, but for the LLM's weights: names and shapes must fit.
+        """Read into a skeleton the files of `from_config`, except the LLM's weights: names and shapes must fit.
 
-        Files that are still to be downloaded are left out; of large ones little more than the header is read. Raises
-        CheckpointError, ValueError; warns of an end symbol that would not be learnt.
+        Files that have yet to be downloaded are left out; of large files little more than the header is read. Raises
+        CheckpointError, ValueError; warns of an end symbol that would not be learned.
         """
+        # for its errors and warnings alone
         self.text_preview(cfg)
         self.llm_identity = language_model.identity(cfg.llama_model, self.llama_model)
         if cfg.ckpt and (path := cached_path(cfg.ckpt)).is_file():
@@ -109,9 +110,8 @@ class DryRun:
     def text_preview(cls, cfg: MiniGPT4Config) -> TextPreview:
         """Return the TextPreview of a checked `model` section: what the LLM reads and learns; loads the tokenizer."""
         cls.settle(cfg)
-        return TextPreview(
-            cfg, language_model.load_tokenizer(cfg.llama_model), cls.image_tokens(cfg)
-        )
+        tokenizer = language_model.load_tokenizer(cfg.llama_model)
+        return TextPreview(cfg, tokenizer, cls.image_tokens(cfg))
 
     @classmethod
     def training_memory(
@@ -122,19 +122,15 @@ class DryRun:
         max_tokens: int | None = None,
         num_shares: int = 1,
     ) -> int:
-        """Return the bytes that a training step of `batch_size` texts of full length holds at most, counted.
+        """Return the peak bytes of a training step with `batch_size` texts of full length, as `memory.count` finds.
 
-        `num_shares`: into how many the LLM is divided; then counted is one of them, and what a step gathers.
+        `max_tokens`: see there. `num_shares`: the number of shards of the LLM; then the whole LLM is replaced by one
+        shard and the parts that a step gathers.
         """
-        peak = memory.count(cls, cfg, torch.device(device), batch_size, max_tokens).peak
+        device = torch.device(device)
+        peak = memory.count(cls, cfg, device, batch_size, max_tokens).peak
         if num_shares == 1:
             return peak
-        llm = cls.skeleton(
-            cfg, resolve_compute_dtype(cfg.llm_precision, torch.device(device))
-        ).llama_model
-        return (
-            peak
-            - sharding.share_bytes(llm, 1)
-            + sharding.share_bytes(llm, num_shares)
-            + sharding.gathered_bytes(llm)
-        )
+        llm = cls.skeleton(cfg, resolve_compute_dtype(cfg.llm_precision, device)).llama_model
+        whole, shard = sharding.share_bytes(llm, 1), sharding.share_bytes(llm, num_shares)
+        return peak - whole + shard + sharding.gathered_bytes(llm)

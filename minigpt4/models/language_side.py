@@ -1,4 +1,4 @@
-"""The language side of a MiniGPT: tokenizer, LLM with what of it trains, and the projection before it."""
+"""The language side of a MiniGPT: the tokenizer, the LLM with its LoRA, and the projection in front of it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,16 @@ from minigpt4.models.llm import adapters, chat_format, language_model, quantizat
 from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.text.encoder import PromptEncoder
 
-if TYPE_CHECKING:  # imports transformers
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
     from minigpt4.models.llm.decoding import Decoder
 
 
 class LanguageSide:
-    """The part of MiniGPTBase that has to do with the LLM."""
+    """The part of MiniGPTBase that loads the LLM and the projection."""
 
     @classmethod
     def settle(cls, cfg: MiniGPT4Config) -> None:
-        """Fill in what a section leaves to its files: image size, and the text around questions and answers."""
+        """Fill in the keys whose values come from the model's files: the image size and the prompt template."""
         super().settle(cfg)
         chat_format.settle(cfg)
 
@@ -29,12 +29,12 @@ class LanguageSide:
     def load_language(
         self, cfg: MiniGPT4Config, device: torch.device, shard_llm: bool = False
     ) -> None:
-        """Load tokenizer and LLM, and make the projection into the LLM's embedding space."""
+        """Load the tokenizer and the LLM, and create the projection into the LLM's embedding space."""
         main_print("Loading LLAMA")
         self.llama_tokenizer = language_model.load_tokenizer(cfg.llama_model)
         kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
-        where = device, kind, cfg.device_8bit, cfg.device_map
-        llm = language_model.load_llm(cfg.llama_model, self.llm_dtype, *where, shard_llm)
+        options = {"gpu": cfg.device_8bit, "device_map": cfg.device_map, "shard": shard_llm}
+        llm = language_model.load_llm(cfg.llama_model, self.llm_dtype, device, kind, **options)
         if cfg.check_llm:
             language_model.check_reads_english(llm, self.llama_tokenizer, cfg.llama_model)
         self.attach_language(llm, device)
@@ -43,27 +43,27 @@ class LanguageSide:
 
     @property
     def llm_dtype(self) -> torch.dtype:
-        """The type of the LLM's weights: where they train float32, for small steps would be lost in fewer bits."""
+        """The type of the LLM's weights: float32 if they train, as small updates are lost in half precision."""
         return torch.float32 if self.train_modes["llm"] == "full" else self.compute_dtype
 
     def attach_language(self, llm: nn.Module, device: torch.device | str) -> None:
-        """Take an LLM, add what of it trains, and make the projection into its embedding space."""
+        """Set the LLM, freeze it or add LoRA as configured, and create the projection into its embedding space."""
         self.llama_model = llm
         if torch.device(device).type == "cuda":
-            # it plans anew for each length: 25 ms and more
+            # cuDNN's attention builds a new plan for each sequence length: 25 ms and more
             torch.backends.cuda.enable_cudnn_sdp(False)
         if self.train_modes["llm"] != "full":
             self.freeze("llama_model")
         if self.lora_r:
             adapters.add_lora(llm, self.lora_r, self.lora_alpha)
-            main_print(adapters.said(llm))
+            main_print(adapters.parameter_summary(llm))
         width = llm.get_input_embeddings().weight.shape[1]
         self.llama_proj = projector.build(self.projector, self.vision_width, width, device)
         if self.train_modes["projector"] == "frozen":
             self.freeze("llama_proj")
 
     def train(self, mode: bool = True) -> "LanguageSide":
-        """Set the mode of what trains; an LLM that trains as a whole drops nothing, as in evaluation."""
+        """Set training mode; the LLM stays in evaluation mode (no dropout) even if it trains, only LoRA switches."""
         super().train(mode)
         if hasattr(self, "llama_model"):
             self.llama_model.eval()
@@ -72,22 +72,22 @@ class LanguageSide:
         return self
 
     def decoder(self) -> "Decoder":
-        """Return the Decoder with which a chat runs the LLM."""
+        """Return a Decoder, which runs the LLM for a chat."""
         from minigpt4.models.llm.decoding import Decoder
 
         return Decoder(self.llama_model)
 
     @property
     def encoder(self) -> PromptEncoder:
-        """The encoder of `llama_tokenizer`, whichever that is."""
+        """The PromptEncoder of `llama_tokenizer`, made anew if the tokenizer was replaced."""
         if self._encoder is None or self._encoder.tokenizer is not self.llama_tokenizer:
             self._encoder = PromptEncoder(self.llama_tokenizer)
         return self._encoder
 
     def composition(self) -> dict[str, Any]:
-        """Return what the model is made of, as plain values: {"vision", "bridge", "projector", "llm"}.
+        """Return the parts that the model consists of, as plain text: {"vision", "bridge", "projector", "llm"}.
 
-        `vision`: a name of VIT_MODELS or timm, or the model_type of a folder of transformers; `bridge`: qformer, merged
+        `vision`: a name of VIT_MODELS or timm, or the model_type of a transformers folder; `bridge`: qformer, merged
         or none; `projector`: linear or mlp2x_gelu; `llm`: the model_type of the LLM's folder, with its sizes.
         """
         config = self.llama_model.config.get_text_config()

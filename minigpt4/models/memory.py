@@ -1,7 +1,7 @@
-"""The memory of a training step, counted with tensors that have shapes and no values: no weights, no GPU.
+"""The memory of a training step, counted with tensors that have shapes but no values: needs no weights and no GPU.
 
-Counted is what torch.cuda.max_memory_allocated would report: every storage that is alive at once, rounded up as CUDA's
-caching allocator rounds. What it does not know is in OUTSIDE.
+The count is what torch.cuda.max_memory_allocated would report: all storages that are alive at the same time, each
+rounded up like CUDA's caching allocator does. Memory outside that allocator is estimated by OUTSIDE.
 """
 
 import weakref
@@ -21,19 +21,19 @@ from minigpt4.text.prompts import read_prompts
 from minigpt4.text.segments import IMAGE_SLOT
 
 ROUNDING = 512  # bytes. Source: kMinBlockSize of PyTorch's CUDACachingAllocator
-# Bytes that a card must have beyond those counted: CUDA's context and kernels, workspaces of cuBLAS, gaps between
-# tensors. An assumption, not measured.
+# Bytes that a GPU needs in addition to the count: CUDA's context and kernels, cuBLAS workspaces, fragmentation. An
+# assumption, not measured.
 OUTSIDE = 3 * 2**28
-CHARACTERS_A_TOKEN = 4  # of an English prompt
+CHARACTERS_A_TOKEN = 4  # characters per token of an English prompt
 
 
 class Cost(NamedTuple):
-    """What a step takes: bytes of weights, held between forward and backward, and at most; kernels started."""
+    """The cost of a training step; all but `launches` in bytes."""
 
-    weights: int
-    held: int
+    weights: int  # parameters and buffers
+    held: int  # all that is alive between forward and backward
     peak: int
-    launches: int
+    launches: int  # number of kernels launched
 
 
 def count(
@@ -43,10 +43,10 @@ def count(
     batch_size: int,
     max_tokens: int | None = None,
 ) -> Cost:
-    """Return the Cost of a step of a `model` section: `batch_size` texts of full length behind the longest prompt.
+    """Return the Cost of a step of a `model` section: `batch_size` texts of full length after the longest prompt.
 
-    `max_tokens`: as many are in the LLM at once. On a GPU the attention of GPUs of 2020 and later is counted. Raises
-    ValueError for weights that cannot train.
+    `max_tokens`: the most tokens that the LLM computes at once, as in `BaseModel.split`. For a GPU the fused attention
+    of GPUs of 2020 and later is counted. Raises ValueError for quantised weights that cannot train.
     """
     kind = quantization.kind_of(cfg.llm_quantization, cfg.low_resource)
     if refusal := quantization.refusal_to_train(kind, device):
@@ -64,7 +64,10 @@ def count(
 
 
 def count_step(model: torch.nn.Module, samples: dict, device: torch.device, loss: Callable) -> Cost:
-    """Return the Cost of ``loss(samples)``, backward and AdamW; the model is on the meta device, images are added."""
+    """Return the Cost of ``loss(samples)``, backward and AdamW.
+
+    `model` is on the meta device. The images of `samples` are added here.
+    """
     shape = (len(samples["text_input"]), 3, model.image_size, model.image_size)
     with (
         without_values(model),
@@ -78,15 +81,15 @@ def count_step(model: torch.nn.Module, samples: dict, device: torch.device, loss
         )
         samples = samples | {"image": torch.empty(shape), "iters": 0}
         counter.launches = 0
-        found = loss(samples)
+        value = loss(samples)
         held = counter.now
-        found.backward()
+        value.backward()
         optimizer.step()
     return Cost(weights, held, counter.peak, counter.launches)
 
 
 def _with_state(parameters):
-    """Return an AdamW that has its moments, as from the second step on."""
+    """Return an AdamW whose moments are allocated, as from the second step on."""
     optimizer = torch.optim.AdamW(parameters, fused=True)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -96,44 +99,43 @@ def _with_state(parameters):
 
 
 def tokenizer_of_characters() -> Any:
-    """Return a tokenizer with a token for each printable ASCII character and the end of a line."""
+    """Return a tokenizer with one token for each printable ASCII character and the newline."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     symbols = ["<s>", "</s>", "\n", *map(chr, range(32, 127))]
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
     tokenizer.decoder = decoders.Fuse()
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    found.pad_token, found.padding_side = found.eos_token, "right"
-    return found
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.pad_token, fast.padding_side = fast.eos_token, "right"
+    return fast
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Follows all tensors that come into being in its block; `now` and `peak` in bytes, `launches`: kernels started.
+    """Tracks all tensors that are created in its block: bytes alive `now` and at the `peak`, and kernel `launches`.
 
-    A kernel is an operation that fills memory: views and bare allocations are none.
+    An operation counts as a kernel if it writes memory; views and bare allocations do not.
     """
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = self.launches = 0
-        self._alive = {}  # address of a storage -> weak reference that ends its entry
+        self._alive = {}  # {address of a storage: weak reference that removes this entry}
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Count tensors that were there before."""
+        """Count tensors that existed before the block."""
         for tensor in tensors:
             self._hold(tensor)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         is_new = [self._hold(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.launches += func._schema.is_mutable or (
-            any(is_new) and "empty" not in func._schema.name
-        )
+        fills_new_memory = any(is_new) and "empty" not in func._schema.name
+        self.launches += func._schema.is_mutable or fills_new_memory
         return out
 
     def _hold(self, tensor):
-        """Return whether the tensor's storage was not known."""
+        """Count the storage of a tensor, unless it is counted already; return whether it was new."""
         storage = tensor.untyped_storage()
         address, size = storage._cdata, -(-storage.nbytes() // ROUNDING) * ROUNDING
         if address in self._alive:
@@ -151,19 +153,18 @@ class MemoryCounter(TorchDispatchMode):
 
 @contextmanager
 def without_values(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Give `model`, on the meta device, tensors without values inside the block, where all tensors are such.
+    """Within the block all tensors have no values (FakeTensor), those of `model`, on the meta device, included.
 
-    They say that they lie on the CPU: backward asks a GPU's driver, which may not be there.
+    Their device is the CPU: with a GPU's, backward would call its driver, which may not be installed.
     """
-    fakes = {}
+    fakes = {}  # by identity, so that tied weights stay tied
 
     def fake(tensor):
         if id(tensor) not in fakes:
             made = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            fakes[id(tensor)] = (
-                torch.nn.Parameter(made, tensor.requires_grad) if is_parameter else made
-            )
+            if isinstance(tensor, torch.nn.Parameter):
+                made = torch.nn.Parameter(made, tensor.requires_grad)
+            fakes[id(tensor)] = made
         return fakes[id(tensor)]
 
     with FakeTensorMode():

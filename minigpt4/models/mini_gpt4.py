@@ -1,6 +1,6 @@
-"""MiniGPT-4: a ViT, with Q-Former (2023), merged patches or patches as they are, a projection, an LLM.
+"""MiniGPT-4: a ViT, a bridge (Q-Former as in 2023, merged patches, or none), a projection, an LLM.
 
-Shapes: I images, S image size, Dv ViT width, Q vectors an image, H their width, D LLM width.
+Shapes: I images, S image size, Dv ViT width, Q vectors per image, H their width, D LLM width.
 """
 
 import logging
@@ -33,12 +33,12 @@ from minigpt4.models.vision.tower import VisionTower
 @registry.register_model("mini_gpt4")
 @registry.register_model("minigpt4")  # its name in later YAML files, VLMEvalKit's among them
 class MiniGPT4(MiniGPTBase):
-    """ViT -> ln_vision -> Q-Former, or patches, merged or not -> llama_proj -> LLM."""
+    """ViT -> ln_vision -> bridge (Q-Former, merged patches or plain patches) -> llama_proj -> LLM."""
 
     PRETRAINED_MODEL_CONFIG_DICT = {
         "pretrain_vicuna": "configs/models/minigpt4.yaml",
         "pretrain_vicuna_7b": "configs/models/minigpt4.yaml",
-        # the newest release's
+        # names of the newest release
         "pretrain_vicuna0": "configs/models/minigpt4_vicuna0.yaml",
         "pretrain_llama2": "configs/models/minigpt4_llama2.yaml",
     }
@@ -64,7 +64,7 @@ class MiniGPT4(MiniGPTBase):
             self.freeze("visual_encoder", "ln_vision")
 
     def add_qformer(self, cfg: MiniGPT4Config, tower: VisionTower) -> None:
-        """Make the Q-Former and its queries. Raises ValueError if it is one for another tower."""
+        """Create the Q-Former and its queries. Raises ValueError if its input width is not the tower's width."""
         standard = QFormerConfig()
         self.has_new_bridge = cfg.q_former_model == NEW
         if self.has_new_bridge:
@@ -94,7 +94,7 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def image_format(cls, cfg: MiniGPT4Config) -> ImageFormat | None:
-        if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # reported by preflight
+        if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # preflight reports it
             return None
         tower = cls.tower(cfg)
         return ImageFormat(cfg.image_size or tower.image_size, tower.mean, tower.std)
@@ -127,13 +127,13 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def weight_files(cls, cfg: MiniGPT4Config) -> list[Path]:
+        files = [towers.weights_path(cfg)]
         reads_qformer = bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW
-        files = [cfg.q_former_model if reads_qformer else "", cfg.ckpt]
-        return [
-            towers.weights_path(cfg),
-            *map(cached_path, filter(None, files)),
-            expand_path(cfg.llama_model),
-        ]
+        if reads_qformer and cfg.q_former_model:
+            files.append(cached_path(cfg.q_former_model))
+        if cfg.ckpt:
+            files.append(cached_path(cfg.ckpt))
+        return [*files, expand_path(cfg.llama_model)]
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
         main_print("Loading VIT")
@@ -155,7 +155,7 @@ class MiniGPT4(MiniGPTBase):
         main_print("Loading Q-Former Done")
 
     def read_files(self, cfg: MiniGPT4Config) -> None:
-        if towers.weights_path(cfg).exists():  # else it is to be downloaded
+        if towers.weights_path(cfg).exists():  # otherwise it has yet to be downloaded
             self.load_vit(cfg)
         if self.bridge == "qformer" and cached_path(cfg.q_former_model).is_file():
             self.load_qformer(cfg)
@@ -163,7 +163,7 @@ class MiniGPT4(MiniGPTBase):
 
     @startup.phase("ViT")
     def load_vit(self, cfg: MiniGPT4Config) -> None:
-        """Fill the ViT from `model.vit_ckpt`. Raises CheckpointError, OSError."""
+        """Load the ViT's weights from `model.vit_ckpt` or `model.vision_model`. Raises CheckpointError, OSError."""
         tower, is_frozen = self.tower(cfg), self.train_modes["vision"] == "frozen"
         path, where = towers.weights_path(cfg), f"model.{tower.source}"
         hint = f"Expected {self.tower_name} of transformers"
@@ -183,7 +183,7 @@ class MiniGPT4(MiniGPTBase):
 
     @startup.phase("Q-Former")
     def load_qformer(self, cfg: MiniGPT4Config) -> None:
-        """Fill Q-Former, queries and ln_vision from `model.q_former_model`. Raises CheckpointError, OSError."""
+        """Load Q-Former, queries and ln_vision from `model.q_former_model`. Raises CheckpointError, OSError."""
         path = resolve_file(cfg.q_former_model, "model.q_former_model")
         found = weights.read_tensors(path, "model.q_former_model", root="model")
         expected = {
@@ -205,14 +205,14 @@ class MiniGPT4(MiniGPTBase):
             logging.info("freeze Qformer")
 
     def reset_ln_vision(self) -> None:
-        """Give ln_vision a weight of ones and no bias: without a Q-Former no file holds it.
+        """Set ln_vision to weight 1 and bias 0: without a Q-Former file, no file holds its weights.
 
-        Source: the newest release, whose projections were trained behind that.
+        Source: the newest release, whose projections were trained on the output of such a layer.
         """
         self.ln_vision.to_empty(device="cpu").reset_parameters()
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]."""
+        """Return the vectors [I, Q, D] of normalised images [I, 3, S, S]. Raises ValueError for other images."""
         if not image.is_floating_point():
             raise ValueError(
                 f"image: {image.dtype}; expected normalised images: a loader's batch becomes that in "
@@ -225,12 +225,13 @@ class MiniGPT4(MiniGPTBase):
             )
         image = image.to(self.device)
         with self.maybe_autocast():
-            if self.recorder and torch.is_grad_enabled():  # a training step; this side is frozen
+            # in a training step the vision side is replayed as a CUDA graph: with a recorder it is frozen
+            if self.recorder and torch.is_grad_enabled():
                 return self.llama_proj(self.recorder("vision", self._vectors, image))
             return self.llama_proj(self._vectors(image))
 
     def _vectors(self, image: torch.Tensor) -> torch.Tensor:
-        """Return what the projection reads of images, [I, Q, H]."""
+        """Return the vectors [I, Q, H] of images, before the projection."""
         image_embeds = self.ln_vision(self.visual_encoder(image))  # [I, prefix + patches, Dv]
         if self.Qformer is None:
             return merging.join_patches(image_embeds, self.num_prefix, self.bridge)
@@ -238,7 +239,7 @@ class MiniGPT4(MiniGPTBase):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in float32, whatever comes in, and gives back the input's type. eps 1e-5. Source: BLIP-2."""
+    """Layer norm computed in float32 whatever the input's type, and returned in that type. Source: BLIP-2."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float()).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The section `model` of a configuration: its keys, their defaults, and what can be wrong with their values."""
+"""The section `model` of a configuration: its keys with their defaults, and the checks of their values."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,89 +16,83 @@ from minigpt4.models.vision.merging import GROUPS
 from minigpt4.models.vision.towers import tower_problems, unknown_tower
 from minigpt4.text.prompts import prompt_problems
 
-NEW = "new"  # as q_former_model: a Q-Former that is not trained yet
+NEW = "new"  # value of q_former_model: a new Q-Former with random weights
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
 
 
 @dataclass
 class MiniGPT4Config:
-    """Every key of the section `model`, with its default."""
+    """The keys of the section `model`, with their defaults."""
 
     arch: str = "mini_gpt4"
     model_type: str = "pretrain_vicuna"
+
     # vision encoder
-    vision_model: str = (
-        ""  # folder of transformers, or name of timm with its file as vit_ckpt; empty: vit_model
-    )
+    # transformers folder, or name of a timm model whose file is vit_ckpt; empty: vit_model
+    vision_model: str = ""
     vit_model: str = "eva_clip_g"
     vit_ckpt: str = f"{BLIP2_FILES}/eva_vit_g.pth"  # path or URL
     image_size: int | None = None  # None: that of the vision tower
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False  # of the ViT
-    vit_precision: str = (
-        "fp16"  # fp32: full linear layers; trained ones (freeze_vit: False) always are
-    )
+    # fp16: linear layers in half precision | fp32; those that train (freeze_vit: False) are always in fp32
+    vit_precision: str = "fp16"
     freeze_vit: bool = True  # and ln_vision
-    # from patches to vectors of the LLM
-    bridge: str | None = (
-        None  # qformer | merged: four neighbours joined | none: patches as they are; None: has_qformer
-    )
+
+    # from the patches to vectors for the LLM
+    # qformer | merged: four neighbouring patches joined | none: single patches; None: as has_qformer says
+    bridge: str | None = None
     has_qformer: bool = True  # False: merged
-    q_former_model: str = (
-        f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"  # path or URL; new: random, to be trained
-    )
+    # path or URL; new: random weights, to be trained
+    q_former_model: str = f"{BLIP2_FILES}/blip2_pretrained_flant5xxl.pth"
     num_query_token: int = 32
     freeze_qformer: bool = True  # and query_tokens
     projector: str = "linear"  # mlp2x_gelu: two layers
+
     # language model
     llama_model: str = REQUIRED  # transformers folder
-    llm_precision: str = "auto"  # fp16 on a GPU; on a CPU bf16 where it has units for it, else fp32
-    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 (nf4, int4)
-    low_resource: bool = False  # the key of 2023: llm_quantization int8
+    # auto: fp16 on a GPU; on a CPU bf16 if it has instructions for it, else fp32
+    llm_precision: str = "auto"
+    llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 bits (nf4, int4)
+    low_resource: bool = False  # key of 2023: llm_quantization int8
     device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
-    device_map: str = (
-        "none"  # auto, or another of accelerate's: spreads the LLM of a chat over all GPUs
-    )
+    # auto or another of accelerate's: spread the LLM of a chat over all GPUs
+    device_map: str = "none"
     check_llm: bool = True  # refuse an LLM that does not read English
-    llm_checkpointing: bool = (
-        False  # layers computed again for backward: less memory, half as much work more
-    )
-    use_grad_checkpoint_llm: bool = False  # the newest release's name of the same
-    lora_r: int = (
-        0  # rank of trained updates of the LLM's query and value projections; 0: the LLM is frozen
-    )
-    lora_alpha: int = 16  # they count alpha / r
-    # frozen | full | lora of each part; rates: run.lr
+    # activation checkpointing: less memory, half as much computation more
+    llm_checkpointing: bool = False
+    use_grad_checkpoint_llm: bool = False  # the same, in the newest release
+    lora_r: int = 0  # rank of LoRA in the LLM's query and value projections; 0: no LoRA
+    lora_alpha: int = 16  # LoRA is scaled by alpha / r
+    # frozen | full | lora, for each part; their learning rates: run.lr
     train: TrainConfig = field(default_factory=TrainConfig)
-    # the ViT's blocks, and what lies between the LLM's matrix products; needs a C++ compiler. None: in a training on a
-    # GPU, where it works
+    # compile the ViT's blocks, and the operations between the LLM's matrix products; needs a C++ compiler. None: on, for
+    # training on a GPU where it works
     compile: bool | None = None
-    # steps recorded as CUDA graphs, for which a GPU needs a step's memory twice; of frozen vision side and LLM. None: in
-    # a training on a GPU whose model is compiled
+    # record steps as CUDA graphs, with a frozen vision side and LLM; the GPU needs a step's memory twice. None: on, for
+    # training on a GPU with a compiled model
     cuda_graphs: bool | None = None
+
     # text
     prompt_path: str = ""
-    prompt_template: str | None = (
-        None  # one {} for the prompt; None: the tokenizer's own chat template, if it has one
-    )
-    chat_template: bool = (
-        False  # an `instruction_input` of the newest release's data goes into prompt_template
-    )
+    # with one {} for the prompt; None: that of the tokenizer's own chat template, if it has one
+    prompt_template: str | None = None
+    # whether an `instruction_input` of the newest release's data is put into prompt_template
+    chat_template: bool = False
     max_context_len: int = 3800  # tokens of a prompt, images included
     max_txt_len: int = 32  # tokens of a caption, end symbol included
     end_sym: str = "\n"
-    mask_eos_labels: bool = (
-        True  # 2023: an end token in the text is no target; False where end_sym is the end token
-    )
-    pack_sequences: bool = (
-        True  # texts of a batch without padding, where the LLM can; same loss and gradient
-    )
-    # a chat, unless it says otherwise
+    # as in 2023, an end token in the text is no target; set it to False if end_sym is the end token
+    mask_eos_labels: bool = True
+    # train on the texts of a batch without padding, if the LLM supports it; same loss and gradient
+    pack_sequences: bool = True
+
+    # defaults of a chat
     repetition_penalty: float = 1.0  # of answers
-    reads_boxes: bool = (
-        False  # it was trained on MiniGPT-v2's task identifiers and boxes: the demo offers them
-    )
+    # trained on MiniGPT-v2's task identifiers and boxes: the demo offers them
+    reads_boxes: bool = False
+
     # MiniGPT-4 checkpoint to start from, path or URL
     ckpt: str = ""
 
@@ -127,7 +121,7 @@ _CHOICES = {
     "bridge": (None, "qformer", *GROUPS),
     "projector": PROJECTORS,
 }
-# key -> {a choice of earlier versions: why it is gone, and what to take}
+# {key: {a choice of earlier versions: why it was removed, and what to use instead}}
 _REMOVED = {
     "llm_quantization": {
         "fp8": "fp8 was removed, since it trained slower than fp16; take int8, which needs as little memory "
@@ -137,14 +131,16 @@ _REMOVED = {
 
 
 def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
-    """Return all that is wrong with the section; nothing is loaded."""
+    """Return everything that is wrong with the section; loads nothing."""
     problems = []
-    if not cfg.vision_model and cfg.vit_model not in VIT_MODELS:  # own code may add to it
+    # single values
+    if (
+        not cfg.vision_model and cfg.vit_model not in VIT_MODELS
+    ):  # users' code may add to VIT_MODELS
         problems.append(Problem(f"{where}.vit_model", unknown_tower(cfg.vit_model)))
     problems += _choice_problems(cfg, where)
-    if cfg.device_map != "none" and (
-        kind := kind_of(cfg.llm_quantization, cfg.low_resource)
-    ) not in ("none", "nf4"):
+    kind = kind_of(cfg.llm_quantization, cfg.low_resource)
+    if cfg.device_map != "none" and kind not in ("none", "nf4"):
         message = f"the LLM in {kind} lies on one device; to spread it, take model.llm_quantization none or nf4"
         problems.append(Problem(f"{where}.device_map", message))
     if not re.fullmatch(r"\d+|cpu|cuda(:\d+)?", str(cfg.device_8bit)):
@@ -158,27 +154,23 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
         problems.append(
             Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM")
         )
+    # files
     problems += [
         Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)
     ]
     problems += tower_problems(cfg, where, MiniGPT4Config.vit_ckpt)
-    if bridge_of(cfg) == "qformer" and cfg.q_former_model != NEW:
+    bridge, is_new = bridge_of(cfg), cfg.q_former_model == NEW
+    if bridge == "qformer" and not is_new:
         problems += filter(None, [weights_problem(cfg.q_former_model, f"{where}.q_former_model")])
     if cfg.ckpt:
         problems += filter(None, [weights_problem(cfg.ckpt, f"{where}.ckpt")])
-    problems += mode_problems(cfg, where, bridge_of(cfg))
+    # what trains
+    problems += mode_problems(cfg, where, bridge)
     if cfg.cuda_graphs:
         problems += recording_problems(cfg, where)
-    if (
-        cfg.q_former_model == NEW
-        and bridge_of(cfg) == "qformer"
-        and modes(cfg)["bridge"] == "frozen"
-    ):
-        problems.append(
-            Problem(
-                f"{where}.q_former_model", f"{NEW}: it is random; set {where}.train.bridge=full"
-            )
-        )
+    if bridge == "qformer" and is_new and modes(cfg)["bridge"] == "frozen":
+        message = f"{NEW}: it is random; set {where}.train.bridge=full"
+        problems.append(Problem(f"{where}.q_former_model", message))
     return problems + prompt_problems(cfg.prompt_path, cfg.prompt_template or "", where)
 
 
@@ -199,7 +191,8 @@ def recording_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
 def _choice_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
     problems = []
     for key, choices in _CHOICES.items():
-        if (value := cfg.get(key)) in choices:
+        value = cfg.get(key)
+        if value in choices:
             continue
         message = f"'{value}' is not one of {', '.join(filter(None, choices))}"
         if hint := _REMOVED.get(key, {}).get(value):
@@ -209,5 +202,7 @@ def _choice_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
 
 
 def bridge_of(cfg: Any) -> str:
-    """Return what stands between tower and projection: qformer, merged or none."""
-    return cfg.bridge or ("qformer" if cfg.has_qformer else "merged")
+    """Return the bridge between vision tower and projection: qformer, merged or none."""
+    if cfg.bridge:
+        return cfg.bridge
+    return "qformer" if cfg.has_qformer else "merged"

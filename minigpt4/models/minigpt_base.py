@@ -1,9 +1,10 @@
-"""What every MiniGPT has: a frozen LLM, the projection into its embedding space, rows, loss, names of checkpoints.
+"""The base class of all MiniGPT models: an LLM, the projection into its embedding space, batches as rows, the loss.
 
-A subclass adds the vision side: its parts in the constructor, `image_size`, and what stands under "the vision side".
+A subclass adds the vision side: it creates the vision modules in its constructor, sets `image_size`, and overrides
+the members listed under "vision side" below.
 
-Shapes: B samples, I images of the batch, S image size, Q vision vectors an image, H their width before the projection,
-D LLM width, L positions of a row, N targets.
+Shapes: B samples, I images in the batch, S image size, Q vision vectors per image, H their width before the
+projection, D LLM width, L positions in a row, N target tokens.
 """
 
 import itertools
@@ -41,65 +42,65 @@ from minigpt4.text.rows import Row, batch_rows, end_problem, faults_named, split
 
 
 class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel):
-    """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` gives the loss of a batch."""
+    """A vision side, `llama_proj` and an LLM. `from_config(cfg)` builds it; `forward` returns the loss of a batch."""
 
     Config = MiniGPT4Config
 
     def __init__(self, cfg: MiniGPT4Config, compute_dtype: torch.dtype):
-        """Take the settings; a subclass makes the vision parts on the meta device: shapes, types, what is frozen."""
+        """Store the settings. A subclass then creates the vision modules on the meta device and freezes its own."""
         super().__init__()
         self.compute_dtype = compute_dtype
-        # text, see text.sample_segments.TextSettings
+        # text: see text.sample_segments.TextSettings
         self.prompt_list, self.prompt_template = [], cfg.prompt_template or ""
         self.max_txt_len, self.end_sym = cfg.max_txt_len, cfg.end_sym
-        # what the checkpoint says, if it does
+        # `from_config` replaces it by what the checkpoint says, if it says anything
         self.trained_text = (self.prompt_template, cfg.end_sym)
         self.chat_template, self.max_context_len = cfg.chat_template, cfg.max_context_len
         self.mask_eos_labels, self.repetition_penalty = cfg.mask_eos_labels, cfg.repetition_penalty
-        self.vision_identity = {}  # {key of a file that is frozen: trained_with.identity}; a subclass fills it
-        # how the LLM is run, and what of it trains
+        # {configuration key of a frozen weight file: trained_with.identity}; a subclass fills it
+        self.vision_identity = {}
+        # how the LLM is run, and which of its weights train
         self.llm_checkpointing = cfg.llm_checkpointing or cfg.use_grad_checkpoint_llm
         self.lora_r, self.lora_alpha = cfg.lora_r, cfg.lora_alpha
         self.train_modes, self.projector = training_parts.modes(cfg), cfg.projector
         self.pack_sequences, self.may_compile = cfg.pack_sequences, cfg.compile
-        self.llm_backend = (
-            None  # one of backends.PACKED or "padded"; `forward` finds out which the LLM can take
-        )
-        self._llm_trained = False  # when llm_backend was chosen
+        self.llm_backend = None  # a key of backends.PACKED or "padded"; see `choose_backend`
+        self._llm_trained = False  # whether LLM weights trained when llm_backend was chosen
         self.recorder = Recorder() if cfg.cuda_graphs else None
         self._num_forwards, self._encoder = itertools.count(), None
 
-    # the vision side, a subclass's
+    # vision side: a subclass overrides these members
+
     @property
     def num_image_tokens(self) -> int:
-        """The number of vectors that an image becomes, Q."""
+        """The number of vectors per image, Q."""
         raise NotImplementedError(f"{type(self).__name__}.num_image_tokens")
 
     @classmethod
     def image_tokens(cls, cfg: MiniGPT4Config) -> int:
-        """Return what `num_image_tokens` will be for a `model` section; nothing is loaded."""
+        """Return the `num_image_tokens` of a model with this `model` section, without loading anything."""
         raise NotImplementedError(f"{cls.__name__}.image_tokens")
 
     @property
     def vision_width(self) -> int:
-        """The width of those vectors before the projection, H."""
+        """The width of the vision vectors before the projection, H."""
         raise NotImplementedError(f"{type(self).__name__}.vision_width")
 
     def vision_composition(self) -> dict[str, str]:
-        """Return the vision side's part of `composition`; {} says nothing."""
+        """Return the vision entries of `composition`; {} leaves them out."""
         return {}
 
     def load_vision(self, cfg: MiniGPT4Config, device: torch.device) -> None:
-        """Fill the vision parts from their files; they will compute on `device`."""
+        """Load the vision weights from their files; `device` is where they will compute."""
         raise NotImplementedError(f"{type(self).__name__}.load_vision")
 
     def encode_images(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [I, Q, D] of normalised images [I, 3, S, S]."""
+        """Return the vectors [I, Q, D] of normalised images [I, 3, S, S]."""
         raise NotImplementedError(f"{type(self).__name__}.encode_images")
 
     @staticmethod
     def import_libraries() -> None:
-        """Import what is otherwise imported where it is first needed."""
+        """Import the slow libraries now rather than at their first use."""
         from transformers import AutoModelForCausalLM  # noqa: F401
 
     def encode_img(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,26 +114,26 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
     def from_config(
         cls, cfg: MiniGPT4Config, device: torch.device | str | None = None, shard_llm: bool = False
     ) -> "MiniGPTBase":
-        """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, to be moved).
+        """Return the model of a `model` section, weights loaded, on `device` (None: on the CPU, for you to move).
 
-        `cfg`: that of a Config, or any mapping, whose absent keys take their defaults. `shard_llm`: called by all
-        ranks, each holds a share of the LLM. Raises ValueError (CheckpointError, ConfigError) or OSError that names
-        the configuration key of a file that does not fit.
+        `cfg` is the section of a Config, or any mapping; missing keys take their defaults. With `shard_llm` all ranks
+        must call this, and each holds a shard of the LLM. Raises ValueError (also CheckpointError, ConfigError) or
+        OSError; the message names the configuration key of the file that does not fit.
         """
         cfg = as_section(cfg, cls.Config, "model")
         cls.settle(cfg)
         with startup.phase("imports"):
             cls.import_libraries()
-        meant_for = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, meant_for))
-        model.load_vision(cfg, meant_for)
+        compute_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = cls(cfg, resolve_compute_dtype(cfg.llm_precision, compute_device))
+        model.load_vision(cfg, compute_device)
         model.to(device or "cpu")
-        is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
         # quantised weights are packed for the device that computes with them
-        shard = {"shard_llm": True} if shard_llm else {}  # own models may not know it
-        model.load_language(
-            cfg, meant_for if is_quantised else torch.device(device or "cpu"), **shard
-        )
+        is_quantised = quantization.kind_of(cfg.llm_quantization, cfg.low_resource) != "none"
+        llm_device = compute_device if is_quantised else torch.device(device or "cpu")
+        # passed only if set: a user's subclass may override `load_language` without this argument
+        options = {"shard_llm": True} if shard_llm else {}
+        model.load_language(cfg, llm_device, **options)
         if cfg.prompt_path:
             model.prompt_list = read_prompts(cfg.prompt_path, cfg.prompt_template)
             main_print(f"Load {len(model.prompt_list)} training prompts")
@@ -149,23 +150,25 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         return sharding.in_turns(self.llama_model)
 
     def identity(self) -> dict:
-        """Return the frozen weights and the text around images that those which train belong to, as plain values."""
-        text = {
+        """Return, as plain values, the frozen weights and the text settings that the trained weights depend on."""
+        return {
+            "llm": self.llm_identity,
+            "vision": self.vision_identity,
+            "composition": self.composition(),
             "prompt_template": self.prompt_template,
             "end_sym": self.end_sym,
             "prompts": self.prompt_list,
         }
-        made_of = {"composition": self.composition()}
-        return {"llm": self.llm_identity, "vision": self.vision_identity, **made_of, **text}
 
     # forward: images, rows, loss
 
     def forward(self, samples: dict, reduction: str = "mean") -> dict:
         """Return {"loss": mean cross entropy over the batch's target tokens, "num_targets": N}.
 
-        `samples` has "image", the images [I, 3, S, S] of all samples in order, and the texts that
-        `text.rows.batch_rows` describes; or it is a batch of the newest release, `text.release_samples`. The
-        `reduction` "none" gives `row_losses`. Raises ValueError for a batch without a target. Waits for no device.
+        `samples` holds "image", the images [I, 3, S, S] of all samples in order, and the texts that
+        `text.rows.batch_rows` describes; or it is a batch in the newest release's format (`text.release_samples`).
+        With `reduction="none"` the result is that of `row_losses`. Raises ValueError for a batch without a target.
+        Never waits for the device.
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r}; expected 'mean' or 'none'")
@@ -177,10 +180,10 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         return {"loss": losses.mean(), "num_targets": len(losses)}
 
     def row_losses(self, rows: list[Row], images: torch.Tensor) -> dict:
-        """Return {"loss": sum over each row's targets [B], "num_targets": [B]}, 0 and 0 for a row without one.
+        """Return {"loss": sum over each row's targets [B], "num_targets": [B]}; both are 0 for a row without a target.
 
-        `images` are vectors [I, Q, D]; several rows may have one image. Neither depends on the other rows. Raises
-        ValueError if no row has a target.
+        `images` are vectors [I, Q, D]; rows may share an image. A row's loss does not depend on the other rows.
+        Raises ValueError if no row has a target.
         """
         losses, order = self._target_losses(rows, images)
         counts = send([row.num_targets for row in rows], device=losses.device)[0]
@@ -189,67 +192,67 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
     def _target_losses(
         self, rows: list[Row], images: torch.Tensor
     ) -> tuple[torch.Tensor, Sequence[int]]:
-        """Return (cross entropy of each target [N], the rows as they stand in it one behind the other)."""
+        """Return (cross entropy of each target [N], row after row; the indices of these rows in their order)."""
         if not any(row.num_targets for row in rows):
             raise self._no_target(rows)
         self.tokens_read += sum(len(row.ids) for row in rows)
-        backend, pad_id = self.choose_backend(), self.llama_tokenizer.pad_token_id
+        llm, recompute = self.llama_model, self.llm_checkpointing
+        backend = self.choose_backend()
         with self.maybe_autocast():
             if backend == "padded":
-                order, how = range(len(rows)), (pad_id, self.llm_checkpointing)
-                losses = row_logits.padded(self.llama_model, rows, images, *how)
-            else:
-                packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
-                how = backends.PACKED[backend], self.llm_checkpointing
-                can_record = images.requires_grad and backends.can_record(backend, images)
-                recorder = self.recorder if can_record else None
-                losses = row_logits.packed(self.llama_model, packed, images, *how, recorder)
-                order = packed.rows
-        return losses, order
+                pad_id = self.llama_tokenizer.pad_token_id
+                losses = row_logits.padded(llm, rows, images, pad_id, recompute)
+                return losses, range(len(rows))
+            packed = layouts.pack(rows, self.num_image_tokens, may_share=not self._llm_trained)
+            can_record = images.requires_grad and backends.can_record(backend, images)
+            recorder = self.recorder if can_record else None
+            label_logits = backends.PACKED[backend]
+            losses = row_logits.packed(llm, packed, images, label_logits, recompute, recorder)
+            return losses, packed.rows
 
     def encode_batch(self, image: torch.Tensor) -> torch.Tensor:
-        """Return vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.
+        """Return the vectors [I, Q, D] of a batch's images [I, 3, S, S]; I may be 0.
 
-        Then the projection has a gradient of zeros, or what else trains, for there must be one; where the LLM trains,
-        they have none, and the optimizer leaves them alone in that step. Source: the newest release.
+        Without images and with a frozen LLM, the loss would depend on no trained parameter and backward would fail:
+        the projection, or else the first parameter that trains, then gets a gradient of zeros. Where the LLM trains,
+        they get none, and the optimizer skips them in that step. Source: the newest release.
         """
         if len(image):
             return self.encode_images(image)
         first = next(self.llama_proj.parameters())
-        none = first.new_zeros(0, self.num_image_tokens, self.vision_width)
+        empty = first.new_zeros(0, self.num_image_tokens, self.vision_width)
         if not first.requires_grad:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            none = none + sum(parameter.flatten()[0] for parameter in trained[:1])
-        with (
-            self.maybe_autocast(),
-            torch.set_grad_enabled(not language_model.trains(self.llama_model)),
-        ):
-            return self.llama_proj(none)
+            empty = empty + sum(parameter.flatten()[0] for parameter in trained[:1])
+        needs_gradient = not language_model.trains(self.llama_model)
+        with self.maybe_autocast(), torch.set_grad_enabled(needs_gradient):
+            return self.llama_proj(empty)
 
     def rows(self, samples: dict) -> list[Row]:
-        """Return what the LLM reads of each sample of a batch."""
+        """Return the row of each sample of a batch: what the LLM reads and which tokens are targets."""
         samples = from_release(samples)
         prompt = self._draw_prompt(samples) if self.prompt_list else ""
         with faults_named(samples, prompt, self, self.encoder, self.num_image_tokens):
             rows = batch_rows(samples, prompt, self, self.encoder, self.num_image_tokens)
-        turns = samples.get("turns") or [()] * len(rows)
-        if any(own and row.num_cut for own, row in zip(turns, rows, strict=True)):
+        dialogues = samples.get("turns") or [()] * len(rows)
+        if any(turns and row.num_cut for turns, row in zip(dialogues, rows, strict=True)):
             warn_of_cut(self.max_txt_len)
         return rows
 
     def split(self, samples: dict, max_tokens: int) -> list[tuple[dict, float]]:
-        """Return [(part of a batch, its share of the targets)]: samples in a row, of `max_tokens` tokens at most.
+        """Return [(part of a batch, its fraction of the targets)]: consecutive samples, at most `max_tokens` tokens.
 
-        A sample with more is a part of its own. The parts' losses times their shares add up to the batch's loss.
+        A longer sample is a part of its own. The parts' losses, weighted by these fractions, add up to the batch's
+        loss.
         """
         samples = from_release(samples)
         return split_batch(samples, self.rows(samples), max_tokens)
 
     def build_inputs(self, samples: dict) -> tuple[dict[str, torch.Tensor], int]:
-        """Return {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]} of a padded batch.
+        """Return the inputs of a padded batch, and the largest number of positions that a row has after its prompt.
 
-        And the most positions that a row has behind its prompt. Labels are the token ids of captions and answers,
-        IGNORED elsewhere. Raises ValueError if there are none.
+        The inputs are {"inputs_embeds" [B, L, D], "attention_mask" [B, L], "labels" [B, L]}. Labels are the token ids
+        of captions and answers, IGNORED elsewhere. Raises ValueError for a batch without a target.
         """
         samples = from_release(samples)
         rows = self.rows(samples)
@@ -262,9 +265,9 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         return inputs, max(len(row.ids) - row.num_prompt for row in rows)
 
     def choose_backend(self) -> str:
-        """Return how training runs the LLM, one of backends.PACKED or "padded".
+        """Return how training runs the LLM: a key of backends.PACKED, or "padded".
 
-        It is found out once, and anew when weights of the LLM begin or cease to train; the log says which it is.
+        Chosen once, and again when LLM weights start or stop training; the log names the choice.
         """
         trains = language_model.trains(self.llama_model)
         if self.llm_backend is None or trains != self._llm_trained:
@@ -289,6 +292,6 @@ class MiniGPTBase(DryRun, LanguageSide, TrainedWeights, PromptAnswers, BaseModel
         return list(filter(None, [end_problem(self, self.encoder)]))
 
     def _draw_prompt(self, samples: dict) -> str:
-        """Return this batch's prompt, a function of the process's seed and the step: a resumed run draws it again."""
+        """Return the prompt of this batch. It depends only on the process's seed and the step, so resume repeats it."""
         step = samples.get("iters", next(self._num_forwards))
         return random.Random(f"{torch.initial_seed()} {step}").choice(self.prompt_list)

@@ -1,4 +1,4 @@
-"""MiniGPT-v2: larger images, merged patches, and an LLM that learns by LoRA beside the projection."""
+"""MiniGPT-v2: larger images, merged patches, and LoRA in the LLM, which trains together with the projection."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Hashes of a model's parts as they are in memory: of every byte, not of a sample."""
+"""Hashes of a model's parts in memory, of every byte (those of files, in fingerprints.py, sample)."""
 
 import hashlib
 import os
@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-_MOST_THREADS = 8  # each holds a copy of a tensor that lies on a GPU
+_MOST_THREADS = 8  # each holds a CPU copy of one tensor of a GPU
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return {name: tensor} of the parameters that do not train, and of the buffers.
+    """Return {name: tensor} of the frozen parameters and the saved buffers.
 
-    Of an LLM that is divided among ranks, this rank's shares: a part of its own, `llama_model (1 of 2 shares)`.
+    Of a sharded LLM these are this rank's shards, under a part name of their own: `llama_model (1 of 2 shares)`.
     """
     frozen = {}
     for name, parameter in model.named_parameters():
@@ -28,15 +28,15 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the buffers that are saved with a model; the others are made from its settings, or are caches."""
-    for where, module in model.named_modules():
+    """Yield (name, buffer) of the persistent buffers; the others follow from the model's settings, or are caches."""
+    for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                yield f"{where}.{name}".lstrip("."), buffer
+                yield f"{prefix}.{name}".lstrip("."), buffer
 
 
 def tensor_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return {name: hash} of tensors, of their types, shapes and bytes. sha256 leaves Python to the other threads."""
+    """Return {name: `tensor_hash`} of tensors, computed in threads: sha256 releases Python's global lock."""
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(tensor_hash, tensors.values()), strict=True))
 
@@ -50,7 +50,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
 
 def part_hashes(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Return {part: hash of its tensors' names and hashes}; a part is what stands before the first dot of a name."""
+    """Return {part: hash of its tensors' names and hashes}; the part is the text before a name's first dot."""
     digests = defaultdict(hashlib.sha256)
     for name in sorted(hashes):
         digests[name.partition(".")[0]].update(f"{name} {hashes[name]}\n".encode())

@@ -1,4 +1,4 @@
-"""Answers to finished prompts, one image each, as scripts of the newest release ask for them."""
+"""Answers to prompts that are already formatted, one image each, through the interface of the newest release."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,9 +15,9 @@ SCORES = ("sum", "mean")
 
 
 class PromptAnswers:
-    """The part of MiniGPTBase that answers, in batches, prompts that are ready for the LLM.
+    """The part of MiniGPTBase that answers batches of formatted prompts.
 
-    A prompt stands as it is: what it begins with comes behind BOS, so that one with a `<s>` of its own has two.
+    A prompt is taken as it is and BOS is put in front of it: a prompt that begins with `<s>` has two.
     """
 
     @torch.no_grad()
@@ -37,17 +37,20 @@ class PromptAnswers:
     ) -> list[str]:
         """Return the answer to each prompt of `texts` about its image of `images` [B, 3, S, S].
 
-        Each is the same alone and in a batch. It ends with the end token, or with `stop_words_ids`: ids, or sequences
-        of them. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises ValueError.
+        An answer does not depend on the rest of the batch. It ends at the end token or at one of `stop_words_ids`,
+        ids or sequences of ids. Source of arguments and defaults: the newest release; `min_length` counts BOS. Raises
+        ValueError unless there is one text per image, each with exactly one image slot.
         """
-        # `generate` skips as many tokens as are padded
+        # The penalty is passed as a processor: that of `generate` ignores as many leading ids as the prompt has padding,
+        # and without input ids those are the first ones of the answer.
         from transformers import RepetitionPenaltyLogitsProcessor
 
         embeds, mask = self.prompt_embeds(images, texts)
-        # A stop of one id ends a row as the end token does; longer ones need the ids before it.
+        # a stop of one id ends an answer like the end token; a longer one is compared with the last ids of the answer
         stops = [[stop] if isinstance(stop, int) else list(stop) for stop in stop_words_ids]
-        ends = {self.llama_tokenizer.eos_token_id, *(stop[0] for stop in stops if len(stop) == 1)}
-        drawing = {"temperature": float(temperature), "top_p": float(top_p)}
+        end_ids = {self.llama_tokenizer.eos_token_id}
+        end_ids |= {stop[0] for stop in stops if len(stop) == 1}
+        sampling = {"temperature": float(temperature), "top_p": float(top_p)} if do_sample else {}
         with self.maybe_autocast(), shared_generators if do_sample else nullcontext():
             answers = self.llama_model.generate(
                 inputs_embeds=embeds,
@@ -58,29 +61,33 @@ class PromptAnswers:
                 logits_processor=[RepetitionPenaltyLogitsProcessor(float(repetition_penalty))],
                 length_penalty=float(length_penalty),
                 do_sample=do_sample,
-                eos_token_id=sorted(ends),
+                eos_token_id=sorted(end_ids),
                 pad_token_id=self.llama_tokenizer.eos_token_id,
                 stopping_criteria=[lambda ids, scores, **options: _end_with(ids, stops)],
-                **(drawing if do_sample else {}),
+                **sampling,
             )
         return [self._answer_text(ids) for ids in answers.tolist()]
 
     def prompt_embeds(
         self, images: torch.Tensor, texts: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (embeddings [B, L, D], mask [B, L]) of prompts with their images, padded on the left with zeros."""
+        """Return (embeddings [B, L, D], attention mask [B, L]) of prompts with their images, padded on the left.
+
+        The padding is on the left so that a new token directly follows its prompt; it is zeros in both.
+        """
         _check(images, texts)
         vectors, embedding = self.encode_images(images), self.llama_model.get_input_embeddings()
-        rows = []
-        for text, own in zip(texts, vectors, strict=True):
-            ids = context_ids(prompt_segments(text), self.encoder, [len(own)])
-            rows.append(embed(embedding, ids, own))
-        # Padded on the left: a new token stands beside the last one of its prompt.
-        longest = max(map(len, rows))
-        mask = torch.tensor(
-            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=vectors.device
-        )
-        return torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows]), mask
+        prompts = []
+        for text, image_vectors in zip(texts, vectors, strict=True):
+            ids = context_ids(prompt_segments(text), self.encoder, [len(image_vectors)])
+            prompts.append(embed(embedding, ids, image_vectors))
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        mask = [[0] * count + [1] * (longest - count) for count in padding]
+        embeds = [
+            F.pad(prompt, (0, 0, count, 0)) for prompt, count in zip(prompts, padding, strict=True)
+        ]
+        return torch.stack(embeds), torch.tensor(mask, device=vectors.device)
 
     @torch.no_grad()
     def multi_select(
@@ -91,16 +98,16 @@ class PromptAnswers:
         num_cand: Sequence[int] | None = None,
         score: str = "sum",
     ) -> list[list[int]]:
-        """Return for each prompt the numbers of its candidates, the likeliest first.
+        """Return the indices of each prompt's candidates, the most likely first.
 
-        `answers[k][i]`: candidate k of prompt i; of those from `num_cand[i]` on none is one, they come last.
-        `score`: see `candidate_losses`. Prompts are the instructions of training: with `chat_template` they are set
-        into it.
+        `answers[k][i]` is candidate k of prompt i. Only the first `num_cand[i]` candidates of prompt i count, the
+        others come last. `score`: see `candidate_losses`. Unlike those of `generate`, prompts are instructions as in
+        training: with `model.chat_template` they are put into the prompt template.
         """
         losses = self.candidate_losses(images, texts, answers, score)
         if num_cand is not None:
-            numbers = torch.arange(losses.shape[1])
-            losses = losses.masked_fill(numbers >= torch.as_tensor(num_cand)[:, None], torch.inf)
+            is_filler = torch.arange(losses.shape[1]) >= torch.as_tensor(num_cand)[:, None]
+            losses = losses.masked_fill(is_filler, torch.inf)
         return losses.argsort(stable=True).tolist()
 
     @torch.no_grad()
@@ -111,9 +118,9 @@ class PromptAnswers:
         answers: Sequence[Sequence[str]],
         score: str = "sum",
     ) -> torch.Tensor:
-        """Return the losses [B, K] of candidates `answers[k][i]`: the sum over an answer's tokens, or their mean.
+        """Return the losses [B, K] of the candidates `answers[k][i]`: the sum over an answer's tokens, or their mean.
 
-        None depends on the other prompts of the batch. Raises ValueError.
+        A loss does not depend on the rest of the batch. Raises ValueError for arguments that do not fit together.
         """
         _check(images, texts)
         if score not in SCORES:
@@ -126,22 +133,21 @@ class PromptAnswers:
                 )
             rows = self.rows({"image": images, "instruction_input": texts, "answer": candidates})
             found = self.row_losses(rows, vectors)
-            columns.append(
-                found["loss"] / found["num_targets"] if score == "mean" else found["loss"]
-            )
+            losses = found["loss"]
+            columns.append(losses / found["num_targets"] if score == "mean" else losses)
         return torch.stack(columns, 1).float().cpu()
 
     def _answer_text(self, ids: list[int]) -> str:
-        """Return the text of an answer: up to the end token, behind a prompt's end, should it be repeated."""
+        """Return the text of an answer up to the end token; of one that repeats the prompt, what follows [/INST]."""
         eos, special = self.llama_tokenizer.eos_token_id, set(self.encoder.special_ids.values())
         ids = ids[: ids.index(eos)] if eos in ids else ids
-        plain = [index for index in ids if index not in special]
-        text = self.llama_tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        plain_ids = [index for index in ids if index not in special]
+        text = self.llama_tokenizer.decode(plain_ids, clean_up_tokenization_spaces=False)
         return text.rpartition("[/INST]")[2].strip()
 
 
 def _end_with(ids: torch.Tensor, stops: Sequence[list[int]]) -> torch.Tensor:
-    """Return which rows of ids [B, T] end with one of `stops`, as bool [B]."""
+    """Return which rows of token ids [B, T] end with one of `stops`, as bool [B]."""
 
     def ends(row: list[int]) -> bool:
         return any(row[-len(stop) :] == stop for stop in stops)
@@ -156,7 +162,8 @@ def _check(images: torch.Tensor, texts: Sequence[str]) -> None:
             f"{len(images)} images and {found}; expected a list of texts, one for each image"
         )
     for number, text in enumerate(texts):
-        if (count := prompt_segments(text).count(IMAGE)) != 1:
+        count = prompt_segments(text).count(IMAGE)
+        if count != 1:
             raise ValueError(
                 f"texts[{number}]: {text!r:.200} has {count} {IMAGE_SLOT}; expected exactly one"
             )

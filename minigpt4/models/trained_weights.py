@@ -1,4 +1,4 @@
-"""The checkpoints of a model: what trains, under the names that the release's files have."""
+"""The weights in a model's checkpoints: what trains, under the tensor names of the release's files."""
 
 import logging
 from pathlib import Path
@@ -11,18 +11,18 @@ from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.models import projector, trained_with, training_parts, weights
 from minigpt4.models.llm import adapters
 
-# What the release of an arch calls its checkpoint when it loads one.
+# What the release of each arch calls its checkpoint, in the log line when it loads one.
 RELEASE_NAMES = {"mini_gpt4": "BLIP2-LLM", "minigpt4": "MiniGPT-4", "minigpt_v2": "Minigpt-4-LLM"}
 
 
 class TrainedWeights:
-    """The part of MiniGPTBase that writes and reads checkpoints."""
+    """The part of MiniGPTBase that writes and reads the weights of checkpoints."""
 
-    has_new_bridge = False  # one that no file holds but a checkpoint
-    carried = frozenset()  # names in the release of what does not train and came from a checkpoint
+    has_new_bridge = False  # whether the Q-Former is a new one, whose weights only checkpoints hold
+    carried = frozenset()  # release names of frozen parameters whose values came from a checkpoint
 
     def release_name(self, name: str) -> str:
-        """Return what the release's checkpoints call our parameter `name`."""
+        """Return the name that our parameter `name` has in the release's checkpoints."""
         return adapters.to_release_name(name) if self.lora_r else name
 
     def part_of(self, name: str) -> str | None:
@@ -33,9 +33,9 @@ class TrainedWeights:
         return {self.release_name(name): parameter for name, parameter in self.named_parameters()}
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return {name in the release: tensor} of what trains: for the shipped files llama_proj alone.
+        """Return {release name: tensor} of all that trains: with MiniGPT-4's shipped configurations, only llama_proj.
 
-        And of what a checkpoint has brought that does not train here: no other file holds it.
+        Also of the frozen parameters in `carried`, as no other file holds their values.
         """
         return {
             name: tensor.detach()
@@ -44,12 +44,15 @@ class TrainedWeights:
         }
 
     def load_ckpt(self, path: Path) -> Any:
-        """Take the weights of `model.ckpt`; return all that its file holds. Raises CheckpointError."""
+        """Load the weights of `model.ckpt`; return the whole content of its file. Raises CheckpointError."""
         saved = weights.read_file(path, "model.ckpt")
         tensors = weights.tensors_of(saved, path, "model.ckpt", root="model")
         trained_with.check_composition(saved, path, "model.ckpt", self.composition())
-        tops = ("llama_proj.", *(("Qformer.", "query_tokens") if self.has_new_bridge else ()))
-        needed = [name for name in self._release_parameters() if name.startswith(tops)]
+        # the projection must be there, and so must a new Q-Former, and LoRA as a whole or not at all
+        prefixes = ("llama_proj.",)
+        if self.has_new_bridge:
+            prefixes += ("Qformer.", "query_tokens")
+        needed = [name for name in self._release_parameters() if name.startswith(prefixes)]
         if any(".lora_" in name for name in tensors):
             needed += filter(adapters.is_lora, self._release_parameters())
         elif self.lora_r:
@@ -72,10 +75,10 @@ class TrainedWeights:
         needed: list[str] | None = None,
         path: Path | str = "checkpoint",
     ) -> None:
-        """Copy a checkpoint's tensors into the model; they must hold all names of `needed` (default: all that train).
+        """Copy a checkpoint's tensors into the model; all release names in `needed` (default: all that train) must exist.
 
-        Other parameters of the model that are there are taken too: another run may have trained them. Those that are
-        not what they were are `carried` into the checkpoints of this run. Raises CheckpointError.
+        Other parameters of the model that the checkpoint holds are loaded too, as another run may have trained them. If
+        frozen ones change by this, they are `carried`: saved in the checkpoints of this run. Raises CheckpointError.
         """
         own = self._release_parameters()
         if needed is None:
@@ -108,5 +111,5 @@ class TrainedWeights:
 
 
 def _is_equal(own: torch.Tensor, found: torch.Tensor) -> bool:
-    """Whether a parameter has these values already; on the meta device nobody knows."""
+    """Whether a parameter has these values already; False on the meta device, where it has none."""
     return not own.is_meta and torch.equal(own, found.to(own))

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the model that it was trained with: its parts, their files, the text around an answer."""
+"""The identity of the model that a checkpoint was trained with: its parts, their files, its prompt template."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.utils import fingerprint
 
-# The parts of a model's composition: the key that names each, why a checkpoint does not go with another one.
+# {part of a model's composition: (key that sets it, why a checkpoint does not fit another one)}
 _PARTS = {
     "llm": (
         "model.llama_model",
@@ -20,18 +20,19 @@ _PARTS = {
 
 
 def identity(path: Path) -> dict[str, str]:
-    """Return {"name", "fingerprint"} of a file of weights."""
+    """Return {"name", "fingerprint"} of a weight file."""
     return {"name": path.name, "fingerprint": fingerprint(path)}
 
 
 def check_composition(saved: Any, path: Path, where: str, own: dict[str, str]) -> None:
-    """Raise CheckpointError if a checkpoint says that it was trained with another LLM, tower or bridge than `own`.
+    """Raise CheckpointError if a checkpoint names a composition (LLM, tower, bridge, projector) other than `own`.
 
-    `saved` is what its file holds, `own` a model's `composition()`.
+    `saved` is the content of its file, `own` a model's `composition()`. A part that it does not name is not compared.
     """
     theirs = mapping(saved_identity(saved).get("composition"))
     for part, ours in own.items():
-        if (found := theirs.get(part, ours)) != ours:
+        found = theirs.get(part, ours)
+        if found != ours:
             key, reason = _PARTS[part]
             raise CheckpointError(
                 f"{where}: '{path}' was trained with {key} {found}, this model has {ours}: {reason}. Set {key} as it "
@@ -46,42 +47,47 @@ def check_identity(saved: Any, path: Path, where: str, own: dict) -> None:
 
 
 def saved_identity(saved: Any) -> dict:
-    """Return the identity that a checkpoint holds, {} if it holds none; `saved` is what its file holds."""
+    """Return the identity in a checkpoint's content `saved`, {} if it has none."""
     return mapping(mapping(mapping(saved).get("progress")).get("identity"))
 
 
 def compare_identity(saved: Any, path: Path, where: str, own: dict) -> None:
-    """Warn where a checkpoint says that it was trained with other frozen weights than `own`, a model's `identity()`.
+    """Warn if a checkpoint names frozen weights other than those of `own`, a model's `identity()`.
 
-    `saved` is what its file holds. A checkpoint of another program says nothing.
+    `saved` is the content of its file. A checkpoint of another program names none.
     """
-    theirs = saved_identity(saved)
-    kinds = [("LLM", "model.llama_model", theirs.get("llm"), own.get("llm"))]
-    for key, ours in mapping(own.get("vision")).items():
-        kinds.append((f"{key} file", f"model.{key}", mapping(theirs.get("vision")).get(key), ours))
-    for kind, key, trained_with, ours in kinds:
+    for kind, key, theirs, ours in identity_pairs(saved_identity(saved), own):
         if not ours:
             continue
-        if mapping(trained_with).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]:
+        if mapping(theirs).get("fingerprint", ours["fingerprint"]) != ours["fingerprint"]:
             logging.warning(
                 "%s: '%s' was trained with another %s (%s) than %s (%s); what it says may be worse, or nonsense",
-                *(where, path, kind, said(trained_with), key, said(ours)),
+                *(where, path, kind, as_text(theirs), f"model.{key}", as_text(ours)),
             )
 
 
-def said(names: dict) -> str:
-    """Return an identity as a person reads it."""
-    return ", ".join(f"{name} {value}" for name, value in names.items())
+def identity_pairs(theirs: dict, own: dict) -> list[tuple[str, str, Any, Any]]:
+    """Return [(kind, key of the section `model`, identity in `theirs`, identity in `own`)] of all frozen weights."""
+    pairs = [("LLM", "llama_model", theirs.get("llm"), own.get("llm"))]
+    vision = mapping(theirs.get("vision"))
+    for key, ours in mapping(own.get("vision")).items():
+        pairs.append((f"{key} file", key, vision.get(key), ours))
+    return pairs
+
+
+def as_text(identity: dict) -> str:
+    """Return an identity as text for messages."""
+    return ", ".join(f"{name} {value}" for name, value in identity.items())
 
 
 def mapping(value: Any) -> dict:
-    """Return `value`, or an empty dict if it is none."""
+    """Return `value` if it is a dict, else {}: a checkpoint may hold anything."""
     return value if isinstance(value, dict) else {}
 
 
 def trained_text(saved: Any) -> tuple[str, str] | None:
-    """Return (prompt_template, end_sym) with which a checkpoint says that it was trained; None if it names none."""
-    # ours, and what 2023's trainer saved, too
+    """Return the (prompt_template, end_sym) that a checkpoint was trained with; None if it does not name them."""
+    # the identity in our checkpoints, or the configuration, which the trainer of 2023 saved too
     for found in (saved_identity(saved), mapping(mapping(saved).get("config")).get("model")):
         if "{}" in str(mapping(found).get("prompt_template")):
             return str(found["prompt_template"]), str(found.get("end_sym", "\n"))

@@ -1,7 +1,7 @@
-"""Weight files: reading without running code, strict matching of names and shapes, sidecars with dimensions.
+"""Weight files: read without running code, match names and shapes strictly, read dimensions from a JSON sidecar.
 
-A source file must hold every tensor that the model needs of it, of the right shape. What it holds beyond that must
-match a pattern of the tables below, and is reported once; anything else is an error that names both sides.
+A file must hold every tensor that the model needs from it, in the right shape. Tensors beyond these must match a
+pattern of the tables below, and are reported in one log line; any others are an error that names both sides.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from minigpt4.common.checkpoint import CheckpointError, check_sums, check_weight
 Tensors = dict[str, torch.Tensor]
 Dimensions = TypeVar("Dimensions")  # a dataclass, such as EvaVit
 
-# What files may hold in excess: (pattern of the whole name, why it is not used).
+# Tensors that files may hold in excess: (pattern of the whole name, why they are not used).
 VIT_EXCESS = (
     (r"norm\.\w+|fc_norm\.\w+", "norm after the last block"),
     (r"head\.\w+", "head of the pretraining task"),
@@ -41,21 +41,20 @@ CHECKPOINT_EXCESS = (
     ),
 )
 
-
-# Weights are far below; a flipped bit of an exponent multiplies by 2^32 or more, or by little.
-_LARGEST = 1e8
-# What a sidecar can ask for: more would only take minutes and memory before it fails.
+# Real weights are far smaller; a flipped bit in the upper exponent multiplies a number by 2^32 or more.
+_LARGEST_WEIGHT = 1e8
+# Limits of a sidecar, in bytes and of its values: larger dimensions would cost minutes and memory before they fail.
 _LARGEST_SIDECAR = 2**16
-_MOST_LAYERS, _MOST = 1000, 10**5
+_MOST_LAYERS, _LARGEST_DIMENSION = 1000, 10**5
 
 
 def last_block_excess(depth: int) -> tuple:
-    """Return VIT_EXCESS and the block that follows the `depth` used ones (Source: BLIP-2 takes the penultimate)."""
+    """Return VIT_EXCESS plus the block after the `depth` used ones. Source: BLIP-2 uses the penultimate block."""
     return ((rf"blocks\.{depth}\..+", "last block (the one before it is used)"), *VIT_EXCESS)
 
 
 def read_file(path: Path, where: str) -> Any:
-    """Return what a .pth or .safetensors file holds, tensors on the CPU, mapped into memory and not yet read.
+    """Return the content of a .pth or .safetensors file, with tensors on the CPU, memory-mapped and not yet read.
 
     `where` is the configuration key that messages name. Raises CheckpointError if the file is damaged, would run code,
     or is something else, such as a web page.
@@ -70,33 +69,38 @@ def read_file(path: Path, where: str) -> Any:
 
 
 def read_tensors(path: Path, where: str, root: str | None = None) -> Tensors:
-    """Return the {name: tensor} of `read_file`. Raises as it and `tensors_of`."""
+    """Return {name: tensor} of a file. Raises as `read_file` and `tensors_of`."""
     return tensors_of(read_file(path, where), path, where, root)
 
 
 def tensors_of(state: Any, path: Path, where: str, root: str | None = None) -> Tensors:
-    """Return the {name: tensor} in what a file holds, in a .pth file below the key `root`, if it has that.
+    """Return {name: tensor} of a file's content `state`, or of what it has under the key `root`, if it has that.
 
-    Raises CheckpointError if it holds something else.
+    Raises CheckpointError if the content is anything but names and tensors.
     """
     if root is not None and isinstance(state, dict) and isinstance(state.get(root), dict):
         state = state[root]
-    # what stands in it that is no weight
-    found = "" if isinstance(state, dict) else f"a {type(state).__name__}"
-    for key in () if found else state:
-        if not _is_weight(key, state[key]):
-            found = f"'{key!s:.80}' in it is a {type(state[key]).__name__}"
-            break
-    if found:
+    wrong = _not_weights(state)
+    if wrong:
         expected = "names and tensors" + (f", below the key '{root}'" if root else "")
         raise CheckpointError(
-            f"{where}: '{path}' is no file of weights ({found}); expected {expected}"
+            f"{where}: '{path}' is no file of weights ({wrong}); expected {expected}"
         )
     return state
 
 
+def _not_weights(state: Any) -> str | None:
+    """Return the first thing that makes `state` no dict of names and tensors, None if it is one."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    for key, value in state.items():
+        if not _is_weight(key, value):
+            return f"'{key!s:.80}' in it is a {type(value).__name__}"
+    return None
+
+
 def _is_weight(name: Any, value: Any) -> bool:
-    """Whether that is a name and a plain tensor: not sparse, quantised, complex, or without numbers."""
+    """Whether these are a name and a plain tensor: not sparse, quantised, complex or on the meta device."""
     is_plain = (
         torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
     )
@@ -126,14 +130,13 @@ def match(
     optional: Tensors | None = None,
     hint: str = "",
 ) -> Tensors:
-    """Return {name: tensor} of `found` for all names of `expected`, and those of `optional` that are there.
+    """Return {name: tensor} of `found` for all names in `expected`, and those names in `optional` that are present.
 
-    `expected`, `optional`: {name: tensor of the wanted shape}. `excess`: (pattern, reason) of what may be left over.
-    Raises CheckpointError that lists what is missing, unknown or of another shape.
+    `expected`, `optional`: {name: tensor of the wanted shape}. `excess`: (pattern, reason) of tensors to leave out.
+    Raises CheckpointError that lists all missing and unknown tensors and those of another shape, and ends in `hint`.
     """
     known = {**(optional or {}), **expected}
     shapes = {name: list(tensor.shape) for name, tensor in found.items()}
-    # what is wanted, and what is there
     missing, reshaped = [], []
     for name, tensor in known.items():
         shape = list(tensor.shape)
@@ -141,39 +144,39 @@ def match(
             missing.append(f"{name} {shape}")
         elif shapes.get(name, shape) != shape:
             reshaped.append(f"{name} is {shapes[name]}, expected {shape}")
-    # what is there beyond it
+    # the remaining tensors: each either has a known reason to be there, or is an error
     left_over = [name for name in found if name not in known]
     reasons = {name: _reason(name, excess) for name in left_over}
     unknown = [f"{name} {shapes[name]}" for name in left_over if reasons[name] is None]
-    # all that is wrong in one message
+    # one message with everything that is wrong
     if missing or reshaped or unknown:
         kinds = {"missing": missing, "of another shape": reshaped, "unknown": unknown}
-        problems = "; ".join(filter(None, map(_listed, kinds, kinds.values())))
+        problems = "; ".join(_listed(kind, names) for kind, names in kinds.items() if names)
         advice = _advice(found) or hint
         raise CheckpointError(
             f"{where}: '{path}' does not fit: {problems}" + (f". {advice}" if advice else "")
         )
     if left_over:
-        kinds = "; ".join(dict.fromkeys(reasons.values()))
-        logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, kinds)
+        why = "; ".join(dict.fromkeys(reasons.values()))
+        logging.info("%s: %d tensors of '%s' are not used: %s", where, len(left_over), path, why)
     return {name: found[name] for name in known if name in found}
 
 
 def _reason(name: str, excess: Sequence[tuple[str, str]]) -> str | None:
-    """Return why a tensor may be left over, None if it may not."""
+    """Return why a tensor is not used, None if no pattern of `excess` matches it."""
     return next((reason for pattern, reason in excess if re.fullmatch(pattern, name)), None)
 
 
 def check_finite(found: Tensors, where: str, path: Path | str) -> None:
-    """Raise CheckpointError that names the tensors of `found` with numbers that no training leaves behind, if any.
+    """Raise CheckpointError if tensors have numbers that no training produces; the message names these tensors.
 
-    They are not finite, or so large that a flipped bit made them.
+    Such numbers are not finite, or so large that a flipped bit must have caused them.
     """
-    bad, wrong = [], f"above {_LARGEST:.0e}"
+    bad, wrong = [], f"above {_LARGEST_WEIGHT:.0e}"
     for name, tensor in found.items():
         if tensor.is_floating_point() and tensor.numel():
             low, high = torch.aminmax(tensor.detach())  # several times faster than isfinite
-            if not (low > -_LARGEST and high < _LARGEST):
+            if not (low > -_LARGEST_WEIGHT and high < _LARGEST_WEIGHT):
                 bad.append(name)
             if not (low.isfinite() and high.isfinite()):
                 wrong = "that are not finite"
@@ -185,22 +188,21 @@ def check_finite(found: Tensors, where: str, path: Path | str) -> None:
 
 
 def assign(module: nn.Module, found: Tensors) -> None:
-    """Put tensors in the place of the module's own, in the type of those; equal types are not copied."""
+    """Replace the module's tensors of these names, converted to the types of the old ones; equal types are not copied."""
     own = module.state_dict()
-    named = {name: tensor.to(own[name].dtype) for name, tensor in found.items()}
-    module.load_state_dict(named, strict=False, assign=True)
+    converted = {name: tensor.to(own[name].dtype) for name, tensor in found.items()}
+    module.load_state_dict(converted, strict=False, assign=True)
 
 
 def _listed(what, items, limit=3):
-    """Return "5 tensors are missing (a, b, c, ..)", or nothing for none."""
-    if not items:
-        return ""
+    """Return e.g. "5 tensors are missing (a, b, c, ..)"."""
     number = "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
     names = ", ".join(f"{item:.200}" for item in items[:limit])
     return f"{number} {what} ({names}{', ..' if len(items) > limit else ''})"
 
 
 def _advice(found):
+    """Return advice for a common mistake that the names in `found` show, None if they show none."""
     if not found:
         return "The file is empty"
     if all(name.startswith("module.") for name in found):
@@ -209,27 +211,30 @@ def _advice(found):
 
 
 def dimensions(path: Path, standard: Dimensions, where: str) -> Dimensions:
-    """Return the dimensions of a weight file: those of the JSON file beside it, of the same stem, else `standard`.
+    """Return the dimensions of a weight file: those in its sidecar, a JSON file of the same stem, else `standard`.
 
-    Raises CheckpointError for a sidecar with unknown or missing fields.
+    Raises CheckpointError for a sidecar with unknown, missing or unusable fields.
     """
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return standard
-    names = {field.name for field in dataclasses.fields(standard)}
+    names = [field.name for field in dataclasses.fields(standard)]
     optional = getattr(standard, "OPTIONAL", ())
-    needed = [field.name for field in dataclasses.fields(standard) if field.name not in optional]
+    needed = [name for name in names if name not in optional]
     try:
-        if sidecar.stat().st_size > _LARGEST_SIDECAR:
-            raise ValueError(f"{sidecar.stat().st_size:,} bytes")
+        size = sidecar.stat().st_size
+        if size > _LARGEST_SIDECAR:
+            raise ValueError(f"{size:,} bytes")
         values = json.loads(sidecar.read_text(encoding="utf-8"))
+        # of `needed`, a missing one is a KeyError; `type`, as a bool is an int, too
         is_usable = all(
             type(values[name]) is int and values[name] > 0 for name in (*needed, *values)
         )
-        if not is_usable or not names.issuperset(values):
+        if not is_usable or not set(names).issuperset(values):
             raise ValueError("unknown or unusable fields")
         for name, value in values.items():
-            if value > (_MOST_LAYERS if name == "depth" or name.endswith("_layers") else _MOST):
+            counts_layers = name == "depth" or name.endswith("_layers")
+            if value > (_MOST_LAYERS if counts_layers else _LARGEST_DIMENSION):
                 raise ValueError(f"{name} {value:,}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

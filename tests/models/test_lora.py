@@ -1,4 +1,4 @@
-"""LoRA: gradients of every path are transformers' own, its names are all read, merged and unmerged answer alike."""
+"""LoRA: every backend has the gradients of transformers, all versions' names are read, merging keeps the answers."""
 
 import gc
 import logging
@@ -45,7 +45,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def shapes():
-    """What trains: {the release's name: shape}."""
+    """The trained tensors: {release name: shape}."""
     return CONFIGS[folder_of(V2)]["trainable"]
 
 
@@ -56,7 +56,7 @@ def gradients(model, loss):
 
 
 def plain_loss(model, samples):
-    """Return the loss that the model of transformers gives of a padded batch."""
+    """Return the loss of a padded batch, computed by the model of transformers."""
     inputs, _ = model.build_inputs(samples)
     return model.llama_model(**inputs).loss
 
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_transformers(model, shapes, backend, checkpointi
 
 
 def test_gradients_with_weights_in_8_bits(tmp_path):
-    """Packed and plain agree on the same weights; what 8 bits change is printed, and is no more than a few percent."""
+    """Packed and plain gradients agree for the same weights; the change by 8 bits is printed, and is a few percent."""
     texts = {"chat_template": True, "end_sym": "</s>"}
     whole = golden_model(V2, tmp_path, **texts)
     (tmp_path / "int8").mkdir()
@@ -103,7 +103,7 @@ def test_gradients_with_weights_in_8_bits(tmp_path):
 
 
 def test_a_batch_in_parts_and_reordered_has_the_same_loss(model):
-    """Samples of one image, several, none and several turns: rows do not see each other."""
+    """Samples with one image, several, none, or several turns do not influence each other's losses."""
     samples = batch(model)
     losses = model(samples, reduction="none")
     for part, _ in model.split(samples, max_tokens=1):
@@ -122,7 +122,7 @@ def test_updates_drop_inputs_in_training_alone(model, shapes):
     assert not model.llama_model.training and not model.visual_encoder.training
     torch.manual_seed(0)
     first, second = model(samples)["loss"].item(), model(samples)["loss"].item()
-    # the drop does not count in the choice
+    # dropout is off while the backend is chosen
     assert first != second and model.llm_backend == "packed"
     model.eval()
     assert model(samples)["loss"].item() == model(samples)["loss"].item()
@@ -132,7 +132,7 @@ def test_updates_drop_inputs_in_training_alone(model, shapes):
 
 
 def test_a_new_update_changes_nothing(tmp_path):
-    """B is zero: the LLM answers as it is, and only the updates and the projection train."""
+    """B is zero, so the LLM's answers do not change; only the updates and the projection train."""
     model = golden_model(V2, tmp_path, ckpt="")
     (tmp_path / "plain").mkdir()
     plain = golden_model(V2, tmp_path / "plain", ckpt="", lora_r=0)
@@ -217,7 +217,7 @@ def test_an_llm_without_such_layers(tmp_path):
 
 
 def test_the_plan_counts_what_trains(tmp_path, shapes):
-    """On the meta device, before weights are loaded: parts, and the checkpoint's names."""
+    """On the meta device, before weights are loaded: the numbers of trainable parameters of each part."""
     parts = {part.name: part for part in MiniGPTv2.plan(golden_config(V2, tmp_path), "cpu")}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     assert parts["llama_model"].trainable == sum(
@@ -228,7 +228,7 @@ def test_the_plan_counts_what_trains(tmp_path, shapes):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
-    """What autograd saves of a step with values, the moments, the images: as counted without weights."""
+    """In a step with values: what autograd saves, the optimizer's moments and the images agree with the count."""
     settings = {"max_txt_len": 40, "chat_template": False, "llm_checkpointing": checkpointing}
     counted = memory.count(
         MiniGPTv2, golden_config(V2, tmp_path, **settings), torch.device("cpu"), 3
@@ -245,7 +245,7 @@ def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
         lambda each: saved.update(storage_of(each)) or each, lambda each: each
     ):
         loss = model(samples)["loss"]
-    # what autograd saved, what Python holds beside, and the moments and number of steps of what trains
+    # what autograd saved, what else Python holds, and the optimizer's state: two moments and a step count
     found = saved | alive()
     sizes = [storage.nbytes() for place, storage in found.items() if place not in before]
     for parameter in filter(lambda each: each.requires_grad, model.parameters()):
@@ -259,12 +259,12 @@ def test_a_step_keeps_what_is_counted(tmp_path, checkpointing):
 
 
 def storage_of(tensor):
-    """Return {place: storage} of a tensor."""
+    """Return {address: storage} of a tensor."""
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage()}
 
 
 def alive():
-    """Return {place: storage} of all tensors that Python holds."""
+    """Return {address: storage} of all tensors that Python holds."""
     found = {}
     for each in gc.get_objects():
         if (
@@ -328,7 +328,7 @@ def text_alone():
 
 
 def test_two_ranks_train_what_they_can_when_one_has_no_image(tmp_path, shapes):
-    """Neither waits; both have the same weights; a step without any image leaves the projection alone on both."""
+    """Neither waits forever; both have the same weights; a step without any image does not update the projection."""
     first, second, _ = found_by_two_ranks(TWO_RANKS, tmp_path)
     assert first == second
     assert first["steps"] == [2 if ".lora_" in name else 1 for name in shapes]  # 1: the projection

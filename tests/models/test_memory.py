@@ -1,4 +1,4 @@
-"""Memory of a training step, counted without weights and without a GPU, and what is said where it does not fit."""
+"""The memory of a training step, counted without weights and without a GPU, and the advice if it does not fit."""
 
 from types import SimpleNamespace
 
@@ -52,12 +52,12 @@ def test_the_count_of_2023_is_that_of_its_log(stage):
 
 @pytest.mark.parametrize("stage", counted.GATES)
 def test_peak_of_7b(stage):
-    """Measured, GiB: 23.30 and 19.68; kept for a token and layer: 0.99 and 0.98 of what cannot be done without."""
+    """Measured: 23.30 and 19.68 GiB; saved per token and layer: 0.99 and 0.98 of the minimum that backward needs."""
     model, batch = workload.meta_model("7b", stage, workload.OFFICIAL_BATCH[stage])
     cost = counted.cost(model, batch, counted.loss_of(model))
     assert cost.peak <= counted.GATES[stage] * 2**30
     assert counted.kb_per_token_and_layer(model, batch, cost) <= 1.15 * counted.FLOOR_KB
-    assert model.llm_backend == "lean"  # as was found out in the step
+    assert model.llm_backend == "lean"  # chosen during the step
 
 
 @pytest.mark.parametrize("path", ["lean", "packed", "padded"])
@@ -77,14 +77,14 @@ def test_layers_computed_again_give_the_same_gradient(path, tmp_path):
     found, found_gradient = loss_and_gradient(model, batch, path)
     assert found == loss
     assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
-    assert len(calls) == (0 if path == "lean" else 2)  # the lean way uses the layer's weights alone
+    assert len(calls) == (0 if path == "lean" else 2)  # the lean backend never calls the layers
     assert all("forward" not in vars(layer) for layer in model.llama_model.model.layers)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
 def test_what_a_step_holds(kind, device, tmp_path):
-    """More than its weights, with checkpointing less, and the weights are those of the plan."""
+    """More than its weights, less with checkpointing; the weights are those of the plan."""
     cfg = golden_config(tmp_path, llm_quantization=kind, llm_precision="bf16")
     device = torch.device(device)
     if (kind, device.type) == ("nf4", "cpu"):
@@ -93,23 +93,23 @@ def test_what_a_step_holds(kind, device, tmp_path):
         return
     found = memory_count.count(MiniGPT4, cfg, device, 4)
     planned = sum(part.bytes for part in MiniGPT4.plan(cfg, device))
-    # each tensor is rounded up, and buffers are counted
+    # the count rounds each tensor up and includes buffers
     assert planned <= found.weights <= planned + 600 * 512
     assert found.weights < found.held < found.peak
-    cfg.compile = True  # counted as if it were not
+    cfg.compile = True  # it does not change the count
     assert memory_count.count(MiniGPT4, cfg, device, 4) == found
     cfg.llm_checkpointing = True
     assert memory_count.count(MiniGPT4, cfg, device, 4).held < found.held
 
 
 def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
-    """The same step with values: storages alive after forward, counted as without."""
+    """The same step with values: the storages that are alive after forward agree with the count."""
     cfg = golden_config(tmp_path, max_txt_len=20)
     counted = memory_count.count(MiniGPT4, cfg, torch.device("cpu"), 3)
     model = golden_model(tmp_path, max_txt_len=20).train()
     model.llama_tokenizer = memory_count.tokenizer_of_characters()
     batch = samples(["a" * 20] * 3)
-    assert model.choose_backend() == "lean"  # found out with the LLM's own logits, before the step
+    assert model.choose_backend() == "lean"  # compares logits, so before the step
     with MemoryCounter() as counter:
         counter.hold([*model.parameters(), *model.buffers()])
         weights = counter.now
@@ -125,7 +125,7 @@ def test_a_step_on_a_cpu_keeps_what_was_counted(tmp_path):
 
 
 def config(release, **options):
-    # the vision parts of 2023, whose files are not here; so no checkpoint, which would be of smaller ones
+    # the vision parts of 2023, whose files are not here; no checkpoint, as that of the tests is for smaller parts
     data = {
         "datasets.cc_sbu_align.build_info.storage": release.root / "cc_sbu_align",
         "model.ckpt": "",

@@ -1,4 +1,4 @@
-"""What the model does with its settings, on the small model of golden set c (random weights)."""
+"""The effects of the model's settings, on the small model of golden set c (random weights)."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 def llama_with(folder, **changes):
-    """Return a copy of the golden LLM folder, some JSON files of it changed: {name without .json: changes}."""
+    """Return a copy of the golden LLM folder with changes to its JSON files: {name without .json: changes}."""
     shutil.copytree(LLAMA, folder)
     for name, values in changes.items():
         path = folder / f"{name}.json"
@@ -341,7 +341,7 @@ def test_end_tokens_of_old_conversions_come_from_config_json(tmp_path):
 
 
 def test_another_family_of_llm(tmp_path):
-    """GPT-2 with its own kind of tokenizer: no BOS id in use, spaces inside tokens, tied head."""
+    """GPT-2 with its own type of tokenizer: no BOS, spaces inside tokens, a tied output layer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Packed texts: the same loss and gradient as padded ones, for the families that can take them."""
+"""Packed rows have the loss and gradient of padded ones, for all LLM families that support them."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
     ).train()
     assert model.choose_backend() == "lean"
     loss, gradient = loss_and_gradient(model, batch, "padded")
-    # with a recorder, as on a GPU: positions and targets are rounded up
+    # with a recorder, as on a GPU, positions and targets are rounded up
     for path, recorder in itertools.product(("packed", "lean"), (None, Recorder())):
         model.recorder = recorder
         found, found_gradient = loss_and_gradient(model, batch, path)
@@ -73,7 +73,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(name, tmp_path):
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_losses_of_rows_are_those_of_each_sample_alone(name, tmp_path):
-    """By each layout, whatever else is in the batch. Measured: 1.2e-7 relative."""
+    """For each layout, whatever else is in the batch. Measured: 1.2e-7 relative."""
     batch = dict(BATCHES[name])
     settings = {
         "prompt_template": "###Human: {} ###Assistant: ",
@@ -135,11 +135,11 @@ def test_a_cpu_compiles_on_demand_alone():
 
 
 def test_rounded_batches_have_few_shapes():
-    """Whatever the texts' lengths, within a step of `layouts.POSITIONS`; the last row sees itself alone."""
+    """The shapes depend on the lengths only in steps of `layouts.POSITIONS`; the filler row is a row of its own."""
     shapes = set()
     for length in range(1, 60):
         rows = [row([1, 3, IMAGE_ID, IMAGE_ID, 2], [5] * length, [5] * length, image=0)] * 2
-        packed, rounded = layouts.pack(rows, num_image_tokens=2), None
+        packed = layouts.pack(rows, num_image_tokens=2)
         rounded = packed.rounded()
         assert rounded.ids[: len(packed.ids)] == packed.ids
         assert rounded.targets[: len(packed.targets)] == packed.targets
@@ -154,7 +154,7 @@ def test_rounded_batches_have_few_shapes():
 def test_no_compiler_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    torch._dynamo.reset()  # what is compiled already is forgotten
+    torch._dynamo.reset()  # discards what is already compiled
     with pytest.raises(
         ValueError, match=r"^model.compile: torch.compile does not work on cpu \(.*install a C\+\+"
     ):
@@ -180,7 +180,7 @@ def test_pack_by_hand():
     packed = layouts.pack(rows, num_image_tokens=2)
     assert packed.rows == [2, 0]  # the longest first; the second has no target
     assert packed.num_shared == 1
-    # what both begin with, each up to what predicts 8, and 6
+    # the common beginning, then each row up to the position that predicts its last target (8 and 6)
     assert packed.ids == [1, 3, IMAGE_ID, IMAGE_ID, 2, 7, IMAGE_ID, IMAGE_ID, 4]
     assert packed.lengths == [5, 3]
     assert packed.positions == [0, 1, 2, 3, 4, 5, 1, 2, 3]
@@ -202,7 +202,7 @@ def test_segments_of_any_length_lie_in_one_grid():
 # [6, 6]: no padding
 @pytest.mark.parametrize("lengths", [[5, 1, 8], [140, 130, 70, 68, 5], [6, 6]])
 def test_attention_by_segments(lengths, window, num_shared):
-    """Beside attention over all positions with a dense mask; what is shared is a constant."""
+    """Compared with attention over all positions with a dense mask; gradients of shared positions do not count."""
     generator = torch.Generator().manual_seed(1)
     total = num_shared + sum(lengths)
     q, k, v = (
@@ -231,7 +231,7 @@ def test_attention_by_segments(lengths, window, num_shared):
 
 
 def test_keys_of_the_fused_kernel():
-    """What each segment sees lies together, what is shared before it; gradients come from a segment's own."""
+    """The keys of a segment are contiguous, after the repeated shared ones, whose gradients are dropped."""
     with counting.as_on_gpu():
         segments = attention.Segments([2, 1], torch.device("cpu"), 2, others=[[7, 8], []])
     assert [each.tolist() for each in segments.sent] == [[7, 8], []]
@@ -268,7 +268,7 @@ FAMILIES = {  # configuration class -> (its arguments, the path it takes)
     "OlmoeConfig": (SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}, "packed"),
     "CohereConfig": (SHAPE, "packed"),  # attention beside the MLP, scaled logits
     "Gemma2Config": (SHAPE | {"head_dim": 8}, "padded"),  # caps its scores
-    # attention of its own
+    # their own attention
     "BloomConfig": ({"vocab_size": 60, "hidden_size": 16, "n_layer": 2, "n_head": 4}, "padded"),
     "MambaConfig": (
         {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
@@ -285,7 +285,7 @@ def family(name):
     llm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, parameter in llm.named_parameters():
         if parameter.ndim > 1:
-            parameter.data.mul_(10)  # far from zero, so that what attention finds counts
+            parameter.data.mul_(10)  # large weights, so that attention affects the logits
         elif name.endswith("bias"):
             parameter.data.normal_()
     return llm.requires_grad_(False)
@@ -316,7 +316,7 @@ def test_families_take_the_path_that_keeps_their_logits(name):
 
 
 def test_another_layer_does_not_pass_for_llama(caplog):
-    """One that has the right parts and puts them together in another way is found out by its logits."""
+    """A layer with the right submodules but another computation is detected by its logits."""
     llm = family("LlamaConfig")
     llm.model.layers[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
     assert lean.fits(llm)
@@ -352,7 +352,7 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
 
 
 def test_split_by_hand():
-    """Of at most 8 tokens: one that is longer stands alone, one without a target is left out."""
+    """Parts of at most 8 tokens: a longer sample is a part of its own. Of 4: a sample without a target is left out."""
     has, has_none = [7, 8], [IGNORED, IGNORED]
     prompt = [1, IMAGE_ID]
     rows = [

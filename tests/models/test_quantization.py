@@ -1,4 +1,4 @@
-"""The LLM's weights in 8 and 4 bits: how far its logits move, and that it answers, trains and is planned."""
+"""The LLM's weights in 8 and 4 bits: the error of the logits, and that the LLM answers, trains and is planned."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ BOUNDS = {
 
 @pytest.fixture(scope="module")
 def small_llm(release, tmp_path_factory):
-    """A folder with an LLM that has learnt one paragraph; its layers are wide enough for every kernel."""
+    """The folder of an LLM that has learned one paragraph; its layers are wide enough for every kernel."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llm")
@@ -52,7 +52,7 @@ def embedded_llm():
 
 
 def opened(folder, kind):
-    """Return (LLM, ids [1, T] of a plain paragraph, which it reads as English)."""
+    """Return (LLM, ids [1, T] of a plain English paragraph), after checking that the LLM reads it."""
     tokenizer = language_model.load_tokenizer(folder)
     llm = language_model.load_llm(folder, torch.float32, CPU, kind)
     language_model.check_reads_english(llm, tokenizer, folder)
@@ -99,7 +99,7 @@ def test_logits_stay_near_those_of_float32(small_llm, where):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_one_row_and_many_rows_use_the_same_weights(kind, dtype):
-    """Kernels of their own for the one row of a decoding step; rounding apart they must agree."""
+    """The single row of a decoding step has its own kernels; they must agree except for rounding."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(256, 96, bias=True)
     layer = quantised_layers.LAYERS[kind].of(linear.to(dtype))
@@ -129,7 +129,7 @@ def test_int8_has_the_gradient_of_the_widened_weights():
 
 
 def test_nf4_has_the_gradient_of_bitsandbytes():
-    """`product_backward` is for GPUs; the weights lie as there in a layer that a CPU has not packed."""
+    """`product_backward` is for GPUs; a layer that a CPU has not repacked yet has the weights in the same layout."""
     bnb = pytest.importorskip("bitsandbytes")
     layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     layer.load_state_dict(torch.nn.Linear(128, 64, bias=False).state_dict())

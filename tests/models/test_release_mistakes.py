@@ -1,7 +1,7 @@
-"""Wrong inputs of the newest release's models and data: each has one exact message, before anything is lost.
+"""Wrong inputs for the newest release's models and data: each has one exact message, before anything is lost.
 
-In a message <size>, <rank>, <width> (of the LLM), <vision> (of merged patches) and <half> (of the LoRA tensors) stand
-for what the set of fixtures has; DIR is the folder of the test.
+In a message <size>, <rank>, <width> (of the LLM), <vision> (of merged patches) and <half> (of the LoRA tensors) are
+replaced by the numbers of the golden model; DIR is the folder of the test.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ IMAGE = "<Img><ImageHere></Img> "
 
 @dataclass
 class World:
-    """The small MiniGPT-v2, and a folder for what is wrong."""
+    """The small MiniGPT-v2, and a folder for wrong files."""
 
     model: torch.nn.Module
     folder: Path
@@ -30,7 +30,7 @@ class World:
         return torch.zeros(*shape, 3, self.model.image_size, self.model.image_size)
 
     def load(self, state, name=V2, **settings):
-        """Load a model of the set from a checkpoint that holds `state`."""
+        """Load a golden model from a checkpoint that holds `state`."""
         save_file(state, self.folder / "wrong.safetensors")
         golden_model(name, self.folder, ckpt=str(self.folder / "wrong.safetensors"), **settings)
 
@@ -40,7 +40,7 @@ class World:
         self.load(state)
 
     def projection(self, width=None, vision=None):
-        """Return a checkpoint of the projection alone, for an LLM and a bridge of these widths."""
+        """Return a checkpoint of only the projection, for an LLM and a bridge of these widths."""
         own = self.model.llama_proj.weight
         width, vision = width or own.shape[0], vision or own.shape[1]
         return {
@@ -57,7 +57,7 @@ class World:
         raise ValueError("\n".join(map(str, problems)))
 
     def annotated(self, name, *rows):
-        """Read a dataset of these rows, and say what is wrong with it, or with the last of them."""
+        """Read a dataset of these records; raise ValueError with what is wrong with it, or with the last record."""
         write_images(self.folder / "coco")
         path = write_json(self.folder / "a.json", rows)
         info = {"ann_path": str(path), "image_path": f"{self.folder}/coco"}
@@ -74,7 +74,7 @@ def model(tmp_path_factory):
 SEVERAL = "the text of 1 of the batch's 2 samples cannot be read ({}). Correct or remove them, or let the dataset skip "
 SEVERAL += "them: docs/custom_data.md"
 TWO = {"answer": ["c", "d"]}
-# name: (what is done, message)
+# {name: (action, message)}
 BATCHES = {
     "no image slot": (
         lambda w: w.model({"image": w.images(2), "instruction_input": [f"{IMAGE}a ", "b "], **TWO}),

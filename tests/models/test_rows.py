@@ -1,4 +1,4 @@
-"""Rows: any number of images and turns, through both layouts, beside each sample alone and beside the chat."""
+"""Rows with any number of images and turns: both layouts agree with each other, with single samples and with a chat."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 
 def batch(*samples):
-    """Return the batch of samples {"images": how many, "text_input" or "turns", "instruction"}."""
+    """Return a batch of samples {"images": number of images, "text_input" or "turns", "instruction"}."""
     counts = [sample.get("images", 1) for sample in samples]
     generator = torch.Generator().manual_seed(5)
     return {
@@ -41,7 +41,7 @@ def batch(*samples):
 
 
 def loss_and_gradient(model, samples, backend, limit=None):
-    """Return the loss and llama_proj's gradient; `limit`: computed in parts of so many tokens."""
+    """Return the loss and llama_proj's gradient; `limit`: split the batch into parts of at most so many tokens."""
     model.llm_backend = backend
     model.zero_grad()
     total = 0
@@ -93,7 +93,7 @@ def test_any_images_at_any_place(name, model):
 
 
 def test_a_batch_without_any_image_trains_without_a_gradient_of_its_own(model):
-    """The loss is there, and the projection has a gradient, of zeros: every rank takes part in the mean."""
+    """There is a loss, and the projection has a gradient of zeros, so that every rank takes part in the mean."""
     losses = [
         loss_and_gradient(model, batch(TEXT_ONLY, TEXT_ONLY), backend)
         for backend in ("padded", "lean")
@@ -103,7 +103,7 @@ def test_a_batch_without_any_image_trains_without_a_gradient_of_its_own(model):
 
 
 def test_images_reach_their_own_places(model):
-    """Each image's vectors stand where its slot is, in the order of the batch."""
+    """The vectors of each image are at its slot, in the order of the batch."""
     samples = batch(IN_THE_MIDDLE, TEXT_ONLY, TWO_IMAGES)
     vectors = model.encode_images(samples["image"])
     inputs, _ = model.build_inputs(samples)
@@ -116,7 +116,7 @@ def test_images_reach_their_own_places(model):
 
 
 def test_an_image_that_is_cut_off_is_not_fed(tmp_path):
-    """The question that holds it goes with its answer; the image after it in the batch keeps its own place."""
+    """A question that is cut off takes its image and its answer with it; the next sample still gets its own image."""
     model = golden_model(tmp_path, max_txt_len=4, **TEMPLATE).train()
     samples = batch(IN_THE_MIDDLE, {"text_input": "a bus"})
     first, second = model.rows(samples)
@@ -135,7 +135,7 @@ def test_more_slots_than_images_are_refused(model):
 
 
 def test_the_projection_is_accumulated_over_batches(model):
-    """Two micro-batches of one sample each have the gradient of their mean, whichever holds images."""
+    """Gradient accumulation over a batch with images and one without gives the gradient of the mean loss."""
     parts = [batch(TWO_IMAGES), batch(TEXT_ONLY)]
     for backend in ("padded", "lean"):
         model.llm_backend = backend
@@ -229,7 +229,7 @@ def test_packed_is_padded_is_each_sample_alone(model, samples):
 )
 @given(turns=st.lists(st.tuples(TYPED, TYPED), min_size=1, max_size=3), images=st.integers(0, 2))
 def test_a_row_is_what_the_chat_feeds(chatml_tokenizer, turns, images):
-    """Up to the last answer, which a chat is yet to write; ChatML's chat prompt is its training prompt."""
+    """The ids agree up to the last answer, which a chat has yet to generate. With ChatML, chat and training prompts agree."""
     chatml_tokenizer.pad_token = chatml_tokenizer.eos_token
     encoder = PromptEncoder(chatml_tokenizer)
     conv = Conversation(CHATML)
@@ -274,7 +274,7 @@ TRAINED = ["LlamaConfig", "Qwen3Config", "OlmoeConfig", "MistralConfig, window"]
 @pytest.mark.parametrize("trained", ["all", "one layer", "query projections"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients_of_llm_weights_are_transformers_own(name, trained, recompute):
-    """Packed rows, beside each row alone through the model of transformers. Measured: 2.1e-6 and less."""
+    """Packed rows, compared with each row alone through the model of transformers. Measured: at most 2.1e-6."""
     from minigpt4.models.llm import backends, row_logits
     from minigpt4.text.rows import Row
 
@@ -343,7 +343,7 @@ def test_a_sample_whose_text_cannot_be_read_is_named(model, sample, words):
     start = rf"^the text of 1 of the batch's 3 samples cannot be read \(mine/2: .*{words}"
     with pytest.raises(ValueError, match=start):
         model.rows(named)
-    # without ids, by its place
+    # without ids, by its index
     with pytest.raises(ValueError, match=r"samples cannot be read \(1: "):
         model.rows(samples)
 

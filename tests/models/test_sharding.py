@@ -1,4 +1,4 @@
-"""An LLM whose shares two ranks hold computes what the whole of it does, however unequal their batches are."""
+"""An LLM sharded across two ranks computes what the whole LLM does, also if the ranks' batches are unequal."""
 
 import multiprocessing
 from functools import partial
@@ -20,7 +20,7 @@ DIVIDED = [kind for kind in sharding.KINDS if sharding.refusal(kind) is None]
 PIXELS = torch.randn(
     2, 3, CONFIG["image_size"], CONFIG["image_size"], generator=torch.Generator().manual_seed(3)
 )
-# what each rank has: the second one texts alone
+# the batch of each rank: the second has only text
 BATCHES = (
     {
         "image": PIXELS,
@@ -69,14 +69,14 @@ def whole_parameters(llm):
 
 
 def unequal_passes(model, rank, way):
-    """Rank 0 makes two passes more than rank 1, which lends its shares; return their losses, None for rank 1."""
+    """Return the losses of the passes of this rank: rank 0 makes two, rank 1 makes none and only lends its shards."""
     model.llm_backend = way
     with model.in_turns(), torch.no_grad():
         return [model(BATCHES[0], reduction="none")["loss"] for _ in range(2 - 2 * rank)]
 
 
 def compare(folder, rank):
-    """Write to `folder` what this rank finds with the whole LLM, and with its share."""
+    """Write to `folder` the results of this rank with the whole LLM and with its shard."""
     found = {}
     for kind in DIVIDED:
         whole = built(folder / f"{kind} {rank}", kind)
@@ -109,7 +109,7 @@ def whole_choice(model):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each rank found."""
+    """The results of each rank, as written by `compare`."""
     folder, fork = tmp_path_factory.mktemp("ranks"), multiprocessing.get_context("fork")
     work = partial(compare, folder)
     ranks = [
@@ -125,7 +125,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", DIVIDED)
 def test_two_ranks_are_one(found, kind):
-    """float32; measured: 0 for each half, 1e-7 for their mean."""
+    """In float32; measured: 0 for each rank, 1e-7 for their mean."""
     for of_rank in found:
         for way in WAYS[kind]:
             (loss, gradient), (mine, my_gradient), left_whole = of_rank[kind, way]
@@ -154,20 +154,20 @@ def test_ranks_that_have_less_to_do_lend_their_shares(found, kind):
 
 
 def test_a_spread_llm_answers_the_same(tmp_path):
-    """As by `model.device_map`: each layer where it lies, here in memory and on disk, moved by accelerate's hooks.
+    """As with `model.device_map`: layers on different devices, here in memory and on disk, moved by accelerate's hooks.
 
-    Relative noise of weights that lie elsewhere in memory: 1.7e-7.
+    Relative noise of weights at another memory address: 1.7e-7.
     """
     from accelerate import dispatch_model
 
     model = MiniGPT4.from_config(golden_config(tmp_path, device_map="auto"), device="cpu")
     expected = answer_logits(model)
-    llm, lies = model.llama_model, {"model.layers.1": "disk", "lm_head": "disk"}
-    lies |= dict.fromkeys(
+    llm, device_map = model.llama_model, {"model.layers.1": "disk", "lm_head": "disk"}
+    device_map |= dict.fromkeys(
         ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu"
     )
     model.llama_model = dispatch_model(
-        llm, lies, main_device="cpu", offload_dir=tmp_path / "offload", force_hooks=True
+        llm, device_map, main_device="cpu", offload_dir=tmp_path / "offload", force_hooks=True
     )
     assert llm.model.layers[1].mlp.up_proj.weight.is_meta and not model.decoder().static
     assert (answer_logits(model) - expected).norm() <= 2e-6 * expected.norm()
@@ -175,7 +175,7 @@ def test_a_spread_llm_answers_the_same(tmp_path):
 
 @torch.no_grad()
 def answer_logits(model):
-    """Return the logits behind a text and behind one more token."""
+    """Return the logits after a text, and after one more token."""
     decoder = model.decoder()
     past = decoder.new_past()
     embeds = model.llama_model.get_input_embeddings()(torch.tensor([[1, 5, 9, 13]]))

@@ -39,13 +39,13 @@ def batch(request, model):
 
 def test_a_step_computes_little_more_than_it_has_to(model, batch):
     executed = workload.count_flops(lambda: model(batch)["loss"].backward())
-    # Measured: 0.90 and 0.92. What all texts begin with is computed once, the last of the four layers only where
-    # something is predicted.
+    # Measured: 0.90 and 0.92. Below 1, as the common beginning of all texts is computed once, and the last of the four
+    # layers only at positions that predict a target.
     assert 0.8 < executed / workload.useful_flops(model, batch) <= 1.02
 
 
 def kept_for_backward(model, batch):
-    """Return the tensors that a forward pass keeps, one for each storage, without parameters and buffers."""
+    """Return the tensors that a forward pass saves for backward, one per storage, without parameters and buffers."""
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept = {}
 
@@ -60,9 +60,9 @@ def kept_for_backward(model, batch):
 
 
 def test_a_step_keeps_little_more_than_it_has_to(model, batch):
-    """For each token and layer: layer input, queries, keys, values, what attention found, residual, gate and up.
+    """Per token and layer: the layer's input, queries, keys, values, attention's output, residual, gate and up.
 
-    Logits are there once, not in each of 32 layers: they are left out.
+    The logits are left out, as they exist once and not in each of 32 layers.
     """
     llm = model.llama_model.config
     kept = [
@@ -73,12 +73,12 @@ def test_a_step_keeps_little_more_than_it_has_to(model, batch):
     num_tokens = max(len(tensor) for tensor in kept if tensor.shape[1:] == (llm.intermediate_size,))
     floor = (6 * llm.hidden_size + 2 * llm.intermediate_size) * num_tokens * llm.num_hidden_layers
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept) / 4
-    # measured: 0.90 and 1.05 (on a CPU shares of attention are kept, padded)
+    # measured: 0.90 and 1.05 (on a CPU the attention probabilities are saved, padded)
     assert 0.8 < found / floor <= 1.15
 
 
 def test_half_precision_keeps_half():
-    """No float32 copies beside it; `tiny` has some more of the vision part's small things, which stay in float32."""
+    """There are no float32 copies; the margin is for small tensors of `tiny`'s vision part, which stay in float32."""
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = workload.random_model("tiny", dtype, stage=2)
@@ -88,7 +88,7 @@ def test_half_precision_keeps_half():
 
 
 def test_a_step_waits_for_nothing(model, batch):
-    """There are no values: an `.item()`, a `nonzero` or a branch on a tensor would raise."""
+    """The tensors have no values, so an `.item()`, a `nonzero` or a branch on a tensor would raise."""
     model.zero_grad()
     loss = model(batch)["loss"]
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -98,7 +98,7 @@ def test_a_step_waits_for_nothing(model, batch):
 
 
 def test_a_step_that_does_not_log_waits_for_nothing(tmp_path, monkeypatch):
-    """The whole step of a GPU, from the images to the optimizer; the one that logs reads values, and fails here."""
+    """A whole step of a GPU, from the images to the optimizer. A step that logs reads values, so it fails here."""
     model, batch = workload.meta_model("7b-thin", 1, 4)
     done = []
     monkeypatch.setattr(loop, "to_device", lambda batch, device: batch)  # there is no GPU to go to

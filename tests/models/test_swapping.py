@@ -1,6 +1,6 @@
-"""Vision towers x bridges x LLM families, tiny and random: they train, resume, answer, and are refused where they must.
+"""Vision towers x bridges x LLM families, tiny and random: they train, resume and answer; wrong pairs are refused.
 
-What is packed must be what is padded: the noise of float32 was 1e-6 in the loss and 7e-7 in gradients, relative.
+Packed and padded rows must agree; the relative noise of float32 was 1e-6 in the loss and 7e-7 in gradients.
 """
 
 import json
@@ -43,7 +43,7 @@ from tests.training import endless, runner, settings
 
 BRIDGES = ("qformer", "merged", "none")
 VISION_SIDES = list(product([*TOWERS, "timm", "eva_clip_g"], BRIDGES))
-# every LLM with two vision sides, every vision side with an LLM
+# each LLM with two vision sides, each vision side with some LLM
 PAIRS = [
     (VISION_SIDES[n % len(VISION_SIDES)], list(LLMS)[n % len(LLMS)]) for n in range(2 * len(LLMS))
 ]
@@ -52,7 +52,7 @@ TEXTS = ["a brown dog", "two cats on a sofa, asleep", "snow"]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Return a function (vision side or None, LLM or None) -> keys of the section `model`; files are written once."""
+    """Return a function (vision side, LLM) -> keys of the section `model`; the files are written once."""
     root = tmp_path_factory.mktemp("parts")
     eva, golden_qformer = write_vision_files(root)
     towers = {name: {"vision_model": tiny_parts.write_tower(root, name)} for name in TOWERS}
@@ -77,7 +77,7 @@ def parts(tmp_path_factory):
 
 
 def built(section):
-    """Return the model of a section; its projection is the same for the same section."""
+    """Return the model of a section; the random projection is the same at every call."""
     torch.manual_seed(0)
     return MiniGPT4.from_config(section, device="cpu")
 
@@ -91,7 +91,7 @@ def batch(size, seed=0):
 
 
 def gradients(model, samples):
-    """Return {name: gradient} of what trains, without dropout."""
+    """Return {name: gradient} of the trained parameters, without dropout."""
     model.zero_grad()
     model.eval()(samples)["loss"].backward()
     return {
@@ -102,7 +102,7 @@ def gradients(model, samples):
 
 
 def assert_close(found, expected, tolerance=1e-5):
-    """Compare tensors relative to their size, or to a thousandth of all: a key's bias has only noise."""
+    """Compare tensors relative to their norm, or to a thousandth of the total: the bias of keys has only noise."""
     assert found.keys() == expected.keys() and found
     whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm()
     for name, tensor in found.items():
@@ -130,13 +130,13 @@ def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
     changes = {"max_epoch": 2, "iters_per_epoch": 3, "warmup_steps": 0, "init_lr": 1e-2}
     run = runner(settings(tmp_path / "whole", **changes), model)
     run.train(endless(batches))
-    # what trains changed, all of it, and nothing else did; the checkpoint has exactly that
+    # all trained tensors changed and nothing else did; the checkpoint has exactly these
     assert tensor_hashes(frozen_tensors(model)) == frozen
     path = run.output_dir / "checkpoint_1.pth"
     saved = torch.load(path, weights_only=True)
     assert saved["model"].keys() == start.keys()
     assert not [name for name, tensor in saved["model"].items() if torch.equal(tensor, start[name])]
-    # resumed behind the first epoch it is the same
+    # resumed after the first epoch the result is the same
     half = built(section)
     resumed = settings(
         tmp_path / "half", resume_ckpt_path=str(run.output_dir / "checkpoint_0.pth"), **changes
@@ -146,7 +146,7 @@ def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
         torch.equal(tensor, saved["model"][name])
         for name, tensor in half.trainable_state_dict().items()
     )
-    # loaded as model.ckpt, too; packed is padded
+    # loaded as model.ckpt it is the same, too; packed and padded agree
     loaded = built(section | {"ckpt": str(path)})
     assert all(
         torch.equal(tensor, saved["model"][name])
@@ -169,7 +169,7 @@ def test_trains_saves_loads_resumes_and_answers(parts, tmp_path, vision, llm):
 
 
 def test_packed_is_padded_for_every_tower_bridge_and_llm(parts):
-    """The full product; a vision side is encoded once, and projected for each LLM."""
+    """The full product; each vision side encodes once, and its vectors are projected for each LLM."""
     sides = {}
     for vision in VISION_SIDES:
         model = built(parts(vision))
@@ -210,7 +210,7 @@ def test_a_folders_tower_gives_its_own_hidden_states(parts, name):
         (0.4, 0.5, 0.6),
         (0.2, 0.3, 0.25),
     )
-    for size in (SIZE, 42):  # its own, and one to which positions are resampled
+    for size in (SIZE, 42):  # its own, and one for which position embeddings are resampled
         network = tower.build(size)
         tower.load(network, section.vision_model, "model.vision_model")
         pixels, options = torch.randn(2, 3, size, size), {}
@@ -309,7 +309,7 @@ def test_a_frozen_tower_in_half_precision_is_close_to_float32(parts, tower):
 
 
 def test_every_part_has_the_gradient_of_a_plain_path(parts):
-    """Whole models of transformers, one sample after the other, without anything of ours but the rows."""
+    """Compared with whole models of transformers, one sample at a time, with only the rows made by our code."""
     everything = dict.fromkeys(PARTS, "full") | {"bridge": None}
     section = parts(projector="mlp2x_gelu", train=everything)
     model = built(section)
@@ -347,7 +347,7 @@ def test_every_part_has_the_gradient_of_a_plain_path(parts):
     }
     plain |= {f"llama_model.{name}": parameter.grad for name, parameter in llm.named_parameters()}
     assert_close(found, {name: plain[name] for name in found})
-    # each part alone, the others frozen, has the same gradient, by whatever way the LLM is run
+    # a part that trains alone has the same gradient, with whichever backend the LLM runs
     for part in ("vision", "projector", "llm"):
         modes = dict.fromkeys(PARTS, "frozen") | {part: "full"}
         alone = built(section | {"train": modes | {"projector": modes["projector"]}})
@@ -448,14 +448,14 @@ def test_a_checkpoint_of_another_llm_tower_bridge_or_projector_is_refused(parts,
             built(other)
         with pytest.raises(CheckpointError, match=message):  # --dry-run, too
             MiniGPT4.plan(as_section(other, MiniGPT4.Config, "model"), "cpu")
-    # one that does not say what it is for is known by its tensors
+    # a checkpoint without an identity is recognised by its tensors
     torch.save({"model": state["model"]}, path)
     with pytest.raises(CheckpointError, match="has a projection linear, the model mlp2x_gelu"):
         built(parts(projector="mlp2x_gelu", **ckpt))
 
 
 def test_a_run_is_not_resumed_or_evaluated_with_another_part(parts, tmp_path, caplog):
-    """As model.ckpt, also where resume_mode=restart compares no settings: the tower and the LLM have the same sizes."""
+    """Like model.ckpt, also with resume_mode=restart, which compares no settings; the wrong parts have the right sizes."""
     run = runner(settings(tmp_path / "first", max_epoch=1, iters_per_epoch=1), built(parts()))
     run.train(endless([batch(SIZE)]))
     path = run.output_dir / "checkpoint_0.pth"
@@ -466,7 +466,7 @@ def test_a_run_is_not_resumed_or_evaluated_with_another_part(parts, tmp_path, ca
             runner(cfg, built(parts(("siglip2", "merged")))).train(endless([batch(SIZE)]))
         with pytest.raises(CheckpointError, match=f"{message}.llama_model qwen3: "):
             runner(cfg, built(parts(llm="qwen2"))).train(endless([batch(SIZE)]))
-    # other weights of the same kind are told
+    # other weights of the same kind cause a warning
     restarted = settings(
         tmp_path / "third", resume_ckpt_path=str(path), resume_mode="restart", max_epoch=2
     )
@@ -478,7 +478,7 @@ def test_a_run_is_not_resumed_or_evaluated_with_another_part(parts, tmp_path, ca
 
 
 def test_what_an_earlier_stage_trained_goes_on_into_the_next_ones_checkpoints(parts, tmp_path):
-    """Stage 1 trains tower and projection, stage 2 the LLM alone; stage 2's checkpoint is the whole of it."""
+    """Stage 1 trains tower and projection, stage 2 only the LLM; the checkpoint of stage 2 holds all three."""
     sizes = {"max_epoch": 1, "iters_per_epoch": 2, "warmup_steps": 0, "init_lr": 1e-2}
     stages = (
         {"vision": "full", "projector": "full", "llm": "frozen"},
@@ -496,7 +496,7 @@ def test_what_an_earlier_stage_trained_goes_on_into_the_next_ones_checkpoints(pa
     opened = built(parts(("clip", "none"), ckpt=ckpt))
     own = model.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in opened.state_dict().items())
-    # resumed without the first stage's file it is whole, too
+    # resumed without the file of stage 1 it is complete, too
     last = settings(tmp_path / "again", resume_ckpt_path=ckpt, **sizes | {"max_epoch": 2})
     resumed = built(parts(("clip", "none"), train={"llm": "full"}))
     resumed.freeze("llama_proj")
@@ -617,8 +617,8 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
     assert (named.prompt_template, named.end_sym) == ("", "#")
     if llm == "llama2":
         return
-    # a dialogue of two turns is what the tokenizer's own template writes, but for its system message; spaces before
-    # answers are the tokenizer's business
+    # a dialogue of two turns is what the tokenizer's own template writes, except for its system message and for spaces
+    # before answers
     model = built({**section, "max_txt_len": 300})
     questions, answers = ("Is it red?", "Is it blue?"), ("yes", "no")
     samples = {"image": torch.zeros(0, 3, SIZE, SIZE), "num_images": [0], "text_input": ["no"]}
@@ -633,7 +633,7 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
 
 
 def test_qwen_3_reads_what_its_own_tokenizer_writes(tmp_path):
-    """As published: config.json names a BOS, the tokenizer has none, and no text begins with one."""
+    """As published: config.json names a BOS, the tokenizer has none, and texts do not begin with one."""
     write_qwen3(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     published = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "add_bos_token": False}

@@ -1,4 +1,4 @@
-"""A weight file either fits exactly or is refused with a message that says what was found and what to do."""
+"""A weight file either fits exactly, or is refused with a message that says what was found and what to do."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def truncated(path):
 
 
 BAD_FILES = {
-    # key, what is written, the message
+    # {case: (key, content of the file, message)}
     "ViT, tensor missing": (
         "vit_ckpt",
         without(VIT, "blocks.1.mlp.fc2.bias"),
@@ -311,7 +311,7 @@ def test_changing_a_mapped_tensor_leaves_the_file_alone(suffix, tmp_path):
 
 
 def trained_with(path, **identity):
-    """Write a checkpoint that says what it was trained with."""
+    """Write a checkpoint with this identity; return its path as text."""
     torch.save({"model": CHECKPOINT, "progress": {"identity": identity}}, path)
     return str(path)
 
@@ -333,7 +333,7 @@ def test_a_checkpoint_knows_the_frozen_files_it_was_trained_with(tmp_path, caplo
     assert f"{words} model.vit_ckpt (name tuned.safetensors, fingerprint " in caplog.text
     assert caplog.text.count("was trained with another") == 1
     assert mine["vision"]["q_former_model"] == model.identity()["vision"]["q_former_model"]
-    # a ViT that trains is in the checkpoint: the file that it began with no longer matters
+    # a ViT that trains is in the checkpoint, so its original file no longer matters
     trains = golden_model(tmp_path, ckpt=ckpt, vit_ckpt=tuned, freeze_vit=False)
     assert list(trains.identity()["vision"]) == ["q_former_model"]
     assert caplog.text.count("was trained with another") == 1
@@ -352,7 +352,7 @@ def test_what_another_program_says_of_a_checkpoint_is_not_taken_for_ours(
 
 @pytest.mark.parametrize("key", ["vit_ckpt", "q_former_model", "ckpt"])
 def test_one_flipped_bit_is_found_in_any_source(key, tmp_path):
-    """By the checksums of a .pth, by its size in a file without, which a bit of an exponent makes absurd."""
+    """By the checksums of a .pth file; in a file without them, by the absurd number that a bit of the exponent makes."""
     cfg = golden_config(tmp_path)
     tensors = {"vit_ckpt": VIT, "q_former_model": BLIP2, "ckpt": CHECKPOINT}[key]
     name = next(

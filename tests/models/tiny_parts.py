@@ -1,4 +1,4 @@
-"""Tiny folders of random weights, as transformers writes them: vision towers and LLMs of many families."""
+"""Tiny model folders with random weights, as transformers writes them: vision towers and LLMs of many families."""
 
 import json
 from dataclasses import asdict
@@ -158,7 +158,7 @@ def write_tower(root, name):
 
 
 def write_timm(root, name="test_vit"):
-    """Write the weight file of a model of timm, 64 wide; return its path as text."""
+    """Write the weight file of a timm model, 64 wide; return its path as text."""
     torch.manual_seed(0)
     path = root / f"{name}.safetensors"
     save_file(timm.create_model(name, pretrained=False).state_dict(), path)
@@ -166,7 +166,7 @@ def write_timm(root, name="test_vit"):
 
 
 def write_qformer(root, width):
-    """Write the file of a Q-Former for image tokens of a width, with its dimensions beside it; return its path."""
+    """Write the file of a Q-Former for image tokens of `width`, and its sidecar with dimensions; return its path."""
     torch.manual_seed(0)
     config = QFormerConfig(16, 2, 2, 32, 2, width)
     state = {
@@ -198,7 +198,7 @@ def write_llm(root, name):
     torch.manual_seed(1)
     config.bos_token_id, config.eos_token_id = fast.bos_token_id, fast.eos_token_id
     llm = AutoModelForCausalLM.from_config(config)
-    # initialised as transformers does, logits would hardly depend on what was read, and biases not be there
+    # with transformers' initialisation logits would hardly depend on the input, and all biases would be 0
     for parameter in llm.parameters():
         parameter.data += torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.1)
     llm.save_pretrained(folder)

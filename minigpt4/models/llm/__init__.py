@@ -1,1 +1,1 @@
-"""The frozen language model: loading, quantisation, ways to run it in training, decoding."""
+"""The language model: loading, quantisation, LoRA, sharding, backends for training, decoding."""

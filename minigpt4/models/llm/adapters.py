@@ -1,7 +1,8 @@
-"""LoRA, by peft: trained updates of low rank beside the query and value projections of a frozen LLM.
+"""LoRA, by peft: trained low-rank updates of the query and value projections of a frozen LLM.
 
-Names. A checkpoint of the newest release has those of peft 0.2.0 around the whole LLM; later versions of peft put the
-adapter's name, `default`, before `.weight`, and `.base_layer` before that of the frozen weight. All are read.
+Tensor names: a checkpoint of the newest release has those of peft 0.2.0, wrapped around the whole LLM. Later versions
+of peft insert the adapter's name, `default`, before `.weight`, and `.base_layer` before the frozen layer's `.weight`.
+Both are read.
 """
 
 import re
@@ -18,8 +19,8 @@ from minigpt4.models.llm.quantised_layers import OWN_LAYERS
 TARGETS = ("q_proj", "v_proj")
 DROPOUT = 0.05
 
-_TENSOR = re.compile(r"\.lora_[AB]\.weight$")
-# (what peft's names have here, what those of the release have)
+_LORA_TENSOR = re.compile(r"\.lora_[AB]\.weight$")
+# (pattern in our names, its replacement in the names of the release)
 _RENAMES = (
     (r"^llama_model\.", "llama_model.base_model.model."),
     (r"\.lm_head\.weight$", ".lm_head.0.weight"),
@@ -29,9 +30,9 @@ _RENAMES = (
 
 
 def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
-    """Add an update of `rank`, counted alpha / rank, in float32, beside each target of a frozen LLM; they train.
+    """Add a trainable float32 update of `rank`, scaled by alpha / rank, to each target layer; the rest is frozen.
 
-    A starts as torch's linear layers do, B as zeros. Raises ValueError for an LLM without such layers.
+    A is initialised like torch's linear layers, B with zeros. Raises ValueError for an LLM without the target layers.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear
@@ -45,10 +46,9 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(TARGETS), lora_dropout=DROPOUT, bias="none"
     )
-    # peft knows those of libraries
+    # peft does not know our quantised layers; once registered it accepts them, but still warns
     config._register_custom_module(dict.fromkeys(OWN_LAYERS, Linear))
     with warnings.catch_warnings():
-        # of ours, which it then takes
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         inject_adapter_in_model(config, llm)
     for layer in _layers(llm):
@@ -62,33 +62,33 @@ def add_lora(llm: nn.Module, rank: int, alpha: int) -> None:
 
 
 class _Dropout(nn.Dropout):
-    """Keeps a byte a number for backward on any device; that of torch, on a CPU, a number in the input's type."""
+    """Dropout that saves one byte per element for backward; on a CPU torch's saves an element of the input's type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 
 def train(llm: nn.Module, mode: bool) -> None:
-    """Let the updates drop inputs, or not; the LLM that they are beside stays in evaluation mode."""
+    """Switch the dropout of the updates on or off; the LLM itself stays in evaluation mode."""
     for layer in _layers(llm):
         layer.lora_dropout.train(mode)
 
 
 @contextmanager
 def without_dropout(llm: nn.Module) -> Iterator[None]:
-    """Within the block nothing in the LLM is dropped, so that two ways to compute can be compared."""
-    dropping = [part for part in llm.modules() if isinstance(part, nn.Dropout) and part.training]
-    for part in dropping:
+    """Within the block the LLM has no dropout, so that two computations can be compared."""
+    active = [part for part in llm.modules() if isinstance(part, nn.Dropout) and part.training]
+    for part in active:
         part.eval()
     try:
         yield
     finally:
-        for part in dropping:
+        for part in active:
             part.train()
 
 
 def merge(llm: nn.Module) -> None:
-    """Add the updates to the weights that they are beside: answers cost no more than the LLM's own.
+    """Add the updates to the weights of their layers, so that inference costs no more than without LoRA.
 
     Raises ValueError for weights in 8 or 4 bits, which cannot hold them.
     """
@@ -102,7 +102,7 @@ def merge(llm: nn.Module) -> None:
 
 
 def unmerge(llm: nn.Module) -> None:
-    """Take back `merge`, but for rounding."""
+    """Undo `merge`, except for rounding."""
     for layer in _layers(llm):
         layer.unmerge()
 
@@ -113,8 +113,8 @@ def _layers(llm: nn.Module) -> Iterable[nn.Module]:
     return (part for part in llm.modules() if isinstance(part, LoraLayer))
 
 
-def said(llm: nn.Module) -> str:
-    """Return peft's line about what trains."""
+def parameter_summary(llm: nn.Module) -> str:
+    """Return the line about trainable parameters that peft prints."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in llm.parameters()]
     trainable = sum(size for size, trains in sizes if trains)
     everything = sum(size for size, _ in sizes)
@@ -122,22 +122,23 @@ def said(llm: nn.Module) -> str:
 
 
 def to_release_name(name: str) -> str:
-    """Return the newest release's name of our parameter `name`, of a model whose LLM has LoRA."""
-    for pattern, new in _RENAMES if name.startswith("llama_model.") else ():
-        name = re.sub(pattern, new, name)
+    """Return the newest release's name of our parameter `name`, for a model with LoRA."""
+    if name.startswith("llama_model."):
+        for pattern, new in _RENAMES:
+            name = re.sub(pattern, new, name)
     return name
 
 
 def in_release_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's tensors under the release's names, whichever version of peft wrote them.
+    """Return a checkpoint's tensors under the release's names, whichever version of peft wrote it.
 
-    Raises ValueError if two of them would have one name.
+    Raises ValueError if two tensors would have the same name.
     """
     renamed = {}
     for name, tensor in state.items():
         new = name
-        for pattern, short in _RENAMES[2:]:
-            new = re.sub(pattern, short, new)
+        for pattern, replacement in _RENAMES[2:]:
+            new = re.sub(pattern, replacement, new)
         if new in renamed:
             raise ValueError(
                 f"{name} is there twice, in the names of two versions of peft; keep one of them"
@@ -147,18 +148,20 @@ def in_release_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def is_lora(name: str) -> bool:
-    """Whether that is the release's name of a tensor of LoRA."""
-    return _TENSOR.search(name) is not None
+    """Whether `name` is the release's name of a LoRA tensor."""
+    return _LORA_TENSOR.search(name) is not None
 
 
 def advice(state: dict[str, torch.Tensor], own: Iterable[str], rank: int) -> str:
-    """Return what to do with a checkpoint whose LoRA is not the model's; nothing if they have the same rank."""
-    theirs = {
-        len(tensor)
-        for name, tensor in state.items()
-        if name.endswith(".lora_A.weight") and tensor.ndim == 2
-    }
-    if not theirs or (theirs == {rank} and any(map(is_lora, own))):
+    """Return advice for a checkpoint `state` whose LoRA rank is not that of the model; "" if it is, or without LoRA.
+
+    `own`: the names of the model's parameters. `rank`: its `lora_r`.
+    """
+    ranks = set()
+    for name, tensor in state.items():
+        if name.endswith(".lora_A.weight") and tensor.ndim == 2:
+            ranks.add(len(tensor))
+    if not ranks or (ranks == {rank} and any(map(is_lora, own))):
         return ""
-    found = "/".join(map(str, sorted(theirs)))
+    found = "/".join(map(str, sorted(ranks)))
     return f"It has LoRA of rank {found}, the model {rank or 'none'}: set model.lora_r={found}, as for MiniGPT-v2"

@@ -1,4 +1,4 @@
-"""The text around questions and answers where a `model` section names none: what the tokenizer's chat template says."""
+"""The prompt template of a `model` section that names none: that of the tokenizer's chat template."""
 
 import logging
 from pathlib import Path
@@ -10,9 +10,9 @@ from minigpt4.text.templates import read_chat_template
 
 
 def settle(cfg: Any) -> None:
-    """Set `prompt_template`, if it is None, with `end_sym` and `mask_eos_labels`; '' for a tokenizer without template.
+    """If `prompt_template` is None, set it, `end_sym` and `mask_eos_labels` from the tokenizer's chat template.
 
-    Raises ValueError for a chat template that cannot be used.
+    Without a chat template, `prompt_template` becomes "". Raises ValueError for a chat template that cannot be used.
     """
     folder = cfg.get("llama_model")
     if cfg.prompt_template is not None or not folder:
@@ -21,10 +21,11 @@ def settle(cfg: Any) -> None:
     if not _has_template(expand_path(folder)):
         return
     cfg.prompt_template, cfg.end_sym = read_chat_template(load_tokenizer(folder))
-    cfg.mask_eos_labels = False  # the end of an answer has to be learnt
-    settled = cfg.prompt_template, cfg.end_sym
+    cfg.mask_eos_labels = False  # the LLM has to learn where an answer ends
     logging.info(
-        "model.prompt_template: %r, end_sym %r, from the chat template of the tokenizer", *settled
+        "model.prompt_template: %r, end_sym %r, from the chat template of the tokenizer",
+        cfg.prompt_template,
+        cfg.end_sym,
     )
 
 
@@ -33,6 +34,6 @@ def _has_template(folder: Path) -> bool:
         return True
     try:
         return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
-    # no tokenizer is there, or a broken one, which is said elsewhere
+    # a missing or damaged tokenizer is reported elsewhere
     except (OSError, ValueError, AttributeError):
         return False

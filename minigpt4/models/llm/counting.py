@@ -1,4 +1,4 @@
-"""Tensors without values take the way of a GPU where its memory is counted on a machine that has none."""
+"""A switch for counting a GPU's memory on a machine without one: tensors without values take the GPU's code paths."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _counting = ContextVar("counting", default=False)
 
 @contextmanager
 def as_on_gpu(is_so: bool = True) -> Iterator[None]:
-    """Inside the block, tensors without values take the way of a GPU, wherever they say they lie."""
+    """Within the block tensors without values take the code paths of a GPU, whatever their device is."""
     token = _counting.set(is_so)
     try:
         yield
@@ -18,5 +18,5 @@ def as_on_gpu(is_so: bool = True) -> Iterator[None]:
 
 
 def is_as_on_gpu() -> bool:
-    """Whether the call is made inside `as_on_gpu`."""
+    """Whether this is called inside an `as_on_gpu` block."""
     return _counting.get()

@@ -1,4 +1,4 @@
-"""How the chat runs the LLM: keys and values in place, steps that a GPU replays as a graph.
+"""How a chat runs the LLM: prefill and decoding steps over a KV cache; on a GPU the steps are replayed as a CUDA graph.
 
 Shapes: B rows, H key heads, T positions, d head width, D LLM width, V vocabulary.
 """
@@ -18,15 +18,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from minigpt4.common.cuda_graphs import record
 from minigpt4.models.llm import lean_token
 
-CHUNK = 128  # positions by which the room for keys and values grows
-CACHE_NAMES = ("cache", "past_key_values")  # in `forward`, since transformers 5.24 and before
+CHUNK = 128  # positions by which the buffers of the KV cache grow
+# the argument of `forward` that takes the KV cache, since transformers 5.24 and before
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 class InPlaceLayer(DynamicLayer):
-    """One layer's keys and values: `keys` and `values` are the filled beginnings of larger buffers.
+    """The KV cache of one layer: `keys` and `values` are views of the filled positions of larger buffers.
 
-    Contract with the base class: all else that it does to the two is to shorten them by slicing:
-    they stay beginnings.
+    It relies on the base class to change these two only by slicing off the end, so that they remain such views.
     """
 
     buffers = (None, None)
@@ -34,29 +34,29 @@ class InPlaceLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, H, T, d] each; return all keys and values so far."""
+        """Append keys and values, [B, H, T, d] each; return all of them so far."""
         start = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys = _appended(self.buffers[0], self.keys, key_states, start)
-        values = _appended(self.buffers[1], self.values, value_states, start)
+        keys = _append_to_buffer(self.buffers[0], self.keys, key_states, start)
+        values = _append_to_buffer(self.buffers[1], self.values, value_states, start)
         self.buffers = (keys, values)
-        return self._show(start + key_states.shape[-2])
+        return self._set_views(start + key_states.shape[-2])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows only."""
+        """Keep only these rows of the batch."""
         end = self.get_seq_length()
         self.buffers = tuple(buffer[indices] for buffer in self.buffers)
-        self._show(end)
+        self._set_views(end)
 
-    def _show(self, end: int) -> tuple[Tensor, Tensor]:
-        """Let `keys` and `values` be the first `end` positions of the buffers; return them."""
+    def _set_views(self, end: int) -> tuple[Tensor, Tensor]:
+        """Set `keys` and `values` to the first `end` positions of the buffers, and return them."""
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
 
-def _appended(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) -> Tensor:
-    """Return a buffer of `filled` (`start` positions) and `new`: the same one if it is large enough."""
+def _append_to_buffer(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) -> Tensor:
+    """Return a buffer with `filled` (`start` positions), then `new`: the given one if it is large enough."""
     end = start + new.shape[-2]
     if buffer is None or buffer.shape[-2] < end:
         buffer = new.new_empty(*new.shape[:2], -(-end // CHUNK) * CHUNK, new.shape[-1])
@@ -67,7 +67,7 @@ def _appended(buffer: Tensor | None, filled: Tensor, new: Tensor, start: int) ->
 
 
 class FixedLayer(DynamicLayer):
-    """One layer's keys and values in buffers of fixed size; a step writes at `position`, a tensor [1]."""
+    """The KV cache of one layer in buffers of fixed size; a step writes at `position`, a tensor [1]."""
 
     def __init__(self, position: Tensor):
         super().__init__()
@@ -76,20 +76,20 @@ class FixedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write [B, H, 1, d] each at `position`; return the whole buffers."""
+        """Write keys and values, [B, H, 1, d] each, at `position`; return the whole buffers."""
         self.keys.index_copy_(2, self.position, key_states)
         self.values.index_copy_(2, self.position, value_states)
         return self.keys, self.values
 
 
 def cache_name(llm: nn.Module) -> str:
-    """Return the argument of `llm.forward` that takes a cache. Raises ValueError if none does."""
+    """Return the name of the argument of `llm.forward` that takes the KV cache. Raises ValueError if none does."""
     for module in llm.modules():
         parameters = inspect.signature(module.forward).parameters
         for name in CACHE_NAMES:
             if name in parameters:
                 return name
-        # a wrapper, such as peft's, hands on what it does not name to a model within it
+        # a wrapper with **kwargs, such as peft's, passes the cache on to a module inside it
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     raise ValueError(
@@ -98,8 +98,8 @@ def cache_name(llm: nn.Module) -> str:
     )
 
 
-class WholeToken:
-    """Any LLM of transformers for one token of one row, over keys and values in buffers of `size` positions."""
+class TransformersToken:
+    """Runs any LLM of transformers for one token of one row, with a KV cache in buffers of `size` positions."""
 
     def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device
@@ -115,18 +115,18 @@ class WholeToken:
             mine.is_initialized = True
 
     def load(self, past: DynamicCache, end: int) -> None:
-        """Take the `end` positions of `past`."""
+        """Copy `past`, of `end` positions, into the buffers."""
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             mine.keys[:, :, :end] = theirs.keys
             mine.values[:, :, :end] = theirs.values
 
     def store(self, past: DynamicCache, new: slice) -> None:
-        """Append the positions `new` to `past`."""
+        """Append the positions `new` of the buffers to `past`."""
         for mine, theirs in zip(self.cache.layers, past.layers, strict=True):
             theirs.update(mine.keys[:, :, new], mine.values[:, :, new])
 
     def logits(self, token: Tensor, position: Tensor) -> Tensor:
-        """Return logits [1, V] of `token` [1] at `position` [1], behind which no position is filled."""
+        """Return the logits [1, V] of `token` [1] at `position` [1], the first that is not filled yet."""
         self.position.copy_(position)
         dtype = self.cache.layers[0].keys.dtype
         mask = torch.zeros(len(self.slots), dtype=dtype, device=self.slots.device)
@@ -136,35 +136,39 @@ class WholeToken:
 
 
 class StaticSteps:
-    """Steps of one row over `size` positions: the same kernels and addresses at every token."""
+    """Decoding steps of one row over buffers of `size` positions, recorded as a CUDA graph on a GPU."""
 
     def __init__(self, llm: nn.Module, past: DynamicCache, size: int):
         device = llm.get_input_embeddings().weight.device
         self.size, self.graph = size, None
-        self.one = (lean_token.LeanToken if lean_token.fits(llm) else WholeToken)(llm, past, size)
+        runner = lean_token.LeanToken if lean_token.fits(llm) else TransformersToken
+        self.runner = runner(llm, past, size)
         self.token = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         if device.type == "cuda":
-            (self.graph,) = record(device, self._next, warm_ups=3)
+            (self.graph,) = record(device, self._run, warm_ups=3)
 
-    def _next(self) -> None:
-        self.logits = self.one.logits(self.token, self.position)
+    def _run(self) -> None:
+        self.logits = self.runner.logits(self.token, self.position)
 
     def load(self, past: DynamicCache) -> None:
-        """Begin after `past`."""
+        """Start after the positions of `past`."""
         self.begin = self.end = past.get_seq_length()
-        self.one.load(past, self.end)
+        self.runner.load(past, self.end)
 
     def store(self, past: DynamicCache) -> None:
-        """Append to `past` what was computed since `load`."""
-        self.one.store(past, slice(self.begin, self.end))
+        """Append the positions computed since `load` to `past`."""
+        self.runner.store(past, slice(self.begin, self.end))
 
     def step(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Return logits [1, V], valid until the next step."""
+        """Return the logits [1, V] of the next position, valid until the next step.
+
+        `positions` and `mask` are not used: one row needs no mask, and its position is known.
+        """
         self.token.copy_(tokens)
         self.position.fill_(self.end)
         if self.graph is None:
-            self._next()
+            self._run()
         else:
             self.graph.replay()
         self.end += 1
@@ -172,30 +176,29 @@ class StaticSteps:
 
 
 def new_past(llm: nn.Module, layer: Callable[[], DynamicLayer] = InPlaceLayer) -> DynamicCache:
-    """Return an empty cache for `llm`; `layer()` where everything is attended to, else transformers'."""
+    """Return an empty KV cache for `llm`: `layer()` for each layer with full attention, transformers' own for others."""
     past = DynamicCache(config=llm.config)
     past.layers = [layer() if type(own) is DynamicLayer else own for own in past.layers]
     return past
 
 
 class Decoder:
-    """Runs one LLM for many sessions, each with keys and values of its own.
+    """Runs one LLM for many sessions, each of which has its own KV cache.
 
-    `static`: steps of one row use buffers of fixed size, recorded as a CUDA graph; by default where
-    a GPU is there, all layers lie on it, and each attends to everything. A second answer at the same time takes the
-    plain steps.
+    `static`: whether decoding steps of one row use StaticSteps; the default is on a GPU only. It needs full attention
+    in all layers, on one device. There is one StaticSteps: while it is in use, other answers take plain steps.
     """
 
     def __init__(self, llm: nn.Module, static: bool | None = None):
         self.llm, self.cache_name = llm, cache_name(llm)
-        can = all(isinstance(layer, InPlaceLayer) for layer in new_past(llm).layers)
-        can &= len(set(getattr(llm, "hf_device_map", {}).values())) < 2  # a graph is of one device
-        is_cuda = llm.get_input_embeddings().weight.is_cuda
-        self.static = can and (is_cuda if static is None else static)
+        has_full_attention = all(isinstance(layer, InPlaceLayer) for layer in new_past(llm).layers)
+        is_on_one_device = len(set(getattr(llm, "hf_device_map", {}).values())) < 2
+        is_wanted = llm.get_input_embeddings().weight.is_cuda if static is None else static
+        self.static = has_full_attention and is_on_one_device and is_wanted
         self._steps, self._lock = None, threading.Lock()
 
     def new_past(self) -> DynamicCache:
-        """Return empty keys and values."""
+        """Return an empty KV cache."""
         return new_past(self.llm)
 
     def prefill(
@@ -216,26 +219,27 @@ class Decoder:
     ) -> Iterator[Callable[..., Tensor]]:
         """Yield a function (tokens [B], positions [B, 1], mask [B, T] or None) -> next logits [B, V].
 
-        `past` has all that was computed when the context ends; it will not grow beyond `longest`
-        positions.
+        `past` must not grow beyond `longest` positions. It is complete only when the context ends.
         """
-        with ExitStack() as at_end:
+        with ExitStack() as at_exit:
             step = partial(self._plain_step, past)
-            # an answer that comes while another uses the buffers takes the plain steps
+            # the lock is not waited for: if another answer uses the static buffers, this one takes plain steps
             if self.static and num_rows == 1 and self._lock.acquire(blocking=False):
-                at_end.callback(self._lock.release)
-                if steps := self._sized(past, longest):
+                at_exit.callback(self._lock.release)
+                steps = self._static_steps(past, longest)
+                if steps is not None:
                     steps.load(past)
-                    at_end.callback(steps.store, past)
+                    at_exit.callback(steps.store, past)
                     step = steps.step
             yield step
 
-    def _sized(self, past: DynamicCache, longest: int) -> StaticSteps | None:
-        """Return StaticSteps that hold `longest` positions; None if they cannot be recorded."""
+    def _static_steps(self, past: DynamicCache, longest: int) -> StaticSteps | None:
+        """Return StaticSteps with room for `longest` positions; None if the step cannot be recorded."""
         if self._steps is None or self._steps.size < longest:
-            self._steps = None  # its memory is free before the new one takes some
+            self._steps = None  # free its memory before the larger one is allocated
+            size = 1 << max(longest - 1, 511).bit_length()  # a power of two, at least 512
             try:
-                self._steps = StaticSteps(self.llm, past, 1 << max(longest - 1, 511).bit_length())
+                self._steps = StaticSteps(self.llm, past, size)
             except RuntimeError as error:
                 self.static = False
                 logging.warning(
@@ -251,13 +255,14 @@ class Decoder:
         return self._append(past, 1, inputs)
 
     def _append(self, past: DynamicCache, count: int, inputs: dict[str, Any]) -> Tensor:
-        """Run the LLM over `count` new positions; return the last one's logits [B, V].
+        """Run the LLM over `count` new positions; return the logits [B, V] of the last one.
 
-        Raises ValueError if the LLM did not add them to `past`: its answers would forget what came before.
+        Raises ValueError if the LLM did not add them to `past`: it would answer without the context.
         """
         expected = past.get_seq_length() + count
         logits = self.llm(**inputs, **{self.cache_name: past}, use_cache=True).logits[:, -1]
-        if (length := past.get_seq_length()) != expected:
+        length = past.get_seq_length()
+        if length != expected:
             raise ValueError(
                 f"model.llama_model: {type(self.llm).__name__} was given {count} positions, its keys and values then "
                 f"have {length}, expected {expected}; take another LLM or version of transformers"

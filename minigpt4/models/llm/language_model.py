@@ -1,4 +1,4 @@
-"""The frozen language model and its tokenizer, from a local transformers folder of any family."""
+"""The language model and its tokenizer, from a local transformers folder of any family."""
 
 import json
 import logging
@@ -18,18 +18,18 @@ from minigpt4.models.llm import quantization, sharding
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Any model that has learned English finds this far from random; see `check_reads_english`.
+# A model that has learned English predicts this far better than chance; see `check_reads_english`.
 SANITY_TEXT = (
     "The children walked to the beach in the morning. They built a castle of sand, and when the water came back in the "
     "afternoon, they sat on the old wall, ate bread and apples, and watched how the waves slowly took it away."
 )
 _EXPECTED = "give the folder with config.json, weights and tokenizer"
-# Of everything read from a folder. Without it transformers asks on standard input whether to run code that lies there.
+# For everything that transformers reads from a folder: by default it asks on standard input whether to run code in there.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def folder_problems(folder: str | Path, expected: str = _EXPECTED) -> list[str]:
-    """Return what is wrong with the files of a model's folder, as far as names, sizes and first bytes tell."""
+    """Return what is wrong with the files of a model's folder, judged by their names, sizes and first bytes."""
     try:
         return _folder_problems(expand_path(folder), expected)
     except OSError as error:
@@ -42,22 +42,25 @@ def _folder_problems(folder: Path, expected: str) -> list[str]:
     texts = sorted(
         path for path in folder.iterdir() if path.suffix in (".json", ".model") and path.is_file()
     )
-    found = {path: placeholder(path, "a file of the model") for path in texts}
-    if not any(found.values()):  # among them the index that names the weights
+    problems = {path: placeholder(path, "a file of the model") for path in texts}
+    if not any(problems.values()):  # the index of the weight files is one of these texts
         try:
             weights = _weight_files(folder)
         except ValueError as error:
             return [str(error)]
-        found |= {path: _weights_problem(path) for path in weights}
+        problems |= {path: _weights_problem(path) for path in weights}
         if not weights:
             return [
                 f"'{folder}' has no weights (model.safetensors or pytorch_model.bin, or shards); {expected}"
             ]
-    return [f"'{path}' {problem}" for path, problem in found.items() if problem]
+    return [f"'{path}' {problem}" for path, problem in problems.items() if problem]
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the files of weights that transformers takes from a folder, by its index also those that are not there."""
+    """Return the weight files that transformers reads from a folder, including missing shards that its index names.
+
+    Raises ValueError for an index that does not name them.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
@@ -73,6 +76,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _weights_problem(path: Path) -> str | None:
+    """Return what is wrong with a weight file, as the end of a sentence that names it; None if nothing is."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -80,7 +84,7 @@ def _weights_problem(path: Path) -> str | None:
     if (found := not_weights(path)) or path.suffix != ".safetensors":
         return found
     try:
-        with safe_open(path, "pt"):  # compares the header with the size
+        with safe_open(path, "pt"):  # checks that the header agrees with the file's size
             return None
     except SafetensorError as error:
         return f"is damaged or cut off ({error}); copy it again"
@@ -88,13 +92,12 @@ def _weights_problem(path: Path) -> str | None:
 
 @contextmanager
 def _read_by_transformers(what: str, folder: str | Path) -> Iterator[None]:
-    """Within the block any error becomes a ValueError of one line that names the key; a full memory stays one."""
+    """Within the block any error becomes a one-line ValueError that names the key, except running out of memory."""
     try:
         yield
-    except Exception as error:  # of many kinds, from JSON to Rust
-        if isinstance(
-            error, (torch.OutOfMemoryError, MemoryError)
-        ) or "can't allocate memory" in str(error):
+    except Exception as error:  # of many types, from JSON's to those of Rust libraries
+        is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if is_out_of_memory or "can't allocate memory" in str(error):
             raise
         reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ..')}"
         if "trust_remote_code" in str(error):
@@ -106,12 +109,12 @@ def _read_by_transformers(what: str, folder: str | Path) -> Iterator[None]:
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a folder; it pads on the right with its end token, as 2023. Raises ValueError."""
+    """Return the tokenizer of a folder; it pads on the right with its end token, as in 2023. Raises ValueError."""
     from transformers import AutoTokenizer
 
     with _read_by_transformers("the tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(expand_path(folder), **LOCAL)
-        # of a folder without the file transformers makes a tokenizer without words
+        # without a tokenizer file transformers returns a tokenizer with an empty vocabulary
         if not set(tokenizer("a", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
             raise ValueError("it knows no words; is tokenizer.json or tokenizer.model there?")
     _repair_end_tokens(tokenizer, folder)
@@ -123,15 +126,15 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
     """Take BOS and EOS from config.json where the tokenizer names none, as in old conversions of LLaMA.
 
-    BOS only if the tokenizer begins texts with it: config.json of Qwen names one that no text of its training has.
-    Raises ValueError if there is no end token in either; a family without BOS starts its sequences without.
+    BOS is taken only if the tokenizer puts it before texts: the config.json of Qwen names a BOS that its training never
+    used. An LLM may have no BOS. Raises ValueError if neither names an end token.
     """
     config = load_config(folder)
-    begin = tokenizer("a").input_ids[0]
+    first_id = tokenizer("a").input_ids[0]
     for role in ("bos", "eos"):
         index = getattr(config, f"{role}_token_id", None)
         index = index[0] if isinstance(index, list) else index
-        is_used = index is not None and (role == "eos" or index == begin)
+        is_used = index is not None and (role == "eos" or index == first_id)
         if is_used and not getattr(tokenizer, f"{role}_token"):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(index))
             logging.info(
@@ -146,11 +149,11 @@ def _repair_end_tokens(tokenizer: "PreTrainedTokenizerBase", folder: str | Path)
 
 
 def _use_sentencepiece_rules(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Make a LLaMA tokenizer split text as sentencepiece does; others are left as they are.
+    """Make a LLaMA tokenizer split text as sentencepiece does; other tokenizers are not changed.
 
-    transformers 5 does not mark the start of a text that begins with a space, and keeps the spaces
-    around special tokens. sentencepiece, so 2023 and the LLM's own training, marks every stretch of
-    text, and a special token swallows the spaces beside it.
+    transformers 5 adds no start-of-word mark to a text that begins with a space, and keeps the spaces around special
+    tokens. sentencepiece, used in 2023 and in the LLM's own training, marks the start of every piece of text between
+    special tokens, and drops the spaces next to them.
     """
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
@@ -193,10 +196,10 @@ def load_llm(
 ) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `kind`: one of quantization.KINDS; quantised weights lie, on a machine with GPUs, on number
-    `gpu`. `device_map`: they are spread over all devices, see accelerate. `shard`: called by all
-    ranks, each gets its share. Raises ValueError if the files cannot be read or lack tensors that the
-    configuration asks for, or the device cannot compute with weights of that kind.
+    `kind`: one of quantization.KINDS; on a machine with GPUs, quantised weights are put on GPU number `gpu`.
+    `device_map`: spread the weights over all devices, see accelerate. `shard`: called by all ranks, each of which gets
+    its shard. Raises ValueError if the files cannot be read or lack tensors that config.json asks for, or if the device
+    cannot compute with weights of this kind.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -207,7 +210,6 @@ def load_llm(
         "ignore_mismatched_sizes": True,
     }
     options |= attention_options(device)
-    # where the weights lie, and what packs them
     if kind != "none" and device.type == "cuda" and not shard:
         device = torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
     quantization.check_device(kind, device)
@@ -215,13 +217,24 @@ def load_llm(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
+    # int8, int4 and shards are made part by part below, from weights that are loaded on the CPU
     if device_map != "none":
         options["device_map"] = device_map
     elif not shard and (kind == "nf4" or (kind == "none" and device.type != "cpu")):
         options["device_map"] = {"": device}
     with _read_by_transformers("the weights", folder):
         llm, info = AutoModelForCausalLM.from_pretrained(expand_path(folder), **options)
-    # transformers would fill what is missing or of another shape with random numbers
+    _check_loaded(info, folder)
+    if shard:
+        sharding.shard(llm, kind, device)
+    elif kind not in ("none", "nf4"):
+        llm = quantization.quantise(llm, kind, device)
+    quantization.refuse_training(llm, kind, device)
+    return llm.eval()
+
+
+def _check_loaded(info: dict[str, Any], folder: str | Path) -> None:
+    """Raise ValueError for tensors that transformers has filled with random numbers: missing, or of another shape."""
     if wrong := sorted(info["mismatched_keys"]):
         first = "{} is {}, expected {}".format(wrong[0][0], *map(list, wrong[0][1:]))
         raise ValueError(
@@ -237,22 +250,16 @@ def load_llm(
         logging.info(
             "model.llama_model: %d tensors are not used: %s", len(unused), ", ".join(unused[:3])
         )
-    if shard:
-        sharding.shard(llm, kind, device)
-    elif kind not in ("none", "nf4"):
-        llm = quantization.quantise(llm, kind, device)
-    quantization.refuse_training(llm, kind, device)
-    return llm.eval()
 
 
 def attention_options(device: torch.device) -> dict[str, str]:
-    """Return the options with which transformers builds an LLM that attends fast on `device`."""
-    # in bfloat16 on a CPU up to 1.7 times faster than the fused kernel
+    """Return the options for transformers that choose the fastest attention on `device`."""
+    # on a CPU in bfloat16, eager attention is up to 1.7 times as fast as the fused kernel
     return {"attn_implementation": "eager"} if device.type == "cpu" else {}
 
 
 def meta_llm(folder: str | Path, dtype: torch.dtype, kind: str = "none") -> "PreTrainedModel":
-    """Return what `load_llm` would, on the meta device: shapes and types, no weights."""
+    """Return the LLM that `load_llm` would load, on the meta device: shapes and types, no values."""
     from transformers import AutoModelForCausalLM
 
     config = load_config(folder)
@@ -262,11 +269,10 @@ def meta_llm(folder: str | Path, dtype: torch.dtype, kind: str = "none") -> "Pre
 
 
 def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
-    """Return {"name", "width", "vocabulary", "fingerprint"} of the LLM of a folder."""
+    """Return {"name", "width", "vocabulary", "fingerprint"} of `llm`, loaded from `folder`."""
     vocabulary, width = llm.get_input_embeddings().weight.shape
-    name = expand_path(folder).resolve().name
     return {
-        "name": name,
+        "name": expand_path(folder).resolve().name,
         "width": width,
         "vocabulary": vocabulary,
         "fingerprint": fingerprint(folder),
@@ -277,7 +283,7 @@ def identity(folder: str | Path, llm: nn.Module) -> dict[str, Any]:
 def check_reads_english(
     llm: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: str | Path
 ) -> None:
-    """Raise ValueError if the LLM predicts a plain English text little better than by guessing."""
+    """Raise ValueError if the LLM predicts a plain English text little better than chance."""
     embedding = llm.get_input_embeddings()
     ids = torch.tensor([tokenizer(SANITY_TEXT).input_ids], device=embedding.weight.device)
     logits = llm(input_ids=ids, use_cache=False).logits[0, :-1].float()

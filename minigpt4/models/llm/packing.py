@@ -1,7 +1,7 @@
-"""The LLM on packed texts, through the model of transformers.
+"""The backend `packed`: the LLM on packed rows, through the model of transformers.
 
-Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D
-LLM width, V vocabulary.
+Shapes: T positions of all rows together, N of them predict a target, H query heads, d head width, D LLM width,
+V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from minigpt4.models.llm.attention import Segments, attend
 from minigpt4.models.llm.recompute import recompute_layers
 
 ATTENTION = "minigpt4_packed"  # our name among the attention functions of transformers
-# options of attention in transformers that change its result, beside those that `attend` takes
-_CHANGE_ATTENTION = {"softcap", "s_aux", "position_bias", "head_mask", "indices"}
+# attention options of transformers that change the result, and that `attend` does not support
+_UNSUPPORTED = {"softcap", "s_aux", "position_bias", "head_mask", "indices"}
 
 
 def _for_transformers(
     module, query, key, value, attention_mask, scaling, dropout=0.0, segments=None, **options
 ):
-    """`attend` as transformers calls it: [1, heads, T, d] in, [1, T, H, d] and no weights out."""
-    unknown = {name for name in _CHANGE_ATTENTION if options.get(name) is not None}
-    if unknown or dropout or attention_mask is not None or segments is None:
+    """Call `attend` with the interface of transformers: [1, heads, T, d] in, [1, T, H, d] and no attention weights out."""
+    unsupported = {name for name in _UNSUPPORTED if options.get(name) is not None}
+    if unsupported or dropout or attention_mask is not None or segments is None:
         raise NotImplementedError(
-            f"attention with {', '.join(unknown) or 'dropout or a mask'} is not packed"
+            f"attention with {', '.join(unsupported) or 'dropout or a mask'} is not packed"
         )
-    # under autocast the rotary embedding of float32 weights leaves queries and keys wider than values
+    # under autocast the rotary embedding of an LLM in float32 returns queries and keys in float32, unlike the values
     by_position = [
         each[0].transpose(0, 1).to(value.dtype).contiguous() for each in (query, key, value)
     ]
@@ -36,20 +36,21 @@ def _for_transformers(
 
 @contextmanager
 def packed_attention(llm: nn.Module) -> Iterator[None]:
-    """Let a model of transformers attend by segments inside the block; the calls there pass `segments`.
+    """Within the block a model of transformers attends by segments; its calls have to pass `segments`.
 
-    Its `set_attn_implementation` walks over all modules: too slow to do for each recomputed layer.
+    The configuration is set directly: `set_attn_implementation` visits all modules, which is too slow for every
+    recomputed layer.
     """
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _for_transformers)
     config = llm.config.get_text_config()
-    usual = config._attn_implementation
+    original = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:
         yield
     finally:
-        config._attn_implementation = usual
+        config._attn_implementation = original
 
 
 def label_logits(

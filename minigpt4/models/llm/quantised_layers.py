@@ -1,4 +1,4 @@
-"""The linear layers of 8 and 4 bits: what each kind stores, how it multiplies, and the gradient of its input."""
+"""The quantised linear layers: what each kind stores, how it multiplies, and the gradient of its input."""
 
 import logging
 from collections.abc import Callable
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# weights of so many outputs are widened at once on a CPU, so that they stay in its cache
+# rows of an int8 weight that a CPU converts to the activations' type at a time, so that they stay in its cache
 CPU_ROWS = 256
-INT4_GROUP = 32  # weights to a scale. Source: the blocks of GGUF's Q4
+INT4_GROUP = 32  # weights per scale. Source: the blocks of GGUF's Q4
 
 
 class _Product(torch.autograd.Function):
-    """`layer.product(x)` for an input that needs a gradient; nothing is kept for it but the layer."""
+    """`layer.product(x)` for an input that needs a gradient; it saves only a reference to the layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: "QuantisedLinear") -> Tensor:
@@ -28,10 +28,10 @@ class _Product(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Module):
-    """A linear layer with a frozen `weight` of few bits and its `scale`.
+    """A linear layer with a frozen quantised `weight` and its `scale`.
 
-    A kind computes `product`, x [T, in] -> [T, out] without bias, and its `product_backward`, [T,
-    out] -> [T, in].
+    A subclass computes `product`, x [T, in] -> [T, out] without the bias, and `product_backward`, the gradient of the
+    output [T, out] -> that of x [T, in].
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
@@ -39,7 +39,7 @@ class QuantisedLinear(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = bias
-        self.shape = tuple(weight.shape)  # [out, in]; a kind that packs its weights says otherwise
+        self.shape = tuple(weight.shape)  # [out, in]; set by the caller where `weight` is packed
 
     @property
     def in_features(self) -> int:
@@ -50,7 +50,7 @@ class QuantisedLinear(nn.Module):
         return self.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [.., out] of x [.., in], in the type of x or of autocast."""
+        """Return [.., out] of x [.., in], in the autocast type, or that of x without autocast."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         rows = x.reshape(-1, x.shape[-1])
@@ -61,7 +61,7 @@ class QuantisedLinear(nn.Module):
 
 
 class Int8Linear(QuantisedLinear):
-    """Weight int8 [out, in], symmetric, scale [out]."""
+    """A symmetric int8 weight [out, in] with scale [out]."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> "Int8Linear":
@@ -71,29 +71,30 @@ class Int8Linear(QuantisedLinear):
         return cls(levels, scale.to(linear.weight.dtype), linear.bias)
 
     def product(self, x: Tensor) -> Tensor:
+        # GPU: a decoding step has a kernel that does not write the converted weight to memory
         if x.is_cuda and len(x) == 1 and (fused := _fused_int8(x.device)):
             return fused(x, self.weight, self.scale)
+        scale = self.scale.to(x.dtype)
         if x.device.type != "cpu":
-            return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        if x.dtype == torch.bfloat16 and len(x) <= 8:  # four times as fast as widening
-            return torch.ops.aten._weight_int8pack_mm(
-                x.contiguous(), self.weight, self.scale.to(x.dtype)
-            )
+            return F.linear(x, self.weight.to(x.dtype)) * scale
+        # CPU: for few rows, four times as fast as converting the weight
+        if x.dtype == torch.bfloat16 and len(x) <= 8:
+            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, scale)
         parts = [F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(CPU_ROWS)]
-        return torch.cat(parts, 1) * self.scale.to(x.dtype)
+        return torch.cat(parts, 1) * scale
 
     def product_backward(self, gradient: Tensor) -> Tensor:
         return (gradient * self.scale.to(gradient.dtype)) @ self.weight.to(gradient.dtype)
 
 
 def int8_row(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return [1, out] for x [1, in]: product and sum in float32. One pass over the 8-bit weights when compiled."""
+    """Return [1, out] for x [1, in], computed in float32; when compiled, in one pass over the 8-bit weights."""
     return ((weight.float() * x.float()).sum(1) * scale.float()).to(x.dtype)[None]
 
 
 @cache
 def _fused_int8(device: torch.device) -> Callable | None:
-    """Return `int8_row` compiled, or None, with a warning, where the compiler does not work (it needs a C compiler)."""
+    """Return the compiled `int8_row`; where torch.compile does not work (it needs a C compiler), warn and return None."""
     logging.info("compiling the 8-bit step; the result is kept on disk for next time")
     compiled = torch.compile(int8_row, dynamic=False)
     try:
@@ -107,7 +108,10 @@ def _fused_int8(device: torch.device) -> Callable | None:
 
 
 class Int4Linear(QuantisedLinear):
-    """Weight of 4 bits in the order of the device's kernel, scale [in / 32, out, 2] (step, middle) in bfloat16."""
+    """A 4-bit weight in the layout of the device's kernel, with scale [in / 32, out, 2] in bfloat16.
+
+    The last dimension of `scale` is (step, middle): level n of 0 to 15 stands for middle + (n - 8) * step.
+    """
 
     @classmethod
     def of(cls, linear: nn.Linear) -> "Int4Linear":
@@ -119,7 +123,7 @@ class Int4Linear(QuantisedLinear):
             )
         weight = linear.weight.detach().float().view(rows, -1, INT4_GROUP)
         low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
-        # rounded to what is stored before the levels are chosen, so that they make up for it
+        # step and middle are rounded to bfloat16 before the levels are chosen, so that the levels compensate for it
         step = ((high - low).clamp(min=1e-8) / 15).bfloat16()
         middle = (low + 8 * step.float()).bfloat16()
         levels = ((weight - middle.float()) / step.float() + 8).round().clamp(0, 15).to(torch.int32)
@@ -130,6 +134,7 @@ class Int4Linear(QuantisedLinear):
 
     @staticmethod
     def _pack(levels: Tensor) -> Tensor:
+        """Return levels 0 to 15, int32 [out, in], as the device's kernel wants them."""
         if not levels.is_cuda:
             return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
         tiles = next(tiles for tiles in (8, 4, 2) if levels.shape[1] % (16 * tiles) == 0)
@@ -143,7 +148,7 @@ class Int4Linear(QuantisedLinear):
 
 
 class NF4Shape(QuantisedLinear):
-    """Stands for a layer of bitsandbytes where there are no values: holds as much, and widens its weights at once."""
+    """Stand-in for bitsandbytes' layer on tensors without values: the same memory, also for the converted weight."""
 
     def product(self, x: Tensor) -> Tensor:
         return F.linear(x, x.new_empty(self.shape))

@@ -1,8 +1,8 @@
 """Weights of the frozen LLM in 8 or 4 bits; embeddings, norms and the output layer keep their type.
 
-int8   one scale a row; computed in the type of the activations; runs and trains on any device
-int4   groups of 32 with scale and middle, PyTorch's own int4 kernels in bfloat16; answers only
-nf4    bitsandbytes: 16 levels of a normal distribution, one scale for 64 weights; CPU and CUDA, trains on CUDA
+int8   one scale per row; computes in the type of the activations; inference and training on any device
+int4   groups of 32 with scale and zero point, PyTorch's own int4 kernels in bfloat16; inference only
+nf4    bitsandbytes: 16 levels of a normal distribution, one scale per 64 weights; CPU and CUDA, training on CUDA only
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minigpt4.models.llm.quantised_layers import INT4_GROUP, LAYERS, Int4Linear, QuantisedLinear
 
 KINDS = ("none", "int8", "nf4", "int4")
-NF4_GROUP = 64  # weights to a scale. Source: bitsandbytes' default
+NF4_GROUP = 64  # weights per scale. Source: bitsandbytes' default
 
 
 def kind_of(llm_quantization: str, low_resource: bool) -> str:
@@ -27,7 +27,7 @@ def check_device(kind: str, device: torch.device) -> None:
         raise ValueError(
             f"model.llm_quantization: {kind} runs on CPU and CUDA, run.device is {device}; take int8"
         )
-    # a plan may name a GPU that is not here
+    # `--dry-run` may plan for a GPU that this machine does not have
     if kind == "int4" and device.type == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
@@ -41,7 +41,7 @@ def refusal_to_train(kind: str, device: torch.device) -> str | None:
     """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
     if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         return "model.llm_quantization: nf4 needs bitsandbytes, which is not installed; pip install it, or take int8"
-    # nf4: bitsandbytes' packed kernel for CPUs has none
+    # bitsandbytes' packed nf4 kernel for CPUs has no backward
     if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):
         return None
     return f"model.llm_quantization: {kind} answers but does not train on {device}; train with int8"
@@ -69,7 +69,7 @@ def linears(llm: nn.Module) -> dict[str, nn.Linear]:
 
 
 def has_product_backward(layer: nn.Module) -> bool:
-    """Whether `product_backward` takes a linear layer; on a CPU bitsandbytes may have packed its weights anew."""
+    """Whether `product_backward` supports this linear layer; not bitsandbytes' on a CPU, which may repack its weights."""
     if isinstance(layer, QuantisedLinear):
         return type(layer) is not Int4Linear
     return getattr(layer.weight, "quant_state", None) is not None and layer.weight.is_cuda
@@ -86,29 +86,27 @@ def product_backward(layer: nn.Module, gradient: Tensor) -> Tensor:
 
 
 def quantise(llm: nn.Module, kind: str, device: torch.device) -> nn.Module:
-    """Replace the linear layers of `llm` (on the CPU) one by one by ones of `kind`, not nf4, on `device`."""
+    """Replace the linear layers of `llm` (on the CPU) by ones of `kind` (int8 or int4) on `device`, one at a time."""
     for name, linear in linears(llm).items():
         llm.set_submodule(name, LAYERS[kind].of(linear.to(device)))
     return llm.to(device)
 
 
 def quantise_meta(llm: nn.Module, kind: str) -> nn.Module:
-    """Replace the linear layers of `llm`, on the meta device, by ones of the shapes and types that `kind` stores."""
+    """Replace the linear layers of `llm`, on the meta device, by ones with the shapes and types that `kind` stores."""
     for name, linear in linears(llm).items():
         rows, columns = linear.weight.shape
-        # (shape, type) of the weight and of its scale
-        stored = {
-            "int8": (((rows, columns), torch.int8), ((rows,), linear.weight.dtype)),
-            "int4": (
-                ((rows, columns // 2), torch.uint8),
-                ((columns // INT4_GROUP, rows, 2), torch.bfloat16),
-            ),
-            "nf4": (
-                ((rows * columns // 2, 1), torch.uint8),
-                ((rows * columns // NF4_GROUP,), torch.float32),
-            ),
-        }[kind]
-        weight, scale = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored)
+        if kind == "int8":
+            shape, dtype = (rows, columns), torch.int8
+            scale_shape, scale_dtype = (rows,), linear.weight.dtype
+        elif kind == "int4":
+            shape, dtype = (rows, columns // 2), torch.uint8
+            scale_shape, scale_dtype = (columns // INT4_GROUP, rows, 2), torch.bfloat16
+        else:  # nf4
+            shape, dtype = (rows * columns // 2, 1), torch.uint8
+            scale_shape, scale_dtype = (rows * columns // NF4_GROUP,), torch.float32
+        weight = torch.empty(shape, dtype=dtype, device="meta")
+        scale = torch.empty(scale_shape, dtype=scale_dtype, device="meta")
         layer = LAYERS[kind](weight, scale, linear.bias)
         layer.shape = (rows, columns)
         llm.set_submodule(name, layer)

@@ -1,7 +1,7 @@
-"""Activation checkpointing of the LLM: layers keep their input alone and are recomputed for backward.
+"""Activation checkpointing of the LLM: a layer saves only its input and is recomputed in backward.
 
-transformers' own does nothing in evaluation mode, in which a frozen LLM is, and has no place for
-the context of packed attention.
+That of transformers does nothing in evaluation mode, which a frozen LLM is in, and cannot enter the context of packed
+attention for the recomputation.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,9 @@ def recompute(
     draws: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Return ``function(*args, **kwargs)``; what it keeps for backward is recomputed then, inside ``context()``.
+    """Return ``function(*args, **kwargs)``; what it would save for backward is recomputed then, inside ``context()``.
 
-    `draws`: random numbers are drawn again as they were, for layers with dropout; a frozen LLM
-    draws none.
+    `draws`: restore the random state for the recomputation, which layers with dropout need; a frozen LLM has none.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -44,19 +43,20 @@ def recompute(
 
 @contextmanager
 def recompute_layers(llm: nn.Module, context: Context = nullcontext) -> Iterator[None]:
-    """`recompute` the layers of a model of transformers that are called inside the block."""
-    draws = trains(llm)  # frozen, it is in evaluation mode
+    """Within the block the layers of a model of transformers are checkpointed, by `recompute`."""
+    draws = trains(llm)  # a frozen LLM is in evaluation mode, without dropout
     layers = next(part for part in llm.get_decoder().children() if isinstance(part, nn.ModuleList))
-    usual = [vars(layer).get("forward") for layer in layers]
+    # a `forward` set on the layer itself, such as by accelerate, is put back afterwards
+    originals = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = _wrapped(layer.forward, context, draws)
     try:
         yield
     finally:
-        for layer, forward in zip(layers, usual, strict=True):
+        for layer, original in zip(layers, originals, strict=True):
             del layer.forward
-            if forward is not None:
-                layer.forward = forward
+            if original is not None:
+                layer.forward = original
 
 
 def _wrapped(forward: Callable, context: Context, draws: bool) -> Callable:

@@ -1,4 +1,4 @@
-"""The vision encoder: EVA-CLIP's ViT, penultimate features, on timm's network.
+"""EVA-CLIP's ViT, the vision encoder of 2023: its penultimate features, computed by timm's network.
 
 Shapes: B images, S image size, N = (S / patch)^2 patches, D width.
 """
@@ -18,10 +18,10 @@ from minigpt4.models.vision.tower import VisionTower
 
 @dataclass(frozen=True)
 class EvaVit(VisionTower):
-    """Dimensions of a ViT; a weight file of other ones has them beside it, in a JSON file of the same stem.
+    """Dimensions of an EVA ViT; a weight file with others needs a JSON sidecar of the same stem.
 
-    The network gives [B, 1 + N, D], the class token first, without a last norm. Parameters have the released file's
-    names.
+    The network returns tokens [B, 1 + N, D], the class token first, without a final norm. Its parameters have the names
+    of the released file.
     """
 
     embed_dim: int
@@ -62,35 +62,34 @@ class EvaVit(VisionTower):
             drop_path_rate=drop_path_rate,
             device=device,
         )
-        # a constant that no file holds: real also where the rest is still meta
+        # a constant that no weight file holds, so it is created on the CPU even if the rest is on the meta device
         for block in vit.blocks:
             block.attn.k_bias = torch.zeros(self.embed_dim)
         return vit
 
     def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
-        """See VisionTower; the position embedding is resampled if need be.
+        """See VisionTower; the position embedding is resampled to the network's image size if necessary.
 
-        Tensors of the planned type stay mapped to the file.
+        Tensors that need no conversion stay memory-mapped to the file.
         """
-        found = resize_pos_embed(
-            weights.read_tensors(path, where), network.patch_embed.grid_size[0]
-        )
+        tensors = weights.read_tensors(path, where)
+        found = resize_pos_embed(tensors, network.patch_embed.grid_size[0])
         excess = weights.last_block_excess(self.depth)
         found = weights.match(found, network.state_dict(), where, path, excess, hint=hint)
         weights.check_finite(found, where, path)
         weights.assign(network, found)
 
 
-# Source: BLIP-2; 39 of EVA-CLIP-g's 40 blocks.
+# Source: BLIP-2, which uses 39 of EVA-CLIP-g's 40 blocks.
 VIT_MODELS = {
     "eva_clip_g": EvaVit(embed_dim=1408, depth=39, num_heads=16, mlp_dim=6144, patch_size=14)
 }
 
 
 def half_linears(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give every linear and convolution of `module` the type `dtype`; norms, tokens and q/v biases keep theirs.
+    """Convert the linear and convolution layers of `module` to `dtype`; norms, tokens and q/v biases keep their type.
 
-    Source: MiniGPT-4 2023. Position embeddings in float32 keep the residual stream in float32 under autocast.
+    Source: MiniGPT-4 2023. As position embeddings stay in float32, so does the residual stream under autocast.
     """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
@@ -98,9 +97,9 @@ def half_linears(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def compile_blocks(vit: nn.Module, device: torch.device) -> None:
-    """Let torch compile the network's blocks, which are alike, when they first run on `device`.
+    """Have torch.compile compile the network's blocks when they first run on `device`.
 
-    Raises ValueError where nothing can be compiled.
+    Raises ValueError if torch.compile does not work on `device`.
     """
     if reason := compiling.obstacle(device):
         raise ValueError(
@@ -114,7 +113,7 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
 def resize_pos_embed(
     tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches, the P prefix tokens' kept."""
+    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches; the P prefix tokens keep theirs."""
     from timm.layers import resample_abs_pos_embed
 
     if "pos_embed" not in tensors:

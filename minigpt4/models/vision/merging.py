@@ -1,4 +1,4 @@
-"""The bridges without a Q-Former: the vectors of neighbouring patches joined, or the patches as they are.
+"""The bridges without a Q-Former: neighbouring patches joined into one vector, or single patches.
 
 Source of the merging: MiniGPT-4's newest release.
 """
@@ -7,12 +7,12 @@ import torch
 
 from minigpt4.models.vision.tower import VisionTower
 
-NUM_MERGED = 4  # patches to a vector, neighbours in a row: a strip, no square
-GROUPS = {"merged": NUM_MERGED, "none": 1}  # {bridge: patches to a vector}
+NUM_MERGED = 4  # patches per vector: consecutive ones, so a strip, not a square
+GROUPS = {"merged": NUM_MERGED, "none": 1}  # {bridge: patches per vector}
 
 
 def bridge_shape(tower: VisionTower, image_size: int, bridge: str) -> tuple[int, int]:
-    """Return (vectors of an image, their width). Raises ValueError if its patches do not come out even."""
+    """Return (vectors per image, their width). Raises ValueError if the patches cannot be divided into groups."""
     patches = tower.num_tokens(image_size) - tower.num_prefix  # prefix tokens are dropped
     size = GROUPS[bridge]
     if patches % size:
@@ -24,5 +24,5 @@ def bridge_shape(tower: VisionTower, image_size: int, bridge: str) -> tuple[int,
 
 
 def join_patches(tokens: torch.Tensor, num_prefix: int, bridge: str) -> torch.Tensor:
-    """Return [B, N / g, g * D] of tokens [B, prefix + N, D], groups of g patches; they may cross the ends of rows."""
+    """Return vectors [B, N / g, g * D] of tokens [B, prefix + N, D], joining g patches; a group may span two rows."""
     return tokens[:, num_prefix:].unflatten(1, (-1, GROUPS[bridge])).flatten(2)

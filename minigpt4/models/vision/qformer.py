@@ -1,4 +1,4 @@
-"""The Q-Former: learned queries that look at image tokens, on transformers' network.
+"""The Q-Former: learned queries that attend to image tokens; the network is that of transformers.
 
 Shapes: B images, N image tokens of width W, Q queries of width H.
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Dimensions; a weight file of other ones has them beside it, in a JSON file of the same stem. Source: BLIP-2."""
+    """Dimensions of a Q-Former; a weight file with others needs a JSON sidecar of the same stem. Source: BLIP-2."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -22,10 +22,10 @@ class QFormerConfig:
 
 
 class QFormer(nn.Module):
-    """`bert(query_embeds=[B, Q, H], encoder_hidden_states=[B, N, W]).last_hidden_state` gives [B, Q, H].
+    """Queries [1, Q, H] and image tokens [B, N, W] -> vectors [B, Q, H].
 
-    Built by us, not by `from_pretrained`, it is not pinned to float32: under autocast it computes in the autocast's
-    type, as in 2023.
+    The network is not made by `from_pretrained`, which would pin it to float32: under autocast it computes in the
+    autocast type, as in 2023.
     """
 
     def __init__(self, config: QFormerConfig):
@@ -50,20 +50,23 @@ class QFormer(nn.Module):
 
 
 def build_qformer(config: QFormerConfig, device: str = "meta") -> QFormer:
-    """Return the QFormer; on the meta device nothing is initialised."""
+    """Return a QFormer; on the meta device its weights have no values."""
     with torch.device(device):
         return QFormer(config)
 
 
 def new_qformer(planned: QFormer, query_tokens: nn.Parameter) -> tuple[QFormer, nn.Parameter]:
-    """Return a Q-Former and queries [1, Q, H] as transformers initialises them, frozen where the planned ones are."""
+    """Return the Q-Former, moved from the meta device to the CPU, and queries [1, Q, H], both with random weights.
+
+    They are initialised as transformers does, and frozen where the given ones are.
+    """
     std = planned.bert.config.initializer_range
     planned.to_empty(device="cpu").bert.init_weights()
     queries = torch.empty(query_tokens.shape).normal_(std=std)
     return planned, nn.Parameter(queries, query_tokens.requires_grad)
 
 
-# (what our names have, what the names of the 2023 release have), the whole difference
+# All differences between tensor names: (part of our name, part of the 2023 release's name).
 _RENAMES = (
     ("Qformer.bert.layernorm.", "Qformer.bert.embeddings.LayerNorm."),
     (".attention.attention.", ".attention.self."),
@@ -72,7 +75,7 @@ _RENAMES = (
 
 
 def to_release_name(name: str) -> str:
-    """Return the 2023 release's name of our tensor `name` (names of other parts are equal)."""
+    """Return the 2023 release's name of our tensor `name`; names outside the Q-Former are the same."""
     return _rename(name, _RENAMES)
 
 

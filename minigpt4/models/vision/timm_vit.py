@@ -1,4 +1,4 @@
-"""Vision towers by timm's name and a weight file: plain ViTs. Penultimate features, as EVA-CLIP's."""
+"""Vision towers of timm, given by name and weight file: plain ViTs, of which the penultimate features are used."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,11 +13,11 @@ from minigpt4.models.vision.tower import VisionTower, check_patches
 
 @dataclass(frozen=True)
 class TimmVit(VisionTower):
-    """A ViT of timm, of the class VisionTransformer; made by `of_name`."""
+    """A ViT of timm's class VisionTransformer; made by `of_name`."""
 
     name: str
     width: int
-    depth: int  # of timm's model; one block less is computed
+    depth: int  # of timm's model; the last block is not computed
     patch_size: int
     image_size: int
     num_prefix: int
@@ -27,7 +27,7 @@ class TimmVit(VisionTower):
     @classmethod
     @lru_cache
     def of_name(cls, name: str) -> "TimmVit":
-        """Return the tower of a name that timm knows. Raises ValueError for one that is no plain ViT."""
+        """Return the tower of a timm model name. Raises ValueError if the model is not a plain ViT."""
         import timm
         import torch
 
@@ -67,9 +67,10 @@ class TimmVit(VisionTower):
         return vit
 
     def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
-        """See VisionTower; the position embedding is resampled if need be."""
+        """See VisionTower; the position embedding is resampled to the network's image size if necessary."""
         grid = network.patch_embed.grid_size[0]
-        num_prefix = network.pos_embed.shape[1] - grid**2  # those that have a position
+        # prefix tokens that have a position embedding
+        num_prefix = network.pos_embed.shape[1] - grid**2
         found = resize_pos_embed(weights.read_tensors(path, where), grid, num_prefix)
         excess = (
             *weights.last_block_excess(self.depth - 1),

@@ -1,4 +1,4 @@
-"""What a model asks of a vision encoder."""
+"""The interface of a vision encoder."""
 
 from pathlib import Path
 
@@ -8,36 +8,36 @@ from minigpt4.common.image_format import CLIP_MEAN, CLIP_STD
 
 
 class VisionTower:
-    """A vision encoder of given dimensions; subclass it for another one and name it in `VIT_MODELS` of `eva_vit.py`.
+    """A vision encoder of given dimensions. To add one, write a subclass and name it in `VIT_MODELS` of `eva_vit.py`.
 
-    It is a dataclass. One of a weight file has whole numbers as fields, the dimensions of that file; a JSON file of
-    the same stem beside it gives other ones. The network that `build` makes maps normalised pixels [B, 3, S, S] to
-    tokens [B, P + N, width]: P prefix tokens (the class token), then the patches row by row. It has
-    `set_grad_checkpointing(bool)`, as timm's, and `blocks` if `model.compile` shall work.
+    A subclass is a dataclass. If it is read from a weight file, its fields are the dimensions in that file, whole
+    numbers; a JSON sidecar of the same stem gives others. The network made by `build` maps normalised pixels
+    [B, 3, S, S] to tokens [B, P + N, width]: P prefix tokens (such as the class token), then the patches row by row. It
+    has `set_grad_checkpointing(bool)`, like timm's networks, and `blocks`, which `model.compile` needs.
     """
 
-    image_size: int  # pixels, of the pretraining
+    image_size: int  # in pixels, as in pretraining
     width: int  # of a token
-    num_prefix: int = 1  # tokens before the patches: the class token, registers
+    num_prefix: int = 1  # tokens before the patches: class token, registers
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     source = "vit_ckpt"  # the key of the section `model` that names the weights
-    OPTIONAL = ("image_size",)  # dimensions that the JSON file beside the weights may leave out
+    OPTIONAL = ("image_size",)  # dimensions that the sidecar may leave out
 
     def num_tokens(self, image_size: int) -> int:
-        """Return how many tokens an image of `image_size` x `image_size` pixels becomes, prefix tokens included."""
+        """Return the number of tokens for an image of `image_size` x `image_size` pixels, prefix tokens included."""
         raise NotImplementedError
 
     def build(
         self, image_size: int, drop_path_rate: float = 0.0, device: str = "meta"
     ) -> nn.Module:
-        """Return the network, on the meta device not initialised. Raises ValueError for a size it cannot take."""
+        """Return the network, without values on the meta device. Raises ValueError for an unsupported image size."""
         raise NotImplementedError
 
     def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
-        """Fill a network of `build` with the tensors of a file or folder, strictly.
+        """Load the weights of a network of `build` from a file or folder `path`, matching names and shapes strictly.
 
-        Raises CheckpointError, ending in `hint`.
+        Raises CheckpointError with a message that starts with the key `where` and ends in `hint`.
         """
         raise NotImplementedError
 

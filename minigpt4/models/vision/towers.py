@@ -1,4 +1,4 @@
-"""Which vision tower a `model` section names: one of VIT_MODELS, a folder of transformers, or a name of timm."""
+"""The vision tower that a `model` section names: one of VIT_MODELS, a transformers folder, or a timm model."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from minigpt4.models.vision.transformers_vit import TransformersVit
 
 
 def name_of(cfg: Any) -> str:
-    """Return what names the tower of a `model` section: `vision_model`, or else 2023's key `vit_model`."""
+    """Return the name of the tower of a `model` section: `vision_model`, or else the key of 2023, `vit_model`."""
     return cfg.vision_model or cfg.vit_model
 
 
 def is_folder(cfg: Any) -> bool:
-    """Whether the tower is a folder of transformers; `vit_ckpt` is not read then."""
+    """Whether the tower is a transformers folder; `vit_ckpt` is not read then."""
     name = name_of(cfg)
     return name not in VIT_MODELS and ("/" in name or expand_path(name).is_dir())
 
 
 def unknown_tower(name: str) -> str:
-    """Return what is said of a name that is no vision tower's."""
+    """Return the message about a name that no vision tower has."""
     return (
         f"'{name}' is no known vision tower: expected {', '.join(VIT_MODELS)}, or, as model.vision_model, a folder of "
         "transformers or the name of a plain ViT of timm"
@@ -33,7 +33,7 @@ def unknown_tower(name: str) -> str:
 
 
 def tower_of(cfg: Any) -> VisionTower:
-    """Return the tower of a `model` section, with the dimensions of its files. Raises ValueError, CheckpointError."""
+    """Return the tower of a `model` section, with dimensions from its files. Raises ValueError, CheckpointError."""
     name = name_of(cfg)
     if name in VIT_MODELS:
         return weights.dimensions(cached_path(cfg.vit_ckpt), VIT_MODELS[name], "model.vit_ckpt")
@@ -49,7 +49,7 @@ def _timm_tower(name: str) -> TimmVit:
 
 
 def weights_path(cfg: Any) -> Path:
-    """Return where the weights of the tower lie: a file, or the folder of transformers."""
+    """Return the path of the tower's weights: a file, or the transformers folder."""
     return expand_path(cfg.vision_model) if is_folder(cfg) else cached_path(cfg.vit_ckpt)
 
 
@@ -66,11 +66,8 @@ def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
             _timm_tower(name)
         except ValueError as error:
             return [Problem.parse(error, where)]
+        # the default file holds EVA's weights, not those of a timm model
         if cfg.vit_ckpt == standard_file:
-            return [
-                Problem(
-                    f"{where}.vit_ckpt",
-                    f"missing; {where}.vision_model {name} of timm needs its weight file",
-                )
-            ]
+            message = f"missing; {where}.vision_model {name} of timm needs its weight file"
+            return [Problem(f"{where}.vit_ckpt", message)]
     return list(filter(None, [weights_problem(cfg.vit_ckpt, f"{where}.vit_ckpt")]))

@@ -1,4 +1,4 @@
-"""Vision towers from folders of transformers: CLIP, SigLIP, SigLIP 2, DINOv2. Penultimate features, as EVA-CLIP's.
+"""Vision towers from transformers folders: CLIP, SigLIP, SigLIP 2, DINOv2, of which the penultimate features are used.
 
 Shapes: B images, S image size, P patch size, N patches, D width.
 """
@@ -19,15 +19,15 @@ from minigpt4.common.utils import expand_path
 from minigpt4.models import weights
 from minigpt4.models.vision.tower import VisionTower, check_patches
 
-# model_type of config.json (or of its vision_config) -> prefix tokens before the patches: class token, registers
+# {model_type in config.json or its vision_config: prefix tokens before the patches, such as the class token}
 FAMILIES = {
     "clip_vision_model": 1,
     "siglip_vision_model": 0,
     "siglip2_vision_model": 0,
     "dinov2": 1,
-    "dinov2_with_registers": 1,  # and num_register_tokens
+    "dinov2_with_registers": 1,  # plus num_register_tokens
 }
-# What a folder may hold in excess: the text side, and what stands behind the penultimate block.
+# Tensors that a folder may hold in excess, with the reason: those of the text side, and after the penultimate block.
 _EXCESS = (
     (
         r"text_model\..+|text_projection\..+|visual_projection\..+|logit_(scale|bias)",
@@ -39,7 +39,7 @@ _EXCESS = (
     ),
     (r"(.+\.)?(position_ids|mask_token)", "of no use here"),
 )
-_NORMS = ("post_layernorm", "layernorm")  # behind the last block
+_NORMS = ("post_layernorm", "layernorm")  # names of the norm after the last block
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TransformersVit(VisionTower):
     folder: str
     family: str
     width: int
-    depth: int  # of the folder; one block less is computed
+    depth: int  # of the model in the folder; the last block is not computed
     patch_size: int
     image_size: int
     num_prefix: int
@@ -59,25 +59,34 @@ class TransformersVit(VisionTower):
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "TransformersVit":
-        """Return the tower of a folder, from its JSON files. Raises ValueError for one that is none of FAMILIES."""
+        """Return the tower of a folder, from its JSON files. Raises ValueError for a family that is not in FAMILIES."""
         config = _read_json(folder, "config.json")
         config = config.get("vision_config") or config
-        family = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(
-            *[config.get("model_type")] * 2
-        )
+        model_type = config.get("model_type")
+        vision_types = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+        family = vision_types.get(model_type, model_type)
         if family not in FAMILIES:
             raise ValueError(
                 f"model.vision_model: '{folder}' holds a model of type {family!r}, which is no known vision tower; "
                 f"give a folder of CLIP, SigLIP, SigLIP 2 or DINOv2 ({', '.join(FAMILIES)})"
             )
-        whole = _vision_config(folder)
+        vision_config = _vision_config(folder)
         mean, std = _normalisation(folder)
-        size = getattr(whole, "image_size", None) or whole.patch_size * round(
-            whole.num_patches**0.5
+        patch_size = vision_config.patch_size
+        image_size = getattr(vision_config, "image_size", None)
+        if not image_size:  # SigLIP 2 names the number of patches instead
+            image_size = patch_size * round(vision_config.num_patches**0.5)
+        return cls(
+            folder=str(folder),
+            family=family,
+            width=vision_config.hidden_size,
+            depth=vision_config.num_hidden_layers,
+            patch_size=patch_size,
+            image_size=image_size,
+            num_prefix=FAMILIES[family] + getattr(vision_config, "num_register_tokens", 0),
+            mean=mean,
+            std=std,
         )
-        num_prefix = FAMILIES[family] + getattr(whole, "num_register_tokens", 0)
-        numbers = (whole.hidden_size, whole.num_hidden_layers, whole.patch_size, size, num_prefix)
-        return cls(str(folder), family, *numbers, mean, std)
 
     def num_tokens(self, image_size: int) -> int:
         return self.num_prefix + (image_size // self.patch_size) ** 2
@@ -95,15 +104,13 @@ class TransformersVit(VisionTower):
             return PenultimateVit(self, image_size != self.image_size)
 
     def load(self, network: nn.Module, path: Path, where: str, hint: str = "") -> None:
-        """See VisionTower; transformers reads the files, and what it would fill with random numbers is an error."""
+        """See VisionTower; transformers reads the files, and tensors that it fills with random numbers are an error."""
         from transformers import AutoModel
 
         options = {
-            "config": _vision_config(path, less=1),
+            "config": _vision_config(path, num_left_out=1),
             "local_files_only": True,
             "trust_remote_code": False,
-        }
-        options |= {
             "dtype": torch.float32,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
@@ -111,12 +118,12 @@ class TransformersVit(VisionTower):
         try:
             with _quiet():
                 loaded, info = AutoModel.from_pretrained(path, **options)
-        except Exception as error:  # of many kinds, from JSON to Rust
+        except Exception as error:  # of many types, from JSON's to those of Rust libraries
             raise CheckpointError(
                 f"{where}: transformers cannot read the weights of '{path}' ({error!s:.200})"
             ) from None
-        _without_end(loaded)
-        # names are transformers', shapes those of the folder's config.json
+        _remove_unused(loaded)
+        # `match` compares only names here, so the tensors are empty; shapes are checked below
         last = rf"(.+\.)?layers?\.{self.depth - 1}\..+"
         excess = ((last, "the last block (the one before it is used)"), *_EXCESS)
         own = {name for name, _ in loaded.named_parameters()}
@@ -131,37 +138,36 @@ class TransformersVit(VisionTower):
         tensors = dict(loaded.state_dict())
         weights.check_finite(tensors, where, path)
         weights.assign(network.model, tensors)
-        _take_constants(network.model, loaded)
+        _copy_constants(network.model, loaded)
 
 
 class PenultimateVit(nn.Module):
-    """The tokens [B, prefix + N, D] that leave the last block but one of a tower of transformers, without a last norm.
+    """A vision model of transformers up to its penultimate block, without a final norm: tokens [B, prefix + N, D].
 
-    `interpolate`: the position embeddings are resampled to the image's size.
+    `interpolate`: resample the position embeddings to the image's size.
     """
 
     def __init__(self, tower: TransformersVit, interpolate: bool):
         super().__init__()
         from transformers import AutoModel
 
-        self.model = AutoModel.from_config(
-            _vision_config(tower.folder, less=1), dtype=torch.float32
-        )
-        _without_end(self.model)
+        config = _vision_config(tower.folder, num_left_out=1)
+        self.model = AutoModel.from_config(config, dtype=torch.float32)
+        _remove_unused(self.model)
         self.family, self.patch_size = tower.family, tower.patch_size
-        self.options = (
-            {"interpolate_pos_encoding": True} if interpolate and "dino" not in tower.family else {}
-        )
+        self.options = {}
+        if interpolate and "dino" not in tower.family:  # DINOv2 always interpolates
+            self.options["interpolate_pos_encoding"] = True
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return tokens [B, prefix + N, D] of normalised pixels [B, 3, S, S]."""
-        if self.family == "siglip2_vision_model":
-            model = getattr(self.model, "vision_model", self.model)
-            embeddings = model.embeddings.patch_embedding(self._patches(pixels)) + self._positions(
-                pixels
-            )
-            return model.encoder(inputs_embeds=embeddings).last_hidden_state
-        return self.model(pixels, **self.options).last_hidden_state
+        if self.family != "siglip2_vision_model":
+            return self.model(pixels, **self.options).last_hidden_state
+        # transformers' SigLIP 2 takes patches, not images
+        model = getattr(self.model, "vision_model", self.model)
+        embeddings = model.embeddings.patch_embedding(self._patches(pixels))
+        positions = self._positions(model.embeddings.position_embedding.weight, pixels)
+        return model.encoder(inputs_embeds=embeddings + positions).last_hidden_state
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return SigLIP 2's patches [B, N, P * P * 3], row by row, colours last."""
@@ -170,11 +176,8 @@ class PenultimateVit(nn.Module):
         patches = pixels.unflatten(3, (-1, size)).unflatten(2, (-1, size))
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
 
-    def _positions(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return SigLIP 2's position embeddings [N, D], resampled to the image as transformers does."""
-        weight = getattr(
-            self.model, "vision_model", self.model
-        ).embeddings.position_embedding.weight
+    def _positions(self, weight: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Return SigLIP 2's position embeddings [N, D], `weight` resampled to the image as transformers does."""
         old, new = round(len(weight) ** 0.5), pixels.shape[-1] // self.patch_size
         if old == new:
             return weight
@@ -188,16 +191,16 @@ class PenultimateVit(nn.Module):
         return next(part for part in self.model.modules() if isinstance(part, nn.ModuleList))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in backward, while the tower is in training mode."""
+        """Recompute the blocks in backward, while the tower is in training mode; `enable=False` does nothing."""
         if enable:
-            name = "activation_checkpointing_enable"  # the later name
+            name = "activation_checkpointing_enable"  # in later versions of transformers
             enable_it = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
             enable_it({"use_reentrant": False})
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the tensors that are left out on purpose; `load` looks at all of them."""
+    """Keep transformers from logging the tensors that are left out on purpose; `load` checks all of them."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def is_wanted(record: logging.LogRecord) -> bool:
@@ -210,8 +213,8 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(is_wanted)
 
 
-def _without_end(model: nn.Module) -> None:
-    """Take out the norm behind the last block, and DINOv2's token for masked patches: neither would train."""
+def _remove_unused(model: nn.Module) -> None:
+    """Remove the norm after the last block and DINOv2's mask token: unused, they would get no gradient."""
     for part in list(model.modules()):
         if getattr(part, "mask_token", None) is not None:
             part.mask_token = None
@@ -220,33 +223,36 @@ def _without_end(model: nn.Module) -> None:
                 setattr(part, name, nn.Identity())
 
 
-def _take_constants(network: nn.Module, loaded: nn.Module) -> None:
-    """Give a network the buffers that no file holds, such as the numbers of positions."""
+def _copy_constants(network: nn.Module, loaded: nn.Module) -> None:
+    """Copy the buffers, among them those that no file holds, such as position ids."""
     theirs = dict(loaded.named_modules())
-    for where, part in network.named_modules():
-        part._buffers.update(theirs[where]._buffers)
+    for name, module in network.named_modules():
+        module._buffers.update(theirs[name]._buffers)
 
 
-def _vision_config(folder: str | Path, less: int = 0) -> Any:
-    """Return transformers' configuration of a folder's tower, of `less` blocks less, without head and mask token."""
+def _vision_config(folder: str | Path, num_left_out: int = 0) -> Any:
+    """Return transformers' configuration of a folder's vision model, without head, mask token and its last blocks.
+
+    `num_left_out`: the number of these blocks. Raises ValueError if it cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(
             expand_path(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         raise ValueError(
             f"model.vision_model: transformers cannot read config.json of '{folder}' ({error!s:.200})"
         ) from None
     config = getattr(config, "vision_config", config)
-    config.num_hidden_layers -= less
+    config.num_hidden_layers -= num_left_out
     config.vision_use_head = config.use_mask_token = False
     return config
 
 
 def _normalisation(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std of RGB that a folder's image processor has."""
+    """Return the mean and std of RGB of a folder's image processor. Raises ValueError if it names none."""
     settings = _read_json(folder, "preprocessor_config.json")
     mean, std = (settings.get(f"image_{name}") for name in ("mean", "std"))
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
