@@ -55,7 +55,7 @@ class Chat:
       sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, ..
       stop_event        a threading.Event; when set, the answer ends with the token being computed
       on_notice         called with a sentence, e.g. when turns were left out; logged by default
-      cache             the conversation's PrefixCache: what it holds is not computed again
+      cache             the conversation's PrefixCache, whose content is not computed again (not for batches)
     """
 
     def __init__(

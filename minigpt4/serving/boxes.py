@@ -90,11 +90,15 @@ def draw(image: Image.Image, phrases: list[Phrase]) -> Image.Image:
     pencil, line = ImageDraw.Draw(image), max(2, round(max(image.size) / 160))
     sides = image.size * 2
     for phrase in phrases:
-        for box in filter(None, (fitted(box)[0] for box in phrase.boxes)):
+        for box in phrase.boxes:
+            inside, _ = fitted(box)
+            if inside is None:
+                continue
             corners = [
                 min(int(number / 100 * side), side - 1)
-                for number, side in zip(box, sides, strict=True)
+                for number, side in zip(inside, sides, strict=True)
             ]
+            # one pixel larger on each side
             outer = [corner + (1 if at > 1 else -1) for at, corner in enumerate(corners)]
             pencil.rectangle(outer, outline="white", width=line + 2)
             pencil.rectangle(corners, outline=colours[phrase.name], width=line)

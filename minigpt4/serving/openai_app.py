@@ -96,8 +96,12 @@ class OpenAI:
     async def models(self, request: Request) -> JSONResponse:
         """Return the list of models, which holds one, or the model that the path names."""
         self.admit(request.scope)
-        model = {"id": self.name, "object": "model"}
-        model |= {"created": self.started, "owned_by": "minigpt4"}
+        model = {
+            "id": self.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "minigpt4",
+        }
         if name := request.path_params.get("name"):
             self.check_model(name)
             return JSONResponse(model, headers=SECURITY_HEADERS)

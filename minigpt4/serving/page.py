@@ -145,7 +145,9 @@ class Page:
         session = self.sessions.of((request.username, tab)) if 0 < len(tab) < 99 else Session()
         is_new = not (session.turns or session.pending or session.is_waiting)
         box, *others = await self._stopped(session)
-        return gr.skip() if is_new else box, *others  # the user may be typing already
+        if is_new:
+            box = gr.skip()  # the user may be typing already
+        return box, *others
 
     def _asked(self, message: dict | None, session: Session) -> tuple:
         message = message or {"text": "", "files": []}

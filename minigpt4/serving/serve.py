@@ -9,9 +9,8 @@ from minigpt4 import load_config
 from minigpt4.common.config import Config
 from minigpt4.serving.arguments import device_of, first_settings
 
-API_KEY = (
-    "MINIGPT4_API_KEY"  # environment variable; other users of the machine can see command lines
-)
+# an environment variable, since other users of the machine can see command lines
+API_KEY = "MINIGPT4_API_KEY"
 GRACE_S = 5  # seconds to finish answers when the server is stopped
 
 

@@ -1,4 +1,4 @@
-"""What is shown of a dialogue: whatever people and models write, no tag of theirs works."""
+"""The HTML of a dialogue: no tag works that users or models write."""
 
 from html.parser import HTMLParser
 
