@@ -1,4 +1,4 @@
-"""Chat about images: minigpt4/demo.py, which an installed package starts as `minigpt4-demo`."""
+"""Chat about images: runs minigpt4/demo.py, which is `minigpt4-demo` in an installed package."""
 
 import sys
 

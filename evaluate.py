@@ -1,4 +1,4 @@
-"""Answers about many images: minigpt4/evaluate.py, which an installed package starts as `minigpt4-evaluate`."""
+"""Answers about images, benchmarks: runs minigpt4/evaluate.py, which is `minigpt4-evaluate` in an installed package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train by a YAML file: minigpt4/train.py, which an installed package starts as `minigpt4-train`."""
+"""Train the model of a YAML file: runs minigpt4/train.py, which is `minigpt4-train` in an installed package."""
 
 import sys
 

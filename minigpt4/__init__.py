@@ -19,7 +19,7 @@ __version__ = "1.0.0"
 def load(
     cfg_path: str, options: Iterable[str] = (), device: str | None = None
 ) -> tuple[Chat, Conversation]:
-    """Return (Chat, empty Conversation) of a YAML file, weights loaded; copy it for each dialogue.
+    """Load the model of a YAML file; return (Chat, empty Conversation). Copy the latter for each dialogue.
 
     chat, conv = minigpt4.load("eval_configs/embedded_eval.yaml", ["model.ckpt=output/checkpoint_0.pth"])
     images = []
@@ -34,14 +34,14 @@ def load(
 
 
 def load_config(cfg: Config, device: str | None = None) -> tuple[Chat, Conversation]:
-    """Return (Chat, empty Conversation) of a checked Config, as `load` does."""
+    """Load the model of a checked Config; return (Chat, empty Conversation) as `load` does."""
     from minigpt4.common.device import resolve_device
     from minigpt4.conversation.conversation import Chat, Conversation, template_for
 
     device = resolve_device(device or cfg.run_cfg.device)
     section = copy.deepcopy(cfg.model_cfg)
     if "prompt_path" in section:
-        section.prompt_path = ""  # prompts are for training
+        section.prompt_path = ""  # only training uses prompts
     model = registry.get_model_class(cfg.model_cfg.arch).from_config(section, device=device)
     processor = cfg.image_processor
     chat = Chat(model, registry.get_processor_class(processor["name"]).from_config(processor))

@@ -1,4 +1,4 @@
-"""Chat about images: a page in the browser, on this machine only unless asked otherwise, or a terminal.
+"""Chat about images, on a page in the browser, which only this machine can open by default, or in the terminal.
 
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0
 python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --cli
@@ -15,25 +15,25 @@ from minigpt4.serving.demo import demo
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `demo` takes it; --checkpoint becomes one of the --options."""
+    """Return the arguments of `demo`; --checkpoint becomes one of the --options."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add_model_arguments(parser)
-    parser.add_argument("--cli", action="store_true", help="chat in the terminal; no page")
+    parser.add_argument(
+        "--cli", action="store_true", help="chat in the terminal instead of the browser"
+    )
     page = parser.add_argument_group("the page")
     page.add_argument(
         "--server-name",
         default="127.0.0.1",
-        help="0.0.0.0: the whole network (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 opens the page to the network (default: %(default)s)",
     )
-    page.add_argument(
-        "--server-port", type=int, help="default: the first that is free from 7860 on"
-    )
-    page.add_argument("--auth", metavar="USER:PASS", help="ask for a name and a password")
+    page.add_argument("--server-port", type=int, help="default: the first free port from 7860 on")
+    page.add_argument("--auth", metavar="USER:PASS", help="require this name and password")
     page.add_argument(
         "--share",
         action="store_true",
-        help="a public link through gradio's servers; needs --auth",
+        help="create a public link through gradio's servers; needs --auth",
     )
     args = parser.parse_args(argv)
     if args.auth is not None and not all(args.auth.partition(":")):

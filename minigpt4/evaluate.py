@@ -1,4 +1,4 @@
-"""Answer one question about many images, or the questions of benchmarks; a call that was interrupted resumes.
+"""Answer one question about many images, or run benchmarks; an interrupted call resumes when it is repeated.
 
 python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --images my_pictures/ --output answers.jsonl
 python evaluate.py --cfg-path eval_configs/minigpt4_eval.yaml --tasks pope vqav2 --output results
@@ -20,7 +20,7 @@ from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `evaluate` takes it."""
+    """Return the arguments of `evaluate`; --checkpoint becomes one of the --options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,16 +31,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--prompt",
         default="Describe this image in detail.",
-        help="what is asked (default: %(default)s)",
+        help="question about each image (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
-        help='of --images: lines {"image", "answer"}, beside it what was asked (default: answers.jsonl); else a folder '
-        "(default: results)",
+        help='with --images: file of lines {"image", "answer"}; a file beside it records the question and settings (default: '
+        "answers.jsonl); else a folder (default: results)",
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="images answered at once (default: %(default)s)"
+        "--batch-size", type=int, default=8, help="images per batch (default: %(default)s)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
     parser.add_argument(
@@ -67,9 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_images(paths: list[str]) -> list[str]:
-    """Return the image files that `paths` name, each once, folders searched, also behind links.
+    """Return the image files at `paths`, each once; folders are searched, symbolic links followed.
 
-    Raises OSError for a path without any.
+    Raises FileNotFoundError for a path without images.
     """
     images = {}
     for path in paths:
@@ -87,15 +87,17 @@ def find_images(paths: list[str]) -> list[str]:
 
 
 def place(path: str) -> str:
-    """Return the absolute path of a file: the same for every way to write it."""
+    """Return the absolute path of a file, the same for all paths to it except through symbolic links."""
     plain = os.path.abspath(path)
     if os.path.exists(path) and not (os.path.exists(plain) and os.path.samefile(plain, path)):
-        return os.path.join(os.getcwd(), path)  # a/../b where a is a link
+        return os.path.join(
+            os.getcwd(), path
+        )  # a/../b where a is a symbolic link: abspath leads elsewhere
     return plain
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Write a line for every image that has none yet; or the results of benchmarks; or compare two."""
+    """Answer about the images without an answer yet, or run benchmarks, or compare two results."""
     if args.compare:
         compare_results(*args.compare, args.output / "comparison.html")
         return

@@ -1,4 +1,4 @@
-"""Export a checkpoint for other programs, as a folder that is opened by one path, or import it again.
+"""Turn a checkpoint into a checkpoint folder, which one path opens, or an export for other programs, and back.
 
 python -m minigpt4.export output/minigpt4_stage2_finetune/JOB/checkpoint_4.pth --to checkpoint my_minigpt4
 python -m minigpt4.export my_minigpt4 --to hf my_minigpt4_hf
@@ -12,27 +12,33 @@ from minigpt4.common.cli import run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `export` takes it."""
+    """Return the arguments of `export`."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a checkpoint of a training, or a folder of --to"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a training checkpoint, or a folder written by --to",
     )
     parser.add_argument(
         "--to",
         nargs=2,
         required=True,
         metavar=("FORMAT", "FOLDER"),
-        help="checkpoint: a checkpoint folder; hf: for transformers and what is built on it; gguf: for llama.cpp",
+        help="checkpoint: a checkpoint folder; hf: for transformers and programs built on it; gguf: for llama.cpp",
     )
     parser.add_argument(
         "--cfg-path",
         metavar="YAML",
-        help="the model's configuration (default: what CHECKPOINT says itself)",
+        help="the model's configuration (default: the one stored in CHECKPOINT)",
     )
-    parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help="override settings of it")
     parser.add_argument(
-        "--license", metavar="NAME", help="of the trained weights, for manifest and model card"
+        "--options", nargs="+", metavar="KEY=VALUE", help="override settings of that configuration"
+    )
+    parser.add_argument(
+        "--license",
+        metavar="NAME",
+        help="licence of the trained weights, for manifest and model card",
     )
     args = parser.parse_args(argv)
     if args.to[0] not in FORMATS:
@@ -46,8 +52,7 @@ FORMATS = ("checkpoint", "hf", "gguf")
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code of the program with this command line."""
     args = parse_args(argv)
-    # torch comes with it
-    from minigpt4.exporting.export import export
+    from minigpt4.exporting.export import export  # imports torch
 
     return run_program(export, args)
 

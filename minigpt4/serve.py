@@ -1,4 +1,4 @@
-"""Serve a model to programs by the OpenAI API: /v1/chat/completions, /v1/models, /health.
+"""Serve a model to programs through the OpenAI API: /v1/chat/completions, /v1/models, /health.
 
 python -m minigpt4.serve --cfg-path eval_configs/minigpt4_eval.yaml --checkpoint checkpoint_4.pth
 python -m minigpt4.serve --checkpoint minigpt4/quickstart/checkpoint
@@ -15,7 +15,7 @@ from minigpt4.serving.serve import API_KEY, serve
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `serve` takes it; --checkpoint becomes one of the --options."""
+    """Return the arguments of `serve`; --checkpoint becomes one of the --options."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add_model_arguments(parser)
@@ -23,33 +23,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     server.add_argument(
         "--server-name",
         default="127.0.0.1",
-        help="0.0.0.0: the whole network (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 opens the server to the network (default: %(default)s)",
     )
     server.add_argument(
-        "--server-port", type=int, default=8000, help="0: any that is free (default: %(default)s)"
+        "--server-port", type=int, default=8000, help="0: any free port (default: %(default)s)"
     )
-    server.add_argument("--url", help="the address of a proxy in front, whose name clients use")
+    server.add_argument("--url", help="public URL of a reverse proxy in front of the server")
     server.add_argument(
-        "--api-key", metavar="KEY", help=f"what clients have to send (default: ${API_KEY}, or none)"
+        "--api-key",
+        metavar="KEY",
+        help=f"API key that clients must send (default: ${API_KEY}, else none)",
     )
     server.add_argument(
         "--model-name",
         metavar="NAME",
-        help="by which clients ask for the model (default: model.arch)",
+        help="name of the model in requests (default: model.arch)",
     )
     server.add_argument(
         "--fetch-images",
         action="store_true",
-        help="read images also from http(s) addresses of the public internet",
+        help="also fetch images from http(s) addresses of the public internet",
     )
     server.add_argument(
         "--batch-size",
         type=int,
         default=8,
-        help="requests answered at once, if decoded alike (default: %(default)s)",
+        help="most requests answered together, if their settings are equal (default: %(default)s)",
     )
     server.add_argument(
-        "--most-waiting", type=int, default=64, help="then 429 (default: %(default)s)"
+        "--most-waiting",
+        type=int,
+        default=64,
+        help="most requests that wait; further ones get HTTP status 429 (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.most_waiting < 1:

@@ -1,4 +1,4 @@
-"""Train by a YAML file, on one device or, through torchrun, on many.
+"""Train the model that a YAML file configures, on one device or, with torchrun, on several.
 
 python train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
 torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
@@ -7,6 +7,7 @@ torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pr
 import argparse
 import sys
 
+from minigpt4.common.checkpoint_folder import with_option
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, add_config_arguments
 from minigpt4.common.registry import registry
@@ -14,7 +15,7 @@ from minigpt4.common.startup import startup
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line as `train` takes it; --resume becomes one of the --options."""
+    """Return the arguments of `train`; --resume becomes one of the --options."""
     parser = argparse.ArgumentParser(
         description="Train llama_proj, the linear layer between a frozen vision encoder and a frozen LLM.",
         epilog="Two stages: train_configs/minigpt4_stage1_pretrain.yaml, then minigpt4_stage2_finetune.yaml with "
@@ -25,38 +26,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         metavar="auto|PATH",
-        help="resume from a checkpoint; auto: the newest good one below run.output_dir, or from the beginning if there "
-        "is none, so that the same command starts a run and resumes it (sets run.resume_ckpt_path)",
+        help="resume from the checkpoint PATH; auto: from the newest intact one under run.output_dir, or start a new run if "
+        "there is none, so that the same command starts and resumes a run (sets run.resume_ckpt_path)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit; "
-        "exit code 1: a training step does not fit into memory",
+        help="check the configuration and every path in it, print the plan (parts, parameters, memory), and exit, "
+        "with code 1 if a training step does not fit into memory",
     )
     parser.add_argument(
         "--gpu-memory",
         type=float,
         metavar="GIB",
-        help="with --dry-run: plan for a GPU with so much memory, which need not be here",
+        help="with --dry-run: plan for a GPU with this much memory, instead of this machine's",
     )
     parser.add_argument(
         "--gpus",
         type=int,
         metavar="N",
-        help="with --dry-run: plan for N processes with a GPU each, which need not be here (see run.shard_llm)",
+        help="with --dry-run: plan for N processes with one GPU each, whatever this machine has (see run.shard_llm)",
     )
     args = parser.parse_args(argv)
     if args.resume:
-        setting, options = ["run.resume_ckpt_path", args.resume], args.options or []
-        args.options = options + (
-            setting if options and "=" not in options[0] else ["=".join(setting)]
-        )
+        args.options = with_option(args.options, "run.resume_ckpt_path", args.resume)
     return args
 
 
 def train(args: argparse.Namespace) -> int:
-    """Return the exit code of the run, or of its plan; torch is imported only for a configuration that can be read."""
+    """Run the training or, with --dry-run, print its plan; return the exit code."""
     startup.begin("configuration")
     if args.gpu_memory is not None:
         if not args.dry_run:
@@ -69,6 +67,7 @@ def train(args: argparse.Namespace) -> int:
             f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it"
         )
     cfg = Config(args, for_training=True)
+    # imports torch, so only for a configuration without problems
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:
         return runner_class.print_plan(cfg, args.gpu_memory, args.gpus)

@@ -1,1 +1,1 @@
-"""The chat: prompt templates and conversations (conversation.py) and the engine (chat.py)."""
+"""Dialogues and their answers: Conversation (conversation.py), the engine Chat (chat.py) and decoding."""

@@ -1,4 +1,4 @@
-"""How well given answers fit a dialogue: the loss that each would have."""
+"""The losses of given candidate answers to a dialogue, to rank them."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ from minigpt4.text.rows import answer_row
 
 
 class AnswerLoss(NamedTuple):
-    """The loss of an answer, its end symbol included."""
+    """The loss of an answer, including its end symbol."""
 
     total: float  # sum over its tokens
     num_tokens: int  # of the answer
@@ -29,8 +29,8 @@ def answer_losses(
 ) -> list[list[AnswerLoss]]:
     """Return the losses of each dialogue's candidates, computed as one batch; an image is encoded once.
 
-    The arguments are those of `Chat.answer_batch`, and the prompt is that of its answers; dialogues stay as they are.
-    Raises TooLongError for more than the LLM has room for.
+    `convs` and `img_lists` are those of `Chat.answer_batch`, and so are the prompts; the dialogues are not changed.
+    Raises TooLongError if prompt and answer do not fit into the LLM's context.
     """
     rows, images = [], []
     limit = getattr(chat.model.llama_model.config, "max_position_embeddings", None)
@@ -39,10 +39,11 @@ def answer_losses(
         chat.encode_img(img_list)
         opened = conv.copy()
         opened.append_message(conv.roles[1], None)
-        own = range(len(images), len(images) + len(img_list))
+        prompt = opened.segments()
+        image_indices = range(len(images), len(images) + len(img_list))
         sizes = [image.shape[1] for image in img_list]
         rows += [
-            answer_row(opened.segments(), text, conv.template, chat.encoder, sizes, own)
+            answer_row(prompt, text, conv.template, chat.encoder, sizes, image_indices)
             for text in answers
         ]
         images += img_list
@@ -57,9 +58,9 @@ def answer_losses(
         if images
         else torch.zeros(0, chat.model.num_image_tokens, width, device=chat.device)
     )
-    found = chat.model.row_losses(rows, vectors)
+    sums = chat.model.row_losses(rows, vectors)
 
-    # dealt out again
+    # one list for each dialogue
     lengths = [len(row.ids) for row in rows]
-    losses = iter(map(AnswerLoss, found["loss"].tolist(), found["num_targets"].tolist(), lengths))
+    losses = iter(map(AnswerLoss, sums["loss"].tolist(), sums["num_targets"].tolist(), lengths))
     return [list(islice(losses, len(answers))) for answers in candidates]

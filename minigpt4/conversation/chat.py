@@ -1,7 +1,7 @@
-"""The chat engine: images and questions in, answers out; nothing about a session is kept here.
+"""The chat engine: images and questions in, answers out. It holds no state of a session.
 
-A session is a Conversation, its list of image embeddings and, if wanted, a PrefixCache. One engine
-serves many sessions; one answer (or batch) at a time is the sensible load of one model.
+A session is a Conversation, its list of image embeddings and, optionally, a PrefixCache, all held by
+the caller. One engine serves many sessions; let one model compute one answer (or batch) at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,17 +24,17 @@ from minigpt4.conversation.sampling import Request, Sampling, request_of
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.templates import Template, template_for
 
-if TYPE_CHECKING:  # it imports this module for its 2023 name
+if TYPE_CHECKING:  # conversation.py imports this module: in 2023 Chat was there
     from minigpt4.conversation.conversation import Conversation
 
 __all__ = ["Chat", "PrefixCache", "Sampling"]
 
-MAX_MESSAGE_CHARS = 32_768  # some 8,000 tokens; refused before it costs tokenising
-_SHARED = ("cache", "stop_event", "on_notice")  # arguments of answers beside those of Sampling
+MAX_MESSAGE_CHARS = 32_768  # about 8,000 tokens; a longer message is refused before tokenisation
+_REQUEST_FIELDS = ("cache", "stop_event", "on_notice")  # of Request, not Sampling
 
 
 def check_question(text: str) -> None:
-    """Raise ValueError for a question without words, and for one that costs too much to tokenise."""
+    """Raise ValueError for an empty question, and for one longer than MAX_MESSAGE_CHARS."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the message is empty: type a question")
     if len(text) > MAX_MESSAGE_CHARS:
@@ -48,14 +48,14 @@ class Chat:
 
     `model` has `llama_model`, `llama_tokenizer`, `encode_img` and `decoder()`; `vis_processor` turns
     an RGB PIL image into float32 [3, S, S]; `device` defaults to the model's. `stopping_criteria`:
-    callables of (token ids [B, T], scores) -> bool [B], beside the template's stop strings.
+    callables (token ids [B, T], scores) -> bool [B], in addition to the template's stop strings.
 
     Arguments that `answer`, `stream_answer` and `answer_batch` share:
       conv, img_list    the dialogue, whose last message is the user's, and its images in order
       sampling          the fields of Sampling, by name or in 2023's order: max_new_tokens=300, ..
       stop_event        a threading.Event; when set, the answer ends with the token being computed
-      on_notice         called with a sentence when turns had to be left out; logs it by default
-      cache             the conversation's PrefixCache: only what is new is computed
+      on_notice         called with a sentence, e.g. when turns were left out; logged by default
+      cache             the conversation's PrefixCache, whose content is not computed again (not for batches)
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Chat:
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
     def check_template(self, template: Template) -> None:
-        """Warn, once for each, of a dialogue format that is not the one with which the model was trained."""
+        """Warn if `template` is not the dialogue format that the model was trained with; once for each format."""
         prompt_template, end_sym = getattr(self.model, "trained_text", ("", ""))
         if prompt_template and not template.is_like(template_for(prompt_template, end_sym)):
             before, between = template.user[0], template.user[1] + template.answer
@@ -88,9 +88,9 @@ class Chat:
 
     @torch.no_grad()
     def encode_images(self, images: Iterable[Any]) -> list[Tensor]:
-        """Return a list of embeddings [1, Q, D], one an image; they are encoded as one batch.
+        """Return one embedding [1, Q, D] per image, encoded as one batch.
 
-        An image is a path, a PIL image of any mode, or pixels as the vis_processor gives them
+        An image is a path, a PIL image of any mode, or pixels as the vis_processor returns them
         ([3, S, S] or [1, 3, S, S]). Raises FileNotFoundError, ImageError or ValueError.
         """
         pixels = torch.stack([pixels_of(image, self.vis_processor) for image in images])
@@ -103,13 +103,13 @@ class Chat:
         return "Received."
 
     def encode_img(self, img_list: list) -> None:
-        """Encode, in place, the images of `img_list` that are not yet."""
+        """Encode, in place, those images of `img_list` that are not embeddings yet."""
         for index, image in enumerate(img_list):
             if not self._is_embedding(image):
                 img_list[index] = self.encode_images([image])[0]
 
     def ask(self, text: str, conv: "Conversation") -> None:
-        """Append a question to the image just uploaded, or as a new message. Raises ValueError."""
+        """Append a question to the image just uploaded, else as a new message. Raises ValueError, see `check_question`."""
         check_question(text)
         conv.append_question(text)
 
@@ -120,21 +120,21 @@ class Chat:
     ) -> tuple[str, np.ndarray]:
         """Return (text, token ids [T]) and append the text to `conv`.
 
-        Raises ValueError for a dialogue without an open question or settings out of range; then, as
-        after any other error, `conv` is as it was.
+        Raises ValueError for a dialogue that does not end with a question, or settings out of range.
+        After any error `conv` is unchanged.
         """
-        request = request_of(sampling, named, _SHARED, self.penalty)
+        request = request_of(sampling, named, _REQUEST_FIELDS, self.penalty)
         context = self._context(conv, img_list, request)
-        return self._close(conv, context, self._generate([context], request)[0])
+        return self._append_answer(conv, context, self._generate([context], request)[0])
 
     def stream_answer(
         self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
     ) -> Iterator[str]:
-        """Return an iterator of pieces of `answer`'s text; `conv` gets it when they end.
+        """Return an iterator over pieces of `answer`'s text, which is appended to `conv` at the end.
 
-        Closing the iterator ends the computation at once; `conv` then gets what was written so far.
+        Closing the iterator ends the computation at once; what was written so far is appended.
         """
-        request = request_of(sampling, named, _SHARED, self.penalty)
+        request = request_of(sampling, named, _REQUEST_FIELDS, self.penalty)
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
@@ -144,12 +144,12 @@ class Chat:
         *sampling: Any,
         **named: Any,
     ) -> list[tuple[str, np.ndarray]]:
-        """Return [(text, token ids [T])], computed as one batch; each as `answer` alone gives it."""
+        """Return [(text, token ids [T])], computed as one batch; each is the one that `answer` would give."""
         request = request_of(sampling, named, ("stop_event", "on_notice"))
         pairs = zip(convs, img_lists, strict=True)
         contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
         answers = self._generate(contexts, request)
-        return [self._close(*each) for each in zip(convs, contexts, answers, strict=True)]
+        return [self._append_answer(*each) for each in zip(convs, contexts, answers, strict=True)]
 
     def answer_prepare(
         self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
@@ -161,7 +161,7 @@ class Chat:
     def model_generate(self, context: Context, streamer: Any = None, **sampling: Any) -> Tensor:
         """Return token ids [1, T] for what `answer_prepare` returned.
 
-        `streamer`, one of transformers, gets each token as soon as it is there; all at the end if there are beams.
+        `streamer`, one of transformers, gets each token as it is decoded; with beam search it gets all at the end.
         """
         request, ids = request_of((), sampling), []
         try:
@@ -174,7 +174,7 @@ class Chat:
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
         finally:
-            if streamer is not None:  # whoever reads from it would wait for ever
+            if streamer is not None:  # or its reader would wait for ever
                 streamer.end()
         return torch.tensor([ids])
 
@@ -184,12 +184,12 @@ class Chat:
         return list(map(self._text, contexts, answers))
 
     def get_context_emb(self, conv: "Conversation", img_list: list) -> Tensor:
-        """Return [1, L, D]: the prompt's token embeddings with the images between them."""
+        """Return the prompt's embeddings [1, L, D], with those of the images in their places."""
         images = self._images(conv, img_list)
         context = Context(prompt_ids(conv, images, self.encoder), images, (), 0)
         return context.embeds(self.model.llama_model.get_input_embeddings())
 
-    # parts of them
+    # helpers
 
     def _is_embedding(self, image: Any) -> bool:
         width = self.model.llama_model.get_input_embeddings().weight.shape[1]
@@ -208,7 +208,7 @@ class Chat:
         return tuple(img_list)
 
     def _context(self, conv: "Conversation", img_list: list, request: Request) -> Context:
-        """Return the Context of the next answer, oldest turns left out where it would be too long."""
+        """Return the Context of the next answer; the oldest turns are left out if it would be too long."""
         self.check_template(conv.template)
         conv = conv.without_open_answer()
         if not conv.messages or conv.messages[-1][0] != conv.roles[0]:
@@ -216,20 +216,22 @@ class Chat:
                 "nothing to answer: the last message must be the user's; ask(text, conv) first"
             )
         images = self._images(conv, img_list)
-        longest = getattr(self.model.llama_model.config, "max_position_embeddings", None)
-        return fitted_context(conv, images, self.encoder, longest, request)
+        config = self.model.llama_model.config
+        max_positions = getattr(config, "max_position_embeddings", None)
+        return fitted_context(conv, images, self.encoder, max_positions, request)
 
     def _stop_rule(self, context: Context, request: Request) -> StopRule:
         tokenizer = self.model.llama_tokenizer
-        # the end tokens of the LLM and of its tokenizer, and stop strings that are one token
-        known = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
-        ids = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
-        ids.update(map(self.encoder.special_ids.get, context.stop))
-        enders = (ids - {None}, self.stopping_criteria, request.stop_event)
-        return StopRule(tokenizer, context.stop, *enders)
+        # end tokens: the tokenizer's, the LLM's, and stop strings that are a single special token
+        of_llm = getattr(self.model.llama_model.generation_config, "eos_token_id", None)
+        eos_ids = {tokenizer.eos_token_id, *(of_llm if isinstance(of_llm, list) else [of_llm])}
+        eos_ids.update(map(self.encoder.special_ids.get, context.stop))
+        eos_ids.discard(None)
+        criteria, event = self.stopping_criteria, request.stop_event
+        return StopRule(tokenizer, context.stop, eos_ids, criteria, event)
 
     def _generate(self, contexts: Sequence[Context], request: Request) -> list[list[int]]:
-        """Return the token ids of each answer, the token that ended it included."""
+        """Return the token ids of each answer, including the token that ended it."""
         if request.sampling.num_beams > 1:
             answers, llm = [], self.model.llama_model
             for context in contexts:
@@ -249,8 +251,9 @@ class Chat:
             raise ValueError(
                 "answer_batch: the conversations have different templates; answer those one after another"
             )
-        stop_rule, bos = self._stop_rule(contexts[0], request), self.encoder.tokenizer.bos_token_id
-        return decode(self.decoder, contexts, request, stop_rule, bos)
+        stop_rule = self._stop_rule(contexts[0], request)
+        bos_id = self.encoder.tokenizer.bos_token_id
+        return decode(self.decoder, contexts, request, stop_rule, bos_id)
 
     def _stream(self, conv: "Conversation", context: Context, request: Request) -> Iterator[str]:
         answer_text = AnswerText(self.model.llama_tokenizer, context.stop)
@@ -263,13 +266,13 @@ class Chat:
                         if piece := answer_text.add(token):
                             yield piece
         except GeneratorExit:
-            self._close(conv, context, answer_text.ids)
+            self._append_answer(conv, context, answer_text.ids)
             raise
-        self._close(conv, context, answer_text.ids)
+        self._append_answer(conv, context, answer_text.ids)
         if piece := answer_text.rest():
             yield piece
 
-    def _close(
+    def _append_answer(
         self, conv: "Conversation", context: Context, ids: list[int]
     ) -> tuple[str, np.ndarray]:
         """Append the answer to `conv`; return its text and token ids."""
@@ -278,5 +281,5 @@ class Chat:
         return text, np.array(ids, dtype=np.int64)
 
     def _text(self, context: Context, ids: list[int]) -> str:
-        """Return the text of an answer, without what ended it."""
+        """Return the text of an answer, without its stop string or end token."""
         return AnswerText(self.model.llama_tokenizer, context.stop).whole(ids)

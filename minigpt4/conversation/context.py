@@ -1,4 +1,4 @@
-"""What the LLM is fed for one answer."""
+"""The input of the LLM for one answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from minigpt4.text.rows import IMAGE_ID
 
 
 class TooLongError(ValueError):
-    """A question, with its images, that the LLM has no room for."""
+    """A question, with its images, does not fit into the LLM's context."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """The prompt of an answer: token ids, IMAGE_ID where image vectors go, and the images."""
+    """The prompt of an answer: token ids, with IMAGE_ID at each position of an image, and the images' embeddings."""
 
     ids: tuple[int, ...]
     images: tuple[torch.Tensor, ...]  # each [1, Q, D]
@@ -24,13 +24,13 @@ class Context:
     max_new_tokens: int
 
     def common_prefix(self, ids: Sequence[int], images: Sequence[torch.Tensor]) -> int:
-        """Return how many leading positions are those of another context: equal ids, identical images."""
-        pairs = enumerate(zip(self.ids, ids, strict=False))
-        common = next(
-            (place for place, (mine, theirs) in pairs if mine != theirs),
-            min(len(self.ids), len(ids)),
-        )
-        # equal places may hold another image
+        """Return how many leading positions equal another context's: the same ids, and the same tensors as images."""
+        common = 0
+        for mine, theirs in zip(self.ids, ids, strict=False):
+            if mine != theirs:
+                break
+            common += 1
+        # the prefix ends before the first image that differs, which the ids do not show
         start = 0
         for number, image in enumerate(self.images):
             start = self.ids.index(IMAGE_ID, start)
@@ -42,6 +42,6 @@ class Context:
         return common
 
     def embeds(self, embedding: nn.Embedding) -> torch.Tensor:
-        """Return [1, L, D]: token embeddings with the images between, in the type of `embedding`."""
+        """Return the embeddings [1, L, D] of tokens and images, in the dtype of `embedding`."""
         vectors = torch.cat([image[0] for image in self.images]) if self.images else None
         return embed(embedding, self.ids, vectors)[None]

@@ -1,4 +1,4 @@
-"""The conversation that fills a template of `minigpt4.text.templates`: a list of [role, text], as in 2023."""
+"""Conversation: a list of [role, text], as in 2023, that fills a prompt template of `minigpt4.text.templates`."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -42,12 +42,12 @@ __all__ = [
     "template_for",
 ]
 
-# of a Conversation
+# the attributes of a Conversation that may be assigned
 _SETTABLE = ("template", "system", "messages", "offset", "skip_next", "conv_id")
 
 
 class SeparatorStyle(Enum):
-    """2023's: one separator behind every message, or `sep` behind questions and `sep2` behind answers."""
+    """As in 2023: one separator after every message, or `sep` after questions and `sep2` after answers."""
 
     SINGLE = auto()
     TWO = auto()
@@ -55,16 +55,16 @@ class SeparatorStyle(Enum):
 
 @dataclass(init=False)
 class Conversation:
-    """A dialogue: `messages` is a plain list of [role, text], read anew for every prompt; change it as you like.
+    """A dialogue. `messages` is a plain list of [role, text] that may be edited; each prompt is built from it anew.
 
-    The text None, in the last message, is an answer yet to be written. Made of a Template, or as in 2023 of
-    `system`, `roles` and separators.
+    A text of None in the last message is an open answer: one still to be written. Constructed from a Template, or as
+    in 2023 from `system`, `roles` and separators.
     """
 
     template: Template
     messages: list[list[str | None]]
-    offset: int  # 2023's: messages before it are no part of what a page shows
-    skip_next: bool  # 2023's, for servers to use; nothing here reads these two
+    offset: int  # as in 2023: pages show the messages from this index on
+    skip_next: bool  # as in 2023, for servers; nothing here reads it or conv_id
     conv_id: object
 
     def __init__(
@@ -80,8 +80,8 @@ class Conversation:
         conv_id: object = None,
     ):
         if not isinstance(system, Template):
-            behind_answer = sep if sep_style is SeparatorStyle.SINGLE else sep2
-            system = separated_template(system, roles, sep, behind_answer)
+            after_answer = sep if sep_style is SeparatorStyle.SINGLE else sep2
+            system = separated_template(system, roles, sep, after_answer)
         self.template, self.offset = system, offset
         self.skip_next, self.conv_id = skip_next, conv_id
         self.messages = [list(row) for row in messages]
@@ -104,7 +104,7 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """The text that opens the dialogue."""
+        """The system text, which opens the dialogue."""
         return self.template.system_text
 
     @system.setter
@@ -115,7 +115,7 @@ class Conversation:
 
     @property
     def sep(self) -> str:
-        """What closes a question; `sep2`: an answer."""
+        """The separator after a question; `sep2` is the one after an answer."""
         return self.template.user[1]
 
     @property
@@ -128,21 +128,21 @@ class Conversation:
 
     @property
     def num_images(self) -> int:
-        return sum(message.num_images for _, message in self._read() if message is not None)
+        return sum(message.num_images for _, message in self._parsed() if message is not None)
 
     @property
     def num_chars(self) -> int:
-        messages = [message for _, message in self._read() if message]
+        messages = [message for _, message in self._parsed() if message]
         return len(self.template.system) + sum(map(len, messages))
 
     def copy(self) -> "Conversation":
         """Return an independent copy."""
-        return self._with(self.messages)
+        return self._copy_with(self.messages)
 
     def append_message(self, role: str, text: str | None) -> None:
-        """Add a message of a role; None opens the answer. What a person typed goes through `append_question`.
+        """Append a message of `role`; a text of None opens an answer. For text that a user typed: `append_question`.
 
-        Raises ValueError for another role, or what is no text.
+        Raises ValueError for an unknown role, or a `text` that is neither a string nor None.
         """
         if role not in self.roles:
             raise ValueError(f"conversation: role {role!r}; expected one of {self.roles}")
@@ -153,94 +153,98 @@ class Conversation:
         self.messages.append([role, text])
 
     def append_image(self) -> None:
-        """Add a message of the user that holds one image slot."""
+        """Append a user message that holds one image slot."""
         self.messages.append([self.roles[0], Message(message_segments([IMAGE]))])
 
     def append_question(self, text: str) -> None:
-        """Add the user's text, which is only text, to the image that waits for it, else as a new message."""
+        """Append the user's text to the image just added, else as a new message; markers typed in it stay plain text."""
         question = Text(str(text))
-        is_user, last = self._read()[-1] if self.messages else (False, None)
-        if is_user and last and last.segments[-2:-1] == (IMAGE,):  # and behind it its </Img>
+        is_user, last = self._parsed()[-1] if self.messages else (False, None)
+        if is_user and last and last.segments[-2:-1] == (IMAGE,):  # the last is its </Img>
             question = Message([*last.segments, Text(" ", True), question])
             self.messages[-1] = [self.roles[0], question]
         else:
             self.messages.append([self.roles[0], Message([question])])
 
     def append_answer(self, text: str) -> None:
-        """Write the answer that waits to be written, else add one."""
+        """Fill in the open answer; append one if none is open."""
         if self.messages and self.messages[-1][1] is None:
             self.messages.pop()
         self.append_message(self.roles[1], text)
 
     def without_open_answer(self) -> "Conversation":
-        """Return a copy that does not end with an answer yet to be written."""
+        """Return a copy that does not end with an open answer."""
         is_open = self.messages and self.messages[-1][1] is None
-        return self._with(self.messages[:-1] if is_open else self.messages)
+        return self._copy_with(self.messages[:-1] if is_open else self.messages)
 
     def without_oldest(self, count: int) -> "Conversation":
         """Return a copy without the `count` oldest questions and their answers; every image stays.
 
-        The images go to the front of the oldest question that is left.
+        Their images move to the front of the oldest question that is left.
         """
-        read = self._read()
-        starts = [index for index, (is_user, _) in enumerate(read) if is_user]
-        if count == 0 or not starts:
+        parsed = self._parsed()
+        questions = [index for index, (is_user, _) in enumerate(parsed) if is_user]
+        if count == 0 or not questions:
             return self.copy()
-        first = starts[count]
-        num_images = sum(message.num_images for _, message in read[:first])
-        kept = read[first][1]
+        first = questions[count]
+        question = parsed[first][1]
+        num_images = sum(message.num_images for _, message in parsed[:first])
         if num_images:
             images = message_segments([IMAGE] * num_images)
-            kept = Message([*images, Text(" ", True), *kept.segments])
-        return self._with([[self.roles[0], kept], *self.messages[first + 1 :]])
+            question = Message([*images, Text(" ", True), *question.segments])
+        return self._copy_with([[self.roles[0], question], *self.messages[first + 1 :]])
 
     def shortened(self, fits: Callable[["Conversation"], bool]) -> tuple["Conversation", int]:
-        """Return (longest copy for which `fits(copy)` is true, number of oldest questions left out)."""
-        most = max(sum(is_user for is_user, _ in self._read()) - 1, 0)
+        """Return (longest copy for which `fits(copy)` is true, number of oldest questions left out).
+
+        The last question always stays, even if it does not fit.
+        """
+        most = max(sum(is_user for is_user, _ in self._parsed()) - 1, 0)
+        # leaving out more makes the prompt shorter: if one count fits, so do all larger ones
         counts = range(most + 1)
         count = bisect_left(counts, True, key=lambda count: fits(self.without_oldest(count)))
         count = min(most, count)
         return self.without_oldest(count), count
 
     def segments(self) -> list[Segment]:
-        """Return the prompt as a list of Text and IMAGE. Raises ValueError for messages that are none."""
+        """Return the prompt as a list of Text and IMAGE. Raises ValueError for malformed messages."""
 
-        def cleaned(segment: Segment) -> Segment:
+        def neutralised(segment: Segment) -> Segment:
             is_typed = segment is not IMAGE and not segment.is_structure
             return Text(self.template.neutralise(segment.text)) if is_typed else segment
 
         turns = []
-        for number, (is_user, message) in enumerate(self._read()):
+        for number, (is_user, message) in enumerate(self._parsed()):
             if message is None and (is_user or number < len(self.messages) - 1):
                 raise ValueError(f"conv.messages[{number}][1] was never written; set it to a text")
-            said = None if message is None else list(map(cleaned, message.segments))
-            turns.append((is_user, said))
+            segments = None if message is None else list(map(neutralised, message.segments))
+            turns.append((is_user, segments))
         return dialogue_segments(self.template, turns)
 
     def get_prompt(self) -> str:
-        """Return the prompt as one string, for people to read: `<ImageHere>` for a slot."""
+        """Return the prompt as one string, for people to read; `<ImageHere>` stands for an image."""
         return "".join(map(str, self.segments()))
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Return the texts from message `offset` on in pairs, as 2023's pages show them."""
+        """Return the texts from message `offset` on as [question, answer] pairs, the format of 2023's page."""
         texts = [text for _, text in self.messages[self.offset :]]
         return [list(pair) for pair in zip_longest(texts[::2], texts[1::2])]
 
     def dict(self) -> dict[str, object]:
-        """Return 2023's plain values of the dialogue: the arguments that make it, if it was made of such."""
+        """Return the dialogue as plain values under 2023's names; they rebuild one that was made from such."""
         names = ("system", "roles", "messages", "offset", "sep", "sep2", "conv_id")
         return {name: getattr(self, name) for name in names}
 
-    def _with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
+    def _copy_with(self, messages: Iterable[Sequence[str | None]]) -> "Conversation":
         rows = [list(row) if isinstance(row, (list, tuple)) else row for row in messages]
         others = {"offset": self.offset, "skip_next": self.skip_next, "conv_id": self.conv_id}
         conv = Conversation(self.template, **others)
         conv.messages = rows
         return conv
 
-    def _read(self) -> list[tuple[bool, Message | None]]:
-        """Return (is it the user's, message) of each row; None for the answer yet to be written."""
-        read = []
+    def _parsed(self) -> list[tuple[bool, Message | None]]:
+        """Return (is it the user's, message) for each of `messages`; the message is None for an open answer."""
+        parsed = []
         for number, row in enumerate(self.messages):
             where = f"conv.messages[{number}]"
             if not isinstance(row, (list, tuple)) or len(row) != 2 or row[0] not in self.roles:
@@ -252,13 +256,12 @@ class Conversation:
                 raise ValueError(
                     f"{where}: a {type(text).__name__}; expected its text, or None for the answer to come"
                 )
-            read.append((is_user, None if text is None else Message.read(text, is_user)))
-        return read
+            parsed.append((is_user, None if text is None else Message.read(text, is_user)))
+        return parsed
 
 
 CONV_VISION = Conversation(VICUNA_V0)  # the 2023 demo's
-# The names of MiniGPT-4's newest version, with its prompts; a doubled BOS is left out, an answer
-# ends with </s>.
+# names and prompts of MiniGPT-4's newest release, without its doubled BOS; an answer ends with </s>
 CONV_VISION_Vicuna0 = Conversation(replace(VICUNA_V0, answer="Assistant: "))
 CONV_VISION_LLama2 = Conversation(LLAMA2)
 CONV_VISION_minigptv2 = Conversation(MINIGPT_V2)

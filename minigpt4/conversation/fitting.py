@@ -1,4 +1,4 @@
-"""A dialogue fitted into what the LLM can take: the oldest questions go first, every image stays."""
+"""Fits a dialogue into the LLM's context: the oldest turns are left out first, every image stays."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,14 +10,14 @@ from minigpt4.conversation.sampling import Request
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import context_ids
 
-if TYPE_CHECKING:  # it imports the chat, which imports this module
+if TYPE_CHECKING:  # conversation.py imports chat.py, which imports this module
     from minigpt4.conversation.conversation import Conversation
 
 
 def prompt_ids(
     conv: "Conversation", images: Sequence[Tensor], encoder: PromptEncoder
 ) -> tuple[int, ...]:
-    """Return the ids of the prompt as it stands; `images` are embeddings, [1, Q, D] each."""
+    """Return the token ids of the whole prompt; `images` are embeddings, [1, Q, D] each."""
     sizes = [image.shape[1] for image in images]
     return tuple(context_ids(conv.segments(), encoder, sizes))
 
@@ -26,42 +26,40 @@ def fitted_context(
     conv: "Conversation",
     images: tuple[Tensor, ...],
     encoder: PromptEncoder,
-    longest: int | None,
+    max_positions: int | None,
     request: Request,
 ) -> Context:
-    """Return the Context of the answer to a dialogue that ends with a question; says what had to be left out.
+    """Return the Context for the answer to a dialogue that ends with a question; on_notice hears what is left out.
 
-    `longest`: the positions that the LLM has, None if it does not say. Raises ValueError for an answer that leaves no
-    room, TooLongError for a question that has none.
+    `max_positions` is the LLM's own limit, None if it has none. Raises ValueError for an answer so long that no question
+    fits, TooLongError for a question that does not fit.
     """
-    # room for the prompt: what the LLM can take, less the answer
     max_length, max_new_tokens = request.sampling.max_length, request.sampling.max_new_tokens
-    limit = min(max_length, longest or max_length)
+    limit = min(max_length, max_positions or max_length)
     room = limit - max_new_tokens
     if room < 1:
         raise ValueError(
             f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens"
         )
 
-    def opened(conv: "Conversation") -> Sequence[int]:
-        # characters alone may tell that it is too long: then it costs no tokenising
-        at_least = conv.num_chars // encoder.longest_token
-        if at_least > limit:
-            return range(at_least)
+    def prompt_of(conv: "Conversation") -> Sequence[int]:
+        # if the number of characters alone shows that it is too long, it is not tokenised
+        least_length = conv.num_chars // encoder.longest_token
+        if least_length > limit:
+            return range(least_length)
         conv = conv.copy()
         conv.append_message(conv.roles[1], None)
         return prompt_ids(conv, images, encoder)
 
-    # the oldest turns go first; a question that is long by itself takes room of its answer
-    prompt, num_left_out = opened(conv), 0
+    # leave out the oldest turns; if the last question alone is too long, shorten its answer
+    prompt, num_left_out = prompt_of(conv), 0
     if len(prompt) > room:
-        shorter, num_left_out = conv.shortened(lambda conv: len(opened(conv)) <= room)
-        prompt = opened(shorter)
+        shorter, num_left_out = conv.shortened(lambda conv: len(prompt_of(conv)) <= room)
+        prompt = prompt_of(shorter)
     if len(prompt) >= limit:
         raise TooLongError(
             f"question and images take {len(prompt)} tokens of {limit}: shorten the question"
         )
-    # what the user should know
     if num_left_out:
         left_out = f"the {num_left_out} oldest question(s) are left out, images stay"
         request.on_notice(f"more than {room} tokens: {left_out}")

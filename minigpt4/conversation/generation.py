@@ -1,9 +1,8 @@
-"""Decoding: step by step to the end of an answer, and what is kept for the next turn.
+"""Decoding an answer: token by token in a loop of our own, or beam search by transformers' `generate`.
 
-An own loop rather than `generate` of transformers: tokens are yielded as they come (no thread, so
-closing the generator stops the work and errors reach the caller), sampling draws from a generator
-of its own (`sampling.py`), and the keys and values of a conversation live on between turns. Beam search is
-`generate`'s.
+The loop yields tokens as they come (without a thread, so closing the generator stops the work and
+errors reach the caller), samples from a random generator of its own (`sampling.py`), and keeps the
+KV cache of a conversation between turns.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +22,12 @@ from minigpt4.conversation.sampling import Request, Sampling, draw, filter_logit
 if TYPE_CHECKING:  # transformers takes seconds to import
     from minigpt4.models.llm.decoding import Decoder
 
-_DRAWING = ("temperature", "top_p", "top_k")  # fields of Sampling that greedy search does not take
-MOST_OPEN = 3 / 4  # of a batch's rows: from there on those that have ended are computed no further
+_SAMPLED_ONLY = ("temperature", "top_p", "top_k")  # fields of Sampling that greedy search ignores
+MOST_OPEN = 3 / 4  # a batch drops its ended rows once at most this share is still open
 
 
 class StoppingCriteriaSub:
-    """Ends the rows whose last tokens equal one of `stops` (id sequences); 2023's name."""
+    """Ends the rows whose last tokens equal one of `stops` (id sequences); the name is 2023's."""
 
     def __init__(self, stops: Iterable = (), encounters: int = 1):
         self.stops = [torch.as_tensor(stop).flatten().tolist() for stop in stops]
@@ -43,7 +42,7 @@ class StoppingCriteriaSub:
 
 
 class StopRule:
-    """Which rows end: by an end token, a stop string, the caller's criteria, the stop event."""
+    """Tells which rows have ended: by an end token, a stop string, the caller's criteria or the stop event."""
 
     def __init__(
         self,
@@ -56,28 +55,29 @@ class StopRule:
         self.tokenizer, self.strings = tokenizer, strings
         self.criteria, self.event = criteria or (), event
         self.eos_ids = frozenset(eos_ids)
-        # a token is at least a byte, so the string that a new token completes lies within these
+        # a token is at least a byte: so many of the last ones hold any stop string that has just been completed
         self.tail = max((len(string.encode()) for string in strings), default=0) + 1
 
     def __call__(self, new_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
-        """Return bool [B] for the answers so far, [B, T]; `generate` takes it too."""
+        """Return bool [B] for the answers so far, [B, T]; a stopping criterion of `generate`."""
         ended = self.ended(new_ids[:, -self.tail :].tolist(), new_ids, scores)
         return torch.tensor(ended, dtype=torch.bool, device=new_ids.device)
 
     def ended(self, rows: Sequence[list[int]], new_ids: Tensor, scores: Any = None) -> list[bool]:
-        """Return which of the answers so far end: `rows`, or their last tokens, which also lie in `new_ids` [B, T].
+        """Return for each answer whether it has ended.
 
-        Waits for the device of `new_ids` only where there are criteria.
+        `rows` are the answers so far, or at least their last `tail` tokens, on the host; `new_ids` [B, T] are the answers
+        on the device. Only criteria read them, so without any there is no device synchronisation.
         """
         is_stopped = self.event is not None and self.event.is_set()
         ended = [is_stopped or self._ends(row[-self.tail :]) for row in rows]
         for criterion in self.criteria:
-            found = torch.as_tensor(criterion(new_ids, scores)).expand(len(rows)).tolist()
-            ended = [a or b for a, b in zip(ended, found, strict=True)]
+            more = torch.as_tensor(criterion(new_ids, scores)).expand(len(rows)).tolist()
+            ended = [before or now for before, now in zip(ended, more, strict=True)]
         return ended
 
     def _ends(self, row: list[int]) -> bool:
-        """Whether the last token is an end token, or a stop string is among the last ones."""
+        """Whether the last token is an end token, or the text of `row` contains a stop string."""
         if row[-1] in self.eos_ids:
             return True
         text = self.tokenizer.decode(row) if self.strings else ""
@@ -89,7 +89,7 @@ def padded_batch(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return (embeddings [B, T, D], mask [B, T] or None, positions [B, T]), padded on the left.
 
-    The first `reused` positions are left out: they are in the cache (of one row).
+    The first `reused` positions are left out: they are in the KV cache, which only a batch of one has.
     """
     embedding = llm.get_input_embeddings()
     rows = [context.embeds(embedding)[0, reused:] for context in contexts]
@@ -103,7 +103,7 @@ def padded_batch(
 
 @dataclass
 class _Answer:
-    """What one row of a batch has written, and whether it goes on."""
+    """The answer of one row of a batch: its tokens so far, and whether it goes on."""
 
     row: int
     max_new_tokens: int
@@ -119,21 +119,21 @@ def decode(
     stop_rule: StopRule,
     bos_id: int | None,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield [(row, token)] of the rows that are still open, step by step until every row has ended.
+    """Yield for each step [(row, token)] of the rows that are still open, until every row has ended.
 
-    Rows keep their own positions, so that a batch gives the answers of its members alone. A cache
-    is for one row; it keeps what was computed also when the caller closes the generator.
+    Each row has its own positions, so that a batch gives the same answers as its rows alone. A cache
+    is for a batch of one; it keeps what was computed, also when the caller closes the generator.
     """
     sampling, cache = request.sampling, request.cache
-    # what the last turn left, and what is new
+    # the KV cache of the last turn, as far as the prompt begins alike, and the rest of the prompt
     past, reused = cache.take(contexts[0]) if cache is not None else (None, 0)
     past = decoder.new_past() if past is None else past
-    embeds, *where = padded_batch(decoder.llm, contexts, reused)
-    mask, positions = where
+    embeds, *mask_and_positions = padded_batch(decoder.llm, contexts, reused)
+    mask, positions = mask_and_positions
     device, num_rows = embeds.device, len(contexts)
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
     generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
-    # what rows have written: on the device behind BOS, and here, where it is decided which of them go on
+    # the answers so far: on the device, after BOS, and on the host, which decides which rows go on
     start = 0 if bos_id is None else 1
     history = torch.full((num_rows, start), bos_id or 0, device=device)
     if not start:  # min_length counts BOS
@@ -143,15 +143,15 @@ def decode(
         logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
-                # the next token of each row
+                # a token for each row, also for those that have ended but are still in the batch
                 logits = filter_logits(logits, history, sampling, stop_rule.eos_ids)
                 tokens = draw(logits, sampling, generator)
                 history = torch.cat([history, tokens[:, None]], 1)
-                values = tokens.tolist()  # the one wait of a step
+                values = tokens.tolist()  # the only device synchronisation of a step
                 for answer, token in zip(answers, values, strict=True):
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]
-                # which rows go on
+                # a row ends by the stop rule, at its own maximum length, or by its own stop event
                 ended = stop_rule.ended([answer.ids for answer in answers], history[:, start:])
                 for answer, has_ended in zip(answers, ended, strict=True):
                     is_full = len(answer.ids) >= answer.max_new_tokens
@@ -161,7 +161,7 @@ def decode(
                     return
                 positions = positions[:, -1:] + 1
                 mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-                # rows that have ended are dropped, when there are enough of them to be worth it
+                # drop the rows that have ended, once there are enough of them to be worth the copies
                 if len(kept) <= MOST_OPEN * len(answers):
                     answers = [answers[place] for place in kept]
                     (index,) = send(kept, device=device)
@@ -181,11 +181,11 @@ def beam_search(
 ) -> list[int]:
     """Return the token ids of the best beam."""
     embeds = context.embeds(llm.get_input_embeddings())
-    how = {} if sampling.is_greedy else {k: getattr(sampling, k) for k in _DRAWING}
-    # `generate` draws from torch's own generators: one search at a time, so that each has its seed
-    drawing_alone = nullcontext() if sampling.is_greedy else shared_generators
+    names = () if sampling.is_greedy else _SAMPLED_ONLY
+    # `generate` samples from torch's default generators: one search at a time, so that seeds hold
+    exclusive = nullcontext() if sampling.is_greedy else shared_generators
     devices = [embeds.device] if embeds.is_cuda else []
-    with drawing_alone, torch.random.fork_rng(devices, enabled=sampling.seed is not None):
+    with exclusive, torch.random.fork_rng(devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         ids = llm.generate(
@@ -200,6 +200,6 @@ def beam_search(
             eos_token_id=sorted(stop_rule.eos_ids),
             pad_token_id=min(stop_rule.eos_ids, default=0),
             stopping_criteria=[stop_rule],
-            **how,
+            **{name: getattr(sampling, name) for name in names},
         )
     return ids[0].tolist()

@@ -1,4 +1,4 @@
-"""From whatever a person uploads to an upright RGB image, by training's reader, and to the pixels of a processor."""
+"""Reads an uploaded image as upright RGB, as training does, and prepares its pixels for the vision encoder."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,18 +24,18 @@ from minigpt4.processors.images import (
 def open_image(
     source: str | Path | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Return a path's, PIL or numpy image (uint8 [H, W] or [H, W, C]) as upright RGB.
+    """Return the image of a path, PIL image or numpy array (uint8 [H, W] or [H, W, C]) as upright RGB.
 
-    Raises FileNotFoundError or ImageError.
+    Raises FileNotFoundError, or ImageError for anything that is no image or is too large.
     """
     if isinstance(source, np.ndarray):
-        with suppress(TypeError, ValueError):  # of another type or shape: refused below
+        with suppress(TypeError, ValueError):  # of another dtype or shape: refused below
             source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         check_size(source, max_pixels)
         try:
             return as_shown(source)
-        except Exception as error:  # what is decoded only now makes Pillow raise almost anything
+        except Exception as error:  # Pillow decodes only now, and may raise almost anything
             raise ImageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(source, (str, Path)):
         raise ImageError(
@@ -52,9 +52,9 @@ def open_image(
 
 
 def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
-    """Return an image processor of the model's size, mean and std, for a plain section may not name them.
+    """Return the image processor with the model's image size, mean and std; warn of each that changes.
 
-    Evaluation kits read such sections. A mean or std that is named stays.
+    Configuration sections may leave them out, as those that evaluation kits read do. A mean or std that is given stays.
     """
     size = getattr(model, "image_size", None)
     if not isinstance(vis_processor, BlipImageProcessor) or size is None:
@@ -77,7 +77,7 @@ def fitted_processor(vis_processor: Callable, model: nn.Module) -> Callable:
 def pixels_of(
     image: str | Path | Image.Image | np.ndarray | Tensor, vis_processor: Callable
 ) -> Tensor:
-    """Return the pixels [3, S, S] of an image; those of a processor, also as [1, 3, S, S], are taken as they are.
+    """Return the pixels [3, S, S] of an image; a tensor, [3, S, S] or [1, 3, S, S], is taken as already processed.
 
     Raises FileNotFoundError, ImageError or ValueError.
     """

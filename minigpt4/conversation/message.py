@@ -1,14 +1,14 @@
-"""The text of a message: a string that knows which of its image slots are images."""
+"""The text of a message: a string that knows which of its image slots stand for images."""
 
 from collections.abc import Iterable
 
 from minigpt4.text.segments import IMAGE, IMAGE_SLOT, Segment, Text, message_segments
 
-SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # how a message shows the place of an image
+SLOT = f"<Img>{IMAGE_SLOT}</Img>"  # an image in the text of a message
 
 
 class Message(str):
-    """The text of a message: a string that knows which of the slots in it are images, and which were typed."""
+    """The text of a message: a string that knows which of its image slots stand for images and which were only typed."""
 
     segments: tuple[Segment, ...]
 
@@ -18,12 +18,12 @@ class Message(str):
         message.segments = segments
         return message
 
-    def __getnewargs__(self) -> tuple:  # how copies and pickles are made
+    def __getnewargs__(self) -> tuple:  # for copy and pickle
         return (self.segments,)
 
     @classmethod
     def read(cls, text: str, is_user: bool) -> "Message":
-        """Return a plain string as a message: in the user's, "<Img><ImageHere></Img>" is an image, as in 2023."""
+        """Return a string as a Message; in the user's, "<Img><ImageHere></Img>" stands for an image, as in 2023."""
         if isinstance(text, cls):
             return text
         first, *others = text.split(SLOT) if is_user else [text]

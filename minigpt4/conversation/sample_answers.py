@@ -1,4 +1,4 @@
-"""Answers to the prompts that training reads: those of samples, not of a dialogue."""
+"""Answers to the prompts of training samples, rather than to a dialogue."""
 
 import math
 from itertools import groupby
@@ -25,22 +25,24 @@ def answer_samples(
 ) -> list[tuple[str, str]]:
     """Return (prompt, greedy answer) of each sample of a batch on the model's device, computed as one batch.
 
-    A prompt is what stands before the first answer in the sample's row, token by token; in its text `[image]` stands
-    for the vectors of an image. An answer ends before `end_sym`, or after `max_new_tokens` tokens.
+    The prompt is everything before the first answer in the sample's row, token by token; in its text `[image]` stands
+    for the embeddings of an image. An answer ends before `end_sym`, or after `max_new_tokens` tokens.
     """
     samples = from_release(samples)
     vectors = model.encode_batch(samples["image"]).split(1)
-    stop, contexts = (model.end_sym if model.end_sym.strip() else "\n",), []
+    stop = (model.end_sym if model.end_sym.strip() else "\n",)
+    contexts = []
     for row in model.rows(samples):
         ids = tuple(row.ids[: row.num_prompt])
         # the prompt may be cut within its last image
-        images, left = [], ids.count(IMAGE_ID)
-        while left > 0:
-            images.append(vectors[row.images[len(images)]][:, :left])
-            left -= images[-1].shape[1]
+        images, num_left = [], ids.count(IMAGE_ID)
+        while num_left > 0:
+            images.append(vectors[row.images[len(images)]][:, :num_left])
+            num_left -= images[-1].shape[1]
         contexts.append(Context(ids, tuple(images), stop, max_new_tokens))
     prompts = [
-        _shown(context.ids, model.llama_tokenizer, model.num_image_tokens) for context in contexts
+        _readable(context.ids, model.llama_tokenizer, model.num_image_tokens)
+        for context in contexts
     ]
     answers = Chat(model, None).answer_contexts(
         contexts, temperature=0, max_new_tokens=max_new_tokens
@@ -48,13 +50,12 @@ def answer_samples(
     return list(zip(prompts, answers, strict=True))
 
 
-def _shown(ids: tuple[int, ...], tokenizer: Any, num_image_tokens: int) -> str:
+def _readable(ids: tuple[int, ...], tokenizer: Any, num_image_tokens: int) -> str:
     parts = []
-    for is_image, run in groupby(ids, lambda index: index == IMAGE_ID):
-        run = list(run)
-        parts.append(
-            "[image]" * math.ceil(len(run) / num_image_tokens)
-            if is_image
-            else tokenizer.decode(run)
-        )
+    for is_image, group in groupby(ids, lambda index: index == IMAGE_ID):
+        run = list(group)
+        if is_image:
+            parts.append("[image]" * math.ceil(len(run) / num_image_tokens))
+        else:
+            parts.append(tokenizer.decode(run))
     return "".join(parts)

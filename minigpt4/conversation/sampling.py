@@ -1,4 +1,4 @@
-"""How an answer is drawn: the settings of a request, and a token by them from the LLM's logits."""
+"""Sampling: the settings of a request, and drawing the next token from the LLM's logits."""
 
 import logging
 import math
@@ -16,22 +16,22 @@ from minigpt4.conversation.prefix_cache import PrefixCache
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn; order and defaults are 2023's (its top_k of 50 was unsaid)."""
+    """Decoding settings. Order and defaults are those of 2023, whose top_k of 50 was implicit."""
 
     max_new_tokens: int = 300
     num_beams: int = 1
     min_length: int = 1  # counts BOS, as 2023 did: 1 allows an empty answer
     top_p: float = 0.9
     repetition_penalty: float = 1.0
-    length_penalty: float = 1.0  # of beams
+    length_penalty: float = 1.0  # for beam search
     temperature: float = 1.0  # 0: greedy
     max_length: int = 2000  # of prompt and answer together
-    top_k: int = 50  # 0: all
+    top_k: int = 50  # 0: no limit
     do_sample: bool = True
     seed: int | None = None
 
     def __post_init__(self):
-        limits = {  # name -> (lowest, highest); the chat knows whether an answer fits the context
+        limits = {  # name -> (lowest, highest); fitting.py checks whether an answer fits the context
             "max_new_tokens": (1, math.inf),
             "max_length": (2, math.inf),
             "num_beams": (1, 64),
@@ -49,7 +49,7 @@ class Sampling:
             if isinstance(getattr(type(self), name), int):
                 if value == math.inf or value != int(value):
                     raise ValueError(f"{name}: {value!r}; expected a whole number")
-                object.__setattr__(self, name, int(value))  # a slider's 300.0
+                object.__setattr__(self, name, int(value))  # sliders send 300.0
         seed = 0 if self.seed is None else self.seed
         if not (isinstance(seed, Integral) and -(2**63) <= seed < 2**63):
             raise ValueError(f"seed: {self.seed!r}; expected a whole number of 64 bits or None")
@@ -58,48 +58,48 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether each step takes the most likely token."""
         return not self.do_sample or self.temperature == 0
 
 
 class Request(NamedTuple):
-    """How one answer, or batch of them, is to be computed; see Chat."""
+    """How to compute one answer or batch of answers; Chat describes the fields."""
 
     sampling: Sampling
     on_notice: Callable[[str], None]
     cache: PrefixCache | None = None
     stop_event: Event | None = None
-    stop_events: Sequence[Event] = ()  # one a row, which ends that row alone
+    stop_events: Sequence[Event] = ()  # one per row, which ends that row alone
 
     def is_stopped(self, row: int) -> bool:
         """Whether the caller has ended this row."""
         return bool(self.stop_events) and self.stop_events[row].is_set()
 
 
-# its place among the arguments
-_PENALTY = [field.name for field in fields(Sampling)].index("repetition_penalty")
+# its position among the positional arguments
+_PENALTY_INDEX = [field.name for field in fields(Sampling)].index("repetition_penalty")
 
 
 def request_of(
     sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1
 ) -> Request:
-    """Return the Request of an answer's arguments: those of Sampling, and fields of Request, which `others` names.
+    """Return the Request for an answer's arguments: fields of Sampling, and those of Request that `others` names.
 
-    `penalty`: of repetition, where they say none. One answer has the model's, those of a batch have none.
+    `penalty` is the repetition penalty if they give none: a single answer has the model's, those of a batch have none.
     """
-    if len(sampling) <= _PENALTY:
+    if len(sampling) <= _PENALTY_INDEX:
         named.setdefault("repetition_penalty", penalty)
-    given = {name: named.pop(name) for name in others if name in named}
-    given.setdefault("on_notice", logging.getLogger(__name__).warning)
-    return Request(Sampling(*sampling, **named), **given)
+    own = {name: named.pop(name) for name in others if name in named}
+    own.setdefault("on_notice", logging.getLogger(__name__).warning)
+    return Request(Sampling(*sampling, **named), **own)
 
 
 def filter_logits(
     logits: Tensor, history: Tensor, sampling: Sampling, eos_ids: Iterable[int] = ()
 ) -> Tensor:
-    """Return logits [B, V] in float32 after all of `sampling`; -inf is removed.
+    """Return float32 logits [B, V] with the settings of `sampling` applied; -inf for tokens that are ruled out.
 
-    `history` [B, T] starts with BOS, if there is one. A greedy choice ignores temperature, top-k and top-p.
+    `history` [B, T] is BOS, if there is one, and the answer so far. Greedy decoding ignores temperature, top-k and top-p.
     """
     logits = logits.float()
     if sampling.repetition_penalty != 1.0:
@@ -114,15 +114,15 @@ def filter_logits(
     size = logits.shape[1]
     best = logits.topk(min(sampling.top_k or size, size)).values  # descending
     probabilities = best.softmax(-1)
-    # what stands above a token has less mass than top_p: it stays; the best one always does
+    # top-p keeps a token if those above it have less mass than top_p, so always the first
     kept = (probabilities.cumsum(-1) - probabilities < sampling.top_p).sum(-1, keepdim=True)
     return logits.masked_fill(logits < best.gather(1, kept - 1), -math.inf)
 
 
 def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """Return the generator of one answer. Without a seed it takes one from torch's own generator of the CPU.
+    """Return a random generator for one answer; without a seed, torch's default CPU generator seeds it.
 
-    Torch's own generator of a GPU refuses to draw while another thread records its steps.
+    Torch's default CUDA generator cannot be used: it refuses to draw while another thread captures a CUDA graph.
     """
     seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
     return torch.Generator(device).manual_seed(seed)

@@ -1,1 +1,1 @@
-"""The demo (demo.py): page.py and terminal.py show a dialogue, session.py holds it."""
+"""Chatting with a model: the page (page.py), the terminal (terminal.py) and the OpenAI API (openai_app.py)."""

@@ -1,4 +1,4 @@
-"""How the page's one model is shared: settings within bounds, a line of people, answers for those who listen."""
+"""How clients share one model: settings within bounds, a queue, answers only for those that are still connected."""
 
 import asyncio
 import math
@@ -8,18 +8,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from minigpt4.conversation.conversation import Chat, Conversation
 from minigpt4.serving.session import Session, Turn
 
-MOST_WAITING = 32  # people in the line
-PATIENCE_S = 5.0  # an answer that nobody has listened to for so long is given up
-RANDOM = -1  # seed
+MOST_WAITING = 32  # requests in the queue
+PATIENCE_S = 5.0  # an answer is abandoned when its client has been gone for so long
+RANDOM = -1  # as a seed: a new one for each answer
 
 
 class Setting(NamedTuple):
-    """A number that shapes answers: its bounds and first value, and what the page says about it."""
+    """A setting of answers: its bounds, initial value and step, and its label and hint on the page."""
 
     least: float
     most: float
@@ -31,22 +32,22 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "temperature": Setting(0, 2, 1, 0.05, "Temperature", "0: always the same"),
-    "top_p": Setting(0.05, 1, 0.9, 0.05, "Top-p", "1: any word"),
-    "top_k": Setting(0, 200, 50, 1, "Top-k", "0: any word"),
-    "num_beams": Setting(1, 10, 1, 1, "Beams", "1: word by word"),
+    "top_p": Setting(0.05, 1, 0.9, 0.05, "Top-p", "1: no limit"),
+    "top_k": Setting(0, 200, 50, 1, "Top-k", "0: no limit"),
+    "num_beams": Setting(1, 10, 1, 1, "Beams", "1: no beam search"),
     "max_new_tokens": Setting(1, 1000, 300, 1, "Longest answer", "tokens"),
     "repetition_penalty": Setting(1, 2, 1, 0.05, "Repetition penalty", "1: none"),
-    "seed": Setting(RANDOM, 2**53, RANDOM, 1, "Seed", f"{RANDOM}: drawn anew"),
+    "seed": Setting(RANDOM, 2**53, RANDOM, 1, "Seed", f"{RANDOM}: random"),
 }
 
 
 def checked(settings: dict[str, object]) -> dict[str, float | None]:
-    """Return settings as Sampling takes them. Raises ValueError for what is no number or out of bounds."""
+    """Return settings as Sampling takes them. Raises ValueError for a value that is no number or out of bounds."""
     numbers = {}
     for name, value in settings.items():
         setting = SETTINGS[name]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not setting.least <= value <= setting.most:  # NaN is within nothing
+        if not is_number or not setting.least <= value <= setting.most:  # also refuses NaN
             bounds = f"from {setting.least} to {setting.most}"
             raise ValueError(f"{name}: {str(value)[:40]!r}; expected a number {bounds}")
         if setting.step == 1 and value != math.floor(value):
@@ -57,27 +58,29 @@ def checked(settings: dict[str, object]) -> dict[str, float | None]:
     return numbers
 
 
-class LineFullError(ValueError):
-    """Too many wait; `status` is HTTP's."""
+class QueueFullError(ValueError):
+    """Too many requests wait; `status` is the HTTP status."""
 
     status = 429
 
 
-class Line:
-    """Those who wait for the model, in the order in which they came. Used by one event loop."""
+class WaitingQueue:
+    """The requests that wait for the model or are being answered, oldest first. Used by one event loop."""
 
     def __init__(self, most: int = MOST_WAITING):
         self.most, self._places = most, deque()
 
     def __len__(self) -> int:
-        """How many wait or are being answered."""
+        """The number of requests that wait or are being answered."""
         return len(self._places)
 
     @contextmanager
     def place(self) -> Iterator["Place"]:
-        """Stand in line while the context lasts. Raises LineFullError when the line is full."""
+        """Hold a place in the queue while the context lasts. Raises QueueFullError when it is full."""
         if len(self._places) > self.most:
-            raise LineFullError(f"the line is full, {self.most} people wait: try again in a minute")
+            raise QueueFullError(
+                f"the line is full, {self.most} people wait: try again in a minute"
+            )
         place = Place(self._places)
         self._places.append(place)
         try:
@@ -89,45 +92,46 @@ class Line:
 
 
 class Place:
-    """One's place in a line."""
+    """The place of one request in a WaitingQueue."""
 
     def __init__(self, places: deque["Place"]):
         self._places, self.moved = places, asyncio.Event()
 
     @property
-    def before(self) -> int:
-        """How many come first."""
+    def num_ahead(self) -> int:
+        """The number of requests that come first."""
         return self._places.index(self)
 
     async def wait(self, seconds: float) -> None:
-        """Return when the line has moved, or after `seconds`."""
+        """Return when the queue has moved, or after `seconds`."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.moved.wait(), seconds)
         self.moved.clear()
 
 
 class Listener:
-    """Somebody who asked; `is_listening` tells whether they take what is sent to them."""
+    """The client that an answer is for; `is_connected` tells whether it receives what is sent."""
 
-    def __init__(self, is_listening: Callable[[], bool]):
-        self._is_listening, self._heard = is_listening, time.monotonic()
+    def __init__(self, is_connected: Callable[[], bool]):
+        self._is_connected, self._last_seen = is_connected, time.monotonic()
 
-    def stay(self) -> bool:
-        """Return whether they listen. Raises ConnectionError when they have not for long."""
-        if is_listening := self._is_listening():
-            self._heard = time.monotonic()
-        if time.monotonic() - self._heard > PATIENCE_S:
+    def check(self) -> bool:
+        """Return whether the client is connected. Raises ConnectionError after PATIENCE_S without it."""
+        is_connected = self._is_connected()
+        if is_connected:
+            self._last_seen = time.monotonic()
+        if time.monotonic() - self._last_seen > PATIENCE_S:
             raise ConnectionError("nobody waits for this answer")
-        return is_listening
+        return is_connected
 
 
 class Answers:
-    """The model of `chat` and its line; `template` is an empty Conversation."""
+    """Answers the page's questions, one at a time, with the model of `chat`; `template` is an empty Conversation."""
 
     def __init__(self, chat: Chat, template: Conversation):
         self.chat, self.template = chat, template
-        self.line = Line()
-        self.executor = ThreadPoolExecutor(1, "answers")  # one model, one answer at a time
+        self.queue = WaitingQueue()
+        self.executor = ThreadPoolExecutor(1, "answers")
 
     async def write(
         self,
@@ -137,29 +141,30 @@ class Answers:
         listener: Listener,
         on_notice: Callable[[str], None],
     ) -> AsyncIterator[int]:
-        """Answer `turn`; yield again and again how many come before, in the end only 0.
+        """Answer `turn`; yield repeatedly the number of requests ahead, which is 0 while it is being answered.
 
-        The answer grows in `turn`. Raises ValueError and OSError for what is refused, ConnectionError when the
-        listener has left; then, and when the iterator is closed, the computation ends with its next token.
+        The answer grows in `turn`. Raises ValueError or OSError for a question that is refused, ConnectionError when
+        the client has left; then, and when the iterator is closed, the computation ends with its next token.
         """
         stop, notices = threading.Event(), deque()
         session.stop = stop
-        with self.line.place() as place:
-            # who stops or leaves while waiting, or never listens, costs the model nothing
-            while place.before and not stop.is_set():
-                yield place.before
+        with self.queue.place() as place:
+            # whoever stops, leaves or never connects while waiting does not reach the model
+            while place.num_ahead and not stop.is_set():
+                yield place.num_ahead
                 await place.wait(1)
-                listener.stay()
-            while not listener.stay():
+                listener.check()
+            while not listener.check():
                 await asyncio.sleep(0.05)
             if stop.is_set():
                 return
-            # the thread writes into `turn`; the loop below looks how far it is
-            shared = {"stop_event": stop, "on_notice": notices.append}
-            pieces = session.stream(self.chat, self.template, turn, **shared, **settings)
-            async with aclosing(in_thread(self.executor, lambda: deque(pieces, 0), stop)) as steps:
+            # a thread runs the iterator to its end, which writes into `turn`; this loop waits for it
+            hooks = {"stop_event": stop, "on_notice": notices.append}
+            pieces = session.stream(self.chat, self.template, turn, **hooks, **settings)
+            run_to_end = partial(deque, pieces, maxlen=0)
+            async with aclosing(in_thread(self.executor, run_to_end, stop)) as steps:
                 async for _ in steps:
-                    listener.stay()
+                    listener.check()
                     yield 0
             for notice in notices:
                 on_notice(notice)
@@ -168,9 +173,9 @@ class Answers:
 async def in_thread(
     executor: Executor, work: Callable, stop: threading.Event
 ) -> AsyncIterator[None]:
-    """Yield twenty times a second until `work()`, done by `executor`, ends; raise what it raised.
+    """Run `work()` in `executor`; yield 20 times a second until it ends, and raise what it raised.
 
-    However this ends, `stop` is set: `work` is expected to look at it.
+    `stop` is set however the iteration ends; `work` is expected to check it.
     """
     job = asyncio.get_running_loop().run_in_executor(executor, work)
     try:

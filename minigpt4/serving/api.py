@@ -1,4 +1,4 @@
-"""The page's one call for programs, /chat: a question about images, an answer."""
+"""The page's API for programs, by gradio_client: /chat answers one question about images."""
 
 from contextlib import aclosing
 from pathlib import Path
@@ -11,7 +11,7 @@ from minigpt4.serving.session import Session, Turn
 
 
 class Api:
-    """Calls of programs; `defaults` are the first values of the settings, `folder` holds what was uploaded."""
+    """The API; `defaults` are the initial values of the settings, `folder` holds the uploaded files."""
 
     def __init__(self, answers: Answers, defaults: dict, streams: Streams, folder: Path):
         self.answers, self.defaults = answers, defaults
@@ -40,7 +40,7 @@ class Api:
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         }
-        for name in ("temperature", "repetition_penalty"):  # the model's
+        for name in ("temperature", "repetition_penalty"):  # their defaults depend on the model
             settings[name] = self.defaults[name] if settings[name] is None else settings[name]
         try:
             turn = self.turn(question, images)
@@ -50,15 +50,17 @@ class Api:
                 async for _ in steps:
                     pass
         except Exception as error:
-            raise said(error) from error
+            raise gradio_error(error) from error
         return turn.answer
 
     def turn(self, question: object, images: object) -> Turn:
-        """Return what was asked as a Turn. Raises ValueError for what is no text or no uploaded file."""
+        """Return a question as a Turn. Raises ValueError for one that is no text, or an image that was not uploaded."""
         if not isinstance(question, str):
             raise ValueError(f"question: {type(question).__name__}; expected text")
+        if not isinstance(images, list):
+            images = [images] if images else []
         paths = []
-        for image in images if isinstance(images, list) else [images] if images else []:
+        for image in images:
             path = image.get("path") if isinstance(image, dict) else None
             if not isinstance(path, str) or not self._is_uploaded(path):
                 raise ValueError("images: expected a list of gradio_client.handle_file(PATH)")
@@ -69,8 +71,8 @@ class Api:
         return "\0" not in path and Path(path).resolve().is_relative_to(self.folder.resolve())
 
 
-def said(error: Exception) -> gr.Error:
-    """Return an error as the page and programs are told it."""
+def gradio_error(error: Exception) -> gr.Error:
+    """Return an error as the page and programs see it: an unexpected one without its details."""
     is_known = isinstance(error, (ValueError, OSError))
     message = str(error) if is_known else f"{type(error).__name__}; the program's output says more"
     return gr.Error(message, print_exception=not is_known)

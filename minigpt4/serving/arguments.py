@@ -1,4 +1,4 @@
-"""What the command lines of the programs that chat have in common: which model, on which device."""
+"""Command line arguments that demo.py and minigpt4.serve share: the model and its device."""
 
 import argparse
 import sys
@@ -15,12 +15,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     where.add_argument(
-        "--gpu-id", type=int, metavar="N", help="--device cuda:N; where there is no CUDA, the CPU"
+        "--gpu-id",
+        type=int,
+        metavar="N",
+        help="like --device cuda:N, but the CPU if there is no CUDA",
     )
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
-    """Return the name of the device, None for `run.device`; an 8-bit LLM goes to the same GPU."""
+    """Return the device, None for `run.device`; with --gpu-id, an 8-bit LLM is put on that GPU too."""
     if args.gpu_id is None:
         return args.device
     import torch
@@ -36,9 +39,9 @@ def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
 
 
 def first_settings(cfg: Config) -> dict[str, float]:
-    """Return the settings of answers that a model begins with.
+    """Return the initial settings of answers.
 
-    The small vision weights that the package ships answer no better for being sampled: greedy.
+    A model with the small vision weights that the package ships starts greedy: sampling makes its answers no better.
     """
     is_small = expand_path(cfg.model_cfg.vit_ckpt).resolve().is_relative_to(PACKAGE_DIR)
     return {"temperature": 0.0 if is_small else 1.0}

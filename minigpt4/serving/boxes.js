@@ -6,14 +6,14 @@
     return made
   }
 
-  // the image that a box is about: the latest one of the message, else of the chat
+  // the image to draw on: the latest of the message, else of the chat
   const latestImage = (message, chat) => {
     const parts = (chat || []).flatMap(({role, content}) => role == "user" && Array.isArray(content) ? content : [])
     const files = [...parts.filter(part => part.type == "file").map(part => part.file), ...(message?.files || [])]
     return files.at(-1)?.url
   }
 
-  // lets people draw on `frame`, with mouse, pen or finger; calls `changed` with x0, y0, x1, y1 in hundredths
+  // lets the user draw a box on `frame` with mouse, pen or finger; calls `changed` with [x0, y0, x1, y1] in hundredths
   const drawOn = (frame, changed) => {
     const rectangle = element("span", frame)
     let start = null
@@ -39,13 +39,13 @@
   }
 
   window.boxes = {
-    // puts a task's identifier in front of the question, in place of another one
+    // puts the identifier of a task before the question, in place of an earlier one
     task: (message, name, question) => {
       const text = (message?.text || "").replace(/^\s*\[\w+\]\s*/, "")
       return {files: [], ...message, text: `[${name}] ${text || question}`}
     },
 
-    // shows the image; the box that is drawn on it goes behind the question, in place of another one
+    // lets the user draw a box on the image; appends it to the question, in place of an earlier one
     draw: (message, chat) => new Promise(done => {
       const dialog = element("dialog", document.querySelector(".gradio-container"))
       dialog.id = "draw-box"

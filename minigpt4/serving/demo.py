@@ -1,4 +1,4 @@
-"""What demo.py does with its arguments: load the model, chat on a page or in the terminal."""
+"""The program behind demo.py: load the model, then chat on a page or in the terminal."""
 
 import os
 import sys
@@ -14,42 +14,41 @@ from minigpt4.serving.arguments import device_of, first_settings
 
 def demo(args: Namespace) -> int | None:
     """Chat until the user leaves; `args` are those of demo.py. Return the exit code. Raises as `minigpt4.load`."""
-    sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log at once
+    sys.stdout.reconfigure(line_buffering=True)  # the page's address reaches a log file at once
     cfg = Config(args)
-    # a terminal's standard output is the dialogue alone
+    # in the terminal, standard output is only the dialogue
     with redirect_stdout(sys.stderr) if args.cli else nullcontext():
         print("Initializing Chat")
         chat, template = load_config(cfg, device_of(args, cfg))
         print("Initialization Finished", flush=True)
     settings = first_settings(cfg)
-    # libraries of the page are loaded only where one is shown
     if args.cli:
         from minigpt4.serving.terminal import Terminal
 
         return Terminal(chat, template, **settings).run()
-    else:
-        with environment_of_gradio(args.server_name, args.share):
-            from minigpt4.serving.page import Page
+    with environment_of_gradio(args.server_name, args.share):
+        from minigpt4.serving.page import Page  # imports gradio
 
-            Page(chat, template, cfg, settings).launch(args)
+        Page(chat, template, cfg, settings).launch(args)
+    return None
 
 
 @contextmanager
 def environment_of_gradio(server_name: str, share: bool) -> Iterator[None]:
-    """Set what gradio reads when it is imported. Raises OSError where there is no place for uploads."""
+    """Set the environment variables that gradio reads when it is imported. Raises OSError if uploads have no place."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
-    # or each event costs a table of all before
+    # otherwise gradio makes a table of all earlier events at each event
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)
-    # it asks its own page whether it is there, which no proxy can tell; others it asks only for a public link
+    # gradio checks that its own page answers, which must not go through a proxy; only --share needs the internet
     known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
     own = ["localhost", "127.0.0.1", "::1", server_name.strip("[]")]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [*known, *own]))
     for name in list(os.environ):
         if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and not share:
             del os.environ[name]
-    if not share:  # the link's servers say truly who asks; anybody else may say anything
+    if not share:  # only the servers of a public link are trusted to name the client's address
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-    # a folder of this page's own: what lies in it is served to visitors, and removed at the end
+    # gradio serves all files in this folder to visitors: so one for this page alone, removed at the end
     where = os.environ.get("GRADIO_TEMP_DIR") or None
     try:
         if where:

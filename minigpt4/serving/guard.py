@@ -1,7 +1,7 @@
-"""What every request to the page meets first: who may ask for what, how much and how often.
+"""Middleware in front of gradio, which checks every request to the page: its host, path, size and rate.
 
-gradio by itself answers any Host, Origin and X-Forwarded-Host, takes bodies of any size, and serves much that this page
-has no use for. What is not allowed here does not reach it.
+gradio by itself answers any Host, Origin and X-Forwarded-Host, takes bodies of any size, and serves many paths that the
+page does not use. What is not allowed here does not reach it.
 """
 
 import ipaddress
@@ -14,34 +14,27 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt4.serving.limits import Refusal, Streams, Tries, discard, network_of, whole
+from minigpt4.serving.limits import Refusal, Streams, Tries, discard_body, network_of, read_body
 from minigpt4.serving.uploads import Uploads
 
 API = "/gradio_api/"
-# what the page and gradio_client ask for
-NAMES = {
-    "/",
-    "/config",
-    "/login",
-    "/logout",
-    "/theme.css",
-    "/favicon.ico",
-    "/manifest.json",
-    "/robots.txt",
-}
-NAMES |= {
+# the paths that the page and gradio_client ask for
+PATHS = {"/", "/config", "/login", "/logout", "/theme.css"}
+PATHS |= {"/favicon.ico", "/manifest.json", "/robots.txt"}
+PATHS |= {
     f"{API}{name}"
     for name in ("call/chat", "cancel", "info", "login_check", "queue/data", "queue/join", "reset")
 }
-NAMES |= {
+PATHS |= {
     f"{API}{name}"
     for name in ("run/predict", "startup-events", "theme.css", "upload", "upload_progress")
 }
-FOLDERS = ("/assets/", "/static/", f"{API}call/chat/", f"{API}file=", f"{API}heartbeat/")
+PATH_PREFIXES = ("/assets/", "/static/", f"{API}call/chat/", f"{API}file=", f"{API}heartbeat/")
 
-FORWARDED = (b"x-forwarded-host", b"x-gradio-server")  # gradio would build its links of them
-SAFE = {
-    # scripts, images and the rest come from here; no other page may frame this one
+# headers that gradio would build its links from
+LINK_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
+SECURITY_HEADERS = {
+    # scripts, images and the rest come from this server; no other site may frame the page
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -49,39 +42,39 @@ SAFE = {
 
 
 class Hosts:
-    """The names under which this server may be addressed.
+    """The host names by which this server may be addressed.
 
-    A page of somebody else whose name is made to point here (DNS rebinding) is in the reader's browser, and so
-    inside any firewall; but it has to give its own name. An address as such cannot be anybody else's.
+    This stops DNS rebinding: another site's page, whose name has been made to point here, runs in the visitor's browser
+    and so behind any firewall, but its requests give its own name. An IP address cannot be another site's.
     """
 
     def __init__(self, server_name: str):
         name = server_name.strip("[]").lower()
-        self.is_open = name in ("0.0.0.0", "::")  # it answers at any address of this machine
+        self.is_open = name in ("0.0.0.0", "::")  # it listens on all of this machine's addresses
         self.names = {"localhost", name, *_addresses(name)}
         if not any(map(_is_loopback, self.names - {"localhost"})):
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self.public = set()  # a proxy in front may have a name of its own for this server
+        self.public = set()  # names of a reverse proxy in front
         self.add(os.environ.get("GRADIO_ROOT_PATH"))
 
     def add(self, url: str | None) -> None:
-        """Allow the host of a public address of this page, if it is a whole one."""
+        """Allow the host of a public URL of this server; without a host, do nothing."""
         if name := urlsplit(url or "").hostname:
             self.public.add(name)
 
     def check(self, headers: Headers) -> None:
-        """Raises Refusal unless the one Host is this server, and Origin, if there is one, the same."""
+        """Raise Refusal unless the only Host is this server, and Origin, if given, is the same or a public name."""
         hosts, origin = headers.getlist("host"), headers.get("origin")
-        parts = re.fullmatch(
+        host = re.fullmatch(
             r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?", "".join(hosts).lower(), re.ASCII
         )
-        if len(hosts) != 1 or not parts or not self._is_own(parts[1] or parts[2]):
+        if len(hosts) != 1 or not host or not self._is_own(host[1] or host[2]):
             advice = "start it with --server-name, or behind a proxy with GRADIO_ROOT_PATH=https://ITS.NAME"
             raise Refusal(421, f"this server is not called {', '.join(hosts)[:100]!r}: {advice}")
         if origin is not None and origin.lower().partition("://")[2] != hosts[0].lower():
             name = re.fullmatch(r"https?://([a-z0-9_.-]+)(?::\d{1,5})?", origin.lower(), re.ASCII)
             if not name or name[1] not in self.public:
-                raise Refusal(403, "what other pages ask is not answered")
+                raise Refusal(403, "requests from pages of other sites are not answered")
 
     def _is_own(self, name: str) -> bool:
         return (
@@ -122,60 +115,61 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return None  # gradio has no other
+            return None  # gradio uses no other type
         try:
-            await self._pass(scope, receive, send)
+            await self._check_and_pass(scope, receive, send)
         except Refusal as refusal:
-            # what of the body is still to come is not read
+            # the connection is closed, since the rest of the body is not read
             response = PlainTextResponse(
-                str(refusal), refusal.status, {**SAFE, "connection": "close"}
+                str(refusal), refusal.status, {**SECURITY_HEADERS, "connection": "close"}
             )
             await response(scope, receive, send)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         visitor = self.uploads.visitor(scope, headers)
         try:
-            send = self._admitted(scope, headers, visitor, send)
+            send = self._admit(scope, headers, visitor, send)
         except Refusal:
-            await discard(receive, headers)
+            await discard_body(receive, headers)
             raise
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in FORWARDED]
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in LINK_HEADERS]
+        # an upload is passed on piece by piece; any other body is read first, within its limits
         if path == f"{API}upload":
             async with self.uploads.room(headers):
-                return await self.app(scope, receive, self.uploads.noted(visitor, send))
-        receive = await whole(receive, headers)
+                return await self.app(scope, receive, self.uploads.recording(visitor, send))
+        receive = await read_body(receive, headers)
         with self.streams.opened(scope):
-            await self.app(scope, receive, self.uploads.introduced(scope, visitor, send))
+            await self.app(scope, receive, self.uploads.setting_cookie(scope, visitor, send))
 
-    def _admitted(self, scope: Scope, headers: Headers, visitor: str, send: Send) -> Send:
-        """Return the `send` of a request whose body may be read. Raises Refusal."""
+    def _admit(self, scope: Scope, headers: Headers, visitor: str, send: Send) -> Send:
+        """Return the `send` to use for a request whose body may be read. Raises Refusal."""
         path = scope["path"]
         self.hosts.check(headers)
-        if path not in NAMES and not path.startswith(FOLDERS):
+        if path not in PATHS and not path.startswith(PATH_PREFIXES):
             raise Refusal(404, "there is nothing here")
         if path.startswith(f"{API}file="):
             self.uploads.check(visitor, path.removeprefix(f"{API}file="))
         is_login = path == "/login" and scope["method"] == "POST"
-        return self._counted(scope, _safe(send)) if is_login else _safe(send)
+        send = _adding_security_headers(send)
+        return self._counting_login(scope, send) if is_login else send
 
-    def _counted(self, scope: Scope, send: Send) -> Send:
+    def _counting_login(self, scope: Scope, send: Send) -> Send:
+        """Count an attempt to log in; return a `send` that takes it back when gradio accepts the password."""
         attempt = self.tries.begin(network_of(scope))
 
-        async def forgiving(message: Message) -> None:
+        async def send_and_forgive(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
                 self.tries.forgive(attempt)
             await send(message)
 
-        return forgiving
+        return send_and_forgive
 
 
-def _safe(send: Send) -> Send:
-    """Return `send` that adds the headers of SAFE."""
-
-    async def safe(message: Message) -> None:
+def _adding_security_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(SAFE)
+            MutableHeaders(scope=message).update(SECURITY_HEADERS)
         await send(message)
 
-    return safe
+    return send_with_headers

@@ -1,4 +1,4 @@
-"""How much one request may hold and how often a password may be guessed; who asks for more gets a Refusal."""
+"""Limits on the size of a request and on wrong passwords; a request that exceeds one gets a Refusal."""
 
 import asyncio
 import ipaddress
@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope
 
-# of a request that uploads nothing; the longest message, escaped as JSON, has 393,216
+# of a request that is no upload; the longest message has 393,216 as escaped JSON
 MOST_BYTES = 2**19
 MOST_DEPTH = 32  # of its JSON
-TRIES_S = 60  # in so many seconds
-TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address and of all
+TRIES_S = 60  # the period, in seconds, in which wrong passwords are counted
+TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address, of all addresses
 
 
 class Refusal(Exception):
-    """A request that is answered with `status` and a sentence."""
+    """A request is refused, with an HTTP `status` and a message."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -27,13 +27,13 @@ class Refusal(Exception):
 
 
 class Tries:
-    """The wrong passwords of the last minute; the limit on all of them bounds the memory too."""
+    """The wrong passwords of the last TRIES_S seconds; the limit for all addresses also bounds the memory."""
 
     def __init__(self):
         self._tries = deque()  # (when, address)
 
     def begin(self, address: str) -> tuple[float, str]:
-        """Count a try, which `forgive` takes back. Raises Refusal when there were too many."""
+        """Count an attempt as wrong, until `forgive` takes it back. Raises Refusal after too many."""
         now = time.monotonic()
         while self._tries and self._tries[0][0] < now - TRIES_S:
             self._tries.popleft()
@@ -44,50 +44,54 @@ class Tries:
         return self._tries[-1]
 
     def forgive(self, attempt: tuple[float, str]) -> None:
-        """Forget a try: the password was right."""
+        """Take an attempt back: the password was right."""
         if attempt in self._tries:
             self._tries.remove(attempt)
 
 
 class Streams:
-    """The open streams by which answers reach browsers and programs, by gradio's name of the session."""
+    """Counts the open event streams by which clients receive answers, by gradio's session hash."""
 
     def __init__(self):
         self._open = Counter()
 
     def is_open(self, session: str) -> bool:
-        """Return whether somebody listens to a session."""
+        """Return whether a client receives the events of a session."""
         return self._open[session] > 0
 
     @contextmanager
     def opened(self, scope: Scope) -> Iterator[None]:
-        """Count a request, if it is one that listens, while the context lasts."""
+        """Count a request while the context lasts, if it is an event stream."""
+        session = None
         folder, name = scope["path"].rsplit("/", 1)
-        session = QueryParams(scope["query_string"]).get("session_hash") if name == "data" else None
-        session = name if folder.endswith("/call/chat") else session
+        if folder.endswith("/call/chat"):
+            session = name
+        elif name == "data":
+            session = QueryParams(scope["query_string"]).get("session_hash")
         self._open[session] += 1
         try:
             yield
         finally:
             self._open[session] -= 1
-            self._open += Counter()  # drops what is at zero
+            self._open += Counter()  # drops entries at zero
 
 
 def network_of(scope: Scope) -> str:
-    """Return the address of who asks; of IPv6 the network, for one person has all of it."""
+    """Return the address of the client; for IPv6 its /64 network, which usually belongs to one person."""
     try:
         address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
     except (TypeError, ValueError):
         return "unknown"
-    return (
-        str(ipaddress.ip_network((address, 64), strict=False))
-        if address.version == 6
-        else str(address)
-    )
+    if address.version == 6:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
-async def whole(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> Receive:
-    """Read a body; return a `receive` that gives it again. Raises Refusal for a large or deep one."""
+async def read_body(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> Receive:
+    """Read a body of at most `most` bytes; return a `receive` that gives it again.
+
+    Raises Refusal for a larger one, and for JSON that is nested too deeply.
+    """
     if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
         return receive
     too_large = Refusal(413, f"more than {most:,} bytes: shorten the message")
@@ -103,23 +107,23 @@ async def whole(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> R
     _check_depth(body)
     messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-    async def again() -> Message:
+    async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
-    return again
+    return replay
 
 
-async def discard(receive: Receive, headers: Headers) -> None:
-    """Wait a moment for a small body that nobody will read, before its request is refused.
+async def discard_body(receive: Receive, headers: Headers) -> None:
+    """Read a small body, for at most a second, before its request is refused.
 
-    Where bytes lie unread as a connection ends, its end overtakes the answer, and the client sees a reset.
+    A connection that is closed with unread bytes is reset, and the client may never see the answer.
     """
     with suppress(asyncio.TimeoutError, Refusal):
-        await asyncio.wait_for(whole(receive, headers), 1)
+        await asyncio.wait_for(read_body(receive, headers), 1)
 
 
 def _check_depth(body: bytes | bytearray) -> None:
-    """Raise Refusal for JSON so deep that whoever walks through it fails."""
+    """Raise Refusal for JSON nested so deeply that a recursive reader would fail."""
     outside_strings = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*"', b"", body, flags=re.DOTALL)
     depth = 0
     for bracket in re.findall(rb"[\[\]{}]", outside_strings):

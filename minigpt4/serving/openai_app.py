@@ -1,4 +1,4 @@
-"""The OpenAI API over HTTP: who may ask, what they ask, answers whole or streamed, errors in OpenAI's shape."""
+"""The OpenAI API over HTTP: access, requests, complete and streamed answers, errors in OpenAI's format."""
 
 import asyncio
 import hmac
@@ -17,23 +17,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.serving.answers import Line, LineFullError
-from minigpt4.serving.guard import SAFE, Hosts
-from minigpt4.serving.limits import Refusal, Tries, discard, network_of, whole
-from minigpt4.serving.openai_answers import event, finish_reason, notices, refused, usage
+from minigpt4.serving.answers import QueueFullError, WaitingQueue
+from minigpt4.serving.guard import SECURITY_HEADERS, Hosts
+from minigpt4.serving.limits import Refusal, Tries, discard_body, network_of, read_body
+from minigpt4.serving.openai_answers import error_response, finish_reason, notices, sse_event, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
 from minigpt4.serving.openai_schema import ChatRequest
 
 MOST_BYTES = 28 * 2**20  # of a request: the largest image in base64, and text
-MOST_BYTES_ALL = 256 * 2**20  # of the requests that are being read
-READ_S = 120  # for one request to come
-EVENTS = "text/event-stream"
-STREAM = {**SAFE, "cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx passes pieces on
+MOST_BYTES_ALL = 256 * 2**20  # of all requests that are being read
+READ_S = 120  # to receive one request
+# the last one makes nginx pass each event on at once
+STREAM_HEADERS = {**SECURITY_HEADERS, "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class OpenAI:
-    """The API of one model; `asgi` is what a server runs."""
+    """The API for one model; `asgi` is the application that a server runs."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class OpenAI:
         self.name, self.defaults = name, defaults or {}
         self.hosts, self.api_key = hosts, api_key
         self.tries = Tries()
-        self.line, self.images = Line(most_waiting), Images(chat, is_fetching)
+        self.queue, self.images = WaitingQueue(most_waiting), Images(chat, is_fetching)
         self.batches = Batches(chat, batch_size)
         self.started = int(time.time())
-        self._num_bytes = 0  # of the requests that are being read
+        self._num_bytes = 0  # announced by the requests that are being read
 
     @property
     def asgi(self) -> ASGIApp:
@@ -66,7 +66,7 @@ class OpenAI:
             Route("/v1/chat/completions", Completions(self), methods=["POST"]),
         ]
         handlers = dict.fromkeys((Refusal, ValueError, OSError, Exception), _on_error)
-        handlers[HTTPException] = _on_http
+        handlers[HTTPException] = _on_http_error
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
 
     @asynccontextmanager
@@ -75,26 +75,26 @@ class OpenAI:
         await asyncio.to_thread(self.batches.close)
 
     def admit(self, scope: Scope) -> None:
-        """Raise Refusal unless a request is addressed to this server and has its key."""
+        """Raise Refusal unless a request is addressed to this server and has the right API key."""
         headers = Headers(scope=scope)
         self.hosts.check(headers)
         if self.api_key is None:
             return
-        # each wrong key counts, as wrong passwords of the page do
+        # wrong keys are limited like wrong passwords of the page
         attempt = self.tries.begin(network_of(scope))
-        kind, key = (*headers.get("authorization", "").split(" ", 1), "", "")[:2]
-        is_ours = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
-        if kind.lower() != "bearer" or not is_ours:
+        scheme, key = headers.get("authorization", "").partition(" ")[::2]
+        is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+        if scheme.lower() != "bearer" or not is_right:
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
         self.tries.forgive(attempt)
 
     async def health(self, request: Request) -> JSONResponse:
-        """Say that the server is there; anybody may ask."""
+        """Report that the server is up; this needs no key."""
         self.hosts.check(request.headers)
-        return JSONResponse({"status": "ok", "waiting": len(self.line)}, headers=SAFE)
+        return JSONResponse({"status": "ok", "waiting": len(self.queue)}, headers=SECURITY_HEADERS)
 
     async def models(self, request: Request) -> JSONResponse:
-        """Name the one model."""
+        """Return the list of models, which holds one, or the model that the path names."""
         self.admit(request.scope)
         model = {
             "id": self.name,
@@ -104,8 +104,8 @@ class OpenAI:
         }
         if name := request.path_params.get("name"):
             self.check_model(name)
-            return JSONResponse(model, headers=SAFE)
-        return JSONResponse({"object": "list", "data": [model]}, headers=SAFE)
+            return JSONResponse(model, headers=SECURITY_HEADERS)
+        return JSONResponse({"object": "list", "data": [model]}, headers=SECURITY_HEADERS)
 
     def check_model(self, name: str) -> None:
         """Raise Refusal for the name of another model."""
@@ -116,7 +116,7 @@ class OpenAI:
 
     @contextmanager
     def room(self, headers: Headers) -> Iterator[None]:
-        """Count the bytes that a request announces. Raises Refusal where there are too many at once."""
+        """Reserve the Content-Length of a request, while it is read. Raises Refusal if all together have too much."""
         length = min(int(headers.get("content-length", MOST_BYTES)), MOST_BYTES)
         if self._num_bytes + length > MOST_BYTES_ALL:
             raise Refusal(429, "too many large requests at once: try again in a moment")
@@ -128,74 +128,75 @@ class OpenAI:
 
 
 class Completions:
-    """POST /v1/chat/completions, as an ASGI application: the coroutine that answers sees whether the client leaves."""
+    """POST /v1/chat/completions. It is an ASGI application, which can see when the client disconnects."""
 
     def __init__(self, api: OpenAI):
         self.api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whoever leaves is not answered any more. Raises what `_on_error` tells the client."""
+        """Answer one request, until the client disconnects. Raises errors, which `_on_error` answers."""
         api, headers = self.api, Headers(scope=scope)
         with ExitStack() as place, ExitStack() as room:
             try:
                 api.admit(scope)
-                place.enter_context(api.line.place())
+                place.enter_context(api.queue.place())
                 room.enter_context(api.room(headers))
-            except (Refusal, LineFullError):
-                await discard(receive, headers)
+            except (Refusal, QueueFullError):
+                await discard_body(receive, headers)
                 raise
             try:
-                receive = await asyncio.wait_for(whole(receive, headers, MOST_BYTES), READ_S)
+                receive = await asyncio.wait_for(read_body(receive, headers, MOST_BYTES), READ_S)
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the request did not come within {READ_S} s") from None
-            # whichever ends first: the answer, or the client's patience
             body = await Request(scope, receive).body()
             work = asyncio.ensure_future(self._answer(body, room, scope, send))
-            del body
-            left = asyncio.ensure_future(_left(receive))
+            del body  # `_answer` frees it as soon as it can
+            # whichever comes first: the end of the answer, or of the connection
+            disconnect = asyncio.ensure_future(_disconnected(receive))
             try:
-                await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
                 if work.done():
                     work.result()
             finally:
                 work.cancel()
-                left.cancel()
-                await asyncio.gather(work, left, return_exceptions=True)
+                disconnect.cancel()
+                await asyncio.gather(work, disconnect, return_exceptions=True)
 
     async def _answer(self, body: bytes, room: ExitStack, scope: Scope, send: Send) -> None:
-        """Answer a request; `room` is left once its images are read, and nothing large waits for the model."""
+        """Answer a request; its body is freed and `room` released before it waits for the model."""
         request = await asyncio.to_thread(ChatRequest.read, body)
         self.api.check_model(request.model)
         job = await self._job(request)
         is_streamed, options = request.stream, request.stream_options
         has_usage = options is not None and bool(options.include_usage)
-        # the body holds whole images
-        del body, request
+        del body, request  # they hold whole images
         room.close()
         self.api.batches.add(job)
         try:
             async with aclosing(job.pieces()) as pieces:
-                # what is refused is refused before anything is sent
+                # up to the first piece an error still decides the HTTP status
                 first = await anext(pieces, None)
                 if is_streamed:
                     events = self._events(job, has_usage, first, pieces)
-                    response = StreamingResponse(events, headers=STREAM, media_type=EVENTS)
+                    response = StreamingResponse(
+                        events, headers=STREAM_HEADERS, media_type="text/event-stream"
+                    )
                 else:
-                    whole_answer = self._completion(job, first, [piece async for piece in pieces])
-                    response = JSONResponse(whole_answer, headers=SAFE)
+                    completion = self._completion(job, first, [piece async for piece in pieces])
+                    response = JSONResponse(completion, headers=SECURITY_HEADERS)
                 await response(scope, _never, send)
         finally:
             job.stop.set()
 
     async def _job(self, request: ChatRequest) -> Job:
-        """Return the request as a job. Raises ValueError or OSError for what is wrong with it."""
+        """Return the job of a request, its images read. Raises ValueError or OSError for an invalid request."""
         settings = request.settings(self.api.defaults)
         conv = await asyncio.to_thread(request.conversation, self.api.chat, self.api.template)
         images = [await self.api.images.read(url) for url in request.image_urls]
         return Job(conv, images, settings)
 
     def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:
-        """Return the whole answer as the API has it."""
+        """Return the body of an answer that is not streamed."""
         message = {"role": "assistant", "content": (first or "") + "".join(pieces)}
         reason = finish_reason(job)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
@@ -205,23 +206,23 @@ class Completions:
     async def _events(
         self, job: Job, has_usage: bool, first: str | None, pieces: AsyncIterator[str]
     ) -> AsyncIterator[str]:
-        """Yield server-sent events: a chunk for each piece, the last with the reason why it ends, [DONE]."""
+        """Yield server-sent events: a chunk for each piece, one with the finish reason, the usage if asked for, [DONE]."""
         head = self._head("chat.completion.chunk")
 
         def chunk(delta: dict[str, str], reason: str | None = None, **more: object) -> str:
             choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
-            return event(head | {"choices": choices} | more)
+            return sse_event(head | {"choices": choices} | more)
 
         yield chunk({"role": "assistant", "content": first or ""})
         try:
             async for piece in pieces:
                 yield chunk({"content": piece})
         except Exception as error:
-            yield event(refused(error)[1])
+            yield sse_event(error_response(error)[1])
             return
         yield chunk({}, finish_reason(job), **notices(job))
         if has_usage:
-            yield event(head | {"choices": [], "usage": usage(job)})
+            yield sse_event(head | {"choices": [], "usage": usage(job)})
         yield "data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, object]:
@@ -229,22 +230,23 @@ class Completions:
         return {"id": identity, "object": kind, "created": int(time.time()), "model": self.api.name}
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _never() -> dict:
-    """Stand in for `receive` where `_left` already reads it."""
+    """Stand in for `receive`, which `_disconnected` already reads."""
     return await asyncio.get_running_loop().create_future()
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    status, body = refused(error)
-    # what is still to come is not read
-    return JSONResponse(body, status, headers={**SAFE, "connection": "close"})
+    status, body = error_response(error)
+    # the connection is closed, since the rest of the request is not read
+    return JSONResponse(body, status, headers={**SECURITY_HEADERS, "connection": "close"})
 
 
-async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
-    told = f"{request.method} {request.url.path}: {error.detail}"
-    return await _on_error(request, Refusal(error.status_code, told))
+async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _on_error(request, Refusal(error.status_code, message))

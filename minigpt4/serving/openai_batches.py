@@ -1,4 +1,4 @@
-"""The model's one thread: requests that wait and are decoded alike are answered in one batch, token by token."""
+"""The model's one thread: waiting requests with the same settings are answered together, as a batch."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.decoding import decode_contexts, is_complete
 from minigpt4.conversation.prefix_cache import PrefixCaches
 
-MOST_EMBEDS = 64  # images whose embeddings are kept; at 7B one takes 256 KiB to 2 MiB
+MOST_EMBEDS = 64  # images whose embeddings are kept; with a 7B LLM one takes 256 KiB to 2 MiB
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 class Pixels(NamedTuple):
     """An image as the vision encoder reads it."""
 
-    digest: bytes  # of the file: the same image has the same
+    digest: bytes  # SHA-256 of the file, by which the same image is recognised
     values: Tensor  # float32 [3, S, S]
 
 
 @dataclass(eq=False)
 class Job:
-    """A question to the model and, as it is written, its answer. Belongs to the event loop that makes it.
+    """A question to the model and its answer so far. It belongs to the event loop in which it is created.
 
     `settings` are fields of Sampling, "temperature" and "seed" among them. Set `stop` to end the answer with the token
     being computed.
@@ -43,22 +43,23 @@ class Job:
     settings: dict
     stop: threading.Event = field(default_factory=threading.Event)
     notices: list[str] = field(default_factory=list)
-    context: Context | None = None  # from here on: known once it is being answered
-    # `settings` and the model's own; the limit is the context's
+    context: Context | None = None  # from here on: set by Batches when it is being answered
+    # all fields of Sampling; how long the answer may be is in `context`
     sampling: dict = field(default_factory=dict)
     answer: AnswerText | None = None
-    num_cached: int = 0  # positions of the prompt that were not computed anew
-    is_complete: bool = False  # it ended by itself
+    num_cached: int = 0  # leading positions of the prompt that were in the KV cache
+    is_complete: bool = False  # the answer ended by itself, not at its maximum length
 
     def __post_init__(self) -> None:
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
 
     @property
     def kind(self) -> object:
-        """What jobs of one batch have in common; one that draws by a seed of its own is alone."""
-        alike = {name: value for name, value in self.settings.items() if name != "max_new_tokens"}
-        is_drawn = self.settings["temperature"] > 0 and self.settings["seed"] is not None
-        return id(self) if is_drawn else (self.conv.template.stop, sorted(alike.items(), key=str))
+        """Jobs of equal kind may share a batch; one that is sampled with a seed has a kind of its own."""
+        if self.settings["temperature"] > 0 and self.settings["seed"] is not None:
+            return id(self)
+        shared = {name: value for name, value in self.settings.items() if name != "max_new_tokens"}
+        return self.conv.template.stop, sorted(shared.items(), key=str)
 
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the pieces of the answer's text. Raises what computing it raised."""
@@ -68,32 +69,32 @@ class Job:
             yield event
 
     def post(self, event: str | Exception | None) -> None:
-        """Hand a piece, an error or the end to `pieces`, from any thread."""
-        with suppress(RuntimeError):  # the loop has closed: nobody listens
+        """Pass a piece, an error or the end (None) to `pieces`; may be called from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class Batches:
-    """Answers jobs with the model of `chat`, at most `batch_size` at once, the oldest first."""
+    """Answers jobs with the model of `chat`, in batches of at most `batch_size`, the oldest first."""
 
     def __init__(self, chat: Chat, batch_size: int):
         self.chat, self.batch_size = chat, batch_size
         self._waiting, self._changed = deque(), threading.Condition()
         self._is_closed = False
-        # an image's embedding is one object for as long as it is kept: prefixes are compared by it
+        # one tensor for each image: cached prefixes are compared by the identity of their images
         self._embeds, self._prefixes = OrderedDict(), PrefixCaches()
         self._running = []
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
     def add(self, *jobs: Job) -> None:
-        """Let jobs wait for their answers, in this order."""
+        """Queue jobs, in this order."""
         with self._changed:
             self._waiting.extend(jobs)
             self._changed.notify()
 
     def close(self) -> None:
-        """End what is being answered, and the thread."""
+        """Stop the answers that are being computed, and end the thread."""
         with self._changed:
             self._is_closed = True
             for job in self._running:
@@ -111,10 +112,10 @@ class Batches:
                     job.post(error)
 
     def _next(self) -> list[Job]:
-        """Return the job that has waited longest, and others of its kind; nothing once closed."""
+        """Wait for jobs; return the oldest and others of its kind, nothing once closed."""
         with self._changed:
             while True:
-                # who has left costs the model nothing
+                # drop the jobs whose client has left
                 self._waiting = deque(job for job in self._waiting if not job.stop.is_set())
                 if self._is_closed or self._waiting:
                     break
@@ -131,7 +132,7 @@ class Batches:
         jobs = [job for job in batch if self._prepare(job)]
         if not jobs:
             return
-        # a prefix is reused where there is nobody to share a batch with
+        # only a batch of one can reuse a cached prefix
         cache = None
         if len(jobs) == 1:
             cache = self._prefixes.best(jobs[0].context)
@@ -151,7 +152,7 @@ class Batches:
             job.post(None)
 
     def _prepare(self, job: Job) -> bool:
-        """Make a job's context; return whether it can be answered. One that cannot says so itself."""
+        """Set a job's context, sampling and answer; return whether it can be answered. If not, the job gets the error."""
         try:
             images = [self._embed(image) for image in job.images]
             prepared = self.chat.answer_prepare(
@@ -167,7 +168,7 @@ class Batches:
 
     def _embed(self, image: Pixels) -> Tensor:
         if image.digest not in self._embeds:
-            # one by one, as the chat does it: to the bit the same
+            # one by one, as the chat does, so that they equal the chat's bit for bit
             self._embeds[image.digest] = self.chat.encode_images([image.values])[0]
         self._embeds.move_to_end(image.digest)
         embeds = self._embeds[image.digest]

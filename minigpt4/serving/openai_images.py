@@ -1,4 +1,4 @@
-"""The images of a chat completion: data URLs and, where that is allowed, files behind public addresses."""
+"""The images of a chat completion: data URLs and, if allowed, files at public http(s) addresses."""
 
 import asyncio
 import base64
@@ -17,14 +17,14 @@ from minigpt4.serving.openai_batches import Pixels
 from minigpt4.serving.session import MAX_PIXELS
 
 MOST_BYTES = 20 * 10**6  # of one image, as on the page
-FETCH_S = 20  # for one address, redirects and all
+FETCH_S = 20  # to fetch one image, including redirects
 MOST_REDIRECTS = 3
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # behind it stands any IPv4 address
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # it wraps any IPv4 address
 
 
 class Images:
-    """Reads images for the model of `chat`; `is_fetching`: whether http(s) addresses are read too."""
+    """Reads images for the model of `chat`; `is_fetching`: whether http(s) addresses are fetched."""
 
     def __init__(self, chat: Chat, is_fetching: bool):
         self.chat, self.is_fetching = chat, is_fetching
@@ -32,7 +32,7 @@ class Images:
         self._decoding = asyncio.Semaphore(2)
 
     async def read(self, url: str) -> Pixels:
-        """Return the image of a URL. Raises ValueError or OSError that says what is wrong with it."""
+        """Return the image of a URL. Raises ValueError or OSError with the reason if it cannot be read."""
         data = await self._content(url)
         async with self._decoding:
             return await asyncio.to_thread(self._decoded, data)
@@ -72,10 +72,10 @@ def _from_base64(url: str, start: int) -> bytes:
 
 
 async def fetch(url: str) -> bytes:
-    """Return what is behind a public http(s) address.
+    """Return the content of a public http(s) address.
 
-    Each host, also of a redirect, is looked up once, and asked at the address that was checked: a name that points
-    elsewhere a moment later (DNS rebinding) gains nothing. Raises OSError or ValueError; httpx's errors pass.
+    Each host, also that of a redirect, is resolved once, and contacted at the IP address that was checked: a name that
+    resolves differently a moment later (DNS rebinding) gains nothing. Raises OSError, ValueError or httpx's errors.
     """
     async with httpx.AsyncClient(timeout=FETCH_S, trust_env=False) as client:
         for _ in range(MOST_REDIRECTS + 1):
@@ -102,7 +102,7 @@ async def fetch(url: str) -> bytes:
 
 
 async def public_address(host: str, port: int) -> str:
-    """Return the address of a host. Raises OSError where it has none, or one that is not the internet's."""
+    """Return an IP address of a host. Raises OSError if it has none, or any that is not public."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -117,7 +117,7 @@ async def public_address(host: str, port: int) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet, looked at through what wraps IPv4 in IPv6."""
+    """Return whether an IP address is public; of an IPv6 address that wraps an IPv4 one, whether that is."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -132,7 +132,7 @@ async def _body(reply: httpx.Response, url: str) -> bytes:
     if reply.status_code != 200:
         raise OSError(f"image_url {urlsplit(url).netloc[:100]!r}: status {reply.status_code}")
     body = bytearray()
-    # not unpacked: what is small on the way could be large here
+    # not decompressed: a small response could become a huge one
     async for chunk in reply.aiter_raw():
         body += chunk
         if len(body) > MOST_BYTES:

@@ -1,6 +1,5 @@
-"""What a client of the OpenAI API sends: checked, then a Conversation, its images and the settings of the answer."""
+"""Requests to the OpenAI API: checked, and turned into a Conversation, its images and the settings of the answer."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -15,7 +14,7 @@ from minigpt4.text.segments import IMAGE, message_segments
 
 MOST_MESSAGES, MOST_IMAGES = 500, 64  # of a dialogue
 MOST_STOPS, MOST_STOP_CHARS = 4, 100
-# what says nothing about the answer
+# fields that do not affect the answer
 IGNORED = {
     "metadata",
     "prompt_cache_key",
@@ -25,7 +24,7 @@ IGNORED = {
     "user",
     "verbosity",
 }
-# what is only accepted with the value that changes nothing
+# unsupported fields, accepted only with the value that has no effect
 NEUTRAL = {
     "n": 1,
     "presence_penalty": 0,
@@ -43,14 +42,14 @@ class _Strict(BaseModel):
 
 
 class ImageUrl(_Strict):
-    """Where an image is; `detail` is ignored: the model has one size."""
+    """The URL of an image; `detail` is ignored, since the model has one image size."""
 
     url: str
     detail: str | None = None
 
 
 class TextPart(_Strict):
-    """Text of a message: text and nothing else, whatever stands in it."""
+    """Text of a message; a marker typed in it stays plain text."""
 
     type: Literal["text"]
     text: str
@@ -71,27 +70,25 @@ class ChatMessage(_Strict):
 
     @property
     def parts(self) -> list[TextPart | ImagePart]:
-        """The content as a list, whichever way it was written."""
-        return (
-            [TextPart(type="text", text=self.content)]
-            if isinstance(self.content, str)
-            else self.content
-        )
+        """The content as a list of parts, also if it is one string."""
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return self.content
 
     @property
     def text(self) -> str:
-        """The text parts, a line each."""
+        """The text parts, joined by newlines."""
         return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 class StreamOptions(_Strict):
-    """What a stream holds beside the answer."""
+    """What a stream holds in addition to the answer."""
 
     include_usage: bool | None = None
 
 
 class ChatRequest(_Strict):
-    """The body of POST /v1/chat/completions. `top_k` and `repetition_penalty` are additions of ours."""
+    """The body of POST /v1/chat/completions. `top_k` and `repetition_penalty` are our additions to OpenAI's."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -110,7 +107,7 @@ class ChatRequest(_Strict):
 
     @classmethod
     def read(cls, body: bytes) -> "ChatRequest":
-        """Return the request of a body. Raises ValueError that says where it is wrong."""
+        """Return the request of a body. Raises ValueError that names the first wrong field."""
         try:
             request = cls.model_validate_json(body)
         except ValidationError as error:
@@ -125,30 +122,29 @@ class ChatRequest(_Strict):
         return request
 
     def settings(self, defaults: dict[str, float]) -> dict[str, float | None]:
-        """Return fields of Sampling, within the page's bounds; `defaults` stand where nothing is given.
+        """Return fields of Sampling; those that are not given come from `defaults`, else from the page.
 
-        Raises ValueError.
+        Raises ValueError for a value outside the page's bounds.
         """
-        longest = (
-            self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        )
-        given = {
+        max_new_tokens = self.max_completion_tokens
+        if max_new_tokens is None:
+            max_new_tokens = self.max_tokens
+        fields = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
-            "max_new_tokens": longest,
+            "max_new_tokens": max_new_tokens,
             "seed": self.seed,
         }
-        # that is the model's
-        first = {name: SETTINGS[name].first for name in given if name != "repetition_penalty"}
-        return checked(
-            first | defaults | {name: value for name, value in given.items() if value is not None}
-        )
+        # the model has a repetition penalty of its own
+        first = {name: SETTINGS[name].first for name in fields if name != "repetition_penalty"}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return checked(first | defaults | given)
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The strings that end an answer, beside the template's. Raises ValueError."""
+        """The strings that end an answer, in addition to the template's. Raises ValueError for too many or too long ones."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS or any(not 0 < len(stop) <= MOST_STOP_CHARS for stop in stops):
             raise ValueError(
@@ -158,7 +154,7 @@ class ChatRequest(_Strict):
 
     @property
     def image_urls(self) -> list[str]:
-        """Where the images are, in the dialogue's order. Raises ValueError for too many."""
+        """The URLs of the images, in the order of the dialogue. Raises ValueError for too many."""
         urls = []
         for message in self.messages:
             urls += [part.image_url.url for part in message.parts if isinstance(part, ImagePart)]
@@ -167,7 +163,7 @@ class ChatRequest(_Strict):
         return urls
 
     def conversation(self, chat: Chat, empty: Conversation) -> Conversation:
-        """Return the dialogue, in the template of `empty`. Raises ValueError that names the message."""
+        """Return the dialogue, in the template of `empty`. Raises ValueError that names a wrong message."""
         conv = empty.copy()
         conv.template = replace(
             conv.template, stop=tuple(dict.fromkeys((*conv.template.stop, *self.stops)))
@@ -188,9 +184,10 @@ class ChatRequest(_Strict):
 
 
 def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
-    """Return a system message's text, which stands in the prompt as the template's own."""
+    """Return the system text, checked, since the prompt takes it as if the template had written it."""
     names = (*chat.encoder.special_ids, *conv.template.markers)
-    if found := [name for name in names if name and name in text]:
+    found = [name for name in names if name and name in text]
+    if found:
         raise ValueError(
             f"messages: the system message holds {found[0]!r}, which only the template may write"
         )
@@ -202,7 +199,7 @@ def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
 
 
 def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
-    """Append a message as `Chat` would: images before the text one by one; others where they stand in it."""
+    """Append a message: images before the text as `Chat.upload_img` does, others where they are in the text."""
     is_image = [isinstance(part, ImagePart) for part in message.parts]
     if message.role != "user":
         if any(is_image):
@@ -215,20 +212,19 @@ def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
         raise ValueError(f"{sum(is_image)} images in one message; at most {MAX_IMAGES}")
     question = message.text if message.text.strip() or not any(is_image) else DEFAULT_QUESTION
     check_question(question)
-    if is_image == sorted(is_image, reverse=True):
+    images_come_first = is_image == sorted(is_image, reverse=True)
+    if images_come_first:
         for _ in range(sum(is_image)):
             conv.append_image()
         chat.ask(question, conv)
     else:
-        parts = [
-            IMAGE if isinstance(part, ImagePart) else part.text
-            for part in _with_text(message.parts)
-        ]
+        parts = []
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                parts.append(IMAGE)
+            elif part.text:
+                parts.append(part.text)
         conv.append_message(conv.roles[0], Message(message_segments(parts)))
-
-
-def _with_text(parts: Iterable[TextPart | ImagePart]) -> list[TextPart | ImagePart]:
-    return [part for part in parts if isinstance(part, ImagePart) or part.text]
 
 
 def _check_length(text: str) -> None:

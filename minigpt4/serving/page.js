@@ -1,5 +1,5 @@
 () => {
-  // images that are dropped anywhere go into the box, which has a place for files of its own
+  // images dropped anywhere on the page are added to the box; over the box itself gradio takes them
   const hasFiles = event => [...event.dataTransfer.types].includes("Files")
   document.addEventListener("dragover", event => { if (hasFiles(event)) event.preventDefault() })
   document.addEventListener("drop", event => {
@@ -13,7 +13,7 @@
     input.dispatchEvent(new Event("change", {bubbles: true}))
   })
 
-  // the chat holds HTML, of which people want to copy the text
+  // messages are HTML, of which the text should be copied
   if (navigator.clipboard) {
     const write = navigator.clipboard.writeText.bind(navigator.clipboard)
     navigator.clipboard.writeText = html => {

@@ -1,4 +1,4 @@
-"""What minigpt4/serve.py does with its arguments: load the model, answer the OpenAI API until it is stopped."""
+"""The program behind minigpt4/serve.py: load the model, and serve the OpenAI API until it is stopped."""
 
 import os
 import socket
@@ -9,23 +9,23 @@ from minigpt4 import load_config
 from minigpt4.common.config import Config
 from minigpt4.serving.arguments import device_of, first_settings
 
-API_KEY = "MINIGPT4_API_KEY"  # in the environment: other users of the machine see command lines
-GRACE_S = 5  # for answers that are being written when the server is stopped
+# an environment variable, since other users of the machine can see command lines
+API_KEY = "MINIGPT4_API_KEY"
+GRACE_S = 5  # seconds to finish answers when the server is stopped
 
 
 def serve(args: Namespace) -> None:
     """Serve until a signal; `args` are those of minigpt4/serve.py.
 
-    Raises as `minigpt4.load`, and OSError for an address that cannot be had.
+    Raises as `minigpt4.load`, and OSError for an address that cannot be used.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # the address reaches a log at once
+    sys.stdout.reconfigure(line_buffering=True)  # the address reaches a log file at once
     cfg = Config(args)
     listening = _listen(args.server_name.strip("[]"), args.server_port)
     with listening:
         print("Loading the model")
         chat, template = load_config(cfg, device_of(args, cfg))
-        # libraries of the server are loaded only where there is one
-        import uvicorn
+        import uvicorn  # the server's libraries are only needed from here on
 
         from minigpt4.serving.guard import Hosts
         from minigpt4.serving.openai_app import OpenAI
@@ -58,7 +58,7 @@ def serve(args: Namespace) -> None:
 
 
 def _listen(name: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises OSError that names the address."""
+    """Return a listening socket. Raises OSError that names the address."""
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     try:
         return socket.create_server((name, port), family=family, backlog=256)

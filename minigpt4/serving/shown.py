@@ -1,4 +1,4 @@
-"""What the page shows of a dialogue: HTML in which nothing that people or models write can load or run anything."""
+"""The HTML by which the page shows a dialogue; no text of users or models can load or run anything in it."""
 
 import re
 from html import escape
@@ -23,13 +23,13 @@ from minigpt4.serving.boxes import (
 )
 from minigpt4.serving.session import Turn
 
-# HTML in an answer is text; so are links and images, which would lead and load from anywhere
+# HTML, links and images in an answer are shown as text: they could load or lead to anything
 _MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table")
 _MARKDOWN.disable(["image", "link", "autolink", "reference"])
 
 
 def _read_phrase(state: StateInline, silent: bool) -> bool:
-    """Take words with boxes as one token, where their colours are known: a rule of the Markdown parser."""
+    """Parse a phrase with its boxes as one token, if boxes are shown; an inline rule of the Markdown parser."""
     match = PHRASE.match(state.src, state.pos, state.posMax) if state.env.get("colours") else None
     if match and not silent:
         state.push("phrase", "", 0).meta["match"] = match
@@ -40,12 +40,12 @@ def _read_phrase(state: StateInline, silent: bool) -> bool:
 def _write_phrase(
     _: RendererProtocol, tokens: list[Token], index: int, __: object, env: dict
 ) -> str:
-    """Return HTML of words in the colour of their boxes. The rest of what the model wrote is there to be copied."""
+    """Return HTML of a phrase in the colour of its boxes; the rest of its text is hidden, but copied with it."""
     match = tokens[index].meta["match"]
     phrase, group = phrase_of(match), name_group(match)
     before = match.string[match.start() : match.start(group)]
     after = match.string[match.end(group) : match.end()]
-    # no colour for words without boxes, nor for those that Markdown has changed (`\|` in a table)
+    # no colour for a phrase without boxes, nor for one that Markdown has changed (`\|` in a table)
     colour = env["colours"].get(phrase.name) if phrase.boxes else None
     style = f' class="phrase" style="background: {colour}"' if colour else ""
     hidden = '<span class="raw">{}</span>'.format
@@ -59,14 +59,14 @@ _MARKDOWN.add_render_rule("phrase", _write_phrase)
 
 
 def as_typed(text: str) -> str:
-    """Return HTML that shows `text` as it is: no tag works, so nothing can be loaded by it."""
+    """Return HTML that shows `text` literally, without tags that could load anything."""
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
 
 
 def as_markdown(text: str, with_boxes: bool = False) -> str:
     """Return HTML of an answer's Markdown: headings, lists, tables, emphasis, code.
 
-    `with_boxes`: words that have boxes are in their colours, and what is odd about a box is said.
+    `with_boxes`: phrases have the colours of their boxes, and remarks on invalid boxes follow.
     """
     phrases = phrases_in(text) if with_boxes else []
     notes = "".join(f'<p class="note">{escape(remark)}</p>' for remark in remarks(phrases))
@@ -74,13 +74,13 @@ def as_markdown(text: str, with_boxes: bool = False) -> str:
 
 
 def messages(turns: list[Turn], waiting: str = "", with_boxes: bool = False) -> list[dict]:
-    """Return what a chatbot shows: two messages a turn. `waiting` stands for the words of the last answer to come.
+    """Return the messages of the chatbot, two for each turn; `waiting` is shown while the last answer is empty.
 
-    `with_boxes`: boxes of questions and answers are drawn on the latest image before them.
+    `with_boxes`: boxes in questions and answers are drawn on the latest image before them.
     """
     shown, latest = [], None
     for turn in turns:
-        # an old image may be gone from the server
+        # an old image may have been deleted
         images = [{"path": path} for path in turn.images if Path(path).is_file()]
         latest = turn.images[-1] if with_boxes and turn.images else latest
         shown.append(
@@ -101,31 +101,28 @@ def messages(turns: list[Turn], waiting: str = "", with_boxes: bool = False) -> 
 
 
 def _drawn(path: str | None, text: str) -> list[dict]:
-    """Return the image with the boxes of `text` as a part of a message, if there are both."""
+    """Return a list with the image and the boxes of `text` on it, as part of a message; [] without image or boxes."""
     try:
         html = picture(path, text) if path and Path(path).is_file() else ""
-    except (OSError, ValueError):  # no image: the turn is about to be refused, which says so
+    except (OSError, ValueError):  # no image: the turn itself will be refused for it
         html = ""
-    return [
-        {
-            "type": "component",
-            "component": "html",
-            "constructor_args": {},
-            "props": {},
-            "value": html,
-        }
-    ] * bool(html)
+    if not html:
+        return []
+    component = {"type": "component", "component": "html", "value": html}
+    return [component | {"constructor_args": {}, "props": {}}]
 
 
 def about(model: nn.Module, config: Config) -> str:
-    """Return a line on the model that `config` made: sizes, device, number format, memory."""
+    """Return a line about the model of `config`: architecture, size, checkpoint, device, number format, memory."""
     llm, cfg = model.llama_model, config.model_cfg
     kind = "int8" if cfg.low_resource else cfg.llm_quantization
-    held = str(model.compute_dtype).removeprefix("torch.") if kind == "none" else f"{kind} LLM"
+    precision = str(model.compute_dtype).removeprefix("torch.")
+    if kind != "none":
+        precision = f"{kind} LLM"
     parts = [
         f"{cfg.arch}, {llm.config.model_type} of {llm.num_parameters() / 1e6:,.0f} M parameters",
         Path(cfg.ckpt).name if cfg.ckpt else "no checkpoint",
-        f"{model.device}, {held}",
-        f"memory {peak_memory_mib(model.device) / 1024:.1f} GiB at most so far",
+        f"{model.device}, {precision}",
+        f"peak memory {peak_memory_mib(model.device) / 1024:.1f} GiB",
     ]
     return " · ".join(parts)

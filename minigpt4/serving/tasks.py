@@ -1,10 +1,10 @@
-"""The tasks of MiniGPT-v2 on the page: identifiers in front of a question, and a box drawn on its image."""
+"""Buttons for MiniGPT-v2 on the page: put a task identifier before the question, draw a box on its image."""
 
 from pathlib import Path
 
 import gradio as gr
 
-# identifier -> question, where one makes sense without more
+# identifier -> default question, "" where the task needs one from the user
 TASKS = {
     "vqa": "",
     "caption": "describe this image in one sentence",
@@ -16,12 +16,13 @@ TASKS = {
 
 
 def add_tasks(blocks: gr.Blocks, chatbot: gr.Chatbot, box: gr.MultimodalTextbox) -> None:
-    """Add a button for each task and one that draws a box; all of it happens in the browser."""
+    """Add a button for each task and one that draws a box; they run in the browser alone (boxes.js)."""
     with gr.Row(elem_id="tasks"):
         for name, question in TASKS.items():
             button = gr.Button(name, size="sm", min_width=0)
             task = f"boxes.task(message, {name!r}, {question!r})"
-            task = f"boxes.draw({task}, chat)" if name == "identify" else task
+            if name == "identify":  # asks about a box
+                task = f"boxes.draw({task}, chat)"
             button.click(
                 None, [box, chatbot], box, js=f"(message, chat) => {task}", api_visibility="private"
             )

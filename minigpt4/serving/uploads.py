@@ -1,4 +1,4 @@
-"""The files that visitors upload: whose they are, and never more than there is room for."""
+"""The files that visitors upload: who may see which, and how many are kept."""
 
 import asyncio
 import json
@@ -14,35 +14,36 @@ from starlette.types import Message, Scope, Send
 
 from minigpt4.serving.limits import Refusal, network_of
 
-EACH = (200, 400 * 2**20)  # files and bytes of one visitor; the oldest make room for the new
-ALL = (2_000, 2 * 2**30)  # of all visitors
+# most (files, bytes) of one visitor and of all visitors; beyond them the oldest files are removed
+EACH = (200, 400 * 2**20)
+ALL = (2_000, 2 * 2**30)
 MOST_BYTES = 170 * 2**20  # of one request: eight images of 20 MB
 
 
 class Uploads:
-    """The files in `folder`, which is the page's alone. Everybody may see those of `public`.
+    """The files in `folder`, which only this page uses. Those in `public` are visible to everybody.
 
-    A visitor is a browser, known by a cookie, or else an address.
+    A visitor is identified by a cookie, without one by its address.
     """
 
     def __init__(self, folder: str | Path, public: Iterable[str]):
         self.folder, self.public = Path(folder), set(public)
-        self._files = {}  # (visitor, path) -> bytes, the latest last
-        self._running = 0  # bytes of the uploads that are under way
+        self._files = {}  # (visitor, path) -> size in bytes, the latest last
+        self._running = 0  # bytes of the uploads in progress
 
     def visitor(self, scope: Scope, headers: Headers) -> str:
-        """Return who asks."""
+        """Return the visitor who sends a request."""
         cookie = re.search(
             rf"(?:^|; ?){_cookie(scope)}=([\w-]{{22}})(?:;|$)", headers.get("cookie", ""), re.ASCII
         )
         return cookie[1] if cookie else network_of(scope)
 
-    def introduced(self, scope: Scope, visitor: str, send: Send) -> Send:
-        """Return a `send` that gives the page's visitor a cookie, unless it has one."""
+    def setting_cookie(self, scope: Scope, visitor: str, send: Send) -> Send:
+        """Return a `send` that gives a visitor of the page a cookie, unless it has one."""
         if scope["path"] != "/" or visitor != network_of(scope):
             return send
 
-        async def introducing(message: Message) -> None:
+        async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
                 cookie = (
                     f"{_cookie(scope)}={secrets.token_urlsafe(16)}; Path=/; HttpOnly; SameSite=Lax"
@@ -50,7 +51,7 @@ class Uploads:
                 MutableHeaders(scope=message).append("set-cookie", cookie)
             await send(message)
 
-        return introducing
+        return send_with_cookie
 
     def check(self, visitor: str, path: str) -> None:
         """Raise Refusal for a file that is not the visitor's own."""
@@ -59,10 +60,10 @@ class Uploads:
 
     @asynccontextmanager
     async def room(self, headers: Headers) -> AsyncIterator[None]:
-        """Make room for the upload that a request announces. Raises Refusal for too large a one."""
+        """Make room for an upload of the request's Content-Length. Raises Refusal if it is too large."""
         length = int(headers.get("content-length", -1))
         if length < 0:
-            raise Refusal(411, "an upload has to say its length")
+            raise Refusal(411, "an upload needs the header Content-Length")
         if length > MOST_BYTES or self._running + length > ALL[1]:
             raise Refusal(413, f"too much at once: at most {MOST_BYTES:,} bytes in one upload")
         self._running += length
@@ -72,27 +73,25 @@ class Uploads:
         finally:
             self._running -= length
 
-    def noted(self, visitor: str, send: Send) -> Send:
-        """Return a `send` that notes the files which gradio's answer to an upload names."""
+    def recording(self, visitor: str, send: Send) -> Send:
+        """Return a `send` that records the files named in gradio's answer to an upload as the visitor's."""
         answer = {"status": 0, "body": b""}
 
-        async def noting(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             answer["status"] = message.get("status", answer["status"])
             answer["body"] += message.get("body", b"")
-            if (
-                message["type"] == "http.response.body"
-                and not message.get("more_body")
-                and answer["status"] == 200
-            ):
-                self._note(visitor, json.loads(answer["body"]))
+            is_end = message["type"] == "http.response.body" and not message.get("more_body")
+            if is_end and answer["status"] == 200:
+                self._record(visitor, json.loads(answer["body"]))
             await send(message)
 
-        return noting
+        return send_and_record
 
-    def _note(self, visitor: str, paths: list[str]) -> None:
+    def _record(self, visitor: str, paths: list[str]) -> None:
+        """Record a visitor's files, the latest last; remove the oldest beyond EACH, and forget those beyond ALL."""
         for path in paths:
             self._files.pop((visitor, path), None)
-            with suppress(FileNotFoundError):  # others needed the room
+            with suppress(FileNotFoundError):  # already removed, to make room for others
                 self._files[visitor, path] = Path(path).stat().st_size
         own = [(path, size) for (other, path), size in self._files.items() if other == visitor]
         for path in _oldest(own[::-1], *EACH):
@@ -104,25 +103,25 @@ class Uploads:
 
 
 def _cookie(scope: Scope) -> str:
-    return f"visitor-{scope['server'][1]}"  # one machine may have several pages
+    return f"visitor-{scope['server'][1]}"  # a host may have pages at several ports, but has one set of cookies
 
 
 def _oldest(files: list[tuple], most: int, most_bytes: int) -> list:
-    """Return the names among (name, bytes), the latest first, that are too many."""
-    held, total = 0, 0
+    """Return the names of `files`, (name, bytes) with the latest first, that exceed the limits."""
+    num_kept, total = 0, 0
     for _, size in files:
         total += size
-        if held == most or total > most_bytes:
+        if num_kept == most or total > most_bytes:
             break
-        held += 1
-    return [name for name, _ in files[held:]]
+        num_kept += 1
+    return [name for name, _ in files[num_kept:]]
 
 
 def _remove_oldest(folder: Path, most: int, most_bytes: int) -> None:
-    """Remove what is too much, whoever left it there; an upload that was broken off leaves a file too."""
+    """Remove the oldest files beyond the limits, including those that interrupted uploads left behind."""
     files = []
     for path in folder.rglob("*"):
-        # an upload that ends meanwhile moves its file, another one's room may have removed it
+        # meanwhile, an upload that ends may move the file, and another upload may remove it
         with suppress(FileNotFoundError):
             status = path.stat()
             if S_ISREG(status.st_mode):

@@ -24,7 +24,7 @@ def asked(chat, text, images=()):
 def computed(chat, fail_at=None):
     """Yield a list that gets (rows, positions, highest position) of every forward pass of the LLM.
 
-    Pass number `fail_at` dies before its last layer, when the layers before it have extended their keys and values.
+    Pass number `fail_at` dies before its last layer, when the layers before it have extended their KV caches.
     """
     passes = []
 

@@ -1,4 +1,4 @@
-"""Answers: their stream, their batches, and what is kept between turns."""
+"""Answers: streaming, batches, and the KV cache that is kept between turns."""
 
 import copy
 import random
@@ -220,7 +220,7 @@ def test_two_interleaved_streams_do_not_mix(chat, embeddings):
     assert texts == wanted
 
 
-# keys and values of earlier turns
+# the KV cache of earlier turns
 
 
 @pytest.mark.parametrize("seed", range(4))

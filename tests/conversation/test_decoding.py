@@ -1,4 +1,4 @@
-"""Running the LLM: keys and values in place, steps over fixed buffers, and what is left when an answer ends."""
+"""Decoding: KV caches updated in place, steps over fixed buffers, and what is left when an answer ends."""
 
 import copy
 import gc

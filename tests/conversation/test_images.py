@@ -1,4 +1,4 @@
-"""Whatever is uploaded becomes an upright RGB image, or a clear refusal that changes nothing."""
+"""Any upload becomes an upright RGB image, or is refused with a clear message and no other effect."""
 
 import io
 

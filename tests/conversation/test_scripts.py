@@ -148,7 +148,7 @@ def test_the_system_text_can_be_set(template, opening):
     assert conv.get_prompt() == opening
     conv.system += " Be kind."
     assert conv.get_prompt() == opening.replace("brief.", "brief. Be kind.")
-    assert Conversation(template).get_prompt() == before  # the template is everybody's
+    assert Conversation(template).get_prompt() == before  # the shared template has not changed
     conv.system = ""
     assert conv.get_prompt() == {VICUNA_V0: "###", VICUNA_V1: " ", CHATML: ""}[template]
 

@@ -1,4 +1,4 @@
-"""The one call for programs: gradio_client against the running server, and arguments of every kind at the function."""
+"""The API for programs: gradio_client against the running server, and arguments of every kind, passed directly."""
 
 import time
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_calls_that_nobody_listens_to_are_not_computed(server):
     wait_until(lambda: is_idle(server), 10)
 
 
-# every kind of argument, at the function
+# arguments of every kind, passed to the function itself
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

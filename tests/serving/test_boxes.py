@@ -1,4 +1,4 @@
-"""Boxes in questions and answers: what is found, what is coloured and drawn, and what no text can break."""
+"""Boxes in questions and answers: finding, colouring and drawing them, whatever the text."""
 
 import base64
 import io

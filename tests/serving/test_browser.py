@@ -340,18 +340,18 @@ def test_who_waits_is_told_how_many_are_before(visit, server):
         person.wait_for(lambda: any(other.running() for other in others))
         person.page.wait_for_timeout(700)
         person.ask("hello")
-        person.wait_for(lambda: re.fullmatch(r"\d before you", person.last()))
+        person.wait_for(lambda: re.fullmatch(r"\d ahead of you", person.last()))
         person.page.locator(".stop-button").click()
         person.wait_for(lambda: person.box.input_value() == "hello" and not person.dialogue())
         person.page.wait_for_timeout(300)  # the button comes back a moment later
         person.box.press("Enter")
-        person.wait_for(lambda: re.fullmatch(r"\d before you", person.last()))
+        person.wait_for(lambda: re.fullmatch(r"\d ahead of you", person.last()))
         person.page.reload()
         person.wait_for(lambda: person.box.input_value() == "hello" and not person.dialogue())
         person.setting("Longest answer", 5)
         person.box.press("Enter")
-        person.wait_for(lambda: re.fullmatch(r"\d before you", person.last()), 60)
-    person.wait_for(lambda: "before you" not in person.last() and len(person.dialogue()) == 2)
+        person.wait_for(lambda: re.fullmatch(r"\d ahead of you", person.last()), 60)
+    person.wait_for(lambda: "ahead of you" not in person.last() and len(person.dialogue()) == 2)
 
 
 ANSWER = """# Heading

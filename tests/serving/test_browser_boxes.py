@@ -75,7 +75,7 @@ def words(person):
 def test_boxes_in_questions_and_answers(visit, images):  # noqa: F811
     person = visit(permissions=["clipboard-read", "clipboard-write"])
     person.setting("Temperature", 0)
-    # the model's
+    # the default of this model
     assert person.page.get_by_role("spinbutton", name="Repetition penalty").input_value() == "1.05"
     press(person, "draw a box")
     person.page.get_by_text("Add an image first.").wait_for()

@@ -17,7 +17,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def own_address():
-    """Return the address of a server of this machine."""
+    """Return the address of a server on this machine."""
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -88,7 +88,7 @@ def test_no_place_for_uploads_is_a_sentence(tmp_path, monkeypatch, kind):
     if kind == "GRADIO_TEMP_DIR is a file":
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file" / "below"))
     else:
-        # as where nothing can be written to
+        # as on a machine without a writable folder
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     refused = pytest.raises(
         OSError, match=r"no place for the images that visitors upload: .*; set GRADIO_TEMP_DIR to"

@@ -1,4 +1,4 @@
-"""What meets every request to the page before gradio does: names, origins, paths, sizes, passwords, uploads."""
+"""The checks of every request before gradio sees it: names, origins, paths, sizes, passwords, uploads."""
 
 import concurrent.futures
 import os
@@ -297,10 +297,10 @@ def test_guessing_a_password_is_slowed_down(guarded):
     url, _, cookies = guarded
     assert cookies
     for _ in range(9):
-        httpx.get(f"{url}login")  # is no try
+        httpx.get(f"{url}login")  # does not count as an attempt
     tries = [login(url, f"wrong {number}", f"192.0.2.{number}").status_code for number in range(7)]
     assert tries == [400] * 5 + [429] * 2
-    reply = login(url, "right")  # nor is the right one told from the others now
+    reply = login(url, "right")  # now the right one is refused, too
     assert reply.status_code == 429 and "wait 60 seconds" in reply.text
 
 
@@ -353,7 +353,7 @@ def test_uploads_are_bounded_for_each_visitor_and_for_all(guarded, monkeypatch):
     assert files_in(folder) == {"one 4.png", "one 5.png", "large.png"}
     for number in range(4):
         give(people[1], f"two {number}.png")
-    # of both: six, and the newest
+    # six of both visitors, and the upload in progress
     assert len(files_in(folder)) == 7 and "large.png" in files_in(folder)
     (folder / "left by an upload that was broken off").write_bytes(b"x")
     give(people[1], "two 4.png")

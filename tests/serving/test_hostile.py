@@ -176,7 +176,7 @@ REFUSED = {
 }
 
 
-# where nothing was asked nothing happens, and nothing is said
+# without a question nothing happens, and no error is reported
 NOTHING = {
     "no text": lambda visitor: visitor.ask(""),
     "blank text": lambda visitor: visitor.ask(" \n\t "),

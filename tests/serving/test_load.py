@@ -1,4 +1,4 @@
-"""Many visitors, visitors who leave, long use: nobody's words mix, nothing is left running, memory stays flat."""
+"""Many visitors, visitors who leave, long use: dialogues do not mix, nothing is left running, memory stays flat."""
 
 import concurrent.futures
 import time
@@ -56,7 +56,7 @@ def test_a_closed_tab_ends_the_answer(server, beams):
     visitor.join("answer", None, *{**CONTROLS, **long}.values())
     for event in visitor.events():
         if event["msg"] == "process_generating":
-            break  # and leaves: the stream is closed
+            break  # and leave: the stream is closed
     visitor.http.close()
     start = time.monotonic()
     assert len(Visitor(server).chat("next", max_new_tokens=2)) == 2

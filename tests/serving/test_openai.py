@@ -196,7 +196,7 @@ def test_the_next_turn_computes_only_what_is_new(client):
     sent += [assistant(first.choices[0].message.content), user("and then?")]
     second = client.chat.completions.create(messages=sent, **GREEDY)
     cached = second.usage.prompt_tokens_details.cached_tokens
-    # the answer, too, as far as its tokens are those of its text
+    # the answer is cached, too, as far as its text has the same tokens
     assert cached > first.usage.prompt_tokens
 
 

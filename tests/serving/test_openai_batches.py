@@ -1,4 +1,4 @@
-"""Requests that wait are answered in one batch, and each as if it were alone."""
+"""Waiting requests are answered in one batch, each as it would be alone."""
 
 import asyncio
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Addresses of images: the internet's alone are read, and never more of them than an image has."""
+"""Fetching images: only from public addresses, and no more than the size of an image."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What the page and the terminal do with a dialogue, without either: answers are those of a fresh conversation."""
+"""The dialogue of page and terminal, without either: its answers are those of a new conversation."""
 
 import asyncio
 import gc

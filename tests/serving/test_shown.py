@@ -1,4 +1,4 @@
-"""What is shown of a dialogue: whatever people and models write, no tag of theirs works."""
+"""The HTML of a dialogue: no tag works that users or models write."""
 
 from html.parser import HTMLParser
 
@@ -66,10 +66,10 @@ def test_no_text_makes_a_tag_that_loads_or_runs(text):
 
 def test_what_is_said_about_an_answer():
     turns = [Turn("one"), Turn("two", is_stopped=True, answer="so far"), Turn("three")]
-    shown = [(message["role"], message["content"]) for message in messages(turns, "2 before you")]
+    shown = [(message["role"], message["content"]) for message in messages(turns, "2 ahead of you")]
     assert shown[1] == ("assistant", "…") and shown[5] == (
         "assistant",
-        '<p class="note">2 before you</p>',
+        '<p class="note">2 ahead of you</p>',
     )
     assert "so far" in shown[3][1] and shown[3][1].endswith('<p class="note">stopped</p>')
     assert len(messages(turns)) == 5

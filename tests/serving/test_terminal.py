@@ -1,4 +1,4 @@
-"""The command line of demo.py, and its chat in the terminal, driven as people and pipes do."""
+"""The command line of demo.py, and its chat in the terminal, driven by a keyboard and by pipes."""
 
 import io
 import json
