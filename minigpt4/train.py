@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> int:
             raise ValueError(
                 "--gpu-memory: plans for a GPU that need not be here; give --dry-run with it"
             )
-        args.options = [*(args.options or []), "run.device=auto"]
+        args.options = with_option(args.options, "run.device", "auto")
     if args.gpus is not None and not (args.dry_run and args.gpus > 0):
         raise ValueError(
             f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it"

@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt4.common.config_report import Report
+from minigpt4 import train
+from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_values import apply_options
 
 
@@ -69,3 +70,13 @@ def test_a_list_element_can_be_set():
 )
 def test_nothing_is_dropped_silently(options, problem):
     assert problem in applied(*options)[1]
+
+
+@pytest.mark.parametrize("options", [["run.max_epoch=2"], ["run.max_epoch", "2"]])
+def test_what_a_program_adds_is_spelt_as_the_users_options(options):
+    """As --gpu-memory does; the weights that the file names are not here."""
+    command = ["--cfg-path", "train_configs/minigpt4_stage1_pretrain.yaml", "--dry-run"]
+    args = train.parse_args([*command, "--gpu-memory", "24", "--options", *options])
+    with pytest.raises(ConfigError) as error:
+        train.train(args)
+    assert "--options" not in str(error.value)
