@@ -79,7 +79,7 @@ class WaitingQueue:
         """Hold a place in the queue while the context lasts. Raises QueueFullError when it is full."""
         if len(self._places) > self.most:
             raise QueueFullError(
-                f"the line is full, {self.most} people wait: try again in a minute"
+                f"the queue is full, {self.most} people are waiting: try again in a minute"
             )
         place = Place(self._places)
         self._places.append(place)
