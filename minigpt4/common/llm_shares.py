@@ -22,7 +22,9 @@ def num_shares(cfg: Config, num_ranks: int) -> int:
     elif refusal := registry.get_model_class(cfg.model_cfg.arch).refusal_to_shard(cfg.model_cfg):
         problems.append(Problem("run.shard_llm", refusal))
     elif num_ranks == 1:
-        main_print("run.shard_llm: a single process has no other to divide the LLM with, and holds the whole LLM")
+        main_print(
+            "run.shard_llm: a single process has no other to divide the LLM with, and holds the whole LLM"
+        )
     if problems:
         raise ConfigError(problems)
     return num_ranks

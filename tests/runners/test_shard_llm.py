@@ -131,7 +131,9 @@ def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
 
     alone = planned(**{"run.shard_llm": True})
     shared = planned("--gpus", "8", **{"run.shard_llm": True})
-    assert "a single process has no other to divide the LLM with" in alone and "divided" not in alone
+    assert (
+        "a single process has no other to divide the LLM with" in alone and "divided" not in alone
+    )
     assert (
         "8 process(es)" in shared
         and "of weights, the LLM divided among 8 processes, at most" in shared
