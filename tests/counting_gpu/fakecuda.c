@@ -7,7 +7,13 @@
 #undef cuDevicePrimaryCtxRetain
 #define E __attribute__((visibility("default")))
 static int (*attr)(int); static void (*cnt)(const char *, CUstream);
-static void init(void) { if (!attr) { attr = dlsym(RTLD_DEFAULT, "fc_attribute"); cnt = dlsym(RTLD_DEFAULT, "fc_launched"); } }
+static int (*capture)(CUstream, CUstreamCaptureStatus *);
+static void init(void) {
+  if (attr) return;
+  attr = dlsym(RTLD_DEFAULT, "fc_attribute");
+  cnt = dlsym(RTLD_DEFAULT, "fc_launched");
+  capture = dlsym(RTLD_DEFAULT, "cudaStreamIsCapturing");
+}
 typedef struct { char name[256]; } Fn;
 E CUresult cuInit(unsigned f) { return 0; }
 E CUresult cuDriverGetVersion(int *v) { *v = 13000; return 0; }
@@ -31,6 +37,8 @@ E CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, int v) { ret
 E CUresult cuFuncSetCacheConfig(CUfunction f, CUfunc_cache c) { return 0; }
 E CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **p, void **e) { init(); if (cnt) cnt(((Fn *)f)->name, c->hStream); return 0; }
 E CUresult cuLaunchKernel(CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned s, CUstream st, void **p, void **x) { init(); if (cnt) cnt(((Fn *)f)->name, st); return 0; }
+// Triton 3.9 asks before a launch; the runtime knows, and its states have the driver's numbers
+E CUresult cuStreamIsCapturing(CUstream s, CUstreamCaptureStatus *status) { init(); *status = CU_STREAM_CAPTURE_STATUS_NONE; return capture ? capture(s, status) : 0; }
 E CUresult cuOccupancyMaxActiveClusters(int *n, CUfunction f, const CUlaunchConfig *c) { *n = 132; return 0; }
 
 E CUresult cuGetErrorString(CUresult e, const char **s) { *s = "fake"; return 0; }
