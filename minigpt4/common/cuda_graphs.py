@@ -95,9 +95,8 @@ class Recorder:
         try:
             self._recordings[key] = self._new(key, function, inputs, has_gradient)
             self._check_room(inputs[0].device)
-        except (
-            Exception
-        ) as error:  # the function's own error comes again when it runs without a recording
+        # of any kind: the function's own error comes again when it runs without a recording
+        except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
             if len(self._recordings) == 1:
