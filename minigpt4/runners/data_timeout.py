@@ -54,7 +54,7 @@ def _watch(timeout_s: float, interruption: Interruption, is_over: threading.Even
 def _end(why: str, what: str, waited: float, code: int) -> None:
     """End the program at once: the main thread is blocked, and a normal exit would wait for stopped workers."""
     logging.critical(
-        f"rank {get_rank()} waits for {what} since {waited:.0f} s ({why}). Ending the run; resume with --resume auto"
+        f"rank {get_rank()} has waited {waited:.0f} s for {what} ({why}). Ending the run; resume with --resume auto"
     )
     sys.stderr.flush()
     for worker in multiprocessing.active_children():

@@ -110,7 +110,7 @@ class StepTimeout:
             late = self.late_ranks() if waited > pause else ""
             if late and waited > self.timeout_s:
                 logging.critical(
-                    f"rank {get_rank()} waits for rank {late} since {waited:.0f} s (run.step_timeout_s); it "
+                    f"rank {get_rank()} has waited {waited:.0f} s for rank {late} (run.step_timeout_s); it "
                     f"did not make step {self._count} of this process. Ending the run; resume with --resume auto"
                 )
                 sys.stderr.flush()

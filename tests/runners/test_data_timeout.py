@@ -108,7 +108,7 @@ def test_a_stopped_worker_is_named_and_ends_the_run(run, make, whom):
     worker = re.search(r"process (\d+)", said)
     assert worker is None or is_gone(int(worker[1]))
     assert re.search(
-        rf"rank 0 waits for {whom} since \d+ s \(run\.step_timeout_s\)\. Ending the run; resume",
+        rf"rank 0 has waited \d+ s for {whom} \(run\.step_timeout_s\)\. Ending the run; resume",
         said,
     )
 

@@ -138,7 +138,7 @@ def test_a_rank_that_keeps_others_waiting_is_named_wherever_it_is(two_ranks, los
     code, said, _ = two_ranks(partial(exchanges, lose))
     assert code == 1
     assert re.search(
-        r"rank 0 waits for rank 1 since \d+ s \(run.step_timeout_s\); it did not make step 3", said
+        r"rank 0 has waited \d+ s for rank 1 \(run.step_timeout_s\); it did not make step 3", said
     )
 
 

@@ -337,7 +337,7 @@ def _processes() -> Iterator[Fault]:
     says = r".*Resume checkpoint from .*checkpoint_0_iter_\d+\.pth"
     yield Fault(group, "the same with --max-restarts=3", says, 0, lost={}, **restarted)
     stop, patience = at_step(2, send_to_child(signal.SIGSTOP)), LONG | {"run.step_timeout_s": 5}
-    says = r".*rank 0 waits for rank 1 since \d+ s \(run\.step_timeout_s\); .*"
+    says = r".*rank 0 has waited \d+ s for rank 1 \(run\.step_timeout_s\); .*"
     yield Fault(group, "one of 2 ranks hangs", says, 1, act=stop, ranks=2, settings=patience)
     workers = LONG | {"run.num_workers": 1}
     says = r"error: rank 0 lost a process that reads data: DataLoader worker .*"

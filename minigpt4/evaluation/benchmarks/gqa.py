@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minigpt4.common.registry import registry
-from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, group_of, ident, mapping, read_json, rows
-from minigpt4.evaluation.benchmarks.scores import Metric, Scores, num_empty, with_groups
+from minigpt4.evaluation.benchmarks.scores import Scores, label_scores, num_empty
 
 
 @registry.register_benchmark("gqa")
@@ -35,12 +34,7 @@ class GQA(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        right = {item.id: metrics.exact_match(answers[item.id], item.reference) for item in items}
-        by_release = {
-            item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items
-        }
-        figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
-        return Scores(with_groups(figures, items), right, num_empty(answers))
+        return label_scores(items, answers, num_empty(answers))
 
 
 Row = tuple[

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from minigpt4.evaluation.metrics import exact_match, lowered_match
+
 if TYPE_CHECKING:
     from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem
 
@@ -49,6 +51,19 @@ def with_groups(metrics: Mapping[str, Metric], items: Sequence[BenchmarkItem]) -
                 rows = {item_id: metric.rows[item_id] for item_id in ids}
                 found[f"{group}/{name}"] = Metric(rows, metric.of)
     return found
+
+
+def label_scores(
+    items: Sequence[BenchmarkItem], answers: Mapping[str, str], unparsable: int
+) -> Scores:
+    """Return the accuracy, over all items and by group, of answers whose reference is one label.
+
+    Once by `exact_match`, and once by the rule of the release's eval_vqa.py, `lowered_match`.
+    """
+    right = {item.id: exact_match(answers[item.id], item.reference) for item in items}
+    by_release = {item.id: lowered_match(answers[item.id], item.reference) for item in items}
+    figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
+    return Scores(with_groups(figures, items), right, unparsable)
 
 
 def figure(

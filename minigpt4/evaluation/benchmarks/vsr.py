@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minigpt4.common.registry import registry
-from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, read_json_lines, rows
-from minigpt4.evaluation.benchmarks.scores import Metric, Scores, with_groups
+from minigpt4.evaluation.benchmarks.scores import Scores, label_scores
 
 LABELS = ("false", "true")
 
@@ -46,11 +45,6 @@ class VSR(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        right = {item.id: metrics.exact_match(answers[item.id], item.reference) for item in items}
-        by_release = {
-            item.id: metrics.lowered_match(answers[item.id], item.reference) for item in items
-        }
-        figures = {"accuracy": Metric(right), "accuracy_minigpt4": Metric(by_release)}
         normalised = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
         unparsable = sum(text not in LABELS for text in normalised)
-        return Scores(with_groups(figures, items), right, unparsable)
+        return label_scores(items, answers, unparsable)
