@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt4.serving.limits import Refusal, Streams, Tries, discard_body, network_of, read_body
+from minigpt4.serving.limits import Body, Refusal, Streams, Tries, network_of
 from minigpt4.serving.uploads import Uploads
 
 API = "/gradio_api/"
@@ -116,29 +116,27 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None  # gradio uses no other type
+        body = Body(receive, Headers(scope=scope))
         try:
-            await self._check_and_pass(scope, receive, send)
+            await self._check_and_pass(scope, body, send)
         except Refusal as refusal:
-            # the connection is closed, since the rest of the body is not read
+            await body.discard()
+            # the connection is closed, since there may be more of the body
             response = PlainTextResponse(
                 str(refusal), refusal.status, {**SECURITY_HEADERS, "connection": "close"}
             )
             await response(scope, receive, send)
 
-    async def _check_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_and_pass(self, scope: Scope, body: Body, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         visitor = self.uploads.visitor(scope, headers)
-        try:
-            send = self._admit(scope, headers, visitor, send)
-        except Refusal:
-            await discard_body(receive, headers)
-            raise
+        send = self._admit(scope, headers, visitor, send)
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in LINK_HEADERS]
         # an upload is passed on piece by piece; any other body is read first, within its limits
         if path == f"{API}upload":
             async with self.uploads.room(headers):
-                return await self.app(scope, receive, self.uploads.recording(visitor, send))
-        receive = await read_body(receive, headers)
+                return await self.app(scope, body, self.uploads.recording(visitor, send))
+        receive = await body.read()
         with self.streams.opened(scope):
             await self.app(scope, receive, self.uploads.setting_cookie(scope, visitor, send))
 

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope
 # of a request that is no upload; the longest message has 393,216 as escaped JSON
 MOST_BYTES = 2**19
 MOST_DEPTH = 32  # of its JSON
+DISCARD_S = 2  # to receive the rest of a request that is refused
 TRIES_S = 60  # the period, in seconds, in which wrong passwords are counted
 TRIES_EACH, TRIES_ALL = 5, 50  # wrong passwords of one address, of all addresses
 
@@ -87,39 +88,50 @@ def network_of(scope: Scope) -> str:
     return str(address)
 
 
-async def read_body(receive: Receive, headers: Headers, most: int = MOST_BYTES) -> Receive:
-    """Read a body of at most `most` bytes; return a `receive` that gives it again.
+class Body:
+    """The body of a request: the request's `receive`, which knows whether it has been read to the end."""
 
-    Raises Refusal for a larger one, and for JSON that is nested too deeply.
-    """
-    if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
-        return receive
-    too_large = Refusal(413, f"more than {most:,} bytes: shorten the message")
-    if int(headers.get("content-length", 0)) > most:
-        raise too_large
-    body, is_more = bytearray(), True
-    while is_more:
-        message = await receive()
-        body += message.get("body", b"")
-        is_more = message.get("more_body", False)
-        if len(body) > most:
-            raise too_large
-    _check_depth(body)
-    messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    def __init__(self, receive: Receive, headers: Headers):
+        self._receive, self._length = receive, int(headers.get("content-length", 0))
+        self._is_read = self._length == 0 and "transfer-encoding" not in headers
 
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
+    async def __call__(self) -> Message:
+        """Return the next ASGI message: a part of the body, or that the client has disconnected."""
+        message = await self._receive()
+        self._is_read = not message.get("more_body", False)
+        return message
 
-    return replay
+    async def read(self, most: int = MOST_BYTES) -> Receive:
+        """Read all of it, at most `most` bytes; return a `receive` that gives it again.
 
+        Raises Refusal for a larger one, and for JSON that is nested too deeply.
+        """
+        if self._is_read:
+            return self
+        content = bytearray()
+        while not self._is_read and max(self._length, len(content)) <= most:
+            content += (await self()).get("body", b"")
+        if max(self._length, len(content)) > most:
+            raise Refusal(413, f"more than {most:,} bytes: shorten the message")
+        _check_depth(content)
+        messages = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
-async def discard_body(receive: Receive, headers: Headers) -> None:
-    """Read a small body, for at most a second, before its request is refused.
+        async def replay() -> Message:
+            return messages.pop() if messages else await self()
 
-    A connection that is closed with unread bytes is reset, and the client may never see the answer.
-    """
-    with suppress(asyncio.TimeoutError, Refusal):
-        await asyncio.wait_for(read_body(receive, headers), 1)
+        return replay
+
+    async def discard(self) -> None:
+        """Read the rest, for at most DISCARD_S, before the request is refused.
+
+        A connection that is closed with unread bytes is reset, and the client may never see the answer.
+        """
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_rest(), DISCARD_S)
+
+    async def _read_rest(self) -> None:
+        while not self._is_read:
+            await self()
 
 
 def _check_depth(body: bytes | bytearray) -> None:

@@ -19,7 +19,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.answers import QueueFullError, WaitingQueue
 from minigpt4.serving.guard import SECURITY_HEADERS, Hosts
-from minigpt4.serving.limits import Refusal, Tries, discard_body, network_of, read_body
+from minigpt4.serving.limits import Body, Refusal, Tries, network_of
 from minigpt4.serving.openai_answers import error_response, finish_reason, notices, sse_event, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
@@ -136,18 +136,18 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, until the client disconnects. Raises errors, which `_on_error` answers."""
         api, headers = self.api, Headers(scope=scope)
+        unread = Body(receive, headers)
         with ExitStack() as place, ExitStack() as room:
             try:
                 api.admit(scope)
                 place.enter_context(api.queue.place())
                 room.enter_context(api.room(headers))
-            except (Refusal, QueueFullError):
-                await discard_body(receive, headers)
-                raise
-            try:
-                receive = await asyncio.wait_for(read_body(receive, headers, MOST_BYTES), READ_S)
+                receive = await asyncio.wait_for(unread.read(MOST_BYTES), READ_S)
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the request did not come within {READ_S} s") from None
+            except (Refusal, QueueFullError):
+                await unread.discard()
+                raise
             body = await Request(scope, receive).body()
             work = asyncio.ensure_future(self._answer(body, room, scope, send))
             del body  # `_answer` frees it as soon as it can
@@ -243,10 +243,11 @@ async def _never() -> dict:
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     status, body = error_response(error)
-    # the connection is closed, since the rest of the request is not read
+    # the connection is closed, since there may be more of the request
     return JSONResponse(body, status, headers={**SECURITY_HEADERS, "connection": "close"})
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    await Body(request.receive, request.headers).discard()
     message = f"{request.method} {request.url.path}: {error.detail}"
     return await _on_error(request, Refusal(error.status_code, message))

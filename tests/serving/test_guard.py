@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import socket
 import threading
 from pathlib import Path
 from unittest import mock
@@ -389,3 +390,16 @@ def test_an_upload_says_its_length_and_fits(guarded):
     content = bytes(171 * 2**20)
     with httpx.Client(timeout=30) as http:
         assert http.post(f"{url}gradio_api/upload", content=content).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["gradio_api/upload", "gradio_api/queue/join", "elsewhere"])
+def test_who_sends_a_large_body_to_its_end_reads_the_refusal(guarded, path, monkeypatch):
+    """The rest of a body that nobody wants is read: closing before would reset the connection."""
+    monkeypatch.setattr(uploads, "MOST_BYTES", MOST_BYTES)
+    url, size = httpx.URL(guarded[0]), 20 * 2**20
+    head = f"POST /{path} HTTP/1.1\r\nhost: {url.host}\r\ncontent-length: {size}\r\n\r\n"
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(head.encode() + bytes(size))
+        reply = connection.makefile("rb").read()
+    assert reply.startswith(b"HTTP/1.1 404" if path == "elsewhere" else b"HTTP/1.1 413")
+    assert reply.partition(b"\r\n\r\n")[2]

@@ -373,6 +373,26 @@ def test_unknown_addresses(http):
         assert reply.status_code == status and path in reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [
+        ("/v1/chat/completions", KEY, 413),
+        ("/v1/chat/completions", "wrong", 401),
+        ("/v1/embeddings", KEY, 404),
+    ],
+)
+def test_who_sends_a_large_body_to_its_end_reads_the_refusal(http, path, key, status):
+    """The rest of a body that nobody wants is read: closing before would reset the connection."""
+    address, size = (http.base_url.host, http.base_url.port), 30_000_000
+    lines = [f"host: {address[0]}", f"authorization: Bearer {key}", f"content-length: {size}"]
+    head = "\r\n".join([f"POST {path} HTTP/1.1", *lines, "", ""])
+    with socket.create_connection(address) as connection:
+        connection.sendall(head.encode() + bytes(size))
+        reply = connection.makefile("rb").read()
+    assert reply.startswith(f"HTTP/1.1 {status}".encode())
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
 def test_fifty_clients_of_whom_ten_vanish(api, client, http):
     """Those who stay get the answers that they get alone, of those who leave nothing stays, memory is flat."""
     dialogues = [
