@@ -41,8 +41,10 @@ quickstart-v2: $(READY)
 demo: $(READY)
 	$(BIN)/python demo.py $(MODEL)
 
+# for two cores: one more, because some tests wait for servers, browsers and other processes
+WORKERS ?= 3
 # the harnesses need their own environments, which take minutes to install: see lmms-eval, vlmevalkit
-SUITE = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/evaluation/harnesses
+SUITE = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/evaluation/harnesses
 
 test: $(READY)
 	$(SUITE)

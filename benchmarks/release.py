@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from benchmarks import data, workload
+from benchmarks import workload
 from minigpt4.models import MiniGPT4, memory
 from minigpt4.models.vision.qformer import to_release_name
 
@@ -24,6 +24,8 @@ FILES = {  # {stem of the file: prefixes of the parameters in it}
 
 def options(size: str) -> list[str]:
     """Return the `--options` with which CONFIG trains a model of `size`; the first call writes its files."""
+    from benchmarks import data  # the datasets take seconds to import
+
     folder = FOLDER / size
     folder.mkdir(parents=True, exist_ok=True)
     cfg = workload.model_config(size, folder)

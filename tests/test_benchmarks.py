@@ -31,26 +31,17 @@ def test_load(tmp_path):
 
 
 @pytest.mark.slow
-def test_chat(tmp_path):
+def test_chat(tmp_path, capsys):
     """At toy size: all ways give equal answers (it exits otherwise), and the table has every row."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "chat",
-        "--quick",
-        "--json",
-        str(tmp_path / "chat.json"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = rows_of(tmp_path / "chat.json")
-    assert "equal answers: yes" in result.stdout
+    assert main(["chat", "--quick", "--json", str(tmp_path / "chat.json")]) == 0
+    rows, shown = rows_of(tmp_path / "chat.json"), capsys.readouterr().out
+    assert "equal answers: yes" in shown
     second, fifth = (
         f"chat: first token of turn {turn}, {n} positions before"
         for turn, n in ((2, 257), (5, 773))
     )
     assert set(rows) == {second, fifth, "chat: tokens a second"} and all(
-        name in result.stdout for name in rows
+        name in shown for name in rows
     )
     assert rows["chat: tokens a second"]["stock"]
     # 23 positions against 277 and 793, attention among them: even two thin layers show it; measured 1.8 and 10
@@ -65,21 +56,10 @@ def test_serve(tmp_path):
 
 
 @pytest.mark.slow
-def test_train(tmp_path):
+def test_train(tmp_path, capsys):
     """At toy size: parity is checked first, every way has its row."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "train",
-        "--size",
-        "tiny",
-        "--ladder",
-        "--rounds",
-        "1",
-    ]
-    command += ["--device", "cpu", "--json", str(tmp_path / "train.json")]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    words = ["train", "--size", "tiny", "--ladder", "--rounds", "1", "--device", "cpu"]
+    assert main([*words, "--json", str(tmp_path / "train.json")]) == 0
     figures = json.loads((tmp_path / "train.json").read_text())
     rows = rows_of(tmp_path / "train.json")
     for stage in ("1", "2"):
@@ -87,7 +67,7 @@ def test_train(tmp_path):
         for way in (", padded", ", packed", ""):
             row = rows.pop(f"stage {stage}: step, tiny fp32{way}")
             assert row["ours"] and row["2023"] and row["stock"] and row["limit"]
-    assert not rows and result.stdout.count("of limit") == 1
+    assert not rows and capsys.readouterr().out.count("of limit") == 1
 
 
 @pytest.mark.parametrize("part", ["vit", "qformer", "llm"])
@@ -152,22 +132,11 @@ def test_parity(capsys):
     assert len(errors) == 2 and min(errors) > 0.002 and max(errors) < 0.03
 
 
-def test_data(tmp_path):
+def test_data(tmp_path, capsys):
     """At small size: both ways give equal tensors (it exits otherwise), and ours sends a quarter of the bytes."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "data",
-        "--quick",
-        "--json",
-        str(tmp_path / "data.json"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = rows_of(tmp_path / "data.json")
-    assert (
-        result.stdout.count("equal tensors: yes") == 2 and "not judged (--quick)" in result.stdout
-    )
+    assert main(["data", "--quick", "--json", str(tmp_path / "data.json")]) == 0
+    rows, shown = rows_of(tmp_path / "data.json"), capsys.readouterr().out
+    assert shown.count("equal tensors: yes") == 2 and "not judged (--quick)" in shown
     for name in (f"data: images of {size}, a core" for size in ("256x256", "500x375")):
         tensors, everything = (
             rows[f"{name}: bytes sent each, {kind}"] for kind in ("tensors", "all")
