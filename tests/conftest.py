@@ -9,7 +9,7 @@ import sys
 # threads that spin while they wait make them many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# each program that compiles would start processes for it, and a test run has its two workers already
+# each program that compiles would start processes for it, and a test run has its own workers already
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # before the imports too: the programs set it for the same reason
 gc.set_threshold(20_000, 20, 20)
