@@ -3,7 +3,8 @@
 import functools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def record(
     `pool`: a graph_pool_handle, for graphs that share memory. After an error the current stream is the caller's again.
     """
     graphs = [torch.cuda.CUDAGraph() for _ in functions]
+    pool = pool or torch.cuda.graph_pool_handle()
     with torch.cuda.device(device), _one_at_a_time:
         caller, stream = torch.cuda.current_stream(), _capture_stream(torch.cuda.current_device())
         # when a capture fails, torch.cuda.graph does not bring back the caller's stream; this context does
@@ -43,9 +45,25 @@ def record(
             options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
             with shared_generators:
                 for graph, function in zip(graphs, functions, strict=True):
-                    with torch.cuda.graph(graph, **options):
+                    with _pool_left_on_error(pool), torch.cuda.graph(graph, **options):
                         function()
     return graphs
+
+
+@contextmanager
+def _pool_left_on_error(pool: tuple[int, int]) -> Iterator[None]:
+    """Within the block, an error of a capture also ends the allocations to `pool`.
+
+    torch 2.11 goes on with them after a capture that CUDA itself has ended, and then never frees cached memory.
+    """
+    try:
+        yield
+    except Exception:
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # raised where they have ended already
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        raise
 
 
 @functools.cache

@@ -55,12 +55,15 @@ def fails(function):
     with Warnings() as warnings:
         results = [recorder("fails", function, x) for _ in range(3)]
     results[-1].sum().backward()
+    torch.ones(GIB, dtype=torch.uint8, device=DEVICE)  # freed at once, but kept in torch's cache
+    torch.cuda.empty_cache()
     return {
         "warnings": warnings,
         "off": recorder.is_off,
         "same stream": stream() == before,
         "captures": torch.cuda.is_current_stream_capturing(),
         "gradient": x.grad is not None,
+        "cache is emptied": torch.cuda.memory_reserved() < GIB,
     }
 
 

@@ -22,7 +22,13 @@ def test_a_failure_ends_recording_and_nothing_else(found, failure):
     after = found[failure]
     (warning,) = after.pop("warnings")
     assert warning.startswith("model.cuda_graphs: steps are not recorded: ")
-    assert after == {"off": True, "same stream": True, "captures": False, "gradient": True}
+    assert after == {
+        "off": True,
+        "same stream": True,
+        "captures": False,
+        "gradient": True,
+        "cache is emptied": True,
+    }
     assert found["afterwards"] == found["forward and backward"]
 
 
