@@ -94,9 +94,12 @@ class Body:
     def __init__(self, receive: Receive, headers: Headers):
         self._receive, self._length = receive, int(headers.get("content-length", 0))
         self._is_read = self._length == 0 and "transfer-encoding" not in headers
+        # such a client sends the body only when it is first asked for
+        self._is_held_back = headers.get("expect", "").lower() == "100-continue"
 
     async def __call__(self) -> Message:
         """Return the next ASGI message: a part of the body, or that the client has disconnected."""
+        self._is_held_back = False
         message = await self._receive()
         self._is_read = not message.get("more_body", False)
         return message
@@ -126,6 +129,8 @@ class Body:
 
         A connection that is closed with unread bytes is reset, and the client may never see the answer.
         """
+        if self._is_held_back:
+            return
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._read_rest(), DISCARD_S)
 

@@ -403,3 +403,11 @@ def test_who_sends_a_large_body_to_its_end_reads_the_refusal(guarded, path, monk
         reply = connection.makefile("rb").read()
     assert reply.startswith(b"HTTP/1.1 404" if path == "elsewhere" else b"HTTP/1.1 413")
     assert reply.partition(b"\r\n\r\n")[2]
+
+
+def test_who_waits_for_leave_to_send_a_large_body_gets_the_refusal_instead(guarded):
+    url, length = httpx.URL(guarded[0]), 171 * 2**20
+    lines = [f"host: {url.host}", f"content-length: {length}", "expect: 100-continue", "", ""]
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall("\r\n".join(["POST /gradio_api/upload HTTP/1.1", *lines]).encode())
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 413")
