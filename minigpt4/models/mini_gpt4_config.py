@@ -56,7 +56,8 @@ class MiniGPT4Config:
     llm_precision: str = "auto"
     llm_quantization: str = "none"  # weights of the LLM in 8 bits (int8) or 4 bits (nf4, int4)
     low_resource: bool = False  # key of 2023: llm_quantization int8
-    device_8bit: int | str = 0  # GPU of the quantised LLM; scripts of 2023 also name a device
+    # GPU of the quantised LLM in scripts of 2023, which give `from_config` no device; they also name a device
+    device_8bit: int | str = 0
     # auto or another of accelerate's: spread the LLM of a chat over all GPUs
     device_map: str = "none"
     check_llm: bool = True  # refuse an LLM that does not read English

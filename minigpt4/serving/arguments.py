@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
-    """Return the device, None for `run.device`; with --gpu-id, an 8-bit LLM is put on that GPU too."""
+    """Return the device; None stands for `run.device`."""
     if args.gpu_id is None:
         return args.device
     import torch
@@ -34,7 +34,6 @@ def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
             file=sys.stderr,
         )
         return "cpu"
-    cfg.model_cfg.device_8bit = args.gpu_id
     return f"cuda:{args.gpu_id}"
 
 

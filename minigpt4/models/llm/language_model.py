@@ -196,7 +196,7 @@ def load_llm(
 ) -> "PreTrainedModel":
     """Return the causal LM of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `kind`: one of quantization.KINDS; on a machine with GPUs, quantised weights are put on GPU number `gpu`.
+    `kind`: one of quantization.KINDS. `gpu`: where `device` is "cuda" without an index, the GPU of quantised weights.
     `device_map`: spread the weights over all devices, see accelerate. `shard`: called by all ranks, each of which gets
     its shard. Raises ValueError if the files cannot be read or lack tensors that config.json asks for, or if the device
     cannot compute with weights of this kind.
@@ -210,7 +210,7 @@ def load_llm(
         "ignore_mismatched_sizes": True,
     }
     options |= attention_options(device)
-    if kind != "none" and device.type == "cuda" and not shard:
+    if kind != "none" and device == torch.device("cuda") and not shard:  # a GPU, but not which
         device = torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
     quantization.check_device(kind, device)
     if kind == "nf4":
