@@ -128,6 +128,19 @@ def test_int8_has_the_gradient_of_the_widened_weights():
     torch.testing.assert_close(x.grad, wanted, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("device", "gpu", "wanted"),
+    [
+        ("cuda:1", 0, "cuda:1"),  # a rank's own
+        ("cpu", 1, "cpu"),
+        ("cuda", 1, "cuda:1"),  # scripts of 2023 give from_config no device
+        ("cuda", "cpu", "cpu"),
+    ],
+)
+def test_device_of_quantised_weights(device, gpu, wanted):
+    assert quantization.device_of(torch.device(device), gpu) == torch.device(wanted)
+
+
 @pytest.mark.parametrize("rows", [1, 20])
 def test_int8_neither_overflows_nor_underflows_in_float16(rows):
     """As real LLMs have it: an activation of some thousands, and small gradients."""

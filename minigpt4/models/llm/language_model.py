@@ -210,8 +210,8 @@ def load_llm(
         "ignore_mismatched_sizes": True,
     }
     options |= attention_options(device)
-    if kind != "none" and device == torch.device("cuda") and not shard:  # a GPU, but not which
-        device = torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
+    if kind != "none" and not shard:
+        device = quantization.device_of(device, gpu)
     quantization.check_device(kind, device)
     if kind == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(

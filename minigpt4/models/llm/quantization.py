@@ -21,6 +21,13 @@ def kind_of(llm_quantization: str, low_resource: bool) -> str:
     return "int8" if low_resource and llm_quantization == "none" else llm_quantization
 
 
+def device_of(device: torch.device, gpu: int | str) -> torch.device:
+    """Return the device of quantised weights: `device`; `model.device_8bit` decides if it is a GPU without an index."""
+    if device != torch.device("cuda"):
+        return device
+    return torch.device(f"cuda:{gpu}" if str(gpu).isdigit() else gpu)
+
+
 def check_device(kind: str, device: torch.device) -> None:
     """Raise ValueError if weights of `kind` do not run on `device`."""
     if device.type == "mps" and kind in ("int4", "nf4"):
