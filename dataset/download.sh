@@ -81,5 +81,6 @@ trap 'code=130' INT # img2dataset stops by itself; what it got is counted all th
     --caption_col caption --output_format webdataset --output_folder "$output" --processes_count 16 \
     --thread_count 128 --image_size 256 --resize_mode border --retries 0 --incremental_mode incremental \
     --enable_wandb False --distributor multiprocessing "$@" || code=$?
-"$environment/bin/python" "$root/minigpt4/datasets/download_stats.py" "$output" || [ "$code" -ne 0 ] || code=1
+# PYTHONSAFEPATH: else modules beside that file hide those of the standard library, such as inspect
+PYTHONSAFEPATH=1 "$environment/bin/python" "$root/minigpt4/datasets/download_stats.py" "$output" || [ "$code" -ne 0 ] || code=1
 exit "$code"

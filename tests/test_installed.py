@@ -34,15 +34,19 @@ def test_a_path_is_looked_for_here_then_beside_the_yaml_then_in_the_project(tmp_
         folder.mkdir()
     (beside / "a.pth").touch()
     (beside / "shards").mkdir()
+    for name in ("shards/3.tar", "laion_1.tar", "shards/laion_1.tar"):
+        (beside / name).touch()
     monkeypatch.chdir(here)
     assert find_path("a.pth", [beside]) == str(beside / "a.pth")
-    assert find_path("shards/{0..9}.tar", [beside]) == str(beside / "shards/{0..9}.tar")
+    (here / "shards").mkdir()  # the files decide, not the folder
+    for pattern in ("shards/{0..9}.tar", "shards/laion_{0..1}.tar", "laion_?.tar", "*.tar"):
+        assert find_path(pattern, [beside]) == str(beside / pattern)
     assert find_path("prompts/alignment.txt", [beside]) == str(ROOT / "prompts/alignment.txt")
     (here / "a.pth").touch()
     as_given = [
         "a.pth",
         "b.pth",
-        "{0..9}.tar",
+        "{0..9}.zip",
         "${env.cache_root}/x",
         "~/a.pth",
         "$HOME/a",
@@ -60,6 +64,7 @@ def test_paths_of_data_and_own_weights_are_beside_the_yaml(release, tmp_path, mo
     for folder in (home / "images", home / "shards", here):
         folder.mkdir(parents=True)
     (home / "c.jsonl").touch()
+    (home / "shards/0.tar").touch()
     text = "model: {arch: mini_gpt4, llama_model: llm, ckpt: '${env.cache_root}/c.pth'}\nenv: {cache_root: cache}\n"
     text += "datasets:\n  a: {builder: image_text_jsonl, build_info: {storage: c.jsonl, images: images}}\n"
     text += "  b: {builder: webdataset, build_info: {storage: ['shards/{0..1}.tar', /x/2.tar]}}\n"

@@ -5,6 +5,7 @@ project ships are found from anywhere. The dataclass of a section says which of 
 existing files and folders, `WRITTEN_PATHS` for those that a program makes.
 """
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -24,19 +25,25 @@ _SHIPPED = ("minigpt4", "train_configs", "eval_configs", "prompts")
 def find_path(path: str, folders: Sequence[Path] = ()) -> str:
     """Return `path`, below the first of `folders`, or of the project's, that has it, if the working directory lacks it.
 
-    For a pattern such as shards/{0..9}.tar, the part before the first wildcard is looked up.
+    A pattern such as shards/{0..9}.tar is looked up as a glob, with any text in place of its braces.
     """
-    fixed = re.split(r"[{*?\[]", path)[0]
-    is_relative = fixed and not fixed.startswith(("~", "$", "/"))
-    if not is_relative or "${" in path or is_url(path) or os.path.exists(fixed):
+    is_relative = path and not path.startswith(("~", "$", "/"))
+    if not is_relative or "${" in path or is_url(path) or _is_there(path):
         return path
     folders = list(folders)
-    if Path(fixed).parts[0] in _SHIPPED:
+    if Path(path).parts[0] in _SHIPPED:
         folders += [PACKAGE_DIR.parent, PACKAGE_DIR]
     for folder in folders:
-        if os.path.exists(folder / fixed):
+        if _is_there(path, folder):
             return str(folder / path)
     return path
+
+
+def _is_there(path: str, folder: Path = Path()) -> bool:
+    if os.path.exists(folder / path):
+        return True
+    pattern = re.sub(r"\{[^{}]*\}", "*", path)
+    return glob.has_magic(pattern) and any(glob.iglob(pattern, root_dir=folder))
 
 
 def settle_paths(section: DictConfig, where: str, folders: Sequence[Path], report: Report) -> None:

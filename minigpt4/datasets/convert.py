@@ -11,6 +11,7 @@ import csv
 import os
 import random
 import sys
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,12 +160,14 @@ def _aligned(record: dict, report: Report) -> list:
 def json_array(path: Path, title: str) -> Iterator[Any]:
     """Yield the elements of the JSON array in a file one at a time; on a terminal, with a progress bar in bytes."""
     with open(path, "rb") as file:
+        start = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        file.seek(start)
         head = file.read(64).lstrip()[:1]
         if head != b"[":
             raise ValueError(
                 f"'{path}' begins with {head!r}; expected '[', the start of a JSON array of objects"
             )
-        file.seek(0)
+        file.seek(start)
         size, number = path.stat().st_size, 0
         options = {"total": size, "desc": title, "unit": "B", "unit_scale": True, "disable": None}
         with tqdm.wrapattr(file, "read", **options) as counted:

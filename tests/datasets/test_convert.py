@@ -162,6 +162,12 @@ def test_an_unusable_list_leaves_the_existing_output_unchanged(content, message,
     assert (tmp_path / "list.tsv").read_text() == "from before"
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(entries(3)), encoding="utf-8-sig")
+    assert run_main(tmp_path) == 0
+    assert len(read_tsv(tmp_path / "list.tsv")) == 4
+
+
 def test_an_interrupted_file_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "list.tsv") as file:
         file.write("half")

@@ -271,6 +271,7 @@ def test_regions_of_visual_genome(tmp_path):
         },
         {"id": 2, "regions": [REGION]},
         {"id": 1, "regions": []},
+        {"id": 3, "regions": 5},
     ]
     write_json(tmp_path / "region_descriptions.json", regions)
     good, *faults = build("refvg", {"data_dir": str(tmp_path)})["train"].annotation
@@ -280,6 +281,7 @@ def test_regions_of_visual_genome(tmp_path):
         Fault(f"{where} 1 of image 1", "bad_caption", "'phrase' is empty"),
         Fault(f"{where} 3 of image 1", "bad_record", "is int, not a mapping"),
         Fault(f"{where} 1 of image 2", "no_image", "image 2 is not in image_data.json"),
+        Fault(f"{where}s of image 3", "bad_record", "'regions' is int; expected a list"),
     ]
 
 

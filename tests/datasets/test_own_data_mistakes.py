@@ -259,6 +259,12 @@ MISTAKES = [
         f"{{tmp}}/a.jsonl: none of its 1 records can be used; a.jsonl line 2: 'image' is missing (keys: img, caption); expected {EXPECTED}",
     ),
     ("image_text_jsonl", written("a.jsonl", ""), f"{{tmp}}/a.jsonl: no record to train on; expected {EXPECTED}"),
+    (
+        "image_text_jsonl",
+        written("a.json", '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}'),
+        "{tmp}/a.json: the 'id' 1 is that of two images, 'a' and 'b'; give each file of captions by itself, or number "
+        "the images anew",
+    ),
     ("image_text_jsonl", written("a.json", "{"), "{tmp}/a.json: not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
     (
         "image_text_jsonl",

@@ -41,6 +41,10 @@ def test_a_failed_transfer_is_an_error(read, kind, words):
         read(kind)
 
 
+def test_an_empty_file_is_read_as_one(read):
+    assert read("empty") == b""
+
+
 def test_curls_error_replaces_the_readers(tmp_path):
     with (
         web_server(tmp_path) as address,

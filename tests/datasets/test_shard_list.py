@@ -1,6 +1,7 @@
 """The shards that a `storage` refers to, and the checks before anything is read."""
 
 import os
+import shutil
 import socket
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from minigpt4.datasets.datasets import shard_list
 from minigpt4.datasets.datasets.shard_list import check_shards, expand_shards, open_file
 from tests.datasets.shards import shard
+from tests.survival.web_server import web_server
 
 
 @pytest.mark.parametrize("name", ["set[1]", "a{b,c}", "what?", "x*", "a::b", "pipe:x"])
@@ -69,6 +71,10 @@ def test_brackets_in_addresses_are_taken_literally():
         ([" "], "' ' is no path of a shard"),
         ("x/{0..99999999999}.tar", "more than 10,000 shards"),
         ("x/{0..999}{0..999}.tar", "more than 10,000 shards"),
+        (
+            "https://a/*.tar",
+            r"^'https://a/\*.tar': web servers are not searched; name the tar files, as https://host/\{",
+        ),
         ("x/{0..1.tar", r"write ranges as \{00000\.\.00099\}"),
         ("${UNSET}/{0..1}.tar", None),
     ],
@@ -148,5 +154,18 @@ def test_of_many_shards_some_are_opened(tmp_path, monkeypatch):
         check_shards(shards, "")
 
 
-def test_http_addresses_are_not_requested():
-    check_shards(["http://127.0.0.1:9/0.tar"], "")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="addresses are read through curl")
+def test_the_first_address_of_each_host_is_requested(tmp_path):
+    with web_server(tmp_path) as address, web_server(tmp_path) as other:
+        good = [f"{address}/good/{number}.tar" for number in range(3)]
+        check_shards([*good, f"{address}/404/0.tar"], "")
+        with pytest.raises(ValueError, match=rf"^'{other}/404/0.tar': curl: \(22\) .*404"):
+            check_shards([*good, f"{other}/404/0.tar"], "")
+    with pytest.raises(ValueError, match=rf"^'{good[0]}': curl: \(7\)"):
+        check_shards(good, "")
+
+
+def test_addresses_without_curl(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="read by the program curl, which is not here; install it"):
+        check_shards(["http://a.example/0.tar"], "")

@@ -270,6 +270,16 @@ def test_a_fraction_that_leaves_nothing_is_rejected(tmp_path):
             build("cc_sbu_align", storage, val_fraction=fraction)
 
 
+def test_a_fraction_that_holds_out_none_of_the_shards_says_so(tmp_path):
+    """How many samples tar files hold is known only once they have been read."""
+    storage = make_data("laion", tmp_path / "a", range(2))
+    splits = build("laion", storage, val_fraction=0.0001)
+    with pytest.raises(
+        DataError, match=r"^laion val: val_fraction 0\.0001 holds out none of the samp"
+    ):
+        evaluated(splits["val"])
+
+
 # training
 
 

@@ -23,6 +23,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind in ("404", "503") or (kind == "busy" and asked <= 2):
             return self.send_error(404 if kind == "404" else 503)
         body = b"<!DOCTYPE html><html>Log in</html>" * 99 if kind == "page" else self.server.tar
+        body = b"" if kind == "empty" else body
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -210,7 +210,12 @@ def _coco(images: list, annotations: list, path: Path) -> Iterator:
     file_names = {}
     for image in images:
         if isinstance(image, dict) and isinstance(image.get("id"), (str, int)):
-            file_names[image["id"]] = image.get("file_name")
+            image_id, name = image["id"], image.get("file_name")
+            if file_names.setdefault(image_id, name) != name:
+                raise ValueError(
+                    f"{path}: the 'id' {image_id!r} is that of two images, {file_names[image_id]!r} and {name!r}; "
+                    "give each file of captions by itself, or number the images anew"
+                )
     for number, annotation in enumerate(annotations):
         where = f"{path.name} annotation {number}"
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None

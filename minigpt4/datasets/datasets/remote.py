@@ -2,19 +2,41 @@
 
 import io
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from subprocess import PIPE, Popen
 from typing import BinaryIO
+from urllib.parse import urlparse
+
+from minigpt4.common.utils import without_secrets
 
 STALL_S = 30  # seconds without a byte after which a transfer is aborted
 MIN_RATE = 1000  # bytes per second, averaged over STALL_S of waiting; a slower transfer is aborted
 WAITS_S = (1, 3, 9)  # seconds before each retry; once a byte has arrived, nothing is retried
 _CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
-_FINAL = r"error: 4(?!08|29)|onnect to|timed out|too slow"  # errors that are not retried
+_REFUSED = r"error: 4(?!08|29)|onnect to"
+_FINAL = rf"{_REFUSED}|timed out|too slow"  # errors that are not retried
 _CLOSED_BY_US = 23  # curl's exit code if the reader stops early, as at a tar's end mark
+
+
+def check_urls(urls: Sequence[str]) -> None:
+    """Request the first URL of each host. Raises ValueError if it is refused or the host not reached, or without curl.
+
+    Other errors, such as a host that is busy now, are left to the run, which counts failed shards.
+    """
+    if urls and not shutil.which("curl"):
+        raise ValueError(f"'{urls[0]}' is read by the program curl, which is not here; install it")
+    first_of_host = {urlparse(url).netloc: url for url in reversed(urls)}
+    for url in first_of_host.values():
+        try:
+            with open_url(url):
+                pass
+        except OSError as error:
+            if re.search(_REFUSED, str(error)):
+                raise ValueError(f"'{without_secrets(url)}': {error}") from error
 
 
 @contextmanager
@@ -29,7 +51,7 @@ def open_url(url: str) -> Iterator[BinaryIO]:
             reader = _MinRateReader(curl.stdout)
             stream = io.BufferedReader(reader)
             error, has_data = None, bool(stream.peek(1))
-            if has_data:
+            if has_data or curl.wait() == 0:  # the latter: an empty file
                 try:
                     yield stream
                 except Exception as reader_error:

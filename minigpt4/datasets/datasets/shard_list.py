@@ -16,6 +16,7 @@ from braceexpand import braceexpand
 from minigpt4.common.image_files import WINDOWS_PATH, list_files
 from minigpt4.common.utils import expand_path, is_url
 from minigpt4.datasets.datasets.object_store import PACKAGES, check_objects, is_object
+from minigpt4.datasets.datasets.remote import check_urls
 from minigpt4.datasets.datasets.tar_members import check_archive
 
 TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -60,7 +61,7 @@ def missing_shards(shards: Sequence[str]) -> list[str]:
 def check_shards(shards: Sequence[str], storage: object) -> None:
     """Raise ValueError if local shards are missing or do not begin as tars; of many, at most LOOKED_AT are opened.
 
-    In each object store, the existence of the first shard is checked. `storage` is only for messages.
+    The first shard of each object store and of each host is requested. `storage` is only for messages.
     """
     if missing := missing_shards(shards):
         found = _what_is_at(missing[0])
@@ -72,6 +73,7 @@ def check_shards(shards: Sequence[str], storage: object) -> None:
         raise ValueError(f"no file matches '{storage}'")
 
     check_objects([shard for shard in shards if is_object(shard)])
+    check_urls([shard for shard in shards if is_url(shard)])
     local = [shard for shard in shards if not is_address(shard)]
     opened = local[:: max(1, math.ceil(len(local) / LOOKED_AT))]  # evenly spaced
     faults = []
@@ -98,18 +100,17 @@ def _addresses(pattern: str) -> Iterator[str]:
     """Yield the shards of a pattern of addresses; webdataset separates several by `::`. Raises ValueError."""
     schemes = "|".join(("https?", *PACKAGES))
     for address in re.split(rf"::(?=(?:{schemes})://)", pattern):
-        if not urlparse(address).netloc:
-            kind, example = "host", "https://host"
-            if is_object(address):
-                kind, example = "bucket", "s3://bucket"
-            raise ValueError(f"'{address}' names no {kind}; write {example}/path.tar")
+        kinds, part, example = "web servers", "host", "https://host"
+        if is_object(address):
+            kinds, part, example = "object stores", "bucket", "s3://bucket"
+        parsed = urlparse(address)
+        if not parsed.netloc:
+            raise ValueError(f"'{address}' names no {part}; write {example}/path.tar")
         shards = _expand_braces(address)
-        if is_object(address) and not all(
-            shard.endswith(TAR_NAMES) and "*" not in shard for shard in shards
-        ):
-            example = "s3://bucket/{00000..00099}.tar"
+        is_named = is_url(address) or all(shard.endswith(TAR_NAMES) for shard in shards)
+        if not is_named or "*" in parsed.path:
             raise ValueError(
-                f"'{address}': object stores are not searched; name the tar files, as {example}"
+                f"'{address}': {kinds} are not searched; name the tar files, as {example}/{{00000..00099}}.tar"
             )
         yield from shards
 

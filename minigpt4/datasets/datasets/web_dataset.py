@@ -42,7 +42,7 @@ from minigpt4.datasets.datasets.record_text import read_members
 from minigpt4.datasets.datasets.remote import open_url
 from minigpt4.datasets.datasets.shard_cache import USES, ShardCache
 from minigpt4.datasets.datasets.shard_list import expand_shards, is_address, open_file
-from minigpt4.datasets.datasets.skips import SkipSample
+from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from minigpt4.datasets.datasets.tar_members import tar_members
 from minigpt4.datasets.datasets.tar_samples import (
     CAPTION_EXTENSIONS,
@@ -120,6 +120,10 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         super().bind(place, num_workers, max_bad_fraction)
         workers = max(1, num_workers)
         self.cache_use = torch.zeros(workers, len(USES), dtype=torch.int64).share_memory_()
+        if place.rank == 0 and (repeated := len(self.shards) - len(set(self.shards))):
+            logging.warning(
+                f"{self.name}: {repeated} of {len(self.shards)} shards are named more than once and read as often"
+            )
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
                 f"{self.name}: {len(self.shards)} shard(s) for {place.world_size} rank(s) x {workers} worker(s): each "
@@ -248,6 +252,11 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
                     return
                 except SkipSample:
                     continue
+        if self.is_val and self.val_fraction and not self.skips.report()["seen"]:
+            raise DataError(
+                f"{self.name}: val_fraction {self.val_fraction} holds out none of the samples; raise it, or name files "
+                "of their own by val"
+            )
         raise self.skips.nothing_usable()
 
 

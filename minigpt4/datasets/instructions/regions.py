@@ -100,7 +100,13 @@ def read_genome(paths: Sequence[Path]) -> Records:
         raise ValueError(f"{regions_path}: found {type(content).__name__}; expected {_REGIONS}")
     records: Records = []
     for entry in content:
-        for number, region in enumerate(entry.get("regions") or ()):
+        regions = entry.get("regions") or ()
+        if not isinstance(regions, (list, tuple)):
+            detail = f"'regions' is {type(regions).__name__}; expected a list"
+            where = f"{regions_path.name} records of image {entry.get('id')}"
+            records.append(Fault(where, "bad_record", detail))
+            continue
+        for number, region in enumerate(regions):
             region_id = region.get("region_id", number) if isinstance(region, dict) else number
             spot = Spot(regions_path.name, f"{region_id} of image {entry.get('id')}")
             try:
