@@ -54,7 +54,8 @@ def paired_bootstrap(
     `bootstrap`, and for ids that do not match.
     """
     if isinstance(a, Mapping):
-        b = [aligned(b, a, "a value of the other")[item] for item in a]
+        by_id = aligned(b, a, "a value of the other")
+        b = [by_id[item] for item in a]
     rows_a, rows_b = _rows(a, "a"), _rows(b, "b")
     if len(rows_a) != len(rows_b):
         raise ValueError(f"{len(rows_a)} values against {len(rows_b)}; expected the same items")

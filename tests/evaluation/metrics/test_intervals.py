@@ -77,6 +77,22 @@ def test_items_are_paired_by_id_not_by_order():
     assert paired_bootstrap(a, dict(reversed(a.items()))) == (0, 0, 0, 1)
 
 
+class CountingLookups(dict):
+    """A mapping that counts how often it is asked whether it has an id."""
+
+    lookups = 0
+
+    def __contains__(self, item):
+        self.lookups += 1
+        return super().__contains__(item)
+
+
+def test_pairing_by_id_checks_each_id_once():
+    a, b = CountingLookups.fromkeys(range(500), 1.0), dict.fromkeys(range(500), 1.0)
+    paired_bootstrap(a, b, num_samples=1)
+    assert a.lookups == 500
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
