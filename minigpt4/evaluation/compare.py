@@ -59,7 +59,9 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     for name, metric_b in scores_b.metrics.items():
         metric_a = scores_a.metrics[name]
         values[name] = (metric_a.value(), metric_b.value())
-        differences[name] = metrics.paired_bootstrap(metric_b.rows, metric_a.rows, metric_b.of)
+        differences[name] = metrics.paired_bootstrap(
+            metric_b.rows, metric_a.rows, metric_b.of, stratum=metric_b.stratum
+        )
 
     gains = {item_id: scores_b.per_item[item_id] - scores_a.per_item[item_id] for item_id in common}
     changed = []

@@ -97,7 +97,7 @@ def intervals(scores: Scores) -> dict[str, dict[str, float]]:
     """Return the value and the 95 % bootstrap interval of each metric, {name: {"value", "low", "high"}}."""
     found = {}
     for name, metric in scores.metrics.items():
-        low, high = metrics.bootstrap(metric.rows, metric.of)
+        low, high = metrics.bootstrap(metric.rows, metric.of, stratum=metric.stratum)
         found[name] = {"value": metric.value(), "low": low, "high": high}
     return found
 

@@ -5,6 +5,7 @@ import pytest
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.mme import SUBTASKS
+from minigpt4.evaluation.results import intervals
 from tests.evaluation.benchmarks import official
 from tests.evaluation.benchmarks.official import opened
 
@@ -185,6 +186,13 @@ def test_mme_agrees_with_the_metric(tmp_path):
         and scores.unparsable == theirs["unparsable"] == 1
     )
     assert len(SUBTASKS) == 14
+
+
+def test_mme_resamples_the_images_of_each_subtask(tmp_path):
+    benchmark, items = opened("mme", tmp_path)
+    scores = benchmark.score(items, {item.id: item.reference for item in items})
+    perfect = {"value": 400, "low": 400, "high": 400}  # existence and artwork
+    assert intervals(scores)["perception"] == perfect
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])

@@ -1,5 +1,7 @@
 """Bootstrap intervals: known cases, reproducible, and close to the theory."""
 
+from operator import itemgetter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,6 +58,16 @@ def test_the_same_items_are_drawn_for_both_systems():
     assert result.p_value == 0.001  # no draw on the other side: at most one in num_samples
     assert paired_bootstrap(a - 0.01, a).value == pytest.approx(-0.01)
     assert bootstrap(a)[1] - bootstrap(a)[0] > 0.3
+
+
+def test_each_stratum_keeps_its_number_of_items():
+    values = {("a", 1): 0.0, ("a", 2): 0.0, ("b", 1): 1.0}
+    assert bootstrap(values) == (0, 1)
+    assert bootstrap(values, stratum=itemgetter(0)) == pytest.approx((1 / 3, 1 / 3))
+    worse = dict.fromkeys(values, 0.0)
+    difference = paired_bootstrap(values, worse, stratum=itemgetter(0))
+    assert (difference.low, difference.high) == pytest.approx((1 / 3, 1 / 3))
+    assert bootstrap([0, 0, 1], stratum=lambda place: place) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_no_difference():
