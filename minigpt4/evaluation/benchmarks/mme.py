@@ -35,7 +35,8 @@ class MME(Benchmark):
     """`eval_file_path`: the folder `MME_Benchmark_release_version`, with one folder for each subtask.
 
     A subtask has images and text files of the same names with two lines, "question<tab>Yes" and "question<tab>No":
-    side by side, or in folders `images` and `questions_answers_YN`.
+    side by side, or in folders `images` and `questions_answers_YN`. Without a subtask of perception the headline metric
+    is cognition.
     """
 
     Config = MMEConfig
@@ -58,6 +59,8 @@ class MME(Benchmark):
             raise FileNotFoundError(
                 f"eval_file_path: no subtask in '{root}' ({found}); MME has {', '.join(SUBTASKS)}"
             )
+        if not any(item.group in PERCEPTION for item in items):
+            self.HEADLINE = "cognition"
         return items
 
     def _items_of(self, path: Path, subtask: str, images: Path) -> list[BenchmarkItem]:

@@ -1,5 +1,7 @@
 """Each benchmark reads its official files and scores by the official rules."""
 
+import shutil
+
 import pytest
 
 from minigpt4.common.registry import registry
@@ -186,6 +188,18 @@ def test_mme_agrees_with_the_metric(tmp_path):
         and scores.unparsable == theirs["unparsable"] == 1
     )
     assert len(SUBTASKS) == 14
+
+
+def test_mme_without_a_subtask_of_perception_quotes_cognition(tmp_path):
+    def cognition(root):
+        section = official.mme(root)
+        for subtask in ("existence", "artwork"):
+            shutil.rmtree(section["eval_file_path"] / subtask)
+        return section
+
+    benchmark, items = opened("mme", tmp_path, cognition)
+    found, _ = figures(benchmark, items, ["Yes", "No"])
+    assert benchmark.HEADLINE == "cognition" and found == {"cognition": 200, "code_reasoning": 200}
 
 
 def test_mme_resamples_the_images_of_each_subtask(tmp_path):
