@@ -75,8 +75,8 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
 
 
 def _item(record: Mapping[str, Any]) -> BenchmarkItem:
-    """Return the item of a record; results.json keeps all that scoring needs, but not the options."""
-    return BenchmarkItem(**{key: record[key] for key in BenchmarkItem._fields if key != "options"})
+    """Return the item of a record; an earlier version did not keep the options."""
+    return BenchmarkItem(**{key: record[key] for key in BenchmarkItem._fields if key in record})
 
 
 def _answered(result: Mapping[str, Any]) -> dict[str, dict]:

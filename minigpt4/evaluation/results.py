@@ -162,6 +162,7 @@ def _record(item: BenchmarkItem, line: Mapping[str, str], scores: Scores) -> dic
         "images": images,
         "question": item.question,
         "reference": item.reference,
+        "options": list(item.options),
     }
     record |= {key: line[key] for key in ("answer", "error") if key in line}
     if "answer" in line:

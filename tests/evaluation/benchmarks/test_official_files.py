@@ -295,6 +295,12 @@ def test_own_jsonl(tmp_path):
     assert found["score"] == found["CIDEr-D"] and "BLEU-4" in found
 
 
+def test_options_of_own_jsonl_are_compared_as_they_are(tmp_path):
+    benchmark, items = opened("own_jsonl", tmp_path, official.signs)
+    assert figures(benchmark, items, ["+", "C++"])[0] == {"score": 1}
+    assert figures(benchmark, items, ["-", "C"])[0] == {"score": 0}
+
+
 def test_max_images_takes_evenly_spaced_images_with_all_their_questions(tmp_path):
     items = opened("pope", tmp_path, max_images=1).items
     assert len(items) == 6 and len({item.images for item in items}) == 1
