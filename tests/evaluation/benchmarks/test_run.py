@@ -191,6 +191,51 @@ def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
     assert path.with_name("answers.jsonl").read_bytes() == before
 
 
+def test_answers_to_other_questions_or_about_other_images_are_not_mixed(tmp_path):
+    def answered(**keys):
+        own = opened("own_jsonl", tmp_path, **keys)
+        run_benchmarks({"own": own}, tmp_path / "out", always_no)
+
+    answered()
+    answered(metric="vqa_accuracy", img_path=f"{tmp_path}/images/")  # the same questions
+    with pytest.raises(ValueError, match=r"something else \(questions: '"):
+        answered(default_question="What is this?")
+    for name in ("a.jpg", "b.jpg"):
+        official.draw(tmp_path / "other" / name)
+    with pytest.raises(ValueError, match=r"img_path: '.*/images' there, '.*/other' now"):
+        answered(img_path=str(tmp_path / "other"))
+
+
+def test_answers_about_other_drawn_images_are_not_mixed(tmp_path):
+    def answered(colour):
+        own, items = opened("own_jsonl", tmp_path)
+        drawn = [item._replace(images=[Image.new("RGB", (8, 8), colour)]) for item in items]
+        run_benchmarks({"own": OpenBenchmark(own, drawn)}, tmp_path / "out", always_no)
+
+    answered("red")
+    answered("red")
+    with pytest.raises(ValueError, match="questions: "):
+        answered("blue")
+
+
+def test_files_of_equal_names_are_told_apart(tmp_path):
+    folder = official.mme(tmp_path)["eval_file_path"]
+    for suffix in (".txt", ".png"):
+        (folder / f"code_reasoning/1{suffix}").rename(folder / f"code_reasoning/0{suffix}")
+    benchmark = opened("mme", tmp_path, lambda _: {"eval_file_path": folder})
+    path = run_benchmarks({"mme": benchmark}, tmp_path / "out", always_no)["mme"]
+    assert set(json.loads(path.read_text())["data"]) == {
+        "artwork/questions_answers_YN/a.txt",
+        "code_reasoning/0.txt",
+        "existence/0.txt",
+        "existence/1.txt",
+    }
+    question = folder / "existence/0.txt"
+    question.write_text(question.read_text() + "\n")
+    with pytest.raises(ValueError, match=r"data: "):
+        run_benchmarks({"mme": benchmark}, tmp_path / "out", always_no)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
