@@ -106,7 +106,8 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any], num_common: int, most: in
             pairs[key] = (a["settings"].get(key), value)
     for key, (old, new) in pairs.items():
         if old != new:
-            notes.append(f"{key}: {old or 'none'} -> {new or 'none'}")
+            old, new = ("none" if value in (None, "", {}) else value for value in (old, new))
+            notes.append(f"{key}: {old} -> {new}")
     return notes
 
 
