@@ -67,7 +67,8 @@ class OwnJsonl(Benchmark):
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         if self.cfg.metric == "caption":
             scores = caption_scores({item.id: item.reference for item in items}, answers)
-            return scores._replace(metrics={"score": scores.metrics["CIDEr-D"], **scores.metrics})
+            found = {"score": scores.metrics["CIDEr-D"], **scores.metrics}
+            return scores._replace(metrics=with_groups(found, items))
         right = {item.id: self._score_one(item, answers[item.id]) for item in items}
         return Scores(with_groups({"score": Metric(right)}, items), right, num_empty(answers))
 

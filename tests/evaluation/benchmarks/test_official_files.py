@@ -293,6 +293,9 @@ def test_own_jsonl(tmp_path):
     benchmark, items = opened("own_jsonl", tmp_path, metric="caption")
     found, _ = figures(benchmark, items, "red")
     assert found["score"] == found["CIDEr-D"] and "BLEU-4" in found
+    found, _ = figures(benchmark, items, ["red", "green", "red"])
+    assert found["BLEU-1"] < 0.5 and found["hard/BLEU-1"] == pytest.approx(1)
+    assert found["hard/score"] == found["hard/CIDEr-D"]
 
 
 def test_options_of_own_jsonl_are_compared_as_they_are(tmp_path):
