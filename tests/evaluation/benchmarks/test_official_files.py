@@ -90,6 +90,23 @@ def test_vqa_takes_the_questions_of_its_split(name, tmp_path):
     assert scores.unparsable == 1
 
 
+def test_vqav2_and_okvqa_may_be_in_one_folder(tmp_path):
+    both = official.vqav2(tmp_path) | official.okvqa(tmp_path)
+    folder = both["eval_file_path"]
+    official.write_json(folder / "okvqa_test_split.json", official.vqa_rows(tmp_path)[0])
+    vqav2 = ["v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"]
+    okvqa = ["okvqa_test_split.json", "mscoco_val2014_annotations.json"]
+
+    def files_of(name, path):
+        benchmark = opened(name, tmp_path, lambda _: {"eval_file_path": path}).benchmark
+        return [file.name for file in benchmark.files]
+
+    assert files_of("vqav2", folder) == files_of("vqav2", folder / vqav2[0]) == vqav2
+    assert files_of("okvqa", folder) == files_of("okvqa", folder / okvqa[0]) == okvqa
+    (folder / okvqa[0]).unlink()
+    assert files_of("okvqa", folder) == ["OpenEnded_mscoco_val2014_questions.json", okvqa[1]]
+
+
 def test_minigpt_v2s_folder_of_okvqa(tmp_path):
     questions, annotations = official.vqa_rows(tmp_path)
     official.write_json(tmp_path / "o/okvqa_test_split.json", questions)
