@@ -103,7 +103,7 @@ FAULTS = {
     "no annotations": (
         "vqav2",
         lambda r: (r / ANSWERS).unlink(),
-        "a folder without *mscoco*val2014*annotations*.json",
+        "a folder without v2_mscoco*val2014*annotations*.json or *mscoco*val2014*annotations*.json",
     ),
     "two files fit": (
         "coco_caption",
