@@ -117,7 +117,8 @@ def setup_seeds(seed: int, rank: int = 0, epoch: int = 0) -> None:
 def from_main(make: Callable[[], Any]) -> Any:
     """Call ``make()`` on rank 0 only, and return its result on every rank. Called by all ranks.
 
-    A ValueError or OSError that it raises on rank 0 is raised on every rank.
+    A ValueError or OSError that it raises on rank 0 is raised on every rank; for any other exception, the other ranks
+    raise RuntimeError.
     """
     outcome = [None, None]  # result, error
     if is_main_process():
@@ -125,6 +126,12 @@ def from_main(make: Callable[[], Any]) -> Any:
             outcome[0] = make()
         except (ValueError, OSError) as error:
             outcome[1] = error
+        except Exception as error:
+            # Otherwise the other ranks would wait for the result until they time out.
+            if is_distributed():
+                told = RuntimeError(f"rank 0 failed: {type(error).__name__}: {error}")
+                dist.broadcast_object_list([None, told], src=0)
+            raise
     if is_distributed():
         dist.broadcast_object_list(outcome, src=0)
     result, error = outcome

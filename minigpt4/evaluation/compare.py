@@ -59,7 +59,9 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
     for name, metric_b in scores_b.metrics.items():
         metric_a = scores_a.metrics[name]
         values[name] = (metric_a.value(), metric_b.value())
-        differences[name] = metrics.paired_bootstrap(metric_b.rows, metric_a.rows, metric_b.of)
+        differences[name] = metrics.paired_bootstrap(
+            metric_b.rows, metric_a.rows, metric_b.of, stratum=metric_b.stratum
+        )
 
     gains = {item_id: scores_b.per_item[item_id] - scores_a.per_item[item_id] for item_id in common}
     changed = []
@@ -73,8 +75,8 @@ def compare(path_a: str | Path, path_b: str | Path) -> Comparison:
 
 
 def _item(record: Mapping[str, Any]) -> BenchmarkItem:
-    """Return the item of a record; results.json keeps all that scoring needs, but not the options."""
-    return BenchmarkItem(**{key: record[key] for key in BenchmarkItem._fields if key != "options"})
+    """Return the item of a record; an earlier version did not keep the options."""
+    return BenchmarkItem(**{key: record[key] for key in BenchmarkItem._fields if key in record})
 
 
 def _answered(result: Mapping[str, Any]) -> dict[str, dict]:
@@ -104,7 +106,8 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any], num_common: int, most: in
             pairs[key] = (a["settings"].get(key), value)
     for key, (old, new) in pairs.items():
         if old != new:
-            notes.append(f"{key}: {old or 'none'} -> {new or 'none'}")
+            old, new = ("none" if value in (None, "", {}) else value for value in (old, new))
+            notes.append(f"{key}: {old} -> {new}")
     return notes
 
 

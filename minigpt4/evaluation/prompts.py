@@ -1,5 +1,6 @@
 """The prompts of the benchmarks, versioned in prompts.txt, so that a result can say which one was used."""
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 FILE = Path(__file__).with_name("prompts.txt")
 SLOT = "{question}"
+NAME = re.compile(r"[\w-]*(/\d+)?", re.ASCII)  # what can only be meant as a name
 
 
 class Prompt(NamedTuple):
@@ -33,7 +35,7 @@ def shipped_prompts() -> dict[str, Prompt]:
 
 
 def find_prompt(name_or_text: str, takes_question: bool) -> Prompt:
-    """Return a shipped prompt by name, or the user's own if it is a text of several words.
+    """Return a shipped prompt by name, or the user's own text, which is anything that is no single word (see NAME).
 
     Raises ValueError for an unknown name, and for a prompt that has a {question} slot but no question to ask, or the
     other way round.
@@ -41,13 +43,13 @@ def find_prompt(name_or_text: str, takes_question: bool) -> Prompt:
     known = shipped_prompts()
     if name_or_text in known:
         prompt = known[name_or_text]
-    elif " " in name_or_text.strip():
+    elif not NAME.fullmatch(name_or_text.strip()):
         prompt = Prompt("own", name_or_text)
     else:
         close = get_close_matches(name_or_text, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}."
         raise ValueError(
-            f"prompt: unknown name '{name_or_text}'; {hint} A text of your own has several words"
+            f"prompt: unknown name '{name_or_text}'; {hint} A text of your own is more than one word"
         )
     if takes_question and SLOT not in prompt.text:
         raise ValueError(

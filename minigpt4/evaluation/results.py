@@ -68,11 +68,13 @@ def _content(
     run: Run, scores: Scores, num_answered: int, details: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the content of results.json."""
+    headline = run.benchmark.HEADLINE
     return {
         "name": run.name,
         "benchmark": run.benchmark.name,
         "module": type(run.benchmark).__module__,
-        "headline": run.benchmark.HEADLINE,
+        # the first metric if the images of the headline's items are all unreadable (MME's perception)
+        "headline": headline if headline in scores.metrics else next(iter(scores.metrics)),
         "metrics": intervals(scores),
         "counts": {
             "items": len(run.items),
@@ -97,7 +99,7 @@ def intervals(scores: Scores) -> dict[str, dict[str, float]]:
     """Return the value and the 95 % bootstrap interval of each metric, {name: {"value", "low", "high"}}."""
     found = {}
     for name, metric in scores.metrics.items():
-        low, high = metrics.bootstrap(metric.rows, metric.of)
+        low, high = metrics.bootstrap(metric.rows, metric.of, stratum=metric.stratum)
         found[name] = {"value": metric.value(), "low": low, "high": high}
     return found
 
@@ -160,6 +162,7 @@ def _record(item: BenchmarkItem, line: Mapping[str, str], scores: Scores) -> dic
         "images": images,
         "question": item.question,
         "reference": item.reference,
+        "options": list(item.options),
     }
     record |= {key: line[key] for key in ("answer", "error") if key in line}
     if "answer" in line:

@@ -6,6 +6,9 @@ evaluate_benchmarks(Config(args), args.tasks, output, args.device, args.control)
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import cached_path, file_sha256
+from minigpt4.common.utils import cached_path, expand_path, file_sha256
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.controls import CONTROLS, with_control
 from minigpt4.evaluation.results import Run, summary, write_results
@@ -181,7 +184,7 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
 
     benchmark, items = opened
     ids = [item.id for item in items]
-    settings = _settings(benchmark, asked.control)
+    settings = _settings(benchmark, items, asked.control)
     shared = SharedAnswers(folder, settings | dict(asked.settings))
     with ExitStack() as stack:
         # Only rank 0 locks the folder and merges what earlier calls answered.
@@ -204,13 +207,16 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         return from_main(write)
 
 
-def _settings(benchmark: Benchmark, control: str) -> dict[str, Any]:
+def _settings(benchmark: Benchmark, items: Sequence[BenchmarkItem], control: str) -> dict[str, Any]:
     """Return everything about a benchmark that its answers depend on, the contents of its files included."""
+    img_path = benchmark.cfg.img_path
     settings = {
         "benchmark": benchmark.name,
         "control": control,
         "prompt": benchmark.prompt().text,
-        "data": {path.name: file_sha256(path) for path in benchmark.files},
+        "data": _hashes(benchmark.files),
+        "img_path": os.path.abspath(expand_path(img_path)) if img_path else "",
+        "questions": _questions_sha256(items),
     }
     for key in ("max_new_tokens", "max_images", "ranking", "temperature", "resample"):
         if hasattr(benchmark.cfg, key):
@@ -219,6 +225,27 @@ def _settings(benchmark: Benchmark, control: str) -> dict[str, Any]:
     if benchmark.cfg.temperature > 0:
         settings["seed"] = benchmark.cfg.seed
     return settings
+
+
+def _hashes(files: Sequence[Path]) -> dict[str, str]:
+    """Return the sha256 of each file by its path below their common folder; MME's subtasks have files of equal names."""
+    paths = [path.absolute() for path in files]
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return {path.relative_to(root).as_posix(): file_sha256(path) for path in paths}
+
+
+def _questions_sha256(items: Sequence[BenchmarkItem]) -> str:
+    """Return a hash of what is asked: ids, questions, options, and images (a path, or the pixels of a PIL image)."""
+    digest = hashlib.sha256()
+    for item in items:
+        images = []
+        for image in item[1]:  # the original images, also of a BlankItem
+            is_path = isinstance(image, (str, Path))
+            images.append(
+                os.path.abspath(image) if is_path else hashlib.sha256(image.tobytes()).hexdigest()
+            )
+        digest.update(json.dumps([item.id, item.question, list(item.options), images]).encode())
+    return digest.hexdigest()
 
 
 def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterator[dict]:

@@ -104,8 +104,8 @@ class Benchmark:
     def checked_items(self) -> list[BenchmarkItem]:
         """Return `items()`, limited to `max_images` images.
 
-        Raises ValueError or OSError as `items`, and for no items, duplicate ids, missing images, and references that
-        cannot be scored.
+        Raises ValueError or OSError as `items`, and for no items, duplicate ids, missing images, references that cannot
+        be scored, and a HEADLINE that is not among the metrics.
         """
         check_rule(self.cfg.ranking)
         if not self.cfg.temperature >= 0:
@@ -122,9 +122,14 @@ class Benchmark:
         self._check_images(items)
         # Score empty answers, so that a bad reference is found now and not after hours of answering.
         try:
-            self.score(items, {item.id: "" for item in items})
+            scores = self.score(items, {item.id: "" for item in items})
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from error
+        if self.HEADLINE not in scores.metrics:
+            raise ValueError(
+                f"{type(self).__name__}.HEADLINE is '{self.HEADLINE}'; expected one of the metrics of its score(): "
+                f"{', '.join(scores.metrics) or 'there are none'}"
+            )
         return items
 
     def _check_images(self, items: Sequence[BenchmarkItem]) -> None:

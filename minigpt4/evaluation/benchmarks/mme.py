@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ class MME(Benchmark):
     """`eval_file_path`: the folder `MME_Benchmark_release_version`, with one folder for each subtask.
 
     A subtask has images and text files of the same names with two lines, "question<tab>Yes" and "question<tab>No":
-    side by side, or in folders `images` and `questions_answers_YN`.
+    side by side, or in folders `images` and `questions_answers_YN`. Without a subtask of perception the headline metric
+    is cognition.
     """
 
     Config = MMEConfig
@@ -57,6 +59,8 @@ class MME(Benchmark):
             raise FileNotFoundError(
                 f"eval_file_path: no subtask in '{root}' ({found}); MME has {', '.join(SUBTASKS)}"
             )
+        if not any(item.group in PERCEPTION for item in items):
+            self.HEADLINE = "cognition"
         return items
 
     def _items_of(self, path: Path, subtask: str, images: Path) -> list[BenchmarkItem]:
@@ -91,11 +95,10 @@ class MME(Benchmark):
         subtasks_of |= {name: [name] for name in SUBTASKS}
         figures = {}
         for name, subtasks in subtasks_of.items():
-            rows = {
-                image: count for (subtask, image), count in counts.items() if subtask in subtasks
-            }
+            rows = {key: count for key, count in counts.items() if key[0] in subtasks}
             if rows:
-                figures[name] = Metric(rows, figure(_scores, name))
+                # A resample without an image of some subtask would lose its up to 200 points.
+                figures[name] = Metric(rows, figure(_scores, name), stratum=itemgetter(0))
         parsed = {name: mme_answer(text) for name, text in answers.items()}
         right = {item.id: float(parsed[item.id] == item.reference) for item in items}
         return Scores(figures, right, list(parsed.values()).count("other"))

@@ -33,7 +33,8 @@ class OwnJsonl(Benchmark):
 
     Config = OwnJsonlConfig
     RULES = (
-        "exact_match: case and punctuation do not count; vqa_accuracy: VQAv2; caption: coco-caption"
+        "exact_match: case and punctuation do not count, except for options; vqa_accuracy: VQAv2; "
+        "caption: coco-caption"
     )
     HEADLINE = "score"
 
@@ -66,10 +67,18 @@ class OwnJsonl(Benchmark):
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
         if self.cfg.metric == "caption":
             scores = caption_scores({item.id: item.reference for item in items}, answers)
-            return scores._replace(metrics={"score": scores.metrics["CIDEr-D"], **scores.metrics})
-        score_one = metrics.vqa_accuracy if self.cfg.metric == "vqa_accuracy" else best_match
-        right = {item.id: score_one(answers[item.id], item.reference) for item in items}
+            found = {"score": scores.metrics["CIDEr-D"], **scores.metrics}
+            return scores._replace(metrics=with_groups(found, items))
+        right = {item.id: self._score_one(item, answers[item.id]) for item in items}
         return Scores(with_groups({"score": Metric(right)}, items), right, num_empty(answers))
+
+    def _score_one(self, item: BenchmarkItem, answer: str) -> float:
+        if self.cfg.metric == "vqa_accuracy":
+            return metrics.vqa_accuracy(answer, item.reference)
+        # Options may differ in case or punctuation only: "C", "C++".
+        if item.options:
+            return float(answer in item.reference)
+        return max(metrics.exact_match(answer, label) for label in item.reference)
 
 
 def _one_or_more(row: dict, one: str, several: str, where: str) -> list:
@@ -80,18 +89,13 @@ def _one_or_more(row: dict, one: str, several: str, where: str) -> list:
 
 
 def _options(row: dict, answers: list[str], where: str) -> list[str]:
-    """Return the options of a row, [] if it has none. Raises ValueError unless they are different texts, one correct."""
+    """Return the options of a row, [] if it has none. Raises ValueError unless they are different texts, one an answer."""
     options = field(row, "options", list, where) if "options" in row else []
     texts = {option for option in options if isinstance(option, str) and option.strip()}
     if "options" in row and (len(texts) < 2 or len(texts) < len(options)):
         raise ValueError(
             f"{where}: 'options' holds {options}; expected two texts or more, all different"
         )
-    if options and not any(best_match(option, answers) for option in options):
+    if options and not texts & set(answers):
         raise ValueError(f"{where}: none of the answers {answers} is among the options {options}")
     return options
-
-
-def best_match(answer: str, labels: Sequence[str]) -> float:
-    """Return 1.0 if the answer matches one of the labels (see `metrics.exact_match`), else 0.0."""
-    return max(metrics.exact_match(answer, label) for label in labels)

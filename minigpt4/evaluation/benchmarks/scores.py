@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 class Metric(NamedTuple):
     """A metric: `of` computes its value from the rows, an array [N] or [N, K].
 
-    There is one row per item, or per unit that the bootstrap resamples (MME: per image).
+    There is one row per item, or per unit that the bootstrap resamples (MME: per image), by id. `stratum` is a function
+    of an id; the bootstrap then resamples each stratum on its own.
     """
 
-    rows: Mapping[str, float | Sequence[float]]
+    rows: Mapping[Hashable, float | Sequence[float]]
     of: Callable[[np.ndarray], float] = np.mean
+    stratum: Callable[[Hashable], Hashable] | None = None
 
     def value(self) -> float:
         """Return the metric over all rows."""
@@ -49,7 +51,7 @@ def with_groups(metrics: Mapping[str, Metric], items: Sequence[BenchmarkItem]) -
         if group:
             for name, metric in metrics.items():
                 rows = {item_id: metric.rows[item_id] for item_id in ids}
-                found[f"{group}/{name}"] = Metric(rows, metric.of)
+                found[f"{group}/{name}"] = metric._replace(rows=rows)
     return found
 
 

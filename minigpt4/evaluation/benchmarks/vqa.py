@@ -29,13 +29,16 @@ class VQAv2(Benchmark):
     RULES = "accuracy of GT-Vision-Lab/VQA, vqaEval.py"
     # MiniGPT-4's scoring rule, used in addition to the official one
     RELEASE_RULE: Callable[[str, Sequence[str]], float] | None = None
-    QUESTIONS = ("*OpenEnded*{split}*questions*.json",)
+    # VQAv2's and OK-VQA's files may be in one folder
+    QUESTIONS = ("v2_OpenEnded*{split}*questions*.json", "*OpenEnded*{split}*questions*.json")
 
     def items(self) -> list[BenchmarkItem]:
         split, prompt = self.cfg.split, self.prompt()
         questions = self.find(*(pattern.format(split=split) for pattern in self.QUESTIONS))
         # The annotations are in the same folder, also if `eval_file_path` is the file of questions.
-        annotations = self.find(f"*mscoco*{split}*annotations*.json", path=str(questions.parent))
+        name = f"mscoco*{split}*annotations*.json"
+        prefix = "v2_" if questions.name.startswith("v2_") else ""
+        annotations = self.find(f"{prefix}{name}", f"*{name}", path=str(questions.parent))
         references, groups = {}, {}
         for where, row in rows(read_json(annotations), "annotations", annotations):
             name = ident(row, "question_id", where)
@@ -69,7 +72,11 @@ class OKVQA(VQAv2):
 
     RULES = f"{VQAv2.RULES}; accuracy_minigpt4: MiniGPT-4, eval_vqa.py"
     RELEASE_RULE = staticmethod(metrics.vqa_accuracy_minigpt4)
-    QUESTIONS = ("okvqa_test_split.json", *VQAv2.QUESTIONS)
+    QUESTIONS = (
+        "okvqa_test_split.json",
+        "OpenEnded*{split}*questions*.json",
+        "*OpenEnded*{split}*questions*.json",
+    )
 
 
 def vqa_scores(

@@ -78,10 +78,13 @@ def lowered_match(answer: str, label: str) -> float:
 def exact_match(answer: str, label: str) -> float:
     """Return 1.0 if the answer equals the label, else 0.0; case, punctuation and extra whitespace are ignored.
 
+    Punctuation counts if the label is nothing else, such as "?".
     This is the rule of lmms-eval's task gqa. GQA's own eval.py compares the raw texts, so that a chat model's "Yes."
     would be wrong. Raises ValueError for anything that is not text.
     """
     answer, label = text_of(answer, "answer"), text_of(label, "label")
+    if not _bare(label):
+        return float(answer.strip() == label.strip())
     return float(_bare(answer) == _bare(label))
 
 

@@ -251,6 +251,15 @@ def own_jsonl(root):
     return {"eval_file_path": root / "questions.jsonl"}
 
 
+def signs(root):
+    """Write two questions whose options differ in punctuation only."""
+    rows = [{"image": "a.jpg", "question": "Sign?", "answer": "+", "options": ["+", "-"]}]
+    rows.append({"image": "a.jpg", "question": "Where?", "answer": "C++", "options": ["C++", "C"]})
+    draw(root / "images/a.jpg")
+    write_lines(root / "signs.jsonl", rows)
+    return {"eval_file_path": root / "signs.jsonl"}
+
+
 WRITERS = [
     coco_caption,
     vqav2,

@@ -103,7 +103,7 @@ FAULTS = {
     "no annotations": (
         "vqav2",
         lambda r: (r / ANSWERS).unlink(),
-        "a folder without *mscoco*val2014*annotations*.json",
+        "a folder without v2_mscoco*val2014*annotations*.json or *mscoco*val2014*annotations*.json",
     ),
     "two files fit": (
         "coco_caption",
@@ -323,6 +323,9 @@ def test_relative_paths_are_resolved_like_others_of_a_configuration(tmp_path):
     [
         ("shrt_answer", "unknown name 'shrt_answer'; did you mean 'short_answer'?"),
         ("xyzzy", "unknown name 'xyzzy'; known: caption"),
+        ("Café-7/2", "'Café-7/2' has no {question}"),
+        ("caption/9", "unknown name 'caption/9'; did you mean 'caption/1'?"),
+        ("xyzzy", "yes_no/1. A text of your own is more than one word"),
         ("What is this?", "'What is this?' has no {question}"),
         ("", "unknown name ''"),
     ],
@@ -340,6 +343,21 @@ def test_prompts_are_versioned():
             name, text = line.split(": ", 1)
             assert re.fullmatch(r"\w+/\d+", name) and prompts[name] == (name, text)
     assert find_prompt("short_answer", True).name == "short_answer/1"
-    assert find_prompt("Only a word: {question}", True) == ("own", "Only a word: {question}")
     with pytest.raises(ValueError, match="this benchmark has no questions"):
         find_prompt("short_answer", False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Only a word: {question}",
+        "{question}",
+        "{question}\nAnswer:",
+        "{question}请用一个词回答。",
+        "请描述这张图片。",
+        "图片",
+        "Describe!",
+    ],
+)
+def test_a_text_of_the_users_own(text):
+    assert find_prompt(text, "{question}" in text) == ("own", text)

@@ -142,6 +142,18 @@ def test_results_with_different_settings_are_scored_by_one_rule(tmp_path):
     assert "of_another_version: none -> True" in compare(a, b).notes
 
 
+def test_a_setting_that_is_0_is_not_called_none(tmp_path):
+    a = results(tmp_path, "a", ["red", "green", "x"])
+    b = results(tmp_path, "b", ["red", "green", "x"], temperature=0.5, seed=3)
+    assert {"temperature: 0.0 -> 0.5", "seed: 0 -> 3"} <= set(compare(a, b).notes)
+
+
+def test_options_are_kept_in_results(tmp_path):
+    a = results(tmp_path, "a", ["-", "C++"], writer=official.signs)
+    b = results(tmp_path, "b", ["+", "C"], writer=official.signs)
+    assert [(old["id"], new["score"]) for old, new in compare(a, b).changed] == [("2", 0), ("1", 1)]
+
+
 def test_results_with_few_or_no_items_in_common(tmp_path):
     a = results(tmp_path, "a", ["red", "green", "x"])
     b = results(tmp_path, "b", ["red", None, "x"])

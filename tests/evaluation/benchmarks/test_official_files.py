@@ -1,10 +1,13 @@
 """Each benchmark reads its official files and scores by the official rules."""
 
+import shutil
+
 import pytest
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation import metrics
 from minigpt4.evaluation.benchmarks.mme import SUBTASKS
+from minigpt4.evaluation.results import intervals
 from tests.evaluation.benchmarks import official
 from tests.evaluation.benchmarks.official import opened
 
@@ -85,6 +88,23 @@ def test_vqa_takes_the_questions_of_its_split(name, tmp_path):
         "number/accuracy": pytest.approx(0.9),
     }
     assert scores.unparsable == 1
+
+
+def test_vqav2_and_okvqa_may_be_in_one_folder(tmp_path):
+    both = official.vqav2(tmp_path) | official.okvqa(tmp_path)
+    folder = both["eval_file_path"]
+    official.write_json(folder / "okvqa_test_split.json", official.vqa_rows(tmp_path)[0])
+    vqav2 = ["v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"]
+    okvqa = ["okvqa_test_split.json", "mscoco_val2014_annotations.json"]
+
+    def files_of(name, path):
+        benchmark = opened(name, tmp_path, lambda _: {"eval_file_path": path}).benchmark
+        return [file.name for file in benchmark.files]
+
+    assert files_of("vqav2", folder) == files_of("vqav2", folder / vqav2[0]) == vqav2
+    assert files_of("okvqa", folder) == files_of("okvqa", folder / okvqa[0]) == okvqa
+    (folder / okvqa[0]).unlink()
+    assert files_of("okvqa", folder) == ["OpenEnded_mscoco_val2014_questions.json", okvqa[1]]
 
 
 def test_minigpt_v2s_folder_of_okvqa(tmp_path):
@@ -187,6 +207,25 @@ def test_mme_agrees_with_the_metric(tmp_path):
     assert len(SUBTASKS) == 14
 
 
+def test_mme_without_a_subtask_of_perception_quotes_cognition(tmp_path):
+    def cognition(root):
+        section = official.mme(root)
+        for subtask in ("existence", "artwork"):
+            shutil.rmtree(section["eval_file_path"] / subtask)
+        return section
+
+    benchmark, items = opened("mme", tmp_path, cognition)
+    found, _ = figures(benchmark, items, ["Yes", "No"])
+    assert benchmark.HEADLINE == "cognition" and found == {"cognition": 200, "code_reasoning": 200}
+
+
+def test_mme_resamples_the_images_of_each_subtask(tmp_path):
+    benchmark, items = opened("mme", tmp_path)
+    scores = benchmark.score(items, {item.id: item.reference for item in items})
+    perfect = {"value": 400, "low": 400, "high": 400}  # existence and artwork
+    assert intervals(scores)["perception"] == perfect
+
+
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
 def test_refcoco_finds_its_own_splits_as_shipped(name, tmp_path):
     for other in ("refcoco", "refcoco+", "refcocog"):  # all eight files in one folder
@@ -271,6 +310,15 @@ def test_own_jsonl(tmp_path):
     benchmark, items = opened("own_jsonl", tmp_path, metric="caption")
     found, _ = figures(benchmark, items, "red")
     assert found["score"] == found["CIDEr-D"] and "BLEU-4" in found
+    found, _ = figures(benchmark, items, ["red", "green", "red"])
+    assert found["BLEU-1"] < 0.5 and found["hard/BLEU-1"] == pytest.approx(1)
+    assert found["hard/score"] == found["hard/CIDEr-D"]
+
+
+def test_options_of_own_jsonl_are_compared_as_they_are(tmp_path):
+    benchmark, items = opened("own_jsonl", tmp_path, official.signs)
+    assert figures(benchmark, items, ["+", "C++"])[0] == {"score": 1}
+    assert figures(benchmark, items, ["-", "C"])[0] == {"score": 0}
 
 
 def test_max_images_takes_evenly_spaced_images_with_all_their_questions(tmp_path):

@@ -9,9 +9,10 @@ import torch.multiprocessing
 from PIL import Image
 
 from minigpt4.datasets.datasets.image_controls import GREY
+from minigpt4.evaluation.benchmarks.own_jsonl import OwnJsonl
 from minigpt4.evaluation.controls import with_control
 from minigpt4.evaluation.results import summary
-from minigpt4.evaluation.run import Asked, run_benchmarks
+from minigpt4.evaluation.run import Asked, OpenBenchmark, run_benchmarks
 from tests.evaluation.benchmarks import official
 from tests.evaluation.benchmarks.official import opened
 
@@ -63,6 +64,36 @@ def test_results_hold_what_is_needed_to_check_them(tmp_path, capsys):
         r"^\* f1 +0\.6667   0\.\d{4} to", said, re.M
     )
     assert said.strip() == summary(path)
+
+
+def test_without_a_readable_image_of_perception_mme_quotes_cognition(tmp_path):
+    def half_blind(items, cfg):
+        for item in items:
+            is_readable = item.group == "code_reasoning"
+            yield {"id": item.id, **({"answer": "yes"} if is_readable else {"error": "broken"})}
+
+    content = json.loads(run(tmp_path, tmp_path / "out", half_blind, "mme").read_text())
+    assert content["headline"] == "cognition" and content["counts"]["errors"] == 6
+    assert content["metrics"]["cognition"]["value"] == 50
+
+
+class Mistaken(OwnJsonl):
+    """A benchmark of a user's own, with mistakes."""
+
+    HEADLINE = "scores"
+
+    def score(self, items, answers):
+        scores = super().score(items, answers)
+        if any(answers.values()):
+            raise KeyError("colour")
+        return scores
+
+
+def test_a_headline_that_is_no_metric_is_refused_before_anything_is_asked(tmp_path):
+    cfg = opened("own_jsonl", tmp_path).benchmark.cfg
+    message = r"Mistaken\.HEADLINE is 'scores'; expected one of .*: score, hard/score"
+    with pytest.raises(ValueError, match=message):
+        Mistaken(cfg, "mistaken").checked_items()
 
 
 @pytest.mark.parametrize("answered_before", [0, 1, 7, 12])
@@ -160,6 +191,51 @@ def test_answers_of_other_settings_weights_or_data_are_not_mixed(tmp_path):
     assert path.with_name("answers.jsonl").read_bytes() == before
 
 
+def test_answers_to_other_questions_or_about_other_images_are_not_mixed(tmp_path):
+    def answered(**keys):
+        own = opened("own_jsonl", tmp_path, **keys)
+        run_benchmarks({"own": own}, tmp_path / "out", always_no)
+
+    answered()
+    answered(metric="vqa_accuracy", img_path=f"{tmp_path}/images/")  # the same questions
+    with pytest.raises(ValueError, match=r"something else \(questions: '"):
+        answered(default_question="What is this?")
+    for name in ("a.jpg", "b.jpg"):
+        official.draw(tmp_path / "other" / name)
+    with pytest.raises(ValueError, match=r"img_path: '.*/images' there, '.*/other' now"):
+        answered(img_path=str(tmp_path / "other"))
+
+
+def test_answers_about_other_drawn_images_are_not_mixed(tmp_path):
+    def answered(colour):
+        own, items = opened("own_jsonl", tmp_path)
+        drawn = [item._replace(images=[Image.new("RGB", (8, 8), colour)]) for item in items]
+        run_benchmarks({"own": OpenBenchmark(own, drawn)}, tmp_path / "out", always_no)
+
+    answered("red")
+    answered("red")
+    with pytest.raises(ValueError, match="questions: "):
+        answered("blue")
+
+
+def test_files_of_equal_names_are_told_apart(tmp_path):
+    folder = official.mme(tmp_path)["eval_file_path"]
+    for suffix in (".txt", ".png"):
+        (folder / f"code_reasoning/1{suffix}").rename(folder / f"code_reasoning/0{suffix}")
+    benchmark = opened("mme", tmp_path, lambda _: {"eval_file_path": folder})
+    path = run_benchmarks({"mme": benchmark}, tmp_path / "out", always_no)["mme"]
+    assert set(json.loads(path.read_text())["data"]) == {
+        "artwork/questions_answers_YN/a.txt",
+        "code_reasoning/0.txt",
+        "existence/0.txt",
+        "existence/1.txt",
+    }
+    question = folder / "existence/0.txt"
+    question.write_text(question.read_text() + "\n")
+    with pytest.raises(ValueError, match=r"data: "):
+        run_benchmarks({"mme": benchmark}, tmp_path / "out", always_no)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -218,7 +294,13 @@ def one_of_two_ranks(rank, root):
     try:
         run_benchmarks(benchmark, root / "two", noted, Asked(settings={"control": "b"}))
     except ValueError as error:
-        official.write_json(root / f"rank{rank}.json", [asked, str(error)])
+        said = [str(error)]
+    own, items = benchmark["own"]
+    try:
+        run_benchmarks({"b": OpenBenchmark(Mistaken(own.cfg, "b"), items)}, root / "b", answer)
+    except (KeyError, RuntimeError) as error:
+        said.append(str(error))
+    official.write_json(root / f"rank{rank}.json", [asked, *said])
     dist.destroy_process_group()
 
 
@@ -229,11 +311,12 @@ def test_two_ranks_answer_each_item_once_and_write_what_one_writes(tmp_path):
     torch.multiprocessing.start_processes(
         one_of_two_ranks, (tmp_path,), nprocs=2, start_method="fork"
     )
-    (first, error), (second, other_error) = (
-        json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1)
-    )
+    rank_0, rank_1 = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
+    first, error, failure = rank_0
+    second, other_error, other_failure = rank_1
     assert [len(first), len(second)] == [7, 6] and not set(first) & set(second)
     assert "answers to something else" in error and other_error == error
+    assert failure == "'colour'" and other_failure == "rank 0 failed: KeyError: 'colour'"
     assert (tmp_path / "two/own/answers.jsonl").read_text() == one.read_text()
 
 

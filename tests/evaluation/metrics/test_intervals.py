@@ -1,5 +1,7 @@
 """Bootstrap intervals: known cases, reproducible, and close to the theory."""
 
+from operator import itemgetter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,6 +60,16 @@ def test_the_same_items_are_drawn_for_both_systems():
     assert bootstrap(a)[1] - bootstrap(a)[0] > 0.3
 
 
+def test_each_stratum_keeps_its_number_of_items():
+    values = {("a", 1): 0.0, ("a", 2): 0.0, ("b", 1): 1.0}
+    assert bootstrap(values) == (0, 1)
+    assert bootstrap(values, stratum=itemgetter(0)) == pytest.approx((1 / 3, 1 / 3))
+    worse = dict.fromkeys(values, 0.0)
+    difference = paired_bootstrap(values, worse, stratum=itemgetter(0))
+    assert (difference.low, difference.high) == pytest.approx((1 / 3, 1 / 3))
+    assert bootstrap([0, 0, 1], stratum=lambda place: place) == pytest.approx((1 / 3, 1 / 3))
+
+
 def test_no_difference():
     a = [0, 1] * 30
     assert paired_bootstrap(a, a) == (0, 0, 0, 1)
@@ -75,6 +87,22 @@ def test_the_p_value_is_two_sided():
 def test_items_are_paired_by_id_not_by_order():
     a = {"x": 1.0, "y": 2.0, "z": 3.0}
     assert paired_bootstrap(a, dict(reversed(a.items()))) == (0, 0, 0, 1)
+
+
+class CountingLookups(dict):
+    """A mapping that counts how often it is asked whether it has an id."""
+
+    lookups = 0
+
+    def __contains__(self, item):
+        self.lookups += 1
+        return super().__contains__(item)
+
+
+def test_pairing_by_id_checks_each_id_once():
+    a, b = CountingLookups.fromkeys(range(500), 1.0), dict.fromkeys(range(500), 1.0)
+    paired_bootstrap(a, b, num_samples=1)
+    assert a.lookups == 500
 
 
 @pytest.mark.parametrize(

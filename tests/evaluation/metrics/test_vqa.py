@@ -113,6 +113,9 @@ def test_invalid_answers_are_refused(answer, people, message):
         ("yes, it is", "yes", 0),
         ("", "yes", 0),
         ("", "", 1),
+        ("", "?", 0),
+        ("!", "?", 0),
+        ("? ", "?", 1),
         ("2", "two", 0),
     ],
 )
