@@ -19,7 +19,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.answers import QueueFullError, WaitingQueue
 from minigpt4.serving.guard import SECURITY_HEADERS, Hosts
-from minigpt4.serving.limits import Body, Refusal, Tries, network_of
+from minigpt4.serving.limits import Body, Refusal
 from minigpt4.serving.openai_answers import error_response, finish_reason, notices, sse_event, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
@@ -50,7 +50,6 @@ class OpenAI:
         self.chat, self.template = chat, template
         self.name, self.defaults = name, defaults or {}
         self.hosts, self.api_key = hosts, api_key
-        self.tries = Tries()
         self.queue, self.images = WaitingQueue(most_waiting), Images(chat, is_fetching)
         self.batches = Batches(chat, batch_size)
         self.started = int(time.time())
@@ -67,7 +66,10 @@ class OpenAI:
         ]
         handlers = dict.fromkeys((Refusal, ValueError, OSError, Exception), _on_error)
         handlers[HTTPException] = _on_http_error
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        # a redirect would be sent before `admit` is asked, to any host that the request names
+        app.router.redirect_slashes = False
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -80,13 +82,12 @@ class OpenAI:
         self.hosts.check(headers)
         if self.api_key is None:
             return
-        # wrong keys are limited like wrong passwords of the page
-        attempt = self.tries.begin(network_of(scope))
+        # Wrong keys are not counted, as wrong passwords of the page are: behind a proxy all clients have one address, so
+        # that a stranger could lock out everybody. A long key cannot be guessed.
         scheme, key = headers.get("authorization", "").partition(" ")[::2]
-        is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+        is_right = hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
         if scheme.lower() != "bearer" or not is_right:
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
-        self.tries.forgive(attempt)
 
     async def health(self, request: Request) -> JSONResponse:
         """Report that the server is up; this needs no key."""
