@@ -64,7 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--most-waiting",
         type=int,
         default=64,
-        help="most requests that wait; further ones get HTTP status 429 (default: %(default)s)",
+        help="most requests behind the first, those of its batch included; "
+        "further ones get HTTP status 429 (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.most_waiting < 1:
