@@ -10,7 +10,7 @@ import sys
 
 from minigpt4.common.checkpoint_folder import with_checkpoint
 from minigpt4.common.cli import run_program
-from minigpt4.serving.arguments import add_model_arguments
+from minigpt4.serving.arguments import add_model_arguments, host_name
 from minigpt4.serving.demo import demo
 
 
@@ -25,6 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     page = parser.add_argument_group("the page")
     page.add_argument(
         "--server-name",
+        type=host_name,
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 opens the page to the network (default: %(default)s)",
     )

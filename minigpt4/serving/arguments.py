@@ -22,6 +22,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def host_name(text: str) -> str:
+    """Return the value of --server-name, an IPv6 address without brackets.
+
+    Raises ArgumentTypeError for an empty one, by which a socket would listen on all addresses.
+    """
+    name = text.strip().strip("[]")
+    if not name:
+        raise argparse.ArgumentTypeError("empty; expected a name or an address of this machine")
+    return name
+
+
+def in_url(name: str) -> str:
+    """Return a host name or address as URLs hold it: an IPv6 address in brackets."""
+    return f"[{name}]" if ":" in name else name
+
+
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:
     """Return the device; None stands for `run.device`."""
     if args.gpu_id is None:

@@ -8,7 +8,6 @@ import ipaddress
 import os
 import re
 import socket
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -31,6 +30,10 @@ PATHS |= {
 }
 PATH_PREFIXES = ("/assets/", "/static/", f"{API}call/chat/", f"{API}file=", f"{API}heartbeat/")
 
+_HOST = r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?"
+# what to do if a name is refused
+ADVICE = "start it with --server-name, or behind a proxy with GRADIO_ROOT_PATH=https://ITS.NAME"
+
 # headers that gradio would build its links from
 LINK_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
 SECURITY_HEADERS = {
@@ -48,29 +51,34 @@ class Hosts:
     and so behind any firewall, but its requests give its own name. An IP address cannot be another site's.
     """
 
-    def __init__(self, server_name: str):
-        name = server_name.strip("[]").lower()
+    def __init__(self, server_name: str, advice: str = ADVICE):
+        name, self.advice = server_name.strip("[]").lower(), advice
         self.is_open = name in ("0.0.0.0", "::")  # it listens on all of this machine's addresses
         self.names = {"localhost", name, *_addresses(name)}
-        if not any(map(_is_loopback, self.names - {"localhost"})):
+        self.is_local = any(map(_is_loopback, self.names - {"localhost"}))
+        if not self.is_local:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
         self.public = set()  # names of a reverse proxy in front
-        self.add(os.environ.get("GRADIO_ROOT_PATH"))
+        root = os.environ.get("GRADIO_ROOT_PATH")
+        if root and not root.startswith("/"):  # gradio also takes a path alone
+            self.add(root)
 
-    def add(self, url: str | None) -> None:
-        """Allow the host of a public URL of this server; without a host, do nothing."""
-        if name := urlsplit(url or "").hostname:
-            self.public.add(name)
+    def add(self, url: str) -> None:
+        """Allow the host of a URL of this server; `url` may also be the host alone. Raises ValueError without a host."""
+        host = re.fullmatch(rf"(?:https?://)?{_HOST}(?:[/?#].*)?", url.lower(), re.ASCII)
+        if not host:
+            raise ValueError(
+                f"{url!r} is no name or URL of this server: expected ITS.NAME or https://ITS.NAME"
+            )
+        self.public.add(host[1] or host[2])
 
     def check(self, headers: Headers) -> None:
         """Raise Refusal unless the only Host is this server, and Origin, if given, is the same or a public name."""
         hosts, origin = headers.getlist("host"), headers.get("origin")
-        host = re.fullmatch(
-            r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?", "".join(hosts).lower(), re.ASCII
-        )
+        host = re.fullmatch(_HOST, "".join(hosts).lower(), re.ASCII)
         if len(hosts) != 1 or not host or not self._is_own(host[1] or host[2]):
-            advice = "start it with --server-name, or behind a proxy with GRADIO_ROOT_PATH=https://ITS.NAME"
-            raise Refusal(421, f"this server is not called {', '.join(hosts)[:100]!r}: {advice}")
+            name = ", ".join(hosts)[:100]
+            raise Refusal(421, f"this server is not called {name!r}: {self.advice}")
         if origin is not None and origin.lower().partition("://")[2] != hosts[0].lower():
             name = re.fullmatch(r"https?://([a-z0-9_.-]+)(?::\d{1,5})?", origin.lower(), re.ASCII)
             if not name or name[1] not in self.public:

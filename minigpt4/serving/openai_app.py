@@ -19,14 +19,14 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.serving.answers import QueueFullError, WaitingQueue
 from minigpt4.serving.guard import SECURITY_HEADERS, Hosts
-from minigpt4.serving.limits import Body, Refusal, Tries, network_of
+from minigpt4.serving.limits import Body, Refusal
 from minigpt4.serving.openai_answers import error_response, finish_reason, notices, sse_event, usage
 from minigpt4.serving.openai_batches import Batches, Job
 from minigpt4.serving.openai_images import Images
 from minigpt4.serving.openai_schema import ChatRequest
 
 MOST_BYTES = 28 * 2**20  # of a request: the largest image in base64, and text
-MOST_BYTES_ALL = 256 * 2**20  # of all requests that are being read
+MOST_BYTES_ALL = 256 * 2**20  # of all requests that are being read, and of all images as pixels
 READ_S = 120  # to receive one request
 # the last one makes nginx pass each event on at once
 STREAM_HEADERS = {**SECURITY_HEADERS, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -50,11 +50,10 @@ class OpenAI:
         self.chat, self.template = chat, template
         self.name, self.defaults = name, defaults or {}
         self.hosts, self.api_key = hosts, api_key
-        self.tries = Tries()
         self.queue, self.images = WaitingQueue(most_waiting), Images(chat, is_fetching)
         self.batches = Batches(chat, batch_size)
         self.started = int(time.time())
-        self._num_bytes = 0  # announced by the requests that are being read
+        self._num_bytes = 0  # reserved by `room`
 
     @property
     def asgi(self) -> ASGIApp:
@@ -67,7 +66,10 @@ class OpenAI:
         ]
         handlers = dict.fromkeys((Refusal, ValueError, OSError, Exception), _on_error)
         handlers[HTTPException] = _on_http_error
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        # a redirect would be sent before `admit` is asked, to any host that the request names
+        app.router.redirect_slashes = False
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -80,13 +82,12 @@ class OpenAI:
         self.hosts.check(headers)
         if self.api_key is None:
             return
-        # wrong keys are limited like wrong passwords of the page
-        attempt = self.tries.begin(network_of(scope))
+        # Wrong keys are not counted, as wrong passwords of the page are: behind a proxy all clients have one address, so
+        # that a stranger could lock out everybody. A long key cannot be guessed.
         scheme, key = headers.get("authorization", "").partition(" ")[::2]
-        is_right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+        is_right = hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
         if scheme.lower() != "bearer" or not is_right:
             raise Refusal(401, "wrong API key: send Authorization: Bearer KEY")
-        self.tries.forgive(attempt)
 
     async def health(self, request: Request) -> JSONResponse:
         """Report that the server is up; this needs no key."""
@@ -115,16 +116,15 @@ class OpenAI:
             )
 
     @contextmanager
-    def room(self, headers: Headers) -> Iterator[None]:
-        """Reserve the Content-Length of a request, while it is read. Raises Refusal if all together have too much."""
-        length = min(int(headers.get("content-length", MOST_BYTES)), MOST_BYTES)
-        if self._num_bytes + length > MOST_BYTES_ALL:
+    def room(self, num_bytes: int) -> Iterator[None]:
+        """Reserve memory for a request while the context lasts. Raises Refusal if all together have too much."""
+        if self._num_bytes + num_bytes > MOST_BYTES_ALL:
             raise Refusal(429, "too many large requests at once: try again in a moment")
-        self._num_bytes += length
+        self._num_bytes += num_bytes
         try:
             yield
         finally:
-            self._num_bytes -= length
+            self._num_bytes -= num_bytes
 
 
 class Completions:
@@ -141,7 +141,8 @@ class Completions:
             try:
                 api.admit(scope)
                 place.enter_context(api.queue.place())
-                room.enter_context(api.room(headers))
+                length = int(headers.get("content-length", MOST_BYTES))
+                room.enter_context(api.room(min(length, MOST_BYTES)))
                 receive = await asyncio.wait_for(unread.read(MOST_BYTES), READ_S)
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the request did not come within {READ_S} s") from None
@@ -149,7 +150,7 @@ class Completions:
                 await unread.discard()
                 raise
             body = await Request(scope, receive).body()
-            work = asyncio.ensure_future(self._answer(body, room, scope, send))
+            work = asyncio.ensure_future(self._answer(body, room, place, scope, send))
             del body  # `_answer` frees it as soon as it can
             # whichever comes first: the end of the answer, or of the connection
             disconnect = asyncio.ensure_future(_disconnected(receive))
@@ -162,11 +163,16 @@ class Completions:
                 disconnect.cancel()
                 await asyncio.gather(work, disconnect, return_exceptions=True)
 
-    async def _answer(self, body: bytes, room: ExitStack, scope: Scope, send: Send) -> None:
-        """Answer a request; its body is freed and `room` released before it waits for the model."""
+    async def _answer(
+        self, body: bytes, room: ExitStack, place: ExitStack, scope: Scope, send: Send
+    ) -> None:
+        """Answer a request; its body is freed and `room` released before it waits for the model.
+
+        `place` holds until the end what its images take.
+        """
         request = await asyncio.to_thread(ChatRequest.read, body)
         self.api.check_model(request.model)
-        job = await self._job(request)
+        job = await self._job(request, place)
         is_streamed, options = request.stream, request.stream_options
         has_usage = options is not None and bool(options.include_usage)
         del body, request  # they hold whole images
@@ -188,11 +194,18 @@ class Completions:
         finally:
             job.stop.set()
 
-    async def _job(self, request: ChatRequest) -> Job:
-        """Return the job of a request, its images read. Raises ValueError or OSError for an invalid request."""
+    async def _job(self, request: ChatRequest, place: ExitStack) -> Job:
+        """Return the job of a request, its images read, and room for them in `place`.
+
+        Raises Refusal, ValueError or OSError for an invalid request.
+        """
         settings = request.settings(self.api.defaults)
         conv = await asyncio.to_thread(request.conversation, self.api.chat, self.api.template)
-        images = [await self.api.images.read(url) for url in request.image_urls]
+        images = []
+        for url in request.image_urls:
+            images.append(await self.api.images.read(url))
+            # as pixels an image can take a thousand times as much as in the request
+            place.enter_context(self.api.room(images[-1].values.nbytes))
         return Job(conv, images, settings)
 
     def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:

@@ -6,9 +6,10 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from minigpt4.conversation.answer_text import AnswerText
@@ -153,15 +154,21 @@ class Batches:
 
     def _prepare(self, job: Job) -> bool:
         """Set a job's context, sampling and answer; return whether it can be answered. If not, the job gets the error."""
+        # whether it fits is known before an image is encoded: by stand-ins without content
+        width = self.chat.model.llama_model.get_input_embeddings().weight.shape[1]
+        size = (1, self.chat.model.num_image_tokens, width)
+        stand_ins = [torch.empty(size, device="meta") for _ in job.images]
+        pixels = dict(zip(stand_ins, job.images, strict=True))
         try:
-            images = [self._embed(image) for image in job.images]
             prepared = self.chat.answer_prepare(
-                job.conv, images, **job.settings, on_notice=job.notices.append
+                job.conv, stand_ins, **job.settings, on_notice=job.notices.append
             )
+            context = prepared.pop("context")
+            images = tuple(self._embed(pixels[stand_in]) for stand_in in context.images)
         except (ValueError, OSError) as error:
             job.post(error)
             return False
-        job.context = prepared.pop("context")
+        job.context = replace(context, images=images)
         job.sampling = prepared
         job.answer = AnswerText(self.chat.model.llama_tokenizer, job.context.stop)
         return True

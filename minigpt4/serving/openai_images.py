@@ -20,7 +20,11 @@ MOST_BYTES = 20 * 10**6  # of one image, as on the page
 FETCH_S = 20  # to fetch one image, including redirects
 MOST_REDIRECTS = 3
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
+# not compressed, since `_body` does not decompress; some sites refuse the user agents of libraries
+_HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "minigpt4-serve"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # it wraps any IPv4 address
+# the IPv6 addresses in use; beside them are forms that some system may still route to an IPv4 address or a site
+_IN_USE = ipaddress.ip_network("2000::/3")
 
 
 class Images:
@@ -88,12 +92,12 @@ async def fetch(url: str) -> bytes:
             request = client.build_request(
                 "GET",
                 target.copy_with(host=address, userinfo=b"", fragment=None),
-                headers={"host": target.netloc.decode("ascii"), "accept": "image/*"},
+                headers=_HEADERS | {"host": target.netloc.decode("ascii")},
                 extensions={"sni_hostname": target.raw_host.decode("ascii")},
             )
             reply = await client.send(request, stream=True)
             try:
-                if not reply.is_redirect:
+                if not reply.has_redirect_location:
                     return await _body(reply, url)
                 url = urljoin(url, reply.headers["location"])
             finally:
@@ -125,6 +129,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip not in _IN_USE:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

@@ -19,6 +19,7 @@ from minigpt4.conversation.chat import MAX_MESSAGE_CHARS
 from minigpt4.conversation.conversation import Chat, Conversation
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
 from minigpt4.serving.api import Api, gradio_error
+from minigpt4.serving.arguments import in_url
 from minigpt4.serving.guard import Guard, Hosts
 from minigpt4.serving.limits import Streams
 from minigpt4.serving.page_parts import (
@@ -68,9 +69,8 @@ class Page:
         )
         # the page has a queue of its own; gradio's only has to be as long
         blocks.queue(max_size=32, default_concurrency_limit=None, api_open=False)
-        name = args.server_name.strip("[]")
         share_url = blocks.launch(
-            server_name=f"[{name}]" if ":" in name else name,  # IPv6 in a URL
+            server_name=in_url(args.server_name),
             server_port=args.server_port,
             share=args.share,
             auth=tuple(args.auth.split(":", 1)) if args.auth else None,
@@ -87,7 +87,8 @@ class Page:
             js=(FOLDER / "page.js").read_text(encoding="utf-8"),
             prevent_thread_lock=True,
         )[2]
-        hosts.add(share_url)
+        if share_url:
+            hosts.add(share_url)
         # exit normally, so that the uploads are removed
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         blocks.block_thread()

@@ -209,20 +209,16 @@ def test_models_and_health(api, client):
         client.models.retrieve("large")
 
 
-def test_wrong_keys_are_refused_and_slowed_down(api):
+def test_wrong_keys_are_refused_and_lock_nobody_out(api):
     with pytest.raises(openai.AuthenticationError, match="wrong API key"):
         openai.OpenAI(base_url=f"{api.url}/v1", api_key="another", max_retries=0).models.list()
-    stranger = httpx.Client(
-        base_url=api.url, transport=httpx.HTTPTransport(local_address="127.0.0.2")
-    )
     keys = [None, "Bearer", f"Basic {KEY}", "Bearer another", f"Bearer {KEY}x", f"Bearer {KEY}"]
     found = []
     for key in keys:
-        found.append(stranger.get("/v1/models", headers={"authorization": key} if key else {}))
-    assert [reply.status_code for reply in found] == [401] * 5 + [429]
+        headers = {"authorization": key} if key else {}
+        found.append(httpx.get(f"{api.url}/v1/models", headers=headers))
+    assert [reply.status_code for reply in found] == [401] * 5 + [200]
     assert found[0].json()["error"]["code"] == "invalid_api_key"
-    reply = httpx.get(f"{api.url}/v1/models", headers={"authorization": f"Bearer {KEY}"})
-    assert reply.status_code == 200  # others are not slowed down
 
 
 def test_other_names_of_this_machine_and_other_pages_are_refused(api):

@@ -1,17 +1,18 @@
 """Waiting requests are answered in one batch, each as it would be alone."""
 
 import asyncio
+import base64
 from contextlib import ExitStack
 
+import httpx
 import pytest
-from starlette.datastructures import Headers
 
-from minigpt4.serving import openai_batches
+from minigpt4.serving import openai_app, openai_batches
 from minigpt4.serving.guard import Hosts
 from minigpt4.serving.limits import Refusal
-from minigpt4.serving.openai_app import OpenAI
+from minigpt4.serving.openai_app import MOST_BYTES, OpenAI
 from minigpt4.serving.openai_batches import Batches, Job, Pixels
-from tests.small_release import picture
+from tests.small_release import jpeg_bytes, picture
 
 SETTINGS = {"temperature": 0.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 24, "seed": None}
 QUESTIONS = [
@@ -170,11 +171,51 @@ def test_the_embeddings_of_the_last_images_are_kept(loaded, batches, monkeypatch
 
 
 def test_large_requests_at_once_are_refused_before_they_are_read(loaded):
-    api, headers = OpenAI(*loaded, "tiny", Hosts("127.0.0.1")), Headers({})  # of unknown length
+    api = OpenAI(*loaded, "tiny", Hosts("127.0.0.1"))
     with ExitStack() as rooms:
         for _ in range(9):  # 28 MiB each
-            rooms.enter_context(api.room(headers))
-        with pytest.raises(Refusal, match="too many large requests at once"), api.room(headers):
+            rooms.enter_context(api.room(MOST_BYTES))
+        with pytest.raises(Refusal, match="too many large requests at once"), api.room(MOST_BYTES):
             pass
-    with api.room(headers):
+    with api.room(MOST_BYTES):
         api.batches.close()
+
+
+def test_images_take_room_until_their_request_is_answered(loaded, monkeypatch):
+    """A small file is decoded to as many pixels as a large one."""
+    api = OpenAI(*loaded, "tiny", Hosts("127.0.0.1"))
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(picture(1))).decode()
+    num_bytes = loaded[0].vis_processor(picture(1)).nbytes
+
+    async def statuses(*counts):
+        transport = httpx.ASGITransport(api.asgi)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            found = []
+            for count in counts:
+                content = [{"type": "image_url", "image_url": {"url": url}}] * count
+                request = {"model": "tiny", "max_tokens": 1}
+                request["messages"] = [{"role": "user", "content": content}]
+                reply = await client.post("/v1/chat/completions", json=request)
+                found.append(reply.status_code)
+            return found
+
+    monkeypatch.setattr(openai_app, "MOST_BYTES_ALL", 4 * num_bytes)
+    assert asyncio.run(statuses(3, 5, 3)) == [200, 429, 200]
+    assert api._num_bytes == 0
+    api.batches.close()
+
+
+def test_images_of_a_question_that_does_not_fit_are_not_encoded(loaded, batches, monkeypatch):
+    encoded, encode = [], loaded[0].encode_images
+    monkeypatch.setattr(
+        loaded[0], "encode_images", lambda images: encoded.append(1) or encode(images)
+    )
+
+    async def run():
+        too_long = job(loaded, "dog " * 4000, image=1)
+        batches.add(too_long)
+        with pytest.raises(ValueError, match="shorten the question"):
+            await text_of(too_long)
+
+    asyncio.run(run())
+    assert encoded == []

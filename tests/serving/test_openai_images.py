@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -27,6 +28,8 @@ PRIVATE = [
 PRIVATE += ["224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1"]
 PRIVATE += ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::"]
 PRIVATE += ["2001:0:4136:e378:8000:63bf:80ff:fffe"]
+# of a site, local NAT64, and two forms that once held IPv4 addresses
+PRIVATE += ["fec0::1", "64:ff9b:1::7f00:1", "::127.0.0.1", "::ffff:0:7f00:1"]
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -55,6 +58,12 @@ class Files(BaseHTTPRequestHandler):
             self._send(200, jpeg_bytes(picture(1)))
         elif self.path == "/moved":
             self._send(302, b"", location="/image.jpg")
+        elif self.path == "/nowhere":
+            self._send(302, b"")
+        elif self.path == "/compressed" and "gzip" in self.headers["accept-encoding"]:
+            self._send(200, gzip.compress(jpeg_bytes(picture(1))), **{"content-encoding": "gzip"})
+        elif self.path == "/compressed":
+            self._send(200, jpeg_bytes(picture(1)))
         elif self.path == "/inside":
             self._send(302, b"", location="http://10.0.0.1/secret.jpg")
         elif self.path == "/file":
@@ -99,7 +108,7 @@ def site(monkeypatch):
     thread.join()
 
 
-@pytest.mark.parametrize("path", ["image.jpg", "moved"])
+@pytest.mark.parametrize("path", ["image.jpg", "moved", "compressed"])
 def test_an_image_is_fetched(site, path):
     assert asyncio.run(fetch(f"{site}/{path}")) == jpeg_bytes(picture(1))
 
@@ -112,6 +121,7 @@ def test_an_image_is_fetched(site, path):
         ("circle", "more than 3 redirects"),
         ("large", "more than 20,000,000 bytes"),
         ("absent", "status 404"),
+        ("nowhere", "status 302"),
     ],
 )
 def test_what_is_no_image_of_the_internet_is_refused(site, path, says):
