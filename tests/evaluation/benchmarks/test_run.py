@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -9,6 +11,7 @@ import torch.multiprocessing
 from PIL import Image
 
 from minigpt4.datasets.datasets.image_controls import GREY
+from minigpt4.evaluation import run as run_module
 from minigpt4.evaluation.controls import with_control
 from minigpt4.evaluation.results import summary
 from minigpt4.evaluation.run import Asked, run_benchmarks
@@ -235,6 +238,52 @@ def test_two_ranks_answer_each_item_once_and_write_what_one_writes(tmp_path):
     assert [len(first), len(second)] == [7, 6] and not set(first) & set(second)
     assert "answers to something else" in error and other_error == error
     assert (tmp_path / "two/own/answers.jsonl").read_text() == one.read_text()
+
+
+def one_fast_and_one_slow(rank, root, patience_s, seconds):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{root}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=2),
+    )
+    run_module.PATIENCE_S = patience_s
+
+    def slow(items, cfg):
+        for line in answer(items, cfg):
+            time.sleep(seconds * rank)
+            yield line
+
+    benchmark = {
+        "own": opened("own_jsonl", root, lambda _: {"eval_file_path": root / "questions.jsonl"})
+    }
+    try:
+        run_benchmarks(benchmark, root / "out", slow)
+    except (OSError, RuntimeError) as error:
+        (root / f"error{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "seconds", "is_given_up"), [(60, 0.7, False), (0.3, 0.8, True)]
+)
+def test_a_rank_waits_for_the_slowest_while_answers_come(
+    patience_s, seconds, is_given_up, tmp_path
+):
+    official.draw(tmp_path / "images/a.jpg")
+    opened("own_jsonl", tmp_path, thirteen)
+    arguments = (tmp_path, patience_s, seconds)
+    torch.multiprocessing.start_processes(
+        one_fast_and_one_slow, arguments, nprocs=2, start_method="fork"
+    )
+    assert (tmp_path / "error0").exists() == is_given_up
+    if is_given_up:
+        text = "own: the other ranks have answered nothing for 0.3 s; what is answered is kept"
+        assert (tmp_path / "error0").read_text().startswith(text)
+    else:
+        assert not (tmp_path / "error1").exists()
+        assert len((tmp_path / "out/own/answers.jsonl").read_text().split("\n")) == 14
 
 
 def always_no(items, cfg):
