@@ -12,7 +12,8 @@ from PIL import Image
 
 from minigpt4.datasets.datasets.image_controls import GREY
 from minigpt4.evaluation import run as run_module
-from minigpt4.evaluation.controls import with_control
+from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem
+from minigpt4.evaluation.controls import shuffled, with_control
 from minigpt4.evaluation.results import summary
 from minigpt4.evaluation.run import Asked, run_benchmarks
 from tests.evaluation.benchmarks import official
@@ -309,11 +310,27 @@ def test_controls_ask_the_same_questions_about_uninformative_images(control, tmp
     assert json.loads(path["mme"].read_text())["control"] == control
 
 
+def test_shuffled_items_keep_the_number_of_their_images_and_none_of_them(tmp_path):
+    official.draw(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    names = ["a", "b", "c", "ab", "bc", "cd", "de", "abc", "def"]
+    pairs = [tuple(name) for name in names]
+    pairs += [(tmp_path / "a.png",), (tmp_path / "link.png",)]
+    items = [BenchmarkItem(str(number), each, "q", "r") for number, each in enumerate(pairs)]
+    for seed in range(20):
+        for before, after in zip(items, shuffled(items, seed), strict=True):
+            assert len(before.images) == len(after.images)
+            assert not set(before.images) & set(after.images)
+            assert {before.images, after.images} != {pairs[-1], pairs[-2]}  # one file
+    with pytest.raises(ValueError, match=r"item '8' has 3 image\(s\), and no item has as many"):
+        shuffled(items[8:])
+
+
 def test_a_control_that_is_not_possible_is_refused(tmp_path):
     items = opened("mme", tmp_path).items
     with pytest.raises(ValueError, match="--control: unknown name 'blnk'; known: blank, shuffled"):
         with_control(items, "blnk")
-    with pytest.raises(ValueError, match="all items are about the same image"):
+    with pytest.raises(ValueError, match=r"has 1 image\(s\), and no item has as many others"):
         with_control(items[:2], "shuffled")
     with pytest.raises(ValueError, match="--control blank: the items have no images"):
         with_control([item._replace(images=()) for item in items], "blank")
