@@ -109,7 +109,7 @@ def generated(
         seeds = [item_seed(sampling.get("seed"), encoded.item.id) for encoded in items]
         return [text for text, _ in chat.answer_batch(convs, embeds, seeds=seeds, **sampling)]
 
-    return _answer_all(batch, answer)
+    return answer_all(batch, answer)
 
 
 def item_seed(seed: int | None, item_id: str) -> int | None:
@@ -130,13 +130,11 @@ def chosen(chat: Chat, batch: list[EncodedItem], rule: str) -> list[dict[str, st
             for encoded, of_item in zip(items, losses, strict=True)
         ]
 
-    return _answer_all(batch, answer)
+    return answer_all(batch, answer)
 
 
-def _answer_all(
-    batch: list[EncodedItem], answer: Callable[[list[EncodedItem]], list[str]]
-) -> list[dict[str, str]]:
-    """Return {"answer": text} for each item, {"error": text} for one that is too long.
+def answer_all(batch: list[EncodedItem], answer: Callable[[list[EncodedItem]], list]) -> list[dict]:
+    """Return {"answer": what `answer` returns} for each item, {"error": text} for one that is too long.
 
     If one item of a batch is too long, its items are answered one by one, so that the others get their answers.
     """
@@ -145,11 +143,11 @@ def _answer_all(
     if not batch:
         return []
     try:
-        return [{"answer": text} for text in answer(batch)]
+        return [{"answer": each} for each in answer(batch)]
     except TooLongError as error:
         if len(batch) == 1:
             return [{"error": str(error)}]
     lines = []
     for encoded in batch:
-        lines += _answer_all([encoded], answer)
+        lines += answer_all([encoded], answer)
     return lines
