@@ -46,5 +46,7 @@ class VSR(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        is_label = [any(exact_match(text, label) for label in LABELS) for text in answers.values()]
-        return label_scores(items, answers, unparsable=is_label.count(False))
+        unparsable = 0
+        for text in answers.values():
+            unparsable += not any(exact_match(text, label) for label in LABELS)
+        return label_scores(items, answers, unparsable)
