@@ -18,6 +18,14 @@ from minigpt4.evaluation.answering import Item, answer_file
 from minigpt4.evaluation.compare import compare_results
 from minigpt4.evaluation.run import add_benchmark_arguments, evaluate_benchmarks
 
+# how --images asks; benchmarks have these settings in their sections
+FOR_IMAGES = {
+    "prompt": "Describe this image in detail.",
+    "batch_size": 8,
+    "max_new_tokens": 300,
+    "temperature": 0.0,
+}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the arguments of `evaluate`; --checkpoint becomes one of the --options."""
@@ -30,8 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_benchmark_arguments(parser)
     parser.add_argument(
         "--prompt",
-        default="Describe this image in detail.",
-        help="question about each image (default: %(default)s)",
+        help=f"question about each image (default: {FOR_IMAGES['prompt']})",
     )
     parser.add_argument(
         "--output",
@@ -40,13 +47,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="images per batch (default: %(default)s)"
+        "--batch-size", type=int, help=f"images per batch (default: {FOR_IMAGES['batch_size']})"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=300, help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help=f"default: {FOR_IMAGES['max_new_tokens']}"
+    )
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.0,
         help="0: greedy, the same answer each time (default)",
     )
     args = parser.parse_args(argv)
@@ -54,8 +62,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one of --images, --tasks and --compare")
     if not args.compare:
         args = with_checkpoint(args, parser)
-    for name in ("prompt", "batch_size", "max_new_tokens", "temperature"):
-        if not args.images and getattr(args, name) != parser.get_default(name):
+    for name, default in FOR_IMAGES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not args.images:
             option = f"--{name.replace('_', '-')}"
             parser.error(
                 f"{option} is for --images; of benchmarks: --options {BENCHMARKS}.NAME.KEY=VALUE"

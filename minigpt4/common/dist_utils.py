@@ -8,6 +8,7 @@ frozen parameters and buffers are never inspected or sent.
 import importlib
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -99,6 +100,37 @@ def barrier() -> None:
     """Wait until all ranks have called this."""
     if is_distributed():
         dist.barrier()
+
+
+def note_progress() -> None:
+    """Tell the ranks that wait in `patient_barrier` that this one is at work."""
+    if is_distributed():
+        _store().add("progress", 1)
+
+
+def patient_barrier(patience_s: float) -> bool:
+    """Wait until all ranks have called this, however long that takes, and return True.
+
+    A collective of torch ends with an error after `dist_timeout_s`. This returns False if no rank calls `note_progress`
+    for `patience_s` seconds.
+    """
+    if not is_distributed():
+        return True
+    store, world_size = _store(), get_world_size()
+    arrived = store.add("arrived", 1)  # counts on from one call to the next
+    all_arrived = -(-arrived // world_size) * world_size
+    progress, since = store.add("progress", 0), time.monotonic()
+    while store.add("arrived", 0) < all_arrived:
+        time.sleep(0.1)
+        if (now := store.add("progress", 0)) != progress:
+            progress, since = now, time.monotonic()
+        elif time.monotonic() - since > patience_s:
+            return False
+    return True
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()  # torch has no public name for it
 
 
 def derived_seed(*numbers: int) -> int:

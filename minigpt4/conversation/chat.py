@@ -6,7 +6,7 @@ the caller. One engine serves many sessions; let one model compute one answer (o
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,8 +144,12 @@ class Chat:
         *sampling: Any,
         **named: Any,
     ) -> list[tuple[str, np.ndarray]]:
-        """Return [(text, token ids [T])], computed as one batch; each is the one that `answer` would give."""
-        request = request_of(sampling, named, ("stop_event", "on_notice"))
+        """Return [(text, token ids [T])], computed as one batch; each is the one that `answer` would give.
+
+        `seeds`: one per conversation, in place of `seed`. Without a `repetition_penalty` there is none, also if the
+        model has one.
+        """
+        request = request_of(sampling, named, ("stop_event", "on_notice", "seeds"))
         pairs = zip(convs, img_lists, strict=True)
         contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
         answers = self._generate(contexts, request)
@@ -234,9 +238,10 @@ class Chat:
         """Return the token ids of each answer, including the token that ended it."""
         if request.sampling.num_beams > 1:
             answers, llm = [], self.model.llama_model
-            for context in contexts:
+            for row, context in enumerate(contexts):
                 stop_rule = self._stop_rule(context, request)
-                answers.append(beam_search(llm, context, request.sampling, stop_rule))
+                sampling = replace(request.sampling, seed=request.seed(row))
+                answers.append(beam_search(llm, context, sampling, stop_rule))
             return answers
         answers = [[] for _ in contexts]
         for step in self._decode(contexts, request):

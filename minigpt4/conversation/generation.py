@@ -107,6 +107,7 @@ class _Answer:
 
     row: int
     max_new_tokens: int
+    generator: torch.Generator | None = None  # None: greedy
     ids: list[int] = field(default_factory=list)
     is_open: bool = True
 
@@ -121,8 +122,8 @@ def decode(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield for each step [(row, token)] of the rows that are still open, until every row has ended.
 
-    Each row has its own positions, so that a batch gives the same answers as its rows alone. A cache
-    is for a batch of one; it keeps what was computed, also when the caller closes the generator.
+    Each row has its own positions and random numbers, so that a batch gives the same answers as its rows
+    alone. A cache is for a batch of one; it keeps what was computed, also when the caller closes the generator.
     """
     sampling, cache = request.sampling, request.cache
     # the KV cache of the last turn, as far as the prompt begins alike, and the rest of the prompt
@@ -132,20 +133,22 @@ def decode(
     mask, positions = mask_and_positions
     device, num_rows = embeds.device, len(contexts)
     longest = reused + embeds.shape[1] + max(context.max_new_tokens for context in contexts)
-    generator = None if sampling.is_greedy else own_generator(sampling.seed, device)
     # the answers so far: on the device, after BOS, and on the host, which decides which rows go on
     start = 0 if bos_id is None else 1
     history = torch.full((num_rows, start), bos_id or 0, device=device)
     if not start:  # min_length counts BOS
         sampling = replace(sampling, min_length=max(sampling.min_length - 1, 0))
     answers = [_Answer(row, context.max_new_tokens) for row, context in enumerate(contexts)]
+    if not sampling.is_greedy:
+        for answer in answers:
+            answer.generator = own_generator(request.seed(answer.row), device)
     try:
         logits = decoder.prefill(past, embeds, positions, mask)
         with decoder.steps(past, num_rows, longest) as step:
             while True:
                 # a token for each row, also for those that have ended but are still in the batch
                 logits = filter_logits(logits, history, sampling, stop_rule.eos_ids)
-                tokens = draw(logits, sampling, generator)
+                tokens = draw(logits, [answer.generator for answer in answers if answer.generator])
                 history = torch.cat([history, tokens[:, None]], 1)
                 values = tokens.tolist()  # the only device synchronisation of a step
                 for answer, token in zip(answers, values, strict=True):

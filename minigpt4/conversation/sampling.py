@@ -70,10 +70,15 @@ class Request(NamedTuple):
     cache: PrefixCache | None = None
     stop_event: Event | None = None
     stop_events: Sequence[Event] = ()  # one per row, which ends that row alone
+    seeds: Sequence[int | None] = ()  # one per row; without, each row has the seed of `sampling`
 
     def is_stopped(self, row: int) -> bool:
         """Whether the caller has ended this row."""
         return bool(self.stop_events) and self.stop_events[row].is_set()
+
+    def seed(self, row: int) -> int | None:
+        """Return the seed of this row."""
+        return self.seeds[row] if self.seeds else self.sampling.seed
 
 
 # its position among the positional arguments
@@ -128,8 +133,18 @@ def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Return token ids [B] from filtered logits [B, V]."""
-    if sampling.is_greedy:
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return token ids [B] from filtered logits [B, V], each drawn from its row's generator; greedy without generators.
+
+    Raises RuntimeError for logits that are not numbers.
+    """
+    if not generators:
         return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    probabilities = logits.softmax(-1)
+    if probabilities.isnan().any():
+        raise RuntimeError("the LLM's logits are not numbers (NaN), so no token can be drawn")
+    # Like torch.multinomial, which has one generator for all rows: that of p / Exp(1) with the largest value.
+    noise = torch.empty_like(probabilities)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (probabilities / noise).argmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,14 +98,26 @@ def answers(
 def generated(
     chat: Chat, batch: list[EncodedItem], sampling: dict[str, object]
 ) -> list[dict[str, str]]:
-    """Return {"answer": text} for each item, {"error": text} for one that is too long for the LLM."""
+    """Return {"answer": text} for each item, {"error": text} for one that is too long for the LLM.
+
+    An answer that is sampled with a seed depends on it and the item's id, not on the batch.
+    """
 
     def answer(items: list[EncodedItem]) -> list[str]:
         convs = [encoded.conv.copy() for encoded in items]
         embeds = [encoded.embeds for encoded in items]
-        return [text for text, _ in chat.answer_batch(convs, embeds, **sampling)]
+        seeds = [item_seed(sampling.get("seed"), encoded.item.id) for encoded in items]
+        return [text for text, _ in chat.answer_batch(convs, embeds, seeds=seeds, **sampling)]
 
-    return _answer_all(batch, answer)
+    return answer_all(batch, answer)
+
+
+def item_seed(seed: int | None, item_id: str) -> int | None:
+    """Return the seed of an item's answer, the same in any batch, on any rank and in a call that resumes."""
+    if seed is None:
+        return None
+    digest = hashlib.sha256(f"{seed} {item_id}".encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def chosen(chat: Chat, batch: list[EncodedItem], rule: str) -> list[dict[str, str]]:
@@ -117,13 +130,11 @@ def chosen(chat: Chat, batch: list[EncodedItem], rule: str) -> list[dict[str, st
             for encoded, of_item in zip(items, losses, strict=True)
         ]
 
-    return _answer_all(batch, answer)
+    return answer_all(batch, answer)
 
 
-def _answer_all(
-    batch: list[EncodedItem], answer: Callable[[list[EncodedItem]], list[str]]
-) -> list[dict[str, str]]:
-    """Return {"answer": text} for each item, {"error": text} for one that is too long.
+def answer_all(batch: list[EncodedItem], answer: Callable[[list[EncodedItem]], list]) -> list[dict]:
+    """Return {"answer": what `answer` returns} for each item, {"error": text} for one that is too long.
 
     If one item of a batch is too long, its items are answered one by one, so that the others get their answers.
     """
@@ -132,11 +143,11 @@ def _answer_all(
     if not batch:
         return []
     try:
-        return [{"answer": text} for text in answer(batch)]
+        return [{"answer": each} for each in answer(batch)]
     except TooLongError as error:
         if len(batch) == 1:
             return [{"error": str(error)}]
     lines = []
     for encoded in batch:
-        lines += _answer_all([encoded], answer)
+        lines += answer_all([encoded], answer)
     return lines

@@ -1,5 +1,6 @@
 """Controls: the same questions with uninformative images. A score that does not drop is not read from the images."""
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,18 +48,34 @@ def blank(image: "str | Path | Image") -> "Image":
 
 
 def shuffled(items: Sequence[BenchmarkItem], seed: int = 0) -> list[BenchmarkItem]:
-    """Return the items, each with the images of another; all questions about one image move to the same other image.
+    """Return the items, each with the images of another that has as many; items about the same images stay together.
 
-    No item keeps its images, and each image is used. The exchange depends only on the items and `seed`. Raises
-    ValueError if all items are about the same image.
+    No item gets an image of its own, and each image is used where none has to be avoided. The exchange depends only on
+    the items and `seed`. Raises ValueError if an item finds no other to exchange with.
     """
     images = {images_key(item): item.images for item in items if item.images}
     keys = list(images)
     random.Random(seed).shuffle(keys)
-    if len(keys) < 2:
-        raise ValueError(
-            "--control shuffled: all items are about the same image; two images are needed"
-        )
-    # In a circle, each gets the images of the one before it.
-    given = {key: images[keys[number - 1]] for number, key in enumerate(keys)}
+    files = {key: set(map(_file, images[key])) for key in keys}
+    same_count: dict[int, list[tuple]] = {}
+    for key in keys:
+        same_count.setdefault(len(key), []).append(key)
+    given = {}
+    for group in same_count.values():
+        for number, key in enumerate(group):
+            # In a circle, each gets the images of the one before it, or of the last before it that shares none.
+            before = (group[number - step] for step in range(1, len(group)))
+            giver = next((other for other in before if files[other].isdisjoint(files[key])), None)
+            if giver is None:
+                first = next(item.id for item in items if images_key(item) == key)
+                raise ValueError(
+                    f"--control shuffled: item '{first}' has {len(key)} image(s), and no item has as many others; "
+                    "add one, or leave it out"
+                )
+            given[key] = images[giver]
     return [item._replace(images=given.get(images_key(item), item.images)) for item in items]
+
+
+def _file(image: "str | Path | Image") -> str | int:
+    """Return what is equal for two paths to one file; of a PIL image its identity."""
+    return os.path.realpath(image) if isinstance(image, (str, Path)) else id(image)

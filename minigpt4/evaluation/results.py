@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from minigpt4.common.versions import versions
 from minigpt4.evaluation import metrics
+from minigpt4.evaluation.answer_file import write_whole
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkItem
 from minigpt4.evaluation.benchmarks.scores import Scores
 
@@ -54,13 +55,10 @@ def write_results(run: Run, folder: Path, details: Mapping[str, Any]) -> Path:
     content = _content(run, scores, len(answered), details)
     # Half a surrogate pair in an answer must not lose the results.
     path = folder / "results.json"
-    path.write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
     page = results_page(content, {item.id: item for item in run.items})
-    path.with_suffix(".html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_whole(path.with_suffix(".html"), page.encode("utf-8", "backslashreplace"))
     return path
 
 

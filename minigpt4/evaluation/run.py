@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Answers items, in any order: one {"id", "answer"} or {"id", "error"} for each. The config has batch size and sampling.
 Answer = Callable[[Sequence[BenchmarkItem], BenchmarkConfig], Iterable[dict]]
 
+PATIENCE_S = 1800  # a rank waits so long for a new answer of the others
+
 
 class OpenBenchmark(NamedTuple):
     """A benchmark whose files have been read and checked."""
@@ -180,7 +182,7 @@ def run_benchmarks(
 
 def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: Asked) -> Path:
     """Run one benchmark and return the path of its results.json."""
-    from minigpt4.common.dist_utils import barrier, from_main, get_rank, get_world_size
+    from minigpt4.common.dist_utils import from_main, get_rank, get_world_size, patient_barrier
 
     benchmark, items = opened
     ids = [item.id for item in items]
@@ -196,7 +198,10 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         unanswered = [item for item in items if "answer" not in lines.get(item.id, {})]
         if share := unanswered[get_rank() :: get_world_size()]:
             shared.add(get_rank(), _checked(benchmark.answers(share, answer), share, name))
-        barrier()
+        if not patient_barrier(PATIENCE_S):
+            raise OSError(
+                f"{name}: the other ranks have answered nothing for {PATIENCE_S} s; what is answered is kept: call again"
+            )
 
         def write() -> Path:
             seconds = time.perf_counter() - start
@@ -252,7 +257,7 @@ def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -
     """Yield the lines, with a progress bar on rank 0. Raises ValueError unless each item is answered exactly once."""
     from tqdm import tqdm
 
-    from minigpt4.common.dist_utils import is_main_process
+    from minigpt4.common.dist_utils import is_main_process, note_progress
 
     unanswered = {item.id for item in items}
     for line in tqdm(
@@ -261,6 +266,7 @@ def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -
         if line["id"] not in unanswered:
             raise ValueError(f"{name}: '{line['id']}' was answered twice, or was not asked")
         unanswered.remove(line["id"])
+        note_progress()
         yield line
     if unanswered:
         first = min(unanswered)

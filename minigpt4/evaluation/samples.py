@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.datasets.sheet import visible
+from minigpt4.evaluation.answer_file import write_whole
 from minigpt4.evaluation.page import STYLE, document, image_element
 
 if TYPE_CHECKING:
@@ -77,17 +78,10 @@ class SamplesPage:
                     "reference": reference,
                 }
             )
-        # A resumed run repeats steps: their records are replaced.
-        earlier = read_records(folder / RECORDS)
-        records = [record for record in earlier if record["step"] != where["step"]]
-        records.append({**where, "samples": answered})
-        records.sort(key=lambda record: record["step"])
-        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-        (folder / RECORDS).write_text(text, encoding="utf-8", errors="backslashreplace")
-        page = samples_page(
-            f"Held-out samples: {folder.name}", records, list(map(self._images, self.samples))
-        )
-        (folder / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+        records = add_record(folder / RECORDS, {**where, "samples": answered})
+        title, images = f"Held-out samples: {folder.name}", list(map(self._images, self.samples))
+        page = samples_page(title, records, answered, images)
+        write_whole(folder / PAGE, page.encode("utf-8", "backslashreplace"))
 
     def _images(self, sample: dict) -> "list[Image]":
         """Return the images of a sample as the model sees them; [] if its processor cannot convert them back."""
@@ -106,9 +100,10 @@ class SamplesPage:
 
 
 def read_records(path: Path) -> list[dict]:
-    """Return the records of a samples.jsonl, [] if there is none; the partial last line of a killed run is skipped."""
+    """Return the records of a samples.jsonl, [] if there is none; a partial line is skipped."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    # not splitlines: an answer may contain U+2028
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -116,24 +111,50 @@ def read_records(path: Path) -> list[dict]:
     return records
 
 
-def samples_page(title: str, records: Sequence[dict], images: "Sequence[Sequence[Image]]") -> str:
-    """Return the page's HTML: one card per sample, with images, prompt, reference and the answer of each record."""
+def add_record(path: Path, record: dict) -> list[dict]:
+    """Add a record to a samples.jsonl, in place of one of the same step; return all records, by step.
+
+    A resumed run repeats steps. The file is replaced as a whole, so that a kill loses no record.
+    """
+    records = [other for other in read_records(path) if other["step"] != record["step"]]
+    records = sorted([*records, record], key=lambda each: each["step"])
+    text = "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in records)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    return records
+
+
+def samples_page(
+    title: str,
+    records: Sequence[dict],
+    samples: Sequence[dict],
+    images: "Sequence[Sequence[Image]]",
+) -> str:
+    """Return the page's HTML: one card per sample, with images, prompt, reference and the answer of each record.
+
+    `samples` are those of the newest record, whose step need not be the last; other records may have other samples.
+    """
     note = f"Greedy answers, at most {MOST_TOKENS} tokens, to the prompts that training reads."
     body = [f"<h1>{visible(title)}</h1>", f"<p>{note}</p>"]
-    for number, its_images in enumerate(images):
-        last = records[-1]["samples"][number]
+    for number, (newest, its_images) in enumerate(zip(samples, images, strict=True)):
         rows = []
         for record in records:
             loss = record.get("loss")
             shown_loss = "" if loss is None else f"{loss:.4f}"
             cells = f'<td class="n">{record["step"]}</td><td class="n">{shown_loss}</td>'
-            same = [sample for sample in record["samples"] if sample["id"] == last["id"]]
-            rows.append(f"<tr>{cells}<td>{visible(same[0]['answer']) if same else ''}</td></tr>\n")
+            answer = _answer_in(record, number, newest["id"])
+            rows.append(f"<tr>{cells}<td>{visible(answer)}</td></tr>\n")
         head = '<tr><th class="n">step</th><th class="n">held-out loss</th><th>answer</th></tr>'
         terms = [
-            f"<dt>{name}</dt><dd>{visible(last[name])}</dd>" for name in ("prompt", "reference")
+            f"<dt>{name}</dt><dd>{visible(newest[name])}</dd>" for name in ("prompt", "reference")
         ]
         table = f'<div class="scroll"><table>{head}\n{"".join(rows)}</table></div>'
-        text = f"<div class=id>{visible(last['id'])}</div><dl>{''.join(terms)}</dl>{table}"
+        text = f"<div class=id>{visible(newest['id'])}</div><dl>{''.join(terms)}</dl>{table}"
         body.append(f"<figure>{''.join(map(image_element, its_images))}<div>{text}</div></figure>")
     return document(title, STYLE + _STYLE, body)
+
+
+def _answer_in(record: dict, number: int, sample_id: str) -> str:
+    """Return a sample's answer in a record, "" if it has none. Samples of a dataset without ids are told by their place."""
+    at_its_place = record["samples"][number : number + 1]
+    same = [each for each in at_its_place + record["samples"] if each["id"] == sample_id]
+    return same[0]["answer"] if same else ""

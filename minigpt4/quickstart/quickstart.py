@@ -164,7 +164,7 @@ class Quickstart:
         (self.output / "loss.png").write_bytes(draw_runs(metrics))
         figures.draw_accuracies(report, self.output / "accuracy.png")
         answers = [
-            json.loads(line) for line in (self.output / "answers.jsonl").read_text().splitlines()
+            json.loads(line) for line in (self.output / "answers.jsonl").read_bytes().splitlines()
         ]
         figures.draw_images(answers, self.output / "pictures.png")
         return report

@@ -15,6 +15,7 @@ from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import CONV_VISION, VICUNA_V1, Conversation, template_for
 from minigpt4.conversation.generation import MOST_OPEN, padded_batch
+from minigpt4.conversation.sampling import draw as draw_tokens
 from minigpt4.models.llm import layouts
 from minigpt4.models.llm.decoding import Decoder
 from tests.conversation.helpers import GREEDY, asked, computed, sentence
@@ -140,14 +141,15 @@ def test_a_chat_opens_as_training_does(chat, embeddings, prompt_template):
 # batches
 
 
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 7}], ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_batch_answers_equal_single_answers(chat, embeddings, seed):
+def test_batch_answers_equal_single_answers(chat, embeddings, seed, sampling):
     draw = random.Random(seed)
     rows = [
         asked(chat, sentence(draw, 30), draw.sample(embeddings, draw.randint(0, 2)))
         for _ in range(5)
     ]
-    budgets = {"temperature": 0, "max_new_tokens": draw.choice([1, 7, 25])}
+    budgets = {"max_new_tokens": draw.choice([1, 7, 25]), **sampling}
     single = [chat.answer(conv.copy(), images, **budgets) for conv, images in rows]
     convs = [conv for conv, _ in rows]
     batch = chat.answer_batch(convs, [images for _, images in rows], **budgets)
@@ -155,6 +157,35 @@ def test_batch_answers_equal_single_answers(chat, embeddings, seed):
         (text, ids.tolist()) for text, ids in single
     ]
     assert [conv.messages[-1][1] for conv in convs] == [text for text, _ in single]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_each_row_of_a_batch_may_have_a_seed_of_its_own(chat, embeddings, num_beams):
+    rows = [asked(chat, "what is it?", embeddings[:1]) for _ in range(3)]
+    sampling = {"max_new_tokens": 12, "num_beams": num_beams}
+    single = [
+        chat.answer(conv.copy(), images, seed=seed, **sampling)[1].tolist()
+        for seed, (conv, images) in enumerate(rows)
+    ]
+    convs, images = [conv for conv, _ in rows], [images for _, images in rows]
+    batch = chat.answer_batch(convs, images, seeds=range(3), **sampling)
+    assert [ids.tolist() for _, ids in batch] == single
+    assert len(set(map(tuple, single))) == 3
+
+
+def test_drawing_is_that_of_torch_and_refuses_nan():
+    logits = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
+    theirs = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    ours = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    for _ in range(20):
+        single = [
+            torch.multinomial(row.softmax(-1), 1, generator=generator).item()
+            for row, generator in zip(logits, theirs, strict=True)
+        ]
+        assert draw_tokens(logits, ours).tolist() == single
+    logits[1, 5] = torch.nan
+    with pytest.raises(RuntimeError, match="logits are not numbers"):
+        draw_tokens(logits, ours)
 
 
 def test_rows_that_have_ended_are_computed_no_further(chat, embeddings):

@@ -38,6 +38,21 @@ def test_batched_answers_equal_single_ones(chat, tmp_path, batch_size):  # noqa:
     assert len({line["answer"] for line in lines}) == len(items)
 
 
+def test_a_sampled_answer_depends_on_the_seed_and_the_item_alone(chat):  # noqa: F811
+    items = [Item(str(number), (picture(0),), "what is it?") for number in range(5)]
+
+    def sampled(items, batch_size, seed=0):
+        sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": 8}
+        lines = answers(chat, CONV_VISION, items, batch_size=batch_size, **sampling)
+        return {line["id"]: line["answer"] for line in lines}
+
+    found = sampled(items, 1)
+    assert len(set(found.values())) == 5  # the items do not share their random numbers
+    assert sampled(items[::-1], 3) == sampled(items, 8) == found
+    assert sampled(items[2:3], 1) == {"2": found["2"]}  # as for a call that resumes
+    assert not set(sampled(items, 8, seed=1).items()) & set(found.items())
+
+
 def test_a_bad_image_affects_only_its_own_item(chat, tmp_path):  # noqa: F811
     (tmp_path / "bad.png").write_text("no image")
     images = [

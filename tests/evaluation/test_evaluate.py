@@ -249,6 +249,19 @@ def test_every_image_is_found_once(tmp_path, monkeypatch):
         find_images(["far/y"])
 
 
+@pytest.mark.parametrize(
+    "option", ["--max-new-tokens 300", "--temperature 0", "--batch-size 8", "--prompt x"]
+)
+@pytest.mark.parametrize("what", ["--tasks pope --cfg-path a.yaml", "--compare a.json b.json"])
+def test_an_option_for_images_is_refused_elsewhere_also_with_its_default(what, option, capsys):
+    with pytest.raises(SystemExit):
+        parse_args([*what.split(), *option.split()])
+    assert f"{option.split()[0]} is for --images" in capsys.readouterr().err
+    args = parse_args(["--images", "a.png", "--cfg-path", "a.yaml", *option.split()])
+    given = {"max_new_tokens": 300, "temperature": 0, "batch_size": 8}
+    assert {name: getattr(args, name) for name in given} == given
+
+
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
     command = [
         sys.executable,

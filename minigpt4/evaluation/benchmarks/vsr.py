@@ -7,6 +7,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
 from minigpt4.evaluation.benchmarks.files import field, group_of, read_json, read_json_lines, rows
 from minigpt4.evaluation.benchmarks.scores import Scores, label_scores
+from minigpt4.evaluation.metrics import exact_match
 
 LABELS = ("false", "true")
 
@@ -45,6 +46,7 @@ class VSR(Benchmark):
         return items
 
     def score(self, items: Sequence[BenchmarkItem], answers: Mapping[str, str]) -> Scores:
-        normalised = [" ".join(answer.lower().split()).rstrip(".") for answer in answers.values()]
-        unparsable = sum(text not in LABELS for text in normalised)
+        unparsable = 0
+        for text in answers.values():
+            unparsable += not any(exact_match(text, label) for label in LABELS)
         return label_scores(items, answers, unparsable)

@@ -4,6 +4,7 @@ lmms-eval --model minigpt4 --model_args cfg_path=eval.yaml,model.ckpt=checkpoint
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -18,7 +19,8 @@ from tqdm import tqdm
 import minigpt4
 from minigpt4.conversation.conversation import IMAGE, Conversation, message_segments
 from minigpt4.conversation.message import Message
-from minigpt4.evaluation.answering import generated
+from minigpt4.conversation.sampling import Sampling
+from minigpt4.evaluation.answering import answer_all, generated
 from minigpt4.evaluation.items import EncodedItem, Item
 from minigpt4.evaluation.ranking import losses_of
 
@@ -180,23 +182,36 @@ class MiniGPT4Simple(MiniGPT4):
 
         lmms-eval takes the least loss as the best. A continuation is tokenised by itself and ends with the template's
         end symbol, as an answer in training; the space that lmms-eval puts before it is stripped, as the template
-        provides it.
+        provides it. One that is too long for the LLM has an infinite loss, with a warning.
         """
         found = []
         for start in tqdm(
             range(0, len(requests), self.batch_size), desc="MiniGPT-4", disable=self.rank != 0
         ):
+            part = requests[start : start + self.batch_size]
             batch = []
-            for request in requests[start : start + self.batch_size]:
-                (encoded,) = self.encoded([request])
+            for request, encoded in zip(part, self.encoded(part), strict=True):
                 item = Item("", (), "", options=(self.continuation(request),))
                 batch.append(encoded._replace(item=item))
-            losses = losses_of(self.chat, batch, "mean")
-            lines = generated(self.chat, batch, sampling({}))
-            for encoded, loss, line in zip(batch, losses, lines, strict=True):
-                pair = (loss[0], line.get("answer") == encoded.item.options[0])
+            ranked = answer_all(batch, lambda items: losses_of(self.chat, items, "mean"))
+            written = generated(self.chat, batch, sampling(self.as_long_as(batch)))
+            for index, (encoded, loss, line) in enumerate(zip(batch, ranked, written, strict=True)):
+                if "error" in loss:
+                    logging.warning("request %d is not ranked: %s", start + index, loss["error"])
+                (mean,) = loss.get("answer", [math.inf])
+                pair = (mean, line.get("answer") == encoded.item.options[0])
                 found.append(GenerationResult(text=pair))
         return found
+
+    def as_long_as(self, batch: Sequence[EncodedItem]) -> dict[str, int]:
+        """Return the max_new_tokens within which greedy decoding can write any of the continuations and end it.
+
+        At most the default, so that a prompt keeps its room.
+        """
+        end = "".join(self.conv.template.stop)
+        texts = [encoded.item.options[0] + end for encoded in batch]
+        ids = self.chat.model.llama_tokenizer(texts).input_ids
+        return {"max_new_tokens": min(max(map(len, ids)) + 1, Sampling.max_new_tokens)}
 
     def continuation(self, request: Instance) -> str:
         """Return the candidate answer of a request, whose loss is computed."""

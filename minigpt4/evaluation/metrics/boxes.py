@@ -72,13 +72,18 @@ def parse_box(text: str, resolution: int = 100) -> tuple[float, float, float, fl
     As MiniGPT-v2 writes it: spaces and <unk> aside, the text starts with the box and has no fifth number; a second box
     makes it unparsable.
     """
+    text = _cleaned(text)
     numbers = [int(digits) / resolution for digits in re.findall(r"\d+", text)]
-    return tuple(numbers) if starts_with_box(text) and len(numbers) == 4 else None
+    return tuple(numbers) if _BOX.match(text) and len(numbers) == 4 else None
 
 
 def starts_with_box(text: str) -> bool:
     """Return whether a text starts with {<x1><y1><x2><y2>}, spaces and <unk> aside; MiniGPT-v2 asks again if not."""
-    return bool(_BOX.match(text.replace("<unk>", "").replace(" ", "").strip()))
+    return bool(_BOX.match(_cleaned(text)))
+
+
+def _cleaned(text: str) -> str:
+    return text.replace("<unk>", "").replace(" ", "").strip()
 
 
 def _area(left: float, top: float, right: float, bottom: float, extra: float) -> float:

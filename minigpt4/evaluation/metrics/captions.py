@@ -1,8 +1,8 @@
-"""Captions against references: CIDEr-D, BLEU-1 to 4 and ROUGE-L, with the same results as COCO's caption evaluation.
+"""Captions against references: CIDEr-D, BLEU-1 to 4 and ROUGE-L, with COCO's results for the same words.
 
 Rules: pycocoevalcap 1.2 (`cider/cider_scorer.py`, `bleu/bleu_scorer.py`, `rouge/rouge.py`), which is coco-caption.
 References are id -> list of texts, answers id -> text, or two lists in the same order. Texts are split at whitespace
-unless `tokenize` is given; COCO's results need `tokenizer.caption_words`.
+unless `tokenize` is given; `tokenizer.caption_words` gives COCO's words, but for a few rare ones.
 """
 
 from __future__ import annotations

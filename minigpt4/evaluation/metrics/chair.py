@@ -103,9 +103,11 @@ def mentioned_objects(text: str, synonyms: Synonyms | None = None) -> list[str]:
     """Return the COCO name of each object that `text` mentions, in order, repetitions included.
 
     Case and number are ignored and the longest phrase wins ("hot dogs" is no dog). A baby elephant is not a person, and
-    "seat" in a text with a toilet is not a chair.
+    "seat" in a text with a toilet is not a chair. "hot-dog" and "cat/dog" name three objects by our own table; with other
+    `synonyms` each is an unknown word, as in the authors' tokenizer.
     """
-    return _mentions(text, _own_names() if synonyms is None else _names(synonyms))
+    is_own = synonyms is None
+    return _mentions(text, _own_names() if is_own else _names(synonyms), is_own)
 
 
 def read_synonyms(path: str | Path) -> dict[str, list[str]]:
@@ -129,14 +131,15 @@ def _mentioned_and_present(
     """Return, by id, the objects that the answer mentions, in order, and the set of objects that are present."""
     texts, objects = matched(answers, objects, "objects")
     captions = aligned(references, objects, "references") if references is not None else {}
-    names = _own_names() if synonyms is None else _names(synonyms)
+    is_own = synonyms is None
+    names = _own_names() if is_own else _names(synonyms)
     found = {}
     for item, text in texts.items():
         present = {_name_of(name, names, item) for name in _listed(objects[item], item)}
         if captions:
             for caption in texts_of(captions[item], f"references of {item!r}"):
-                present.update(_mentions(caption, names))
-        found[item] = (_mentions(text, names), present)
+                present.update(_mentions(caption, names, is_own))
+        found[item] = (_mentions(text, names, is_own), present)
     return found
 
 
@@ -155,10 +158,11 @@ def _wrong(mentions: list[str], present: set[str]) -> list[str]:
     return [name for name in mentions if name not in present]
 
 
-def _mentions(text: str, names: Mapping[str, str]) -> list[str]:
+def _mentions(text: str, names: Mapping[str, str], is_own: bool) -> list[str]:
     """Return the objects that a text mentions, see `mentioned_objects`; `names`: COCO name of each phrase."""
     # Punctuation marks are words of their own, so that no phrase extends across them.
-    words = re.findall(r"\w+(?:-\w+)*|[^\w\s]", text.lower())
+    joints = "-" if is_own else "-/"
+    words = re.findall(rf"\w+(?:[{joints}]\w+)*|[^\w\s]", text.lower())
     found, start = [], 0
     while start < len(words):
         # the longest known phrase that starts here, of at most three words, else the single word
@@ -167,8 +171,8 @@ def _mentions(text: str, names: Mapping[str, str]) -> list[str]:
             if phrase in names or end == start + 1:
                 break
         # A hyphen may take the place of the space in a phrase: hot-dog.
-        name = names.get(phrase) or names.get(phrase.replace("-", " "), NO_OBJECT)
-        found.append((phrase, name))
+        spaced = phrase.replace("-", " ") if is_own else phrase
+        found.append((phrase, names.get(phrase) or names.get(spaced, NO_OBJECT)))
         start = end
     if any(phrase in _TOILETS for phrase, _ in found):
         found = [(phrase, name) for phrase, name in found if phrase not in ("seat", "seats")]

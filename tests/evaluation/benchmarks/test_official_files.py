@@ -266,6 +266,9 @@ def test_true_or_false_statements(tmp_path):
         found["accuracy"] == 0.5 and found["accuracy_minigpt4"] == 0 and found["on/accuracy"] == 1
     )
     assert scores.unparsable == 1
+    # what can be right is not unparsable
+    found, scores = figures(benchmark, items, [" true!", "it is false"])
+    assert found["accuracy"] == 0.5 and scores.unparsable == 1
 
 
 def test_choices_of_iconqa(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -9,8 +11,10 @@ import torch.multiprocessing
 from PIL import Image
 
 from minigpt4.datasets.datasets.image_controls import GREY
+from minigpt4.evaluation import run as run_module
+from minigpt4.evaluation.benchmarks.benchmark import BenchmarkItem
 from minigpt4.evaluation.benchmarks.own_jsonl import OwnJsonl
-from minigpt4.evaluation.controls import with_control
+from minigpt4.evaluation.controls import shuffled, with_control
 from minigpt4.evaluation.results import summary
 from minigpt4.evaluation.run import Asked, OpenBenchmark, run_benchmarks
 from tests.evaluation.benchmarks import official
@@ -320,6 +324,47 @@ def test_two_ranks_answer_each_item_once_and_write_what_one_writes(tmp_path):
     assert (tmp_path / "two/own/answers.jsonl").read_text() == one.read_text()
 
 
+def one_fast_and_one_slow(rank, root, patience_s, seconds):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{root}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=5),
+    )
+    run_module.PATIENCE_S = patience_s
+
+    def slow(items, cfg):
+        for line in answer(items, cfg):
+            time.sleep(seconds * rank)
+            yield line
+
+    benchmark = {
+        "own": opened("own_jsonl", root, lambda _: {"eval_file_path": root / "questions.jsonl"})
+    }
+    try:
+        run_benchmarks(benchmark, root / "out", slow)
+    except (OSError, RuntimeError) as error:
+        (root / f"error{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "seconds", "errors"),
+    [(60, 1.1, []), (0.3, 0.8, ["own: the other ranks have answered nothing for 0.3 s"])],
+)
+def test_a_rank_waits_for_the_slowest_while_answers_come(patience_s, seconds, errors, tmp_path):
+    official.draw(tmp_path / "images/a.jpg")
+    own = {"own": opened("own_jsonl", tmp_path, thirteen)}
+    run_benchmarks(own, tmp_path / "one", answer)  # imports what the ranks would wait for
+    arguments = (tmp_path, patience_s, seconds)
+    torch.multiprocessing.start_processes(
+        one_fast_and_one_slow, arguments, nprocs=2, start_method="fork"
+    )
+    assert [path.read_text().split(";")[0] for path in tmp_path.glob("error0")] == errors
+    assert (tmp_path / "out/own/results.json").exists() == (not errors)
+
+
 def always_no(items, cfg):
     return ({"id": item.id, "answer": "no"} for item in items)
 
@@ -348,11 +393,27 @@ def test_controls_ask_the_same_questions_about_uninformative_images(control, tmp
     assert json.loads(path["mme"].read_text())["control"] == control
 
 
+def test_shuffled_items_keep_the_number_of_their_images_and_none_of_them(tmp_path):
+    official.draw(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    names = ["a", "b", "c", "ab", "bc", "cd", "de", "abc", "def"]
+    pairs = [tuple(name) for name in names]
+    pairs += [(tmp_path / "a.png",), (tmp_path / "link.png",)]
+    items = [BenchmarkItem(str(number), each, "q", "r") for number, each in enumerate(pairs)]
+    for seed in range(20):
+        for before, after in zip(items, shuffled(items, seed), strict=True):
+            assert len(before.images) == len(after.images)
+            assert not set(before.images) & set(after.images)
+            assert {before.images, after.images} != {pairs[-1], pairs[-2]}  # one file
+    with pytest.raises(ValueError, match=r"item '8' has 3 image\(s\), and no item has as many"):
+        shuffled(items[8:])
+
+
 def test_a_control_that_is_not_possible_is_refused(tmp_path):
     items = opened("mme", tmp_path).items
     with pytest.raises(ValueError, match="--control: unknown name 'blnk'; known: blank, shuffled"):
         with_control(items, "blnk")
-    with pytest.raises(ValueError, match="all items are about the same image"):
+    with pytest.raises(ValueError, match=r"has 1 image\(s\), and no item has as many others"):
         with_control(items[:2], "shuffled")
     with pytest.raises(ValueError, match="--control blank: the items have no images"):
         with_control([item._replace(images=()) for item in items], "blank")

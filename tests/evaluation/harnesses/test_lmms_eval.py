@@ -1,6 +1,7 @@
 """The plugin in the real lmms-eval: it is found by its entry point and answers as evaluate.py does."""
 
 import json
+import math
 
 import pytest
 
@@ -116,3 +117,55 @@ def test_the_simple_form_answers_and_ranks_as_evaluate(lmms_eval, evaluated):
         best[name] = options[losses.index(min(losses))]
         assert float(line["acc"]) == float(best[name] == line["target"])
     assert best == evaluated("ranked.jsonl", ranking="mean") and len(best) == 12
+
+
+RANK = """
+import json, sys
+from lmms_eval.api.instance import Instance
+from PIL import Image
+from minigpt4.evaluation.lmms.models import MiniGPT4Simple
+
+model = MiniGPT4Simple(sys.argv[1], batch_size=4, device="cpu", **json.loads(sys.argv[2]))
+model.task_dict = {"task": {"test": [{}]}}
+chat, encoded, limits = model.chat, [], []
+chat.stopping_criteria = [lambda ids, scores: ids.shape[1] >= 3]
+encode_images, answer_batch = chat.encode_images, chat.answer_batch
+
+def encode_and_note(images):
+    encoded.append(len(images))
+    return encode_images(images)
+
+def answer_and_note(*args, **sampling):
+    limits.append(sampling["max_new_tokens"])
+    return answer_batch(*args, **sampling)
+
+chat.encode_images, chat.answer_batch = encode_and_note, answer_and_note
+
+def requests(*continuations):
+    def images(doc):
+        return [Image.new("RGB", (8, 8))]
+    metadata = {"task": "task", "doc_id": 0, "repeats": 1}
+    for continuation in continuations:
+        arguments = ("what is it?", continuation, images, 0, "task", "test")
+        yield Instance("loglikelihood", arguments, 0, metadata)
+
+def rank(*continuations):
+    return [result.text for result in model.loglikelihood(list(requests(*continuations)))]
+
+(greedy,) = model.generate_until(list(requests({"max_new_tokens": 8})))
+encoded.clear(), limits.clear()
+pairs = rank("water", "no", greedy)
+noted = [encoded[:], limits[:]]
+print("FOUND", json.dumps([pairs, noted, rank("water", "x y " * 3000, "no")]))
+"""
+
+
+def test_a_continuation_too_long_for_the_llm_is_ranked_last(harness, ask, settings):
+    said = ask([str(harness("lmms-eval")), "-c", RANK, str(CFG_PATH), json.dumps(settings)])
+    (line,) = [line for line in said.split("\n") if line.startswith("FOUND ")]
+    pairs, (encoded, limits), with_long = json.loads(line.removeprefix("FOUND "))
+    assert [is_greedy for _, is_greedy in pairs] == [False, False, True]
+    assert encoded == [3] and len(limits) == 1 and limits[0] < 20
+    assert with_long[1] == [math.inf, False]
+    assert [loss for loss, _ in with_long[::2]] == pytest.approx([loss for loss, _ in pairs[:2]])
+    assert "request 1 is not ranked: question, images and answer take" in said

@@ -104,6 +104,15 @@ def test_mentioned_objects(text, names):
     assert mentioned_objects(text) == names
 
 
+@pytest.mark.parametrize("text", ["a hot-dog", "a cat/dog", "cat/dog/hot-dog"])
+def test_joined_words_are_unknown_words_with_the_authors_synonyms(text):
+    """As in their chair.py, where nltk splits neither at hyphens nor at slashes."""
+    assert mentioned_objects(text)
+    assert mentioned_objects(text, own_synonyms()) == []
+    assert chair(["a cat"], [[]], [[text]], own_synonyms())["CHAIRs"] == 1
+    assert mentioned_objects(f"{text}, a cat", own_synonyms()) == ["cat"]
+
+
 def test_a_synonym_table_of_the_users_own(tmp_path):
     path = tmp_path / "synonyms.txt"
     path.write_text(
