@@ -151,6 +151,8 @@ def decode(
                 tokens = draw(logits, [answer.generator for answer in answers if answer.generator])
                 history = torch.cat([history, tokens[:, None]], 1)
                 values = tokens.tolist()  # the only device synchronisation of a step
+                if min(values) < 0:
+                    raise RuntimeError("the LLM's logits are not numbers (NaN): no token to draw")
                 for answer, token in zip(answers, values, strict=True):
                     answer.ids.append(token)
                 yield [(answer.row, answer.ids[-1]) for answer in answers if answer.is_open]

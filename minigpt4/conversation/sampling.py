@@ -136,15 +136,13 @@ def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
 def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Return token ids [B] from filtered logits [B, V], each drawn from its row's generator; greedy without generators.
 
-    Raises RuntimeError for logits that are not numbers.
+    A row whose logits are not numbers gives -1: an error here would have to wait for the device.
     """
     if not generators:
         return logits.argmax(-1)
     probabilities = logits.softmax(-1)
-    if probabilities.isnan().any():
-        raise RuntimeError("the LLM's logits are not numbers (NaN), so no token can be drawn")
     # Like torch.multinomial, which has one generator for all rows: that of p / Exp(1) with the largest value.
     noise = torch.empty_like(probabilities)
     for row, generator in zip(noise, generators, strict=True):
         row.exponential_(generator=generator)
-    return (probabilities / noise).argmax(-1)
+    return (probabilities / noise).argmax(-1).where(~probabilities.isnan().any(-1), -1)

@@ -173,7 +173,7 @@ def test_each_row_of_a_batch_may_have_a_seed_of_its_own(chat, embeddings, num_be
     assert len(set(map(tuple, single))) == 3
 
 
-def test_drawing_is_that_of_torch_and_refuses_nan():
+def test_drawing_is_that_of_torch():
     logits = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
     theirs = [torch.Generator().manual_seed(seed) for seed in range(3)]
     ours = [torch.Generator().manual_seed(seed) for seed in range(3)]
@@ -184,8 +184,14 @@ def test_drawing_is_that_of_torch_and_refuses_nan():
         ]
         assert draw_tokens(logits, ours).tolist() == single
     logits[1, 5] = torch.nan
+    assert draw_tokens(logits, ours)[1] == -1
+
+
+def test_logits_that_are_not_numbers(chat, monkeypatch):
+    output = chat.model.llama_model.get_output_embeddings().weight
+    monkeypatch.setattr(output, "data", torch.full_like(output, torch.nan))
     with pytest.raises(RuntimeError, match="logits are not numbers"):
-        draw_tokens(logits, ours)
+        chat.answer(*asked(chat, "why?"), temperature=1.0)
 
 
 def test_rows_that_have_ended_are_computed_no_further(chat, embeddings):
