@@ -119,9 +119,9 @@ def filter_logits(
     size = logits.shape[1]
     best = logits.topk(min(sampling.top_k or size, size)).values  # descending
     probabilities = best.softmax(-1)
-    # top-p keeps a token if those above it have less mass than top_p, so always the first
+    # top-p keeps a token if those above it have less mass than top_p, so always the first; of NaN logits it keeps none
     kept = (probabilities.cumsum(-1) - probabilities < sampling.top_p).sum(-1, keepdim=True)
-    return logits.masked_fill(logits < best.gather(1, kept - 1), -math.inf)
+    return logits.masked_fill(logits < best.gather(1, (kept - 1).clamp(min=0)), -math.inf)
 
 
 def own_generator(seed: int | None, device: torch.device) -> torch.Generator:
