@@ -109,7 +109,8 @@ def check_values(node: DictConfig | ListConfig, where: str, report: Report) -> N
         try:
             value = node[key]
         except OmegaConfBaseException as error:
-            report.add(path, str(error).splitlines()[0])
+            if report.is_clean(path):
+                report.add(path, str(error).splitlines()[0])
             continue
         if OmegaConf.is_config(value):
             check_values(value, path, report)

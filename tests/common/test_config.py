@@ -204,6 +204,40 @@ def test_sizes_of_both_splits_and_through_interpolations_are_compared(read, spli
     read(f"{section}\nrun: {{log_freq: 224}}\n")
 
 
+def test_the_model_may_refer_to_sections_that_are_typed_after_it(read):
+    options = ["model.image_size=${run.log_freq}", "run.log_freq=42"]
+    assert read("datasets:\n" + EXTRA % "", *options).image_settings["image_size"] == 42
+    wrong = "datasets:\n" + EXTRA % ", image_size: 112"
+    (problem,) = problems_of(read, wrong, *options)
+    assert "112, but the model takes images of 42 pixels" in problem
+
+
+def test_what_the_model_cannot_resolve_is_a_line_of_the_report(read):
+    """Also a default of `run`, which is not known yet."""
+    for key in ("run.log_freq", "run.none"):
+        assert problems_of(read, "", f"model.image_size=${{{key}}}") == [
+            f"model.image_size: Interpolation key '{key}' not found (--options)"
+        ]
+
+
+@pytest.mark.parametrize("size", ["${run.batch_size_train}", "${run.none}", "many"])
+def test_batch_sizes_of_datasets_may_refer_to_run(read, size):
+    laion = f"laion: {{batch_size: '{size}', build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}"
+    sections = f"{RUN}datasets:\n  {laion}\n"
+    if "train" in size:
+        assert read(sections).datasets_cfg.laion.batch_size == 2
+        return
+    said = "Interpolation key 'run.none' not found" if "$" in size else "'many' (str) is not an integer"
+    (problem,) = problems_of(read, sections, for_training=True)
+    assert problem.startswith(f"datasets.laion.batch_size: {said}")
+
+
+def test_a_batch_size_of_a_dataset_without_a_builder_hides_nothing(read):
+    sections = "datasets: {none: {batch_size: many}, laion: {batch_size: 2}}\n"
+    (problem,) = problems_of(read, sections)
+    assert problem.startswith("datasets.none: unknown dataset builder 'none'")
+
+
 def test_texts_have_no_image_size(read):
     cfg = read("datasets: {laion: {text_processor: {train: {name: blip_caption}}}}\n")
     assert dict(cfg.datasets_cfg.laion.text_processor.train) == {
