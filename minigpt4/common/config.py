@@ -186,7 +186,9 @@ class Config:
             model = registry.get("model", self.model_cfg.arch)
             image_format = model.image_format(self.model_cfg)
             model.settle(self.model_cfg)
-        except OmegaConfBaseException as error:  # a broken interpolation, or one to a default of `run`
+        except (
+            OmegaConfBaseException
+        ) as error:  # a broken interpolation, or one to a default of `run`
             self.report.add(str(error.full_key or "model"), str(error).splitlines()[0])
             return {}
         except (ValueError, OSError) as error:

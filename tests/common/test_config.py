@@ -222,12 +222,18 @@ def test_what_the_model_cannot_resolve_is_a_line_of_the_report(read):
 
 @pytest.mark.parametrize("size", ["${run.batch_size_train}", "${run.none}", "many"])
 def test_batch_sizes_of_datasets_may_refer_to_run(read, size):
-    laion = f"laion: {{batch_size: '{size}', build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}"
+    laion = (
+        f"laion: {{batch_size: '{size}', build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}"
+    )
     sections = f"{RUN}datasets:\n  {laion}\n"
     if "train" in size:
         assert read(sections).datasets_cfg.laion.batch_size == 2
         return
-    said = "Interpolation key 'run.none' not found" if "$" in size else "'many' (str) is not an integer"
+    said = (
+        "Interpolation key 'run.none' not found"
+        if "$" in size
+        else "'many' (str) is not an integer"
+    )
     (problem,) = problems_of(read, sections, for_training=True)
     assert problem.startswith(f"datasets.laion.batch_size: {said}")
 

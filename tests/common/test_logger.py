@@ -48,6 +48,15 @@ def test_losses_stay_unread_until_a_line_is_due(tmp_path):
     assert written(tmp_path)[-1]["samples"] == 118
 
 
+def test_samples_are_counted_over_ranks_with_batches_of_their_own_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "minigpt4.common.logger.sum_over_ranks", lambda counts, device: [3 * n for n in counts]
+    )
+    *_, metrics = epoch_of([1.0, 2.0], RunLog(tmp_path))
+    counts = [(record["batch_samples"], record["samples"]) for record in written(tmp_path)]
+    assert counts == [(9, 109), (9, 118)] and metrics.state()["samples_seen"] == 118
+
+
 def test_on_the_cpu_every_step_is_written_at_once(tmp_path):
     for count, _ in enumerate(
         epoch_of([1.0, 2.0, 3.0], RunLog(tmp_path), torch.device("cpu")), start=1
