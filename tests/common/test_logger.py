@@ -134,6 +134,18 @@ def test_durations_and_the_log_format(capsys):
         root.handlers[:], root.level = handlers, level
 
 
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no nan."""
+    run_log, stats = RunLog(tmp_path), {"train_lr": 0.5, "train_loss": float("nan")}
+    run_log.epoch({"train_loss": 1.0})
+    assert not run_log.has_epoch(stats)
+    run_log.epoch(stats)
+    run_log.steps([{"step": 3, "loss": float("inf")}])
+    last = (tmp_path / "log.txt").read_text().splitlines()[-1]
+    assert last == '{"train_lr": 0.5, "train_loss": null}' and run_log.has_epoch(stats)
+    assert written(tmp_path) == [{"step": 3, "loss": None}]
+
+
 @pytest.mark.parametrize("left", [1, 7, 40])
 def test_a_disk_that_is_full_within_a_line_costs_lines_and_one_warning(tmp_path, caplog, left):
     run_log, stats = RunLog(tmp_path), {"train_loss": 0.25}
