@@ -40,6 +40,9 @@ class ConfigError(ValueError):
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
         super().__init__("\n  ".join([f"{count} in the configuration:", *map(str, self.problems)]))
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problems,)  # else pickle would pass the message, from rank to rank
+
 
 class Report:
     """Collects `problems` (Problem) and `warnings` (text).

@@ -30,6 +30,12 @@ class DeviceError(ValueError):
         self.problem = Problem(key, message)
         super().__init__(str(self.problem))
 
+    def __reduce__(self) -> tuple:
+        return type(self), (
+            self.problem.key,
+            self.problem.message,
+        )  # else pickle would pass the message alone
+
 
 def resolve_device(
     name: str, local_rank: int | None = None, where: str = "run.device"

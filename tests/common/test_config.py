@@ -1,5 +1,6 @@
 """Config: problems named by key, problems of all sections at once, image sizes that follow the model."""
 
+import pickle
 from argparse import Namespace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from minigpt4.common.config import Config, ConfigError, Problem
 from minigpt4.common.config_report import is_in
+from minigpt4.common.device import DeviceError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import weights_problem
 from minigpt4.datasets.builders import LaionBuilder
@@ -78,6 +80,19 @@ def test_problems_are_objects_with_key_message_and_place(read):
         "  model.max_txt_len: 'x' (str) is not an integer (--options)",
         "  run.sede: unknown key. Did you mean 'seed'? (c.yaml line 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError([Problem("run.a", "bad"), Problem("run.b", "bad", "c.yaml line 1")]),
+        DeviceError("run.device", "x"),
+    ],
+)
+def test_errors_are_the_same_on_every_rank(error):
+    """Rank 0 sends them to the others as pickles."""
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
 
 
 def test_keys_are_compared_part_by_part():
