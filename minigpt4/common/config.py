@@ -30,6 +30,7 @@ from minigpt4.common.config_values import check_values, hide_secrets, overlaid, 
 from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.common.user_settings import BENCHMARKS, SECTIONS, UserSettings
+from minigpt4.common.utils import first_line
 from minigpt4.common.yaml_file import read_yaml
 
 
@@ -189,7 +190,7 @@ class Config:
         except (
             OmegaConfBaseException
         ) as error:  # a broken interpolation, or one to a default of `run`
-            self.report.add(str(error.full_key or "model"), str(error).splitlines()[0])
+            self.report.add(str(error.full_key or "model"), first_line(error))
             return {}
         except (ValueError, OSError) as error:
             self.report.add_found([str(error)], "model")

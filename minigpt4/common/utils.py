@@ -36,17 +36,30 @@ def expand_path(path: str | Path) -> Path:
     return Path(expanded)
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's message; the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_url(path: str | Path) -> bool:
     """Return whether `path` is an http(s) URL."""
     return urlparse(str(path)).scheme in ("http", "https")
 
 
 def without_secrets(path_or_url: str | Path) -> str:
-    """Return a path, or a URL without user, password and query, as text that is safe to show."""
-    url = urlparse(str(path_or_url))
-    if not is_url(path_or_url) or not (url.query or "@" in url.netloc):
-        return str(path_or_url)
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    """Return a path, or a URL without user, password and query, as text that is safe to show.
+
+    One of these that is written with an interpolation `${..}` stays: what is secret is not in it.
+    """
+    text = str(path_or_url)
+    url = re.match(r"(https?://)([^/?#]*@)?([^?#]*)(\?[^#]*)?", text, re.IGNORECASE)
+    if not url:
+        return text
+    scheme, user, place, query = (part or "" for part in url.groups())
+    shown_user, shown_query = (part if "${" in part else "" for part in (user, query))
+    if (shown_user, shown_query) == (user, query):
+        return text
+    return f"{scheme}{shown_user}{place}{shown_query}"
 
 
 def printable(text: object, limit: int = 300) -> str:

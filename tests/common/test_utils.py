@@ -1,4 +1,4 @@
-"""Weights named by a URL: downloaded once, known by their address or hash. Variables in paths."""
+"""common/utils.py: weights named by a URL, variables in paths, what is safe and short enough to show."""
 
 import hashlib
 import threading
@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from minigpt4.common.utils import cached_path, expand_path, resolve_file
+from minigpt4.common.config_values import hide_secrets
+from minigpt4.common.utils import cached_path, expand_path, first_line, resolve_file
 
 
 class Weights(BaseHTTPRequestHandler):
@@ -92,7 +93,25 @@ def test_a_download_folder_that_cannot_be_made_is_named(site, tmp_path, monkeypa
         resolve_file(f"{site}/x.pth", "model.ckpt")
 
 
+def test_addresses_are_shown_without_secrets():
+    shown = {
+        "HTTPS://me:pw@host/a.tar?token=1": "HTTPS://host/a.tar",
+        "https://me:pw@host/${env.x}/a.tar": "https://host/${env.x}/a.tar",
+        "https://host/${env.x}/a.tar?token=1": "https://host/${env.x}/a.tar",
+        "http://me:${oc.env:PW}@host/{0..9}.tar?key=1": "http://me:${oc.env:PW}@host/{0..9}.tar",
+        "http://host/${a[0]}?key=${oc.env:KEY}": "http://host/${a[0]}?key=${oc.env:KEY}",
+        "https://host/a.pth#sha256=00": "https://host/a.pth#sha256=00",
+        "a@b?c": "a@b?c",
+    }
+    assert hide_secrets(list(shown)) == list(shown.values())
+
+
 @pytest.mark.parametrize("path", ["$NO_SUCH/x", "${NO_SUCH}/x", "/data/${NO_SUCH}"])
 def test_a_variable_that_is_not_set_is_named_in_both_spellings(path):
     with pytest.raises(ValueError, match="the variable NO_SUCH is not set in the environment"):
         expand_path(path)
+
+
+@pytest.mark.parametrize("message, line", [("a\nb", "a"), (" \n a\nb", "a"), ("", "OSError")])
+def test_an_error_has_a_first_line(message, line):
+    assert first_line(OSError(message)) == line
