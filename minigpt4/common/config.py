@@ -187,9 +187,8 @@ class Config:
             model = registry.get("model", self.model_cfg.arch)
             image_format = model.image_format(self.model_cfg)
             model.settle(self.model_cfg)
-        except (
-            OmegaConfBaseException
-        ) as error:  # a broken interpolation, or one to a default of `run`
+        except OmegaConfBaseException as error:
+            # an interpolation that is broken, or to a default of `run`, which is not known yet
             self.report.add(str(error.full_key or "model"), first_line(error))
             return {}
         except (ValueError, OSError) as error:

@@ -41,7 +41,8 @@ class ConfigError(ValueError):
         super().__init__("\n  ".join([f"{count} in the configuration:", *map(str, self.problems)]))
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.problems,)  # else pickle would pass the message, from rank to rank
+        # for pickle, between ranks, which would pass the message
+        return type(self), (self.problems,)
 
 
 class Report:

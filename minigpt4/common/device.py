@@ -31,10 +31,8 @@ class DeviceError(ValueError):
         super().__init__(str(self.problem))
 
     def __reduce__(self) -> tuple:
-        return type(self), (
-            self.problem.key,
-            self.problem.message,
-        )  # else pickle would pass the message alone
+        # for pickle, which would pass the message alone
+        return type(self), (self.problem.key, self.problem.message)
 
 
 def resolve_device(

@@ -67,7 +67,8 @@ class MetricLogger:
     Losses stay on the device until a progress line is due, so that no step waits for the one before;
     on the CPU, where reading is free, they are read at every step. With them it reads which updates
     were skipped because a number was not finite, and logs and counts these; `max_skipped` in a row end
-    the run. `samples_seen` counts over all ranks and epochs: the caller passes it on to the next epoch.
+    the run. `samples_seen` counts over all ranks and epochs, up to the last step that was read: the
+    caller passes it on to the next epoch.
     """
 
     epoch: int
@@ -167,8 +168,8 @@ class MetricLogger:
         counts = list(map(int, sum_over_ranks(counts, self.device)))
         for record, samples, tokens in zip(records, counts, counts[len(records) :], strict=False):
             self.samples_seen += samples
-            counts_so_far = {"samples": self.samples_seen, "batch_samples": samples}
-            record |= {**counts_so_far, "batch_tokens": tokens}
+            record |= {"samples": self.samples_seen, "batch_samples": samples}
+            record["batch_tokens"] = tokens
 
     def _count_skipped(self, loss_warning: str | None) -> None:
         """Count and print skipped updates. Raises NonFiniteLossError, with `loss_warning` if any, after too many in a row."""

@@ -185,6 +185,7 @@ def _download(url: str, path: Path, where: str) -> None:
             at_end.callback(partial.unlink, missing_ok=True)
             if path.is_file():
                 return _check_copy(url, path, where)
+            _source(path).unlink(missing_ok=True)  # a copy made by hand has no known address
             download(address, str(path.parent), filename=partial.name)
             if found := not_weights(partial):
                 raise ValueError(f"{where}: what lies at {shown} {found}")
