@@ -52,14 +52,12 @@ def without_secrets(path_or_url: str | Path) -> str:
     One of these that is written with an interpolation `${..}` stays: what is secret is not in it.
     """
     text = str(path_or_url)
-    url = re.match(r"(https?://)([^/?#]*@)?([^?#]*)(\?[^#]*)?", text, re.IGNORECASE)
-    if not url:
+    parts = "(?P<scheme>https?://)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?P<query>\\?[^#]*)?"
+    url = re.match(parts, text, re.IGNORECASE)
+    secrets = [key for key in ("user", "query") if url and url[key] and "${" not in url[key]]
+    if not secrets:
         return text
-    scheme, user, place, query = (part or "" for part in url.groups())
-    shown_user, shown_query = (part if "${" in part else "" for part in (user, query))
-    if (shown_user, shown_query) == (user, query):
-        return text
-    return f"{scheme}{shown_user}{place}{shown_query}"
+    return "".join(part or "" for key, part in url.groupdict().items() if key not in secrets)
 
 
 def printable(text: object, limit: int = 300) -> str:
@@ -223,9 +221,10 @@ def _check_copy(url: str, path: Path, where: str) -> None:
 
 def _other_hash(url: str, path: Path) -> str | None:
     """Return how the hash of a file differs from the `#sha256=<hex>` of a URL; None if it does not."""
-    _, has_hash, expected = url.partition("#sha256=")
-    found = file_sha256(path) if has_hash else expected
-    return f"has sha256 {found}, expected {expected}" if found != expected.lower() else None
+    expected = url.partition("#sha256=")[2]
+    if not expected or (found := file_sha256(path)) == expected.lower():
+        return None
+    return f"has sha256 {found}, expected {expected}"
 
 
 def read_json(path: str | Path) -> Any:
