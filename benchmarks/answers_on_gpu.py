@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import chat, counted
 from benchmarks.harness import NotEqual, row
+from minigpt4.common.utils import first_line
 from minigpt4.models.llm import quantization
 from minigpt4.models.llm.decoding import Decoder
 
@@ -151,7 +152,7 @@ class Answers:
                 while not ended.is_set():
                     turn.chat.answer(turn.conv.copy(), turn.images, max_new_tokens=4, min_length=6)
             except Exception as error:
-                errors.append(str(error).splitlines()[0])
+                errors.append(first_line(error))
 
         turn.chat.decoder.static = False
         other = threading.Thread(target=draw)

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pr
 """
 
 import argparse
+import math
 import sys
 
 from minigpt4.common.checkpoint_folder import with_option
@@ -48,6 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="with --dry-run: plan for N processes with one GPU each, whatever this machine has (see run.shard_llm)",
     )
     args = parser.parse_args(argv)
+    if args.resume == "":
+        parser.error("--resume: empty; give auto or the path of a checkpoint, or leave it out")
     if args.resume:
         args.options = with_option(args.options, "run.resume_ckpt_path", args.resume)
     return args
@@ -57,16 +60,20 @@ def train(args: argparse.Namespace) -> int:
     """Run the training or, with --dry-run, print its plan; return the exit code."""
     startup.begin("configuration")
     if args.gpu_memory is not None:
-        if not args.dry_run:
+        if not (args.dry_run and 0 < args.gpu_memory < math.inf):
             raise ValueError(
-                "--gpu-memory: plans for a GPU that need not be here; give --dry-run with it"
+                f"--gpu-memory {args.gpu_memory:g}: plans for a GPU of that many GiB, above 0, which need not be here; "
+                "give --dry-run with it"
             )
         args.options = with_option(args.options, "run.device", "auto")
     if args.gpus is not None and not (args.dry_run and args.gpus > 0):
         raise ValueError(
             f"--gpus {args.gpus}: plans for that many, 1 or more; give --dry-run with it"
         )
-    cfg = Config(args, for_training=True)
+    # the device of a GPU that need not be here is not checked
+    cfg = Config(
+        args, for_training=True, unopened=() if args.gpu_memory is None else ["run.device"]
+    )
     # imports torch, so only for a configuration without problems
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
     if args.dry_run:

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from minigpt4 import train
+from minigpt4 import demo, train
 from minigpt4.common.config_report import ConfigError, Report
 from minigpt4.common.config_values import apply_options
 
@@ -70,6 +70,42 @@ def test_a_list_element_can_be_set():
 )
 def test_nothing_is_dropped_silently(options, problem):
     assert problem in applied(*options)[1]
+
+
+PATHS = [
+    "2026_11",
+    "012",
+    "1e3",
+    "yes",
+    "out/a: b/c.pth",
+    "[old]/c.pth",
+    "a #b.pth",
+    "ä\\'\".pth",
+    "out/c.pth ",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_of_the_command_line_stays_as_it_is(path):
+    args = train.parse_args(["--cfg-path", "x.yaml", "--resume", path])
+    assert applied(*args.options)[0]["run"]["resume_ckpt_path"] == path
+    args = demo.parse_args(["--cfg-path", "x.yaml", "--checkpoint", path])
+    assert applied(*args.options)[0]["model"]["ckpt"] == path
+
+
+@pytest.mark.parametrize("program, option", [(train, "--resume"), (demo, "--checkpoint")])
+def test_an_empty_path_of_the_command_line_is_refused(program, option, capsys):
+    """As of a variable of the shell that is not set; it would begin a new run."""
+    with pytest.raises(SystemExit):
+        program.parse_args(["--cfg-path", "x.yaml", option, ""])
+    assert f"{option}: empty; give " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", ["nan", "-3", "0", "inf"])
+def test_a_gpu_has_some_memory(memory):
+    args = train.parse_args(["--cfg-path", "x.yaml", "--dry-run", "--gpu-memory", memory])
+    with pytest.raises(ValueError, match=f"--gpu-memory {memory}: plans for a GPU .* above 0"):
+        train.train(args)
 
 
 @pytest.mark.parametrize("options", [["run.max_epoch=2"], ["run.max_epoch", "2"]])

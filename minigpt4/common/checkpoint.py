@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.common.utils import not_weights, resolve_file
+from minigpt4.common.utils import first_line, not_weights, resolve_file
 
 KEYS = ("model", "optimizer", "config", "scaler", "epoch")
 PARTIAL = ".partial"  # suffix of a file that is being written
@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> bool:
     except (OSError, RuntimeError) as error:
         # while torch handles an OSError, it may raise a RuntimeError that says less
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = str(cause).splitlines()[0]
+        reason = first_line(cause)
         logging.warning("checkpoint not saved to %s (%s); training goes on", path, reason)
         return False
     finally:
@@ -96,7 +96,7 @@ def load_pickle(path: str | Path, where: str, hint: str, mmap: bool = False) -> 
     except MemoryError:
         raise
     except Exception as error:  # of any kind: a damaged file can look like anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         found = f"is damaged or no file of torch ({reason})"
     raise CheckpointError(f"{where}: '{path}' {found}. {hint}")
 

@@ -8,6 +8,7 @@
 `models/checkpoint_folder.py` writes it and compares it with a model.
 """
 
+import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,14 +37,19 @@ def opened(args: Namespace) -> tuple[Path, Sequence[str]]:
 def with_option(
     options: Sequence[str] | None, key: str, value: str, first: bool = False
 ) -> list[str]:
-    """Return --options with one more, in their spelling (items KEY=VALUE, or pairs); with `first` the others override it."""
-    options = list(options or ())
+    """Return --options with one more, in their spelling (items KEY=VALUE, or pairs); with `first` the others override it.
+
+    Its value is quoted: as YAML, 2026_11 would be a number.
+    """
+    options, value = list(options or ()), json.dumps(value, ensure_ascii=False)
     added = [key, value] if options and "=" not in options[0] else [f"{key}={value}"]
     return [*added, *options] if first else [*options, *added]
 
 
 def with_checkpoint(args: Namespace, parser: ArgumentParser) -> Namespace:
     """Turn --checkpoint of parsed arguments into one of the --options, and a folder also into a missing --cfg-path."""
+    if args.checkpoint == "":
+        parser.error("--checkpoint: empty; give the path of a checkpoint, or leave it out")
     if args.checkpoint:
         args.checkpoint = find_path(args.checkpoint)
         args.options = with_option(args.options, "model.ckpt", args.checkpoint)

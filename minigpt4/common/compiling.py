@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.common.utils import user_cache
+from minigpt4.common.utils import first_line, user_cache
 
 # No autotuning of reductions: each process could choose another order of summation, depending on measured times.
 _OPTIONS = {"deterministic": True}
@@ -29,7 +29,7 @@ def obstacle(device: torch.device) -> str | None:
         _set_cache_folder()
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # of any kind, from Dynamo to the linker
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from minigpt4.common.config_values import check_values, hide_secrets, overlaid, 
 from minigpt4.common.own_code import import_modules
 from minigpt4.common.registry import RegistryError, registry
 from minigpt4.common.user_settings import BENCHMARKS, SECTIONS, UserSettings
+from minigpt4.common.utils import first_line
 from minigpt4.common.yaml_file import read_yaml
 
 
@@ -62,13 +64,14 @@ class Config:
         self._folders = [self._user.path.resolve().parent]
         modules = self._user.plain.get("imports", [])
         imports = import_modules(modules, [*self._folders, Path.cwd()], self.report)
-        # the sections; the model before the datasets, whose image processors follow it
-        env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
+        # all sections as the user wrote them, for interpolations; then each typed, the model before the
+        # datasets, whose image processors follow it
         self.config = OmegaConf.create({"imports": imports} if imports else {})
+        self.config |= {root: sections[root] for root in SECTIONS}
+        env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config.env = self._typed(env, EnvConfig, "env")
         self.config.model = self._model(sections["model"])
         self.image_settings = self._image_settings()
-        self.config.datasets = {}
         for name in sections["datasets"]:
             section = self._user.section(sections["datasets"], name, f"datasets.{name}")
             self.config.datasets[name] = self._dataset(name, section)
@@ -184,7 +187,9 @@ class Config:
             model = registry.get("model", self.model_cfg.arch)
             image_format = model.image_format(self.model_cfg)
             model.settle(self.model_cfg)
-        except OmegaConfBaseException:  # check_values reports the interpolation
+        except OmegaConfBaseException as error:
+            # an interpolation that is broken, or to a default of `run`, which is not known yet
+            self.report.add(str(error.full_key or "model"), first_line(error))
             return {}
         except (ValueError, OSError) as error:
             self.report.add_found([str(error)], "model")
@@ -241,10 +246,11 @@ class Config:
 
     def _run(self, user: dict[str, Any]) -> DictConfig:
         """Return the typed `run` section of the class `runner`; as the user wrote it if there is no such class."""
-        sizes = [section.get("batch_size") for section in self.config.datasets.values()]
         # as in the newest release: not needed where each dataset has a batch size of its own
-        if sizes and all(sizes):
-            user = {"batch_size_train": max(sizes)} | user
+        with suppress(OmegaConfBaseException, TypeError):  # check_values reports what is no number
+            sizes = [section.get("batch_size") for section in self.config.datasets.values()]
+            if sizes and all(sizes):
+                user = {"batch_size_train": max(sizes)} | user
         for kind, key in (("task", "task"), ("lr_scheduler", "lr_sched")):
             if (name := self._user.filled_in(user.get(key), f"run.{key}")) is not None:
                 self._class(kind, name, f"run.{key}")

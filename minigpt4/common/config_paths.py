@@ -71,9 +71,9 @@ def _found(value: Any, folders: Sequence[Path]) -> Any:
 
 
 def _check_expansion(path: Any, key: str, report: Report) -> None:
-    """Report a `~` or a variable in a path that cannot be expanded."""
+    """Report a `~` or a variable in a path that cannot be expanded; an interpolation `${..}` is not one."""
     try:
-        if isinstance(path, str) and (path.startswith("~") or "$" in path):
+        if isinstance(path, str) and "${" not in path:
             expand_path(path)
     except ValueError as error:
         report.add(key, str(error))

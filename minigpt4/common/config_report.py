@@ -40,6 +40,10 @@ class ConfigError(ValueError):
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
         super().__init__("\n  ".join([f"{count} in the configuration:", *map(str, self.problems)]))
 
+    def __reduce__(self) -> tuple:
+        # for pickle, between ranks, which would pass the message
+        return type(self), (self.problems,)
+
 
 class Report:
     """Collects `problems` (Problem) and `warnings` (text).

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.config_report import Report
-from minigpt4.common.utils import without_secrets
+from minigpt4.common.utils import first_line, without_secrets
 from minigpt4.common.yaml_file import checked_tree
 
 PLACEHOLDER = "/path/to/"
@@ -45,7 +45,7 @@ def apply_options(user: DictConfig, options: Sequence[str] | None, report: Repor
             TypeError,
             LookupError,
         ) as error:
-            report.add("--options", f"cannot set '{key}': {str(error).splitlines()[0]}")
+            report.add("--options", f"cannot set '{key}': {first_line(error)}")
 
 
 def _option_value(text: str) -> Any:
@@ -109,7 +109,8 @@ def check_values(node: DictConfig | ListConfig, where: str, report: Report) -> N
         try:
             value = node[key]
         except OmegaConfBaseException as error:
-            report.add(path, str(error).splitlines()[0])
+            if report.is_clean(path):
+                report.add(path, first_line(error))
             continue
         if OmegaConf.is_config(value):
             check_values(value, path, report)
@@ -136,10 +137,9 @@ def _describe(hint: Any) -> str:
 
 
 def hide_secrets(node: Any) -> Any:
-    """Return containers with user, password and query removed from all URLs; text with `${..}` is left unchanged."""
+    """Return containers whose URLs are shown by `without_secrets`."""
     if isinstance(node, dict):
         return {key: hide_secrets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [hide_secrets(value) for value in node]
-    is_plain_url = isinstance(node, str) and node.startswith("http") and "${" not in node
-    return without_secrets(node) if is_plain_url else node
+    return without_secrets(node) if isinstance(node, str) else node

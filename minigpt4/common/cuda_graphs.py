@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.device import shared_generators
+from minigpt4.common.utils import first_line
 
 MOST = 64  # recordings; further shapes run without one
 # Relative difference allowed between a replay and the function itself: float16 rounds to 5e-4, and attention's backward
@@ -96,6 +97,8 @@ class Recorder:
         """Return `function(*inputs)`; `name` holds all that it depends on apart from its inputs' shapes and values."""
         if self.is_off or not _can_record(inputs[0]):
             return function(*inputs)
+        if not self._first_inputs and not self._recordings:
+            self._begin_step(inputs[0].device)
         has_gradient = torch.is_grad_enabled() and inputs[0].requires_grad
         key = (name, has_gradient, *((each.shape, each.dtype) for each in inputs))
         if key not in self._recordings and len(self._recordings) < MOST:
@@ -115,7 +118,7 @@ class Recorder:
             self._check_room(inputs[0].device)
         # of any kind: the function's own error comes again when it runs without a recording
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
         else:
             if len(self._recordings) == 1:
                 logging.info("model.cuda_graphs: steps are recorded")
@@ -140,6 +143,10 @@ class Recorder:
         if self.is_checked:
             recording.check(function, inputs)
         return recording
+
+    def _begin_step(self, device):
+        """Forget the memory that loading took at its peak: from here on the peak is that of steps, for `_check_room`."""
+        torch.cuda.reset_peak_memory_stats(device)
 
     def _check_room(self, device):
         """Raise MemoryError unless the GPU has room for a step of a new shape, and at first for recordings too."""

@@ -30,6 +30,10 @@ class DeviceError(ValueError):
         self.problem = Problem(key, message)
         super().__init__(str(self.problem))
 
+    def __reduce__(self) -> tuple:
+        # for pickle, which would pass the message alone
+        return type(self), (self.problem.key, self.problem.message)
+
 
 def resolve_device(
     name: str, local_rank: int | None = None, where: str = "run.device"

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from minigpt4.common.launchers import Launch, launch_problems, launched_processes, run_device
+from minigpt4.common.utils import first_line
 
 
 def is_distributed() -> bool:
@@ -80,7 +81,7 @@ def init_distributed_mode(run_cfg: DictConfig) -> Launch:
             device_id=device if is_on_gpu else None,
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise OSError(
             f"run.dist_url: rank {rank} could not join the other {world_size - 1} ({reason})"
         ) from error

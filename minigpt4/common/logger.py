@@ -15,7 +15,6 @@ import torch
 from minigpt4.common.device import peak_memory_mib
 from minigpt4.common.dist_utils import (
     get_rank,
-    get_world_size,
     is_main_process,
     main_print,
     sum_over_ranks,
@@ -68,7 +67,8 @@ class MetricLogger:
     Losses stay on the device until a progress line is due, so that no step waits for the one before;
     on the CPU, where reading is free, they are read at every step. With them it reads which updates
     were skipped because a number was not finite, and logs and counts these; `max_skipped` in a row end
-    the run. `samples_seen` counts over all ranks and epochs: the caller passes it on to the next epoch.
+    the run. `samples_seen` counts over all ranks and epochs, up to the last step that was read: the
+    caller passes it on to the next epoch.
     """
 
     epoch: int
@@ -123,14 +123,12 @@ class MetricLogger:
 
         `num_tokens`: positions that the LLM read for it on this rank, text and image, without padding; 0 if unknown.
         """
-        self.samples_seen += batch_size(batch) * get_world_size()
         self.lr_sum += lr
         self._unread.append((loss.detach().float(), batch.get("sample_id")))
         record = {
             "step": self.epoch * self.num_steps + self.index,
             "epoch": self.epoch,
             "lr": lr,
-            "samples": self.samples_seen,
             "batch_samples": batch_size(batch),
             "batch_tokens": num_tokens,
         }
@@ -164,12 +162,14 @@ class MetricLogger:
         self._count_skipped(warning)
 
     def _sum_counts(self, records: list[dict[str, Any]]) -> None:
-        """Replace the sample and token counts of steps by their sums over all ranks, in one all-reduce."""
+        """Replace the sample and token counts of steps by their sums over all ranks, in one all-reduce; add up samples."""
         counts = [record["batch_samples"] for record in records]
         counts += [record["batch_tokens"] for record in records]
         counts = list(map(int, sum_over_ranks(counts, self.device)))
         for record, samples, tokens in zip(records, counts, counts[len(records) :], strict=False):
-            record |= {"batch_samples": samples, "batch_tokens": tokens}
+            self.samples_seen += samples
+            record |= {"samples": self.samples_seen, "batch_samples": samples}
+            record["batch_tokens"] = tokens
 
     def _count_skipped(self, loss_warning: str | None) -> None:
         """Count and print skipped updates. Raises NonFiniteLossError, with `loss_warning` if any, after too many in a row."""

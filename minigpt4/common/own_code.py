@@ -20,8 +20,7 @@ def import_modules(names: Any, folders: Iterable[Path], report: Report) -> list[
     `folders` are appended to sys.path, in their order, so that no file in them hides an installed
     package. They stay there, for later imports of the modules.
     """
-    if not isinstance(names, list):
-        names = [] if names is None else [names]
+    names = _listed(names)
     places = [str(folder) for folder in folders]
     if names:
         sys.path += [place for place in places if place not in sys.path]
@@ -46,7 +45,7 @@ def shipped_imports(names: Any, path: str | Path) -> list[str]:
 
     The others are left out, with a warning: a checkpoint may come from an untrusted source.
     """
-    names = [names] if isinstance(names, str) else list(names or ())
+    names = _listed(names)
     shipped = [name for name in names if str(name).startswith("minigpt4.")]
     if others := [name for name in names if name not in shipped]:
         logging.warning(
@@ -54,6 +53,13 @@ def shipped_imports(names: Any, path: str | Path) -> list[str]:
             f"imports=[{','.join(map(str, names))}]"
         )
     return shipped
+
+
+def _listed(names: Any) -> list[Any]:
+    """Return the value of the key `imports`, which may be a list, one name or nothing, as a list."""
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        return list(names)
+    return [] if names is None else [names]
 
 
 def _reason(name: str, error: BaseException, places: Sequence[str]) -> str:

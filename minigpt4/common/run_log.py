@@ -2,8 +2,9 @@
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,20 @@ class RunLog:
 
     def epoch(self, stats: dict[str, float]) -> None:
         """Append the metrics of an epoch to `log.txt`, as one JSON line."""
-        self._append("log.txt", json.dumps(stats))
+        self._append("log.txt", _json(stats))
 
     def has_epoch(self, stats: dict[str, float]) -> bool:
         """Return whether `log.txt` has a line that begins with these metrics of an epoch."""
         path = self.folder / "log.txt"
         if not path.is_file():
             return False
-        beginning = json.dumps(stats).removesuffix("}")
+        beginning = _json(stats).removesuffix("}")
         return f"\n{beginning}" in path.read_text(encoding="utf-8", errors="replace")
 
     def steps(self, records: list[dict[str, Any]]) -> None:
         """Append the records of steps to `metrics.jsonl`, one JSON line each, and send them to the trackers."""
         if records:
-            self._append("metrics.jsonl", "\n".join(json.dumps(record) for record in records))
+            self._append("metrics.jsonl", "\n".join(map(_json, records)))
         if self._trackers:
             for record in records:
                 self._trackers.log(record)
@@ -73,3 +74,12 @@ class RunLog:
             if not self._has_warned:
                 logging.warning("cannot write %s (%s); training goes on without it", path, error)
             self._has_warned = True
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    """Return values as one line of JSON, which has no nan and no infinity: they become null."""
+    finite = {}
+    for key, value in values.items():
+        is_number = not isinstance(value, float) or math.isfinite(value)
+        finite[key] = value if is_number else None
+    return json.dumps(finite)

@@ -11,6 +11,7 @@ from minigpt4.common.checkpoint_folder import is_checkpoint_folder, opened
 from minigpt4.common.config_report import Report
 from minigpt4.common.config_values import apply_options
 from minigpt4.common.own_code import shipped_imports
+from minigpt4.common.utils import first_line
 from minigpt4.common.yaml_file import read_yaml
 
 SECTIONS = ("env", "model", "datasets", "run")
@@ -67,5 +68,5 @@ class UserSettings:
         try:
             return OmegaConf.select(self.config, where)
         except OmegaConfBaseException as error:
-            self.report.add(where, str(error).splitlines()[0])
+            self.report.add(where, first_line(error))
             return None

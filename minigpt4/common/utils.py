@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urlparse
@@ -17,9 +18,9 @@ def expand_path(path: str | Path) -> Path:
     Raises ValueError if one cannot be expanded, so that no folder named `~` or `$VARIABLE` is ever made.
     """
     given = os.path.expandvars(str(path))
-    if (unset := re.search(r"\$([A-Za-z_]\w*)", given)) and not os.path.exists(given):
+    if (unset := re.search(r"\$([A-Za-z_]\w*)|\$\{(\w+)\}", given)) and not os.path.exists(given):
         raise ValueError(
-            f"'{path}': the variable {unset[1]} is not set in the environment; set it, or write the path"
+            f"'{path}': the variable {unset[1] or unset[2]} is not set in the environment; set it, or write the path"
         )
     expanded = os.path.expanduser(given)
     user = given.split("/")[0].removeprefix("~")
@@ -35,17 +36,28 @@ def expand_path(path: str | Path) -> Path:
     return Path(expanded)
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's message; the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_url(path: str | Path) -> bool:
     """Return whether `path` is an http(s) URL."""
     return urlparse(str(path)).scheme in ("http", "https")
 
 
 def without_secrets(path_or_url: str | Path) -> str:
-    """Return a path, or a URL without user, password and query, as text that is safe to show."""
-    url = urlparse(str(path_or_url))
-    if not is_url(path_or_url) or not (url.query or "@" in url.netloc):
-        return str(path_or_url)
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    """Return a path, or a URL without user, password and query, as text that is safe to show.
+
+    One of these that is written with an interpolation `${..}` stays: what is secret is not in it.
+    """
+    text = str(path_or_url)
+    parts = "(?P<scheme>https?://)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?P<query>\\?[^#]*)?"
+    url = re.match(parts, text, re.IGNORECASE)
+    secrets = [key for key in ("user", "query") if url and url[key] and "${" not in url[key]]
+    if not secrets:
+        return text
+    return "".join(part or "" for key, part in url.groupdict().items() if key not in secrets)
 
 
 def printable(text: object, limit: int = 300) -> str:
@@ -105,15 +117,17 @@ def weights_problem(path_or_url: str | Path, where: str) -> Problem | None:
 def resolve_file(path_or_url: str | Path, where: str) -> Path:
     """Return the local path of a file named by path or URL; a URL is downloaded once per machine.
 
-    A URL may end in `#sha256=<hex>`: the download is then kept only if it has that hash. `where` is
-    the configuration key that messages name. Raises FileNotFoundError if there is no file at a path,
-    ValueError if a download is not weights or has another hash, OSError if the download failed.
+    A URL may end in `#sha256=<hex>`, which the file must have. `where` is the configuration key that messages name.
+    Raises FileNotFoundError if there is no file at a path, ValueError if what is downloaded, or was before, is another
+    file, OSError if the download failed.
     """
     path = cached_path(path_or_url)
     if not path.is_file() and (problem := weights_problem(path_or_url, where)):
         raise FileNotFoundError(str(problem))
     if not path.is_file():
         _download(path_or_url, path, where)
+    elif is_url(path_or_url):
+        _check_copy(path_or_url, path, where)
     return path
 
 
@@ -154,33 +168,63 @@ def not_weights(path: str | Path) -> str | None:
 
 
 def _download(url: str, path: Path, where: str) -> None:
-    """Download weights to `path`, checked by first bytes and hash, unless another process has done so."""
+    """Download weights to `path`, checked by first bytes and hash, unless another process has done so.
+
+    `<path>.url` keeps the address: the name alone may be that of another file.
+    """
     from iopath.common.download import download
     from iopath.common.file_io import file_lock
 
-    address, fragment = urldefrag(url)
-    with file_lock(str(path)):  # one of the ranks of a machine downloads, the others wait
-        if path.is_file():
-            return
-        partial = Path(f"{path}.partial")
-        try:
+    address, partial = urldefrag(url).url, Path(f"{path}.partial")
+    shown = without_secrets(address)
+    try:
+        # one of the ranks of a machine downloads, the others wait
+        with file_lock(str(path)), ExitStack() as at_end:
+            at_end.callback(partial.unlink, missing_ok=True)
+            if path.is_file():
+                return _check_copy(url, path, where)
+            _source(path).unlink(missing_ok=True)  # a copy made by hand has no known address
             download(address, str(path.parent), filename=partial.name)
             if found := not_weights(partial):
-                raise ValueError(f"{where}: what lies at {without_secrets(address)} {found}")
-            if fragment.startswith("sha256="):
-                expected, found = fragment.removeprefix("sha256="), file_sha256(partial)
-                if found != expected.lower():
-                    raise ValueError(
-                        f"{where}: the downloaded file has sha256 {found}, expected {expected}; it was not kept"
-                    )
+                raise ValueError(f"{where}: what lies at {shown} {found}")
+            if found := _other_hash(url, partial):
+                raise ValueError(f"{where}: the downloaded file {found}; it was not kept")
+            _source(path).write_text(shown, encoding="utf-8")
             os.replace(partial, path)
-        except OSError as error:
-            raise OSError(
-                f"{where}: could not download {without_secrets(address)} ({error}). Download it by hand to '{path}', "
-                f"or set {where} to the path of a copy"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{where}: could not download {shown} ({error}). Download it by hand to '{path}', "
+            f"or set {where} to the path of a copy"
+        ) from error
+
+
+def _source(path: Path) -> Path:
+    """Return the file that holds the address from which `path` was downloaded."""
+    return Path(f"{path}.url")
+
+
+def _check_copy(url: str, path: Path, where: str) -> None:
+    """Raise ValueError if a file that was there before the download of `url` is another one.
+
+    Without a hash it is known by its address; a copy of unknown origin, as of the 2023 release, is accepted.
+    """
+    shown, source = without_secrets(urldefrag(url).url), _source(path)
+    found = _other_hash(url, path)
+    if "#sha256=" not in url and source.is_file():
+        known = source.read_text(encoding="utf-8")
+        found = f"was downloaded from {known}, not from {shown}" if known != shown else None
+    if found:
+        raise ValueError(
+            f"{where}: '{path}' {found}. Delete it and '{source}' to download it again, or set {where} to the path of a copy"
+        )
+
+
+def _other_hash(url: str, path: Path) -> str | None:
+    """Return how the hash of a file differs from the `#sha256=<hex>` of a URL; None if it does not."""
+    expected = url.partition("#sha256=")[2]
+    if not expected or (found := file_sha256(path)) == expected.lower():
+        return None
+    return f"has sha256 {found}, expected {expected}"
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,6 +1,7 @@
-"""What results depend on besides their settings: versions of libraries, the git commit, the machine."""
+"""What a run depends on besides its settings: versions of libraries, the git commit, the machine."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -17,6 +18,12 @@ def versions() -> dict[str, str]:
 
     found = {"python": platform.python_version(), "minigpt4": __version__}
     return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a package can be imported; a mere folder of its name, such as ./wandb, has no origin."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 @lru_cache

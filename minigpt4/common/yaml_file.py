@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.config_report import ConfigError, Problem
+from minigpt4.common.utils import first_line
 
 # A configuration is small. A text that is larger, once its aliases are expanded, is a mistake or an attack.
 MAX_BYTES, MAX_VALUES = 2**20, 50_000
@@ -46,7 +47,7 @@ def read_yaml(path: str | Path) -> tuple[DictConfig, dict[str, int]]:
         reason = _syntax_error(error)
     except OmegaConfBaseException as error:  # of a malformed interpolation or value
         key = getattr(error, "full_key", None)
-        reason = f"cannot be used: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}"
+        reason = f"cannot be used: {f'{key}: ' if key else ''}{first_line(error)}"
     except (ValueError, OverflowError, RecursionError) as error:
         reason = str(error)
     raise ConfigError([Problem("--cfg-path", f"'{path}' {reason}")])
@@ -130,7 +131,7 @@ def _keys(tree: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
 def _syntax_error(error: yaml.YAMLError) -> str:
     """Return what is wrong with the syntax, where, and what to do."""
     mark = getattr(error, "problem_mark", None)
-    place = f" in line {mark.line + 1}" if mark else f": {str(error).splitlines()[0]}"
+    place = f" in line {mark.line + 1}" if mark else f": {first_line(error)}"
     problem = str(getattr(error, "problem", ""))
     advice = [text for part, text in _ADVICE.items() if part in problem]
     advice.append("look at brackets, quotes, indentation")

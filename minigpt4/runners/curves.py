@@ -99,8 +99,9 @@ def _draw(axis: Any, title: str, metrics: Metrics) -> None:
     axis.plot([], [], color=_LR_COLOUR, linewidth=1, label="learning rate")  # for the legend
 
     axis.set(title=title, xlabel="step", ylabel="loss")
-    highest = max([*smooth_losses, *validation_losses], default=1)
-    axis.set_ylim(0, 1.05 * highest or 1)  # single steps may go beyond
+    # from 0, unless the losses of a task of the user's own are negative; single steps may go beyond
+    lowest, highest = (limit([0, *smooth_losses, *validation_losses]) for limit in (min, max))
+    axis.set_ylim(1.05 * lowest, 1.05 * highest if highest > lowest else 1)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9, framealpha=0.9)
 

@@ -116,8 +116,8 @@ class TrainingLoop:
     def update(self, num_bad: torch.Tensor, weight: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Step the optimizer with the mean gradient of all ranks, each weighted by its `weight`.
 
-        The step is skipped if the gradient or a loss (`num_bad` of this rank) is not finite.
-        Return (whether it was skipped, how many ranks want to end the run), equal on all ranks.
+        The step is skipped if the gradient or a loss (`num_bad` of this rank) is not finite. Return (whether it was
+        skipped, not only for the scale of float16; how many ranks want to end the run), equal on all ranks.
         """
         # sum over ranks: [non-finite losses, ranks that got a signal]
         flags = torch.stack([num_bad, num_bad.new_full((), self.interruption.signal is not None)])
@@ -130,9 +130,11 @@ class TrainingLoop:
             self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.trainable, float("inf") if limit is None else limit)
 
-        # An enabled scaler checks for infinities itself, and expects some while it looks for its scale.
+        # An enabled scaler checks for infinities itself, and expects some while it looks for its scale;
+        # at a scale of 1 or less, which is 1 without it, they are not due to the scale.
         # On CUDA the fused optimizer skips the step if `found_inf` is set: no need to wait for the device.
-        is_skipped = (flags[0] > 0) | (~norm.isfinite() & (not is_scaling))
+        is_searching = self.scaler.scale(torch.ones_like(norm)) > 1
+        is_skipped = (flags[0] > 0) | (~norm.isfinite() & ~is_searching)
         if is_scaling or self.device.type == "cuda":
             if not is_scaling:
                 self.optimizer.found_inf = is_skipped.float()

@@ -243,7 +243,7 @@ def final_loss(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def command_line() -> str:
     """Return the command that started this process, its URLs without user, password and query."""
     return shlex.join(
-        re.sub(r"https?://\S+", lambda address: without_secrets(address[0]), word)
+        re.sub(r"(?i)https?://\S+", lambda address: without_secrets(address[0]), word)
         for word in sys.argv
     )
 

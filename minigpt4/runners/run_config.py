@@ -20,11 +20,16 @@ _FOR_TRAINING = (
 _FOR_EVALUATION = "num_workers output_dir"
 _FROM_ONE = "max_epoch iters_per_epoch batch_size_train batch_size_eval accum_grad_iters log_freq dist_timeout_s "
 _FROM_ONE += "world_size save_every_iters step_timeout_s max_skipped_updates max_tokens_per_batch eval_every_iters"
-_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_grad_norm beta2 max_bad_fraction "
+_FROM_ZERO = "num_workers seed warmup_steps init_lr min_lr weight_decay max_bad_fraction "
 _FROM_ZERO += "eval_samples shard_cache_gb"
 _AT_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 _AT_LEAST["keep_last_k"] = 2  # in case the newest is damaged
-_AT_MOST = {"max_bad_fraction": 1, "beta2": 1}
+_AT_MOST = {"max_bad_fraction": 1}
+_OTHER_RANGES = {  # key: (whether a value is in it, the range in words)
+    "beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "max_grad_norm": (lambda value: value > 0, "above 0; null: no clipping"),
+    "lr_decay_rate": (lambda value: value > 0, "above 0"),
+}
 _CHOICES = {
     "amp_dtype": tuple(AMP_DTYPES),
     "accum_reduction": ("tokens", "mean", "sum"),
@@ -147,6 +152,9 @@ def _value_problems(cfg: RunConfig, where: str) -> Iterator[tuple[str, str]]:
         if value is not None and not least <= value <= most:
             limit = f"between {least} and {most}" if key in _AT_MOST else f"at least {least}"
             yield key, f"{value} is out of range; it must be {limit}"
+    for key, (is_inside, limit) in _OTHER_RANGES.items():
+        if cfg[key] is not None and not is_inside(cfg[key]):
+            yield key, f"{cfg[key]} is out of range; it must be {limit}"
     rates = {part: rate for part, rate in (cfg.lr or {}).items() if rate is not None}
     for part, rate in rates.items():
         if not rate > 0:
@@ -185,8 +193,10 @@ def _machine_problems(cfg: RunConfig, where: str) -> Iterator[Problem]:
     try:
         device = resolve_device(cfg.device, launched_processes(cfg).local_rank, f"{where}.device")
         if cfg.amp and cfg.amp_dtype == "float16" and device.type != "cuda":
-            message = f"float16 trains on CUDA only, the device is {device}; use auto"
-            yield Problem(f"{where}.amp_dtype", message)
+            message = (
+                f"{device}, but {where}.amp_dtype=float16 trains on CUDA only; set that to auto"
+            )
+            yield Problem(f"{where}.device", message)
     except DeviceError as error:
         yield error.problem
     except ValueError:  # of the launch: launch_problems reports it

@@ -157,8 +157,9 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         if not self.resumed:
             return
         if self.resumed.stats:  # the checkpoint is of the end of an epoch
-            is_same_folder = self.run_cfg.resume_ckpt_path == AUTO
-            self._end_epoch(self.start, metrics, self.resumed.stats, in_log=is_same_folder)
+            stats, is_same_folder = self.resumed.stats, self.run_cfg.resume_ckpt_path == AUTO
+            is_missing = is_same_folder and not from_main(lambda: self.log.has_epoch(stats))
+            self._end_epoch(self.start, metrics, stats, in_log=is_missing)
         elif self.validation.is_due(self.start.step):
             self._validate(self.start, metrics)
 
@@ -200,9 +201,9 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _end_epoch(
         self, position: Position, metrics: MetricLogger, stats: dict, in_log: bool = True
     ) -> None:
-        """Validate; with `in_log` write the epoch's line of `log.txt`, unless the line is there already."""
+        """Validate; with `in_log` write the epoch's line of `log.txt`."""
         losses = self._validate(position, metrics, stats)
-        if in_log and not from_main(lambda: self.log.has_epoch(stats)):
+        if in_log:
             self.log.epoch(stats | losses)
 
     def _nothing_left(self, loader: Batches | None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from minigpt4.common.dist_utils import get_rank, get_world_size
+from minigpt4.common.utils import first_line
 
 
 class LostRankError(OSError):
@@ -58,7 +59,7 @@ class StepTimeout:
             with _worker_errors_unified():
                 yield
         except RuntimeError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if reason.startswith("DataLoader worker"):
                 raise LostWorkerError(
                     f"rank {get_rank()} lost a process that reads data: {reason.rstrip('. ')}. If nobody killed it, "

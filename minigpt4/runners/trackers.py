@@ -5,7 +5,6 @@ called in a thread of its own only, and an error or a hang there is only a warni
 """
 
 import importlib
-import importlib.util
 import inspect
 import json
 import logging
@@ -20,6 +19,8 @@ from typing import Any
 
 from minigpt4.common.config import Problem
 from minigpt4.common.dist_utils import is_main_process
+from minigpt4.common.utils import first_line
+from minigpt4.common.versions import is_installed
 
 START_S = 30  # the longest wait for a tracker to start
 CLOSE_S = 30  # the longest wait at the end for the next record to be sent,
@@ -50,7 +51,7 @@ def find_tracker_problems(run_cfg: Any, where: str) -> list[Problem]:
             problems.append(
                 Problem(key, f"{name!r} is no tracker; give some of {', '.join(OPENERS)}, or null")
             )
-        elif importlib.util.find_spec(name) is None:
+        elif not is_installed(name):
             problems.append(Problem(key, f"{name} needs the package {name}; pip install {name}"))
     return problems
 
@@ -186,7 +187,7 @@ class _TrackerThread(threading.Thread):
             call(*args)
             return True
         except Exception as error:  # of any kind: the tracker's library may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             logging.warning("%s %s (%.300s); the run goes on without it", self.name, what, reason)
             return False
 
@@ -244,7 +245,7 @@ def _open_wandb(folder: Path, run_id: str | None) -> tuple[Any, str]:
                 raise ValueError("no login, see `wandb login`")
         tracker.start()
     except Exception as error:  # of any kind: the library may raise anything
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         logging.warning(
             "wandb works offline (%s); later: wandb sync %s/wandb/offline-run-*", reason, folder
         )

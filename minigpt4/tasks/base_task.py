@@ -22,6 +22,11 @@ _LOSS_METHODS = ("train_step", "loss_and_targets", "valid_step")
 Datasets = dict[str, dict[str, Any]]  # {dataset name: {split: dataset}}
 
 
+def _split_names(datasets: Datasets) -> str:
+    """Return the splits of each dataset as text."""
+    return "; ".join(f"{name}: {', '.join(splits)}" for name, splits in datasets.items())
+
+
 class BaseTask:
     """Builds model and datasets by name through the registry, and trains with the loss that the model returns."""
 
@@ -89,11 +94,19 @@ class BaseTask:
     def build_train_loader(
         self, datasets: Datasets, run_cfg: DictConfig, seed: int | None = None
     ) -> Any:
-        """Return an endless iterator over this rank's training batches, drawn with `seed`, by default `run.seed`."""
+        """Return an endless iterator over this rank's training batches, drawn with `seed`, by default `run.seed`.
+
+        Raises ValueError if no dataset has a split `train`.
+        """
         from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
+        train = [splits["train"] for splits in datasets.values() if "train" in splits]
+        if not train:
+            raise ValueError(
+                f"datasets: none has a split 'train' (there are: {_split_names(datasets)})"
+            )
         return TrainLoader(
-            [splits["train"] for splits in datasets.values() if "train" in splits],
+            train,
             batch_size=run_cfg.batch_size_train,
             num_workers=run_cfg.num_workers,
             seed=run_cfg.seed if seed is None else seed,
@@ -121,9 +134,7 @@ class BaseTask:
             for its_splits in datasets.values():
                 found += [its_splits[name] for name in names if name in its_splits][:1]
             if not found:
-                there = "; ".join(
-                    f"{name}: {', '.join(its_splits)}" for name, its_splits in datasets.items()
-                )
+                there = _split_names(datasets)
                 raise ValueError(f"{where}: no dataset has a split '{split}' (there are: {there})")
             # An iterable dataset with `epochs` ends by itself.
             sizes = [

@@ -57,6 +57,7 @@ def emulated(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graphs, "record", record)
         patch.setattr(cuda_graphs, "_can_record", lambda tensor: True)
-        patch.setattr(cuda_graphs.Recorder, "_check_room", lambda self, device: None)
+        for needs_gpu in ("_begin_step", "_check_room"):
+            patch.setattr(cuda_graphs.Recorder, needs_gpu, lambda self, device: None)
         patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
         yield

@@ -1,5 +1,6 @@
 """Config: problems named by key, problems of all sections at once, image sizes that follow the model."""
 
+import pickle
 from argparse import Namespace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from minigpt4.common.config import Config, ConfigError, Problem
 from minigpt4.common.config_report import is_in
+from minigpt4.common.device import DeviceError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import weights_problem
 from minigpt4.datasets.builders import LaionBuilder
@@ -78,6 +80,19 @@ def test_problems_are_objects_with_key_message_and_place(read):
         "  model.max_txt_len: 'x' (str) is not an integer (--options)",
         "  run.sede: unknown key. Did you mean 'seed'? (c.yaml line 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError([Problem("run.a", "bad"), Problem("run.b", "bad", "c.yaml line 1")]),
+        DeviceError("run.device", "x"),
+    ],
+)
+def test_errors_are_the_same_on_every_rank(error):
+    """Rank 0 sends them to the others as pickles."""
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
 
 
 def test_keys_are_compared_part_by_part():
@@ -202,6 +217,46 @@ def test_sizes_of_both_splits_and_through_interpolations_are_compared(read, spli
         "remove the line, or make it agree with model.image_size (c.yaml line 2)"
     ]
     read(f"{section}\nrun: {{log_freq: 224}}\n")
+
+
+def test_the_model_may_refer_to_sections_that_are_typed_after_it(read):
+    options = ["model.image_size=${run.log_freq}", "run.log_freq=42"]
+    assert read("datasets:\n" + EXTRA % "", *options).image_settings["image_size"] == 42
+    wrong = "datasets:\n" + EXTRA % ", image_size: 112"
+    (problem,) = problems_of(read, wrong, *options)
+    assert "112, but the model takes images of 42 pixels" in problem
+
+
+def test_what_the_model_cannot_resolve_is_a_line_of_the_report(read):
+    """Also a default of `run`, which is not known yet."""
+    for key in ("run.log_freq", "run.none"):
+        assert problems_of(read, "", f"model.image_size=${{{key}}}") == [
+            f"model.image_size: Interpolation key '{key}' not found (--options)"
+        ]
+
+
+@pytest.mark.parametrize("size", ["${run.batch_size_train}", "${run.none}", "many"])
+def test_batch_sizes_of_datasets_may_refer_to_run(read, size):
+    laion = (
+        f"laion: {{batch_size: '{size}', build_info: {{storage: 'http://host/0.tar'}}, {TRAIN}}}"
+    )
+    sections = f"{RUN}datasets:\n  {laion}\n"
+    if "train" in size:
+        assert read(sections).datasets_cfg.laion.batch_size == 2
+        return
+    said = (
+        "Interpolation key 'run.none' not found"
+        if "$" in size
+        else "'many' (str) is not an integer"
+    )
+    (problem,) = problems_of(read, sections, for_training=True)
+    assert problem.startswith(f"datasets.laion.batch_size: {said}")
+
+
+def test_a_batch_size_of_a_dataset_without_a_builder_hides_nothing(read):
+    sections = "datasets: {none: {batch_size: many}, laion: {batch_size: 2}}\n"
+    (problem,) = problems_of(read, sections)
+    assert problem.startswith("datasets.none: unknown dataset builder 'none'")
 
 
 def test_texts_have_no_image_size(read):

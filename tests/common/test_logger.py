@@ -48,6 +48,15 @@ def test_losses_stay_unread_until_a_line_is_due(tmp_path):
     assert written(tmp_path)[-1]["samples"] == 118
 
 
+def test_samples_are_counted_over_ranks_with_batches_of_their_own_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "minigpt4.common.logger.sum_over_ranks", lambda counts, device: [3 * n for n in counts]
+    )
+    *_, metrics = epoch_of([1.0, 2.0], RunLog(tmp_path))
+    counts = [(record["batch_samples"], record["samples"]) for record in written(tmp_path)]
+    assert counts == [(9, 109), (9, 118)] and metrics.state()["samples_seen"] == 118
+
+
 def test_on_the_cpu_every_step_is_written_at_once(tmp_path):
     for count, _ in enumerate(
         epoch_of([1.0, 2.0, 3.0], RunLog(tmp_path), torch.device("cpu")), start=1
@@ -123,6 +132,18 @@ def test_durations_and_the_log_format(capsys):
         assert capsys.readouterr().err.rstrip().endswith("[INFO] Start training")
     finally:
         root.handlers[:], root.level = handlers, level
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no nan."""
+    run_log, stats = RunLog(tmp_path), {"train_lr": 0.5, "train_loss": float("nan")}
+    run_log.epoch({"train_loss": 1.0})
+    assert not run_log.has_epoch(stats)
+    run_log.epoch(stats)
+    run_log.steps([{"step": 3, "loss": float("inf")}])
+    last = (tmp_path / "log.txt").read_text().splitlines()[-1]
+    assert last == '{"train_lr": 0.5, "train_loss": null}' and run_log.has_epoch(stats)
+    assert written(tmp_path) == [{"step": 3, "loss": None}]
 
 
 @pytest.mark.parametrize("left", [1, 7, 40])

@@ -14,7 +14,7 @@ import torch
 
 from minigpt4.common.config import Config, ConfigError, Problem
 from minigpt4.common.config_report import Report
-from minigpt4.common.own_code import import_modules
+from minigpt4.common.own_code import import_modules, shipped_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("own_code")
@@ -25,6 +25,16 @@ def problems_of(names, *folders):
     import_modules(names, folders, report)
     assert all(problem.key == "imports" for problem in report.problems)
     return [problem.message for problem in report.problems]
+
+
+@pytest.mark.parametrize("names", [5, {"a": 1}, [["x"]], "x", ["x", 5]])
+def test_what_a_checkpoint_names_is_left_out_whatever_it_is(names, caplog):
+    assert shipped_imports(names, "c.pth") == [] and "names code of its own" in caplog.text
+
+
+def test_a_checkpoint_may_name_modules_of_this_project():
+    assert shipped_imports(["minigpt4.tasks", "x"], "c.pth") == ["minigpt4.tasks"]
+    assert shipped_imports(None, "c.pth") == []
 
 
 def test_the_folders_are_searched_in_their_order_behind_what_is_installed(tmp_path):

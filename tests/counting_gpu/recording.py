@@ -131,6 +131,15 @@ def growing():
     return {"warnings": warnings, "calls": recorder.calls, "GiB held": held}
 
 
+def after_loading():
+    """Return how many calls are recorded after most of the GPU was full for a while, as when weights are packed."""
+    recorder, x = Recorder(is_checked=False), square().requires_grad_()
+    torch.empty(60 * GIB, dtype=torch.uint8, device=DEVICE)
+    for _ in range(3):
+        recorder("sines", lambda x: x.sin(), x).sum().backward()
+    return recorder.calls
+
+
 def on_another_gpu():
     """Return what is captured of a function on a GPU that is not the current one."""
     device = torch.device("cuda", 1)
@@ -166,6 +175,7 @@ def main():
         "backward twice": backward_twice(),
         "another GPU": on_another_gpu(),
         "growing": growing(),
+        "after loading": after_loading(),
     }
     print(json.dumps(found))
 

@@ -47,6 +47,10 @@ def test_a_second_backward_is_refused(found):
     assert found["backward twice"].startswith("model.cuda_graphs: backward() came a second time")
 
 
+def test_what_loading_took_counts_for_no_step(found):
+    assert found["after loading"] == 2
+
+
 def test_recordings_that_fill_the_gpu_are_given_up(found):
     """The steps go on without them; what they held is free."""
     after = found["growing"]

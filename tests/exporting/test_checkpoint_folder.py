@@ -57,7 +57,7 @@ def test_programs_need_nothing_but_its_path(folders, program, capsys):
     path, options = opened(args)
     assert (
         path == folders.checkpoint / "config.yaml"
-        and options[-1] == f"model.ckpt={folders.checkpoint}"
+        and options[-1] == f'model.ckpt="{folders.checkpoint}"'
     )
     with pytest.raises(SystemExit):
         program.parse_args(["--checkpoint", str(folders.checkpoint / "model.safetensors"), *more])

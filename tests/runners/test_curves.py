@@ -4,10 +4,11 @@ import io
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from minigpt4.common.logger import RunLog
-from minigpt4.runners.curves import draw_runs, read_metrics, smoothed
+from minigpt4.runners.curves import Metrics, _draw, draw_runs, read_metrics, smoothed
 from tests.training import trained
 
 BLUE, RED = (9, 105, 218), (207, 34, 46)  # training, the first validation split
@@ -57,6 +58,21 @@ def test_the_picture_shows_training_and_validation(tmp_path):
     metrics = read_metrics(tmp_path)
     assert RED in colours(draw_runs({"a run": metrics}))[1]
     assert colours(draw_runs({"one": metrics, "two": metrics}))[0][0] > 900
+
+
+@pytest.mark.parametrize(
+    "losses, expected",
+    [
+        ([4.0, 2.0], (0, 4.2)),
+        ([-4.0, -2.0], (-4.2, 0)),
+        ([-4.0, 2.0], (-4.2, 2.1)),
+        ([0.0], (0, 1)),
+    ],
+)
+def test_the_loss_axis_holds_negative_losses_too(losses, expected):
+    axis = Figure().subplots()
+    _draw(axis, "a run", Metrics([step(*pair) for pair in enumerate(losses)], []))
+    assert axis.get_ylim() == pytest.approx(expected)
 
 
 def test_without_matplotlib_a_run_says_so_once(tmp_path, monkeypatch, caplog):

@@ -22,12 +22,19 @@ PROBLEMS = [
         {"max_bad_fraction": 5.0},
         "run.max_bad_fraction: 5.0 is out of range; it must be between 0 and 1",
     ),
+    ({"beta2": 1.0}, "run.beta2: 1.0 is out of range; it must be at least 0 and below 1"),
+    ({"beta2": -0.1}, "run.beta2: -0.1 is out of range; it must be at least 0 and below 1"),
+    (
+        {"max_grad_norm": 0.0},
+        "run.max_grad_norm: 0.0 is out of range; it must be above 0; null: no clipping",
+    ),
+    ({"lr_decay_rate": 0.0}, "run.lr_decay_rate: 0.0 is out of range; it must be above 0"),
     ({"accum_reduction": "max"}, "run.accum_reduction: 'max' is not one of tokens, mean, sum"),
     ({"warmup_clock": "wall"}, "run.warmup_clock: 'wall' is not one of epoch, global"),
     ({"amp_dtype": "fp16"}, "run.amp_dtype: 'fp16' is not one of auto, float16, bfloat16"),
     (
         {"amp": True, "amp_dtype": "float16"},
-        "run.amp_dtype: float16 trains on CUDA only, the device is cpu; use auto",
+        "run.device: cpu, but run.amp_dtype=float16 trains on CUDA only; set that to auto",
     ),
     (
         {"device": "gpu"},

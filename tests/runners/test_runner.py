@@ -131,6 +131,13 @@ def test_validation_loss_is_in_the_log_of_every_epoch(tmp_path):
     assert lines[1]["val_loss"] < lines[0]["val_loss"]
 
 
+def test_epochs_of_equal_means_have_a_line_each(tmp_path):
+    still = {"init_lr": 0.0, "min_lr": 0.0, "warmup_steps": 0, "weight_decay": 0.0}
+    run = trained(tmp_path, max_epoch=3, iters_per_epoch=5, **still)
+    first, *others = (run.output_dir / "log.txt").read_text().splitlines()[-3:]
+    assert "train_loss" in first and others == [first] * 2
+
+
 # ---------------------------------------- from datasets
 
 

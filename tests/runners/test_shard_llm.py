@@ -123,12 +123,24 @@ def test_a_killed_run_of_shares_ends_as_one_of_whole_llms(cache, tmp_path):  # n
     assert parts["llama_model (1 of 2 shares)"]["unchanged"]
 
 
-def test_the_plan_divides_the_llm(cache, tmp_path, capsys):  # noqa: F811
+@pytest.fixture
+def planned(cache, tmp_path, capsys):  # noqa: F811
+    """Return a function that returns what `--dry-run` prints."""
+
     def planned(*more, **settings):
         arguments = command_line(cache, tmp_path, **settings)
         assert train.train(train.parse_args([*arguments, "--dry-run", *more])) == 0
         return capsys.readouterr().out
 
+    return planned
+
+
+def test_a_plan_for_a_gpu_that_is_not_here_may_use_float16(planned):
+    plan = planned("--gpu-memory", "24", **{"run.amp": True, "run.amp_dtype": "float16"})
+    assert "cuda:0 has 24.0 GiB" in plan
+
+
+def test_the_plan_divides_the_llm(planned, cache, tmp_path):  # noqa: F811
     alone = planned(**{"run.shard_llm": True})
     shared = planned("--gpus", "8", **{"run.shard_llm": True})
     assert (

@@ -1,6 +1,7 @@
 """The training step on a small real model: accumulation, clipping, non-finite numbers, full memory."""
 
 import hashlib
+import itertools
 import json
 
 import pytest
@@ -193,6 +194,42 @@ def test_a_gradient_that_is_not_finite_costs_one_update(tmp_path, capsys):
     run = trained(tmp_path, model=model)
     assert torch.isfinite(weights(run)).all()
     assert "step 3: update skipped on all ranks, 1 in a row, 1 so far" in capsys.readouterr().out
+
+
+def without_gradients(model, calls):
+    """Return a model whose gradient is not finite in the forward passes `calls`; its losses are finite."""
+    number = itertools.count()
+
+    def spoil(module, args, result):
+        return result + (result * 0).abs().sqrt() if next(number) in calls else result
+
+    model.llama_proj.register_forward_hook(spoil)
+    return model
+
+
+def scaled(run):
+    """Return the runner with the gradient scaler of float16."""
+    run.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return run
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run(tmp_path):
+    """From its initial 2^16 the scaler halves its scale to 1 in 16 updates, which are not counted."""
+    cfg = settings(tmp_path, max_epoch=1, iters_per_epoch=30, max_skipped_updates=3)
+    run = scaled(runner(cfg, without_gradients(tiny_model(), range(30))))
+    message = "step 18: a gradient is not finite; optimizer not stepped; 3 in a row"
+    with pytest.raises(NonFiniteLossError, match=message):
+        run.train(endless(batches()))
+    assert run.scaler.get_scale() == 2**-3 and run.output_dir.is_dir()
+
+
+def test_updates_that_the_scaler_skips_in_search_of_its_scale_are_not_counted(tmp_path, capsys):
+    cfg = settings(tmp_path, max_epoch=1, iters_per_epoch=12, max_skipped_updates=1)
+    run = scaled(runner(cfg, without_gradients(tiny_model(), range(10))))
+    before = weights(run).clone()
+    run.train(endless(batches()))
+    assert "update skipped" not in capsys.readouterr().out
+    assert run.scaler.get_scale() == 2**6 and not torch.equal(weights(run), before)
 
 
 def test_losses_of_nan_in_a_row_end_the_run_before_the_weights_are_touched(tmp_path):

@@ -10,6 +10,7 @@ import types
 
 import pytest
 
+from minigpt4.common.versions import is_installed
 from minigpt4.runners import trackers
 from minigpt4.runners.run_config import find_problems
 from minigpt4.runners.trackers import Trackers, find_tracker_problems, tracker_names
@@ -174,11 +175,20 @@ def test_problems_name_the_key_and_the_package(tmp_path, monkeypatch):
         assert problems(report_to=wrong) == [
             f"run.report_to: '{wrong}' is no tracker; give some of wandb, tensorboard, trackio, mlflow, or null"
         ]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    there = importlib.machinery.ModuleSpec("trackio", None, origin="trackio/__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there)
     assert (
         find_tracker_problems(settings(tmp_path, report_to=["trackio", "mlflow"]).run_cfg, "run")
         == []
     )
+
+
+def test_a_mere_folder_is_no_package(tmp_path, monkeypatch):
+    """As ./wandb, which wandb writes to."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "only_a_folder").mkdir()
+    assert importlib.util.find_spec("only_a_folder") and not is_installed("only_a_folder")
+    assert is_installed("json") and not is_installed("no_such_package")
 
 
 @pytest.mark.parametrize("name", trackers.OPENERS)

@@ -298,9 +298,9 @@ def test_the_default_is_this_machine_only_and_checkpoint_is_an_option():
     )
     assert parse_args([*CONFIG, "--share", "--auth", "me:a:b"]).share
     for given, expected in [
-        ([], ["model.ckpt=x.pth"]),
-        (["--options", "run.seed=1"], ["run.seed=1", "model.ckpt=x.pth"]),
-        (["--options", "run.seed", "1"], ["run.seed", "1", "model.ckpt", "x.pth"]),
+        ([], ['model.ckpt="x.pth"']),
+        (["--options", "run.seed=1"], ["run.seed=1", 'model.ckpt="x.pth"']),
+        (["--options", "run.seed", "1"], ["run.seed", "1", "model.ckpt", '"x.pth"']),
     ]:
         assert parse_args([*CONFIG, "--checkpoint", "x.pth", *given]).options == expected
 

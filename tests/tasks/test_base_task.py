@@ -62,6 +62,15 @@ def test_all_names_of_the_validation_split_mean_the_same(word, tmp_path):
         task.build_eval_loaders({"samples": {"train": Samples()}}, cfg.run_cfg, [word])
 
 
+def test_training_without_a_split_to_train_on_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"datasets: none has a split 'train' \(there are: samples: val\)"
+    ):
+        ImageTextPretrainTask().build_train_loader(
+            {"samples": {"val": Samples()}}, settings(tmp_path).run_cfg
+        )
+
+
 def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(tmp_path):
     torch.manual_seed(0)
     model, samples = CountsTargets(), Samples()

@@ -5,11 +5,10 @@ int4   groups of 32 with scale and zero point, PyTorch's own int4 kernels in bfl
 nf4    bitsandbytes: 16 levels of a normal distribution, one scale per 64 weights; CPU and CUDA, training on CUDA only
 """
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 
+from minigpt4.common.versions import is_installed
 from minigpt4.models.llm.quantised_layers import INT4_GROUP, LAYERS, Int4Linear, QuantisedLinear
 
 KINDS = ("none", "int8", "nf4", "int4")
@@ -46,7 +45,7 @@ def check_device(kind: str, device: torch.device) -> None:
 
 def refusal_to_train(kind: str, device: torch.device) -> str | None:
     """Return why the kernels of `kind` give no gradient on `device`, None if they do."""
-    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+    if kind == "nf4" and not is_installed("bitsandbytes"):
         return "model.llm_quantization: nf4 needs bitsandbytes, which is not installed; pip install it, or take int8"
     # bitsandbytes' packed nf4 kernel for CPUs has no backward
     if kind != "int4" and (kind, device.type) != ("nf4", "cpu"):
