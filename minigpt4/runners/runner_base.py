@@ -179,8 +179,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
         """Raise Interrupted if a rank was told to end; all ranks report the checkpoint that rank 0 wrote."""
         if self._is_ending:
-            path = self.last_checkpoint or self.resumed_from
-            is_saved, path = from_main(lambda: (is_saved, path))
+            path = from_main(lambda: self.last_checkpoint or self.resumed_from)
             raise self.interruption.ended(is_saved, path, *position)
 
     def _validate(
