@@ -188,12 +188,14 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         """Return the held-out losses before step `position`; save the best so far. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
+        best_saved = self.validation.best
         losses = self.validation.at(position)
         if losses is None:
             self._is_ending = True
             self._end_if_told(position, self._save(position, metrics, stats))
         if self.validation.is_best(position):
-            self._save(position, metrics, stats, best=True)
+            if not self._save(position, metrics, stats, best=True):
+                self.validation.best = best_saved
         return losses
 
     def _end_epoch(
