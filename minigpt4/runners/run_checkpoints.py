@@ -3,7 +3,13 @@
 import logging
 from contextlib import AbstractContextManager
 
-from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, understood
+from minigpt4.common.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+    understood,
+)
 from minigpt4.common.dist_utils import from_main
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.utils import expand_path
@@ -23,6 +29,10 @@ class RunCheckpoints:
             if not self.run_cfg.evaluate:
                 self._hold.lock(root)  # no other run starts here until this one has its folder
             path = from_main(lambda: newest_checkpoint(root))
+            if path is None and self.run_cfg.evaluate:
+                raise CheckpointError(
+                    f"{where}: no checkpoint below '{root}' to evaluate; name its path, or the run.output_dir of its run"
+                )
             if path is None:
                 logging.info("No checkpoint below %s: starting from the beginning", root)
                 return
