@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 
 from minigpt4.common.cli import Interrupted
-from minigpt4.common.dist_utils import get_world_size
+from minigpt4.common.dist_utils import gather_from_ranks, get_world_size
 
 # A terminal that closes sends SIGHUP, often twice; schedulers send SIGTERM, or the signal they are configured to send.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -89,6 +89,10 @@ class Interruption:
             return False
         event.synchronize()
         return previous.item() > 0
+
+    def agreed_by_all(self) -> bool:
+        """Return whether a rank has got a signal, alike on all ranks, which wait for each other."""
+        return any(gather_from_ranks(self.signal is not None))
 
     def ended(self, is_saved: bool, path: Path | None, epoch: int, step: int) -> Interrupted:
         """Return the exception that ends the program before a step.

@@ -42,7 +42,7 @@ def sum_up(run: Any, seconds: float, samples_seen: int) -> None:
     """Print how training went and how to use its checkpoint."""
     main_print(f"Training time {whole_seconds(seconds)}")
     main_print(f"Samples seen: {samples_seen}; log and metrics: {run.output_dir}")
-    run.card.counts = print_skipped(run)
+    print_skipped(run)
     print_cache_use(run)
     if run.last_checkpoint:
         main_print(f"Checkpoint: {run.last_checkpoint}")
@@ -78,8 +78,8 @@ def _num_samples(loader: Any, name: str, batch_size: int) -> int:
     return loader.state()["progress"][name]["batches"] * (dataset.batch_size or batch_size)
 
 
-def print_skipped(run: Any) -> SampleCounts:
-    """Print how many samples of each dataset all ranks have skipped, by reason; return the counts. Called by all ranks."""
+def print_skipped(run: Any) -> None:
+    """Print how many samples of each dataset all ranks have skipped, by reason, also for the card. Called by all ranks."""
     counts = count_samples(run)
     for name, found in counts.of_dataset.items():
         skipped = found["skipped"]
@@ -87,7 +87,8 @@ def print_skipped(run: Any) -> SampleCounts:
         rest = f" ({reasons})" if reasons else ""
         rest += f"; {found['held_out']} left to val" if found["held_out"] else ""
         main_print(f"{name}: {sum(skipped.values())} of {found['met']} samples skipped{rest}")
-    return counts
+    if run.card:
+        run.card.counts = counts
 
 
 def print_cache_use(run: Any) -> None:

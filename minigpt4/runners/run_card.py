@@ -28,6 +28,7 @@ from minigpt4.runners.report import SampleCounts, count_samples
 from minigpt4.runners.run_card_text import card_text
 
 NAME, PICTURE = "run_card", "loss.png"
+FINISHED = "finished"  # the outcome of a run that did not fail
 INTERRUPTED = "interrupted"  # begins the outcome of a run that a signal ended
 _NUM_POINTS = 50  # of the curve, about
 _FINAL_STEPS = 50  # whose mean is the final loss
@@ -70,7 +71,7 @@ class RunCard:
         """Write the card's files."""
         folder, seconds = self.run.output_dir, time.time() - self._start
         try:
-            metrics = read_metrics(folder)
+            metrics = _up_to(self.run.steps_done, read_metrics(folder))
         except OSError:  # no step was trained, or the folder is lost
             metrics = Metrics([], [])
         if picture := loss_picture(f"{folder.parent.name} / {folder.name}", metrics):
@@ -214,6 +215,13 @@ def earlier_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def _up_to(num_steps: int, metrics: Metrics) -> Metrics:
+    """Return the records of the first `num_steps` steps: a killed process may have trained more, which are lost."""
+    steps = [record for record in metrics.steps if record["step"] < num_steps]
+    # those at `num_steps` are of the weights after these steps
+    return Metrics(steps, [record for record in metrics.validations if record["step"] <= num_steps])
+
+
 def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the first, last and lowest loss, and about 50 points, each the mean loss since the point before it."""
     known = [(record["step"], record["loss"]) for record in steps if record["loss"] is not None]
@@ -272,7 +280,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _outcome(error: BaseException | None) -> str:
     if error is None:
-        return "finished"
+        return FINISHED
     if isinstance(error, Interrupted):
         return f"{INTERRUPTED}: {error}"
     first_line = str(error).splitlines()[0] if str(error) else ""

@@ -3,8 +3,13 @@
 import logging
 from contextlib import AbstractContextManager
 
-from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, understood
+from minigpt4.common.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+    understood,
+)
 from minigpt4.common.dist_utils import from_main
 from minigpt4.common.logger import MetricLogger
 from minigpt4.common.utils import expand_path
@@ -24,6 +29,10 @@ class RunCheckpoints:
             if not self.run_cfg.evaluate:
                 self._hold.lock(root)  # no other run starts here until this one has its folder
             path = from_main(lambda: newest_checkpoint(root))
+            if path is None and self.run_cfg.evaluate:
+                raise CheckpointError(
+                    f"{where}: no checkpoint below '{root}' to evaluate; name its path, or the run.output_dir of its run"
+                )
             if path is None:
                 logging.info("No checkpoint below %s: starting from the beginning", root)
                 return
@@ -63,13 +72,17 @@ class RunCheckpoints:
         stats: dict | None = None,
         best: bool = False,
     ) -> bool:
-        """Write a checkpoint before step `position` from rank 0, with `best` as the best one; return whether it worked."""
-        epoch, step = position
-        self._saved_step = self._saved_step if best else step
-        # gather the state of all ranks; rank 0 writes it
+        """Write a checkpoint before step `position`, with `best` as the best one; return whether it worked.
+
+        Called by all ranks. All wait for rank 0, which writes it: in the next step they would take it for late.
+        """
+        self._saved_step = self._saved_step if best else position.step
         progress = Progress.of_run(self, position, metrics.state(), stats)
-        if not dist_utils.is_main_process():
-            return True
+        return from_main(lambda: self._write(progress, best))
+
+    def _write(self, progress: Progress, best: bool) -> bool:
+        """Write the checkpoint of a progress; return whether it worked."""
+        epoch, step = progress.position
         # an epoch's end is named by the epoch that is over
         done = (epoch, step) if step else (epoch - 1,)
         path = self.output_dir / (BEST if best else checkpoint_name(*done))

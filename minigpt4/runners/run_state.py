@@ -34,6 +34,8 @@ _NEWER_KEYS = (
     r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
 )
 _NEWER_KEYS += r"|model\.(bridge|projector|vision_model)"
+# Pattern of settings that decide what a validation measures.
+_VALIDATION_KEYS = r"run\.eval_controls|datasets\..+"
 _MOST_LINES = 40  # of differences in one message
 
 
@@ -137,6 +139,15 @@ class Progress:
         if len(lines) > _MOST_LINES:
             return [*lines[:_MOST_LINES], f".. and {len(lines)} in all"]
         return lines
+
+    def validates_alike(self, run: Any) -> bool:
+        """Return whether `run` has the settings that decide what a validation here measures."""
+        ours, theirs = _flat(run.config.to_dict()), _flat(self.config)
+        return all(
+            ours.get(key) == theirs.get(key)
+            for key in ours | theirs
+            if re.fullmatch(_VALIDATION_KEYS, key)
+        )
 
     def check_settings(self, run: Any) -> None:
         """Raise CheckpointError that lists the differences if `run` cannot be resumed here exactly."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         self.resumed_from = self.resumed = None
         # output, opened when training or evaluation begins
         self.output_dir = self.log = self.card = self.last_checkpoint = None
+        self.metrics = None  # of the current epoch
         self._hold = Hold()
         self._saved_step, self._is_ending = 0, False
 
@@ -94,12 +95,18 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
 
     @contextmanager
     def _opened(self, loader: Batches | None) -> Iterator[None]:
-        """Open data, schedule and output for the block. Signals, late ranks and missing batches end the block."""
+        """Open data, schedule and output for the block, and write its record."""
         self._open_data(loader)
         schedule = registry.get_lr_scheduler_class(self.run_cfg.lr_sched)
         self.lr_scheduler = schedule(self.optimizer, self.run_cfg, self.iters_per_epoch)
         self._open_output()
         report.introduce(self)
+        with self._recorded(loader):
+            yield
+
+    @contextmanager
+    def _recorded(self, loader: Batches | None) -> Iterator[None]:
+        """Write the run card of the block, and close log and data. Signals, late ranks and missing batches end the block."""
         try:
             watching_data = data_watched(self.run_cfg.step_timeout_s, self.interruption)
             listening, watching_ranks = self.interruption.listening(), self.step_timeout.watching()
@@ -130,6 +137,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             stats = {f"train_{name}": value for name, value in means.items()}
             next_epoch = Position(epoch + 1, 0)
             is_saved = self._save(next_epoch, metrics, stats)
+            self._is_ending |= self.interruption.agreed_by_all()
             if next_epoch.epoch < self.max_epoch:
                 self._end_if_told(next_epoch, is_saved)
             self._end_epoch(next_epoch, metrics, stats)
@@ -150,7 +158,15 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             with self._understood("progress"):
                 state = self.resumed.restore(self) if self.resumed else metrics.state()
                 metrics.resume(self.start.step, state)
+        self.metrics = metrics
         return metrics
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps the run has trained, over all its epochs and processes."""
+        metrics = self.metrics
+        epoch, step = (metrics.epoch, metrics.index) if metrics else self.start
+        return epoch * self.iters_per_epoch + step
 
     def _catch_up(self, metrics: MetricLogger) -> None:
         """Do what an exactly resumed run may have missed after its last checkpoint: validation, the epoch's log line."""
@@ -180,8 +196,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _end_if_told(self, position: Position, is_saved: bool) -> None:
         """Raise Interrupted if a rank was told to end; all ranks report the checkpoint that rank 0 wrote."""
         if self._is_ending:
-            path = self.last_checkpoint or self.resumed_from
-            is_saved, path = from_main(lambda: (is_saved, path))
+            path = from_main(lambda: self.last_checkpoint or self.resumed_from)
             raise self.interruption.ended(is_saved, path, *position)
 
     def _validate(
@@ -190,12 +205,15 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         """Return the held-out losses before step `position`; save the best so far. Ends the run if told to."""
         if not self.validation.loaders:
             return {}
+        best_saved = self.validation.best
+        metrics.state()  # writes the records of the steps before
         losses = self.validation.at(position)
         if losses is None:
             self._is_ending = True
             self._end_if_told(position, self._save(position, metrics, stats))
-        if self.validation.is_best(position):
-            self._save(position, metrics, stats, best=True)
+        is_best = self.validation.is_best(position)
+        if is_best and not self._save(position, metrics, stats, best=True):
+            self.validation.best = best_saved
         return losses
 
     def _end_epoch(
@@ -209,11 +227,14 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
     def _nothing_left(self, loader: Batches | None) -> None:
         """Say that the resumed run is complete, after what it may have missed when it ended."""
         if self.output_dir:
-            self._hold.lock(self.output_dir)
+            self._hold.open(self.output_dir)
             self._open_data(loader)
-            self.log = RunLog(self.output_dir)
-            self._catch_up(self._metrics(self.start.epoch, self.resumed.samples_seen))
-            report.print_skipped(self)
+            card = from_main(lambda: run_card.earlier_card(self.output_dir))
+            is_over = card.get("outcome") == run_card.FINISHED
+            self.log = RunLog(self.output_dir, None if is_over else trackers.open_trackers(self))
+            with nullcontext() if is_over else self._recorded(loader):
+                self._catch_up(self._metrics(self.start.epoch, self.resumed.samples_seen))
+                report.print_skipped(self)
         main_print(
             f"Nothing left to train: '{self.resumed_from}' has finished epoch {self.start.epoch - 1} "
             f"and run.max_epoch is {self.max_epoch}; raise run.max_epoch to train on"
@@ -244,7 +265,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
         self.iters_per_epoch = self.run_cfg.iters_per_epoch or self.train_loader.epoch_length()
         if not self.resumed:
             if self.start.step >= self.iters_per_epoch:  # an epoch may be shorter than before
-                self.start = Position(self.start.epoch + 1, 0)
+                self.start, self._saved_step = Position(self.start.epoch + 1, 0), 0
             return
         with self._understood("config' or 'progress"):
             self.resumed.check_settings(self)
@@ -252,11 +273,12 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
                 self.train_loader.resume(data)
 
     def _open_output(self) -> None:
-        """Open the run's folder, a new one or that of the checkpoint that `auto` found, and its log."""
+        """Open the run's folder, a new one or that of the checkpoint that `auto` found, its log and a training's trackers."""
         if not self.output_dir:
             root, name = expand_path(self.run_cfg.output_dir), self.job_id or time_name()
             self.output_dir = from_main(lambda: new_folder(root, name))
         self._hold.open(self.output_dir)
         self.job_id = self.output_dir.name
-        self.log = RunLog(self.output_dir, trackers.open_trackers(self))
+        is_training = not self.run_cfg.evaluate
+        self.log = RunLog(self.output_dir, trackers.open_trackers(self) if is_training else None)
         self.log.config(self.config.to_dict())

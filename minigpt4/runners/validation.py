@@ -2,8 +2,8 @@
 
 Its losses go to `metrics.jsonl`, one JSON line a split; answers to fixed samples go to `samples.html`. Contract with
 the runner: a step is saved, if due, before it is validated, and a resumed run first validates the step from which it
-resumes, if that is due and not yet in `metrics.jsonl`. So a run may be killed at any time, and no validation is lost or
-done twice.
+resumes, if that is due and not yet in `metrics.jsonl`. So a run may be killed at any time, and no validation is lost;
+only those of steps that are trained again are measured again.
 """
 
 import json
@@ -45,13 +45,14 @@ class Validation:
         return step // every > max(step - accum, 0) // every
 
     def at(self, position: Position) -> dict[str, float] | None:
-        """Validate before step `position`, unless already recorded; return the losses for `log.txt`.
+        """Validate before step `position`, unless recorded by the resumed run; return the losses for `log.txt`.
 
         Called by all ranks. Return None, and write nothing, if a rank was told to end.
         """
         step = position.epoch * self.run.iters_per_epoch + position.step
         path = self.run.log.folder / "metrics.jsonl"
-        records = from_main(lambda: recorded(path, step))
+        is_recorded = position == self.run.start and self.run.resumed.validates_alike(self.run)
+        records = from_main(lambda: recorded(path, step)) if is_recorded else {}
         if not self.loaders.keys() <= records.keys():
             measured = self.measure(self.loaders, step)
             if measured is None:

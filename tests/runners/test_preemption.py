@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from minigpt4.runners.step_timeout import LostWorkerError, StepTimeout
 from tests.small_release import write_shard
 from tests.survival.processes import children, kill_all, start_training
+from tests.training import TinyModel, trained
 
 STEPS = 60  # enough that even on a busy machine the run does not end before its signal
 
@@ -145,6 +146,30 @@ def test_a_rank_that_keeps_others_waiting_is_named_wherever_it_is(two_ranks, los
 def test_a_rank_that_takes_its_time_is_waited_for(two_ranks):
     code, said, _ = two_ranks(partial(exchanges, take_long))
     assert code == 0 and said == "made all\n"
+
+
+class SlowToSave(TinyModel):
+    """Its first save takes longer than a rank may keep the others waiting."""
+
+    seconds = 6
+
+    def trainable_state_dict(self):
+        time.sleep(self.seconds)
+        self.seconds = 0
+        return super().trainable_state_dict()
+
+
+def test_a_checkpoint_that_takes_its_time_is_waited_for(two_ranks, tmp_path):
+    def work(rank):
+        changes = {"iters_per_epoch": 3, "max_epoch": 1, "save_every_iters": 2}
+        trained(tmp_path, model=SlowToSave(), step_timeout_s=3, **changes)
+
+    code, *said = two_ranks(work)
+    assert code == 0, said
+    assert {path.name for path in tmp_path.glob("*/*.pth")} == {
+        "checkpoint_0_iter_2.pth",
+        "checkpoint_0.pth",
+    }
 
 
 @pytest.mark.slow

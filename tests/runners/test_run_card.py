@@ -17,7 +17,16 @@ from minigpt4.runners import run_card
 from minigpt4.runners.curves import read_metrics
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
-from tests.training import batches, dataset_sections, endless, runner, settings, tiny_model, trained
+from tests.training import (
+    Images,
+    batches,
+    dataset_sections,
+    endless,
+    runner,
+    settings,
+    tiny_model,
+    trained,
+)
 
 
 def no_constant(name):
@@ -133,6 +142,61 @@ def test_interrupted_and_resumed_it_is_one_run(tmp_path):
     # the end is compared with the frozen weights of the very beginning
     before = card["model"]["frozen_sha256"]["visual_encoder"]["before"]
     assert more["model"]["frozen_sha256"]["visual_encoder"]["before"] == before
+
+
+def test_a_run_that_was_killed_after_its_last_step_gets_its_card(tmp_path):
+    """Interrupted in its last validation; and killed before it wrote a card."""
+    fixed = batches()
+    changes = {"resume_ckpt_path": "auto", "valid_splits": ["val"], "batch_size_eval": 2}
+
+    def new_runner():
+        datasets = {"images": {"val": Images(fixed[0]["image"])}}
+        return runner(settings(tmp_path, **changes), datasets=datasets)
+
+    run, passes = new_runner(), iter(range(100))
+    forward = run.model.forward
+
+    def signalled(samples):
+        # of two batches a validation
+        if not run.model.training and next(passes) == 2:
+            run.interruption.signal = signal.SIGTERM
+        return forward(samples)
+
+    run.model.forward = signalled
+    with pytest.raises(Interrupted, match="before epoch 2, step 0"):
+        run.train(endless(fixed))
+    assert len(card_of(run)["validation"]) == 1
+    new_runner().train(endless(fixed))
+    card = card_of(run)
+    assert card["outcome"] == "finished" and len(card["validation"]) == 2
+    assert card["model"]["frozen_sha256"]["visual_encoder"]["unchanged"]
+    assert [process["steps"] for process in card["processes"]] == [[0, 11], None]
+    # the card of a finished run stays
+    new_runner().train(endless(fixed))
+    assert card_of(run) == card
+    for name in ("run_card.json", "run_card.md", "loss.png"):
+        (run.output_dir / name).unlink()
+    new_runner().train(endless(fixed))
+    assert card_of(run)["outcome"] == "finished" and (run.output_dir / "loss.png").exists()
+
+
+def test_steps_that_a_killed_process_had_trained_further_do_not_count(tmp_path):
+    changes = {"iters_per_epoch": 12, "save_every_iters": 4, "resume_ckpt_path": "auto"}
+
+    def fail():
+        raise RuntimeError
+
+    run = runner(settings(tmp_path, **changes))
+    with pytest.raises(RuntimeError):
+        run.train(doing(fail, at=9))
+    (run.output_dir / "checkpoint_0_iter_8.pth").unlink()
+    with pytest.raises(Interrupted, match="before epoch 0, step 6"):
+        runner(settings(tmp_path, **changes)).train(
+            doing(lambda: os.kill(os.getpid(), signal.SIGTERM), at=1)
+        )
+    card = card_of(run)
+    assert card["processes"][-1]["steps"] == [4, 5] and card["curve"]["last"][0] == 5
+    assert (card["curve"]["steps"], card["result"]["samples_seen"]) == (6, 24)
 
 
 def test_a_run_that_fails_has_a_card_in_strict_json(tmp_path):

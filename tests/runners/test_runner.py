@@ -4,12 +4,15 @@ import json
 import logging
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from minigpt4.common.checkpoint import CheckpointError
+from minigpt4.common.cli import Interrupted
+from minigpt4.runners import RunnerBase
 from minigpt4.tasks import ImageTextPretrainTask
 from tests.small_release import write_align_folder, write_shard
 from tests.training import (
@@ -117,6 +120,56 @@ def test_evaluate_gives_the_mean_loss_of_the_checkpoint(tmp_path, caplog):
         ValueError, match=r"no dataset has a split 'test' \(there are: images: val\)"
     ):
         run.train()
+
+
+def test_evaluate_with_auto_needs_a_checkpoint(tmp_path):
+    changes = {"evaluate": True, "valid_splits": ["val"], "batch_size_eval": 2}
+    run = runner(settings(tmp_path, resume_ckpt_path="auto", **changes))
+    with pytest.raises(
+        CheckpointError, match=f"run.resume_ckpt_path: no checkpoint below .{tmp_path}"
+    ):
+        run.train()
+
+
+def test_restarted_with_shorter_epochs_it_saves_within_the_next_one(tmp_path):
+    changes = {"max_epoch": 1, "save_every_iters": 4}
+    run = trained(tmp_path / "long", iters_per_epoch=10, **changes)
+    path = str(run.output_dir / "checkpoint_0_iter_8.pth")
+    changes = {"max_epoch": 2, "save_every_iters": 2}
+    restart = {"resume_ckpt_path": path, "resume_mode": "restart"}
+    rest = trained(tmp_path / "short", iters_per_epoch=7, **changes, **restart)
+    assert (rest.output_dir / "checkpoint_1_iter_4.pth").exists()
+
+
+class OwnLoop(RunnerBase):
+    """A loop of a user's own that never calls `after_step`."""
+
+    def train_epoch(self, epoch, metrics):
+        for step in range(metrics.index, self.iters_per_epoch):
+            lr = self.lr_scheduler.step(cur_epoch=epoch, cur_step=step)
+            with metrics.fetching():
+                batch = next(self.train_loader)
+            loss = self.model(batch)["loss"]
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            metrics.add(loss, lr, batch)
+            metrics.check()
+            metrics.end_step()
+        return metrics.end_epoch()
+
+
+def test_a_signal_ends_a_loop_of_ones_own_at_the_end_of_its_epoch(tmp_path):
+    run = runner(settings(tmp_path, max_epoch=3), kind=OwnLoop)
+
+    def data():
+        for number, batch in enumerate(endless(batches())):
+            if number == 2:
+                run.interruption.signal = signal.SIGTERM
+            yield batch
+
+    with pytest.raises(Interrupted, match=r"before epoch 1, step 0: saved .*checkpoint_0.pth"):
+        run.train(data())
 
 
 def test_validation_loss_is_in_the_log_of_every_epoch(tmp_path):

@@ -4,17 +4,20 @@ import importlib.util
 import json
 import logging
 import re
+import signal
 import sys
 import threading
 import types
 
 import pytest
+import torch
 
+from minigpt4.common.cli import Interrupted
 from minigpt4.common.versions import is_installed
-from minigpt4.runners import trackers
+from minigpt4.runners import RunnerBase, trackers
 from minigpt4.runners.run_config import find_problems
 from minigpt4.runners.trackers import Trackers, find_tracker_problems, tracker_names
-from tests.training import batches, endless, runner, settings, trained, weights
+from tests.training import Images, batches, endless, runner, settings, trained, weights
 
 
 class Recorder:
@@ -100,6 +103,49 @@ def test_a_resumed_run_continues_its_tracker(tmp_path, recorder):
     trained(tmp_path, fixed, start=6, max_epoch=2, report_to="recorder", resume_ckpt_path="auto")
     assert told.opened == [None, "a new id"]
     assert [step for step, _ in told.logged] == list(range(12)) and told.finished == 2
+
+
+def validated(tmp_path, **changes):
+    """Return a runner with two batches of held-out images that reports to the recorder."""
+    changes |= {"valid_splits": ["val"], "batch_size_eval": 2, "report_to": "recorder"}
+    datasets = {"images": {"val": Images(batches()[0]["image"])}}
+    return runner(settings(tmp_path, **changes), datasets=datasets)
+
+
+def test_a_validation_made_up_for_after_the_last_step_is_sent(tmp_path, recorder):
+    told, run = recorder(), validated(tmp_path, max_epoch=1)
+    measure = run.task.held_out
+
+    def signalled(*args):
+        run.interruption.signal = signal.SIGTERM
+        return measure(*args)
+
+    run.task.held_out = signalled
+    with pytest.raises(Interrupted):
+        run.train(endless(batches()))
+    validated(tmp_path, max_epoch=1, resume_ckpt_path="auto").train(endless(batches()))
+    assert "val/loss" in told.logged[-1][1] and told.finished == 2
+
+
+def test_a_validation_comes_after_the_steps_before_it(tmp_path, recorder):
+    """On a GPU their losses are read later."""
+
+    class OnADevice(RunnerBase):
+        def _metrics(self, *args):
+            metrics = super()._metrics(*args)
+            metrics.device = torch.device("meta")
+            return metrics
+
+    told, cfg = recorder(), validated(tmp_path, eval_every_iters=4, max_epoch=1).config
+    datasets = {"images": {"val": Images(batches()[0]["image"])}}
+    runner(cfg, datasets=datasets, kind=OnADevice).train(endless(batches()))
+    steps = [step + ("val/loss" not in values) for step, values in told.logged]
+    assert steps == [1, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_an_evaluation_reports_to_no_tracker(tmp_path, recorder):
+    told = recorder()
+    assert validated(tmp_path, evaluate=True).train() and not told.opened
 
 
 @pytest.mark.parametrize("kind", ["fails", "hangs"])

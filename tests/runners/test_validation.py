@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 
 import pytest
@@ -288,6 +289,70 @@ def killed_at(model, number):
         return forward(*args, **kwargs)
 
     return counted
+
+
+def acting_at(model, step, action):
+    """Return a `forward` of the model that first calls `action` in training step `step` of this process."""
+    forward, steps = model.forward, iter(range(10_000))
+
+    def counted(*args, **kwargs):
+        if model.training and next(steps) == step:
+            action()
+        return forward(*args, **kwargs)
+
+    return counted
+
+
+def kill():
+    raise KeyboardInterrupt
+
+
+def cut_before(run, step):
+    """Train `step` steps, and end there like a kill."""
+    run.model.forward = acting_at(run.model, step, kill)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+
+
+def test_what_a_killed_run_measured_after_its_checkpoint_is_measured_again(tmp_path):
+    """The resumed run may get there with other rates, here by more epochs."""
+    changes = {"iters_per_epoch": 20, "save_every_iters": 4, "eval_every_iters": 6}
+    cut = new_runner(tmp_path / "cut", max_epoch=1, **changes)
+    cut_before(cut, 7)
+    changes |= {"max_epoch": 5}
+    path = str(cut.output_dir / "checkpoint_0_iter_4.pth")
+    elsewhere = new_runner(tmp_path / "other", resume_ckpt_path=path, **changes)
+    resumed = new_runner(tmp_path / "cut", **changes)
+    for run in (elsewhere, resumed):
+        cut_before(run, 5)
+    assert resumed.output_dir == cut.output_dir and records_of(elsewhere)[0]["step"] == 6
+    assert records_of(resumed)[1:] == records_of(elsewhere) != records_of(resumed)[:1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"eval_controls": False}], ids=["same", "other settings"])
+def test_a_validation_at_the_checkpoint_is_taken_over_if_its_settings_are_the_same(
+    tmp_path, changes
+):
+    cut = new_runner(tmp_path, save_every_iters=3)
+    cut_before(cut, 3)
+    new_runner(tmp_path, save_every_iters=3, max_epoch=1, **changes).train()
+    records = records_of(cut)
+    assert [line["step"] for line in records] == [3] * len(changes) + [3, 6, 7]
+    assert (records[-3]["wrong_loss"] is None) is bool(changes)
+
+
+def test_a_best_checkpoint_that_cannot_be_written_is_not_the_best(tmp_path):
+    run = new_runner(tmp_path, max_epoch=1)
+
+    def stand_in_the_way():  # of the file that is written first
+        (run.output_dir / f"checkpoint_best.pth.{os.getpid()}.partial").mkdir()
+
+    run.model.forward = acting_at(run.model, 4, stand_in_the_way)
+    run.train()
+    losses = {line["step"]: line["loss"] for line in records_of(run)}
+    assert losses[6] < losses[3]
+    saved = torch.load(run.output_dir / "checkpoint_best.pth", weights_only=True)["progress"]
+    assert run.validation.best == saved["best"] and saved["best"]["step"] == 3
 
 
 @pytest.mark.parametrize("number", [2, 26], ids=["within an epoch", "at its end"])
