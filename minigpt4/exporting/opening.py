@@ -14,7 +14,7 @@ from minigpt4.common.checkpoint_folder import CONFIG, is_checkpoint_folder, with
 from minigpt4.common.config import Config
 from minigpt4.common.own_code import shipped_imports
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import resolve_file
+from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, resolve_file
 from minigpt4.models import checkpoint_folder, trained_with, weights
 from minigpt4.models.llm import adapters, language_model, quantization
 from minigpt4.models.minigpt_base import MiniGPTBase
@@ -100,7 +100,7 @@ def write_checkpoint(
 ) -> None:
     """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
 
-    A checkpoint that is a folder already is copied. Raises ValueError if `license` differs from that folder's licence.
+    Of a checkpoint that is a folder already, the files that belong to it are copied. Raises ValueError if `license` differs from that folder's licence.
     """
     section = cfg.model_cfg
     path = resolve_file(section.ckpt, "model.ckpt")
@@ -110,7 +110,10 @@ def write_checkpoint(
             raise ValueError(
                 f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there"
             )
-        shutil.copytree(path.parent, folder)
+        with checkpoint_folder.written_whole(folder) as scratch:
+            known = (FOLDER_MANIFEST, FOLDER_WEIGHTS, CONFIG, *checkpoint_folder.RUN_CARDS)
+            for file in filter(Path.is_file, map(path.parent.joinpath, known)):
+                shutil.copyfile(file, scratch / file.name)
         return
     # Only the model's own parameters are written; a checkpoint file may hold more.
     found = adapters.in_release_names(weights.read_tensors(path, "model.ckpt", root="model"))
