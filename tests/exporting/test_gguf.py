@@ -59,8 +59,10 @@ def llava_graph(pixels, tensors, fields):
     )
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
+@pytest.mark.parametrize(
+    ("tower", "size"), [("clip", tiny_parts.SIZE), ("siglip", tiny_parts.SIZE), ("clip", 42)]
+)
+def test_the_file_gives_the_output_of_the_model(tower, size, tmp_path):
     from gguf import GGUFReader
 
     tiny_parts.write_llm(tmp_path, "qwen3")
@@ -68,7 +70,7 @@ def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
         "vision_model": tiny_parts.write_tower(tmp_path, tower),
         "llama_model": tmp_path / "qwen3",
     }
-    model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32"}
+    model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32", "image_size": size}
     options = [f"model.{key}={value}" for key, value in model.items()]
     state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
@@ -80,7 +82,7 @@ def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
     assert fields["general.architecture"] == "clip" and fields["clip.projector_type"] == "mlp"
     assert fields["clip.vision.image_mean"] == pytest.approx(tiny_parts.MEAN)
     own, _ = open_model(open_config(str(tmp_path / "checkpoint.pth"), CFG_PATH, options))
-    pixels = torch.randn(3, tiny_parts.SIZE, tiny_parts.SIZE)
+    pixels = torch.randn(3, size, size)
     with torch.no_grad():
         ours = own.encode_images(pixels[None])[0]
     theirs = llava_graph(pixels, tensors, fields)

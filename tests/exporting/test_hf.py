@@ -161,5 +161,20 @@ def test_lora_is_merged_into_the_llm(hub, options, tmp_path):
     assert (ours - theirs).abs().max() < 1e-5 and ours.abs().max() > 1
     with pytest.raises(CheckpointError, match="LoRA was merged into the LLM, for good"):
         import_hf(tmp_path / "hf", tmp_path / "again")
+    assert "LoRA was merged into the LLM" in (tmp_path / "hf/README.md").read_text()
     manifest = json.loads((tmp_path / "hf/minigpt4/manifest.json").read_text())
     assert len(manifest["weights"]["tensors"]) == 10
+
+
+def test_an_llm_that_trained_comes_back_bit_for_bit(hub, options, tmp_path):
+    """Also without the embedding row that an export adds for the image token."""
+    options = [*options, "model.train.llm=full"]
+    model, _ = open_model(open_config(str(hub.checkpoint), CFG_PATH, options))
+    state = {name: tensor + 0.1 for name, tensor in model.trainable_state_dict().items()}
+    torch.save({"model": state}, tmp_path / "llm.pth")
+    command = [str(tmp_path / "llm.pth"), "--cfg-path", CFG_PATH, "--options", *options]
+    assert main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0
+    assert main([str(tmp_path / "hf"), "--to", "checkpoint", str(tmp_path / "again")]) == 0
+    found = load_file(tmp_path / "again/model.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
