@@ -71,7 +71,7 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
     return class_name
 
 
-def export_gguf(cfg: Config, folder: Path) -> Path:
+def export_gguf(cfg: Config, folder: Path, license: str | None = None) -> Path:
     """Write `folder` with the vision tower and projection for llama.cpp; return the file.
 
     Raises what `export_hf` raises.
@@ -97,7 +97,7 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
     with written_whole(folder) as scratch:
         model, saved = open_model(cfg)
         write_gguf(model, type(model).image_format(section), scratch / "mmproj.gguf", folder.name)
-        write_checkpoint(cfg, model, saved, scratch / OWN)
+        write_checkpoint(cfg, model, saved, scratch / OWN, license)
     return folder / "mmproj.gguf"
 
 

@@ -117,8 +117,8 @@ def write_checkpoint(
 ) -> None:
     """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
 
-    Of a checkpoint that is a folder already, the files that belong to it are copied. Raises ValueError if `license`
-    differs from that folder's licence.
+    Of a checkpoint that is a folder already, the files that belong to it are copied; its configuration is that of `cfg`,
+    to which --options may belong. Raises ValueError if `license` differs from that folder's licence.
     """
     section = cfg.model_cfg
     path = resolve_file(section.ckpt, "model.ckpt")
@@ -129,9 +129,11 @@ def write_checkpoint(
                 f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there"
             )
         with checkpoint_folder.written_whole(folder) as scratch:
-            known = (FOLDER_MANIFEST, FOLDER_WEIGHTS, CONFIG, *checkpoint_folder.RUN_CARDS)
+            known = (FOLDER_MANIFEST, FOLDER_WEIGHTS, *checkpoint_folder.RUN_CARDS)
             for file in filter(Path.is_file, map(path.parent.joinpath, known)):
                 shutil.copyfile(file, scratch / file.name)
+            text = checkpoint_folder.config_text(cfg.to_dict())
+            (scratch / CONFIG).write_text(text, encoding="utf-8")
         return
     # Only the model's own parameters are written; a checkpoint file may hold more.
     found = adapters.in_release_names(weights.read_tensors(path, "model.ckpt", root="model"))

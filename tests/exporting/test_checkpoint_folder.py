@@ -139,3 +139,11 @@ def test_an_interrupted_copy_leaves_nothing(folders, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         main([str(folders.checkpoint), "--to", "checkpoint", str(tmp_path / "copy")])
     assert not list(tmp_path.iterdir())
+
+
+def test_options_go_into_the_copy_of_a_folder(folders, hub, tmp_path):
+    llm = copied(hub.llama, tmp_path / "moved")
+    command = [str(folders.checkpoint), "--to", "checkpoint", str(tmp_path / "copy")]
+    assert main([*command, "--options", f"model.llama_model={llm}", "model.max_txt_len=9"]) == 0
+    section = open_config(str(tmp_path / "copy")).model_cfg
+    assert section.llama_model == str(llm) and section.max_txt_len == 9

@@ -1,5 +1,7 @@
 """The file for llama.cpp, read with the gguf package: its tensors and settings give the output of our model."""
 
+import json
+
 import pytest
 import torch
 
@@ -75,7 +77,8 @@ def test_the_file_gives_the_output_of_the_model(tower, size, tmp_path):
     state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
     command = [str(tmp_path / "checkpoint.pth"), "--cfg-path", CFG_PATH, "--options", *options]
-    assert main([*command, "--to", "gguf", str(tmp_path / "out")]) == 0
+    assert main([*command, "--to", "gguf", str(tmp_path / "out"), "--license", "MIT"]) == 0
+    assert json.loads((tmp_path / "out/minigpt4/manifest.json").read_text())["licence"] == "MIT"
     reader = GGUFReader(tmp_path / "out/mmproj.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}

@@ -178,3 +178,11 @@ def test_an_llm_that_trained_comes_back_bit_for_bit(hub, options, tmp_path):
     found = load_file(tmp_path / "again/model.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_options_that_would_do_nothing_are_refused(folders, tmp_path, capsys):
+    command = [str(folders.hf), "--to", "checkpoint", str(tmp_path / "again")]
+    more = ["--license", "MIT", "--options", "model.max_txt_len=9"]
+    assert main([*command, *more]) == 1
+    assert "--options, --license: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
