@@ -37,7 +37,11 @@ def export(args: Namespace) -> None:
         return
     if kind == "gguf":
         path = export_gguf(cfg, folder, args.license)
-        print(f"'{path}' goes with any GGUF of the LLM: llama-server -m LLM.gguf --mmproj {path}")
+        options = f"--mmproj {path} --jinja --chat-template-file {folder / 'chat_template.jinja'}"
+        print(
+            f"'{path}' goes with any GGUF of the LLM: llama-server -m LLM.gguf {options}; what a request has to put "
+            "around an image: docs/serving.md"
+        )
         return
     model, saved = open_skeleton(cfg)
     write_checkpoint(cfg, model, saved, folder, args.license)

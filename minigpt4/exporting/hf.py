@@ -72,7 +72,7 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
 
 
 def export_gguf(cfg: Config, folder: Path, license: str | None = None) -> Path:
-    """Write `folder` with the vision tower and projection for llama.cpp; return the file.
+    """Write `folder` with vision tower and projection, and the chat template, for llama.cpp; return the first file.
 
     Raises what `export_hf` raises.
     """
@@ -97,6 +97,9 @@ def export_gguf(cfg: Config, folder: Path, license: str | None = None) -> Path:
     with written_whole(folder) as scratch:
         model, saved = open_model(cfg)
         write_gguf(model, type(model).image_format(section), scratch / "mmproj.gguf", folder.name)
+        has_bos = model.llama_tokenizer.bos_token is not None
+        text = processing.chat_template(template_for(*model.trained_text), has_bos)
+        (scratch / "chat_template.jinja").write_text(text, encoding="utf-8")
         write_checkpoint(cfg, model, saved, scratch / OWN, license)
     return folder / "mmproj.gguf"
 

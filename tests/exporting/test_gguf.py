@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from minigpt4.conversation.conversation import Conversation, template_for
 from minigpt4.export import main
 from minigpt4.exporting.opening import open_config, open_model
+from minigpt4.models.llm.language_model import load_tokenizer
+from minigpt4.text.segments import IMAGE_SLOT
 from tests.exporting.conftest import CFG_PATH
+from tests.exporting.prompts import our_conversation, user
 from tests.models import tiny_parts
 
 
@@ -61,6 +65,16 @@ def llava_graph(pixels, tensors, fields):
     )
 
 
+def check_template(template, llm):
+    """Assert that a message as llama-server joins it, image between texts, gives the prompt of our chat."""
+    template_of_ours = template_for("###Human: {} ###Assistant: ", "###")
+    conv, _ = our_conversation(Conversation(template_of_ours), [user(0, "What?")])
+    prompt = "".join(map(str, conv.segments()))
+    messages = [{"role": "user", "content": f"<Img>{IMAGE_SLOT}</Img> What?"}]
+    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+    assert load_tokenizer(llm).apply_chat_template(messages, **options) == prompt
+
+
 @pytest.mark.parametrize(
     ("tower", "size"), [("clip", tiny_parts.SIZE), ("siglip", tiny_parts.SIZE), ("clip", 42)]
 )
@@ -79,6 +93,7 @@ def test_the_file_gives_the_output_of_the_model(tower, size, tmp_path):
     command = [str(tmp_path / "checkpoint.pth"), "--cfg-path", CFG_PATH, "--options", *options]
     assert main([*command, "--to", "gguf", str(tmp_path / "out"), "--license", "MIT"]) == 0
     assert json.loads((tmp_path / "out/minigpt4/manifest.json").read_text())["licence"] == "MIT"
+    check_template((tmp_path / "out/chat_template.jinja").read_text(), tmp_path / "qwen3")
     reader = GGUFReader(tmp_path / "out/mmproj.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
