@@ -24,7 +24,7 @@ inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True,
     return_tensors="pt",
 )
-answer = model.generate(**inputs)
+answer = model.generate(**inputs, generation_config=model.generation_config)
 print(processor.batch_decode(answer, skip_special_tokens=True)[0])
 ```
 

@@ -111,6 +111,22 @@ def test_generation_ends_where_a_chat_ends(folders, exported):
     assert set(ids[-2:]) & set(settings.eos_token_id)
 
 
+def test_the_code_in_the_card_answers_like_a_chat(folders, exported, tmp_path):
+    size, path = exported[1].image_processor.size["height"], str(tmp_path / "image.png")
+    picture(2, (size, size)).save(path)
+    code = (folders.hf / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    found = {}
+    exec(code.replace("FOLDER", str(folders.hf)).replace("image.jpg", path), found)
+    theirs = found["answer"][0, found["inputs"]["input_ids"].shape[1] :].tolist()
+    chat, conv = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
+    images = []
+    chat.upload_img(path, conv, images)
+    chat.ask("Describe this image.", conv)
+    ours = chat.answer(conv, images, temperature=0)[1].tolist()
+    # a `generate` of this class reads its settings from the LLM, which has those of transformers: 20 tokens
+    assert len(theirs) > 20 and theirs[:20] == ours[:20]
+
+
 def test_what_cannot_be_exported_is_refused_by_name(folders, hub, options, tmp_path, capsys):
     command = [
         str(hub.checkpoint),
