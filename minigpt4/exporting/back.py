@@ -44,14 +44,16 @@ def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
         # Some exports have the prefix "model.", others do not.
         for name, tensor in load_file(file).items():
             found[name.removeprefix("model.")] = tensor
-    renamed = [names.from_transformers(found, table) for table in BY_CLASS[class_name].tables]
-    ours = [{to_release_name(name): each[name] for name in each} for each in renamed]
-    return max(ours, key=lambda tensors: sum(name in tensors for name in wanted))
+    candidates = []
+    for table in BY_CLASS[class_name].tables:
+        renamed = names.from_transformers(found, table)
+        candidates.append({to_release_name(name): tensor for name, tensor in renamed.items()})
+    return max(candidates, key=lambda tensors: sum(name in tensors for name in wanted))
 
 
 def _as_listed(tensor: torch.Tensor, name: str, entry: str) -> torch.Tensor:
     """Return a tensor as the manifest lists it, such as "float32 [32, 16]": in its dtype, without rows of `make_room`."""
-    dtype, _, shape = entry.partition(" ")
+    dtype, shape = entry.split(" ", 1)
     if name.startswith("llama_model.") and tensor.ndim == 2:
         tensor = tensor[: json.loads(shape)[0]]
     return tensor.to(_DTYPES.get(dtype, tensor.dtype)).contiguous()
