@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.conversation.prefix_cache import PrefixCache
+from minigpt4.models.mini_gpt4_config import PENALTIES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Sampling:
             "num_beams": (1, 64),
             "min_length": (0, math.inf),
             "top_p": (1e-6, 1),
-            "repetition_penalty": (1e-3, 1e3),
+            "repetition_penalty": PENALTIES,
             "length_penalty": (-1e3, 1e3),
             "temperature": (0, 1e3),
             "top_k": (0, math.inf),

@@ -1,9 +1,11 @@
 """The reverse of an export to transformers: recover the checkpoint, bit for bit."""
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from minigpt4.common.checkpoint import CheckpointError
@@ -12,8 +14,11 @@ from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, file_sha256, 
 from minigpt4.exporting import names
 from minigpt4.exporting.forms import BY_CLASS
 from minigpt4.exporting.hf import OWN
+from minigpt4.models.base_model import DTYPES
 from minigpt4.models.checkpoint_folder import RUN_CARDS, written_whole
 from minigpt4.models.vision.qformer import to_release_name
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 def is_export(path: str | Path) -> bool:
@@ -26,27 +31,38 @@ def is_export(path: str | Path) -> bool:
 def exported_tensors(folder: Path, wanted: Iterable[str] = ()) -> names.Tensors:
     """Return the tensors of an export under the names of a checkpoint.
 
-    A class may have several tables of names: the first that gives all of `wanted` is used, else the last. Raises
-    CheckpointError if the folder is of another class.
+    A class may have several tables of names: the one that gives most of `wanted` is used. Raises CheckpointError if the
+    folder is of another class.
     """
     class_name = read_json(folder / "config.json")["architectures"][0]
     if class_name not in BY_CLASS:
         raise CheckpointError(
             f"CHECKPOINT: '{folder}' is a {class_name}; expected one of {', '.join(BY_CLASS)}"
         )
-    found, ours = {}, {}
+    found = {}
     for file in sorted(folder.glob("*.safetensors")):
         # Some exports have the prefix "model.", others do not.
         for name, tensor in load_file(file).items():
             found[name.removeprefix("model.")] = tensor
+    candidates = []
     for table in BY_CLASS[class_name].tables:
-        ours = {
-            to_release_name(name): tensor
-            for name, tensor in names.from_transformers(found, table).items()
-        }
-        if all(name in ours for name in wanted):
-            break
-    return ours
+        renamed = names.from_transformers(found, table)
+        candidates.append({to_release_name(name): tensor for name, tensor in renamed.items()})
+    return max(candidates, key=lambda tensors: sum(name in tensors for name in wanted))
+
+
+def _as_listed(tensor: torch.Tensor, name: str, entry: str) -> torch.Tensor:
+    """Return a tensor as the manifest lists it, such as "float32 [32, 16]": in its dtype, without rows of `make_room`."""
+    dtype, shape = entry.split(" ", 1)
+    if name.startswith("llama_model.") and tensor.ndim == 2:
+        tensor = tensor[: json.loads(shape)[0]]
+    return tensor.to(_DTYPES.get(dtype, tensor.dtype)).contiguous()
+
+
+def _is_lost(tensor: torch.Tensor | None, name: str, entry: str) -> bool:
+    """Return whether an export does not hold a tensor, or holds position embeddings of another number."""
+    is_positions = names.POSITIONS in name
+    return tensor is None or (is_positions and str(list(tensor.shape)) != entry.partition(" ")[2])
 
 
 def import_hf(source: Path, folder: Path) -> None:
@@ -55,14 +71,16 @@ def import_hf(source: Path, folder: Path) -> None:
     Raises CheckpointError if they have not, because the export was trained or changed since.
     """
     expected = read_json(source / OWN / FOLDER_MANIFEST)["weights"]
-    found = exported_tensors(source, expected["tensors"])
-    if missing := [name for name in expected["tensors"] if name not in found]:
+    listed = expected["tensors"]
+    found = exported_tensors(source, listed)
+    if lost := [name for name in listed if _is_lost(found.get(name), name, listed[name])]:
+        reason = names.why_lost(lost) or "it was changed since, or files are missing"
         raise CheckpointError(
-            f"CHECKPOINT: '{source}' does not hold {len(missing)} tensors of its checkpoint ({', '.join(missing[:3])}, "
-            "..): LoRA was merged into the LLM, for good. Keep the checkpoint itself"
+            f"CHECKPOINT: '{source}' does not hold {len(lost)} tensors of its checkpoint ({', '.join(lost[:3])}, ..): "
+            f"{reason}. Keep the checkpoint itself"
         )
     with written_whole(folder) as scratch:
-        tensors = {name: found[name].contiguous() for name in expected["tensors"]}
+        tensors = {name: _as_listed(found[name], name, listed[name]) for name in listed}
         save_file(tensors, scratch / FOLDER_WEIGHTS)
         if file_sha256(scratch / FOLDER_WEIGHTS) != expected["sha256"]:
             raise CheckpointError(

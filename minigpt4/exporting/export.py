@@ -21,6 +21,11 @@ def export(args: Namespace) -> None:
             raise ValueError(
                 f"CHECKPOINT: '{args.checkpoint}' is an export already; give its checkpoint"
             )
+        unused = {"--cfg-path": args.cfg_path, "--options": args.options, "--license": args.license}
+        if given := ", ".join(option for option in unused if unused[option]):
+            raise ValueError(
+                f"{given}: '{args.checkpoint}' is an export, which gives its checkpoint as it was; leave this out"
+            )
         import_hf(Path(args.checkpoint), folder)
         print(f"'{folder}' has the weights of '{args.checkpoint}', bit for bit")
         return
@@ -31,8 +36,12 @@ def export(args: Namespace) -> None:
         print(f"'{folder}' is a {class_name} of transformers: transformers serve {folder}")
         return
     if kind == "gguf":
-        path = export_gguf(cfg, folder)
-        print(f"'{path}' goes with any GGUF of the LLM: llama-server -m LLM.gguf --mmproj {path}")
+        path = export_gguf(cfg, folder, args.license)
+        options = f"--mmproj {path} --jinja --chat-template-file {folder / 'chat_template.jinja'}"
+        print(
+            f"'{path}' goes with any GGUF of the LLM: llama-server -m LLM.gguf {options}; what a request has to put "
+            "around an image: docs/serving.md"
+        )
         return
     model, saved = open_skeleton(cfg)
     write_checkpoint(cfg, model, saved, folder, args.license)

@@ -10,7 +10,15 @@ from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, read_json
 from minigpt4.exporting import processing
 from minigpt4.exporting.card import model_card
 from minigpt4.exporting.forms import form_of
-from minigpt4.exporting.opening import check_exportable, open_model, open_skeleton, write_checkpoint
+from minigpt4.exporting.names import POSITIONS, why_lost
+from minigpt4.exporting.opening import (
+    check_exportable,
+    llm_dtype,
+    llm_weights,
+    open_model,
+    open_skeleton,
+    write_checkpoint,
+)
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.checkpoint_folder import written_whole
 from minigpt4.models.llm import language_model
@@ -54,13 +62,17 @@ def export_hf(cfg: Config, folder: Path, license: str | None = None) -> str:
         processor = processing.make_processor(tokenizer, image, model.num_image_tokens, template)
         processor.save_pretrained(scratch)
         class_name = type(exported).__name__
-        card = model_card(class_name, template, read_json(scratch / OWN / FOLDER_MANIFEST))
+        manifest = read_json(scratch / OWN / FOLDER_MANIFEST)
+        is_resampled = model.image_size != type(model).tower(section).image_size
+        tensors = manifest["weights"]["tensors"]
+        lost = [name for name in tensors if is_resampled or POSITIONS not in name]
+        card = model_card(class_name, template, manifest, model.repetition_penalty, why_lost(lost))
         (scratch / "README.md").write_text(card, encoding="utf-8")
     return class_name
 
 
-def export_gguf(cfg: Config, folder: Path) -> Path:
-    """Write `folder` with the vision tower and projection for llama.cpp; return the file.
+def export_gguf(cfg: Config, folder: Path, license: str | None = None) -> Path:
+    """Write `folder` with vision tower and projection, and the chat template, for llama.cpp; return the first file.
 
     Raises what `export_hf` raises.
     """
@@ -76,13 +88,19 @@ def export_gguf(cfg: Config, folder: Path) -> Path:
     if modes(section)["llm"] == "full":
         message = "the trained LLM goes into no projector file: export --to hf, and convert the LLM of that"
         raise ValueError(f"model.train.llm: full; {message}")
+    if llm_weights(section):
+        message = "holds weights of the LLM, which go into no projector file: export --to hf, and convert the LLM of that"
+        raise ValueError(f"model.ckpt: '{section.ckpt}' {message}")
     # Check the model before the weights of the LLM are loaded.
     model, _ = open_skeleton(cfg)
     check_gguf(model)
     with written_whole(folder) as scratch:
         model, saved = open_model(cfg)
         write_gguf(model, type(model).image_format(section), scratch / "mmproj.gguf", folder.name)
-        write_checkpoint(cfg, model, saved, scratch / OWN)
+        has_bos = model.llama_tokenizer.bos_token is not None
+        text = processing.chat_template(template_for(*model.trained_text), has_bos)
+        (scratch / "chat_template.jinja").write_text(text, encoding="utf-8")
+        write_checkpoint(cfg, model, saved, scratch / OWN, license)
     return folder / "mmproj.gguf"
 
 
@@ -104,7 +122,7 @@ def make_room(model: MiniGPTBase, image_id: int) -> None:
 def generation_settings(
     model: MiniGPTBase, template: Template, image_id: int
 ) -> "GenerationConfig":
-    """Return the settings of `generate`: greedy, with the stop tokens of our chat."""
+    """Return the settings of `generate`: greedy, with the stop tokens and the repetition penalty of our chat."""
     from transformers import GenerationConfig
 
     tokenizer = model.llama_tokenizer
@@ -116,6 +134,7 @@ def generation_settings(
         suppress_tokens=[image_id],
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
+        repetition_penalty=model.repetition_penalty,
     )
 
 
@@ -123,7 +142,7 @@ def dtype_of(section: Any) -> str:
     """Return the dtype for other programs to compute in: `model.llm_precision`, or for "auto" that of the LLM's files."""
     if section.llm_precision in DTYPES:
         return str(DTYPES[section.llm_precision]).removeprefix("torch.")
-    if modes(section)["llm"] != "frozen":
+    if llm_dtype(section) == torch.float32:
         return "float32"
     found = language_model.load_config(section.llama_model).dtype
     return str(found or torch.float32).removeprefix("torch.")

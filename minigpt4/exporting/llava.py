@@ -28,6 +28,7 @@ def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGener
     vision = copy.deepcopy(model.visual_encoder.model.config)
     vision.tie_last_hidden_states = True  # the last hidden state is the one after the norm
     vision._name_or_path = ""
+    vision.image_size = model.image_size
     state, act = projector_layers(model)
     config = LlavaConfig(
         vision_config=vision,
@@ -46,10 +47,24 @@ def to_llava(model: nn.Module, image_token_id: int) -> "LlavaForConditionalGener
         for name, tensor in model.state_dict().items()
         if not name.startswith("llama_proj.")
     }
+    tower = tower_tensors(model.visual_encoder, model.image_size)
+    others |= {f"visual_encoder.{name}": tensor for name, tensor in tower.items()}
     state |= names.to_transformers(others, names.LLAVA_SIGLIP)
     exported.load_state_dict(state, assign=True)
     exported.tie_weights()
     return exported.eval()
+
+
+@torch.no_grad()
+def tower_tensors(network: nn.Module, image_size: int) -> names.Tensors:
+    """Return the tensors of a CLIP or SigLIP tower; its forward pass would resample the position embeddings like this."""
+    tensors = network.state_dict()
+    (key,) = [name for name in tensors if names.POSITIONS in name]
+    embeddings = network.get_submodule(key.partition(f".{names.POSITIONS}")[0])
+    num_prefix = embeddings.num_positions - embeddings.num_patches
+    num_tokens = num_prefix + (image_size // embeddings.patch_size) ** 2
+    tokens = torch.empty(1, num_tokens, embeddings.embed_dim)  # only their shape counts
+    return tensors | {key: embeddings.interpolate_pos_encoding(tokens, image_size, image_size)[0]}
 
 
 def projector_layers(model: nn.Module) -> tuple[names.Tensors, str]:

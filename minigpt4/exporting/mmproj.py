@@ -15,6 +15,7 @@ from torch import nn
 
 from minigpt4.common.image_format import ImageFormat
 from minigpt4.exporting.blip2 import NORM_EPS
+from minigpt4.exporting.llava import tower_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,8 +117,12 @@ def vision_settings(model: nn.Module) -> dict[str, Any]:
 
 def vision_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tower's tensors under llama.cpp's names, with a copy of the last block appended, and `v.post_ln`."""
-    found = {}
-    for full_name, tensor in model.visual_encoder.state_dict().items():
+    tower, found = model.visual_encoder, {}
+    is_eva = (
+        model.tower_name == "eva_clip_g"
+    )  # whose position embeddings were resampled when they were loaded
+    tensors = tower.state_dict() if is_eva else tower_tensors(tower, model.image_size)
+    for full_name, tensor in tensors.items():
         for name, part in _split(full_name.removeprefix("model."), tensor).items():
             found[_renamed(name)] = part
     # llama.cpp expects these without the batch dimension: [positions, width] and [width].

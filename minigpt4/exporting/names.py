@@ -4,6 +4,7 @@ All tensors keep their values. `qkv.bias` is the query's and the value's bias wi
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 
@@ -35,12 +36,19 @@ LLAVA_SIGLIP = (
     ("ln_vision.", "model.vision_tower.post_layernorm."),
     *_LLAVA,
 )
-# The import of a Llava needs only the projector's names.
-LLAVA_LINEAR = (("llama_proj.", "multi_modal_projector.linear_1."),)
+# For the import of a Llava: the names in its files, where save_pretrained gives other ones than the class has.
+_LLAVA_FILES = (
+    ("ln_vision.", "vision_tower.post_layernorm."),
+    ("visual_encoder.model.", "vision_tower."),
+    ("llama_model.", "language_model."),
+)
+LLAVA_LINEAR = (*_LLAVA_FILES, ("llama_proj.", "multi_modal_projector.linear_1."))
 LLAVA_MLP = (
+    *_LLAVA_FILES,
     ("llama_proj.0.", "multi_modal_projector.linear_1."),
     ("llama_proj.2.", "multi_modal_projector.linear_2."),
 )
+POSITIONS = "position_embedding"  # in the names of CLIP's and SigLIP's
 _QKV_BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)qkv\.bias")
 
 
@@ -77,6 +85,15 @@ def from_transformers(tensors: Tensors, table: Table) -> Tensors:
         else:
             found[ours] = tensor
     return found
+
+
+def why_lost(tensors: Iterable[str]) -> str:
+    """Return why an export does not hold these tensors of its checkpoint, "" for none that it changes."""
+    if any(".lora_" in name for name in tensors):
+        return "LoRA was merged into the LLM, for good"
+    if any(POSITIONS in name for name in tensors):
+        return "the tower's position embeddings were resampled to model.image_size"
+    return ""
 
 
 def _renamed(name: str, table: Table) -> str:

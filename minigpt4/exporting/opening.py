@@ -14,7 +14,7 @@ from minigpt4.common.checkpoint_folder import CONFIG, is_checkpoint_folder, with
 from minigpt4.common.config import Config
 from minigpt4.common.own_code import shipped_imports
 from minigpt4.common.registry import registry
-from minigpt4.common.utils import resolve_file
+from minigpt4.common.utils import FOLDER_MANIFEST, FOLDER_WEIGHTS, resolve_file
 from minigpt4.models import checkpoint_folder, trained_with, weights
 from minigpt4.models.llm import adapters, language_model, quantization
 from minigpt4.models.minigpt_base import MiniGPTBase
@@ -71,9 +71,8 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     model_class.settle(section)
     model = model_class(section, torch.float32)
     model.load_vision(section, torch.device("cpu"))
-    # A frozen LLM keeps the dtype of its files; one that was trained is in float32.
     model.llama_tokenizer = language_model.load_tokenizer(section.llama_model)
-    dtype = "auto" if modes(section)["llm"] == "frozen" else torch.float32
+    dtype = llm_dtype(section)
     llm = language_model.load_llm(section.llama_model, dtype, torch.device("cpu"))
     model.attach_language(llm, "cpu")
     model.llm_identity = language_model.identity(section.llama_model, llm)
@@ -84,6 +83,24 @@ def open_model(cfg: Config) -> tuple[MiniGPTBase, Any]:
     if section.lora_r:
         adapters.merge(llm)
     return model.eval(), saved
+
+
+def llm_weights(section: Any) -> weights.Tensors:
+    """Return the LLM's weights in the checkpoint of a section, without the constants that those of 2023 have."""
+    path = resolve_file(section.ckpt, "model.ckpt")
+    return {
+        name: tensor
+        for name, tensor in weights.read_tensors(path, "model.ckpt", root="model").items()
+        if name.startswith("llama_model.") and not name.endswith(".inv_freq")
+    }
+
+
+def llm_dtype(section: Any) -> torch.dtype | str:
+    """Return the dtype to open the LLM in: "auto", that of its files, if this holds the checkpoint's weights of it."""
+    found = {tensor.dtype for tensor in llm_weights(section).values()}
+    own = language_model.load_config(section.llama_model).dtype
+    is_enough = modes(section)["llm"] == "frozen" and found <= {own}
+    return "auto" if is_enough else torch.float32
 
 
 def open_skeleton(cfg: Config) -> tuple[MiniGPTBase, Any]:
@@ -100,7 +117,8 @@ def write_checkpoint(
 ) -> None:
     """Write the checkpoint folder of a model; `saved` is what its checkpoint says of itself.
 
-    A checkpoint that is a folder already is copied. Raises ValueError if `license` differs from that folder's licence.
+    Of a checkpoint that is a folder already, the files that belong to it are copied; its configuration is that of `cfg`,
+    to which --options may belong. Raises ValueError if `license` differs from that folder's licence.
     """
     section = cfg.model_cfg
     path = resolve_file(section.ckpt, "model.ckpt")
@@ -110,7 +128,12 @@ def write_checkpoint(
             raise ValueError(
                 f"--license {license}: the manifest of '{section.ckpt}' says {own}; change it there"
             )
-        shutil.copytree(path.parent, folder)
+        with checkpoint_folder.written_whole(folder) as scratch:
+            known = (FOLDER_MANIFEST, FOLDER_WEIGHTS, *checkpoint_folder.RUN_CARDS)
+            for file in filter(Path.is_file, map(path.parent.joinpath, known)):
+                shutil.copyfile(file, scratch / file.name)
+            text = checkpoint_folder.config_text(cfg.to_dict())
+            (scratch / CONFIG).write_text(text, encoding="utf-8")
         return
     # Only the model's own parameters are written; a checkpoint file may hold more.
     found = adapters.in_release_names(weights.read_tensors(path, "model.ckpt", root="model"))

@@ -16,6 +16,7 @@ from minigpt4.models.vision.merging import GROUPS
 from minigpt4.models.vision.towers import tower_problems, unknown_tower
 from minigpt4.text.prompts import prompt_problems
 
+PENALTIES = (1e-3, 1e3)  # repetition penalties: lowest, highest
 NEW = "new"  # value of q_former_model: a new Q-Former with random weights
 # Source: BLIP-2.
 BLIP2_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
@@ -77,7 +78,8 @@ class MiniGPT4Config:
 
     # text
     prompt_path: str = ""
-    # with one {} for the prompt; None: that of the tokenizer's own chat template, if it has one
+    # with one {} for the prompt; None: that of the tokenizer's own chat template, if it has one, which then also sets
+    # end_sym and mask_eos_labels
     prompt_template: str | None = None
     # whether an `instruction_input` of the newest release's data is put into prompt_template
     chat_template: bool = False
@@ -148,13 +150,7 @@ def find_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
         problems.append(
             Problem(f"{where}.device_8bit", f"'{cfg.device_8bit}'; expected the number of a GPU")
         )
-    for key in ("image_size", "num_query_token", "lora_alpha", "max_context_len", "max_txt_len"):
-        if cfg.get(key) is not None and cfg.get(key) < 1:
-            problems.append(Problem(f"{where}.{key}", f"{cfg.get(key)}; expected at least 1"))
-    if cfg.lora_r < 0:
-        problems.append(
-            Problem(f"{where}.lora_r", f"{cfg.lora_r}; expected a rank, or 0 for a frozen LLM")
-        )
+    problems += _number_problems(cfg, where)
     # files
     problems += [
         Problem(f"{where}.llama_model", message) for message in folder_problems(cfg.llama_model)
@@ -200,6 +196,24 @@ def _choice_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
             message += f"; {hint}"
         problems.append(Problem(f"{where}.{key}", message))
     return problems
+
+
+def _number_problems(cfg: MiniGPT4Config, where: str) -> list[Problem]:
+    expected = {}
+    for key in ("image_size", "num_query_token", "lora_alpha", "max_context_len", "max_txt_len"):
+        if cfg.get(key) is not None and cfg.get(key) < 1:
+            expected[key] = "at least 1"
+    if cfg.lora_r < 0:
+        expected["lora_r"] = "a rank, or 0 for a frozen LLM"
+    if not 0 <= cfg.drop_path_rate < 1:
+        expected["drop_path_rate"] = "a number from 0 to below 1"
+    lowest, highest = PENALTIES
+    if not lowest <= cfg.repetition_penalty <= highest:
+        expected["repetition_penalty"] = f"a number from {lowest} to {highest}"
+    return [
+        Problem(f"{where}.{key}", f"{cfg.get(key)}; expected {text}")
+        for key, text in expected.items()
+    ]
 
 
 def bridge_of(cfg: Any) -> str:

@@ -125,6 +125,8 @@ class PromptAnswers:
         _check(images, texts)
         if score not in SCORES:
             raise ValueError(f"score: {score!r}; expected one of {', '.join(SCORES)}")
+        if not len(answers):
+            raise ValueError("answers: empty; expected at least one list of candidates")
         vectors, columns = self.encode_images(images), []
         for candidates in answers:
             if len(candidates) != len(texts):

@@ -13,6 +13,7 @@ from minigpt4 import demo, evaluate, serve
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.checkpoint_folder import opened
 from minigpt4.common.registry import registry
+from minigpt4.export import main
 from minigpt4.exporting.opening import open_config
 from tests.exporting.conftest import CFG_PATH
 from tests.small_release import picture
@@ -119,3 +120,30 @@ def test_code_that_a_folder_names_is_not_run(folders, tmp_path, monkeypatch, cap
         open_config(str(folder))
     assert "names code of its own, ['my_strange_code', 'strange.my_strange_code']" in caplog.text
     assert not (tmp_path / "ran").exists()
+
+
+def test_only_what_belongs_to_a_folder_goes_into_exports_also_into_one_within_it(folders, tmp_path):
+    folder = copied(folders.checkpoint, tmp_path / "own")
+    (folder / "notes").mkdir()
+    (folder / "notes/mine.txt").touch()
+    assert main([str(folder), "--to", "hf", str(folder / "hf")]) == 0
+    names = sorted(path.name for path in (folder / "hf/minigpt4").iterdir())
+    assert names == ["config.yaml", "manifest.json"]
+    assert main([str(folder), "--to", "checkpoint", str(folder / "again")]) == 0
+    names = sorted(path.name for path in (folder / "again").iterdir())
+    assert names == ["config.yaml", "manifest.json", "model.safetensors"]
+
+
+def test_an_interrupted_copy_leaves_nothing(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([str(folders.checkpoint), "--to", "checkpoint", str(tmp_path / "copy")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_go_into_the_copy_of_a_folder(folders, hub, tmp_path):
+    llm = copied(hub.llama, tmp_path / "moved")
+    command = [str(folders.checkpoint), "--to", "checkpoint", str(tmp_path / "copy")]
+    assert main([*command, "--options", f"model.llama_model={llm}", "model.max_txt_len=9"]) == 0
+    section = open_config(str(tmp_path / "copy")).model_cfg
+    assert section.llama_model == str(llm) and section.max_txt_len == 9

@@ -1,11 +1,17 @@
 """The file for llama.cpp, read with the gguf package: its tensors and settings give the output of our model."""
 
+import json
+
 import pytest
 import torch
 
+from minigpt4.conversation.conversation import Conversation, template_for
 from minigpt4.export import main
 from minigpt4.exporting.opening import open_config, open_model
+from minigpt4.models.llm.language_model import load_tokenizer
+from minigpt4.text.segments import IMAGE_SLOT
 from tests.exporting.conftest import CFG_PATH
+from tests.exporting.prompts import our_conversation, user
 from tests.models import tiny_parts
 
 
@@ -59,8 +65,20 @@ def llava_graph(pixels, tensors, fields):
     )
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
+def check_template(template, llm):
+    """Assert that a message as llama-server joins it, image between texts, gives the prompt of our chat."""
+    template_of_ours = template_for("###Human: {} ###Assistant: ", "###")
+    conv, _ = our_conversation(Conversation(template_of_ours), [user(0, "What?")])
+    prompt = "".join(map(str, conv.segments()))
+    messages = [{"role": "user", "content": f"<Img>{IMAGE_SLOT}</Img> What?"}]
+    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+    assert load_tokenizer(llm).apply_chat_template(messages, **options) == prompt
+
+
+@pytest.mark.parametrize(
+    ("tower", "size"), [("clip", tiny_parts.SIZE), ("siglip", tiny_parts.SIZE), ("clip", 42)]
+)
+def test_the_file_gives_the_output_of_the_model(tower, size, tmp_path):
     from gguf import GGUFReader
 
     tiny_parts.write_llm(tmp_path, "qwen3")
@@ -68,19 +86,21 @@ def test_the_file_gives_the_output_of_the_model(tower, tmp_path):
         "vision_model": tiny_parts.write_tower(tmp_path, tower),
         "llama_model": tmp_path / "qwen3",
     }
-    model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32"}
+    model |= {"bridge": "none", "low_resource": False, "llm_precision": "fp32", "image_size": size}
     options = [f"model.{key}={value}" for key, value in model.items()]
     state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
     command = [str(tmp_path / "checkpoint.pth"), "--cfg-path", CFG_PATH, "--options", *options]
-    assert main([*command, "--to", "gguf", str(tmp_path / "out")]) == 0
+    assert main([*command, "--to", "gguf", str(tmp_path / "out"), "--license", "MIT"]) == 0
+    assert json.loads((tmp_path / "out/minigpt4/manifest.json").read_text())["licence"] == "MIT"
+    check_template((tmp_path / "out/chat_template.jinja").read_text(), tmp_path / "qwen3")
     reader = GGUFReader(tmp_path / "out/mmproj.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
     assert fields["general.architecture"] == "clip" and fields["clip.projector_type"] == "mlp"
     assert fields["clip.vision.image_mean"] == pytest.approx(tiny_parts.MEAN)
     own, _ = open_model(open_config(str(tmp_path / "checkpoint.pth"), CFG_PATH, options))
-    pixels = torch.randn(3, tiny_parts.SIZE, tiny_parts.SIZE)
+    pixels = torch.randn(3, size, size)
     with torch.no_grad():
         ours = own.encode_images(pixels[None])[0]
     theirs = llava_graph(pixels, tensors, fields)

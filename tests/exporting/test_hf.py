@@ -111,6 +111,22 @@ def test_generation_ends_where_a_chat_ends(folders, exported):
     assert set(ids[-2:]) & set(settings.eos_token_id)
 
 
+def test_the_code_in_the_card_answers_like_a_chat(folders, exported, tmp_path):
+    size, path = exported[1].image_processor.size["height"], str(tmp_path / "image.png")
+    picture(2, (size, size)).save(path)
+    code = (folders.hf / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    found = {}
+    exec(code.replace("FOLDER", str(folders.hf)).replace("image.jpg", path), found)
+    theirs = found["answer"][0, found["inputs"]["input_ids"].shape[1] :].tolist()
+    chat, conv = minigpt4.load(str(folders.checkpoint), ["run.device=cpu"])
+    images = []
+    chat.upload_img(path, conv, images)
+    chat.ask("Describe this image.", conv)
+    ours = chat.answer(conv, images, temperature=0)[1].tolist()
+    # a `generate` of this class reads its settings from the LLM, which has those of transformers: 20 tokens
+    assert len(theirs) > 20 and theirs[:20] == ours[:20]
+
+
 def test_what_cannot_be_exported_is_refused_by_name(folders, hub, options, tmp_path, capsys):
     command = [
         str(hub.checkpoint),
@@ -161,5 +177,28 @@ def test_lora_is_merged_into_the_llm(hub, options, tmp_path):
     assert (ours - theirs).abs().max() < 1e-5 and ours.abs().max() > 1
     with pytest.raises(CheckpointError, match="LoRA was merged into the LLM, for good"):
         import_hf(tmp_path / "hf", tmp_path / "again")
+    assert "LoRA was merged into the LLM" in (tmp_path / "hf/README.md").read_text()
     manifest = json.loads((tmp_path / "hf/minigpt4/manifest.json").read_text())
     assert len(manifest["weights"]["tensors"]) == 10
+
+
+def test_an_llm_that_trained_comes_back_bit_for_bit(hub, options, tmp_path):
+    """Also without the embedding row that an export adds for the image token."""
+    options = [*options, "model.train.llm=full"]
+    model, _ = open_model(open_config(str(hub.checkpoint), CFG_PATH, options))
+    state = {name: tensor + 0.1 for name, tensor in model.trainable_state_dict().items()}
+    torch.save({"model": state}, tmp_path / "llm.pth")
+    command = [str(tmp_path / "llm.pth"), "--cfg-path", CFG_PATH, "--options", *options]
+    assert main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0
+    assert main([str(tmp_path / "hf"), "--to", "checkpoint", str(tmp_path / "again")]) == 0
+    found = load_file(tmp_path / "again/model.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_options_that_would_do_nothing_are_refused(folders, tmp_path, capsys):
+    command = [str(folders.hf), "--to", "checkpoint", str(tmp_path / "again")]
+    more = ["--license", "MIT", "--options", "model.max_txt_len=9"]
+    assert main([*command, *more]) == 1
+    assert "--options, --license: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

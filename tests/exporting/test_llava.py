@@ -7,6 +7,8 @@ import torch
 
 import minigpt4
 from minigpt4.export import main
+from minigpt4.exporting.hf import dtype_of
+from minigpt4.exporting.opening import open_config, open_model
 from tests.exporting.conftest import CFG_PATH
 from tests.exporting.prompts import largest_difference
 from tests.models import tiny_parts
@@ -62,6 +64,77 @@ def test_siglip_with_either_projector(siglip, tmp_path, projector):
         )
         < 1e-5
     )
+
+
+def write_checkpoint(path, options, part=None, dtype=torch.float32):
+    """Write a checkpoint in which the projection, and a part if one is named, were trained; return its --options."""
+    options = [*options, *([f"model.train.{part}=full"] if part else [])]
+    state = {"llama_proj.weight": torch.randn(32, 32), "llama_proj.bias": torch.randn(32)}
+    torch.save({"model": state}, path)
+    if part:
+        model, _ = open_model(open_config(str(path), CFG_PATH, options))
+        found = model.trainable_state_dict()
+        state = {name: (tensor + 0.1).to(dtype) for name, tensor in found.items()}
+        torch.save({"model": state}, path)
+    return options
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [("vision", torch.float32), ("llm", torch.float32), ("llm", torch.float16)],
+)
+def test_every_part_that_trained_comes_back_bit_for_bit(siglip, tmp_path, part, dtype):
+    options = write_checkpoint(tmp_path / "checkpoint.pth", siglip, part, dtype)
+    exported(tmp_path / "checkpoint.pth", options, tmp_path)
+
+
+def test_weights_of_the_llm_in_a_checkpoint_keep_their_values(siglip, tmp_path, capsys):
+    """Those of an earlier stage, after which the LLM is frozen; the LLM's own files are in 16 bits."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path, folder = tmp_path / "checkpoint.pth", tmp_path / "llm"
+    write_checkpoint(path, siglip, "llm")
+    source = siglip[1].removeprefix("model.llama_model=")
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    options = [*siglip, f"model.llama_model={folder}", "model.llm_precision=auto"]
+    cfg = open_config(str(path), CFG_PATH, options)
+    own, saved = open_model(cfg)[0].state_dict(), torch.load(path, weights_only=True)["model"]
+    assert len(saved) > 20 and all(torch.equal(own[name], saved[name]) for name in saved)
+    assert dtype_of(cfg.model_cfg) == "float32"
+    command = [str(path), "--cfg-path", CFG_PATH, "--options", *options]
+    assert main([*command, "--to", "gguf", str(tmp_path / "gguf")]) == 1
+    assert "holds weights of the LLM, which go into no projector file" in capsys.readouterr().err
+    # a checkpoint of the projection alone leaves the LLM as it is
+    write_checkpoint(path, siglip)
+    assert open_model(cfg)[0].llama_model.dtype == torch.bfloat16
+    assert dtype_of(cfg.model_cfg) == "bfloat16"
+
+
+def test_images_of_another_size_and_a_repetition_penalty(siglip, tmp_path):
+    options = [*siglip, "model.image_size=42", "model.repetition_penalty=1.2"]
+    write_checkpoint(tmp_path / "checkpoint.pth", options)
+    chat, template, model, processor = exported(tmp_path / "checkpoint.pth", options, tmp_path)
+    images = [picture(number) for number in range(5)]
+    assert largest_difference(chat, template, model, processor, images) < 1e-5
+    assert model.config.vision_config.image_size == 42
+    assert model.generation_config.repetition_penalty == 1.2
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "the tower's epsilon (SigLIP: 1e-6) instead of 1e-5" in card
+    assert "`repetition_penalty` 1.2 also counts the prompt's tokens" in card
+
+
+def test_a_tower_that_trained_at_another_size_says_that_there_is_no_way_back(
+    siglip, tmp_path, capsys
+):
+    path = tmp_path / "checkpoint.pth"
+    options = write_checkpoint(path, [*siglip, "model.image_size=42"], "vision")
+    command = [str(path), "--cfg-path", CFG_PATH, "--options", *options]
+    assert main([*command, "--to", "hf", str(tmp_path / "hf")]) == 0
+    reason = "position embeddings were resampled"
+    assert reason in (tmp_path / "hf/README.md").read_text()
+    assert main([str(tmp_path / "hf"), "--to", "checkpoint", str(tmp_path / "again")]) == 1
+    assert reason in capsys.readouterr().err
 
 
 def test_clip_is_refused_by_name(siglip, tmp_path, capsys):

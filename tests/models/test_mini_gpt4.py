@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from minigpt4.common.registry import registry
+from minigpt4.conversation.sampling import Sampling
 from minigpt4.models import MiniGPT4, base_model
 from minigpt4.models.llm import language_model
 from minigpt4.text.prompts import prompt_problems
@@ -383,6 +385,8 @@ def test_preflight_reports_everything(tmp_path):
             "vit_precision": "half",
             "llm_precision": "fp64",
             "max_txt_len": 0,
+            "drop_path_rate": 1,
+            "repetition_penalty": 0,
             "llama_model": str(tmp_path),
             "vit_ckpt": str(tmp_path / "none.pth"),
             "q_former_model": "https://example.org/blip2.pth",
@@ -395,11 +399,30 @@ def test_preflight_reports_everything(tmp_path):
         "model.vit_precision",
         "model.llm_precision",
         "model.max_txt_len",
+        "model.drop_path_rate",
+        "model.repetition_penalty",
         "model.llama_model",
         "model.vit_ckpt",
         "model.ckpt",
         "model.prompt_path",
     ]
+
+
+def test_the_repetition_penalty_has_the_limits_of_a_chat(tmp_path):
+    for value in (1e-3, 1e3, -1.0, 0.0, 9e-4, 1001.0, math.nan):
+        cfg = golden_config(tmp_path)
+        cfg.repetition_penalty = value
+        is_wrong = bool(MiniGPT4.preflight(cfg))
+        with pytest.raises(ValueError) if is_wrong else nullcontext():
+            Sampling(repetition_penalty=value)
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.0, math.nan])
+def test_a_drop_path_rate_is_a_share(rate, tmp_path):
+    cfg = golden_config(tmp_path)
+    cfg.drop_path_rate = rate
+    (problem,) = MiniGPT4.preflight(cfg)
+    assert str(problem) == f"model.drop_path_rate: {rate}; expected a number from 0 to below 1"
 
 
 def test_import_costs_torch_only():

@@ -139,6 +139,10 @@ CALLS = {
         lambda w: w.model.multi_select(w.images(2), [IMAGE, IMAGE], [["a", "b"], ["c"]]),
         "answers: 1 in one list; expected one for each of 2 prompts",
     ),
+    "multi_select: no candidates": (
+        lambda w: w.model.multi_select(w.images(1), [IMAGE], []),
+        "answers: empty; expected at least one list of candidates",
+    ),
     "multi_select: score": (
         lambda w: w.model.multi_select(w.images(1), [IMAGE], [["a"]], score="max"),
         "score: 'max'; expected one of sum, mean",

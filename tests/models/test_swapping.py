@@ -4,6 +4,7 @@ Packed and padded rows must agree; the relative noise of float32 was 1e-6 in the
 """
 
 import json
+import shutil
 from argparse import Namespace
 from itertools import product
 
@@ -274,6 +275,27 @@ def test_images_are_the_towers_unless_the_yaml_says_otherwise(parts, tmp_path):
     assert len(told) == 1 and "the model's vision tower was trained with [0.4, 0.5, 0.6]" in told[0]
 
 
+def test_a_folder_with_the_file_of_a_whole_processor(parts, tmp_path):
+    """transformers 5 saves the settings of an image processor within that file, and no other."""
+    from transformers import SiglipImageProcessor, SiglipProcessor
+
+    section = as_section(parts(), MiniGPT4.Config, "model")
+    shutil.copytree(section.vision_model, tmp_path / "siglip")
+    section.vision_model = str(tmp_path / "siglip")
+    (tmp_path / "siglip/preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"preprocessor_config.json \(or processor_config.json\)"):
+        MiniGPT4.tower(section)
+    images = SiglipImageProcessor(image_mean=tiny_parts.MEAN, image_std=tiny_parts.STD)
+    processor = SiglipProcessor(images, AutoTokenizer.from_pretrained(section.llama_model))
+    processor.save_pretrained(tmp_path / "siglip")
+    assert not (tmp_path / "siglip/preprocessor_config.json").exists()
+    tower = MiniGPT4.tower(section)
+    assert (tower.mean, tower.std) == (tuple(tiny_parts.MEAN), tuple(tiny_parts.STD))
+    (tmp_path / "siglip/processor_config.json").write_text('{"image_processor": 3}')
+    with pytest.raises(ValueError, match=r" processor_config.json in '.*' names no image_mean"):
+        MiniGPT4.tower(section)
+
+
 def test_files_that_lack_a_tensor_or_have_one_more_are_refused(parts, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -521,6 +543,10 @@ WRONG = {
         {"vision_model": "resnet10t", "vit_ckpt": "FILE"},
         "model.vision_model: timm's resnet10t is a ResNet",
     ),
+    "a ViT behind a CNN": (
+        {"vision_model": "vit_tiny_r_s16_p8_224", "vit_ckpt": "FILE"},
+        "timm's vit_tiny_r_s16_p8_224 is a VisionTransformer behind a HybridEmbed; expected",
+    ),
     "no weight file": (
         {"vision_model": "test_vit"},
         "model.vit_ckpt: missing; .* of timm needs its weight file",
@@ -630,6 +656,16 @@ def test_the_template_is_the_tokenizers_own_where_none_is_named(parts, llm):
     own = model.llama_tokenizer.apply_chat_template(turns, tokenize=False)
     found, expected = (dialogue[dialogue.index(questions[0]) :].split() for dialogue in (text, own))
     assert "".join(found) == "".join(expected) and text.endswith(section.end_sym)
+
+
+def test_an_end_symbol_that_the_chat_template_replaces_is_named(parts, caplog):
+    for end_sym, is_named in (("\n\n", True), ("\n", False), ("<|im_end|>", False)):
+        caplog.clear()
+        section = as_section(parts(llm="qwen3", end_sym=end_sym), MiniGPT4.Config, "model")
+        MiniGPT4.settle(section)
+        assert section.end_sym == "<|im_end|>"
+        message = f"model.end_sym: {end_sym!r} is replaced by '<|im_end|>'"
+        assert (message in caplog.text) is is_named, caplog.text
 
 
 def test_qwen_3_reads_what_its_own_tokenizer_writes(tmp_path):

@@ -101,6 +101,21 @@ BAD_FILES = {
         {**VIT, "cls_token": torch.zeros(1, 1, DIM).to_sparse()},
         " is no file of weights ('cls_token' in it is a Tensor); expected names and tensors",
     ),
+    "ViT, a position embedding of no square": (
+        "vit_ckpt",
+        {**VIT, "pos_embed": torch.zeros(1, 6, DIM)},
+        f"does not fit: 1 tensor is of another shape (pos_embed is [1, 6, {DIM}], expected ",
+    ),
+    "ViT, a position embedding of two dimensions": (
+        "vit_ckpt",
+        {**VIT, "pos_embed": torch.zeros(5, DIM)},
+        f"does not fit: 1 tensor is of another shape (pos_embed is [5, {DIM}], expected ",
+    ),
+    "ViT, a position embedding without tokens": (
+        "vit_ckpt",
+        {**VIT, "pos_embed": torch.zeros(1, 0, DIM)},
+        f"does not fit: 1 tensor is of another shape (pos_embed is [1, 0, {DIM}], expected ",
+    ),
     "ViT, a tensor without a name": (
         "vit_ckpt",
         {**VIT, 3: torch.zeros(2)},

@@ -6,6 +6,7 @@ from typing import Any
 
 from minigpt4.common.utils import expand_path, read_json
 from minigpt4.models.llm.language_model import load_tokenizer
+from minigpt4.models.mini_gpt4_config import MiniGPT4Config
 from minigpt4.text.templates import read_chat_template
 
 
@@ -20,7 +21,15 @@ def settle(cfg: Any) -> None:
     cfg.prompt_template = ""
     if not _has_template(expand_path(folder)):
         return
-    cfg.prompt_template, cfg.end_sym = read_chat_template(load_tokenizer(folder))
+    cfg.prompt_template, end_sym = read_chat_template(load_tokenizer(folder))
+    if cfg.end_sym not in (MiniGPT4Config.end_sym, end_sym):
+        logging.warning(
+            "model.end_sym: %r is replaced by %r of the tokenizer's chat template; to keep it, set model.prompt_template "
+            "too",
+            cfg.end_sym,
+            end_sym,
+        )
+    cfg.end_sym = end_sym
     cfg.mask_eos_labels = False  # the LLM has to learn where an answer ends
     logging.info(
         "model.prompt_template: %r, end_sym %r, from the chat template of the tokenizer",

@@ -113,13 +113,16 @@ def compile_blocks(vit: nn.Module, device: torch.device) -> None:
 def resize_pos_embed(
     tensors: dict[str, torch.Tensor], grid: int, num_prefix: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches; the P prefix tokens keep theirs."""
+    """Return `tensors` with `pos_embed` [1, P + N, D] resampled to grid x grid patches; the P prefix tokens keep theirs.
+
+    One of another shape, whose N is no square, is left for `weights.match` to refuse.
+    """
     from timm.layers import resample_abs_pos_embed
 
-    if "pos_embed" not in tensors:
-        return tensors
-    old = math.isqrt(tensors["pos_embed"].shape[1] - num_prefix)
-    if old == grid:
+    shape = tensors["pos_embed"].shape if "pos_embed" in tensors else ()
+    num_patches = shape[1] - num_prefix if len(shape) == 3 else 0
+    old = math.isqrt(max(num_patches, 0))
+    if old == grid or old == 0 or old**2 != num_patches:
         return tensors
     main_print(f"Position interpolate from {old}x{old} to {grid}x{grid}")
     sizes = {"new_size": [grid, grid], "old_size": [old, old], "num_prefix_tokens": num_prefix}

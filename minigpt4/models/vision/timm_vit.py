@@ -33,9 +33,12 @@ class TimmVit(VisionTower):
 
         with torch.device("meta"):
             vit = timm.create_model(name, pretrained=False)
-        if type(vit).__name__ != "VisionTransformer":
+        found, embed = type(vit).__name__, type(getattr(vit, "patch_embed", None)).__name__
+        if found == "VisionTransformer" and embed != "PatchEmbed":
+            found += f" behind a {embed}"  # such as a CNN
+        if found != "VisionTransformer":
             raise ValueError(
-                f"model.vision_model: timm's {name} is a {type(vit).__name__}; expected a plain ViT (VisionTransformer)"
+                f"model.vision_model: timm's {name} is a {found}; expected a plain ViT (VisionTransformer)"
             )
         (patch, *_), (size, *_) = vit.patch_embed.patch_size, vit.patch_embed.img_size
         numbers = (vit.embed_dim, len(vit.blocks), patch, size, vit.num_prefix_tokens)

@@ -57,7 +57,7 @@ def tower_problems(cfg: Any, where: str, standard_file: str) -> list[Problem]:
     """Return what is wrong with the tower's name and files; `standard_file` is the default of `vit_ckpt`, EVA's."""
     name = name_of(cfg)
     if cfg.vision_model and is_folder(cfg):
-        expected = "give the folder with config.json, preprocessor_config.json and weights"
+        expected = "give the folder with config.json, preprocessor_config.json (or processor_config.json) and weights"
         return [
             Problem(f"{where}.vision_model", message) for message in folder_problems(name, expected)
         ]

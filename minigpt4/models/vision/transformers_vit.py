@@ -16,7 +16,7 @@ from torch import nn
 
 from minigpt4.common.checkpoint import CheckpointError
 from minigpt4.common.utils import expand_path
-from minigpt4.models import weights
+from minigpt4.models import trained_with, weights
 from minigpt4.models.vision.tower import VisionTower, check_patches
 
 # {model_type in config.json or its vision_config: prefix tokens before the patches, such as the class token}
@@ -44,7 +44,7 @@ _NORMS = ("post_layernorm", "layernorm")  # names of the norm after the last blo
 
 @dataclass(frozen=True)
 class TransformersVit(VisionTower):
-    """A folder with config.json, preprocessor_config.json and weights; made by `of_folder`."""
+    """A folder with config.json, preprocessor_config.json (or processor_config.json) and weights; made by `of_folder`."""
 
     folder: str
     family: str
@@ -253,12 +253,17 @@ def _vision_config(folder: str | Path, num_left_out: int = 0) -> Any:
 
 def _normalisation(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and std of RGB of a folder's image processor. Raises ValueError if it names none."""
-    settings = _read_json(folder, "preprocessor_config.json")
-    mean, std = (settings.get(f"image_{name}") for name in ("mean", "std"))
+    name = "preprocessor_config.json"
+    whole = "processor_config.json"  # of a whole processor: transformers 5 saves the image processor in it
+    if not (expand_path(folder) / name).exists() and (expand_path(folder) / whole).exists():
+        name = whole
+    settings = _read_json(folder, name)
+    if name == whole:
+        settings = trained_with.mapping(settings.get("image_processor"))
+    mean, std = settings.get("image_mean"), settings.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
         raise ValueError(
-            f"model.vision_model: preprocessor_config.json in '{folder}' names no image_mean and image_std of three "
-            "colours; copy it again"
+            f"model.vision_model: {name} in '{folder}' names no image_mean and image_std of three colours; copy it again"
         )
     return tuple(map(float, mean)), tuple(map(float, std))
 
@@ -272,6 +277,6 @@ def _read_json(folder: str | Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"model.vision_model: '{path}' cannot be read ({error!s:.200}); give the whole folder of the model, with "
-            "config.json, preprocessor_config.json and weights"
+            "config.json, preprocessor_config.json (or processor_config.json) and weights"
         ) from None
     return found
