@@ -84,6 +84,16 @@ class Chat:
                 f"Conversation(template_for({prompt_template!r}, {end_sym!r}))",
             )
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of prompt and answer together, unless a call gives `max_length`."""
+        return min(Sampling.max_length, self.max_positions or Sampling.max_length)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The LLM's own limit, None if it has none."""
+        return getattr(self.model.llama_model.config, "max_position_embeddings", None)
+
     # images and questions
 
     @torch.no_grad()
@@ -216,9 +226,7 @@ class Chat:
                 "nothing to answer: the last message must be the user's; ask(text, conv) first"
             )
         images = self._images(conv, img_list)
-        config = self.model.llama_model.config
-        max_positions = getattr(config, "max_position_embeddings", None)
-        return fitted_context(conv, images, self.encoder, max_positions, request)
+        return fitted_context(conv, images, self.encoder, self.max_positions, request)
 
     def _stop_rule(self, context: Context, request: Request) -> StopRule:
         tokenizer = self.model.llama_tokenizer

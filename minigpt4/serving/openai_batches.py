@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.decoding import decode_contexts, is_complete
 from minigpt4.conversation.prefix_cache import PrefixCaches
+from minigpt4.serving.answers import SETTINGS
 
 MOST_EMBEDS = 64  # images whose embeddings are kept; with a 7B LLM one takes 256 KiB to 2 MiB
 
@@ -155,13 +156,19 @@ class Batches:
         """Set a job's context, sampling and answer; return whether it can be answered. If not, the job gets the error."""
         try:
             images = [self._embed(image) for image in job.images]
+            # a longer answer takes the room that is left, but no old turn is left out for it
+            longest, limit = job.settings["max_new_tokens"], self.chat.longest
+            reserved = min(longest, SETTINGS["max_new_tokens"].first, limit // 2)
+            settings = job.settings | {"max_new_tokens": reserved}
             prepared = self.chat.answer_prepare(
-                job.conv, images, **job.settings, on_notice=job.notices.append
+                job.conv, images, **settings, on_notice=job.notices.append
             )
         except (ValueError, OSError) as error:
             job.post(error)
             return False
-        job.context = prepared.pop("context")
+        context = prepared.pop("context")
+        max_new_tokens = min(longest, limit - len(context.ids))
+        job.context = replace(context, max_new_tokens=max_new_tokens)
         job.sampling = prepared
         job.answer = AnswerText(self.chat.model.llama_tokenizer, job.context.stop)
         return True

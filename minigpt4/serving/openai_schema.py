@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, Chat, check_question
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.message import Message
-from minigpt4.serving.answers import SETTINGS, checked
+from minigpt4.conversation.sampling import Sampling
+from minigpt4.serving.answers import SETTINGS
 from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
 from minigpt4.text.segments import IMAGE, message_segments
 
@@ -35,6 +36,9 @@ NEUTRAL = {
 }
 NEUTRAL |= {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}
 NEUTRAL |= {"parallel_tool_calls": True}
+# values by which clients ask for no limit, the least or a random one -> what Sampling takes for it
+CUSTOMARY = {("max_new_tokens", -1): 2**31, ("top_k", -1): 0, ("top_p", 0): 1e-6}
+CUSTOMARY |= {("seed", -1): None}
 
 
 class _Strict(BaseModel):
@@ -124,23 +128,27 @@ class ChatRequest(_Strict):
     def settings(self, defaults: dict[str, float]) -> dict[str, float | None]:
         """Return fields of Sampling; those that are not given come from `defaults`, else from the page.
 
-        Raises ValueError for a value outside the page's bounds.
+        An answer may be longer than there is room: Batches shortens it. Raises ValueError for a value out of bounds.
         """
-        max_new_tokens = self.max_completion_tokens
-        if max_new_tokens is None:
-            max_new_tokens = self.max_tokens
+        length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         fields = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": getattr(self, length),
             "seed": self.seed,
         }
         # the model has a repetition penalty of its own
         first = {name: SETTINGS[name].first for name in fields if name != "repetition_penalty"}
         given = {name: value for name, value in fields.items() if value is not None}
-        return checked(first | defaults | given)
+        settings = first | defaults | given
+        settings = {name: CUSTOMARY.get((name, value), value) for name, value in settings.items()}
+        try:
+            sampling = Sampling(**settings)
+        except ValueError as error:
+            raise ValueError(str(error).replace("max_new_tokens", length)) from error
+        return {name: getattr(sampling, name) for name in settings}
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -1,0 +1,42 @@
+"""What a request to the OpenAI API becomes: a conversation and the settings of its answer."""
+
+import json
+
+import pytest
+
+from minigpt4.serving.openai_schema import ChatRequest
+
+USER = {"role": "user", "content": "what is this?"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def request(*messages, **fields):
+    body = {"model": "tiny", "messages": list(messages) or [USER], **fields}
+    return ChatRequest.read(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "sent", "name", "taken"),
+    [
+        ("max_tokens", 4096, "max_new_tokens", 4096),
+        ("max_completion_tokens", 1024.0, "max_new_tokens", 1024),
+        ("top_p", 0, "top_p", 1e-6),
+        ("top_k", -1, "top_k", 0),
+        ("temperature", 3, "temperature", 3),
+        ("seed", -1, "seed", None),
+        ("repetition_penalty", 0.9, "repetition_penalty", 0.9),
+    ],
+)
+def test_common_settings_are_taken(field, sent, name, taken):
+    assert request(**{field: sent}).settings({})[name] == taken
+
+
+def test_minus_one_token_is_as_many_as_fit():
+    assert request(max_tokens=-1).settings({})["max_new_tokens"] > 10**6
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("value", [0, -2, 1.5])
+def test_a_wrong_length_is_named_as_it_was_sent(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        request(**{field: value}).settings({})
