@@ -37,9 +37,14 @@ def check_question(text: str) -> None:
     """Raise ValueError for an empty question, and for one longer than MAX_MESSAGE_CHARS."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the message is empty: type a question")
+    check_length(text)
+
+
+def check_length(text: str, name: str = "the message") -> None:
+    """Raise ValueError for a text longer than MAX_MESSAGE_CHARS."""
     if len(text) > MAX_MESSAGE_CHARS:
         raise ValueError(
-            f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it"
+            f"{name} has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it"
         )
 
 

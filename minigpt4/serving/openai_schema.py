@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, Chat, check_question
+from minigpt4.conversation.chat import Chat, check_length, check_question
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.message import Message
 from minigpt4.conversation.sampling import Sampling
@@ -180,7 +180,9 @@ class ChatRequest(_Strict):
             message.text for message in self.messages if message.role in ("system", "developer")
         ]
         if system:
-            conv.system = _system_text("\n".join(system), chat, conv)
+            text = "\n".join(system)
+            check_length(text, "messages: the system message")
+            conv.template = replace(conv.template.with_system(text), is_system_typed=True)
         for number, message in enumerate(self.messages):
             try:
                 _append(message, chat, conv)
@@ -191,21 +193,6 @@ class ChatRequest(_Strict):
         return conv
 
 
-def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
-    """Return the system text, checked, since the prompt takes it as if the template had written it."""
-    names = (*chat.encoder.special_ids, *conv.template.markers)
-    found = [name for name in names if name and name in text]
-    if found:
-        raise ValueError(
-            f"messages: the system message holds {found[0]!r}, which only the template may write"
-        )
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(
-            f"messages: the system message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}"
-        )
-    return text
-
-
 def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
     """Append a message: images before the text as `Chat.upload_img` does, others where they are in the text."""
     is_image = [isinstance(part, ImagePart) for part in message.parts]
@@ -213,7 +200,7 @@ def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
         if any(is_image):
             raise ValueError(f"images of the {message.role} are not supported: only the user's")
         if message.role == "assistant":
-            _check_length(message.text)
+            check_length(message.text)
             conv.append_message(conv.roles[1], message.text)
         return
     if sum(is_image) > MAX_IMAGES:
@@ -233,8 +220,3 @@ def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
             elif part.text:
                 parts.append(part.text)
         conv.append_message(conv.roles[0], Message(message_segments(parts)))
-
-
-def _check_length(text: str) -> None:
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}")

@@ -15,7 +15,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from minigpt4.common.config import Config
-from minigpt4.conversation.chat import MAX_MESSAGE_CHARS
+from minigpt4.conversation.chat import check_length
 from minigpt4.conversation.conversation import Chat, Conversation
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
 from minigpt4.serving.api import Api, gradio_error
@@ -176,11 +176,10 @@ class Page:
         session.pending = None
         if turn is None or not turn.text.strip():
             return NO_UPDATES
-        if len(turn.text) > MAX_MESSAGE_CHARS:
-            raise gr.Error(
-                f"{len(turn.text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it",
-                print_exception=False,
-            )
+        try:
+            check_length(turn.text)
+        except ValueError as error:
+            raise gradio_error(error) from error
         session.pending = turn
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
         return busy, self.messages([*session.turns, turn]), gr.skip(), gr.skip()
