@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from minigpt4.conversation.chat import Chat, check_length, check_question
+from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.conversation.message import Message
-from minigpt4.conversation.sampling import Sampling
+from minigpt4.conversation.message import Message, check_length, check_question
+from minigpt4.conversation.sampling import TINY, Sampling
 from minigpt4.serving.answers import SETTINGS
 from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
 from minigpt4.text.segments import IMAGE, message_segments
@@ -37,7 +37,7 @@ NEUTRAL = {
 NEUTRAL |= {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}
 NEUTRAL |= {"parallel_tool_calls": True}
 # values by which clients ask for no limit, the least or a random one -> what Sampling takes for it
-CUSTOMARY = {("max_new_tokens", -1): 2**31, ("top_k", -1): 0, ("top_p", 0): 1e-6}
+CUSTOMARY = {("max_new_tokens", -1): 2**31, ("top_k", -1): 0, ("top_p", 0): TINY}
 CUSTOMARY |= {("seed", -1): None}
 
 

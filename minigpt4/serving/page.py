@@ -15,8 +15,8 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from minigpt4.common.config import Config
-from minigpt4.conversation.chat import check_length
 from minigpt4.conversation.conversation import Chat, Conversation
+from minigpt4.conversation.message import check_length
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
 from minigpt4.serving.api import Api, gradio_error
 from minigpt4.serving.guard import Guard, Hosts

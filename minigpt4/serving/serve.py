@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from minigpt4 import load_config
 from minigpt4.common.config import Config
-from minigpt4.serving.arguments import device_of, first_settings
+from minigpt4.serving.arguments import device_of, first_settings, use_context
 
 # an environment variable, since other users of the machine can see command lines
 API_KEY = "MINIGPT4_API_KEY"
@@ -25,6 +25,7 @@ def serve(args: Namespace) -> None:
     with listening:
         print("Loading the model")
         chat, template = load_config(cfg, device_of(args, cfg))
+        use_context(chat, args.max_length)
         import uvicorn  # the server's libraries are only needed from here on
 
         from minigpt4.serving.guard import Hosts
