@@ -6,6 +6,7 @@ import pytest
 
 from minigpt4.conversation.conversation import CHATML, Conversation
 from minigpt4.serving.openai_schema import ChatRequest
+from minigpt4.serving.session import DEFAULT_QUESTION
 
 USER = {"role": "user", "content": "what is this?"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -74,3 +75,95 @@ def test_a_system_message_of_a_template_with_text_around_it(loaded):
         chat, Conversation(CHATML)
     )
     assert nothing.get_prompt().startswith("<|im_start|>user")
+
+
+# parts of messages
+
+
+def prompt_of(loaded, *parts):
+    return request({"role": "user", "content": list(parts)}).conversation(*loaded).get_prompt()
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_images_come_first_wherever_the_client_puts_them(loaded):
+    """As in training; clients and OpenAI's examples send the text first."""
+    chat, empty = loaded
+    expected = empty.copy()
+    for _ in range(2):
+        expected.append_image()
+    chat.ask("which is larger?", expected)
+    question = text("which is larger?")
+    for parts in (
+        [IMAGE, IMAGE, question],
+        [question, IMAGE, IMAGE],
+        [text(""), IMAGE, IMAGE, question],
+    ):
+        assert prompt_of(loaded, *parts) == expected.get_prompt()
+    between = prompt_of(loaded, text("one"), IMAGE, text(" "), text("two"))
+    assert between.endswith("one <Img><ImageHere></Img> two###")
+
+
+def test_an_image_with_blank_text_is_described(loaded):
+    for parts in ([IMAGE], [text(""), IMAGE], [IMAGE, text(" \n")], [text(""), IMAGE, text("")]):
+        assert prompt_of(loaded, *parts).endswith(f"</Img> {DEFAULT_QUESTION}###")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([{"type": "input_audio"}], r"content\.0: .*'input_audio' found"),
+        ([{"type": "image", "source": {}}], r"content\.0: .*'image' found"),
+        ([text("x"), IMAGE | {"image_url": "x"}], r"content\.1\.image_url\.image_url: .*object"),
+        ([{"type": "text"}], r"content\.0\.text\.text: Field required"),
+        (None, "content: expected text or a list of parts"),
+        (5, "content: expected text or a list of parts"),
+    ],
+)
+def test_the_part_that_is_wrong_is_named(content, says):
+    with pytest.raises(ValueError, match=rf"^messages\.0\.{says}"):
+        request({"role": "user", "content": content})
+
+
+def test_an_answer_may_be_null(loaded):
+    """As of an assistant that called a tool."""
+    conv = request(USER, {"role": "assistant", "content": None}, USER).conversation(*loaded)
+    assert conv.messages[1] == ["Assistant", ""]
+
+
+@pytest.mark.parametrize("stop", [5, [1], {}])
+def test_stop_strings_of_another_type(stop):
+    with pytest.raises(ValueError, match=r"^stop"):
+        request(stop=stop)
+
+
+# fields without effect
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("top_logprobs", 0),
+        ("functions", []),
+        ("function_call", "none"),
+        ("tool_choice", "auto"),
+        ("parallel_tool_calls", False),
+        ("min_p", 0),
+        ("best_of", 1),
+        ("length_penalty", 1.0),
+        ("prompt_cache_retention", "24h"),
+    ],
+)
+def test_a_field_that_changes_nothing_is_taken(field, value):
+    assert request(**{field: value}).messages
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tool_choice", "required"), ("top_logprobs", 3), ("min_p", 0.1), ("best_of", 2)],
+)
+def test_a_field_that_would_change_the_answer_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: .* is not supported by this server"):
+        request(**{field: value})
