@@ -143,7 +143,7 @@ class Page:
     async def _loaded(self, tab: str, request: gr.Request) -> tuple:
         """Show the dialogue of a browser tab that was opened or refreshed."""
         session = self.sessions.of((request.username, tab)) if 0 < len(tab) < 99 else Session()
-        is_new = not (session.turns or session.pending or session.is_waiting)
+        is_new = not (session.turns or session.pending or session.asked)
         box, *others = await self._stopped(session)
         if is_new:
             box = gr.skip()  # the user may be typing already
@@ -192,7 +192,7 @@ class Page:
         if turn is None:
             yield NO_UPDATES
             return
-        shown, session.is_waiting = None, True
+        shown, session.asked = None, turn
         try:
             settings = checked(dict(zip(self.controls, controls, strict=True)))
             self.sessions.use(session)
@@ -211,9 +211,10 @@ class Page:
         except Exception as error:
             raise gradio_error(error) from error
         finally:
-            session.is_waiting = False
-            if turn not in session.turns:  # refused, or stopped while it waited
-                session.pending = turn
+            if session.asked is turn:  # and has not been edited meanwhile
+                session.asked = None
+                if turn not in session.turns:  # refused, or stopped while it waited
+                    session.pending = turn
         yield self._idle(session)
 
     async def _stopped(self, session: Session) -> tuple:
@@ -242,7 +243,7 @@ async def _end_answer(session: Session) -> None:
     """Stop the answer that is waited for or being written, if any; return when it has ended."""
     if session.stop is not None:
         session.stop.set()
-    while session.is_busy or session.is_waiting:
+    while session.is_busy or session.asked:
         await asyncio.sleep(0.02)
 
 
