@@ -19,6 +19,7 @@ from minigpt4.conversation.context import Context
 from minigpt4.conversation.fitting import fitted_context, prompt_ids
 from minigpt4.conversation.generation import StopRule, beam_search, decode
 from minigpt4.conversation.images import fitted_processor, pixels_of
+from minigpt4.conversation.message import MAX_MESSAGE_CHARS, check_question
 from minigpt4.conversation.prefix_cache import PrefixCache
 from minigpt4.conversation.sampling import Request, Sampling, request_of
 from minigpt4.text.encoder import PromptEncoder
@@ -27,20 +28,9 @@ from minigpt4.text.templates import Template, template_for
 if TYPE_CHECKING:  # conversation.py imports this module: in 2023 Chat was there
     from minigpt4.conversation.conversation import Conversation
 
-__all__ = ["Chat", "PrefixCache", "Sampling"]
+__all__ = ["MAX_MESSAGE_CHARS", "Chat", "PrefixCache", "Sampling", "check_question"]
 
-MAX_MESSAGE_CHARS = 32_768  # about 8,000 tokens; a longer message is refused before tokenisation
 _REQUEST_FIELDS = ("cache", "stop_event", "on_notice")  # of Request, not Sampling
-
-
-def check_question(text: str) -> None:
-    """Raise ValueError for an empty question, and for one longer than MAX_MESSAGE_CHARS."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the message is empty: type a question")
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(
-            f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it"
-        )
 
 
 class Chat:
@@ -68,6 +58,7 @@ class Chat:
         self.model, self.vis_processor = model, fitted_processor(vis_processor, model)
         self.stopping_criteria = stopping_criteria
         self.penalty = getattr(model, "repetition_penalty", 1)
+        self.max_length = Sampling.max_length  # of calls that give none
         self.device = torch.device(model.device if device is None else device)
         self.encoder, self.decoder = PromptEncoder(model.llama_tokenizer), model.decoder()
 
@@ -83,6 +74,21 @@ class Chat:
                 "nonsense. Use the conversation that minigpt4.load returns, or "
                 f"Conversation(template_for({prompt_template!r}, {end_sym!r}))",
             )
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The fields of Sampling in which a single answer differs from Sampling's defaults."""
+        return {"repetition_penalty": self.penalty, "max_length": self.max_length}
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of prompt and answer together, in calls that give no `max_length`."""
+        return min(self.max_length, self.max_positions or self.max_length)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The LLM's own limit, None if it has none."""
+        return getattr(self.model.llama_model.config, "max_position_embeddings", None)
 
     # images and questions
 
@@ -123,7 +129,7 @@ class Chat:
         Raises ValueError for a dialogue that does not end with a question, or settings out of range.
         After any error `conv` is unchanged.
         """
-        request = request_of(sampling, named, _REQUEST_FIELDS, self.penalty)
+        request = request_of(sampling, named, _REQUEST_FIELDS, self.defaults)
         context = self._context(conv, img_list, request)
         return self._append_answer(conv, context, self._generate([context], request)[0])
 
@@ -134,7 +140,7 @@ class Chat:
 
         Closing the iterator ends the computation at once; what was written so far is appended.
         """
-        request = request_of(sampling, named, _REQUEST_FIELDS, self.penalty)
+        request = request_of(sampling, named, _REQUEST_FIELDS, self.defaults)
         return self._stream(conv, self._context(conv, img_list, request), request)
 
     def answer_batch(
@@ -159,7 +165,7 @@ class Chat:
         self, conv: "Conversation", img_list: list, *sampling: Any, **named: Any
     ) -> dict[str, Any]:
         """Return the keyword arguments of `model_generate`, for scripts that change some of them."""
-        request = request_of(sampling, named, ("on_notice",), self.penalty)
+        request = request_of(sampling, named, ("on_notice",), self.defaults)
         return {"context": self._context(conv, img_list, request), **asdict(request.sampling)}
 
     def model_generate(self, context: Context, streamer: Any = None, **sampling: Any) -> Tensor:
@@ -220,9 +226,7 @@ class Chat:
                 "nothing to answer: the last message must be the user's; ask(text, conv) first"
             )
         images = self._images(conv, img_list)
-        config = self.model.llama_model.config
-        max_positions = getattr(config, "max_position_embeddings", None)
-        return fitted_context(conv, images, self.encoder, max_positions, request)
+        return fitted_context(conv, images, self.encoder, self.max_positions, request)
 
     def _stop_rule(self, context: Context, request: Request) -> StopRule:
         tokenizer = self.model.llama_tokenizer

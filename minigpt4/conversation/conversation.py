@@ -177,20 +177,18 @@ class Conversation:
         is_open = self.messages and self.messages[-1][1] is None
         return self._copy_with(self.messages[:-1] if is_open else self.messages)
 
-    def without_oldest(self, count: int) -> "Conversation":
-        """Return a copy without the `count` oldest questions and their answers; every image stays.
+    def without_oldest(self, count: int, num_images: int = 0) -> "Conversation":
+        """Return a copy without the `count` oldest questions and their answers, and `num_images` of their images.
 
-        Their images move to the front of the oldest question that is left.
+        Their other images, the newest ones, move to the front of the oldest question that is left.
         """
-        parsed = self._parsed()
-        questions = [index for index, (is_user, _) in enumerate(parsed) if is_user]
-        if count == 0 or not questions:
+        if count == 0:
             return self.copy()
-        first = questions[count]
+        parsed, first = self._parsed(), self._turn_starts()[count]
         question = parsed[first][1]
-        num_images = sum(message.num_images for _, message in parsed[:first])
-        if num_images:
-            images = message_segments([IMAGE] * num_images)
+        moved = sum(message.num_images for _, message in parsed[:first]) - num_images
+        if moved:
+            images = message_segments([IMAGE] * moved)
             question = Message([*images, Text(" ", True), *question.segments])
         return self._copy_with([[self.roles[0], question], *self.messages[first + 1 :]])
 
@@ -199,12 +197,25 @@ class Conversation:
 
         The last question always stays, even if it does not fit.
         """
-        most = max(sum(is_user for is_user, _ in self._parsed()) - 1, 0)
-        # leaving out more makes the prompt shorter: if one count fits, so do all larger ones
-        counts = range(most + 1)
-        count = bisect_left(counts, True, key=lambda count: fits(self.without_oldest(count)))
-        count = min(most, count)
+        most = max(len(self._turn_starts()) - 1, 0)
+        count = _fewest(most, lambda count: fits(self.without_oldest(count)))
         return self.without_oldest(count), count
+
+    def with_fewer_images(
+        self, fits: Callable[["Conversation"], bool]
+    ) -> tuple["Conversation", int]:
+        """Return (the last question with the most images for which `fits(copy)` is true, number of oldest left out).
+
+        The question's own images always stay, even if they do not fit.
+        """
+        starts = self._turn_starts()
+        most = len(starts) - 1
+        if most < 1:
+            return self.copy(), 0
+        earlier = self._parsed()[: starts[-1]]
+        num_images = sum(message.num_images for _, message in earlier)
+        count = _fewest(num_images, lambda count: fits(self.without_oldest(most, count)))
+        return self.without_oldest(most, count), count
 
     def segments(self) -> list[Segment]:
         """Return the prompt as a list of Text and IMAGE. Raises ValueError for malformed messages."""
@@ -242,6 +253,15 @@ class Conversation:
         conv.messages = rows
         return conv
 
+    def _turn_starts(self) -> list[int]:
+        """Return the index of the first message of each turn: the images of a question, the question, its answer."""
+        starts, is_open = [], False
+        for index, (is_user, message) in enumerate(self._parsed()):
+            if is_user and not is_open:
+                starts.append(index)
+            is_open = is_user and message is not None and message.is_image_only
+        return starts
+
     def _parsed(self) -> list[tuple[bool, Message | None]]:
         """Return (is it the user's, message) for each of `messages`; the message is None for an open answer."""
         parsed = []
@@ -258,6 +278,11 @@ class Conversation:
                 )
             parsed.append((is_user, None if text is None else Message.read(text, is_user)))
         return parsed
+
+
+def _fewest(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the smallest count up to `most` that fits, else `most`; if one fits, so do all larger ones."""
+    return min(most, bisect_left(range(most + 1), True, key=fits))
 
 
 CONV_VISION = Conversation(VICUNA_V0)  # the 2023 demo's

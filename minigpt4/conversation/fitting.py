@@ -1,4 +1,4 @@
-"""Fits a dialogue into the LLM's context: the oldest turns are left out first, every image stays."""
+"""Fits a dialogue into the LLM's context: the oldest turns are left out first, then the oldest images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,28 +42,44 @@ def fitted_context(
             f"max_new_tokens: {max_new_tokens} leaves no room for a question in {limit} tokens"
         )
 
+    def images_of(conv: "Conversation") -> tuple[Tensor, ...]:
+        return images[len(images) - conv.num_images :]
+
     def prompt_of(conv: "Conversation") -> Sequence[int]:
         # if the number of characters alone shows that it is too long, it is not tokenised
         least_length = conv.num_chars // encoder.longest_token
         if least_length > limit:
             return range(least_length)
-        conv = conv.copy()
-        conv.append_message(conv.roles[1], None)
-        return prompt_ids(conv, images, encoder)
+        opened = conv.copy()
+        opened.append_message(conv.roles[1], None)
+        return prompt_ids(opened, images_of(conv), encoder)
 
-    # leave out the oldest turns; if the last question alone is too long, shorten its answer
-    prompt, num_left_out = prompt_of(conv), 0
+    prompt, shorter = prompt_of(conv), conv
+    num_questions, num_images = 0, 0
     if len(prompt) > room:
-        shorter, num_left_out = conv.shortened(lambda conv: len(prompt_of(conv)) <= room)
+        shorter, num_questions = conv.shortened(lambda conv: len(prompt_of(conv)) <= room)
         prompt = prompt_of(shorter)
+    # images are left out only where they leave too little of the context for an answer
+    most = limit - min(max_new_tokens, limit // 4)
+    if len(prompt) > most:
+        shorter, num_images = conv.with_fewer_images(lambda conv: len(prompt_of(conv)) <= most)
+        prompt = prompt_of(shorter)
+    kept = images_of(shorter)
     if len(prompt) >= limit:
-        raise TooLongError(
-            f"question and images take {len(prompt)} tokens of {limit}: shorten the question"
-        )
-    if num_left_out:
-        left_out = f"the {num_left_out} oldest question(s) are left out, images stay"
+        raise _too_long(len(prompt), limit, kept)
+    if num_questions:
+        images_too = f"and the {num_images} oldest image(s)" if num_images else "images stay"
+        left_out = f"the {num_questions} oldest question(s) are left out, {images_too}"
         request.on_notice(f"more than {room} tokens: {left_out}")
     left = limit - len(prompt)
     if len(prompt) > room:
         request.on_notice(f"question and images leave room for {left} tokens of an answer only")
-    return Context(prompt, images, conv.template.stop, min(max_new_tokens, left))
+    return Context(prompt, kept, conv.template.stop, min(max_new_tokens, left))
+
+
+def _too_long(length: int, limit: int, images: Sequence[Tensor]) -> TooLongError:
+    advice = "shorten the question"
+    if images:
+        num_tokens = sum(image.shape[1] for image in images)
+        advice += f" or show fewer images ({len(images)} take {num_tokens} tokens)"
+    return TooLongError(f"question and images take {length} tokens of {limit}: {advice}")

@@ -41,6 +41,8 @@ def open_image(
         raise ImageError(
             f"image: {type(source).__name__}; expected a path, a PIL or numpy image or a tensor of pixels"
         )
+    if Path(source).is_dir():
+        raise ImageError(f"image '{source}': a folder; expected an image ({', '.join(FORMATS)})")
     if not Path(source).is_file():
         raise FileNotFoundError(f"image: no file '{source}'")
     try:

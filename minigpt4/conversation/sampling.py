@@ -14,6 +14,8 @@ from torch import Tensor
 from minigpt4.conversation.prefix_cache import PrefixCache
 from minigpt4.models.mini_gpt4_config import PENALTIES
 
+TINY = 1e-6  # logits divided by a still smaller temperature would overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,7 +27,7 @@ class Sampling:
     top_p: float = 0.9
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0  # for beam search
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0  # below TINY: greedy
     max_length: int = 2000  # of prompt and answer together
     top_k: int = 50  # 0: no limit
     do_sample: bool = True
@@ -37,7 +39,7 @@ class Sampling:
             "max_length": (2, math.inf),
             "num_beams": (1, 64),
             "min_length": (0, math.inf),
-            "top_p": (1e-6, 1),
+            "top_p": (TINY, 1),
             "repetition_penalty": PENALTIES,
             "length_penalty": (-1e3, 1e3),
             "temperature": (0, 1e3),
@@ -60,7 +62,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether each step takes the most likely token."""
-        return not self.do_sample or self.temperature == 0
+        return not self.do_sample or self.temperature < TINY
 
 
 class Request(NamedTuple):
@@ -82,21 +84,24 @@ class Request(NamedTuple):
         return self.seeds[row] if self.seeds else self.sampling.seed
 
 
-# its position among the positional arguments
-_PENALTY_INDEX = [field.name for field in fields(Sampling)].index("repetition_penalty")
+_NAMES = [field.name for field in fields(Sampling)]
 
 
 def request_of(
-    sampling: Sequence, named: dict[str, Any], others: Sequence[str] = (), penalty: float = 1
+    sampling: Sequence,
+    named: dict[str, Any],
+    others: Sequence[str] = (),
+    defaults: dict[str, float] | None = None,
 ) -> Request:
     """Return the Request for an answer's arguments: fields of Sampling, and those of Request that `others` names.
 
-    `penalty` is the repetition penalty if they give none: a single answer has the model's, those of a batch have none.
+    `defaults` are fields of Sampling for arguments that are not given.
     """
-    if len(sampling) <= _PENALTY_INDEX:
-        named.setdefault("repetition_penalty", penalty)
     own = {name: named.pop(name) for name in others if name in named}
     own.setdefault("on_notice", logging.getLogger(__name__).warning)
+    for name in _NAMES[len(sampling) :]:
+        if defaults and name in defaults:
+            named.setdefault(name, defaults[name])
     return Request(Sampling(*sampling, **named), **own)
 
 

@@ -5,10 +5,11 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from minigpt4.conversation.conversation import Chat, Conversation
@@ -161,13 +162,24 @@ class Answers:
             # a thread runs the iterator to its end, which writes into `turn`; this loop waits for it
             hooks = {"stop_event": stop, "on_notice": notices.append}
             pieces = session.stream(self.chat, self.template, turn, **hooks, **settings)
-            run_to_end = partial(deque, pieces, maxlen=0)
+            run_to_end = partial(_run_to_end, pieces, turn.images)
             async with aclosing(in_thread(self.executor, run_to_end, stop)) as steps:
                 async for _ in steps:
                     listener.check()
                     yield 0
             for notice in notices:
                 on_notice(notice)
+
+
+def _run_to_end(pieces: Iterator[str], paths: Iterable[str]) -> None:
+    """Exhaust `pieces`. Visitors must not see the server's folders: errors name the files of `paths` without them."""
+    try:
+        deque(pieces, maxlen=0)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        for path in paths:
+            message = message.replace(path, Path(path).name)
+        raise ValueError(message) from error
 
 
 async def in_thread(

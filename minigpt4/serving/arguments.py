@@ -2,16 +2,26 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from minigpt4.common.checkpoint_folder import CHECKPOINT_HELP
 from minigpt4.common.config import PACKAGE_DIR, Config, add_config_arguments
 from minigpt4.common.utils import expand_path
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from minigpt4.conversation.chat import Chat
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg-path, --options, --checkpoint, --device and --gpu-id."""
+    """Add --cfg-path, --options, --checkpoint, --max-length, --device and --gpu-id."""
     add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="PATH", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "--max-length",
+        type=_num_tokens,
+        metavar="TOKENS",
+        help="longest dialogue, to save memory (default and most: what the LLM reads)",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
     where.add_argument(
@@ -36,6 +46,17 @@ def host_name(text: str) -> str:
 def in_url(name: str) -> str:
     """Return a host name or address as URLs hold it: an IPv6 address in brackets."""
     return f"[{name}]" if ":" in name else name
+
+
+def _num_tokens(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of tokens, at least 2")
+    return int(text)
+
+
+def use_context(chat: "Chat", max_length: int | None) -> None:
+    """Let dialogues with `chat` have `max_length` tokens, by default as many as its LLM reads."""
+    chat.max_length = max_length or chat.max_positions or chat.max_length
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:

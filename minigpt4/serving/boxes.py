@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from minigpt4.conversation.images import open_image
 from minigpt4.serving.session import MAX_PIXELS
@@ -127,4 +127,7 @@ def _picture(path: str, phrases: tuple[Phrase, ...]) -> str:
 
 @lru_cache(16)
 def _resized(path: str) -> Image.Image:
-    return ImageOps.contain(open_image(path, MAX_PIXELS), (PICTURE_SIDE, PICTURE_SIDE))
+    image = open_image(path, MAX_PIXELS)
+    scale = PICTURE_SIDE / max(image.size)
+    # at least 2: a thin image is shown at half this size, too
+    return image.resize([max(2, round(side * scale)) for side in image.size])

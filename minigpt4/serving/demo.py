@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from minigpt4 import load_config
 from minigpt4.common.config import Config
-from minigpt4.serving.arguments import device_of, first_settings
+from minigpt4.serving.arguments import device_of, first_settings, use_context
 
 
 def demo(args: Namespace) -> int | None:
@@ -20,6 +20,7 @@ def demo(args: Namespace) -> int | None:
     with redirect_stdout(sys.stderr) if args.cli else nullcontext():
         print("Initializing Chat")
         chat, template = load_config(cfg, device_of(args, cfg))
+        use_context(chat, args.max_length)
         print("Initialization Finished", flush=True)
     settings = first_settings(cfg)
     if args.cli:

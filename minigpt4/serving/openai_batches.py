@@ -18,6 +18,7 @@ from minigpt4.conversation.context import Context
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.decoding import decode_contexts, is_complete
 from minigpt4.conversation.prefix_cache import PrefixCaches
+from minigpt4.serving.answers import SETTINGS
 
 MOST_EMBEDS = 64  # images whose embeddings are kept; with a 7B LLM one takes 256 KiB to 2 MiB
 
@@ -160,15 +161,20 @@ class Batches:
         stand_ins = [torch.empty(size, device="meta") for _ in job.images]
         pixels = dict(zip(stand_ins, job.images, strict=True))
         try:
+            # a longer answer takes the room that is left, but no old turn is left out for it
+            longest, limit = job.settings["max_new_tokens"], self.chat.longest
+            reserved = min(longest, SETTINGS["max_new_tokens"].first, limit // 2)
+            settings = job.settings | {"max_new_tokens": reserved}
             prepared = self.chat.answer_prepare(
-                job.conv, stand_ins, **job.settings, on_notice=job.notices.append
+                job.conv, stand_ins, **settings, on_notice=job.notices.append
             )
             context = prepared.pop("context")
             images = tuple(self._embed(pixels[stand_in]) for stand_in in context.images)
         except (ValueError, OSError) as error:
             job.post(error)
             return False
-        job.context = replace(context, images=images)
+        max_new_tokens = min(longest, limit - len(context.ids))
+        job.context = replace(context, images=images, max_new_tokens=max_new_tokens)
         job.sampling = prepared
         job.answer = AnswerText(self.chat.model.llama_tokenizer, job.context.stop)
         return True

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, Chat, check_question
+from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Conversation
-from minigpt4.conversation.message import Message
-from minigpt4.serving.answers import SETTINGS, checked
+from minigpt4.conversation.message import Message, check_length, check_question
+from minigpt4.conversation.sampling import TINY, Sampling
+from minigpt4.serving.answers import SETTINGS
 from minigpt4.serving.session import DEFAULT_QUESTION, MAX_IMAGES
 from minigpt4.text.segments import IMAGE, message_segments
 
@@ -18,23 +20,35 @@ MOST_STOPS, MOST_STOP_CHARS = 4, 100
 IGNORED = {
     "metadata",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "safety_identifier",
     "service_tier",
     "store",
     "user",
     "verbosity",
 }
-# unsupported fields, accepted only with the value that has no effect
+# unsupported fields, accepted only with a value that has no effect
 NEUTRAL = {
-    "n": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logprobs": False,
-    "logit_bias": {},
-    "tools": [],
+    "best_of": [1],
+    "frequency_penalty": [0],
+    "function_call": ["none", "auto"],  # there are no functions and no tools
+    "functions": [[]],
+    "length_penalty": [1],
+    "logit_bias": [{}],
+    "logprobs": [False],
+    "min_p": [0],
+    "modalities": [["text"]],
+    "n": [1],
+    "parallel_tool_calls": [True, False],
+    "presence_penalty": [0],
+    "response_format": [{"type": "text"}],
+    "tool_choice": ["none", "auto"],
+    "tools": [[]],
+    "top_logprobs": [0],
 }
-NEUTRAL |= {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}
-NEUTRAL |= {"parallel_tool_calls": True}
+# values by which clients ask for no limit, the least or a random one -> what Sampling takes for it
+CUSTOMARY = {("max_new_tokens", -1): 2**31, ("top_k", -1): 0, ("top_p", 0): TINY}
+CUSTOMARY |= {("seed", -1): None}
 
 
 class _Strict(BaseModel):
@@ -66,14 +80,19 @@ class ChatMessage(_Strict):
     """One message of the dialogue."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    parts: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(
+        validation_alias="content"
+    )
 
-    @property
-    def parts(self) -> list[TextPart | ImagePart]:
-        """The content as a list of parts, also if it is one string."""
-        if isinstance(self.content, str):
-            return [TextPart(type="text", text=self.content)]
-        return self.content
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _from_text(cls, content: object, info: ValidationInfo) -> object:
+        """Return a content as a list of parts, also if it is one string; an assistant's may be null."""
+        if content is None and info.data.get("role") == "assistant":
+            content = ""
+        if not isinstance(content, (str, list)):
+            raise PydanticCustomError("content", "expected text or a list of parts")
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
     @property
     def text(self) -> str:
@@ -96,7 +115,7 @@ class ChatRequest(_Strict):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
+    stop: list[str] = []
     max_tokens: float | None = None
     max_completion_tokens: float | None = None
     temperature: float | None = None
@@ -104,6 +123,14 @@ class ChatRequest(_Strict):
     top_k: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _from_one(cls, stop: object) -> object:
+        """Return the strings that end an answer as a list, also if it is one or none."""
+        if stop is None:
+            return []
+        return [stop] if isinstance(stop, str) else stop
 
     @classmethod
     def read(cls, body: bytes) -> "ChatRequest":
@@ -115,7 +142,7 @@ class ChatRequest(_Strict):
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{where or 'the request'}: {first['msg']}") from None
         for name, value in request.model_extra.items():
-            if name not in IGNORED and value is not None and NEUTRAL.get(name, ...) != value:
+            if name not in IGNORED and value is not None and value not in NEUTRAL.get(name, []):
                 raise ValueError(
                     f"{name[:40]}: {str(value)[:40]} is not supported by this server: leave it out"
                 )
@@ -124,33 +151,38 @@ class ChatRequest(_Strict):
     def settings(self, defaults: dict[str, float]) -> dict[str, float | None]:
         """Return fields of Sampling; those that are not given come from `defaults`, else from the page.
 
-        Raises ValueError for a value outside the page's bounds.
+        An answer may be longer than there is room: Batches shortens it. Raises ValueError for a value out of bounds.
         """
-        max_new_tokens = self.max_completion_tokens
-        if max_new_tokens is None:
-            max_new_tokens = self.max_tokens
+        length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         fields = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": getattr(self, length),
             "seed": self.seed,
         }
         # the model has a repetition penalty of its own
         first = {name: SETTINGS[name].first for name in fields if name != "repetition_penalty"}
         given = {name: value for name, value in fields.items() if value is not None}
-        return checked(first | defaults | given)
+        settings = first | defaults | given
+        settings = {name: CUSTOMARY.get((name, value), value) for name, value in settings.items()}
+        try:
+            sampling = Sampling(**settings)
+        except ValueError as error:
+            raise ValueError(str(error).replace("max_new_tokens", length)) from error
+        return {name: getattr(sampling, name) for name in settings}
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The strings that end an answer, in addition to the template's. Raises ValueError for too many or too long ones."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS or any(not 0 < len(stop) <= MOST_STOP_CHARS for stop in stops):
+        if len(self.stop) > MOST_STOPS or not all(
+            0 < len(stop) <= MOST_STOP_CHARS for stop in self.stop
+        ):
             raise ValueError(
                 f"stop: expected at most {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters"
             )
-        return tuple(stops)
+        return tuple(self.stop)
 
     @property
     def image_urls(self) -> list[str]:
@@ -172,7 +204,9 @@ class ChatRequest(_Strict):
             message.text for message in self.messages if message.role in ("system", "developer")
         ]
         if system:
-            conv.system = _system_text("\n".join(system), chat, conv)
+            text = "\n".join(system)
+            check_length(text, "messages: the system message")
+            conv.template = replace(conv.template.with_system(text), is_system_typed=True)
         for number, message in enumerate(self.messages):
             try:
                 _append(message, chat, conv)
@@ -183,50 +217,27 @@ class ChatRequest(_Strict):
         return conv
 
 
-def _system_text(text: str, chat: Chat, conv: Conversation) -> str:
-    """Return the system text, checked, since the prompt takes it as if the template had written it."""
-    names = (*chat.encoder.special_ids, *conv.template.markers)
-    found = [name for name in names if name and name in text]
-    if found:
-        raise ValueError(
-            f"messages: the system message holds {found[0]!r}, which only the template may write"
-        )
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(
-            f"messages: the system message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}"
-        )
-    return text
-
-
 def _append(message: ChatMessage, chat: Chat, conv: Conversation) -> None:
-    """Append a message: images before the text as `Chat.upload_img` does, others where they are in the text."""
-    is_image = [isinstance(part, ImagePart) for part in message.parts]
+    """Append a message: images first as `Chat.upload_img` does, unless they stand between texts."""
+    parts = [part for part in message.parts if isinstance(part, ImagePart) or part.text.strip()]
+    is_image = [isinstance(part, ImagePart) for part in parts]
+    text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
     if message.role != "user":
         if any(is_image):
             raise ValueError(f"images of the {message.role} are not supported: only the user's")
         if message.role == "assistant":
-            _check_length(message.text)
+            check_length(message.text)
             conv.append_message(conv.roles[1], message.text)
         return
     if sum(is_image) > MAX_IMAGES:
         raise ValueError(f"{sum(is_image)} images in one message; at most {MAX_IMAGES}")
-    question = message.text if message.text.strip() or not any(is_image) else DEFAULT_QUESTION
+    question = text or DEFAULT_QUESTION if any(is_image) else text
     check_question(question)
-    images_come_first = is_image == sorted(is_image, reverse=True)
-    if images_come_first:
+    # the order of training, also for clients that send the text first
+    if is_image in (sorted(is_image), sorted(is_image, reverse=True)):
         for _ in range(sum(is_image)):
             conv.append_image()
         chat.ask(question, conv)
     else:
-        parts = []
-        for part in message.parts:
-            if isinstance(part, ImagePart):
-                parts.append(IMAGE)
-            elif part.text:
-                parts.append(part.text)
-        conv.append_message(conv.roles[0], Message(message_segments(parts)))
-
-
-def _check_length(text: str) -> None:
-    if len(text) > MAX_MESSAGE_CHARS:
-        raise ValueError(f"the message has {len(text):,} characters; at most {MAX_MESSAGE_CHARS:,}")
+        contents = [IMAGE if isinstance(part, ImagePart) else part.text for part in parts]
+        conv.append_message(conv.roles[0], Message(message_segments(contents)))

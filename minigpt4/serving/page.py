@@ -15,8 +15,8 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from minigpt4.common.config import Config
-from minigpt4.conversation.chat import MAX_MESSAGE_CHARS
 from minigpt4.conversation.conversation import Chat, Conversation
+from minigpt4.conversation.message import check_length
 from minigpt4.serving.answers import SETTINGS, Answers, Listener, checked
 from minigpt4.serving.api import Api, gradio_error
 from minigpt4.serving.arguments import in_url
@@ -144,7 +144,7 @@ class Page:
     async def _loaded(self, tab: str, request: gr.Request) -> tuple:
         """Show the dialogue of a browser tab that was opened or refreshed."""
         session = self.sessions.of((request.username, tab)) if 0 < len(tab) < 99 else Session()
-        is_new = not (session.turns or session.pending or session.is_waiting)
+        is_new = not (session.turns or session.pending or session.asked)
         box, *others = await self._stopped(session)
         if is_new:
             box = gr.skip()  # the user may be typing already
@@ -177,11 +177,10 @@ class Page:
         session.pending = None
         if turn is None or not turn.text.strip():
             return NO_UPDATES
-        if len(turn.text) > MAX_MESSAGE_CHARS:
-            raise gr.Error(
-                f"{len(turn.text):,} characters; at most {MAX_MESSAGE_CHARS:,}: shorten it",
-                print_exception=False,
-            )
+        try:
+            check_length(turn.text)
+        except ValueError as error:
+            raise gradio_error(error) from error
         session.pending = turn
         busy = gr.update(value=None, interactive=False, submit_btn=False, stop_btn=True)
         return busy, self.messages([*session.turns, turn]), gr.skip(), gr.skip()
@@ -194,7 +193,7 @@ class Page:
         if turn is None:
             yield NO_UPDATES
             return
-        shown, session.is_waiting = None, True
+        shown, session.asked = None, turn
         try:
             settings = checked(dict(zip(self.controls, controls, strict=True)))
             self.sessions.use(session)
@@ -213,9 +212,10 @@ class Page:
         except Exception as error:
             raise gradio_error(error) from error
         finally:
-            session.is_waiting = False
-            if turn not in session.turns:  # refused, or stopped while it waited
-                session.pending = turn
+            if session.asked is turn:  # and has not been edited meanwhile
+                session.asked = None
+                if turn not in session.turns:  # refused, or stopped while it waited
+                    session.pending = turn
         yield self._idle(session)
 
     async def _stopped(self, session: Session) -> tuple:
@@ -244,7 +244,7 @@ async def _end_answer(session: Session) -> None:
     """Stop the answer that is waited for or being written, if any; return when it has ended."""
     if session.stop is not None:
         session.stop.set()
-    while session.is_busy or session.is_waiting:
+    while session.is_busy or session.asked:
         await asyncio.sleep(0.02)
 
 

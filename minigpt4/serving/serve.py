@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from minigpt4 import load_config
 from minigpt4.common.config import Config
-from minigpt4.serving.arguments import device_of, first_settings, in_url
+from minigpt4.serving.arguments import device_of, first_settings, in_url, use_context
 from minigpt4.serving.guard import Hosts
 
 # characters that nobody guesses, if they are random; so a wrong key need not slow anybody down
@@ -25,6 +25,7 @@ def serve(args: Namespace) -> None:
     with listening:
         print("Loading the model")
         chat, template = load_config(cfg, device_of(args, cfg))
+        use_context(chat, args.max_length)
         import uvicorn  # the server's libraries are only needed from here on
 
         from minigpt4.serving.openai_app import OpenAI

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 from minigpt4.conversation.chat import Chat, PrefixCache
@@ -38,17 +37,14 @@ class Turn:
             self.text = DEFAULT_QUESTION
 
     def encode(self, chat: Chat) -> None:
-        """Encode the images, unless that has been done. Raises ValueError that names the image."""
+        """Encode the images, unless that has been done. Raises ValueError or OSError that names the image's path."""
         if self.embeds is not None:
             return
         if len(self.images) > MAX_IMAGES:
             raise ValueError(f"{len(self.images)} images in one message; at most {MAX_IMAGES}")
         embeds = []
         for path in self.images:  # one by one: a batch would hold all of them decoded
-            try:
-                embeds += chat.encode_images([open_image(path, MAX_PIXELS)])
-            except (ValueError, OSError) as error:  # visitors must not see the server's paths
-                raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+            embeds += chat.encode_images([open_image(path, MAX_PIXELS)])
         self.embeds = embeds
 
 
@@ -58,8 +54,8 @@ class Session:
 
     turns: list[Turn] = field(default_factory=list)
     pending: Turn | None = None  # a question that has not been answered yet
+    asked: Turn | None = None  # the last one that was passed on to be answered, until that ends
     cache: PrefixCache = field(default_factory=PrefixCache)
-    is_waiting: bool = False  # an answer is waited for or being computed
     is_busy: bool = False  # an answer is being computed
     stop: threading.Event | None = None  # stops the answer that was begun last
 
@@ -74,6 +70,8 @@ class Session:
         self.is_busy, stop = True, settings.get("stop_event")
         try:
             turn.encode(chat)
+            if stop is not None and stop.is_set():
+                return
             # the dialogue so far, then the question
             conv, embeds = template.copy(), []
             for earlier in self.turns:
@@ -100,8 +98,13 @@ class Session:
             self.is_busy = False
 
     def edited(self, index: int, text: str) -> Turn:
-        """Remove turn `index` and all later ones; return that turn with the question `text`, not yet asked."""
-        old = self.turns[index]
+        """Remove turn `index` and all later ones; return that turn with the question `text`, not yet asked.
+
+        An answer that is waited for or being written ends, and its question is dropped.
+        """
+        if self.stop is not None:
+            self.stop.set()
+        self.asked, old = None, self.turns[index]
         del self.turns[index:]
         return Turn(text, old.images, old.embeds)
 

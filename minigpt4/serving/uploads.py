@@ -17,7 +17,7 @@ from minigpt4.serving.limits import Refusal, network_of
 # most (files, bytes) of one visitor and of all visitors; beyond them the oldest files are removed
 EACH = (200, 400 * 2**20)
 ALL = (2_000, 2 * 2**30)
-MOST_BYTES = 170 * 2**20  # of one request: eight images of 20 MB
+MOST_UPLOAD_BYTES = 170 * 2**20  # of one request: eight images of 20 MB
 
 
 class Uploads:
@@ -64,8 +64,10 @@ class Uploads:
         length = int(headers.get("content-length", -1))
         if length < 0:
             raise Refusal(411, "an upload needs the header Content-Length")
-        if length > MOST_BYTES or self._running + length > ALL[1]:
-            raise Refusal(413, f"too much at once: at most {MOST_BYTES:,} bytes in one upload")
+        if length > MOST_UPLOAD_BYTES or self._running + length > ALL[1]:
+            raise Refusal(
+                413, f"too much at once: at most {MOST_UPLOAD_BYTES:,} bytes in one upload"
+            )
         self._running += length
         try:
             await asyncio.to_thread(_remove_oldest, self.folder, ALL[0], ALL[1] - self._running)

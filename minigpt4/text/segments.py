@@ -86,7 +86,7 @@ def dialogue_segments(
 
     A turn whose segments are None opens the answer that is to be generated.
     """
-    result: list[Segment] = [Text(template.system, True)]
+    result = _system_segments(template)
     for number, (is_user, segments) in enumerate(turns):
         before, after = template.user if is_user else template.assistant
         if is_user and number:
@@ -101,6 +101,15 @@ def dialogue_segments(
             turn = [replace(segment, is_target=True) for segment in turn]
         result += turn
     return result
+
+
+def _system_segments(template: Template) -> list[Segment]:
+    """Return the segments that open a dialogue."""
+    if not (template.is_system_typed and template.system):
+        return [Text(template.system, True)]
+    before, after = template.around_system
+    typed = Text(template.neutralise(template.system_text))
+    return [Text(before, True), typed, Text(after, True)]
 
 
 @lru_cache(maxsize=4096)

@@ -32,6 +32,7 @@ class Template:
     markers: tuple[str, ...] = ()  # text that only the template may contain, never a message
     separator: str = ""  # before every question but the first
     learns_answers: bool = False  # answers, with the text that closes them, are targets
+    is_system_typed: bool = False  # the system message is only text, like a question
 
     def for_training(self, prompt_template: str, end_sym: str) -> "Template":
         """Return the template with `prompt_template` around each question and `end_sym` after each answer.

@@ -1,12 +1,13 @@
 """When an answer ends, what does not fit, and what is refused."""
 
+import operator
 import threading
 
 import pytest
 
 from minigpt4.conversation.chat import MAX_MESSAGE_CHARS, PrefixCache, Sampling
-from minigpt4.conversation.conversation import CHATML, CONV_VISION, Conversation
-from minigpt4.conversation.sampling import Request
+from minigpt4.conversation.conversation import CHATML, CONV_VISION, Chat, Conversation
+from minigpt4.conversation.sampling import Request, request_of
 from minigpt4.text.rows import IMAGE_ID
 from tests.conversation.helpers import GREEDY, asked, computed
 
@@ -225,3 +226,97 @@ def test_chatml_ends_at_its_end_token(chat):
     assert chat._context(conv, [], Request(Sampling(**GREEDY), print)).stop == ("<|im_end|>",)
     text, ids = chat.answer(conv, [], **GREEDY)
     assert len(ids) >= 1 and "<|im_end|>" not in text
+
+
+# images beyond the context
+
+
+def dialogue_of_images(chat, images, per_turn=1):
+    """Return a conversation that shows images, `per_turn` with each question, and ends with a question."""
+    conv = CONV_VISION.copy()
+    for number in range(0, len(images), per_turn):
+        for _ in images[number : number + per_turn]:
+            conv.append_image()
+        chat.ask(f"what is number {number}?", conv)
+        conv.append_message(conv.roles[1], "A tree.")
+    conv.messages.pop()
+    return conv
+
+
+def test_images_of_left_out_turns_go_when_they_alone_fill_the_context(chat, embeddings):
+    longest, size = chat.longest, embeddings[0].shape[1]
+    images = [embeddings[number % 4].clone() for number in range(longest // size + 3)]
+    conv, notices = dialogue_of_images(chat, images), []
+    request = Request(Sampling(**GREEDY), on_notice=notices.append)
+    context = chat._context(conv, images, request)
+    num_kept = len(context.images)
+    assert 1 < num_kept < len(images)
+    newest = images[-num_kept:]
+    assert all(map(operator.is_, context.images, newest))
+    assert context.ids.count(IMAGE_ID) == num_kept * size
+    # the next older one would not have fitted
+    assert len(context.ids) + GREEDY["max_new_tokens"] <= longest
+    assert len(context.ids) + GREEDY["max_new_tokens"] + size + 8 > longest
+    left_out = (
+        f"{len(images) - 1} oldest question(s) are left out, and the {len(images) - num_kept}"
+    )
+    assert left_out in notices[0]
+
+
+def test_images_stay_where_the_answer_only_becomes_shorter(chat, embeddings):
+    """An image of nearly half of the context is no reason to answer without it."""
+    image = embeddings[0].repeat(1, 40, 1)
+    conv = dialogue_of_images(chat, [image, image])
+    conv.messages = [*conv.messages[:-1], ["Human", "and why?"]]
+    notices = []
+    request = Request(Sampling(max_new_tokens=400, max_length=480), notices.append)
+    context = chat._context(conv, [image], request)
+    assert len(context.images) == 1 and "images stay" in notices[0] and len(notices) == 2
+
+
+def test_too_many_images_of_one_question_are_named(chat, embeddings):
+    images = [embeddings[0]] * 40
+    conv = dialogue_of_images(chat, images, per_turn=40)
+    with pytest.raises(ValueError, match=r"shorten the question or show fewer images \(40 take"):
+        chat.answer(conv, images, **GREEDY)
+
+
+def test_images_are_no_questions_and_stay_with_theirs(chat, embeddings):
+    """Three images of one question, behind another question: one is left out, and the prompt is that of the rest."""
+    rest = dialogue_of_images(chat, embeddings[:3], per_turn=3)
+    conv = rest.copy()
+    conv.messages[:0] = [["Human", "what " * 30], ["Assistant", "A tree."]]
+    chat_length = len(chat._context(rest, list(embeddings[:3]), Request(Sampling(), print)).ids)
+    notices = []
+    settings = Sampling(max_new_tokens=9, max_length=chat_length + 9)
+    context = chat._context(conv, list(embeddings[:3]), Request(settings, notices.append))
+    assert "the 1 oldest question(s) are left out, images stay" in notices[0]
+    assert len(context.ids) == chat_length
+    single = dialogue_of_images(chat, embeddings[:2], per_turn=2)
+    assert single.shortened(lambda conv: False) == (single, 0)
+
+
+def test_a_chat_may_have_another_longest_dialogue(chat, embeddings):
+    """Of the calls that give none: servers take the LLM's own limit."""
+    conv, images = asked(chat, "Why?", embeddings[:1])
+    request = request_of((), {}, (), chat.defaults)
+    assert request.sampling.max_length == 2000
+    own = Chat(chat.model, chat.vis_processor)
+    own.max_length = 60
+    assert own.longest == 60
+    with pytest.raises(ValueError, match="leaves no room for a question in 60 tokens"):
+        own.answer(conv, images, max_new_tokens=60)
+    positional = (300, 1, 1, 0.9, 1.0, 1.0, 1.0, 500)  # 500: max_length
+    assert request_of(positional, {}, (), own.defaults).sampling.max_length == 500
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 5e-324])
+def test_a_tiny_temperature_is_greedy(chat, embeddings, temperature):
+    conv, images = asked(chat, "Why?", embeddings[:1])
+    wanted = chat.answer(conv.copy(), images, **GREEDY)[0]
+    assert chat.answer(conv, images, **{**GREEDY, "temperature": temperature})[0] == wanted
+
+
+def test_the_smallest_temperature_that_samples(chat, embeddings):
+    conv, images = asked(chat, "Why?", embeddings[:1])
+    assert chat.answer(conv, images, temperature=1e-6, max_new_tokens=4)[1].size

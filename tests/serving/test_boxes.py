@@ -198,3 +198,13 @@ def test_without_boxes_or_without_the_image_the_text_stands_as_it_is(dialogue, t
         pictures(message["content"])
         for message in messages([Turn("{<1><2><3><4>}")], with_boxes=True)
     ] == [[]]
+
+
+@pytest.mark.parametrize("size", [(10_000, 1), (4000, 3), (3, 4000), (1, 1)])
+def test_boxes_of_a_thin_image_are_coloured_too(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    turn = Turn("where?", (str(tmp_path / "thin.png"),), answer=GROUNDED)
+    (answer,) = [message["content"] for message in messages([turn], with_boxes=True)][1:]
+    ((width, height),) = pictures(answer)
+    assert max(width, height) == 640 and min(width, height) > 0
+    assert f"background: {COLOURS[0]}" in answer[0] and 'height="0"' not in str(answer)

@@ -395,7 +395,7 @@ def test_an_upload_says_its_length_and_fits(guarded):
 @pytest.mark.parametrize("path", ["gradio_api/upload", "gradio_api/queue/join", "elsewhere"])
 def test_who_sends_a_large_body_to_its_end_reads_the_refusal(guarded, path, monkeypatch):
     """The rest of a body that nobody wants is read: closing before would reset the connection."""
-    monkeypatch.setattr(uploads, "MOST_BYTES", MOST_BYTES)
+    monkeypatch.setattr(uploads, "MOST_UPLOAD_BYTES", MOST_BYTES)
     url, size = httpx.URL(guarded[0]), 20 * 2**20
     head = f"POST /{path} HTTP/1.1\r\nhost: {url.host}\r\ncontent-length: {size}\r\n\r\n"
     with socket.create_connection((url.host, url.port)) as connection:

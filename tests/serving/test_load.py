@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.serving.server import CONTROLS, Refused, Visitor, is_idle, wait_until
+from tests.serving.server import CONTROLS, Refused, Visitor, is_idle, shown, wait_until
 from tests.small_release import jpeg_bytes, picture
 
 
@@ -85,3 +85,22 @@ def test_memory_is_flat_over_fifty_chats(server):
     )
     assert server.memory_mib() < 1.05 * memory
     wait_until(lambda: server.num_threads() <= threads)
+
+
+def test_an_edit_during_an_answer_ends_it(visitor):
+    """The new question does not wait for the old answer, which leaves nothing behind."""
+    long = {"max_new_tokens": 400, "repetition_penalty": 1.5}
+    visitor.ask("tell me everything")
+    visitor.join("answer", None, *{**CONTROLS, **long}.values())
+    edit = {"index": [0, 0], "value": "what is this?", "previous_value": ""}
+    new, output = None, None
+    for event in visitor.events():
+        if event["msg"] == "process_generating" and new is None:
+            visitor.join("edit", None, event=edit)
+            new = visitor.join("answer", None, *CONTROLS.values())
+        elif event["msg"] == "process_completed" and event["event_id"] == new:
+            output = event["output"]["data"]
+    (_, question), (_, answer) = shown(output[1])
+    assert question == "what is this?" and answer
+    box, chat = visitor.call("_undone", None)[:2]
+    assert box["value"]["text"] == "what is this?" and chat == []

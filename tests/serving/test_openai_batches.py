@@ -219,3 +219,16 @@ def test_images_of_a_question_that_does_not_fit_are_not_encoded(loaded, batches,
 
     asyncio.run(run())
     assert encoded == []
+
+
+def test_a_long_answer_takes_the_room_that_is_left_and_leaves_out_no_turn(loaded, batches):
+    async def run():
+        each = job(loaded, "dog " * 300, max_new_tokens=10**9)
+        each.conv.append_message(each.conv.roles[1], "A dog.")
+        loaded[0].ask("what is it?", each.conv)
+        assert batches._prepare(each)
+        return each
+
+    each = asyncio.run(run())
+    assert each.context.max_new_tokens == 2000 - len(each.context.ids) > 300
+    assert each.notices == []

@@ -73,7 +73,7 @@ def test_a_dialogue_from_a_pipe(release, tmp_path):
     assert output.startswith("0 question(s) saved") and "Prompt Example" not in output + loading
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     says = [
-        "image 'bad.png'",
+        f"image '{tmp_path / 'bad.png'}'",
         "temperature: -1",
         "no setting 'speed'",
         "'x' is no number",
@@ -249,6 +249,7 @@ def test_the_exit_code_of_a_pipe_tells_of_mistakes(chat, monkeypatch, capsys, tm
     for text, says in [
         ("/image nowhere.png\nwhat is it?\n", "no file 'nowhere.png'"),
         ("/image\n", "/image: give the path"),
+        (f"/image {tmp_path}\n", f"image '{tmp_path}': a folder; expected an image"),
         ("/dance", "unknown command '/dance'"),
         ('"""a\nb', 'the message that """ began was never ended'),
         ("x" * 10**5, "the message has 100,000 characters"),
