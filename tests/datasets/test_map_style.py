@@ -24,6 +24,7 @@ from minigpt4.datasets.datasets.map_style import adapted
 from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import Blip2ImageTrainProcessor, ImageError
 from minigpt4.tasks import ImageTextPretrainTask
+from minigpt4.text.segments import IMAGE
 from tests.datasets.shards import ids, jpeg, loader
 from tests.datasets.test_builders import section
 
@@ -259,6 +260,22 @@ class Listed(Dataset):
         ),
         (GOOD | {"text_input": None}, "bad_caption", "'text_input' is NoneType, not text"),
         (GOOD | {"text_input": " \n"}, "bad_caption", "'text_input' is empty"),
+        (GOOD | {"instruction": 5}, "bad_caption", "'instruction' is int, not text"),
+        (GOOD | {"images": 5}, "bad_image", "'images' is int; expected a list of tensors"),
+        (TURNS | {"turns": "ab"}, "bad_caption", "'turns' is str, not a list of pairs"),
+        (
+            TURNS | {"turns": [{"question": "Which?", "answer": "Red."}]},
+            "bad_caption",
+            "turn 0 is {'question': 'Which?', 'answer': 'Red.'}; expected (question, answer)",
+        ),
+        (
+            TURNS | {"turns": [("a", "b"), ("a", "b", "c")]},
+            "bad_caption",
+            "turn 1 is ('a', 'b', 'c",
+        ),
+        (TURNS | {"turns": [("a", "b"), ("c", None)]}, "bad_caption", "turn 1 is ('c', None); exp"),
+        (TURNS | {"turns": [("a", "b"), ("c", " ")]}, "bad_caption", "turn 1 is ('c', ' '); exp"),
+        (TURNS | {"turns": [(5, "b")]}, "bad_caption", "turn 0 is (5, 'b'); expected"),
         (KeyError("caption"), "bad_record", "KeyError: 'caption' (test_map_style.py line "),
         (ImageError("cut off"), "bad_image", "ImageError: cut off (test_map_style.py line "),
     ],
@@ -280,6 +297,17 @@ def test_a_malformed_sample_is_counted_and_a_dataset_of_them_is_rejected(
 def test_turns_alone_are_enough_and_lone_surrogates_are_replaced():
     batch = next(loader([adapted(Listed([TURNS]), "xrays")], batch_size=1))
     assert batch["text_input"] == ["A cat."] and batch["turns"] == [(("Which \ufffd?", "A cat."),)]
+
+
+def test_questions_may_be_of_texts_and_images_and_images_may_be_none():
+    question = ["Compare", IMAGE, "with", IMAGE]
+    samples = [
+        {"images": [GOOD["image"]] * 2, "turns": [(question, "Equal.")]},
+        GOOD | {"images": None, "instruction": None},
+    ]
+    first, second = adapted(Listed(samples), "xrays")
+    assert first["turns"] == ((question, "Equal."),)
+    assert (second["text_input"], "images" in second) == ("A dog.", False)
 
 
 @pytest.mark.parametrize(

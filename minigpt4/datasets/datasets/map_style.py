@@ -14,6 +14,7 @@ from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.datasets.datasets.skips import DataError, SkipSample
 from minigpt4.processors import ImageError
+from minigpt4.text.segments import Part
 
 _V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")  # text keys of MiniGPT-v2's samples
 TRIED = 10  # first samples, of which at least one must be usable before a run starts
@@ -117,23 +118,21 @@ def _checked(sample: Any) -> dict:
             "bad_record", f"the sample is {found}, not a mapping with image and text_input"
         )
     sample = dict(sample)
+    if sample.get("images", ()) is None:
+        del sample["images"]
     if not sample.keys() & {"image", "images"} and sample.keys() & set(_V2_TEXTS):
         sample["images"] = []  # a text-only sample of MiniGPT-v2
     if "images" not in sample and sample.get("image") is None:
         raise SkipSample(
             "no_image", f"'image' is missing (keys: {', '.join(map(str, sample)) or 'none'})"
         )
-    for image in sample.get("images", [sample.get("image")]):
-        shape = list(image.shape) if isinstance(image, (torch.Tensor, np.ndarray)) else None
-        if shape is None or len(shape) != 3 or 3 not in (shape[0], shape[-1]):
-            found = shape or type(image).__name__
-            raise SkipSample(
-                "bad_image",
-                f"the image is {found}; expected a tensor [3, S, S], as vis_processor gives",
-            )
+    _check_images(sample)
     if turns := sample.get("turns"):
-        sample["turns"] = tuple((_valid(question), _valid(answer)) for question, answer in turns)
+        sample["turns"] = _checked_turns(turns)
         sample.setdefault("text_input", sample["turns"][0][1])
+    for key in ("instruction", "instruction_input", "conv_q"):
+        if sample.get(key) and not _is_question(sample[key]):
+            raise SkipSample("bad_caption", f"'{key}' is {type(sample[key]).__name__}, not text")
     for key in sample.keys() & {"text_input", "instruction", *_V2_TEXTS}:
         sample[key] = _valid(sample[key])
     # the key of the target text: "text_input", or one of MiniGPT-v2
@@ -147,6 +146,44 @@ def _checked(sample: Any) -> dict:
             "bad_caption", f"'{target}' is {found} (keys: {', '.join(map(str, sample))})"
         )
     return sample
+
+
+def _check_images(sample: dict) -> None:
+    """Raise SkipSample if "images", or else "image", is not what the loaders accept."""
+    images = sample.get("images", [sample.get("image")])
+    if not isinstance(images, (list, tuple, torch.Tensor)):
+        found = type(images).__name__
+        raise SkipSample("bad_image", f"'images' is {found}; expected a list of tensors [3, S, S]")
+    for image in images:
+        shape = list(image.shape) if isinstance(image, (torch.Tensor, np.ndarray)) else None
+        if shape is None or len(shape) != 3 or 3 not in (shape[0], shape[-1]):
+            found = shape or type(image).__name__
+            raise SkipSample(
+                "bad_image",
+                f"the image is {found}; expected a tensor [3, S, S], as vis_processor gives",
+            )
+
+
+def _checked_turns(turns: Any) -> tuple[tuple[Any, str], ...]:
+    """Return the (question, answer) pairs of a sample. Raises SkipSample."""
+    if not isinstance(turns, (list, tuple)):
+        raise SkipSample("bad_caption", f"'turns' is {type(turns).__name__}, not a list of pairs")
+    checked = []
+    for number, turn in enumerate(turns):
+        is_pair = isinstance(turn, (list, tuple)) and len(turn) == 2 and _is_question(turn[0])
+        if not is_pair or not isinstance(turn[1], str) or not turn[1].strip():
+            raise SkipSample(
+                "bad_caption",
+                f"turn {number} is {turn!r:.60}; expected (question, answer), with a text as answer",
+            )
+        checked.append((_valid(turn[0]), _valid(turn[1])))
+    return tuple(checked)
+
+
+def _is_question(question: Any) -> bool:
+    """Return whether this is a text, or a list of texts and IMAGE."""
+    parts = [question] if isinstance(question, str) else question
+    return isinstance(parts, (list, tuple)) and all(isinstance(part, Part) for part in parts)
 
 
 def _valid(text: Any) -> Any:
