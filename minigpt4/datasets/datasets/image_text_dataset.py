@@ -68,7 +68,12 @@ def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 10
 
     Raises ValueError if one of them is a link out of `folder`, or if none is an image file that can be read.
     """
+    num_read = len(records)
     records = [record for record in records if isinstance(record, Record)]
+    if not records:
+        raise ValueError(
+            f"none of {num_read} records can be used; expected images with texts in '{folder}'"
+        )
     chosen = records[:: max(1, len(records) // most)]
     names = [find_file(folder, record.image) for record in chosen]
     for record, name in zip(chosen, names, strict=True):
