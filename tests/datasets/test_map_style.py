@@ -16,7 +16,7 @@ from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.datasets.builders import BaseDatasetBuilder
 from minigpt4.datasets.builders.own_data_builder import OwnDataBuilder
-from minigpt4.datasets.datasets.annotations import Record
+from minigpt4.datasets.datasets.annotations import Fault, Record
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
@@ -174,6 +174,27 @@ def test_its_ratio_its_samples_and_its_broken_images(folder):
         match=r"xrays: .*Plain gives no usable sample, 6 were tried; the first: bad_image",
     ):
         built(Plain, folder)
+
+
+def test_its_own_ratio_holds_unless_the_section_has_one(folder, monkeypatch):
+    monkeypatch.setattr(Plain, "sample_ratio", 3, raising=False)
+    monkeypatch.setattr(Plain, "batch_size", "its own business", raising=False)
+    found = [built(Plain, folder)["train"], built(Plain, folder, sample_ratio=7)["train"]]
+    assert [(each.sample_ratio, each.batch_size) for each in found] == [(3, None), (7, None)]
+    # also where the base builder makes the splits
+    own = {"build_train_dataset": lambda self, storage: Builder.build_datasets(self)["train"]}
+    cls = type("Own", (Builder,), own | {"build_datasets": BaseDatasetBuilder.build_datasets})
+    builder = cls(section("xrays", str(folder)), "xrays")
+    assert builder.build_datasets()["train"].sample_ratio == 3
+
+
+@pytest.mark.parametrize("style", [*STYLES, CaptionDataset])
+def test_each_sample_of_its_own_validation_split_comes_once(folder, style):
+    splits = built(style, folder)
+    (folder / "b.jpg").write_bytes(b"broken")
+    found = ids(EvalLoader(splits["valid"], Place(), 4, num_workers=0, max_bad=1.0))
+    assert len(found) == len(set(found)) == 5
+    assert len(ids(itertools.islice(loader([splits["train"]], batch_size=6), 1))) == 6
 
 
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
@@ -357,6 +378,26 @@ def test_a_subclass_of_the_own_data_builder_needs_only_records(tmp_path):
     cfg = section("titles", str(tmp_path))
     assert Titles.preflight(cfg, where) == []
     assert Titles(cfg, "titles").build_datasets()["train"][0]["text_input"] == "A dog"
+
+
+@pytest.mark.parametrize("records", [[], [Fault("b", "bad_record", "")]])
+def test_a_builder_without_a_usable_record_is_refused(records, tmp_path):
+    @registry.register_builder("titles")
+    class Titles(OwnDataBuilder):
+        @classmethod
+        def records(cls, info):
+            return records, Path(info["storage"])
+
+    cfg = section("titles", str(tmp_path))
+    assert Titles.preflight(cfg, "datasets.titles") == [
+        Problem(
+            "datasets.titles.build_info.storage",
+            f"none of {len(records)} records can be used; expected images with texts in '{tmp_path}'",
+        )
+    ]
+    if not records:
+        with pytest.raises(ValueError, match=r"^datasets\.titles: .*ImageTextDataset is empty$"):
+            Titles(cfg, "titles").build_datasets()
 
 
 def test_records_must_be_a_class_method():

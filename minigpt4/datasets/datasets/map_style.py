@@ -1,5 +1,6 @@
 """Adapts any map-style torch dataset, such as one written for the 2023 release, to this package's loaders."""
 
+import copy
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,11 @@ def adapted(dataset: Any, name: str, vis_processor: Any = None) -> BaseDataset:
     empty, or if none of its first samples can be used.
     """
     is_ours = getattr(type(dataset), "__getitem__", None) is ImageTextDataset.__getitem__
+    class_name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+    if is_ours and not len(dataset):
+        raise ValueError(f"datasets.{name}: {class_name} is empty")
     if is_ours or (isinstance(dataset, BaseDataset) and isinstance(dataset, IterableDataset)):
         return dataset
-    class_name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
     missing = [
         method for method in ("__len__", "__getitem__") if not hasattr(type(dataset), method)
     ]
@@ -63,12 +66,17 @@ class MapStyleDataset(ImageTextDataset):
             name=name,
         )
         self.sample_ratio = getattr(dataset, "sample_ratio", None)
-        self.batch_size = getattr(dataset, "batch_size", None)
 
     def bind(self, place: Place, num_workers: int = 0, max_bad_fraction: float = 0.05) -> None:
         super().bind(place, num_workers, max_bad_fraction)
         if isinstance(self.dataset, BaseDataset):
             self.dataset.bind(place, num_workers, max_bad_fraction)
+
+    def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
+        super().set_split(is_val, val_fraction)
+        if isinstance(self.dataset, BaseDataset):  # its `__getitem__` may call ours
+            self.dataset = copy.copy(self.dataset)  # another split may have the same one
+            self.dataset.is_val = is_val
 
     def first_fault(self) -> str | None:
         """Return what is wrong with a dataset that is empty or whose first TRIED samples are all unusable, else None."""
