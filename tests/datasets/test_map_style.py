@@ -270,6 +270,16 @@ class Listed(Dataset):
             "the image is [1, 8, 8]; expected a tensor [3, S, S]",
         ),
         (
+            GOOD | {"image": torch.zeros(8, 8, 3)},
+            "bad_image",
+            "the image is [8, 8, 3]; expected a tensor [3, S, S]",
+        ),
+        (
+            GOOD | {"images": [GOOD["image"], torch.zeros(3, 9, 9)]},
+            "bad_image",
+            "the image is [3, 9, 9], the first one [3, 8, 8]",
+        ),
+        (
             GOOD | {"image": torch.zeros(3, 9, 9)},
             "bad_image",
             "the image is [3, 9, 9], the first one [3, 8, 8]",
@@ -329,6 +339,11 @@ def test_questions_may_be_of_texts_and_images_and_images_may_be_none():
     first, second = adapted(Listed(samples), "xrays")
     assert first["turns"] == ((question, "Equal."),)
     assert (second["text_input"], "images" in second) == ("A dog.", False)
+
+
+def test_images_may_be_bytes_as_for_the_device():
+    sample = GOOD | {"image": torch.zeros(8, 8, 3, dtype=torch.uint8), "normalise": str}
+    assert adapted(Listed([sample]), "xrays")[0]["image"].shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(

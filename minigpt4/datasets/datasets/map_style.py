@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex, seeded_by
+from minigpt4.datasets.datasets.image_controls import images_of
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.datasets.datasets.skips import DataError, SkipSample
@@ -105,8 +106,8 @@ class MapStyleDataset(ImageTextDataset):
             where = "".join(f" ({Path(each.filename).name} line {each.lineno})" for each in frames)
             raise SkipSample(reason, f"{type(error).__name__}: {error}{where}") from error
         sample = {"sample_id": self.label_of(record)} | _checked(sample)
-        if "image" in sample:
-            shape = list(sample["image"].shape)
+        for image in images_of(sample):
+            shape = list(image.shape)
             self.shape = self.shape or shape
             if shape != self.shape:
                 raise SkipSample("bad_image", f"the image is {shape}, the first one {self.shape}")
@@ -163,8 +164,11 @@ def _check_images(sample: dict) -> None:
         found = type(images).__name__
         raise SkipSample("bad_image", f"'images' is {found}; expected a list of tensors [3, S, S]")
     for image in images:
-        shape = list(image.shape) if isinstance(image, (torch.Tensor, np.ndarray)) else None
-        if shape is None or len(shape) != 3 or 3 not in (shape[0], shape[-1]):
+        shape = list(image.shape) if isinstance(image, (torch.Tensor, np.ndarray)) else []
+        is_bytes = shape != [] and image.dtype in (torch.uint8, np.uint8)
+        # `BaseDataset.processed` leaves bytes as [S, S, 3] for the device
+        channels = shape[::2] if is_bytes else shape[:1]
+        if len(shape) != 3 or 3 not in channels:
             found = shape or type(image).__name__
             raise SkipSample(
                 "bad_image",
