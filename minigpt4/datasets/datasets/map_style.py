@@ -1,9 +1,7 @@
 """Adapts any map-style torch dataset, such as one written for the 2023 release, to this package's loaders."""
 
 import copy
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,7 @@ from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIn
 from minigpt4.datasets.datasets.image_controls import images_of
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.record_text import whole_text
-from minigpt4.datasets.datasets.skips import DataError, SkipSample
-from minigpt4.processors import ImageError
+from minigpt4.datasets.datasets.skips import SkipSample, errors_skipped
 from minigpt4.text.segments import Part
 
 _V2_TEXTS = ("instruction_input", "answer", "conv_q", "conv_a")  # text keys of MiniGPT-v2's samples
@@ -93,18 +90,8 @@ class MapStyleDataset(ImageTextDataset):
         return f"gives no usable sample, {len(faults)} were tried; the first: {faults[0]}: docs/custom_data.md"
 
     def load(self, record: int, epoch: int) -> dict:
-        try:
-            with seeded_by(self.place.seed, epoch, record):
-                sample = self.dataset[SampleIndex(record, epoch)]
-        except (SkipSample, DataError, MemoryError):
-            raise
-        # a broken file makes decoders raise almost anything, a bad record KeyError
-        except Exception as error:
-            reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
-            # the frame after this one: the line in the user's `__getitem__`
-            frames = traceback.extract_tb(error.__traceback__)[1:2]
-            where = "".join(f" ({Path(each.filename).name} line {each.lineno})" for each in frames)
-            raise SkipSample(reason, f"{type(error).__name__}: {error}{where}") from error
+        with seeded_by(self.place.seed, epoch, record), errors_skipped():
+            sample = self.dataset[SampleIndex(record, epoch)]
         sample = {"sample_id": self.label_of(record)} | _checked(sample)
         for image in images_of(sample):
             shape = list(image.shape)

@@ -128,10 +128,7 @@ class InstructionDataset(ImageTextDataset):
     def _text(self, words: str | Box, size: tuple[int, int], is_cleaned: bool) -> str:
         if isinstance(words, Box):
             return box_text(words, size, self.exact_boxes)
-        text = self.text_processor(words) if is_cleaned and self.text_processor else words
-        if words and not text.strip():
-            raise SkipSample("bad_caption", f"the text processor leaves nothing of {words!r:.60}")
-        return text
+        return self.processed_text(words) if is_cleaned else words
 
 
 def find_image(folders: Sequence[Path], name: str) -> Path:
