@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from minigpt4.common.utils import whole_text
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex, seeded_by
 from minigpt4.datasets.datasets.image_controls import images_of
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
-from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.datasets.datasets.skips import SkipSample, errors_skipped
 from minigpt4.text.segments import Part
 
