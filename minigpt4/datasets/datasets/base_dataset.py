@@ -156,7 +156,13 @@ class BaseDataset:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the listing; it does not depend on where the files are. A resume compares it."""
-        return _digest(repr(self.listing())).hexdigest()
+        # piece by piece, the repr of a list: that of millions of records would take gigabytes
+        digest = _digest("[")
+        for number, record in enumerate(self.listing()):
+            text = f", {record!r}" if number else repr(record)
+            digest.update(text.encode("utf-8", "surrogatepass"))
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def prepare(
         self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object

@@ -176,7 +176,7 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     def image_of(self, record: Any) -> str:
         """Return the identity of a record's image, by which it is split: all records of one image are in one split."""
-        return record.where if isinstance(record, Fault) else record.image.replace("\\", "/")
+        return record.where if isinstance(record, Fault) else same_file(record.image)
 
     def sample(self, path: Path, text: Any, epoch: int, label: str) -> dict:
         """Return the sample of an image file and its text. Raises SkipSample."""
