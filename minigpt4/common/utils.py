@@ -67,6 +67,11 @@ def printable(text: object, limit: int = 300) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def whole_text(text: str) -> str:
+    """Return a text with each lone surrogate, on which tokenizers fail, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 # files of a checkpoint folder, see common/checkpoint_folder.py
 FOLDER_WEIGHTS, FOLDER_MANIFEST = "model.safetensors", "manifest.json"
 

@@ -139,16 +139,21 @@ def sheet(
     scans: Sequence[Scan], preview: Any, cfg: Config, args: argparse.Namespace
 ) -> tuple[str, list, list]:
     """Return the content of the sheet: (title, notes, [(heading, cards)])."""
+    import torch  # not at the top: --help does without it
+
     from minigpt4.datasets.sheet import Card
+    from minigpt4.processors import BaseProcessor
 
     model, groups = cfg.model_cfg, []
     for found in scans:
         cards = []
+        # a user's own processor, such as torchvision's Compose, may lack it
+        to_image = getattr(found.dataset.vis_processor, "to_image", BaseProcessor().to_image)
         for sample, _ in found.shown:
             name = printable(sample["sample_id"], 1000)
             tokens = preview.tokens(sample, f"{cfg.run_cfg.seed} {name}")
             pixels = sample["images"] if "images" in sample else [sample["image"]]
-            images = list(map(found.dataset.vis_processor.to_image, pixels))
+            images = [to_image(torch.as_tensor(image)) for image in pixels]
             cards.append(Card(f"{found.dataset.name}/{sample['sample_id']}", images, tokens))
         total = found.lengths.total()
         share = f"{found.num_cut / max(total, 1):.1%} of the texts are cut"

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minigpt4.common.config import Config
+from minigpt4.common.utils import printable
 from minigpt4.datasets.download_stats import describe, read_download_stats
 
 # one card in so many is reserved for texts that are cut, if the first samples have fewer of them
@@ -65,7 +66,11 @@ def scan(dataset: Any, preview: Any, seed: int, limit: int | None, num_shown: in
             if sample is None:
                 found.is_whole = True
                 break
-            ((length, num_cut),) = preview.lengths([sample])
+            try:
+                ((length, num_cut),) = preview.lengths([sample])
+            except ValueError as error:  # the model would refuse it, and training end
+                found.error = f"sample {printable(sample['sample_id'])}: {error}"
+                break
             found.lengths[length] += 1
             found.num_cut += num_cut > 0
             if len(found.shown) < num_shown:

@@ -1,5 +1,6 @@
 """What differs between tasks: model, datasets, the loss of a batch, evaluation. The training loop is the runner's."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -74,14 +75,18 @@ class BaseTask:
             datasets[name] = {}
             for split, dataset in builder.build_datasets().items():
                 dataset = adapted(dataset, name, vis_processor)
+                if split != "train" and not dataset.is_val:
+                    dataset = copy.copy(dataset)  # one dataset may be given for several splits
+                    dataset.set_split(True)
                 if hasattr(dataset, "shard_cache"):
                     dataset.shard_cache = cache
                 datasets[name][split] = dataset
             # The training loader reads these attributes.
             if train := datasets[name].get("train"):
                 train.name = name
-                for key in ("sample_ratio", "batch_size"):
-                    setattr(train, key, section.get(key))
+                train.batch_size = section.get("batch_size")
+                if section.get("sample_ratio") is not None:
+                    train.sample_ratio = section["sample_ratio"]
             if "train" in datasets[name] and not hasattr(datasets[name]["train"], "__len__"):
                 streams.append(name)
         if streams and cfg.run_cfg.iters_per_epoch is None and not cfg.run_cfg.evaluate:

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import chain, groupby
 from typing import NamedTuple
 
+from minigpt4.common.utils import whole_text
 from minigpt4.text.segments import IMAGE, ImageSlot, Segment
 
 # A call with `split_special_tokens` changes the state of the tokenizer, which all threads share.
@@ -73,13 +74,12 @@ class PromptEncoder:
         ids_of = {content: [content] for content in contents if isinstance(content, int)}
         texts = [content for content in contents if isinstance(content, str)]
         if texts:
-            # an unpaired surrogate, which tokenizers refuse, becomes U+FFFD
-            valid = [
-                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts
-            ]
             with _tokenizer_lock:
                 encoded = self.tokenizer(
-                    valid, add_special_tokens=False, split_special_tokens=True, verbose=False
+                    list(map(whole_text, texts)),  # tokenizers refuse lone surrogates
+                    add_special_tokens=False,
+                    split_special_tokens=True,
+                    verbose=False,
                 )
             ids_of.update(zip(texts, encoded.input_ids, strict=True))
         return ids_of

@@ -95,20 +95,23 @@ class TextPreview:
 
     def _spell(self, ids: list[int], kinds: list[str]) -> list[Token]:
         """Return the Tokens of ids; ids of one kind that only together make a character become one Token."""
-        # decode ever longer prefixes from `first`: what a prefix adds is the text of the ids from `start` to `end`
-        tokens, before = [], ""
-        first = start = 0
+        # what ids[start:end] add to the text of the Token before, from `context` on: alone, a token may lose its space
+        tokens = []
+        context = start = 0
         for end in range(1, len(ids) + 1):
-            text = self.tokenizer.decode(ids[first:end], clean_up_tokenization_spaces=False)
+            text = self._decoded(ids[context:end])
             is_incomplete = text.endswith("\N{REPLACEMENT CHARACTER}")
             if is_incomplete and end < len(ids) and kinds[end] == kinds[start]:
                 continue
+            before = self._decoded(ids[context:start]) if start > context else ""
             is_special = ids[end - 1] in self._special
             tokens.append(Token(text[len(before) :], kinds[start], end - start, is_special))
-            start, before = end, text
-            if is_incomplete:  # the kind changes within a character: decode the rest by itself
-                first, before = end, ""
+            # if the kind changes within a character, the rest is decoded by itself
+            context, start = end if is_incomplete else start, end
         return tokens
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def _num_images(sample: dict) -> int:

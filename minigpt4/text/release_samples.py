@@ -6,7 +6,7 @@ from minigpt4.text.segments import Marked
 
 # the release's keys, with one text a sample
 TEXTS = ("answer", "instruction_input", "conv_q", "conv_a", "connect_sym")
-_OURS = ("text_input", "instruction", "turns")
+_OURS = {"text_input": "", "instruction": "", "turns": ()}  # our keys, with their empty entries
 
 
 def from_release(samples: dict[str, Any]) -> dict[str, Any]:
@@ -14,7 +14,8 @@ def from_release(samples: dict[str, Any]) -> dict[str, Any]:
 
     The release's form: "image" [B, 3, S, S], or [B, N, 3, S, S] with "length", the number of each sample's images; absent
     for text alone. Per sample "answer" and, if it has one, "instruction_input"; or "conv_q" and "conv_a", turns joined
-    by "connect_sym". An empty entry means that the sample lacks it. Raises ValueError that names the sample.
+    by "connect_sym". An empty entry means that the sample lacks it; what it has in our form instead is kept. Raises
+    ValueError that names the sample.
     """
     text_keys = [key for key in TEXTS if key in samples]
     if not text_keys:
@@ -24,13 +25,25 @@ def from_release(samples: dict[str, Any]) -> dict[str, Any]:
     size = len(samples[text_keys[0]])
     names = samples.get("sample_id") or range(size)
     ours = {key: [] for key in _OURS}
+    own_keys = [key for key in _OURS if samples.get(key)]
     for number in range(size):
         sample = {key: samples[key][number] for key in text_keys if samples[key][number]}
-        turns = _turns(sample, names[number])
-        ours["turns"].append(turns)
-        ours["text_input"].append(turns[0][1] if turns else sample.get("answer", ""))
-        ours["instruction"].append(Marked(sample.get("instruction_input", "")))
+        own = {key: samples[key][number] for key in own_keys if samples[key][number]}
+        for key, value in (_OURS | own | _in_our_form(sample, names[number])).items():
+            ours[key].append(value)
     return others | ours | _images(samples, size)
+
+
+def _in_our_form(sample: dict[str, str], name: Any) -> dict[str, Any]:
+    """Return the texts that a sample has in the release's form, under our keys."""
+    ours = {}
+    if "instruction_input" in sample:
+        ours["instruction"] = Marked(sample["instruction_input"])
+    if turns := _turns(sample, name):
+        ours |= {"turns": turns, "text_input": turns[0][1]}
+    elif "answer" in sample:
+        ours["text_input"] = sample["answer"]
+    return ours
 
 
 def _turns(sample: dict[str, str], name: Any) -> tuple[tuple[Marked, str], ...]:

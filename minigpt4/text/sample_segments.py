@@ -46,7 +46,9 @@ def sample_segments(
         return [*prompt_segments(instruction), answer]
     # else questions and answers, within the fixed text of the LLM's template
     template = _training_template(settings.prompt_template, settings.end_sym)
-    turns = turns or [(instruction, Text(caption, is_structure=True))]
+    if not turns:
+        is_marked = isinstance(instruction, Marked)  # the newest release's, which changes no answer
+        turns = [(instruction, Text(caption, is_structure=True) if is_marked else caption)]
     questions = _with_images([question for question, _ in turns], num_images)
     messages = []
     for question, (_, answer) in zip(questions, turns, strict=True):

@@ -8,20 +8,24 @@ import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from minigpt4.common.cli import run_program
 from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.device import to_device
 from minigpt4.datasets import inspect
 from minigpt4.datasets import scan as scanning
+from minigpt4.datasets.datasets.map_style import adapted
 from minigpt4.datasets.datasets.skips import REASONS
 from minigpt4.datasets.sheet import summary
+from minigpt4.models import MiniGPT4
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
-from tests.golden.model import FOLDER
+from tests.golden.model import FOLDER, golden_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "an image of a dog that runs and of a cat that sleeps, " * 3
@@ -292,6 +296,43 @@ def test_the_image_is_the_one_that_the_model_sees(processor):
     geometry, *_ = process.transform.transforms
     assert shown.tobytes() == geometry(image).tobytes()
     assert BaseProcessor().to_image(torch.full((3, 2, 2), 0.5)).getpixel((0, 0)) == (128, 128, 128)
+
+
+# a user's own dataset
+
+
+class Own(Dataset):
+    """Grey images as numpy arrays; the question of the sample `faulty` has no image slot."""
+
+    def __init__(self, vis_processor=None, faulty=None):
+        self.vis_processor, self.faulty = vis_processor, faulty
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        question = "Which?" if index == self.faulty else "<Img><ImageHere></Img> Which?"
+        image = np.full((3, 2, 2), 0.5, np.float32)
+        return {"image": image, "instruction_input": question, "answer": "Grey."}
+
+
+@pytest.fixture
+def preview(tmp_path):
+    return MiniGPT4.text_preview(golden_config(tmp_path, end_sym="###", max_txt_len=32))
+
+
+@pytest.mark.parametrize("vis_processor", [None, lambda image: image])
+def test_any_processor_and_numpy_images_are_shown(preview, vis_processor):
+    found = scanning.scan(adapted(Own(vis_processor), "own"), preview, 1, None, 1)
+    cfg = SimpleNamespace(model_cfg=preview.settings, run_cfg=SimpleNamespace(seed=1))
+    _, _, [(_, [card])] = inspect.sheet([found], preview, cfg, SimpleNamespace(cfg_path="a.yaml"))
+    assert [image.getpixel((1, 1)) for image in card.images] == [(128, 128, 128)]
+
+
+def test_a_sample_that_the_model_refuses_is_named(preview):
+    found = scanning.scan(adapted(Own(faulty=4), "own"), preview, 1, None, 6)
+    problem = "0 image slots in the questions, the sample has 1 images"
+    assert found.error == f"sample record 4: instruction: {problem}"
 
 
 # faults

@@ -444,3 +444,13 @@ def test_keys_of_another_layout_are_rejected_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"datasets.gqa.build_info.ann_path: unknown key"):
         cls({"build_info": {"ann_path": str(tmp_path), "image_path": str(tmp_path)}})
     assert json.loads(json.dumps(REFS)) == REFS
+
+
+@pytest.mark.parametrize("storage", [[], 5, [5], [" "]])
+def test_a_storage_that_names_no_file_is_refused_before_the_run(storage, tmp_path):
+    info = info_of("gqa", tmp_path)
+    info["annotations"]["train"]["storage"] = storage
+    assert preflight("gqa", info) == [
+        f"datasets.gqa.build_info.annotations.train.storage: {storage}; expected the path of an annotation file, "
+        "or a list of such paths"
+    ]

@@ -105,3 +105,10 @@ def test_both_forms_in_one_batch():
     assert batch["num_images"] == [1, 2] and torch.equal(
         batch["image"], torch.stack([image, image + 1, image])
     )
+
+
+@pytest.mark.parametrize("largest", [2**63 - 1, 2**63])
+def test_image_ids_that_are_hashes_are_kept(largest):
+    image, ids = torch.rand(3, 2, 2), [-(2**63), largest]
+    found = collate([{"image": image, "image_id": each} for each in ids])["image_id"]
+    assert list(map(int, found)) == ids and torch.is_tensor(found) == (largest < 2**63)

@@ -16,7 +16,7 @@ from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
 from minigpt4.datasets.builders import BaseDatasetBuilder
 from minigpt4.datasets.builders.own_data_builder import OwnDataBuilder
-from minigpt4.datasets.datasets.annotations import Record
+from minigpt4.datasets.datasets.annotations import Fault, Record
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place, SampleIndex
 from minigpt4.datasets.datasets.caption_datasets import CaptionDataset
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
@@ -24,6 +24,7 @@ from minigpt4.datasets.datasets.map_style import adapted
 from minigpt4.datasets.datasets.skips import DataError
 from minigpt4.processors import Blip2ImageTrainProcessor, ImageError
 from minigpt4.tasks import ImageTextPretrainTask
+from minigpt4.text.segments import IMAGE
 from tests.datasets.shards import ids, jpeg, loader
 from tests.datasets.test_builders import section
 
@@ -175,6 +176,27 @@ def test_its_ratio_its_samples_and_its_broken_images(folder):
         built(Plain, folder)
 
 
+def test_its_own_ratio_holds_unless_the_section_has_one(folder, monkeypatch):
+    monkeypatch.setattr(Plain, "sample_ratio", 3, raising=False)
+    monkeypatch.setattr(Plain, "batch_size", "its own business", raising=False)
+    found = [built(Plain, folder)["train"], built(Plain, folder, sample_ratio=7)["train"]]
+    assert [(each.sample_ratio, each.batch_size) for each in found] == [(3, None), (7, None)]
+    # also where the base builder makes the splits
+    own = {"build_train_dataset": lambda self, storage: Builder.build_datasets(self)["train"]}
+    cls = type("Own", (Builder,), own | {"build_datasets": BaseDatasetBuilder.build_datasets})
+    builder = cls(section("xrays", str(folder)), "xrays")
+    assert builder.build_datasets()["train"].sample_ratio == 3
+
+
+@pytest.mark.parametrize("style", [*STYLES, CaptionDataset])
+def test_each_sample_of_its_own_validation_split_comes_once(folder, style):
+    splits = built(style, folder)
+    (folder / "b.jpg").write_bytes(b"broken")
+    found = ids(EvalLoader(splits["valid"], Place(), 4, num_workers=0, max_bad=1.0))
+    assert len(found) == len(set(found)) == 5
+    assert len(ids(itertools.islice(loader([splits["train"]], batch_size=6), 1))) == 6
+
+
 @pytest.mark.parametrize("word", ["val", "eval", "valid", "validation"])
 def test_all_names_of_the_validation_split_are_accepted(folder, word):
     settings = {
@@ -248,6 +270,16 @@ class Listed(Dataset):
             "the image is [1, 8, 8]; expected a tensor [3, S, S]",
         ),
         (
+            GOOD | {"image": torch.zeros(8, 8, 3)},
+            "bad_image",
+            "the image is [8, 8, 3]; expected a tensor [3, S, S]",
+        ),
+        (
+            GOOD | {"images": [GOOD["image"], torch.zeros(3, 9, 9)]},
+            "bad_image",
+            "the image is [3, 9, 9], the first one [3, 8, 8]",
+        ),
+        (
             GOOD | {"image": torch.zeros(3, 9, 9)},
             "bad_image",
             "the image is [3, 9, 9], the first one [3, 8, 8]",
@@ -259,6 +291,22 @@ class Listed(Dataset):
         ),
         (GOOD | {"text_input": None}, "bad_caption", "'text_input' is NoneType, not text"),
         (GOOD | {"text_input": " \n"}, "bad_caption", "'text_input' is empty"),
+        (GOOD | {"instruction": 5}, "bad_caption", "'instruction' is int, not text"),
+        (GOOD | {"images": 5}, "bad_image", "'images' is int; expected a list of tensors"),
+        (TURNS | {"turns": "ab"}, "bad_caption", "'turns' is str, not a list of pairs"),
+        (
+            TURNS | {"turns": [{"question": "Which?", "answer": "Red."}]},
+            "bad_caption",
+            "turn 0 is {'question': 'Which?', 'answer': 'Red.'}; expected (question, answer)",
+        ),
+        (
+            TURNS | {"turns": [("a", "b"), ("a", "b", "c")]},
+            "bad_caption",
+            "turn 1 is ('a', 'b', 'c",
+        ),
+        (TURNS | {"turns": [("a", "b"), ("c", None)]}, "bad_caption", "turn 1 is ('c', None); exp"),
+        (TURNS | {"turns": [("a", "b"), ("c", " ")]}, "bad_caption", "turn 1 is ('c', ' '); exp"),
+        (TURNS | {"turns": [(5, "b")]}, "bad_caption", "turn 0 is (5, 'b'); expected"),
         (KeyError("caption"), "bad_record", "KeyError: 'caption' (test_map_style.py line "),
         (ImageError("cut off"), "bad_image", "ImageError: cut off (test_map_style.py line "),
     ],
@@ -280,6 +328,22 @@ def test_a_malformed_sample_is_counted_and_a_dataset_of_them_is_rejected(
 def test_turns_alone_are_enough_and_lone_surrogates_are_replaced():
     batch = next(loader([adapted(Listed([TURNS]), "xrays")], batch_size=1))
     assert batch["text_input"] == ["A cat."] and batch["turns"] == [(("Which \ufffd?", "A cat."),)]
+
+
+def test_questions_may_be_of_texts_and_images_and_images_may_be_none():
+    question = ["Compare", IMAGE, "with", IMAGE]
+    samples = [
+        {"images": [GOOD["image"]] * 2, "turns": [(question, "Equal.")]},
+        GOOD | {"images": None, "instruction": None},
+    ]
+    first, second = adapted(Listed(samples), "xrays")
+    assert first["turns"] == ((question, "Equal."),)
+    assert (second["text_input"], "images" in second) == ("A dog.", False)
+
+
+def test_images_may_be_bytes_as_for_the_device():
+    sample = GOOD | {"image": torch.zeros(8, 8, 3, dtype=torch.uint8), "normalise": str}
+    assert adapted(Listed([sample]), "xrays")[0]["image"].shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +393,26 @@ def test_a_subclass_of_the_own_data_builder_needs_only_records(tmp_path):
     cfg = section("titles", str(tmp_path))
     assert Titles.preflight(cfg, where) == []
     assert Titles(cfg, "titles").build_datasets()["train"][0]["text_input"] == "A dog"
+
+
+@pytest.mark.parametrize("records", [[], [Fault("b", "bad_record", "")]])
+def test_a_builder_without_a_usable_record_is_refused(records, tmp_path):
+    @registry.register_builder("titles")
+    class Titles(OwnDataBuilder):
+        @classmethod
+        def records(cls, info):
+            return records, Path(info["storage"])
+
+    cfg = section("titles", str(tmp_path))
+    assert Titles.preflight(cfg, "datasets.titles") == [
+        Problem(
+            "datasets.titles.build_info.storage",
+            f"none of {len(records)} records can be used; expected images with texts in '{tmp_path}'",
+        )
+    ]
+    if not records:
+        with pytest.raises(ValueError, match=r"^datasets\.titles: .*ImageTextDataset is empty$"):
+            Titles(cfg, "titles").build_datasets()
 
 
 def test_records_must_be_a_class_method():

@@ -4,10 +4,15 @@ import json
 import logging
 
 import pytest
+import torch
+from PIL import Image
 
 from minigpt4.common.config import Problem
 from minigpt4.common.registry import registry
-from minigpt4.datasets.datasets.annotations import Fault, read_records
+from minigpt4.datasets.datasets.annotations import Fault, Record, read_records
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
+from minigpt4.processors import BlipCaptionProcessor
+from tests.datasets.shards import jpeg
 from tests.datasets.test_builders import section
 from tests.datasets.test_own_data import LLAVA, build, preflight, write_images
 
@@ -339,3 +344,35 @@ def test_messages_for_invalid_data(tmp_path, builder, make, message):
     (problem,) = registry.get_builder_class(builder).preflight(cfg, "datasets.own")
     wanted = message.replace("{tmp}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
     assert problem == Problem("datasets.own.build_info.storage", wanted)
+
+
+# processors
+
+
+def fussy(item):
+    """A user's own processor, of images and of texts, with a mistake in it."""
+    if item == "boom" or getattr(item, "width", 0) == 9:
+        raise IndexError("list index out of range")
+    return torch.zeros(3, 8, 8) if isinstance(item, Image.Image) else BlipCaptionProcessor()(item)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason", "detail"),
+    [
+        ("a.jpg", "boom", "bad_record", "IndexError: list index out of range (test_own_data_mis"),
+        ("a.jpg", (("Why?", "boom"),), "bad_record", "IndexError: list index out of range ("),
+        ("b.jpg", "A dog.", "bad_record", "IndexError: list index out of range (test_own_data_mis"),
+        ("a.jpg", "!!! ... :)", "bad_caption", "the text processor leaves nothing of '!!! ... :)'"),
+        ("a.jpg", (("Why?", "Ok."), ("Is it?", "!")), "bad_caption", "the text processor leaves"),
+    ],
+)
+def test_a_processor_that_fails_or_leaves_nothing_costs_one_sample(
+    tmp_path, name, text, reason, detail, caplog
+):
+    write_images(tmp_path, "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(jpeg(1, size=(9, 9)))
+    records = [Record("1", "a.jpg", "A cat."), Record("2", name, text)]
+    dataset = ImageTextDataset(records, tmp_path, fussy, fussy, "own")
+    assert [sample["text_input"] for sample in dataset.one_pass()] == ["a cat"]
+    assert dataset.skips.report() == {"seen": 2, reason: 1}
+    assert f"own: skipped 2: {reason} ({detail}" in caplog.text

@@ -1,8 +1,11 @@
 """Validation splits: of each builder, over ranks and workers; training without one is unchanged by them."""
 
+import hashlib
 import itertools
 import json
 import re
+import tracemalloc
+import unicodedata
 from operator import itemgetter
 
 import pytest
@@ -11,9 +14,13 @@ import torch
 from minigpt4.common.config import Problem
 from minigpt4.common.device import to_device
 from minigpt4.common.registry import registry
+from minigpt4.datasets.datasets.annotations import Record
 from minigpt4.datasets.datasets.base_dataset import Place
 from minigpt4.datasets.datasets.dataloader_utils import EvalLoader
+from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset
 from minigpt4.datasets.datasets.skips import DataError
+from minigpt4.datasets.instructions.dataset import InstructionDataset, Task
+from minigpt4.datasets.instructions.records import Example
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, load_rgb
 from tests.datasets.shards import folder_dataset, ids, jpeg, loader, pair, shard, stream, write_tar
 from tests.datasets.test_builders import section
@@ -133,6 +140,43 @@ def test_all_records_of_an_image_are_in_the_same_split(tmp_path):
     sides = [set(map(itemgetter("image_id"), splits[name].annotation)) for name in ("train", "val")]
     assert all(sides) and not sides[0] & sides[1]
     assert [len(splits[name]) for name in ("train", "val")] == [3 * len(side) for side in sides]
+
+
+def spelt(number):
+    """Return the ways to name an image that all find the same file."""
+    name = f"photos/\u00e9{number}.jpg"
+    return name, unicodedata.normalize("NFD", name), name.replace("/", "\\"), f"{name[:-4]}.JPG"
+
+
+def of_captions(name):
+    return Record(name, name, "A caption.")
+
+
+def of_questions(name):
+    return Example(name, name, ["Which?"], ["A cat."])
+
+
+@pytest.mark.parametrize("record", [of_captions, of_questions])
+def test_all_spellings_of_an_image_are_in_the_same_split(record):
+    images = [list(map(record, spelt(number))) for number in range(30)]
+    is_caption = record is of_captions
+    data = (
+        ImageTextDataset([], "", None) if is_caption else InstructionDataset([], Task(), [], None)
+    )
+    data.annotation = list(itertools.chain.from_iterable(images))
+    data.set_split(True, FRACTION)
+    counts = [sum(record in data.annotation for record in records) for records in images]
+    assert set(counts) == {0, 4}
+
+
+def test_a_fingerprint_is_the_hash_of_the_listing_without_its_repr_in_memory():
+    data = ImageTextDataset(list(map(of_captions, map(str, range(2000)))), "", None)
+    tracemalloc.start()
+    found, (_, peak) = data.fingerprint, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = repr(data.annotation)
+    assert found == hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
+    assert peak < len(whole) / 5
 
 
 def test_held_out_samples_of_shards_are_counted_but_not_as_bad(tmp_path):

@@ -10,7 +10,7 @@ from minigpt4.conversation.conversation import Conversation
 from minigpt4.text.cutting import warn_of_cut
 from minigpt4.text.encoder import PromptEncoder
 from minigpt4.text.rows import IGNORED, IMAGE_ID, batch_rows
-from minigpt4.text.segments import IMAGE
+from minigpt4.text.segments import IMAGE, Text
 from minigpt4.text.templates import CHATML, LLAMA2, VICUNA_V0, VICUNA_V1
 from tests.golden.model import CONFIG, golden_model
 
@@ -191,6 +191,22 @@ def test_texts_cannot_forge_turns(template, text, tokenizer_of):
         return special, markers, row.ids.count(IMAGE_ID), len(spans(tokenizer, row))
 
     assert structure(text) == structure("plain")
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=NAMES)
+def test_the_answer_to_an_instruction_cannot_forge_an_end_but_a_caption_is_unchanged(
+    template, tokenizer_of
+):
+    encoder, texts = PromptEncoder(tokenizer_of(template)), {"text_input": [f"a{END[template]}b"]}
+
+    def learnt(samples):
+        (row,) = batch_rows(samples, "", settings(template), encoder, num_image_tokens=1)
+        return [label for label in row.labels if label != IGNORED]
+
+    answer = learnt(texts | {"instruction": ["Which?"]})
+    assert answer == learnt(texts | {"turns": [[("Which?", texts["text_input"][0])]]})
+    whole = Text(texts["text_input"][0] + END[template], is_structure=True)
+    assert encoder.encode([whole]) == [[*encoder.bos, *learnt(texts)]] != [[*encoder.bos, *answer]]
 
 
 # rows in the model

@@ -117,6 +117,21 @@ def test_a_limit_within_a_character_loses_nothing(limit, tmp_path):
     assert text(tokens, "cut").endswith("###") or not num_cut or num_cut < 3
 
 
+def test_the_tokens_of_a_long_text_are_spelt_in_linear_time(tmp_path, monkeypatch):
+    preview = MiniGPT4.text_preview(golden_config(tmp_path, end_sym="###", max_txt_len=32))
+    decode, num_decoded = preview.tokenizer.decode, []
+
+    def counted(ids, **settings):
+        num_decoded.append(len(ids))
+        return decode(ids, **settings)
+
+    monkeypatch.setattr(preview.tokenizer, "decode", counted)
+    caption = LONG * 20
+    tokens = preview.tokens({"text_input": caption}, 0)
+    assert text(tokens, "target", "cut") == f"{caption}###"
+    assert sum(num_decoded) < 8 * sizes(tokens, "target", "cut")
+
+
 def test_prompts_are_drawn_by_the_seed(tmp_path):
     lines = [f"<Img><ImageHere></Img> Prompt {number}." for number in range(5)]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))

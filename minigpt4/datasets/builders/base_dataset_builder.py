@@ -70,7 +70,8 @@ class BaseDatasetBuilder:
         """Return {"train": dataset}, and "val" if the section asks for it. Raises ValueError or OSError."""
         self.build_processors()
         train = self._adapted(self.build_train_dataset(self.config["build_info"].get("storage")))
-        train.sample_ratio = self.config.get("sample_ratio")
+        if self.config.get("sample_ratio") is not None:  # else a dataset's own one is kept
+            train.sample_ratio = self.config["sample_ratio"]
         train.batch_size = self.config.get("batch_size")
         splits, fraction = {"train": train}, self.config.get("val_fraction")
         if self.config.get("val") or fraction:

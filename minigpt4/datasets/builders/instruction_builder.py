@@ -165,7 +165,10 @@ class InstructionBuilder(BaseDatasetBuilder):
 
     @classmethod
     def data_problems(cls, info: Mapping, where: str) -> list[Problem]:
-        files = cls.SOURCE.files(info)
+        try:
+            files = cls.SOURCE.files(info)
+        except ValueError as error:
+            return [Problem.parse(f"{where}.{error}", where)]
         missing = [(key, path) for key, path in files.annotations if not path.is_file()]
         problems = [Problem(f"{where}.{key}", _no_file(path, files.url)) for key, path in missing]
         if files.folders and not any(folder.is_dir() for folder in files.folders):

@@ -3,7 +3,7 @@
 Each layout is a dataclass of keys, and a function from such a section to its Files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +108,10 @@ def split_files(info: Mapping) -> Files:
     train, images = info["annotations"]["train"], expand_path(info["images"]["storage"])
     paths, urls = train["storage"], train.get("url") or ""
     paths = [paths] if isinstance(paths, str) else paths
+    is_list = isinstance(paths, Sequence) and len(paths) > 0
+    if not is_list or not all(isinstance(path, str) and path.strip() for path in paths):
+        expected = "expected the path of an annotation file, or a list of such paths"
+        raise ValueError(f"annotations.train.storage: {paths!r}; {expected}")
     return Files(
         [("annotations.train.storage", expand_path(path)) for path in paths],
         [images / "train", images],

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from minigpt4.common.utils import read_json
-from minigpt4.datasets.datasets.skips import SkipCounter, SkipSample
+from minigpt4.datasets.datasets.skips import SkipCounter, SkipSample, errors_skipped
 from minigpt4.datasets.datasets.worker_status import WorkerStatus
 from minigpt4.processors import load_image
 from minigpt4.processors.pixels import halves
@@ -156,7 +156,13 @@ class BaseDataset:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the listing; it does not depend on where the files are. A resume compares it."""
-        return _digest(repr(self.listing())).hexdigest()
+        # piece by piece, the repr of a list: that of millions of records would take gigabytes
+        digest = _digest("[")
+        for number, record in enumerate(self.listing()):
+            text = f", {record!r}" if number else repr(record)
+            digest.update(text.encode("utf-8", "surrogatepass"))
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def prepare(
         self, image: Image.Image | list, text: str | Sequence[tuple[str, str]], *identity: object
@@ -165,14 +171,24 @@ class BaseDataset:
 
         A list of images becomes the list "images". `text` is a caption, or the (question, answer) pairs of a
         conversation: these become "turns", and "text_input" is the first answer. The text processor is applied
-        to captions and answers.
+        to captions and answers. Raises SkipSample if a processor raises an error, or leaves nothing of a text.
         """
         sample = self.processed(image, *identity)
-        process_text = self.text_processor or str
         if isinstance(text, str):
-            return sample | {"text_input": process_text(text)}
-        turns = tuple((question, process_text(answer)) for question, answer in text)
+            return sample | {"text_input": self.processed_text(text)}
+        turns = tuple((question, self.processed_text(answer)) for question, answer in text)
         return sample | {"text_input": turns[0][1], "turns": turns}
+
+    def processed_text(self, text: str) -> str:
+        """Return a text after the text processor. Raises SkipSample as `prepare` does."""
+        if self.text_processor is None:
+            return text
+        with errors_skipped():
+            processed = self.text_processor(text)
+            if text and not processed.strip():
+                nothing = f"the text processor leaves nothing of {text!r:.60}"
+                raise SkipSample("bad_caption", nothing)
+        return processed
 
     def processed(self, image: Image.Image | list, *identity: object) -> dict:
         """Return {"image": [3, S, S]}, or {"images": list} for a list; augmentation as in `prepare`.
@@ -183,7 +199,7 @@ class BaseDataset:
         process, normalise = self.vis_processor, None
         if self.leaves_normalising:
             process, normalise = halves(self.vis_processor)
-        with seeded_by(self.place.seed, *identity):
+        with seeded_by(self.place.seed, *identity), errors_skipped():
             is_list = isinstance(image, list)
             sample = {"images": list(map(process, image))} if is_list else {"image": process(image)}
         return sample if normalise is None else sample | {"normalise": normalise}

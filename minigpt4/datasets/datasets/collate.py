@@ -18,7 +18,7 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
       place of B ([0, 3, 0, 0] if there are none).
     - "num_images", first and only if any sample has "images": a list of B integers.
     - "normalise": that of one sample; absent if there is no image.
-    - "image_id": an int64 tensor [B] if all are integers.
+    - "image_id": an int64 tensor [B] if all are such integers.
     - every other key of a sample: a list of length B, with () for samples that lack it.
     """
     batch = {}
@@ -35,9 +35,13 @@ def collate(samples: Sequence[dict]) -> dict[str, Any]:
     normalise = next(filter(None, batch.pop("normalise", ())), None)
     if normalise and images:
         batch["normalise"] = normalise
-    if "image_id" in batch and all(isinstance(image_id, int) for image_id in batch["image_id"]):
+    if "image_id" in batch and all(map(_is_int64, batch["image_id"])):
         batch["image_id"] = torch.tensor(batch["image_id"])
     return batch
+
+
+def _is_int64(number: Any) -> bool:
+    return isinstance(number, int) and -(2**63) <= number < 2**63
 
 
 def collate_with_progress(dataset: Any, samples: Sequence[dict]) -> dict[str, Any]:

@@ -68,7 +68,12 @@ def check_images(records: Sequence[Record | Fault], folder: Path, most: int = 10
 
     Raises ValueError if one of them is a link out of `folder`, or if none is an image file that can be read.
     """
+    num_read = len(records)
     records = [record for record in records if isinstance(record, Record)]
+    if not records:
+        raise ValueError(
+            f"none of {num_read} records can be used; expected images with texts in '{folder}'"
+        )
     chosen = records[:: max(1, len(records) // most)]
     names = [find_file(folder, record.image) for record in chosen]
     for record, name in zip(chosen, names, strict=True):
@@ -171,7 +176,7 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     def image_of(self, record: Any) -> str:
         """Return the identity of a record's image, by which it is split: all records of one image are in one split."""
-        return record.where if isinstance(record, Fault) else record.image.replace("\\", "/")
+        return record.where if isinstance(record, Fault) else same_file(record.image)
 
     def sample(self, path: Path, text: Any, epoch: int, label: str) -> dict:
         """Return the sample of an image file and its text. Raises SkipSample."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from minigpt4.common.utils import LFS_POINTER
+from minigpt4.common.utils import LFS_POINTER, whole_text
 from minigpt4.datasets.datasets.skips import SkipSample
 
 # Keys in order of precedence. messages, query, response: LLaMA-Factory and ms-swift; txt: the file beside the image.
@@ -70,11 +70,6 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SkipSample("bad_record", f"not valid JSON ({error})") from error
-
-
-def whole_text(text: str) -> str:
-    """Return a text with each lone surrogate, on which tokenizers fail, replaced by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_text(text: str) -> str:

@@ -5,12 +5,16 @@ unusable, the run stops with a DataError that says what is wrong.
 """
 
 import logging
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.worker_status import worker_info
+from minigpt4.processors import ImageError
 
 PROBATION = 1000  # samples that a worker reads before its share of unusable ones is checked
 REASONS = (
@@ -35,6 +39,22 @@ class SkipSample(Exception):
         detail = printable(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+@contextmanager
+def errors_skipped() -> Iterator[None]:
+    """Within the block, which calls a user's code, turn any error into a SkipSample with the line that it is from."""
+    try:
+        yield
+    except (SkipSample, DataError, MemoryError):
+        raise
+    # a broken file makes decoders raise almost anything, a bad record KeyError
+    except Exception as error:
+        reason = "bad_image" if isinstance(error, (OSError, ImageError)) else "bad_record"
+        # after this frame and the block's: the user's function
+        frames = traceback.extract_tb(error.__traceback__)[2:3]
+        where = "".join(f" ({Path(each.filename).name} line {each.lineno})" for each in frames)
+        raise SkipSample(reason, f"{type(error).__name__}: {error}{where}") from error
 
 
 class SkipCounter:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt4.common.image_files import find_file
+from minigpt4.common.image_files import find_file, same_file
 from minigpt4.common.utils import printable
 from minigpt4.datasets.datasets.annotations import Fault
 from minigpt4.datasets.datasets.image_text_dataset import ImageTextDataset, file_below
@@ -78,7 +78,7 @@ class InstructionDataset(ImageTextDataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """As in BaseDataset, but hashed record by record: the repr of millions of them would take gigabytes."""
+        """As in BaseDataset, but without a list's brackets and commas, which checkpoints rely on."""
         digest = hashlib.blake2b(digest_size=8)
         for record in self.annotation:
             digest.update(repr(record).encode("utf-8", "surrogatepass"))
@@ -89,7 +89,7 @@ class InstructionDataset(ImageTextDataset):
 
     def image_of(self, record: Example | Fault) -> str:
         has_image = isinstance(record, Example) and record.image is not None
-        return record.image if has_image else self.label_of(record)
+        return same_file(record.image) if has_image else self.label_of(record)
 
     def _image(self, record: Example, epoch: int) -> tuple[dict, tuple[int, int]]:
         """Return (the image keys of the sample, (width, height) of the file's image in pixels). Raises SkipSample."""
@@ -128,10 +128,7 @@ class InstructionDataset(ImageTextDataset):
     def _text(self, words: str | Box, size: tuple[int, int], is_cleaned: bool) -> str:
         if isinstance(words, Box):
             return box_text(words, size, self.exact_boxes)
-        text = self.text_processor(words) if is_cleaned and self.text_processor else words
-        if words and not text.strip():
-            raise SkipSample("bad_caption", f"the text processor leaves nothing of {words!r:.60}")
-        return text
+        return self.processed_text(words) if is_cleaned else words
 
 
 def find_image(folders: Sequence[Path], name: str) -> Path:

@@ -2,12 +2,8 @@
 
 from collections.abc import Iterator
 
-from minigpt4.datasets.datasets.record_text import (
-    ROLES,
-    message_parts,
-    whole_text,
-    without_image_mark,
-)
+from minigpt4.common.utils import whole_text
+from minigpt4.datasets.datasets.record_text import ROLES, message_parts, without_image_mark
 from minigpt4.datasets.datasets.skips import SkipSample
 from minigpt4.datasets.instructions.records import Example, Format, Spot, id_of
 

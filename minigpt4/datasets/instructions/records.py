@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt4.common.utils import placeholder, read_json
+from minigpt4.common.utils import placeholder, read_json, whole_text
 from minigpt4.datasets.datasets.annotations import Fault, usable
-from minigpt4.datasets.datasets.record_text import whole_text
 from minigpt4.datasets.datasets.skips import SkipSample
 
 GUIDE = "docs/instruction_data.md"
