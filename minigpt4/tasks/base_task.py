@@ -101,12 +101,12 @@ class BaseTask:
     ) -> Any:
         """Return an endless iterator over this rank's training batches, drawn with `seed`, by default `run.seed`.
 
-        Raises ValueError if no dataset has a split `train`.
+        Raises ValueError if none of the datasets has a split `train`. Without datasets, the caller brings batches.
         """
         from minigpt4.datasets.datasets.dataloader_utils import TrainLoader
 
         train = [splits["train"] for splits in datasets.values() if "train" in splits]
-        if not train:
+        if datasets and not train:
             raise ValueError(
                 f"datasets: none has a split 'train' (there are: {_split_names(datasets)})"
             )
