@@ -158,8 +158,7 @@ def test_the_first_address_of_each_host_is_requested(tmp_path):
         check_shards([*good, f"{address}/404/0.tar"], "")
         with pytest.raises(ValueError, match=rf"^'{other}/404/0.tar': curl: \(22\) .*404"):
             check_shards([*good, f"{other}/404/0.tar"], "")
-    with pytest.raises(ValueError, match=rf"^'{good[0]}': curl: \(7\)"):
-        check_shards(good, "")
+    check_shards(good, "")  # nobody answers now: left to the run
 
 
 def test_addresses_without_curl(monkeypatch):

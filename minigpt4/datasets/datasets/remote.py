@@ -17,15 +17,15 @@ MIN_RATE = 1000  # bytes per second, averaged over STALL_S of waiting; a slower 
 WAITS_S = (1, 3, 9)  # seconds before each retry; once a byte has arrived, nothing is retried
 _CURL = ("curl", "--globoff", "--no-buffer", "--fail", "--silent", "--show-error", "--location")
 _CURL += ("--connect-timeout", str(STALL_S), "--speed-limit", "1", "--speed-time", str(STALL_S))
-_REFUSED = r"error: 4(?!08|29)|onnect to"
-_FINAL = rf"{_REFUSED}|timed out|too slow"  # errors that are not retried
+_REFUSED = r"error: 4(?!08|29)"
+_FINAL = rf"{_REFUSED}|onnect to|timed out|too slow"  # errors that are not retried
 _CLOSED_BY_US = 23  # curl's exit code if the reader stops early, as at a tar's end mark
 
 
 def check_urls(urls: Sequence[str]) -> None:
-    """Request the first URL of each host. Raises ValueError if it is refused or the host not reached, or without curl.
+    """Request the first URL of each host. Raises ValueError if a host refuses it, and without curl.
 
-    Other errors, such as a host that is busy now, are left to the run, which counts failed shards.
+    Other errors, such as a host that does not answer now, are left to the run, which counts failed shards.
     """
     if urls and not shutil.which("curl"):
         raise ValueError(f"'{urls[0]}' is read by the program curl, which is not here; install it")

@@ -100,15 +100,14 @@ def _addresses(pattern: str) -> Iterator[str]:
     """Yield the shards of a pattern of addresses; webdataset separates several by `::`. Raises ValueError."""
     schemes = "|".join(("https?", *PACKAGES))
     for address in re.split(rf"::(?=(?:{schemes})://)", pattern):
-        kinds, part, example = "web servers", "host", "https://host"
-        if is_object(address):
-            kinds, part, example = "object stores", "bucket", "s3://bucket"
-        parsed = urlparse(address)
+        parsed, example = urlparse(address), "s3://bucket" if is_object(address) else "https://host"
         if not parsed.netloc:
+            part = example.partition("://")[2]
             raise ValueError(f"'{address}' names no {part}; write {example}/path.tar")
         shards = _expand_braces(address)
         is_named = is_url(address) or all(shard.endswith(TAR_NAMES) for shard in shards)
         if not is_named or "*" in parsed.path:
+            kinds = "object stores" if is_object(address) else "web servers"
             raise ValueError(
                 f"'{address}': {kinds} are not searched; name the tar files, as {example}/{{00000..00099}}.tar"
             )
