@@ -39,7 +39,13 @@ def test_a_path_is_looked_for_here_then_beside_the_yaml_then_in_the_project(tmp_
     monkeypatch.chdir(here)
     assert find_path("a.pth", [beside]) == str(beside / "a.pth")
     (here / "shards").mkdir()  # the files decide, not the folder
-    for pattern in ("shards/{0..9}.tar", "shards/laion_{0..1}.tar", "laion_?.tar", "*.tar"):
+    for pattern in (
+        "shards/{0..9}.tar",
+        "shards/laion_{0..1}.tar",
+        "laion_?.tar",
+        "*.tar",
+        "{a,l{a..b}ion_1}.tar",
+    ):
         assert find_path(pattern, [beside]) == str(beside / pattern)
     assert find_path("prompts/alignment.txt", [beside]) == str(ROOT / "prompts/alignment.txt")
     (here / "a.pth").touch()

@@ -18,6 +18,7 @@ from minigpt4.common.config_report import Report
 from minigpt4.common.utils import expand_path, is_url
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
+_BRACES = r"\{[^{}]*\}"
 # Folders that the project ships, beside the package in a checkout and inside it once it is installed.
 _SHIPPED = ("minigpt4", "train_configs", "eval_configs", "prompts")
 
@@ -42,7 +43,9 @@ def find_path(path: str, folders: Sequence[Path] = ()) -> str:
 def _is_there(path: str, folder: Path = Path()) -> bool:
     if os.path.exists(folder / path):
         return True
-    pattern = re.sub(r"\{[^{}]*\}", "*", path)
+    pattern, shorter = path, re.sub(_BRACES, "*", path)
+    while shorter != pattern:  # braces may be nested
+        pattern, shorter = shorter, re.sub(_BRACES, "*", shorter)
     return glob.has_magic(pattern) and any(glob.iglob(pattern, root_dir=folder))
 
 

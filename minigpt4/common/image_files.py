@@ -76,5 +76,5 @@ def find_file(folder: str | Path, path: str) -> str | None:
 
 def same_file(path: str) -> str:
     """Return a key that is equal for all paths that `find_file` takes for the same file."""
-    root, suffix = os.path.splitext(path.replace("\\", "/"))
+    root, suffix = os.path.splitext(os.path.normpath(path.replace("\\", "/")))
     return unicodedata.normalize("NFC", root) + suffix.lower()

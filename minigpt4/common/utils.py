@@ -5,6 +5,7 @@ import json
 import os
 import re
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urlparse
@@ -49,9 +50,13 @@ def is_url(path: str | Path) -> bool:
 def without_secrets(path_or_url: str | Path) -> str:
     """Return a path, or a URL without user, password and query, as text that is safe to show.
 
-    One of these that is written with an interpolation `${..}` stays: what is secret is not in it.
+    Several URLs are separated by `::`. A user or query that is written with an interpolation `${..}` stays: what is
+    secret should not be in it.
     """
-    text = str(path_or_url)
+    return "::".join(map(_without_secrets, re.split(r"::(?=(?i:https?)://)", str(path_or_url))))
+
+
+def _without_secrets(text: str) -> str:
     parts = "(?P<scheme>https?://)(?P<user>[^/?#]*@)?(?P<place>[^?#]*)(?P<query>\\?[^#]*)?"
     url = re.match(parts, text, re.IGNORECASE)
     secrets = [key for key in ("user", "query") if url and url[key] and "${" not in url[key]]
@@ -227,9 +232,19 @@ def _check_copy(url: str, path: Path, where: str) -> None:
 def _other_hash(url: str, path: Path) -> str | None:
     """Return how the hash of a file differs from the `#sha256=<hex>` of a URL; None if it does not."""
     expected = url.partition("#sha256=")[2]
-    if not expected or (found := file_sha256(path)) == expected.lower():
+    if not expected:
+        return None
+    state = path.stat()
+    found = _sha256_once(path, state.st_size, state.st_mtime_ns)
+    if found == expected.lower():
         return None
     return f"has sha256 {found}, expected {expected}"
+
+
+@lru_cache
+def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the sha256 of a file; it is read once for its size and time of change."""
+    return file_sha256(path)
 
 
 def read_json(path: str | Path) -> Any:

@@ -155,7 +155,8 @@ class Chat:
         `seeds`: one per conversation, in place of `seed`. Without a `repetition_penalty` there is none, also if the
         model has one.
         """
-        request = request_of(sampling, named, ("stop_event", "on_notice", "seeds"))
+        defaults = {"max_length": self.max_length}
+        request = request_of(sampling, named, ("stop_event", "on_notice", "seeds"), defaults)
         pairs = zip(convs, img_lists, strict=True)
         contexts = [self._context(conv, img_list, request) for conv, img_list in pairs]
         answers = self._generate(contexts, request)

@@ -145,10 +145,16 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     A row whose logits are not numbers gives -1: an error here would have to wait for the device.
     """
     if not generators:
-        return logits.argmax(-1)
+        return _place_of_largest(logits)
     probabilities = logits.softmax(-1)
     # Like torch.multinomial, which has one generator for all rows: that of p / Exp(1) with the largest value.
     noise = torch.empty_like(probabilities)
     for row, generator in zip(noise, generators, strict=True):
         row.exponential_(generator=generator)
-    return (probabilities / noise).argmax(-1).where(~probabilities.isnan().any(-1), -1)
+    return _place_of_largest(probabilities / noise)
+
+
+def _place_of_largest(values: Tensor) -> Tensor:
+    """Return where each row of [B, V] is largest, -1 if the row holds NaN."""
+    places = values.argmax(-1, keepdim=True)  # of NaN, if there is one
+    return places.where(~values.gather(-1, places).isnan(), -1)[:, 0]

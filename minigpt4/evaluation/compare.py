@@ -102,7 +102,11 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any], num_common: int, most: in
     for key in ("control", "prompt", "data", "weights", "rules", "versions"):
         pairs[key] = (a.get(key), b.get(key))
     for key, value in b["settings"].items():
-        if key != "prompt":
+        if key not in (
+            "prompt",
+            "questions",
+            "img_path",
+        ):  # the latter two change with the folder alone
             pairs[key] = (a["settings"].get(key), value)
     for key, (old, new) in pairs.items():
         if old != new:

@@ -36,7 +36,12 @@ class BlankItem(BenchmarkItem):
     @property
     def images(self) -> tuple["Image", ...]:
         """The grey images. Raises ValueError or OSError for an original that cannot be opened."""
-        return tuple(map(blank, self[1]))  # field 1: the original images
+        return tuple(map(blank, original_images(self)))
+
+
+def original_images(item: BenchmarkItem) -> Sequence["str | Path | Image"]:
+    """Return the images of an item as they were given, also those of a BlankItem."""
+    return item[BenchmarkItem._fields.index("images")]
 
 
 def blank(image: "str | Path | Image") -> "Image":

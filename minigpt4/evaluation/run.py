@@ -22,7 +22,7 @@ from minigpt4.common.config import Config, ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import cached_path, expand_path, file_sha256
 from minigpt4.evaluation.benchmarks.benchmark import Benchmark, BenchmarkConfig, BenchmarkItem
-from minigpt4.evaluation.controls import CONTROLS, with_control
+from minigpt4.evaluation.controls import CONTROLS, original_images, with_control
 from minigpt4.evaluation.results import Run, summary, write_results
 from minigpt4.evaluation.shared_answers import SharedAnswers
 
@@ -197,7 +197,8 @@ def _run(opened: OpenBenchmark, name: str, folder: Path, answer: Answer, asked: 
         start = time.perf_counter()
         unanswered = [item for item in items if "answer" not in lines.get(item.id, {})]
         if share := unanswered[get_rank() :: get_world_size()]:
-            shared.add(get_rank(), _checked(benchmark.answers(share, answer), share, name))
+            lines = benchmark.answers(share, _noted(answer))
+            shared.add(get_rank(), _checked(lines, share, name))
         if not patient_barrier(PATIENCE_S):
             raise OSError(
                 f"{name}: the other ranks have answered nothing for {PATIENCE_S} s; what is answered is kept: call again"
@@ -244,7 +245,7 @@ def _questions_sha256(items: Sequence[BenchmarkItem]) -> str:
     digest = hashlib.sha256()
     for item in items:
         images = []
-        for image in item[1]:  # the original images, also of a BlankItem
+        for image in original_images(item):
             is_path = isinstance(image, (str, Path))
             images.append(
                 os.path.abspath(image) if is_path else hashlib.sha256(image.tobytes()).hexdigest()
@@ -253,11 +254,23 @@ def _questions_sha256(items: Sequence[BenchmarkItem]) -> str:
     return digest.hexdigest()
 
 
+def _noted(answer: Answer) -> Answer:
+    """Return `answer` that tells the waiting ranks of each line, also of one that its benchmark asks again."""
+    from minigpt4.common.dist_utils import note_progress
+
+    def noted(items: Sequence[BenchmarkItem], cfg: BenchmarkConfig) -> Iterator[dict]:
+        for line in answer(items, cfg):
+            note_progress()
+            yield line
+
+    return noted
+
+
 def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -> Iterator[dict]:
     """Yield the lines, with a progress bar on rank 0. Raises ValueError unless each item is answered exactly once."""
     from tqdm import tqdm
 
-    from minigpt4.common.dist_utils import is_main_process, note_progress
+    from minigpt4.common.dist_utils import is_main_process
 
     unanswered = {item.id for item in items}
     for line in tqdm(
@@ -266,7 +279,6 @@ def _checked(lines: Iterable[dict], items: Sequence[BenchmarkItem], name: str) -
         if line["id"] not in unanswered:
             raise ValueError(f"{name}: '{line['id']}' was answered twice, or was not asked")
         unanswered.remove(line["id"])
-        note_progress()
         yield line
     if unanswered:
         first = min(unanswered)

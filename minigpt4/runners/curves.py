@@ -26,6 +26,12 @@ class Metrics(NamedTuple):
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
 
+    def up_to(self, num_steps: int) -> "Metrics":
+        """Return the records of the first `num_steps` steps: a killed process may have trained more, which are lost."""
+        steps = [record for record in self.steps if record["step"] < num_steps]
+        # those at `num_steps` are of the weights after these steps
+        return Metrics(steps, [each for each in self.validations if each["step"] <= num_steps])
+
 
 def read_metrics(folder: Path) -> Metrics:
     """Return the records of a run; skips lines that are half-written or of another kind. Raises OSError."""

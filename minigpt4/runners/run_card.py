@@ -71,7 +71,7 @@ class RunCard:
         """Write the card's files."""
         folder, seconds = self.run.output_dir, time.time() - self._start
         try:
-            metrics = _up_to(self.run.steps_done, read_metrics(folder))
+            metrics = read_metrics(folder).up_to(self.run.steps_done)
         except OSError:  # no step was trained, or the folder is lost
             metrics = Metrics([], [])
         if picture := loss_picture(f"{folder.parent.name} / {folder.name}", metrics):
@@ -215,11 +215,10 @@ def earlier_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _up_to(num_steps: int, metrics: Metrics) -> Metrics:
-    """Return the records of the first `num_steps` steps: a killed process may have trained more, which are lost."""
-    steps = [record for record in metrics.steps if record["step"] < num_steps]
-    # those at `num_steps` are of the weights after these steps
-    return Metrics(steps, [record for record in metrics.validations if record["step"] <= num_steps])
+def is_final(card: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Return whether a card is that of a run that finished with this checkpoint."""
+    named = (card.get("result") or {}).get("checkpoint") or ""
+    return card.get("outcome") == FINISHED and Path(named).name == checkpoint.name
 
 
 def curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

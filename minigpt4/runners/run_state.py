@@ -34,8 +34,10 @@ _NEWER_KEYS = (
     r"datasets\.[^.]+\.vis_processor\.\w+\.(mean|std)|model\.(vision|composition|train)\..+"
 )
 _NEWER_KEYS += r"|model\.(bridge|projector|vision_model)"
-# Pattern of settings that decide what a validation measures.
-_VALIDATION_KEYS = r"run\.eval_controls|datasets\..+"
+# Pattern of settings that decide what a validation measures; training files may have moved.
+_VALIDATION_KEYS = (
+    r"run\.eval_controls|datasets\.[^.]+\.(val|val_fraction|(vis|text)_processor)(\..+)?"
+)
 _MOST_LINES = 40  # of differences in one message
 
 

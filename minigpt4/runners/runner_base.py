@@ -230,7 +230,7 @@ class RunnerBase(RunCheckpoints, TrainingLoop):
             self._hold.open(self.output_dir)
             self._open_data(loader)
             card = from_main(lambda: run_card.earlier_card(self.output_dir))
-            is_over = card.get("outcome") == run_card.FINISHED
+            is_over = run_card.is_final(card, self.resumed_from)
             self.log = RunLog(self.output_dir, None if is_over else trackers.open_trackers(self))
             with nullcontext() if is_over else self._recorded(loader):
                 self._catch_up(self._metrics(self.start.epoch, self.resumed.samples_seen))

@@ -11,6 +11,10 @@ from minigpt4.common.utils import expand_path
 if TYPE_CHECKING:  # torch takes seconds to import
     from minigpt4.conversation.chat import Chat
 
+MAX_LENGTH = (
+    8192  # the default of --max-length: with a 7B LLM its keys and values take 4 GB a dialogue
+)
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg-path, --options, --checkpoint, --max-length, --device and --gpu-id."""
@@ -20,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=_num_tokens,
         metavar="TOKENS",
-        help="longest dialogue, to save memory (default and most: what the LLM reads)",
+        help=f"longest dialogue (default: what the LLM reads, but at most {MAX_LENGTH}, to save memory)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: run.device)")
@@ -55,8 +59,8 @@ def _num_tokens(text: str) -> int:
 
 
 def use_context(chat: "Chat", max_length: int | None) -> None:
-    """Let dialogues with `chat` have `max_length` tokens, by default as many as its LLM reads."""
-    chat.max_length = max_length or chat.max_positions or chat.max_length
+    """Let dialogues with `chat` have `max_length` tokens, by default as many as its LLM reads, but at most MAX_LENGTH."""
+    chat.max_length = max_length or min(chat.max_positions or MAX_LENGTH, MAX_LENGTH)
 
 
 def device_of(args: argparse.Namespace, cfg: Config) -> str | None:

@@ -5,7 +5,6 @@ page does not use. What is not allowed here does not reach it.
 """
 
 import ipaddress
-import os
 import re
 import socket
 
@@ -59,9 +58,6 @@ class Hosts:
         if not self.is_local:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
         self.public = set()  # names of a reverse proxy in front
-        root = os.environ.get("GRADIO_ROOT_PATH")
-        if root and not root.startswith("/"):  # gradio also takes a path alone
-            self.add(root)
 
     def add(self, url: str) -> None:
         """Allow the host of a URL of this server; `url` may also be the host alone. Raises ValueError without a host."""
@@ -71,6 +67,15 @@ class Hosts:
                 f"{url!r} is no name or URL of this server: expected ITS.NAME or https://ITS.NAME"
             )
         self.public.add(host[1] or host[2])
+
+    def add_root(self, root: str) -> None:
+        """Allow the host of GRADIO_ROOT_PATH, which may be a path alone. Raises ValueError, without the value."""
+        if root.startswith("/"):
+            return
+        try:
+            self.add(root)
+        except ValueError:  # its message shows a password in the URL
+            raise ValueError("GRADIO_ROOT_PATH: expected https://ITS.NAME, or a path") from None
 
     def check(self, headers: Headers) -> None:
         """Raise Refusal unless the only Host is this server, and Origin, if given, is the same or a public name."""

@@ -201,11 +201,15 @@ class Completions:
         """
         settings = request.settings(self.api.defaults)
         conv = await asyncio.to_thread(request.conversation, self.api.chat, self.api.template)
-        images = []
+        images, num_bytes = [], 0
         for url in request.image_urls:
             images.append(await self.api.images.read(url))
             # as pixels an image can take a thousand times as much as in the request
-            place.enter_context(self.api.room(images[-1].values.nbytes))
+            size = images[-1].values.nbytes
+            num_bytes += size
+            if num_bytes > MOST_BYTES_ALL:
+                raise Refusal(413, "too many images for one request: send fewer")
+            place.enter_context(self.api.room(size))
         return Job(conv, images, settings)
 
     def _completion(self, job: Job, first: str | None, pieces: list[str]) -> dict[str, object]:

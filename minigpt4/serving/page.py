@@ -64,6 +64,8 @@ class Page:
         """Serve the page until the program is interrupted; `args` are those of demo.py."""
         gr.set_static_paths(list(EXAMPLES))
         hosts, blocks = Hosts(args.server_name), self._build()
+        if root := os.environ.get("GRADIO_ROOT_PATH"):
+            hosts.add_root(root)
         guard = Middleware(
             Guard, hosts=hosts, uploads=Uploads(self.folder, EXAMPLES), streams=self.streams
         )
@@ -212,11 +214,12 @@ class Page:
         except Exception as error:
             raise gradio_error(error) from error
         finally:
-            if session.asked is turn:  # and has not been edited meanwhile
+            is_current = session.asked is turn  # and has not been edited meanwhile
+            if is_current:
                 session.asked = None
                 if turn not in session.turns:  # refused, or stopped while it waited
                     session.pending = turn
-        yield self._idle(session)
+        yield self._idle(session) if is_current else NO_UPDATES
 
     async def _stopped(self, session: Session) -> tuple:
         await _end_answer(session)

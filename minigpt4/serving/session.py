@@ -84,6 +84,8 @@ class Session:
                 conv.append_image()
             chat.ask(turn.text, conv)
             pieces = chat.stream_answer(conv, embeds + turn.embeds, cache=self.cache, **settings)
+            if stop is not None and stop.is_set():  # `edited` meanwhile
+                return
             turn.answer, turn.is_stopped = "", False
             self.turns.append(turn)
             with closing(pieces):

@@ -101,6 +101,7 @@ def test_addresses_are_shown_without_secrets():
         "http://me:${oc.env:PW}@host/{0..9}.tar?key=1": "http://me:${oc.env:PW}@host/{0..9}.tar",
         "http://host/${a[0]}?key=${oc.env:KEY}": "http://host/${a[0]}?key=${oc.env:KEY}",
         "https://host/a.pth#sha256=00": "https://host/a.pth#sha256=00",
+        "https://host/a.tar::https://me:pw@host/b.tar?key=1": "https://host/a.tar::https://host/b.tar",
         "a@b?c": "a@b?c",
     }
     assert hide_secrets(list(shown)) == list(shown.values())

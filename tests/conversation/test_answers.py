@@ -190,8 +190,9 @@ def test_drawing_is_that_of_torch():
 def test_logits_that_are_not_numbers(chat, monkeypatch):
     output = chat.model.llama_model.get_output_embeddings().weight
     monkeypatch.setattr(output, "data", torch.full_like(output, torch.nan))
-    with pytest.raises(RuntimeError, match="logits are not numbers"):
-        chat.answer(*asked(chat, "why?"), temperature=1.0)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(RuntimeError, match="logits are not numbers"):
+            chat.answer(*asked(chat, "why?"), temperature=temperature)
 
 
 def test_rows_that_have_ended_are_computed_no_further(chat, embeddings):

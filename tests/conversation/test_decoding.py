@@ -15,6 +15,7 @@ from minigpt4.conversation.chat import Chat, PrefixCache
 from minigpt4.conversation.conversation import CONV_VISION
 from minigpt4.models.llm.decoding import (
     CHUNK,
+    MOST_STATIC,
     Decoder,
     InPlaceLayer,
     StaticSteps,
@@ -178,6 +179,8 @@ def test_static_steps_equal_plain_steps(llm):
             torch.testing.assert_close(mine.keys, theirs.keys, atol=1e-5, rtol=0)
             torch.testing.assert_close(mine.values, theirs.values, atol=1e-5, rtol=0)
     assert static._steps.size == 1024
+    with static.steps(past, 1, MOST_STATIC + 1):  # too long to reserve memory for
+        assert static._steps.size == 1024
 
 
 @pytest.fixture

@@ -41,8 +41,15 @@ def test_a_failed_transfer_is_an_error(read, kind, words):
         read(kind)
 
 
-def test_an_empty_file_is_read_as_one(read):
-    assert read("empty") == b""
+def test_an_empty_file_is_read_as_one(tmp_path):
+    """Its reader says what is wrong with it, and it is requested once."""
+    with (
+        web_server(tmp_path) as address,
+        pytest.raises(ValueError, match="nothing in it"),
+        remote.open_url(f"{address}/empty/0.tar") as stream,
+    ):
+        assert stream.read() == b""
+        raise ValueError("nothing in it")
 
 
 def test_curls_error_replaces_the_readers(tmp_path):

@@ -11,7 +11,9 @@ def test_dialogues_are_as_long_as_the_llm_reads(loaded, monkeypatch):
     chat = Chat(loaded[0].model, loaded[0].vis_processor)
     config = chat.model.llama_model.config
     for max_positions, max_length, longest in [
-        (32_768, None, 32_768),
+        (32_768, None, 8192),
+        (32_768, 20_000, 20_000),
+        (4096, None, 4096),
         (32_768, 500, 500),
         (400, 500, 400),
     ]:

@@ -23,7 +23,9 @@ from tests.serving.test_hostile import png
 LOCAL, WIDE = "127.0.0.1", "0.0.0.0"
 
 
-def is_answered(server_name, host, origin=None):
+def is_answered(server, host, origin=None):
+    """Return whether a server, its Hosts or its name, answers a request to `host`, or to several."""
+    hosts = server if isinstance(server, Hosts) else Hosts(server)
     headers = (
         [(b"host", host.encode())]
         if isinstance(host, str)
@@ -32,7 +34,7 @@ def is_answered(server_name, host, origin=None):
     if origin is not None:
         headers.append((b"origin", origin.encode()))
     try:
-        Hosts(server_name).check(Headers(raw=headers))
+        hosts.check(Headers(raw=headers))
     except Refusal:
         return False
     return True
@@ -113,12 +115,12 @@ def test_a_local_server_has_no_address_in_the_network():
     assert not is_answered(LOCAL, "192.0.2.7:7860") and not is_answered(LOCAL, "0.0.0.0:7860")
 
 
-def test_a_proxy_in_front_may_have_a_name_of_its_own(monkeypatch):
-    monkeypatch.setenv("GRADIO_ROOT_PATH", "https://chat.example/minigpt4")
-    assert is_answered(LOCAL, "chat.example") and is_answered(
-        LOCAL, "127.0.0.1:7860", "https://chat.example"
-    )
-    assert not is_answered(LOCAL, "127.0.0.1:7860", "https://evil.chat.example")
+def test_a_proxy_in_front_may_have_a_name_of_its_own():
+    hosts = Hosts(LOCAL)
+    hosts.add_root("https://chat.example/minigpt4")
+    assert is_answered(hosts, "chat.example")
+    assert is_answered(hosts, "127.0.0.1:7860", "https://chat.example")
+    assert not is_answered(hosts, "127.0.0.1:7860", "https://evil.chat.example")
 
 
 @settings(max_examples=200, deadline=None)

@@ -97,9 +97,14 @@ def test_a_url_without_a_host_is_a_mistake(url):
         _hosts(parsed("--url", url))
 
 
-def test_the_path_alone_of_a_proxy_is_no_name(monkeypatch):
-    monkeypatch.setenv("GRADIO_ROOT_PATH", "/minigpt4")
-    assert Hosts("127.0.0.1").public == set()
+def test_the_root_path_of_a_proxy():
+    hosts = Hosts("127.0.0.1")
+    hosts.add_root("/minigpt4")
+    assert hosts.public == set()
+    hosts.add_root("https://its.name/minigpt4")
+    assert hosts.public == {"its.name"}
+    with pytest.raises(ValueError, match=r"^GRADIO_ROOT_PATH: expected .*, or a path$"):
+        hosts.add_root("https://user:password@its.name/")
 
 
 @pytest.fixture

@@ -140,9 +140,10 @@ class ImageTextDataset(BaseDataset, Dataset):
 
     def set_split(self, is_val: bool, val_fraction: float | None = None) -> None:
         super().set_split(is_val, val_fraction)
-        self.annotation = [
-            record for record in self.annotation if self.holds(self.image_of(record))
-        ]
+        if val_fraction is not None:
+            self.annotation = [
+                record for record in self.annotation if self.holds(self.image_of(record))
+            ]
 
     def __len__(self) -> int:
         return len(self.annotation)

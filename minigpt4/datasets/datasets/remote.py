@@ -32,7 +32,7 @@ def check_urls(urls: Sequence[str]) -> None:
     first_of_host = {urlparse(url).netloc: url for url in reversed(urls)}
     for url in first_of_host.values():
         try:
-            with open_url(url):
+            with open_url(url, waits_s=()):
                 pass
         except OSError as error:
             if re.search(_REFUSED, str(error)):
@@ -40,18 +40,21 @@ def check_urls(urls: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_url(url: str) -> Iterator[BinaryIO]:
-    """Open `url` as a binary stream.
+def open_url(url: str, waits_s: Sequence[float] | None = None) -> Iterator[BinaryIO]:
+    """Open `url` as a binary stream; `waits_s`: seconds before each retry, by default WAITS_S.
 
     Raises OSError with curl's message: on entering the context, or, if the transfer breaks off, on leaving it. It then
     replaces the error of the reader, which is only a consequence.
     """
-    for wait in (*WAITS_S, None):
+    for wait in (*(WAITS_S if waits_s is None else waits_s), None):
         with Popen([*_CURL, url], stdout=PIPE, stderr=PIPE, bufsize=0) as curl:
             reader = _MinRateReader(curl.stdout)
             stream = io.BufferedReader(reader)
-            error, has_data = None, bool(stream.peek(1))
-            if has_data or curl.wait() == 0:  # the latter: an empty file
+            error, is_open = (
+                None,
+                bool(stream.peek(1)) or curl.wait() == 0,
+            )  # the latter: an empty file
+            if is_open:
                 try:
                     yield stream
                 except Exception as reader_error:
@@ -68,7 +71,7 @@ def open_url(url: str) -> Iterator[BinaryIO]:
         if error is None:
             return
         # once the caller has the stream, it cannot be restarted
-        if has_data or wait is None or re.search(_FINAL, message):
+        if is_open or wait is None or re.search(_FINAL, message):
             raise error
         time.sleep(wait)
 

@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from minigpt4.common.dist_utils import is_main_process
 from minigpt4.common.utils import without_secrets
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, Place
 from minigpt4.datasets.datasets.object_store import is_object, open_object
@@ -112,6 +113,10 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         self.shards = expand_shards(location)
         if not self.shards:
             raise FileNotFoundError(f"{name}: no file matches '{location}'")
+        if is_main_process() and (repeated := len(self.shards) - len(set(self.shards))):
+            logging.warning(
+                f"{name}: {repeated} of {len(self.shards)} shards are named more than once and read as often"
+            )
         self.epochs = epochs
         self.start = {}  # worker -> (epoch, raw samples drawn): the position after which its stream resumes
         super().__init__(vis_processor, text_processor, name=name)
@@ -120,10 +125,6 @@ class WebCaptionDataset(BaseDataset, IterableDataset):
         super().bind(place, num_workers, max_bad_fraction)
         workers = max(1, num_workers)
         self.cache_use = torch.zeros(workers, len(USES), dtype=torch.int64).share_memory_()
-        if place.rank == 0 and (repeated := len(self.shards) - len(set(self.shards))):
-            logging.warning(
-                f"{self.name}: {repeated} of {len(self.shards)} shards are named more than once and read as often"
-            )
         if place.rank == 0 and len(self.shards) < place.world_size * workers:
             logging.info(
                 f"{self.name}: {len(self.shards)} shard(s) for {place.world_size} rank(s) x {workers} worker(s): each "

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from minigpt4.common.cuda_graphs import record
 from minigpt4.models.llm import lean_token
 
+MOST_STATIC = 4096  # positions for which StaticSteps reserves memory at most; each step attends to all of them
 CHUNK = 128  # positions by which the buffers of the KV cache grow
 # the argument of `forward` that takes the KV cache, since transformers 5.24 and before
 CACHE_NAMES = ("cache", "past_key_values")
@@ -224,7 +225,8 @@ class Decoder:
         with ExitStack() as at_exit:
             step = partial(self._plain_step, past)
             # the lock is not waited for: if another answer uses the static buffers, this one takes plain steps
-            if self.static and num_rows == 1 and self._lock.acquire(blocking=False):
+            is_fitting = self.static and num_rows == 1 and longest <= MOST_STATIC
+            if is_fitting and self._lock.acquire(blocking=False):
                 at_exit.callback(self._lock.release)
                 steps = self._static_steps(past, longest)
                 if steps is not None:
@@ -234,12 +236,14 @@ class Decoder:
             yield step
 
     def _static_steps(self, past: DynamicCache, longest: int) -> StaticSteps | None:
-        """Return StaticSteps with room for `longest` positions; None if the step cannot be recorded."""
+        """Return StaticSteps with room for `longest` positions; None if there is no memory or no way to record the step."""
         if self._steps is None or self._steps.size < longest:
             self._steps = None  # free its memory before the larger one is allocated
             size = 1 << max(longest - 1, 511).bit_length()  # a power of two, at least 512
             try:
                 self._steps = StaticSteps(self.llm, past, size)
+            except torch.OutOfMemoryError:
+                return None  # a shorter answer may find room
             except RuntimeError as error:
                 self.static = False
                 logging.warning(
