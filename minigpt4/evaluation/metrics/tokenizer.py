@@ -38,7 +38,7 @@ _STARTS = (
 )
 _TOKEN = re.compile(
     rf"""
-      https?://\S+ | www\.\S+ | [\w.+-]{1, 64}@[\w-]+(?:\.[\w-]+)+
+      https?://\S+ | www\.\S+ | [\w.+-]{{1,64}}@[\w-]+(?:\.[\w-]+)+
     | </?[a-z]+>
     | [a-z](?=\.\s+(?-i:{_STARTS})(?![.\w]))      # plan A. The dog
     | (?: (?:[a-z]\.)+ | (?:{_SHORT})\. | (?-i:{_SHORT_CAPITALISED})\. )(?!{_ALPHA}|\.)  # u.s. a. mr.
