@@ -66,8 +66,9 @@ class Config:
         imports = import_modules(modules, [*self._folders, Path.cwd()], self.report)
         # all sections as the user wrote them, for interpolations; then each typed, the model before the
         # datasets, whose image processors follow it
-        self.config = OmegaConf.create({"imports": imports} if imports else {})
-        self.config |= {root: sections[root] for root in SECTIONS}
+        as_written = {"imports": imports} if imports else {}
+        as_written |= {root: sections[root] for root in SECTIONS}
+        self.config = OmegaConf.create(as_written)
         env = overlaid(OmegaConf.to_container(load_environment()), sections["env"])
         self.config.env = self._typed(env, EnvConfig, "env")
         self.config.model = self._model(sections["model"])
