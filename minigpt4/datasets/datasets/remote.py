@@ -50,10 +50,8 @@ def open_url(url: str, waits_s: Sequence[float] | None = None) -> Iterator[Binar
         with Popen([*_CURL, url], stdout=PIPE, stderr=PIPE, bufsize=0) as curl:
             reader = _MinRateReader(curl.stdout)
             stream = io.BufferedReader(reader)
-            error, is_open = (
-                None,
-                bool(stream.peek(1)) or curl.wait() == 0,
-            )  # the latter: an empty file
+            error = None
+            is_open = bool(stream.peek(1)) or curl.wait() == 0  # the latter: an empty file
             if is_open:
                 try:
                     yield stream
