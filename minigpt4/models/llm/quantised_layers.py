@@ -94,9 +94,8 @@ class Int8Linear(QuantisedLinear):
         Its levels alone would not do: sums of up to 127 times the weights overflow float16 (real LLMs have such
         activations), and gradients times the scale underflow.
         """
-        return (
-            self.weight * self.scale.to(dtype)[:, None]
-        )  # one kernel: the product has the scale's type
+        # one kernel: the product has the scale's type
+        return self.weight * self.scale.to(dtype)[:, None]
 
 
 def int8_row(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
